@@ -1,0 +1,157 @@
+"""Every knob of td_jax, declared once, with its default and what it means.
+
+A config file starts from `common.get_config()` and only changes values; what is not declared here
+cannot be set, on the command line or anywhere else. The code reads `config.x` and holds no defaults
+of its own.
+"""
+
+import ml_collections
+
+
+def model_config():
+    """The knobs of one model, teacher or student."""
+    model = ml_collections.ConfigDict()
+    # The architecture, a name of td_jax.models.MODELS.
+    model.name = 'mlp'
+    # MLP: widths of the hidden layers, input side first.
+    model.hidden = (128, 64)
+    # How many hidden layers make up `lower`, whose output is the lower hidden state s.
+    model.split = 1
+    # Dropout rate after each hidden layer while training.
+    model.dropout = 0.0
+    # MLP: width of the embedding of each categorical or bag-of-words input, by input name; inputs
+    # that are not named here enter as they are.
+    model.embeddings = ml_collections.ConfigDict()
+    return model
+
+
+def optimizer_config():
+    """The knobs of one training run's optimizer."""
+    optimizer = ml_collections.ConfigDict()
+    # The update rule, a name of td_jax.optimizer.OPTIMIZERS: adamw or sgd.
+    optimizer.name = 'adamw'
+    # Peak learning rate.
+    optimizer.learning_rate = 1e-3
+    # Shape of the learning rate after the warm-up, a name of td_jax.optimizer.SCHEDULES: constant or
+    # cosine (to 0 at num_steps).
+    optimizer.schedule = 'constant'
+    # Steps over which the learning rate rises linearly from 0.
+    optimizer.warmup_steps = 0
+    # AdamW: decoupled weight decay, on every parameter.
+    optimizer.weight_decay = 0.0
+    # SGD: momentum.
+    optimizer.momentum = 0.9
+    # Largest global norm of the gradient, clipped beyond it; 0 does not clip.
+    optimizer.clip_norm = 0.0
+    return optimizer
+
+
+def task_config():
+    """Which part of a data set a model is trained on; teacher and student each have one."""
+    task = ml_collections.ConfigDict()
+    # MovieLens: only movies of this genre, or 'all'.
+    task.genre = 'all'
+    # Classification: only these classes of the data set, in this order; () takes them all.
+    task.classes = ()
+    # Classification: training examples kept of each class, the first ones; 0 keeps all.
+    task.examples_per_class = 0
+    return task
+
+
+def get_config():
+    """Returns a ConfigDict with every knob at its default."""
+    config = ml_collections.ConfigDict()
+
+    # How the student is trained, a name of td_jax.objectives.METHODS: supervised (from scratch, no
+    # teacher), ld, fd, fitnet, hybrid or td.
+    config.method = 'td'
+    # The first seed; run i of num_seeds uses seed + i for its initial parameters, data order and noise.
+    config.seed = 0
+    # Students trained side by side, which differ in their seed alone.
+    config.num_seeds = 1
+    # Training steps of the student.
+    config.num_steps = 1000
+    # Examples a training step.
+    config.batch_size = 256
+    # Examples a step of an evaluation; changes memory and speed, never the result.
+    config.eval_batch_size = 1024
+    # Steps between two evaluations on the validation slice; the test split is read once, at the end.
+    config.eval_every = 100
+    # Steps between two lines in metrics.jsonl; the values are means over these steps.
+    config.log_every = 100
+    # Steps between two checkpoints; the last step always has one.
+    config.save_every = 500
+
+    config.dataset = task_config()
+    # The data set, a name of td_jax.data.SOURCES: movielens or digits.
+    config.dataset.name = 'movielens'
+    # What is evaluated: 'validation' (a slice cut from training data, for choosing knobs) or 'test'
+    # (trains on the slice as well).
+    config.dataset.split = 'test'
+    # MovieLens: share of user ids and of movie ids that become the out-of-vocabulary id in training.
+    config.dataset.user_oov_rate = 0.5
+    config.dataset.movie_oov_rate = 0.1
+    # MovieLens: a title word that occurs in fewer movies than this is out of vocabulary.
+    config.dataset.min_title_word_count = 2
+
+    # The student.
+    config.model = model_config()
+    config.optimizer = optimizer_config()
+
+    config.teacher = ml_collections.ConfigDict()
+    # Workdir of a finished supervised run to use as the teacher; '' trains one under WORKDIR/teacher.
+    config.teacher.checkpoint = ''
+    # Part of the data set that the teacher is trained on.
+    config.teacher.dataset = task_config()
+    config.teacher.model = model_config()
+    config.teacher.optimizer = optimizer_config()
+    config.teacher.seed = 0
+    config.teacher.num_steps = 1000
+    # What the teacher is shown in training: 'clean' inputs (its states are then computed once for the
+    # whole data set) or 'varied' ones, with the random variation that the student sees.
+    config.teacher.inputs = 'varied'
+    # How a logits term compares models: 'shared' (both predict the same labels), 'probe' (a linear
+    # head on the frozen teacher learns the student's labels in the same run) or 'auxiliary' (a second
+    # head of the student predicts the teacher's labels).
+    config.teacher.labels = 'shared'
+
+    config.communication = ml_collections.ConfigDict()
+    # Width of the hidden layer of every encoder and decoder.
+    config.communication.hidden = 256
+    # Width of a message.
+    config.communication.message = 128
+    # Dropout rate after that hidden layer while training.
+    config.communication.dropout = 0.0
+
+    # How a logits term measures distance: 'l2', or 'kl' (classification only) at a temperature, its
+    # value multiplied by the temperature squared.
+    config.logits = ml_collections.ConfigDict()
+    config.logits.distance = 'l2'
+    config.logits.temperature = 1.0
+
+    # Weights of each method's terms beside the task loss; 0 switches a term off.
+    config.ld = ml_collections.ConfigDict()
+    config.ld.weights = ml_collections.ConfigDict({'logits': 1.0})
+    config.fd = ml_collections.ConfigDict()
+    config.fd.weights = ml_collections.ConfigDict({'feature': 1.0})
+    config.fitnet = ml_collections.ConfigDict()
+    config.fitnet.weights = ml_collections.ConfigDict({'state': 1.0})
+    config.hybrid = ml_collections.ConfigDict()
+    config.hybrid.weights = ml_collections.ConfigDict({'logits': 1.0, 'feature': 1.0})
+
+    config.td = ml_collections.ConfigDict()
+    config.td.weights = ml_collections.ConfigDict(
+        {'interact': 1.0, 'message': 1.0, 'state': 1.0, 'logits': 0.0}
+    )
+    # Rounds of conversation; 0 leaves the interaction term out.
+    config.td.rounds = 1
+    # What a round's decoded states are compared with: the student's 'running' states, as in
+    # Algorithm 1, or its 'original' ones.
+    config.td.reference = 'running'
+    # Standard deviation of the Gaussian noise on what the teacher decodes, before it interprets it.
+    config.td.noise_std = 0.0
+    # Steps that train the student alone, then steps that train only the communication modules, before
+    # everything is trained together; both count towards num_steps.
+    config.td.ramp_up = (0, 0)
+
+    return config

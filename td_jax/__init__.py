@@ -1,0 +1,10 @@
+"""Talking-model Distillation (arXiv 2310.03188) in JAX and Flax."""
+
+import os
+
+# TensorFlow, which only reads data and writes events here, prints pages at its start unless told not to,
+# and it has to be told before anything imports it.
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
+
+__version__ = '0.1.0'

@@ -1,0 +1,143 @@
+"""Saves a training state with Orbax and restores the newest one that can be read."""
+
+import hashlib
+import logging
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from td_jax.errors import UserError
+
+KEEP = 2
+
+
+def named(tree) -> dict[str, np.ndarray]:
+    """{path joined by /: array} of a tree's leaves, copied to the host."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    # Copied: on CPU an array may share its buffer with the one that the next step is given to overwrite.
+    return {
+        jax.tree_util.keystr(path, simple=True, separator='/'): np.array(leaf) for path, leaf in leaves
+    }
+
+
+def rebuilt(like, arrays: dict[str, np.ndarray]):
+    """A tree of the structure of `like`, its leaves looked up by name.
+
+    Raises:
+      ValueError: a leaf is missing or has another shape; names it.
+    """
+
+    def look_up(path, leaf):
+        name = jax.tree_util.keystr(path, simple=True, separator='/')
+        found = arrays.get(name)
+        if found is None or found.shape != leaf.shape:
+            has = 'is missing' if found is None else f'has shape {found.shape}'
+            raise ValueError(f'{name} {has}; expected {leaf.shape}')
+        return jnp.asarray(found)
+
+    return jax.tree_util.tree_map_with_path(look_up, like)
+
+
+def fingerprint(tree) -> str:
+    """SHA-256 over the names, types, shapes and bytes of a tree's arrays."""
+    digest = hashlib.sha256()
+    for name, array in sorted(named(tree).items()):
+        digest.update(f'{name} {array.dtype} {array.shape}'.encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+class Checkpoints:
+    """The checkpoints of one run; each holds a state and a few facts about it as JSON."""
+
+    def __init__(self, folder: pathlib.Path):
+        self._folder = folder
+        self._manager = self._open()
+
+    def _open(self):
+        # Synchronous: a training state here is small, and a save that is over cannot be lost.
+        return ocp.CheckpointManager(
+            self._folder,
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=KEEP,
+                create=True,
+                cleanup_tmp_directories=True,
+                enable_async_checkpointing=False,
+            ),
+        )
+
+    def save(self, step: int, state, facts: dict):
+        """Writes a checkpoint; older ones go only when this one is whole.
+
+        Args:
+          step: number of finished training steps.
+          state: a tree of arrays; it is stored flat, by name.
+          facts: what JSON can hold.
+
+        Raises:
+          UserError: it could not be written; the checkpoints before it are as they were.
+        """
+        state = named(state)
+        facts = {**facts, 'fingerprint': fingerprint(state)}
+        try:
+            saved = self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state), facts=ocp.args.JsonSave(facts)
+                ),
+                force=True,
+            )
+            self._manager.wait_until_finished()
+        except Exception as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UserError(
+                f'the checkpoint of step {step} could not be written to {self._folder}: {reason[:300]}'
+            ) from error
+        if not saved:
+            raise UserError(f'Orbax refused to write the checkpoint of step {step} to {self._folder}.')
+
+    def restore(self):
+        """The newest readable checkpoint.
+
+        One that cannot be read, or whose content is not what was saved, is set aside with a warning.
+
+        Returns:
+          (step, arrays by name as `rebuilt` reads them, facts), or None if no checkpoint is readable.
+        """
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                loaded = self._manager.restore(
+                    step,
+                    args=ocp.args.Composite(
+                        state=ocp.args.StandardRestore(), facts=ocp.args.JsonRestore()
+                    ),
+                )
+                arrays = {name: np.asarray(array) for name, array in loaded.state.items()}
+                if fingerprint(arrays) != loaded.facts['fingerprint']:
+                    raise ValueError('its content is not what was saved')
+                return step, arrays, loaded.facts
+            # Whatever a damaged file makes Orbax or the file system raise.
+            except Exception as error:
+                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                logging.warning('Checkpoint %d in %s is skipped: %s', step, self._folder, reason[:300])
+                self._set_aside(step)
+        return None
+
+    def _set_aside(self, step):
+        """Moves an unreadable checkpoint out of the way of later saves of the same step."""
+        self._manager.close()
+        broken = self._folder / str(step)
+        target = self._folder / f'unreadable-{step}'
+        for attempt in range(1, 1000):
+            if not target.exists():
+                break
+            target = self._folder / f'unreadable-{step}-{attempt}'
+        broken.rename(target)
+        self._manager = self._open()
+
+    def close(self):
+        """Releases what Orbax holds."""
+        self._manager.close()

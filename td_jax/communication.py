@@ -1,0 +1,152 @@
+"""How two models talk: encoders, decoders and the conversation itself.
+
+Section 3.3 and Algorithm 1 of arXiv 2310.03188. A hidden state is the pair (s, e) of a lower and a
+higher array, batch-first; their concatenation {s; e} on the feature axis is never built where a sum
+over both parts does the same.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+State = tuple[jax.Array, jax.Array]
+
+
+class Encoder(nn.Module):
+    """E: {s; e} -> m, as LayerNorm, Dense, relu, dropout, Dense.
+
+    Acts on the last axis: for [batch, tokens, width] states a message is [batch, tokens, message].
+    """
+
+    hidden: int
+    message: int
+    dropout: float
+
+    @nn.compact
+    def __call__(self, s, e, deterministic=True):
+        x = nn.LayerNorm(name='norm')(jnp.concatenate([s, e], axis=-1))
+        x = jax.nn.relu(nn.Dense(self.hidden, name='hidden')(x))
+        x = nn.Dropout(self.dropout)(x, deterministic=deterministic)
+        return nn.Dense(self.message, name='message')(x)
+
+
+class Decoder(nn.Module):
+    """D: m -> {s'; e'}, as LayerNorm, Dense, relu, dropout, Dense.
+
+    The last Dense is two, one for each part of the state: the same function, but where only s' is
+    read the compiler drops the other product.
+    """
+
+    hidden: int
+    lower: int
+    upper: int
+    dropout: float
+
+    @nn.compact
+    def __call__(self, m, deterministic=True):
+        x = nn.LayerNorm(name='norm')(m)
+        x = jax.nn.relu(nn.Dense(self.hidden, name='hidden')(x))
+        x = nn.Dropout(self.dropout)(x, deterministic=deterministic)
+        return nn.Dense(self.lower, name='lower')(x), nn.Dense(self.upper, name='upper')(x)
+
+
+class Speaker(NamedTuple):
+    """One side of a conversation, its parameters bound. A key of None means no dropout.
+
+    upper(s, key) -> e         interprets a lower hidden state with the model's own layers
+    encode(s, e, key) -> m     speaks
+    decode(m, key) -> (s, e)   listens
+    """
+
+    upper: Callable[..., jax.Array]
+    encode: Callable[..., jax.Array]
+    decode: Callable[..., State]
+
+
+def distance(a: State, b: State) -> jax.Array:
+    """d({s; e}, {s'; e'}): mean squared difference over everything but the batch axis.
+
+    Args:
+      a, b: as many arrays on either side, pairwise of one shape, batch-first. More than one array
+        counts as their concatenation, so a wider one weighs more.
+
+    Returns:
+      [batch]
+
+    Raises:
+      ValueError: shapes that differ. Broadcasting would hide it.
+    """
+    shapes = [x.shape for x in a], [x.shape for x in b]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f'Cannot compare states of shapes {shapes[0]} and {shapes[1]}.')
+    total = sum(jnp.sum(jnp.square(x - y), axis=range(1, x.ndim)) for x, y in zip(a, b, strict=True))
+    return total / sum(x[0].size for x in a)
+
+
+def communicate(
+    student: Speaker,
+    teacher: Speaker,
+    state: State,
+    heard: jax.Array,
+    *,
+    rounds: int,
+    reference: str,
+    noise_std: float,
+    key: jax.Array | None,
+) -> jax.Array:
+    """L_interact: what the student should have heard itself say, summed over the rounds.
+
+    A round: the teacher interprets what it heard, answers, the student decodes the answer, and the
+    difference to its state is the round's loss. Then the student interprets the answer and sends a
+    follow-up; nobody reads the last one, so it is not computed. Rounds are scanned: a compiled
+    conversation is as large for ten rounds as for two.
+
+    Args:
+      student, teacher: the two sides.
+      state: (s, e) of the student on the batch.
+      heard: s'_h = D_h(m_g), the lower state that the teacher decodes from the student's first message.
+      rounds: how many; 0 gives zeros.
+      reference: 'running' compares a round with the state that the student spoke from (Algorithm 1),
+        'original' with `state`.
+      noise_std: standard deviation of the noise on s'_h before the teacher interprets it.
+      key: for dropout and noise, every round its own; None for neither.
+
+    Returns:
+      [batch]
+    """
+    if rounds == 0:
+        return jnp.zeros(heard.shape[0], state[0].dtype)
+
+    def keys_of(key):
+        return (None,) * 6 if key is None else jax.random.split(key, 6)
+
+    def answer(spoken_from, heard, keys):
+        """The first half of a round: -> (what the student decodes, loss [batch])."""
+        noise_key, upper_key, encode_key, decode_key = keys
+        if noise_std and key is not None:
+            heard = heard + noise_std * jax.random.normal(noise_key, heard.shape, heard.dtype)
+        interpreted = teacher.upper(heard, upper_key)
+        message = teacher.encode(heard, interpreted, encode_key)
+        decoded = student.decode(message, decode_key)
+        compared = spoken_from if reference == 'running' else state
+        return decoded, distance(compared, decoded)
+
+    def full_round(carry, round_key):
+        spoken_from, heard = carry
+        *answer_keys, upper_key, follow_key = keys_of(round_key)
+        (s, _), loss = answer(spoken_from, heard, answer_keys)
+        e = student.upper(s, upper_key)
+        encode_key, decode_key = (None, None) if key is None else jax.random.split(follow_key)
+        heard, _ = teacher.decode(student.encode(s, e, encode_key), decode_key)
+        return ((s, e), heard), loss
+
+    round_keys = None if key is None else jax.random.split(key, rounds)
+    first_keys, last_key = (None, None) if key is None else (round_keys[:-1], round_keys[-1])
+    (spoken_from, heard), losses = jax.lax.scan(
+        full_round, (state, heard), first_keys, length=rounds - 1
+    )
+    _, last_loss = answer(spoken_from, heard, keys_of(last_key)[:4])
+    return losses.sum(axis=0) + last_loss

@@ -1,0 +1,163 @@
+"""Checks a config before anything is built, and compares it with the one a workdir was made with."""
+
+import difflib
+import json
+import math
+import numbers
+
+import ml_collections
+
+from td_jax import objectives, optimizer
+from td_jax.data import SOURCES
+from td_jax.errors import UserError
+from td_jax.models import MODELS
+
+# What a name may be, by key.
+CHOICES = {
+    'method': objectives.METHODS,
+    'dataset.name': SOURCES,
+    'dataset.split': ('validation', 'test'),
+    'model.name': MODELS,
+    'teacher.model.name': MODELS,
+    'optimizer.name': optimizer.OPTIMIZERS,
+    'optimizer.schedule': optimizer.SCHEDULES,
+    'teacher.optimizer.name': optimizer.OPTIMIZERS,
+    'teacher.optimizer.schedule': optimizer.SCHEDULES,
+    'teacher.inputs': ('clean', 'varied'),
+    'teacher.labels': ('shared', 'probe', 'auxiliary'),
+    'logits.distance': ('l2', 'kl'),
+    'td.reference': ('running', 'original'),
+}
+
+# The last part of the key of every number -> (what it must be, the check).
+_POSITIVE = 'more than 0', lambda x: x > 0
+_NOT_NEGATIVE = '0 or more', lambda x: x >= 0
+_RATE = 'from 0 to less than 1', lambda x: 0 <= x < 1
+_ANY = 'any number', lambda x: True
+NUMBERS = {
+    'num_seeds': _POSITIVE,
+    'num_steps': _POSITIVE,
+    'batch_size': _POSITIVE,
+    'eval_batch_size': _POSITIVE,
+    'eval_every': _POSITIVE,
+    'log_every': _POSITIVE,
+    'save_every': _POSITIVE,
+    'examples_per_class': _NOT_NEGATIVE,
+    'user_oov_rate': _RATE,
+    'movie_oov_rate': _RATE,
+    'min_title_word_count': _NOT_NEGATIVE,
+    'hidden': _POSITIVE,
+    'split': _POSITIVE,
+    'dropout': _RATE,
+    'learning_rate': _POSITIVE,
+    'warmup_steps': _NOT_NEGATIVE,
+    'weight_decay': _NOT_NEGATIVE,
+    'momentum': _RATE,
+    'clip_norm': _NOT_NEGATIVE,
+    'message': _POSITIVE,
+    'temperature': _POSITIVE,
+    'rounds': _NOT_NEGATIVE,
+    'noise_std': _NOT_NEGATIVE,
+    'ramp_up': _NOT_NEGATIVE,
+    'seed': _NOT_NEGATIVE,
+    'classes': _NOT_NEGATIVE,
+}
+# The same by the part before it, where the last part is a free name.
+NUMBERS_IN = {'weights': _NOT_NEGATIVE, 'embeddings': _POSITIVE}
+
+
+def check(config):
+    """Refuses values that cannot work.
+
+    Raises:
+      UserError: one line that names the key, its value and what it may be.
+    """
+    flat = flatten(config)
+    for key, known in CHOICES.items():
+        check_choice(key, flat[key], known)
+    for key, value in flat.items():
+        _check_numbers(key, value)
+    for prefix, steps in (('', config.num_steps), ('teacher.', config.teacher.num_steps)):
+        warmup = flat[f'{prefix}optimizer.warmup_steps']
+        if warmup >= steps:
+            raise UserError(
+                f'{prefix}optimizer.warmup_steps is {warmup}, but training has {steps} steps: '
+                f'lower it or raise {prefix}num_steps.'
+            )
+    if len(config.td.ramp_up) != 2:
+        raise UserError(
+            f'td.ramp_up is {config.td.ramp_up}; it is a pair, steps of the student alone and of the '
+            'communication modules alone.'
+        )
+    if sum(config.td.ramp_up) >= config.num_steps and config.method == 'td':
+        raise UserError(
+            f'td.ramp_up takes {sum(config.td.ramp_up)} steps of num_steps={config.num_steps}: none is '
+            'left to train everything together.'
+        )
+
+
+def check_choice(key, value, known):
+    """Raises a UserError that lists the known names, the nearest one first, unless value is among them."""
+    if value in known:
+        return
+    nearest = difflib.get_close_matches(str(value), known, n=1)
+    hint = f' Did you mean {nearest[0]}?' if nearest else ''
+    raise UserError(f'{key} {value!r} is not known.{hint} Known: {", ".join(known)}.')
+
+
+def _check_numbers(key, value):
+    *path, name = key.split('.')
+    if path and path[-1] in NUMBERS_IN:
+        what, is_right = NUMBERS_IN[path[-1]]
+    elif name in NUMBERS and not (name == 'split' and path[-1:] == ['dataset']):
+        # `dataset.split` is a name, `model.split` a number.
+        what, is_right = NUMBERS[name]
+    else:
+        return
+    for number in value if isinstance(value, (tuple, list)) else (value,):
+        if not isinstance(number, numbers.Real) or not math.isfinite(number) or not is_right(number):
+            raise UserError(f'{key} is {value}; it must be {what}.')
+
+
+def flatten(config) -> dict:
+    """{dotted key: value} of a config or of the dict read back from its JSON."""
+    if isinstance(config, (ml_collections.ConfigDict, ml_collections.FrozenConfigDict)):
+        config = config.to_dict()
+    flat = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            flat |= {f'{key}.{rest}': inner for rest, inner in flatten(value).items()}
+        else:
+            flat[key] = value
+    return flat
+
+
+def to_json(config) -> str:
+    """The config as JSON text, keys sorted."""
+    return json.dumps(config.to_dict(), indent=2, sort_keys=True) + '\n'
+
+
+def differences(config, stored: dict) -> dict:
+    """{key: (value in `stored`, value in `config`)} where they differ; a missing value is None."""
+    now, before = flatten(json.loads(to_json(config))), flatten(stored)
+    keys = sorted(now.keys() | before.keys())
+    return {key: (before.get(key), now.get(key)) for key in keys if before.get(key) != now.get(key)}
+
+
+def describe(differences: dict) -> str:
+    """One line of `differences`."""
+    return ', '.join(f'{key} ({old} there, {new} here)' for key, (old, new) in differences.items())
+
+
+def teacher_run(config):
+    """The config of the supervised run that makes `config`'s teacher."""
+    run = config.copy_and_resolve_references()
+    with run.unlocked():
+        run.method = 'supervised'
+        run.num_seeds = 1
+        run.seed = config.teacher.seed
+        run.num_steps = config.teacher.num_steps
+        run.model = config.teacher.model.copy_and_resolve_references()
+        run.optimizer = config.teacher.optimizer.copy_and_resolve_references()
+        run.dataset.update(config.teacher.dataset)
+    return run

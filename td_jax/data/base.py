@@ -1,0 +1,66 @@
+"""A data set as training sees it, and the order in which its examples are drawn."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class Source(NamedTuple):
+    """A data set that fits in memory, cut for one task.
+
+    Examples are dicts of arrays with one row an example; `labels` is among them. Two sources of the
+    same data set share that form, whatever part of it they were cut from, so a teacher can be shown a
+    student's examples with the teacher's own `inputs`.
+    """
+
+    name: str  # what a person calls it
+    train: dict[str, np.ndarray]
+    evaluation: dict[str, np.ndarray]
+    task: str  # a name of objectives.TASK_LOSSES
+    label_names: tuple[str, ...]  # what each output predicts
+    vocabularies: dict[str, int]  # rows of each id or bag-of-words input
+    tables: Any  # a tree of arrays that `inputs` reads
+    # inputs(tables, examples, key) -> {name: [batch, ...]}, what a model is given; a key adds the random
+    # variation of training, None leaves it out.
+    inputs: Callable[..., dict[str, jax.Array]]
+
+
+def take(examples: dict, rows) -> dict:
+    """The examples at `rows`."""
+    return {name: array[rows] for name, array in examples.items()}
+
+
+def epoch_order(key: jax.Array, epoch, num_examples: int) -> jax.Array:
+    """The order of the examples in an epoch, [num_examples]; depends on key and epoch alone."""
+    return jax.random.permutation(jax.random.fold_in(key, epoch), num_examples)
+
+
+def batch_rows(order: jax.Array, step, batch_size: int) -> jax.Array:
+    """The rows of the step's batch, [batch_size].
+
+    An epoch is as many whole batches as fit; what is left over is drawn in another epoch's order.
+    """
+    start = (step % (order.shape[0] // batch_size)) * batch_size
+    return jax.lax.dynamic_slice(order, (start,), (batch_size,))
+
+
+def padded_batches(examples: dict, batch_size: int) -> tuple[dict, np.ndarray]:
+    """Cuts examples into equal batches for an evaluation that counts each of them once.
+
+    Args:
+      examples: arrays with one row an example.
+      batch_size: rows a batch.
+
+    Returns:
+      (batches, mask): arrays [batches, batch_size, ...], the last one filled up with copies of its first
+      example, and [batches, batch_size] with 0 for these copies.
+    """
+    count = len(examples['labels'])
+    num_batches = -(-count // batch_size)
+    rows = np.arange(num_batches * batch_size)
+    mask = (rows < count).astype(np.float32)
+    rows = np.where(rows < count, rows, 0).reshape(num_batches, batch_size)
+    return take(examples, rows), jnp.asarray(mask.reshape(num_batches, batch_size))

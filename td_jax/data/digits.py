@@ -1,0 +1,68 @@
+"""Handwritten digits: 1,797 real images of 8x8 pixels that ship with scikit-learn."""
+
+import numpy as np
+import sklearn.datasets
+import sklearn.model_selection
+
+from td_jax.data.base import Source
+from td_jax.errors import UserError
+
+CLASSES = tuple(range(10))
+# Shares of all images: the last cut is the test set, the one before the validation slice.
+TEST_SHARE = 0.3
+VALIDATION_SHARE = 0.15
+
+
+def load(config, task) -> Source:
+    """Cuts the digits for a task.
+
+    Every class keeps its share in training, validation and test; the cuts do not depend on a seed.
+    Inputs: {'image': [batch, 64]}, from 0 to 1; labels: position of the digit in the task's classes.
+
+    Args:
+      config: `config.dataset`, for the split.
+      task: `config.dataset` or `config.teacher.dataset`, for the classes.
+
+    Raises:
+      UserError: classes that are no digits, or more examples of a class than there are.
+    """
+    classes = tuple(task.classes) or CLASSES
+    if not set(classes) <= set(CLASSES) or len(set(classes)) != len(classes):
+        raise UserError(f'dataset.classes is {classes}; digits are different numbers from 0 to 9.')
+    images, digits = sklearn.datasets.load_digits(return_X_y=True)
+    images = (images / 16).astype(np.float32)
+
+    rest, test = _cut(np.arange(len(digits)), digits, TEST_SHARE)
+    train, validation = _cut(rest, digits, VALIDATION_SHARE / (1 - TEST_SHARE))
+    train, evaluation = (train, validation) if config.split == 'validation' else (rest, test)
+
+    def examples(rows, of_each=None):
+        rows = np.sort(rows)
+        kept = np.concatenate([rows[digits[rows] == c][:of_each] for c in classes])
+        labels = np.array([classes.index(digit) for digit in digits[kept]])
+        return {'image': images[kept], 'labels': labels.astype(np.int32)}
+
+    if task.examples_per_class:
+        fewest = min(np.sum(digits[train] == c) for c in classes)
+        if task.examples_per_class > fewest:
+            raise UserError(
+                f'dataset.examples_per_class is {task.examples_per_class}; only {fewest} training '
+                'images of a class are there.'
+            )
+    return Source(
+        name=f'digits {", ".join(map(str, classes))}',
+        train=examples(train, task.examples_per_class or None),
+        evaluation=examples(evaluation),
+        task='classification',
+        label_names=tuple(map(str, classes)),
+        vocabularies={},
+        tables=(),
+        inputs=lambda tables, examples, key: {'image': examples['image']},
+    )
+
+
+def _cut(rows, digits, share):
+    """Cuts `rows` in two, the second a `share` of them, every digit in proportion."""
+    return sklearn.model_selection.train_test_split(
+        rows, test_size=share, random_state=0, stratify=digits[rows]
+    )

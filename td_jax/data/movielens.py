@@ -1,0 +1,173 @@
+"""MovieLens100k as TFDS stores it, split by time and cut by genre.
+
+The protocol: sort by (timestamp, user id, movie id); the first 90% are the training period and the
+rest is the test period; the genre filter comes after the split. The last tenth of the training period
+is the validation slice. Ids that a task's own training examples never show share row 0 of their
+embedding, which training teaches by sending a share of all ids there.
+"""
+
+import collections
+import functools
+import re
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from td_jax.data import prepared
+from td_jax.data.base import Source
+from td_jax.errors import UserError
+
+NAME = 'movielens/100k-ratings'
+TRAIN_SHARE = 0.9
+OUT_OF_VOCABULARY = 0
+
+
+def load(config, task) -> Source:
+    """Cuts the ratings for a task.
+
+    Inputs: {'user': [batch] rows, 'movie': [batch] rows, 'title_words': [batch, words] and
+    'genres': [batch, genres], bags whose weights add up to 1}; labels: ratings from 1 to 5.
+
+    Args:
+      config: `config.dataset`, for the split, the out-of-vocabulary rates and the title words.
+      task: `config.dataset` or `config.teacher.dataset`, for the genre.
+
+    Raises:
+      UserError: a genre that is unknown or has no ratings, or data that is not prepared.
+    """
+    ratings = read_ratings()
+    if task.genre not in ('all', *ratings.genre_names):
+        known = ', '.join(ratings.genre_names)
+        raise UserError(f'dataset.genre {task.genre!r} is not known; choose all, or one of: {known}.')
+    train, evaluation = _split(len(ratings.labels), config.split)
+    if task.genre != 'all':
+        has_genre = ratings.genres[ratings.movie, ratings.genre_names.index(task.genre)] > 0
+        train, evaluation = train[has_genre[train]], evaluation[has_genre[evaluation]]
+    for rows, period in ((train, 'training'), (evaluation, config.split)):
+        if not len(rows):
+            raise UserError(f'dataset.genre {task.genre!r} has no ratings in the {period} period.')
+
+    user_rows, num_users = _vocabulary(ratings.user[train], ratings.num_users)
+    movie_rows, num_movies = _vocabulary(ratings.movie[train], len(ratings.titles))
+    title_words = _title_bags(ratings.titles, ratings.movie[train], config.min_title_word_count)
+    examples = {'user': ratings.user, 'movie': ratings.movie, 'labels': ratings.labels}
+    rates = config.user_oov_rate, config.movie_oov_rate
+    return Source(
+        name=f'{NAME} {task.genre}',
+        train={name: array[train] for name, array in examples.items()},
+        evaluation={name: array[evaluation] for name, array in examples.items()},
+        task='regression',
+        label_names=('rating',),
+        vocabularies={
+            'user': num_users,
+            'movie': num_movies,
+            'title_words': title_words.shape[1],
+            'genres': ratings.genres.shape[1],
+        },
+        tables={
+            'user_rows': user_rows,
+            'movie_rows': movie_rows,
+            'title_words': title_words,
+            'genres': ratings.genres / np.maximum(ratings.genres.sum(axis=1, keepdims=True), 1),
+        },
+        inputs=functools.partial(_inputs, rates=rates),
+    )
+
+
+def _inputs(tables, examples, key, *, rates):
+    """User and movie numbers -> what a model is given; with a key, some ids go out of vocabulary.
+
+    A movie whose id is hidden keeps its title and genres, as a new one would have them.
+    """
+    user = jnp.asarray(tables['user_rows'])[examples['user']]
+    movie = jnp.asarray(tables['movie_rows'])[examples['movie']]
+    if key is not None:
+        chance = jax.random.uniform(key, (2, *user.shape))
+        user = jnp.where(chance[0] < rates[0], OUT_OF_VOCABULARY, user)
+        movie = jnp.where(chance[1] < rates[1], OUT_OF_VOCABULARY, movie)
+    return {
+        'user': user,
+        'movie': movie,
+        'title_words': jnp.asarray(tables['title_words'])[examples['movie']],
+        'genres': jnp.asarray(tables['genres'])[examples['movie']],
+    }
+
+
+class Ratings(NamedTuple):
+    """All ratings in order of time, with users and movies numbered from 0 in the order of their ids."""
+
+    user: np.ndarray  # [ratings]
+    movie: np.ndarray  # [ratings]
+    labels: np.ndarray  # [ratings]
+    num_users: int
+    titles: list[str]  # [movies]
+    genres: np.ndarray  # [movies, genres], 1 where a movie has the genre
+    genre_names: tuple[str, ...]
+
+
+@functools.cache
+def read_ratings() -> Ratings:
+    """Reads the ratings through TFDS.
+
+    Raises:
+      UserError: they are not prepared and cannot be downloaded.
+    """
+    builder = prepared.builder(NAME)
+    columns = collections.defaultdict(list)
+    movie_genres = {}
+    for batch in builder.as_dataset(split='train').ragged_batch(4096):
+        for field in ('user_id', 'movie_id', 'movie_title', 'timestamp', 'user_rating'):
+            columns[field].append(batch[field].numpy())
+        # What belongs to a movie is looked up by its id: 18 titles belong to more than one.
+        movie_genres.update(zip(columns['movie_id'][-1], batch['movie_genres'].to_list(), strict=True))
+    table = {field: np.concatenate(parts) for field, parts in columns.items()}
+
+    users, movies = table['user_id'].astype(int), table['movie_id'].astype(int)
+    order = np.lexsort((movies, users, table['timestamp']))
+    user_ids, user = np.unique(users[order], return_inverse=True)
+    movie_ids, first, movie = np.unique(movies[order], return_index=True, return_inverse=True)
+    genre_names = tuple(builder.info.features['movie_genres'].feature.names)
+    genres = np.zeros((len(movie_ids), len(genre_names)), np.float32)
+    for row, movie_id in enumerate(movie_ids):
+        genres[row, movie_genres[str(movie_id).encode()]] = 1
+    return Ratings(
+        user.astype(np.int32),
+        movie.astype(np.int32),
+        table['user_rating'][order],
+        len(user_ids),
+        [title.decode() for title in table['movie_title'][order][first]],
+        genres,
+        genre_names,
+    )
+
+
+def _split(count: int, split: str):
+    """Row numbers of (training, evaluation), in order of time."""
+    test_start = int(count * TRAIN_SHARE)
+    if split == 'test':
+        return np.arange(test_start), np.arange(test_start, count)
+    validation_start = int(test_start * TRAIN_SHARE)
+    return np.arange(validation_start), np.arange(validation_start, test_start)
+
+
+def _vocabulary(numbers, count):
+    """Numbers seen in training -> ([count] row of each number, rows), unseen ones out of vocabulary."""
+    seen = np.unique(numbers)
+    rows = np.full(count, OUT_OF_VOCABULARY, np.int32)
+    rows[seen] = 1 + np.arange(len(seen))
+    return rows, len(seen) + 1
+
+
+def _title_bags(titles, movies, min_count):
+    """[movies, words]: each title's words by share; words that few seen movies have share column 0."""
+    words_of = [re.findall(r"[a-z0-9']+", title.lower()) for title in titles]
+    counts = collections.Counter(word for i in np.unique(movies) for word in set(words_of[i]))
+    kept = sorted(word for word, count in counts.items() if count >= min_count)
+    column = {word: 1 + i for i, word in enumerate(kept)}
+    bags = np.zeros((len(titles), len(kept) + 1), np.float32)
+    for row, words in enumerate(words_of):
+        for word in words:
+            bags[row, column.get(word, OUT_OF_VOCABULARY)] += 1 / len(words)
+    return bags

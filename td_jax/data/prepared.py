@@ -1,0 +1,34 @@
+"""Data sets that TFDS has prepared, or can."""
+
+import socket
+import urllib.parse
+
+from td_jax.errors import UserError
+
+
+def builder(name: str):
+    """The TFDS builder of a data set that is ready to read.
+
+    It is looked for where TFDS always does: TFDS_DATA_DIR, or ~/tensorflow_datasets. One that is missing
+    is downloaded.
+
+    Raises:
+      UserError: it is missing and cannot be downloaded; says how to prepare it.
+    """
+    # Imported here: TensorFlow takes seconds to start, and other data sets do without it.
+    import tensorflow_datasets as tfds
+
+    found = tfds.builder(name)
+    if found.is_prepared():
+        return found
+    try:
+        # TFDS retries a download for minutes; without a network the name look-up fails at once.
+        socket.getaddrinfo(urllib.parse.urlparse(found.info.homepage).hostname, 443)
+        found.download_and_prepare()
+    except Exception as error:
+        raise UserError(
+            f'{name} is not prepared under {found.data_path.parents[2]} and cannot be downloaded '
+            f'({type(error).__name__}): run `tfds build {name}` where there is a network and set '
+            'TFDS_DATA_DIR to the folder it wrote to.'
+        ) from error
+    return found

@@ -1,0 +1,332 @@
+"""Where the parts meet: build, restore, step, evaluate, save, log."""
+
+import json
+import pathlib
+import sys
+import time
+
+import flax
+import jax
+import ml_collections
+import numpy as np
+
+import td_jax
+from td_jax import (
+    checkpoints,
+    config as config_lib,
+    dispatch,
+    evaluation,
+    metric_log,
+    objectives,
+    optimizer,
+    train_step,
+    workdir as workdir_lib,
+)
+from td_jax.data import SOURCES, base as data
+from td_jax.errors import UserError
+from td_jax.models import MODELS
+
+CHECKPOINTS, TEACHER = 'checkpoints', 'teacher'
+
+
+def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict:
+    """Trains what a config describes, from wherever its workdir stands, and evaluates it.
+
+    Args:
+      config: every knob of configs.common.
+      workdir: folder of the run; made if missing, continued if it holds the same run.
+
+    Returns:
+      The content of result.json.
+
+    Raises:
+      UserError: anything the user can mend.
+    """
+    config_lib.check(config)
+    with workdir_lib.opened(workdir):
+        finished = _check_workdir(config, workdir)
+        if finished:
+            return finished
+        student_source = _load_source(config, config.dataset, 'dataset')
+        _check_batch(config, student_source)
+        teacher, teacher_facts = None, {'fingerprint': None, 'score': None}
+        if objectives.METHODS[config.method].reads_teacher:
+            teacher = _load_teacher(config, workdir, student_source)
+            teacher_facts = _teacher_facts(config, teacher, student_source)
+        workdir_lib.write(workdir / workdir_lib.CONFIG, config_lib.to_json(config))
+        return _Run(config, workdir, student_source, teacher, teacher_facts).finish()
+
+
+def describe(result: dict) -> str:
+    """One line of a result for a person."""
+    spread = '' if result['stderr'] is None else f' ± {result["stderr"]:.4f}'
+    teacher = '' if result['teacher'] is None else f'; teacher {result["teacher"]:.4f}'
+    seeds = f'{len(result["seeds"])} seed{"s" if len(result["seeds"]) > 1 else ""}'
+    return (
+        f'{result["method"]} on {result["dataset"]}: {result["split"]} {result["metric"]} '
+        f'{result["mean"]:.4f}{spread} ({seeds}, {result["steps"]} steps{teacher})'
+    )
+
+
+# --- Before training -------------------------------------------------------------------------------
+
+
+def _check_workdir(config, workdir):
+    """Compares the config with the workdir's; -> the result if the run is finished, else None."""
+    stored = workdir_lib.read_json(workdir / workdir_lib.CONFIG)
+    if stored is None:
+        return None
+    changed = config_lib.differences(config, stored)
+    old_steps, _ = changed.pop('num_steps', (config.num_steps, None))
+    if changed:
+        raise UserError(
+            f'{workdir} holds a run with another config: {config_lib.describe(changed)}. '
+            'Choose another --workdir, or set these back.'
+        )
+    result = workdir_lib.read_json(workdir / workdir_lib.RESULT)
+    if old_steps > config.num_steps:
+        raise UserError(
+            f'{workdir} holds a run of {old_steps} steps, which is more than num_steps={config.num_steps}; '
+            'choose another --workdir.'
+        )
+    return result if result and result['steps'] == config.num_steps else None
+
+
+def _load_source(config, task, key):
+    """The data of `config.dataset` cut for a task."""
+    del key
+    return SOURCES[config.dataset.name](config.dataset, task)
+
+
+def _check_batch(config, source):
+    count = len(source.train['labels'])
+    if config.batch_size > count:
+        raise UserError(
+            f'batch_size is {config.batch_size}, but {source.name} has {count} training examples; '
+            'lower batch_size.'
+        )
+    if config.logits.distance == 'kl' and objectives.uses_logits(config):
+        if source.task != 'classification':
+            raise UserError(
+                f'logits.distance kl compares distributions over classes, but {source.name} is '
+                f'{source.task}; set logits.distance to l2.'
+            )
+    if config.teacher.labels == 'probe' and source.task != 'classification':
+        raise UserError(
+            f'teacher.labels probe learns classes, but {source.name} is {source.task}; '
+            'set teacher.labels to shared or auxiliary.'
+        )
+
+
+def _load_teacher(config, workdir, student_source) -> dispatch.Teacher:
+    """The teacher of a finished supervised run, trained now where no checkpoint is named."""
+    expected = config_lib.teacher_run(config)
+    source = _load_source(config, config.teacher.dataset, 'teacher.dataset')
+    objectives.check_labels(config, student_source.label_names, source.label_names)
+    folder = workdir / TEACHER
+    if config.teacher.checkpoint:
+        folder = workdir_lib.resolve(config.teacher.checkpoint)
+        _check_teacher_run(expected, folder)
+    else:
+        run(expected, folder)
+    model = _build_model(expected.model, source)
+    inputs = source.inputs(source.tables, data.take(source.train, np.arange(1)), None)
+    # A run with several seeds teaches with its first.
+    like = jax.eval_shape(model.init, jax.random.key(0), inputs)
+    saved = checkpoints.Checkpoints(folder / CHECKPOINTS)
+    restored = saved.restore()
+    saved.close()
+    if restored is None:
+        raise UserError(f'teacher.checkpoint {folder} has no readable checkpoint; train it again.')
+    prefix = f'params/{train_step.STUDENT}/'
+    first_seed = {
+        name.removeprefix(prefix): array[0]
+        for name, array in restored[1].items()
+        if name.startswith(prefix)
+    }
+    try:
+        params = checkpoints.rebuilt(like, first_seed)
+    except ValueError as error:
+        raise UserError(f'teacher.checkpoint {folder} does not fit teacher.model: {error}.') from error
+    return dispatch.Teacher(model, source, params)
+
+
+def _check_teacher_run(expected, folder):
+    """Refuses a teacher of another architecture, data set or split than the config says."""
+    stored = workdir_lib.read_json(folder / workdir_lib.CONFIG)
+    if stored is None or workdir_lib.read_json(folder / workdir_lib.RESULT) is None:
+        raise UserError(
+            f'teacher.checkpoint {folder} is not the workdir of a finished run: {workdir_lib.CONFIG} or '
+            f'{workdir_lib.RESULT} is missing.'
+        )
+    parts = ('model.', 'dataset.', 'method')
+    changed = {
+        key: values
+        for key, values in config_lib.differences(expected, stored).items()
+        if key.startswith(parts)
+    }
+    if changed:
+        raise UserError(
+            f'teacher.checkpoint {folder} does not fit teacher.model, teacher.dataset and dataset: '
+            f'{config_lib.describe(changed)}.'
+        )
+
+
+def _teacher_facts(config, teacher, student_source):
+    """What the results and checkpoints say of a teacher: its fingerprint and its score on the task."""
+    score = None
+    if teacher.source.label_names == student_source.label_names:
+        evaluate = evaluation.build(teacher.model, teacher.source, config.eval_batch_size)
+        stacked = jax.tree.map(lambda leaf: leaf[None], teacher.params)
+        score = float(evaluate(stacked, student_source.evaluation)[0])
+    return {'fingerprint': checkpoints.fingerprint(teacher.params), 'score': score}
+
+
+def _build_model(config, source):
+    return MODELS[config.name](config, source.vocabularies, len(source.label_names))
+
+
+# --- Training --------------------------------------------------------------------------------------
+
+
+class _Run:
+    """One run between its first step and its result."""
+
+    def __init__(self, config, workdir, source, teacher, teacher_facts):
+        self.config, self.workdir, self.source = config, workdir, source
+        self.teacher_facts = teacher_facts
+        student = _build_model(config.model, source)
+        tx, learning_rate = optimizer.build(config.optimizer, config.num_steps)
+        step = train_step.build(
+            student, tx, learning_rate, source.task, len(source.label_names), config
+        )
+        self.dispatch = dispatch.build(step, source, teacher, config)
+        self.evaluate = evaluation.build(student, source, config.eval_batch_size)
+        self.metric = evaluation.METRICS[source.task][0]
+        self.keys = dispatch.seed_keys(config)
+        self.checkpoints = checkpoints.Checkpoints(workdir / CHECKPOINTS)
+
+    def finish(self) -> dict:
+        """Trains the steps that are missing; -> the result, which is then on disk."""
+        state = self._restore_or_init()
+        first = int(state.step[0])
+        text = metric_log.without_steps_after(self.workdir, first)
+        workdir_lib.write(self.workdir / metric_log.FILE, text)
+        writer = metric_log.open_writer(self.workdir)
+        try:
+            state = self._train(state, writer)
+            values = self._evaluate(state, writer)
+        finally:
+            writer.close()
+            self.checkpoints.close()
+        result = self._result(values)
+        text = json.dumps(result, indent=2) + '\n'
+        workdir_lib.write(self.workdir / workdir_lib.RESULT, text)
+        return result
+
+    def _restore_or_init(self):
+        state = self.dispatch.init(self.dispatch.constants, self.keys)
+        restored = self.checkpoints.restore()
+        if restored is None:
+            return state
+        step, arrays, facts = restored
+        if facts['teacher'] != self.teacher_facts['fingerprint']:
+            raise UserError(
+                f'{self.workdir} was trained with another teacher than {self.config.teacher.checkpoint or "its own"} '
+                'holds now; choose another --workdir.'
+            )
+        _say(f'continues at step {step} of {self.config.num_steps}')
+        return checkpoints.rebuilt(state, arrays)
+
+    def _train(self, state, writer):
+        config = self.config
+        first, started, compiled = int(state.step[0]), time.monotonic(), None
+        step = first
+        while step < config.num_steps:
+            before, began = step, time.monotonic()
+            # Every interval ends at a multiple of its own length, wherever the run was continued.
+            every = (config.log_every, config.save_every, *self._eval_intervals())
+            step = min(config.num_steps, *(before + n - before % n for n in every))
+            state, sums, finite = self.dispatch.run(
+                state, self.dispatch.constants, self.keys, step
+            )
+            if not finite:
+                raise UserError(
+                    f'the loss is not finite at step {int(state.step[0])}; the last checkpoint in '
+                    f'{self.workdir / CHECKPOINTS} is from before. Lower optimizer.learning_rate or the '
+                    f'weights of {config.method}.'
+                )
+            means = {name: np.asarray(total) / (step - before) for name, total in sums.items()}
+            now = time.monotonic()
+            self._log(writer, step, before, means, now - began)
+            if step % config.save_every == 0 or step == config.num_steps:
+                self.checkpoints.save(
+                    step, state, {'teacher': self.teacher_facts['fingerprint']}
+                )
+            if self._is_validated_at(step):
+                self._evaluate(state, writer)
+            # The first dispatch compiles; the speed that is shown leaves it out where it can.
+            compiled = compiled or (now, step)
+            self._report(step, means, started, compiled)
+        return state
+
+    def _eval_intervals(self):
+        return (self.config.eval_every,) if self.config.dataset.split == 'validation' else ()
+
+    def _is_validated_at(self, step):
+        """The test split is read once, when training is over; so is the last validation."""
+        intervals = self._eval_intervals()
+        return any(step % n == 0 for n in intervals) and step < self.config.num_steps
+
+    def _log(self, writer, step, before, means, seconds):
+        scalars = {f'train_{name}': value.mean() for name, value in means.items()}
+        count = (step - before) * self.config.batch_size * self.config.num_seeds
+        scalars['examples_per_second'] = count / seconds
+        writer.write_scalars(step, scalars)
+
+    def _report(self, step, means, started, compiled):
+        config, now = self.config, time.monotonic()
+        then, since = compiled if step > compiled[1] else (started, 0)
+        per_second = (step - since) / max(now - then, 1e-9)
+        left = (config.num_steps - step) / per_second
+        _say(
+            f'{config.method} {self.source.name}: step {step}/{config.num_steps}  '
+            f'loss {means["loss"].mean():.4f}  {per_second * config.num_seeds:.0f} seed-steps/s  '
+            f'{left:.0f} s left'
+        )
+
+    def _evaluate(self, state, writer):
+        values = self.evaluate(state.params[train_step.STUDENT])
+        name = f'{self.config.dataset.split}_{self.metric}'
+        mean, _ = evaluation.mean_and_stderr(values)
+        seeds = self.config.seed + np.arange(self.config.num_seeds)
+        by_seed = {f'{name}/seed_{seed}': value for seed, value in zip(seeds, values, strict=True)}
+        writer.write_scalars(int(state.step[0]), {name: mean, **by_seed})
+        return values
+
+    def _result(self, values):
+        mean, stderr = evaluation.mean_and_stderr(values)
+        config = self.config
+        return {
+            'method': config.method,
+            'dataset': self.source.name,
+            'metric': self.metric,
+            'split': config.dataset.split,
+            'values': [float(value) for value in values],
+            'mean': mean,
+            'stderr': stderr,
+            'steps': config.num_steps,
+            'seeds': [config.seed + i for i in range(config.num_seeds)],
+            'teacher': self.teacher_facts['score'],
+            'versions': {
+                'jax': jax.__version__,
+                'flax': flax.__version__,
+                'td_jax': td_jax.__version__,
+            },
+        }
+
+
+def _say(line):
+    print(line, file=sys.stderr, flush=True)
+
+

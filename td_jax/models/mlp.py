@@ -1,0 +1,98 @@
+"""A multi-layer perceptron over named inputs: images, numbers, ids and bags of words."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from td_jax.errors import UserError
+from td_jax.models import base
+
+
+class MLP(nn.Module):
+    """Embeds and concatenates its inputs, then runs dense layers with relu.
+
+    `inputs` is a dict of arrays: integers [batch] are ids, which need an entry in `embeddings`;
+    floats [batch, vocabulary] with an entry there are weighted bags and become the weighted sum of
+    their rows; every other input is flattened and enters as it is.
+
+    Attributes:
+      hidden: widths of the hidden layers, input side first.
+      num_outputs: width of the prediction.
+      split: how many hidden layers belong to `lower`, at least 1 and at most len(hidden).
+      dropout: rate after each hidden layer.
+      embeddings: (input name, vocabulary size, width), in the order of concatenation.
+    """
+
+    hidden: tuple[int, ...]
+    num_outputs: int
+    split: int
+    dropout: float
+    embeddings: tuple[tuple[str, int, int], ...]
+
+    def setup(self):
+        self.embedding_layers = [
+            nn.Embed(vocabulary, width, name=f'{name}_embedding')
+            for name, vocabulary, width in self.embeddings
+        ]
+        self.hidden_layers = [nn.Dense(width) for width in self.hidden]
+        self.output_layer = nn.Dense(self.num_outputs)
+        self.dropout_layer = nn.Dropout(self.dropout)
+
+    def embed(self, inputs):
+        """{name: [batch, ...]} -> [batch, sum of widths]."""
+        named = [name for name, _, _ in self.embeddings]
+        parts = []
+        for name, layer in zip(named, self.embedding_layers, strict=True):
+            x = inputs[name]
+            is_bag = jnp.issubdtype(x.dtype, jnp.floating)
+            parts.append(x @ layer.embedding if is_bag else layer(x))
+        others = [inputs[name] for name in sorted(inputs) if name not in named]
+        parts += [x.reshape(x.shape[0], -1) for x in others]
+        return jnp.concatenate(parts, axis=-1)
+
+    def run(self, layers, x, deterministic):
+        for layer in layers:
+            x = self.dropout_layer(jax.nn.relu(layer(x)), deterministic=deterministic)
+        return x
+
+    def lower(self, inputs, deterministic=True):
+        """inputs -> s, [batch, hidden[split - 1]]."""
+        return self.run(self.hidden_layers[: self.split], self.embed(inputs), deterministic)
+
+    def upper(self, s, deterministic=True):
+        """s -> e, [batch, hidden[-1]]; e is s where split leaves no layer."""
+        return self.run(self.hidden_layers[self.split :], s, deterministic)
+
+    def head(self, e):
+        """e -> y, [batch, num_outputs]."""
+        return self.output_layer(e)
+
+    def __call__(self, inputs, deterministic=True):
+        return self.head(self.upper(self.lower(inputs, deterministic), deterministic))
+
+
+def build(config, vocabularies: dict[str, int], num_outputs: int) -> base.Model:
+    """Makes an MLP of a model config.
+
+    Args:
+      config: the fields of `configs.common.model_config`.
+      vocabularies: number of rows of each id or bag input, by input name.
+      num_outputs: width of the prediction.
+
+    Raises:
+      UserError: a split outside the hidden layers, or embeddings that the data set does not have.
+    """
+    if not 1 <= config.split <= len(config.hidden):
+        raise UserError(
+            f'model.split is {config.split}; with {len(config.hidden)} hidden layers it is between 1 '
+            f'and {len(config.hidden)}.'
+        )
+    if set(config.embeddings) != set(vocabularies):
+        raise UserError(
+            f'model.embeddings names {sorted(config.embeddings)}, the data set has {sorted(vocabularies)}; '
+            'give each a width.'
+        )
+    embeddings = tuple((name, vocabularies[name], config.embeddings[name]) for name in vocabularies)
+    return base.from_module(
+        MLP(tuple(config.hidden), num_outputs, config.split, config.dropout, embeddings)
+    )

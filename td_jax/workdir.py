@@ -1,0 +1,76 @@
+"""The files of a run, other than its checkpoints and metrics. Nothing is ever half-written."""
+
+import contextlib
+import fcntl
+import json
+import os
+import pathlib
+import tempfile
+
+from td_jax.errors import UserError
+
+CONFIG, RESULT = 'config.json', 'result.json'
+
+
+def resolve(path: str) -> pathlib.Path:
+    """The absolute path of a workdir, ~ expanded."""
+    return pathlib.Path(path).expanduser().absolute()
+
+
+@contextlib.contextmanager
+def opened(path: pathlib.Path):
+    """Makes the folder if it is missing and keeps it for this process alone.
+
+    Raises:
+      UserError: it cannot be made or written, or another process trains in it.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = open(path / '.lock', 'w')
+    except OSError as error:
+        raise UserError(
+            f'workdir {path} cannot be written ({error.strerror}); choose another --workdir.'
+        ) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(
+                f'workdir {path} is in use by another process; wait for it or choose another --workdir.'
+            ) from error
+        yield
+
+
+def write(path: pathlib.Path, text: str):
+    """Writes a file whole or not at all, even if the machine stops.
+
+    Raises:
+      UserError: the disk is full or the folder cannot be written.
+    """
+    temporary = None
+    try:
+        with tempfile.NamedTemporaryFile('w', dir=path.parent, prefix='.', delete=False) as file:
+            temporary = file.name
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary:
+            pathlib.Path(temporary).unlink(missing_ok=True)
+        raise UserError(f'{path} cannot be written: {error.strerror}.') from error
+
+
+def read_json(path: pathlib.Path):
+    """The content of a JSON file, or None where there is none.
+
+    Raises:
+      UserError: it is not readable as JSON.
+    """
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(f'{path} cannot be read ({error}); delete it or choose another folder.') from error
