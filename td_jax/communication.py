@@ -15,6 +15,38 @@ import jax.numpy as jnp
 State = tuple[jax.Array, jax.Array]
 
 
+class NormalizedDense(nn.Module):
+    """LayerNorm and Dense in one: Dense(LayerNorm({a; b; ...})), of parts that are never joined.
+
+    With mean and standard deviation of each example over the joined width, and W the joined kernels,
+
+        y = (x - mean) / std @ W + bias = (sum over parts of a @ W_a - mean * sum(W)) / std + bias
+
+    so the normalised input, the widest array of a conversation, is never written: on a CPU its memory
+    traffic costs as much as the products. The norm has no scale and bias of its own; those of the
+    Dense do the same.
+    """
+
+    features: int
+    epsilon: float = 1e-6
+
+    @nn.compact
+    def __call__(self, *parts):
+        width = sum(part.shape[-1] for part in parts)
+        kernel_init = nn.initializers.truncated_normal(width**-0.5)
+        kernels = [
+            self.param(f'kernel_{i}', kernel_init, (part.shape[-1], self.features))
+            for i, part in enumerate(parts)
+        ]
+        bias = self.param('bias', nn.initializers.zeros, (self.features,))
+        mean = sum(part.sum(axis=-1, keepdims=True) for part in parts) / width
+        square = sum(jnp.square(part).sum(axis=-1, keepdims=True) for part in parts) / width
+        # Rounding may leave a constant input with a variance just below 0.
+        scale = jax.lax.rsqrt(jnp.maximum(square - jnp.square(mean), 0.0) + self.epsilon)
+        product = sum(part @ kernel for part, kernel in zip(parts, kernels, strict=True))
+        return scale * (product - mean * sum(kernel.sum(axis=0) for kernel in kernels)) + bias
+
+
 class Encoder(nn.Module):
     """E: {s; e} -> m, as LayerNorm, Dense, relu, dropout, Dense.
 
@@ -27,8 +59,7 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, s, e, deterministic=True):
-        x = nn.LayerNorm(name='norm')(jnp.concatenate([s, e], axis=-1))
-        x = jax.nn.relu(nn.Dense(self.hidden, name='hidden')(x))
+        x = jax.nn.relu(NormalizedDense(self.hidden, name='hidden')(s, e))
         x = nn.Dropout(self.dropout)(x, deterministic=deterministic)
         return nn.Dense(self.message, name='message')(x)
 
@@ -36,8 +67,8 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """D: m -> {s'; e'}, as LayerNorm, Dense, relu, dropout, Dense.
 
-    The last Dense is two, one for each part of the state: the same function, but where only s' is
-    read the compiler drops the other product.
+    `m` may come in parts, whose concatenation is meant. The last Dense is two, one for each part of the
+    state: the same function, but where only s' is read the compiler drops the other product.
     """
 
     hidden: int
@@ -46,9 +77,8 @@ class Decoder(nn.Module):
     dropout: float
 
     @nn.compact
-    def __call__(self, m, deterministic=True):
-        x = nn.LayerNorm(name='norm')(m)
-        x = jax.nn.relu(nn.Dense(self.hidden, name='hidden')(x))
+    def __call__(self, *m, deterministic=True):
+        x = jax.nn.relu(NormalizedDense(self.hidden, name='hidden')(*m))
         x = nn.Dropout(self.dropout)(x, deterministic=deterministic)
         return nn.Dense(self.lower, name='lower')(x), nn.Dense(self.upper, name='upper')(x)
 
@@ -146,7 +176,7 @@ def communicate(
     round_keys = None if key is None else jax.random.split(key, rounds)
     first_keys, last_key = (None, None) if key is None else (round_keys[:-1], round_keys[-1])
     (spoken_from, heard), losses = jax.lax.scan(
-        full_round, (state, heard), first_keys, length=rounds - 1
+        jax.checkpoint(full_round, policy=jax.checkpoint_policies.dots_saveable, prevent_cse=False), (state, heard), first_keys, length=rounds - 1
     )
     _, last_loss = answer(spoken_from, heard, keys_of(last_key)[:4])
     return losses.sum(axis=0) + last_loss

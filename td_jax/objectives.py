@@ -133,7 +133,7 @@ def bind(module, params):
     def run(*inputs_and_key):
         *inputs, key = inputs_and_key
         rngs = {} if key is None else {'dropout': key}
-        return module.apply({'params': params}, *inputs, key is None, rngs=rngs)
+        return module.apply({'params': params}, *inputs, deterministic=key is None, rngs=rngs)
 
     return run
 
@@ -184,16 +184,15 @@ def fd_terms(params, student, teacher, labels, config, key):
 
 def init_fitnet(key, student, teacher, config, num_labels):
     """The student's decoder, which reads the teacher's states as they are."""
-    heard = jnp.concatenate([teacher.lower, teacher.upper], axis=-1)
-    return {'student_decoder': decoder_of(config, student).init(key, heard)['params']}
+    decoder = decoder_of(config, student)
+    return {'student_decoder': decoder.init(key, teacher.lower, teacher.upper)['params']}
 
 
 def fitnet_terms(params, student, teacher, labels, config, key):
     """FitNet (Romero et al. 2014): d({s_g; e_g}, D_g({s_h; e_h}))."""
     s, e, _ = student.activations
-    heard = jnp.concatenate(teacher.activations[:2], axis=-1)
     decode = bind(decoder_of(config, student.activations), params['student_decoder'])
-    return {'state': communication.distance((s, e), decode(heard, key))}
+    return {'state': communication.distance((s, e), decode(*teacher.activations[:2], key))}
 
 
 def init_hybrid(key, student, teacher, config, num_labels):
