@@ -18,9 +18,7 @@ def named(tree) -> dict[str, np.ndarray]:
     """{path joined by /: array} of a tree's leaves, copied to the host."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     # Copied: on CPU an array may share its buffer with the one that the next step is given to overwrite.
-    return {
-        jax.tree_util.keystr(path, simple=True, separator='/'): np.array(leaf) for path, leaf in leaves
-    }
+    return {jax.tree_util.keystr(path, simple=True, separator='/'): np.array(leaf) for path, leaf in leaves}
 
 
 def rebuilt(like, arrays: dict[str, np.ndarray]):
@@ -85,9 +83,7 @@ class Checkpoints:
         try:
             saved = self._manager.save(
                 step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(state), facts=ocp.args.JsonSave(facts)
-                ),
+                args=ocp.args.Composite(state=ocp.args.StandardSave(state), facts=ocp.args.JsonSave(facts)),
                 force=True,
             )
             self._manager.wait_until_finished()
@@ -111,9 +107,7 @@ class Checkpoints:
             try:
                 loaded = self._manager.restore(
                     step,
-                    args=ocp.args.Composite(
-                        state=ocp.args.StandardRestore(), facts=ocp.args.JsonRestore()
-                    ),
+                    args=ocp.args.Composite(state=ocp.args.StandardRestore(), facts=ocp.args.JsonRestore()),
                 )
                 arrays = {name: np.asarray(array) for name, array in loaded.state.items()}
                 if fingerprint(arrays) != loaded.facts['fingerprint']:

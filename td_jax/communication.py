@@ -175,8 +175,9 @@ def communicate(
 
     round_keys = None if key is None else jax.random.split(key, rounds)
     first_keys, last_key = (None, None) if key is None else (round_keys[:-1], round_keys[-1])
-    (spoken_from, heard), losses = jax.lax.scan(
-        jax.checkpoint(full_round, policy=jax.checkpoint_policies.dots_saveable, prevent_cse=False), (state, heard), first_keys, length=rounds - 1
-    )
+    # Only the products are kept for the gradient; what is cheap is computed again. Storing it for every
+    # round moves more memory than the products themselves.
+    cheap_round = jax.checkpoint(full_round, policy=jax.checkpoint_policies.dots_saveable, prevent_cse=False)
+    (spoken_from, heard), losses = jax.lax.scan(cheap_round, (state, heard), first_keys, length=rounds - 1)
     _, last_loss = answer(spoken_from, heard, keys_of(last_key)[:4])
     return losses.sum(axis=0) + last_loss

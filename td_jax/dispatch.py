@@ -130,9 +130,7 @@ def build(step: train_step.Step, source: data.Source, teacher: Teacher | None, c
         def advance(carry):
             state, order, sums, _ = carry
             step = state.step[0]  # the same for all seeds
-            order = jax.lax.cond(
-                step % steps_per_epoch == 0, lambda: order_of(step), lambda: order
-            )
+            order = jax.lax.cond(step % steps_per_epoch == 0, lambda: order_of(step), lambda: order)
             state, metrics = all_seeds(constants, state, keys, order)
             finite = jnp.all(jnp.isfinite(metrics['loss'] + metrics['gradient_norm']))
             return state, order, jax.tree.map(jnp.add, sums, metrics), finite

@@ -62,5 +62,3 @@ def mean_and_stderr(values):
     values = np.asarray(values, np.float64)
     stderr = None if len(values) < 2 else float(values.std(ddof=1) / np.sqrt(len(values)))
     return float(values.mean()), stderr
-
-

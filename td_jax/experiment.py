@@ -13,16 +13,21 @@ import numpy as np
 import td_jax
 from td_jax import (
     checkpoints,
-    config as config_lib,
     dispatch,
     evaluation,
     metric_log,
     objectives,
     optimizer,
     train_step,
+)
+from td_jax import (
+    config as config_lib,
+)
+from td_jax import (
     workdir as workdir_lib,
 )
-from td_jax.data import SOURCES, base as data
+from td_jax.data import SOURCES
+from td_jax.data import base as data
 from td_jax.errors import UserError
 from td_jax.models import MODELS
 
@@ -105,13 +110,13 @@ def _check_batch(config, source):
             f'batch_size is {config.batch_size}, but {source.name} has {count} training examples; '
             'lower batch_size.'
         )
-    if config.logits.distance == 'kl' and objectives.uses_logits(config):
-        if source.task != 'classification':
-            raise UserError(
-                f'logits.distance kl compares distributions over classes, but {source.name} is '
-                f'{source.task}; set logits.distance to l2.'
-            )
-    if config.teacher.labels == 'probe' and source.task != 'classification':
+    compares = objectives.uses_logits(config) and source.task != 'classification'
+    if compares and config.logits.distance == 'kl':
+        raise UserError(
+            f'logits.distance kl compares distributions over classes, but {source.name} is '
+            f'{source.task}; set logits.distance to l2.'
+        )
+    if compares and config.teacher.labels == 'probe':
         raise UserError(
             f'teacher.labels probe learns classes, but {source.name} is {source.task}; '
             'set teacher.labels to shared or auxiliary.'
@@ -140,9 +145,7 @@ def _load_teacher(config, workdir, student_source) -> dispatch.Teacher:
         raise UserError(f'teacher.checkpoint {folder} has no readable checkpoint; train it again.')
     prefix = f'params/{train_step.STUDENT}/'
     first_seed = {
-        name.removeprefix(prefix): array[0]
-        for name, array in restored[1].items()
-        if name.startswith(prefix)
+        name.removeprefix(prefix): array[0] for name, array in restored[1].items() if name.startswith(prefix)
     }
     try:
         params = checkpoints.rebuilt(like, first_seed)
@@ -197,9 +200,7 @@ class _Run:
         self.teacher_facts = teacher_facts
         student = _build_model(config.model, source)
         tx, learning_rate = optimizer.build(config.optimizer, config.num_steps)
-        step = train_step.build(
-            student, tx, learning_rate, source.task, len(source.label_names), config
-        )
+        step = train_step.build(student, tx, learning_rate, source.task, len(source.label_names), config)
         self.dispatch = dispatch.build(step, source, teacher, config)
         self.evaluate = evaluation.build(student, source, config.eval_batch_size)
         self.metric = evaluation.METRICS[source.task][0]
@@ -232,8 +233,8 @@ class _Run:
         step, arrays, facts = restored
         if facts['teacher'] != self.teacher_facts['fingerprint']:
             raise UserError(
-                f'{self.workdir} was trained with another teacher than {self.config.teacher.checkpoint or "its own"} '
-                'holds now; choose another --workdir.'
+                f'{self.workdir} was trained with another teacher than the one at hand now; '
+                'choose another --workdir.'
             )
         _say(f'continues at step {step} of {self.config.num_steps}')
         return checkpoints.rebuilt(state, arrays)
@@ -247,9 +248,7 @@ class _Run:
             # Every interval ends at a multiple of its own length, wherever the run was continued.
             every = (config.log_every, config.save_every, *self._eval_intervals())
             step = min(config.num_steps, *(before + n - before % n for n in every))
-            state, sums, finite = self.dispatch.run(
-                state, self.dispatch.constants, self.keys, step
-            )
+            state, sums, finite = self.dispatch.run(state, self.dispatch.constants, self.keys, step)
             if not finite:
                 raise UserError(
                     f'the loss is not finite at step {int(state.step[0])}; the last checkpoint in '
@@ -260,9 +259,7 @@ class _Run:
             now = time.monotonic()
             self._log(writer, step, before, means, now - began)
             if step % config.save_every == 0 or step == config.num_steps:
-                self.checkpoints.save(
-                    step, state, {'teacher': self.teacher_facts['fingerprint']}
-                )
+                self.checkpoints.save(step, state, {'teacher': self.teacher_facts['fingerprint']})
             if self._is_validated_at(step):
                 self._evaluate(state, writer)
             # The first dispatch compiles; the speed that is shown leaves it out where it can.
@@ -328,5 +325,3 @@ class _Run:
 
 def _say(line):
     print(line, file=sys.stderr, flush=True)
-
-

@@ -1,6 +1,6 @@
 """Trains one run: flags and process start-up, nothing else.
 
-    python -m td_jax.main --config=configs/movielens.py --workdir=runs/drama --config.method=fitnet
+python -m td_jax.main --config=configs/movielens.py --workdir=runs/drama --config.method=fitnet
 """
 
 import sys

@@ -257,9 +257,9 @@ def td_terms(params, student, teacher, labels, config, key):
         terms['message'] = communication.distance((student_message,), (teacher_message,))
     if weights.state:
         heard_by_student = sides['student'].decode(teacher_message, keys[3])
-        terms['state'] = communication.distance(
-            student_state, heard_by_student
-        ) + communication.distance(teacher_state, heard_by_teacher)
+        terms['state'] = communication.distance(student_state, heard_by_student) + communication.distance(
+            teacher_state, heard_by_teacher
+        )
     if weights.interact and config.td.rounds:
         terms['interact'] = communication.communicate(
             sides['student'],

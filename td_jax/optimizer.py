@@ -11,7 +11,7 @@ OPTIMIZERS = {
 # name -> f(peak, decay steps) -> schedule after the warm-up
 SCHEDULES = {
     'constant': lambda peak, steps: optax.constant_schedule(peak),
-    'cosine': lambda peak, steps: optax.cosine_decay_schedule(peak, steps),
+    'cosine': optax.cosine_decay_schedule,
 }
 
 

@@ -61,9 +61,7 @@ def build(student: base.Model, tx, learning_rate, task: str, num_labels: int, co
         student_key, objective_key = jax.random.split(key)
         student_params = student.init(student_key, batch.student_inputs)
         activations = base.activations(student, student_params, batch.student_inputs)
-        communication = objective.init(
-            objective_key, activations, batch.teacher, config, num_labels
-        )
+        communication = objective.init(objective_key, activations, batch.teacher, config, num_labels)
         params = {STUDENT: student_params, COMMUNICATION: communication}
         opt_state = {group: tx.init(tree) for group, tree in params.items()}
         return TrainState(jnp.zeros((), jnp.int32), params, opt_state)

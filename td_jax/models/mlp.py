@@ -93,6 +93,4 @@ def build(config, vocabularies: dict[str, int], num_outputs: int) -> base.Model:
             'give each a width.'
         )
     embeddings = tuple((name, vocabularies[name], config.embeddings[name]) for name in vocabularies)
-    return base.from_module(
-        MLP(tuple(config.hidden), num_outputs, config.split, config.dropout, embeddings)
-    )
+    return base.from_module(MLP(tuple(config.hidden), num_outputs, config.split, config.dropout, embeddings))

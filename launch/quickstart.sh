@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Makes the environment if it is missing, then trains a teacher and students by every method on the
+# handwritten digits that ship with scikit-learn, offline, and prints the table. Called again, it
+# continues or prints what is there.
+#
+#   bash launch/quickstart.sh [WORKDIR]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source launch/environment.sh
+make_environment requirements.txt
+exec .venv/bin/python -m td_jax.reproduce --tables=digits --workdir="${1:-runs/quickstart}"

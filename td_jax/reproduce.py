@@ -1,0 +1,1 @@
+"""The paper's tables: what to run, what is missing, the paper's numbers beside ours."""
