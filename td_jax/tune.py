@@ -1,0 +1,133 @@
+"""Chooses the knobs of each method on the validation slice; the test period is never read.
+
+    python -m td_jax.tune --config=movielens --columns=Drama,War --trials=12 --workdir=runs/tune \
+        --output=configs/tuned/movielens.json
+
+A random search of the same number of trials for every method. Each trial is a run of td_jax.experiment on
+the training period without its last tenth, evaluated there every `eval_every` steps; the best mean over
+the seeds chooses the trial and, as the learning rate is constant, the number of steps. Restartable: a
+finished trial is read from its folder.
+"""
+
+import itertools
+import json
+import pathlib
+
+import numpy as np
+from absl import flags
+
+from td_jax import command_line, evaluation, metric_log, objectives, reproduce, workdir
+from td_jax import config as config_lib
+from td_jax.data import SOURCES
+
+_WEIGHTS = (0.03, 0.1, 0.3, 1.0, 3.0)
+# What a trial draws from, for every method.
+COMMON = {
+    'optimizer.learning_rate': (3e-4, 1e-3, 3e-3),
+    'model.dropout': (0.0, 0.2, 0.4),
+    'optimizer.weight_decay': (0.0, 1e-2),
+}
+# And what it draws from for one of them.
+SPACES = {
+    'supervised': {},
+    'ld': {'ld.weights.logits': _WEIGHTS},
+    'fd': {'fd.weights.feature': _WEIGHTS},
+    'fitnet': {'fitnet.weights.state': _WEIGHTS},
+    'hybrid': {'hybrid.weights.logits': _WEIGHTS, 'hybrid.weights.feature': _WEIGHTS},
+    'td': {
+        'td.weights.interact': _WEIGHTS,
+        'td.weights.message': _WEIGHTS,
+        'td.weights.state': _WEIGHTS,
+        'td.rounds': (1, 2, 3),
+    },
+}
+TEACHER = 'teacher'
+
+
+def draw(space: dict, trials: int) -> list[dict]:
+    """The values of each trial: different points of the grid that a space spans, the same in every call."""
+    grid = list(itertools.product(*space.values()))
+    chosen = np.random.default_rng(0).permutation(len(grid))[:trials]
+    return [dict(zip(space, grid[i], strict=True)) for i in chosen]
+
+
+def best_step(lines: list[dict], metric: str, less_is_better: bool):
+    """(step, value) of the best validation in the lines of a metrics.jsonl."""
+    curve = [(line[metric], line['step']) for line in lines if metric in line]
+    value, step = min(curve) if less_is_better else max(curve)
+    return step, value
+
+
+def tune_one(config, space: dict, trials: int, root: pathlib.Path) -> dict:
+    """Runs the trials of one method on one column.
+
+    Returns:
+      {'values': the chosen knobs with num_steps, 'score': their validation metric, 'trials': all scores}
+    """
+    task = SOURCES[config.dataset.name](config.dataset, config.dataset).task
+    metric, _, _, less_is_better = evaluation.METRICS[task]
+    outcomes = []
+    for values in draw(space, trials):
+        run = config.copy_and_resolve_references()
+        run.update_from_flattened_dict(values)
+        reproduce.run_cell(root, run)
+        lines = metric_log.read(reproduce.run_folder(root, run))
+        step, score = best_step(lines, f'validation_{metric}', less_is_better)
+        outcomes.append((score, {**values, 'num_steps': step}))
+    scores = [score for score, _ in outcomes]
+    best = int(np.argmin(scores) if less_is_better else np.argmax(scores))
+    return {'values': outcomes[best][1], 'score': scores[best], 'trials': scores}
+
+
+def main():
+    name = flags.DEFINE_string('config', None, 'A module of configs/: movielens or digits.')
+    columns = flags.DEFINE_list('columns', None, 'Genres to tune for, or the data set name.')
+    methods = flags.DEFINE_list('methods', [TEACHER, *SPACES], 'Methods to tune, the teacher first.')
+    trials = flags.DEFINE_integer('trials', 12, 'Trials a method.', lower_bound=1)
+    seeds = flags.DEFINE_integer('seeds', 3, 'Seeds a trial.', lower_bound=1)
+    steps = flags.DEFINE_integer('steps', 1000, 'Longest run.', lower_bound=1)
+    folder = flags.DEFINE_string('workdir', None, 'Folder of all trials; called again, it goes on.')
+    output = flags.DEFINE_string('output', None, 'JSON file that gets the choices, others kept.')
+
+    def command():
+        for method in methods.value:
+            config_lib.check_choice('--methods', method, (TEACHER, *objectives.METHODS))
+        root, target = workdir.resolve(folder.value), workdir.resolve(output.value)
+        choices = workdir.read_json(target) or {}
+
+        def keep(record):
+            workdir.write(target, json.dumps(choices, indent=2, sort_keys=True) + '\n')
+            print(f'{record}', flush=True)
+
+        def prepared():
+            config = reproduce.base_config(name.value)
+            config.dataset.split = 'validation'
+            config.num_seeds, config.num_steps, config.eval_every = seeds.value, steps.value, 50
+            config.log_every = config.save_every = steps.value
+            return config
+
+        if TEACHER in methods.value:
+            config = config_lib.teacher_run(prepared())
+            config.num_steps, config.num_seeds = steps.value, 1
+            record = tune_one(config, COMMON, trials.value, root)
+            choices[TEACHER] = {f'teacher.{key}': value for key, value in record['values'].items()}
+            keep((TEACHER, record))
+        for column in columns.value:
+            for method in methods.value:
+                if method == TEACHER:
+                    continue
+                config = prepared()
+                if config.dataset.name == 'movielens':
+                    config.dataset.genre = column
+                config.method = method
+                # The teacher's choice alone: the method's own knobs are what is drawn.
+                reproduce.apply_tuned(config, {TEACHER: choices.get(TEACHER, {})}, method)
+                record = tune_one(config, {**COMMON, **SPACES[method]}, trials.value, root)
+                choices.setdefault(column, {})[method] = record['values']
+                keep((column, method, record))
+
+    command_line.run(command, required=('config', 'columns', 'methods', 'workdir', 'output'))
+
+
+if __name__ == '__main__':
+    main()
