@@ -44,7 +44,9 @@ class NormalizedDense(nn.Module):
         # Rounding may leave a constant input with a variance just below 0.
         scale = jax.lax.rsqrt(jnp.maximum(square - jnp.square(mean), 0.0) + self.epsilon)
         product = sum(part @ kernel for part, kernel in zip(parts, kernels, strict=True))
-        return scale * (product - mean * sum(kernel.sum(axis=0) for kernel in kernels)) + bias
+        row = (1,) * (product.ndim - 1) + (self.features,)
+        columns = sum(kernel.sum(axis=0) for kernel in kernels).reshape(row)
+        return scale * (product - mean * columns) + bias.reshape(row)
 
 
 class Encoder(nn.Module):

@@ -94,7 +94,7 @@ def build(student: base.Model, tx, learning_rate, task: str, num_labels: int, co
         (_, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(
             state.params, step_key, teacher_upper, batch, stage
         )
-        metrics['gradient_norm'] = optax.global_norm(grads)
+        metrics['gradient_norm'] = optax.tree.norm(grads)
         metrics['learning_rate'] = learning_rate(state.step)
         if config.optimizer.clip_norm:
             scale = config.optimizer.clip_norm / jnp.maximum(

@@ -128,7 +128,7 @@ def test_encoder_is_norm_dense_relu_dense(shape):
     s, e = rng.normal(2.0, 3.0, (*shape, 5)), rng.normal(size=(*shape, 3))
     encoder = communication.Encoder(hidden=7, message=2, dropout=0.5)
     params = encoder.init(jax.random.key(0), s, e)['params']
-    hidden, last = params['hidden'], params['message']
+    hidden, last = (jax.tree.map(np.asarray, params[name]) for name in ('hidden', 'message'))
     x = np.concatenate([s, e], -1)
     x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
     x = np.maximum(x @ np.concatenate([hidden['kernel_0'], hidden['kernel_1']]) + hidden['bias'], 0)
