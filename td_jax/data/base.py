@@ -55,8 +55,8 @@ def padded_batches(examples: dict, batch_size: int) -> tuple[dict, np.ndarray]:
       batch_size: rows a batch.
 
     Returns:
-      (batches, mask): arrays [batches, batch_size, ...], the last one filled up with copies of its first
-      example, and [batches, batch_size] with 0 for these copies.
+      (batches, mask): arrays [batches, batch_size, ...], the last one filled up with copies of the first
+      example of all, and [batches, batch_size] with 0 for these copies.
     """
     count = len(examples['labels'])
     num_batches = -(-count // batch_size)

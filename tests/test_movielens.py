@@ -1,0 +1,248 @@
+"""MovieLens: the protocol of the split, held against the ratings as TFDS has them."""
+
+import collections
+import functools
+import socket
+
+import jax
+import numpy as np
+import pytest
+
+from configs import movielens as movielens_config
+from td_jax.data import movielens, prepared
+from td_jax.errors import UserError
+
+# Ratings in the first 90% and in the last 10%, by genre; the eight densest in the paper's order.
+COUNTS = {
+    'all': (90_000, 10_000),
+    'Drama': (35_771, 4_124),
+    'Comedy': (26_898, 2_934),
+    'Action': (23_120, 2_469),
+    'Thriller': (19_648, 2_224),
+    'Romance': (17_478, 1_983),
+    'Adventure': (12_475, 1_278),
+    'Sci-Fi': (11_527, 1_203),
+    'War': (8_459, 939),
+}
+
+
+def load(genre='all', split='test', **changes):
+    config = movielens_config.get_config()
+    config.dataset.update({'genre': genre, 'split': split, **changes})
+    return movielens.load(config.dataset, config.dataset)
+
+
+def inputs_of(source, examples, key=None):
+    return jax.tree.map(np.asarray, source.inputs(source.tables, examples, key))
+
+
+@functools.cache
+def raw_ratings():
+    """(timestamp, user id, movie id, rating, title) of every rating, sorted by Python."""
+    import tensorflow_datasets as tfds
+
+    fields = ('timestamp', 'user_id', 'movie_id', 'user_rating', 'movie_title')
+    records = tfds.load('movielens/100k-ratings', split='train')
+    batch = next(iter(records.map(lambda record: [record[f] for f in fields]).batch(200_000)))
+    time, user, movie, rating, title = (column.numpy().tolist() for column in batch)
+    return sorted(zip(time, map(int, user), map(int, movie), rating, title, strict=True))
+
+
+# --- The real ratings ------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures('movielens_data')
+@pytest.mark.parametrize('genre', COUNTS)
+def test_ratings_of_each_genre_are_counted(genre):
+    source = load(genre)
+    assert (len(source.train['labels']), len(source.evaluation['labels'])) == COUNTS[genre]
+
+
+@pytest.mark.usefixtures('movielens_data')
+def test_the_validation_slice_is_the_last_tenth_of_training():
+    test_run, validation_run = load(), load(split='validation')
+    assert len(validation_run.train['labels']) == 81_000
+    assert len(validation_run.evaluation['labels']) == 9_000
+    for field in ('user', 'movie', 'labels'):
+        joined = np.concatenate([validation_run.train[field], validation_run.evaluation[field]])
+        np.testing.assert_array_equal(joined, test_run.train[field])
+
+
+@pytest.mark.usefixtures('movielens_data')
+def test_examples_are_in_order_of_time_then_user_then_movie():
+    _, users, movies, ratings, titles = zip(*raw_ratings(), strict=True)
+    source = load()
+    columns = {
+        name: np.concatenate([source.train[name], source.evaluation[name]])
+        for name in ('user', 'movie', 'labels')
+    }
+    np.testing.assert_array_equal(np.unique(users)[columns['user']], users)
+    np.testing.assert_array_equal(np.unique(movies)[columns['movie']], movies)
+    np.testing.assert_array_equal(columns['labels'], ratings)
+    assert set(columns['labels']) == {1, 2, 3, 4, 5}
+    read = movielens.read_ratings()
+    assert [read.titles[movie] for movie in columns['movie']] == [title.decode() for title in titles]
+
+
+@pytest.mark.usefixtures('movielens_data')
+def test_what_training_never_saw_is_out_of_vocabulary():
+    source = load()
+    inputs = inputs_of(source, source.evaluation)
+    assert np.sum(inputs['user'] == 0) == 7_114
+    assert len(np.unique(source.evaluation['user'][inputs['user'] == 0])) == 76
+    assert np.sum(inputs['movie'] == 0) == 128
+    # The same from the ratings themselves.
+    train, evaluation = raw_ratings()[:90_000], raw_ratings()[90_000:]
+    for column, name in ((1, 'user'), (2, 'movie')):
+        known = {rating[column] for rating in train}
+        is_new = np.array([rating[column] not in known for rating in evaluation])
+        np.testing.assert_array_equal(inputs[name] == 0, is_new)
+
+
+@pytest.mark.usefixtures('movielens_data')
+@pytest.mark.parametrize(('genre', 'split'), [('all', 'test'), ('War', 'test'), ('War', 'validation')])
+def test_the_vocabulary_is_that_of_the_tasks_own_training(genre, split):
+    source = load(genre, split)
+    inputs = inputs_of(source, source.train)
+    for name in ('user', 'movie'):
+        # Rows 1, 2, ... all occur in training, and row 0, which is none of them, does not.
+        np.testing.assert_array_equal(np.unique(inputs[name]), np.arange(1, source.vocabularies[name]))
+        # One row an id, and no id without its row.
+        pairs = set(zip(source.train[name].tolist(), inputs[name].tolist(), strict=True))
+        assert len(pairs) == source.vocabularies[name] - 1 == len(np.unique(source.train[name]))
+    assert np.sum(inputs['title_words'].sum(axis=0)[1:] == 0) == 0
+
+
+@pytest.mark.usefixtures('movielens_data')
+def test_movies_are_told_apart_by_id_and_not_by_title():
+    ratings = movielens.read_ratings()
+    assert len(ratings.titles) == 1_682
+    movies_of = collections.defaultdict(set)
+    for _, _, movie, _, title in raw_ratings():
+        movies_of[title.decode()].add(movie)
+    shared = {title for title, movies in movies_of.items() if len(movies) > 1}
+    assert len(shared) == 18
+    assert {t for t, count in collections.Counter(ratings.titles).items() if count > 1} == shared
+    rows = load().tables['movie_rows']
+    for title in shared:
+        seen = [rows[movie] for movie, name in enumerate(ratings.titles) if name == title and rows[movie]]
+        assert len(set(seen)) == len(seen)
+
+
+@pytest.mark.usefixtures('movielens_data')
+def test_bags_add_up_to_one():
+    source = load('Comedy')
+    comedy = movielens.read_ratings().genre_names.index('Comedy')
+    for examples in (source.train, source.evaluation):
+        inputs = inputs_of(source, examples)
+        for name in ('title_words', 'genres'):
+            assert inputs[name].shape == (len(examples['labels']), source.vocabularies[name])
+            np.testing.assert_allclose(inputs[name].sum(axis=1), 1, rtol=1e-5)
+        # A movie of k genres has 1/k of each.
+        np.testing.assert_allclose(inputs['genres'].max(1) * (inputs['genres'] > 0).sum(1), 1, rtol=1e-5)
+        assert np.all(inputs['genres'][:, comedy] > 0)
+
+
+@pytest.mark.usefixtures('movielens_data')
+def test_a_key_hides_ids_at_their_rates_and_nothing_else():
+    source = load(user_oov_rate=0.3, movie_oov_rate=0.07)
+    plain = inputs_of(source, source.train)
+    varied = inputs_of(source, source.train, jax.random.key(3))
+    hidden = {name: varied[name] == 0 for name in ('user', 'movie')}
+    # 90,000 draws: four standard deviations are below 0.0062.
+    np.testing.assert_allclose([hidden['user'].mean(), hidden['movie'].mean()], [0.3, 0.07], atol=0.0062)
+    np.testing.assert_allclose((hidden['user'] & hidden['movie']).mean(), 0.3 * 0.07, atol=0.002)
+    for name, mask in hidden.items():
+        np.testing.assert_array_equal(varied[name][~mask], plain[name][~mask])
+    for name in ('title_words', 'genres'):
+        np.testing.assert_array_equal(varied[name], plain[name])
+    other = inputs_of(source, source.train, jax.random.key(4))
+    assert np.any(other['user'] != varied['user'])
+
+
+@pytest.mark.usefixtures('movielens_data')
+@pytest.mark.parametrize(('rate', 'hidden'), [(0.0, False), (0.999999, True)])
+def test_rates_at_their_ends(rate, hidden):
+    source = load('War', user_oov_rate=rate, movie_oov_rate=rate)
+    varied = inputs_of(source, source.evaluation, jax.random.key(0))
+    plain = inputs_of(source, source.evaluation)
+    for name in ('user', 'movie'):
+        np.testing.assert_array_equal(varied[name], 0 * plain[name] if hidden else plain[name])
+
+
+@pytest.mark.usefixtures('movielens_data')
+def test_a_teacher_reads_a_students_examples_with_its_own_rows():
+    teacher, student = load(), load('War')
+    mine, heard = inputs_of(student, student.evaluation), inputs_of(teacher, student.evaluation)
+    np.testing.assert_array_equal(mine['genres'], heard['genres'])
+    # The teacher has a row of its own for every user of its training period, the student for its own.
+    known = sorted({user for _, user, *_ in raw_ratings()[:90_000]})
+    users = np.unique([user for _, user, *_ in raw_ratings()])[student.evaluation['user']]
+    expected = [known.index(user) + 1 if user in known else 0 for user in users]
+    np.testing.assert_array_equal(heard['user'], expected)
+    assert np.sum(heard['user'] == 0) < np.sum(mine['user'] == 0)
+
+
+@pytest.mark.usefixtures('movielens_data')
+def test_a_genre_that_does_not_exist_is_refused_with_those_that_do():
+    with pytest.raises(UserError, match=r"dataset\.genre 'Dramma' is not known.*all.*Action.*Western"):
+        load('Dramma')
+
+
+@pytest.mark.usefixtures('movielens_data')
+@pytest.mark.parametrize('genre', ['IMAX', '(no genres listed)'])
+def test_a_genre_without_ratings_is_refused(genre):
+    with pytest.raises(UserError, match='has no ratings in the training period'):
+        load(genre)
+
+
+# --- By hand, without data -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ('split', 'train', 'evaluation'),
+    [('test', range(180), range(180, 200)), ('validation', range(162), range(162, 180))],
+)
+def test_split_by_hand(split, train, evaluation):
+    rows = movielens._split(200, split)
+    np.testing.assert_array_equal(rows[0], train)
+    np.testing.assert_array_equal(rows[1], evaluation)
+
+
+def test_vocabulary_by_hand():
+    rows, count = movielens._vocabulary(np.array([4, 1, 4, 6, 1]), 8)
+    np.testing.assert_array_equal(rows, [0, 1, 0, 0, 2, 0, 3, 0])
+    assert count == 4
+
+
+def test_title_bags_by_hand():
+    titles = ['The Big Sleep (1946)', "Big Night, Big Day's", 'the sleep', 'Big Sleep']
+    # Movies 0, 1 and 2 are seen: big and the are in two of their titles, sleep in 0 and 2, big twice in
+    # one title counts once, and movie 3 does not count.
+    bags = movielens._title_bags(titles, np.array([2, 0, 1, 0]), 2)
+    big, sleep, the = 1, 2, 3
+    expected = np.zeros((4, 4))
+    expected[0, [0, big, sleep, the]] = 1 / 4
+    expected[1, [0, big]] = 1 / 2
+    expected[2, [sleep, the]] = 1 / 2
+    expected[3, [big, sleep]] = 1 / 2
+    np.testing.assert_allclose(bags, expected, rtol=1e-6)
+    # Every word of a seen movie is known where one is enough.
+    assert movielens._title_bags(titles, np.array([1]), 1).shape == (4, 1 + len({'big', 'night', "day's"}))
+
+
+def test_data_that_is_missing_says_how_to_get_it(monkeypatch, tmp_path):
+    def no_network(*args, **kwargs):
+        raise socket.gaierror(-2, 'Name or service not known')
+
+    monkeypatch.setattr(socket, 'getaddrinfo', no_network)
+    monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path))
+    # TFDS reads the variable once, when it is imported.
+    monkeypatch.setattr('tensorflow_datasets.core.constants.DATA_DIR', str(tmp_path))
+    with pytest.raises(UserError) as raised:
+        prepared.builder('movielens/100k-ratings')
+    message = str(raised.value)
+    assert str(tmp_path) in message
+    assert '`tfds build movielens/100k-ratings`' in message
+    assert 'TFDS_DATA_DIR' in message
+    assert not list(tmp_path.iterdir())
