@@ -20,22 +20,28 @@ def run(command, required):
 
     def parse(argv):
         try:
-            rest = flags.FLAGS(argv)
+            _, *left = flags.FLAGS(argv)
+            if left:
+                raise UserError(f'{" ".join(left)} is not a flag; every flag starts with --.')
             for name in required:
                 if not flags.FLAGS[name].value:
                     raise UserError(f'--{name} is missing.')
+        except KeyboardInterrupt:
+            interrupted()
         except Exception as error:  # A config file is the user's code and may raise anything.
             fail(error)
         # Orbax says a page at every save; --verbosity=0 shows it.
         if not flags.FLAGS['verbosity'].present:
             logging.set_verbosity(logging.WARNING)
-        return rest
+        return argv[:1]
 
     def main(_):
         try:
             command()
         except UserError as error:
             fail(error)
+        except KeyboardInterrupt:
+            interrupted()
 
     app.run(main, flags_parser=parse)
 
@@ -46,3 +52,9 @@ def fail(error: Exception):
     text = ' '.join(line for line in lines if line) or type(error).__name__
     print(f'td_jax: {text}', file=sys.stderr)
     sys.exit(2)
+
+
+def interrupted():
+    """Ends the process after Ctrl-C with one line for a person."""
+    print('td_jax: interrupted; the same command continues.', file=sys.stderr)
+    sys.exit(130)

@@ -1,5 +1,6 @@
 """Where the parts meet: build, restore, step, evaluate, save, log."""
 
+import contextlib
 import json
 import pathlib
 import sys
@@ -7,6 +8,7 @@ import time
 
 import flax
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
@@ -32,6 +34,20 @@ from td_jax.errors import UserError
 from td_jax.models import MODELS
 
 CHECKPOINTS, TEACHER = 'checkpoints', 'teacher'
+# What every result.json has.
+RESULT_KEYS = (
+    'method',
+    'dataset',
+    'metric',
+    'split',
+    'values',
+    'mean',
+    'stderr',
+    'steps',
+    'seeds',
+    'teacher',
+    'versions',
+)
 
 
 def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict:
@@ -48,18 +64,31 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict:
       UserError: anything the user can mend.
     """
     config_lib.check(config)
+    finished = _check_workdir(config, workdir)
+    if finished:
+        return finished
+    # All that can be refused is refused here, before anything is written.
+    source = _load_source(config, config.dataset)
+    _check_task(config, source)
+    _build_model(config.model, source)
+    teacher, teacher_source = None, None
+    if objectives.METHODS[config.method].reads_teacher:
+        teacher_source = _check_teacher(config, workdir, source)
+        if config.teacher.checkpoint:
+            folder = workdir_lib.resolve(config.teacher.checkpoint)
+            teacher = _load_teacher(config, folder, teacher_source)
+
     with workdir_lib.opened(workdir):
+        # Another process may have trained here in the meantime.
         finished = _check_workdir(config, workdir)
         if finished:
             return finished
-        student_source = _load_source(config, config.dataset, 'dataset')
-        _check_batch(config, student_source)
-        teacher, teacher_facts = None, {'fingerprint': None, 'score': None}
-        if objectives.METHODS[config.method].reads_teacher:
-            teacher = _load_teacher(config, workdir, student_source)
-            teacher_facts = _teacher_facts(config, teacher, student_source)
-        workdir_lib.write(workdir / workdir_lib.CONFIG, config_lib.to_json(config))
-        return _Run(config, workdir, student_source, teacher, teacher_facts).finish()
+        if not (workdir / workdir_lib.CONFIG).exists():
+            workdir_lib.write(workdir / workdir_lib.CONFIG, config_lib.to_json(config))
+        if teacher_source and not teacher:
+            run(config_lib.teacher_run(config), workdir / TEACHER)
+            teacher = _load_teacher(config, workdir / TEACHER, teacher_source)
+        return _Run(config, workdir, source, teacher, _teacher_facts(config, teacher, source)).finish()
 
 
 def describe(result: dict) -> str:
@@ -80,26 +109,53 @@ def _check_workdir(config, workdir):
     """Compares the config with the workdir's; -> the result if the run is finished, else None."""
     stored = workdir_lib.read_json(workdir / workdir_lib.CONFIG)
     if stored is None:
+        if (workdir / CHECKPOINTS).exists():
+            raise UserError(
+                f'{workdir} holds {CHECKPOINTS} but no {workdir_lib.CONFIG} to say of what; '
+                'choose another --workdir.'
+            )
         return None
     changed = config_lib.differences(config, stored)
-    old_steps, _ = changed.pop('num_steps', (config.num_steps, None))
+    old_steps = stored.get('num_steps')
+    if isinstance(old_steps, int):
+        changed.pop('num_steps', None)
     if changed:
         raise UserError(
             f'{workdir} holds a run with another config: {config_lib.describe(changed)}. '
             'Choose another --workdir, or set these back.'
         )
-    result = workdir_lib.read_json(workdir / workdir_lib.RESULT)
     if old_steps > config.num_steps:
         raise UserError(
             f'{workdir} holds a run of {old_steps} steps, which is more than num_steps={config.num_steps}; '
             'choose another --workdir.'
         )
+    result = _read_result(workdir)
     return result if result and result['steps'] == config.num_steps else None
 
 
-def _load_source(config, task, key):
+def _read_result(workdir):
+    """The content of a run's result.json, None where there is none."""
+    path = workdir / workdir_lib.RESULT
+    result = workdir_lib.read_json(path)
+    missing = [key for key in RESULT_KEYS if key not in result] if result is not None else []
+    if missing:
+        raise UserError(
+            f'{path} is damaged, {", ".join(missing)} missing; delete it, and the same command makes it.'
+        )
+    return result
+
+
+@contextlib.contextmanager
+def _under(prefix):
+    """Puts what a part of the config is under in front of the keys that a refusal starts with."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f'{prefix}{error}') from error
+
+
+def _load_source(config, task):
     """The data of `config.dataset` cut for a task."""
-    del key
     return SOURCES[config.dataset.name](config.dataset, task)
 
 
@@ -110,6 +166,11 @@ def _check_batch(config, source):
             f'batch_size is {config.batch_size}, but {source.name} has {count} training examples; '
             'lower batch_size.'
         )
+
+
+def _check_task(config, source):
+    """Refuses what does not fit the student's data."""
+    _check_batch(config, source)
     compares = objectives.uses_logits(config) and source.task != 'classification'
     if compares and config.logits.distance == 'kl':
         raise UserError(
@@ -123,44 +184,33 @@ def _check_batch(config, source):
         )
 
 
-def _load_teacher(config, workdir, student_source) -> dispatch.Teacher:
-    """The teacher of a finished supervised run, trained now where no checkpoint is named."""
+def _check_teacher(config, workdir, student_source) -> data.Source:
+    """Refuses a teacher that cannot be had; -> the data it is for."""
     expected = config_lib.teacher_run(config)
-    source = _load_source(config, config.teacher.dataset, 'teacher.dataset')
+    with _under('teacher.'):
+        source = _load_source(config, config.teacher.dataset)
+        _build_model(config.teacher.model, source)
     objectives.check_labels(config, student_source.label_names, source.label_names)
-    folder = workdir / TEACHER
     if config.teacher.checkpoint:
-        folder = workdir_lib.resolve(config.teacher.checkpoint)
-        _check_teacher_run(expected, folder)
+        _check_teacher_run(expected, workdir_lib.resolve(config.teacher.checkpoint))
     else:
-        run(expected, folder)
-    model = _build_model(expected.model, source)
-    inputs = source.inputs(source.tables, data.take(source.train, np.arange(1)), None)
-    # A run with several seeds teaches with its first.
-    like = jax.eval_shape(model.init, jax.random.key(0), inputs)
-    saved = checkpoints.Checkpoints(folder / CHECKPOINTS)
-    restored = saved.restore()
-    saved.close()
-    if restored is None:
-        raise UserError(f'teacher.checkpoint {folder} has no readable checkpoint; train it again.')
-    prefix = f'params/{train_step.STUDENT}/'
-    first_seed = {
-        name.removeprefix(prefix): array[0] for name, array in restored[1].items() if name.startswith(prefix)
-    }
-    try:
-        params = checkpoints.rebuilt(like, first_seed)
-    except ValueError as error:
-        raise UserError(f'teacher.checkpoint {folder} does not fit teacher.model: {error}.') from error
-    return dispatch.Teacher(model, source, params)
+        _check_batch(expected, source)
+        _check_workdir(expected, workdir / TEACHER)
+    return source
 
 
 def _check_teacher_run(expected, folder):
     """Refuses a teacher of another architecture, data set or split than the config says."""
-    stored = workdir_lib.read_json(folder / workdir_lib.CONFIG)
-    if stored is None or workdir_lib.read_json(folder / workdir_lib.RESULT) is None:
+    stored, result = workdir_lib.read_json(folder / workdir_lib.CONFIG), _read_result(folder)
+    if stored is None or result is None:
         raise UserError(
             f'teacher.checkpoint {folder} is not the workdir of a finished run: {workdir_lib.CONFIG} or '
             f'{workdir_lib.RESULT} is missing.'
+        )
+    if result['steps'] != stored.get('num_steps'):
+        raise UserError(
+            f'teacher.checkpoint {folder} is not finished: {result["steps"]} of '
+            f'{stored.get("num_steps")} steps.'
         )
     parts = ('model.', 'dataset.', 'method')
     changed = {
@@ -175,8 +225,40 @@ def _check_teacher_run(expected, folder):
         )
 
 
+def _load_teacher(config, folder, source) -> dispatch.Teacher:
+    """The model that a finished supervised run left in a folder."""
+    model = _build_model(config.teacher.model, source)
+    inputs = source.inputs(source.tables, data.take(source.train, np.arange(1)), None)
+    like = jax.eval_shape(model.init, jax.random.key(0), inputs)
+    restored, steps = None, _read_result(folder)['steps']
+    # Opening a folder that is missing would make it.
+    if (folder / CHECKPOINTS).is_dir():
+        with contextlib.closing(checkpoints.Checkpoints(folder / CHECKPOINTS)) as saved:
+            restored = saved.restore()
+    if restored is None or restored[0] != steps:
+        raise UserError(
+            f'the teacher in {folder} has no readable checkpoint of its last step, {steps}; delete its '
+            f'{workdir_lib.RESULT} and train it again.'
+        )
+    prefix = f'params/{train_step.STUDENT}/'
+    # A run with several seeds teaches with its first.
+    first_seed = {
+        name.removeprefix(prefix): array[0] for name, array in restored[1].items() if name.startswith(prefix)
+    }
+    try:
+        params = checkpoints.rebuilt(like, first_seed)
+    except ValueError as error:
+        raise UserError(f'the teacher in {folder} does not fit teacher.model: {error}.') from error
+    return dispatch.Teacher(model, source, params)
+
+
 def _teacher_facts(config, teacher, student_source):
-    """What the results and checkpoints say of a teacher: its fingerprint and its score on the task."""
+    """What the results and checkpoints say of a teacher: its fingerprint and its score on the task.
+
+    The score is None where it predicts other labels; both are None without a teacher.
+    """
+    if teacher is None:
+        return {'fingerprint': None, 'score': None}
     score = None
     if teacher.source.label_names == student_source.label_names:
         evaluate = evaluation.build(teacher.model, teacher.source, config.eval_batch_size)
@@ -204,25 +286,21 @@ class _Run:
         self.dispatch = dispatch.build(step, source, teacher, config)
         self.evaluate = evaluation.build(student, source, config.eval_batch_size)
         self.metric = evaluation.METRICS[source.task][0]
+        self.score_name = f'{config.dataset.split}_{self.metric}'
         self.keys = dispatch.seed_keys(config)
         self.checkpoints = checkpoints.Checkpoints(workdir / CHECKPOINTS)
 
     def finish(self) -> dict:
         """Trains the steps that are missing; -> the result, which is then on disk."""
-        state = self._restore_or_init()
-        first = int(state.step[0])
-        text = metric_log.without_steps_after(self.workdir, first)
-        workdir_lib.write(self.workdir / metric_log.FILE, text)
-        writer = metric_log.open_writer(self.workdir)
-        try:
-            state = self._train(state, writer)
-            values = self._evaluate(state, writer)
-        finally:
-            writer.close()
-            self.checkpoints.close()
+        with contextlib.closing(self.checkpoints):
+            state = self._restore_or_init()
+            # A run that is continued may have become longer.
+            workdir_lib.write(self.workdir / workdir_lib.CONFIG, config_lib.to_json(self.config))
+            with metric_log.opened(self.workdir, self._logged_until(int(state.step[0]))) as log:
+                state = self._train(state, log)
+                values = self._evaluate(state, log)
         result = self._result(values)
-        text = json.dumps(result, indent=2) + '\n'
-        workdir_lib.write(self.workdir / workdir_lib.RESULT, text)
+        workdir_lib.write(self.workdir / workdir_lib.RESULT, json.dumps(result, indent=2) + '\n')
         return result
 
     def _restore_or_init(self):
@@ -236,10 +314,26 @@ class _Run:
                 f'{self.workdir} was trained with another teacher than the one at hand now; '
                 'choose another --workdir.'
             )
+        try:
+            state = checkpoints.rebuilt(state, arrays)
+        except ValueError as error:
+            raise UserError(
+                f'the checkpoint of step {step} in {self.workdir / CHECKPOINTS} does not fit this version of '
+                f'td_jax: {error}. Choose another --workdir.'
+            ) from error
         _say(f'continues at step {step} of {self.config.num_steps}')
-        return checkpoints.rebuilt(state, arrays)
+        return state
 
-    def _train(self, state, writer):
+    def _logged_until(self, step):
+        """The lines of metrics.jsonl that a run continued at `step` does not write again."""
+        is_over = step == self.config.num_steps
+        return [
+            line
+            for line in metric_log.read(self.workdir)
+            if line['step'] < step or (line['step'] == step and not (is_over and self.score_name in line))
+        ]
+
+    def _train(self, state, log):
         config = self.config
         first, started, compiled = int(state.step[0]), time.monotonic(), None
         step = first
@@ -249,23 +343,31 @@ class _Run:
             every = (config.log_every, config.save_every, *self._eval_intervals())
             step = min(config.num_steps, *(before + n - before % n for n in every))
             state, sums, finite = self.dispatch.run(state, self.dispatch.constants, self.keys, step)
-            if not finite:
-                raise UserError(
-                    f'the loss is not finite at step {int(state.step[0])}; the last checkpoint in '
-                    f'{self.workdir / CHECKPOINTS} is from before. Lower optimizer.learning_rate or the '
-                    f'weights of {config.method}.'
-                )
+            saves = step % config.save_every == 0 or step == config.num_steps
+            # The parameters can overflow in the very step whose loss was the last finite one.
+            if not finite or (saves and not _is_finite(state.params)):
+                raise UserError(self._diverged(int(state.step[0])))
             means = {name: np.asarray(total) / (step - before) for name, total in sums.items()}
             now = time.monotonic()
-            self._log(writer, step, before, means, now - began)
-            if step % config.save_every == 0 or step == config.num_steps:
-                self.checkpoints.save(step, state, {'teacher': self.teacher_facts['fingerprint']})
+            self._log(log, step, before, means, now - began)
             if self._is_validated_at(step):
-                self._evaluate(state, writer)
+                self._evaluate(state, log)
+            if saves:
+                # After the metrics: a run that continues here does not write them again.
+                log.flush()
+                self.checkpoints.save(step, state, {'teacher': self.teacher_facts['fingerprint']})
             # The first dispatch compiles; the speed that is shown leaves it out where it can.
             compiled = compiled or (now, step)
             self._report(step, means, started, compiled)
         return state
+
+    def _diverged(self, step):
+        weights = '' if self.config.method == 'supervised' else f' or {self.config.method}.weights'
+        return (
+            f'the loss of {self.config.method} on {self.source.name} is not finite at step {step}; '
+            f'{self.workdir / CHECKPOINTS} is as it was before. Lower optimizer.learning_rate{weights}, '
+            'with another --workdir.'
+        )
 
     def _eval_intervals(self):
         return (self.config.eval_every,) if self.config.dataset.split == 'validation' else ()
@@ -275,11 +377,11 @@ class _Run:
         intervals = self._eval_intervals()
         return any(step % n == 0 for n in intervals) and step < self.config.num_steps
 
-    def _log(self, writer, step, before, means, seconds):
+    def _log(self, log, step, before, means, seconds):
         scalars = {f'train_{name}': value.mean() for name, value in means.items()}
         count = (step - before) * self.config.batch_size * self.config.num_seeds
         scalars['examples_per_second'] = count / seconds
-        writer.write_scalars(step, scalars)
+        log.write(step, scalars)
 
     def _report(self, step, means, started, compiled):
         config, now = self.config, time.monotonic()
@@ -292,13 +394,14 @@ class _Run:
             f'{left:.0f} s left'
         )
 
-    def _evaluate(self, state, writer):
+    def _evaluate(self, state, log):
         values = self.evaluate(state.params[train_step.STUDENT])
-        name = f'{self.config.dataset.split}_{self.metric}'
+        if not np.isfinite(values).all():
+            raise UserError(self._diverged(int(state.step[0])))
         mean, _ = evaluation.mean_and_stderr(values)
         seeds = self.config.seed + np.arange(self.config.num_seeds)
-        by_seed = {f'{name}/seed_{seed}': value for seed, value in zip(seeds, values, strict=True)}
-        writer.write_scalars(int(state.step[0]), {name: mean, **by_seed})
+        by_seed = {f'{self.score_name}/seed_{seed}': v for seed, v in zip(seeds, values, strict=True)}
+        log.write(int(state.step[0]), {self.score_name: mean, **by_seed})
         return values
 
     def _result(self, values):
@@ -321,6 +424,10 @@ class _Run:
                 'td_jax': td_jax.__version__,
             },
         }
+
+
+def _is_finite(tree):
+    return all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(tree))
 
 
 def _say(line):

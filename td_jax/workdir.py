@@ -13,8 +13,15 @@ CONFIG, RESULT = 'config.json', 'result.json'
 
 
 def resolve(path: str) -> pathlib.Path:
-    """The absolute path of a workdir, ~ expanded."""
-    return pathlib.Path(path).expanduser().absolute()
+    """The absolute path of a workdir, ~ expanded.
+
+    Raises:
+      UserError: ~ names a user that is not there.
+    """
+    try:
+        return pathlib.Path(path).expanduser().absolute()
+    except RuntimeError as error:
+        raise UserError(f'{path} has no home directory behind its ~.') from error
 
 
 @contextlib.contextmanager
@@ -62,15 +69,20 @@ def write(path: pathlib.Path, text: str):
         raise UserError(f'{path} cannot be written: {error.strerror}.') from error
 
 
-def read_json(path: pathlib.Path):
-    """The content of a JSON file, or None where there is none.
+def read_json(path: pathlib.Path) -> dict | None:
+    """The object in a JSON file, or None where there is no file.
 
     Raises:
-      UserError: it is not readable as JSON.
+      UserError: it is not readable as JSON, or holds something else than an object.
     """
     try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
+        content = json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
-        raise UserError(f'{path} cannot be read ({error}); delete it or choose another folder.') from error
+        raise UserError(
+            f'{path} cannot be read ({error}); mend or delete it, or choose another folder.'
+        ) from error
+    if not isinstance(content, dict):
+        raise UserError(f'{path} does not hold a JSON object; mend or delete it, or choose another folder.')
+    return content
