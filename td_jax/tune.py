@@ -3,10 +3,12 @@
     python -m td_jax.tune --config=movielens --columns=Drama,War --trials=12 --workdir=runs/tune \
         --output=configs/tuned/movielens.json
 
-A random search of the same number of trials for every method. Each trial is a run of td_jax.experiment on
-the training period without its last tenth, evaluated there every `eval_every` steps; the best mean over
-the seeds chooses the trial and, as the learning rate is constant, the number of steps. Restartable: a
-finished trial is read from its folder.
+A random search of the same number of trials for every method, in two stages: the weights of its terms, at
+the learning rate, dropout and weight decay that the student from scratch chose, and then these at the best
+weights. (Drawn all at once, a good learning rate meets good weights too rarely.) Each trial is a run of
+td_jax.experiment on the training period without its last tenth, evaluated there every `eval_every` steps;
+the best mean over the seeds chooses the trial and, as the learning rate is constant, the number of steps.
+Restartable: a finished trial is read from its folder.
 """
 
 import itertools
@@ -20,14 +22,14 @@ from td_jax import command_line, evaluation, metric_log, objectives, reproduce, 
 from td_jax import config as config_lib
 from td_jax.data import SOURCES
 
-_WEIGHTS = (0.03, 0.1, 0.3, 1.0, 3.0)
-# What a trial draws from, for every method.
+_WEIGHTS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+# What the second stage draws from, for every method; the only one of supervised runs.
 COMMON = {
     'optimizer.learning_rate': (3e-4, 1e-3, 3e-3),
     'model.dropout': (0.0, 0.2, 0.4),
     'optimizer.weight_decay': (0.0, 1e-2),
 }
-# And what it draws from for one of them.
+# What the first stage draws from for one of them, and its share of the trials.
 SPACES = {
     'supervised': {},
     'ld': {'ld.weights.logits': _WEIGHTS},
@@ -41,6 +43,7 @@ SPACES = {
         'td.rounds': (1, 2, 3),
     },
 }
+FIRST_STAGE = 0.75
 TEACHER = 'teacher'
 
 
@@ -61,22 +64,42 @@ def best_step(lines: list[dict], metric: str, less_is_better: bool):
 def tune_one(config, space: dict, trials: int, root: pathlib.Path) -> dict:
     """Runs the trials of one method on one column.
 
+    Args:
+      config: where the first stage stands.
+      space: what the first stage draws from; empty for a method without weights.
+      trials: of both stages together.
+      root: folder of all trials.
+
     Returns:
       {'values': the chosen knobs with num_steps, 'score': their validation metric, 'trials': all scores}
     """
     task = SOURCES[config.dataset.name](config.dataset, config.dataset).task
     metric, _, _, less_is_better = evaluation.METRICS[task]
+    sign = 1 if less_is_better else -1
+    start = {key: config_lib.flatten(config)[key] for key in COMMON}
     outcomes = []
-    for values in draw(space, trials):
+
+    def try_out(values):
         run = config.copy_and_resolve_references()
         run.update_from_flattened_dict(values)
         reproduce.run_cell(root, run)
         lines = metric_log.read(reproduce.run_folder(root, run))
         step, score = best_step(lines, f'validation_{metric}', less_is_better)
-        outcomes.append((score, {**values, 'num_steps': step}))
-    scores = [score for score, _ in outcomes]
-    best = int(np.argmin(scores) if less_is_better else np.argmax(scores))
-    return {'values': outcomes[best][1], 'score': scores[best], 'trials': scores}
+        outcomes.append((sign * score, {**values, 'num_steps': step}))
+
+    def best():
+        return min(outcomes, key=lambda outcome: outcome[0])
+
+    if space:
+        for weights in draw(space, int(FIRST_STAGE * trials)):
+            try_out({**start, **weights})
+    weights = {key: best()[1][key] for key in space}
+    # The point that the first stage stood on is known already.
+    common = [values for values in draw(COMMON, trials + 1) if not space or values != start]
+    for values in common[: trials - len(outcomes)]:
+        try_out({**values, **weights})
+    score, values = best()
+    return {'values': values, 'score': sign * score, 'trials': [sign * score for score, _ in outcomes]}
 
 
 def main():
@@ -109,7 +132,7 @@ def main():
         if TEACHER in methods.value:
             config = config_lib.teacher_run(prepared())
             config.num_steps, config.num_seeds = steps.value, 1
-            record = tune_one(config, COMMON, trials.value, root)
+            record = tune_one(config, {}, trials.value, root)
             choices[TEACHER] = {f'teacher.{key}': value for key, value in record['values'].items()}
             keep((TEACHER, record))
         for column in columns.value:
@@ -120,9 +143,13 @@ def main():
                 if config.dataset.name == 'movielens':
                     config.dataset.genre = column
                 config.method = method
-                # The teacher's choice alone: the method's own knobs are what is drawn.
-                reproduce.apply_tuned(config, {TEACHER: choices.get(TEACHER, {})}, method)
-                record = tune_one(config, {**COMMON, **SPACES[method]}, trials.value, root)
+                # A method starts where the student from scratch ended; the longest run is for all the same.
+                scratch = choices.get(column, {}).get('supervised', {})
+                known = {key: value for key, value in scratch.items() if key in COMMON}
+                reproduce.apply_tuned(
+                    config, {TEACHER: choices.get(TEACHER, {}), column: {method: known}}, method
+                )
+                record = tune_one(config, SPACES[method], trials.value, root)
                 choices.setdefault(column, {})[method] = record['values']
                 keep((column, method, record))
 

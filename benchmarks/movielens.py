@@ -1,0 +1,119 @@
+"""How fast MovieLens students train, beside what this machine can do.
+
+    python -m benchmarks.movielens [--seeds=5] [--steps=40] [--repeats=5]
+
+For every method, and TD by number of rounds, on the real ratings of Drama and the sizes of
+configs/movielens.py: compile time, floating-point operations a step and seed (of the products, counted from
+the shapes), seed-steps a second, and the rate of operations as a share of the rate of one large float32
+product, measured in the same process. Each speed is the best of some repeats: what disturbs a measurement
+only makes it slower.
+"""
+
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+
+from benchmarks import flops
+from configs import movielens
+from td_jax import command_line, data, dispatch, objectives, optimizer, train_step
+from td_jax.data import base as batches
+from td_jax.models import MODELS
+
+PRODUCT = 2048
+CASES = {
+    **{method: {'method': method} for method in objectives.METHODS if method != 'td'},
+    **{f'td, {rounds} rounds': {'method': 'td', 'td.rounds': rounds} for rounds in range(4)},
+}
+
+
+def product_rate(repeats: int) -> float:
+    """Operations a second of one product of two square float32 matrices."""
+    a = jax.random.normal(jax.random.key(0), (PRODUCT, PRODUCT))
+    multiply = jax.jit(jnp.matmul)
+    multiply(a, a).block_until_ready()
+    return 2 * PRODUCT**3 / min(_seconds(lambda: multiply(a, a)) for _ in range(3 * repeats))
+
+
+def measure(config, steps: int, repeats: int) -> dict:
+    """Trains a config's students for some steps.
+
+    Returns:
+      {'compile': seconds, 'operations': of one step of one seed, 'speed': seed-steps a second}
+    """
+    source, teacher = _parts(config)
+    student = _model(config.model, source)
+    tx, learning_rate = optimizer.build(config.optimizer, config.num_steps)
+    step = train_step.build(student, tx, learning_rate, source.task, len(source.label_names), config)
+    run = dispatch.build(step, source, teacher, config)
+    keys = dispatch.seed_keys(config)
+    state = run.init(run.constants, keys)
+    began = time.perf_counter()
+    compiled = run.run.lower(state, run.constants, keys, 1).compile()
+    compile_seconds = time.perf_counter() - began
+    operations = flops.of(run.run, state, run.constants, keys, 1) // config.num_seeds
+
+    fastest = np.inf
+    for repeat in range(repeats + 1):
+        began = time.perf_counter()
+        state, _, _ = jax.block_until_ready(compiled(state, run.constants, keys, (repeat + 1) * steps))
+        # The first dispatch touches its memory for the first time.
+        fastest = min(fastest, time.perf_counter() - began) if repeat else fastest
+    return {
+        'compile': compile_seconds,
+        'operations': operations,
+        'speed': steps * config.num_seeds / fastest,
+    }
+
+
+def _parts(config):
+    """(the student's data, a teacher with random weights, which costs as much as a trained one)."""
+    source = data.SOURCES[config.dataset.name](config.dataset, config.dataset)
+    if not objectives.METHODS[config.method].reads_teacher:
+        return source, None
+    theirs = data.SOURCES[config.dataset.name](config.dataset, config.teacher.dataset)
+    model = _model(config.teacher.model, theirs)
+    inputs = theirs.inputs(theirs.tables, batches.take(theirs.train, np.arange(1)), None)
+    return source, dispatch.Teacher(model, theirs, model.init(jax.random.key(0), inputs))
+
+
+def _model(config, source):
+    return MODELS[config.name](config, source.vocabularies, len(source.label_names))
+
+
+def _seconds(function):
+    began = time.perf_counter()
+    jax.block_until_ready(function())
+    return time.perf_counter() - began
+
+
+def main():
+    seeds = flags.DEFINE_integer('seeds', 5, 'Students side by side.', lower_bound=1)
+    steps = flags.DEFINE_integer('steps', 40, 'Steps a dispatch.', lower_bound=1)
+    repeats = flags.DEFINE_integer('repeats', 5, 'Dispatches a case; the fastest counts.', lower_bound=1)
+
+    def command():
+        rate = product_rate(repeats.value)
+        kind = f'{jax.device_count()} {jax.devices()[0].device_kind} device(s)'
+        print(f'{kind}, {seeds.value} seeds; one {PRODUCT}³ product: {rate / 1e9:.0f} GFLOP/s\n')
+        print('| method | compile, s | GFLOP a seed-step | seed-steps/s | GFLOP/s | of the product |')
+        print('| --- | --- | --- | --- | --- | --- |')
+        for name, changes in CASES.items():
+            config = movielens.get_config()
+            config.num_seeds = seeds.value
+            config.update_from_flattened_dict(changes)
+            found = measure(config, steps.value, repeats.value)
+            reached = found['operations'] * found['speed']
+            print(
+                f'| {name} | {found["compile"]:.1f} | {found["operations"] / 1e9:.2f} | {found["speed"]:.0f} '
+                f'| {reached / 1e9:.0f} | {reached / rate:.0%} |',
+                flush=True,
+            )
+
+    command_line.run(command, required=())
+
+
+if __name__ == '__main__':
+    main()
