@@ -1,6 +1,7 @@
 """What every command of td_jax does around its work: parse flags, and say a mistake in one line."""
 
 import sys
+import traceback
 
 from absl import app, flags, logging
 
@@ -24,8 +25,11 @@ def run(command, required):
             if left:
                 raise UserError(f'{" ".join(left)} is not a flag; every flag starts with --.')
             for name in required:
-                if not flags.FLAGS[name].value:
+                value = flags.FLAGS[name].value
+                if not value:
                     raise UserError(f'--{name} is missing.')
+                # The first look at a config raises why its file could not be read.
+                hasattr(value, 'items')
         except KeyboardInterrupt:
             interrupted()
         except Exception as error:  # A config file is the user's code and may raise anything.
@@ -48,10 +52,25 @@ def run(command, required):
 
 def fail(error: Exception):
     """Ends the process with one line for a person."""
-    lines = [line.strip() for line in str(error).strip('\'"').replace('\\n', '\n').splitlines()]
-    text = ' '.join(line for line in lines if line) or type(error).__name__
-    print(f'td_jax: {text}', file=sys.stderr)
+    print(f'td_jax: {_text(error)}', file=sys.stderr)
     sys.exit(2)
+
+
+def _text(error):
+    """An error in one line; what a config file raised comes with its place."""
+    place = ''
+    if not isinstance(error, (UserError, flags.Error, OSError, SyntaxError)):
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        place = f' ({type(error).__name__} in {frame.filename}, line {frame.lineno})'
+    # ml_collections wraps the KeyError of an unknown key, whose text would be its repr.
+    while error.args and isinstance(error.args[0], Exception):
+        error, place = error.args[0], ''
+    text = f'unknown key: {error.args[0]}' if isinstance(error, KeyError) and error.args else str(error)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if 'Traceback (most recent call last):' in lines:
+        # What ml_collections makes of a TypeError or ValueError; its first line names the file.
+        lines = [lines[0], lines[-1]]
+    return (' '.join(lines) or type(error).__name__) + place
 
 
 def interrupted():

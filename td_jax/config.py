@@ -7,6 +7,7 @@ import numbers
 
 import ml_collections
 
+from configs import common
 from td_jax import objectives, optimizer
 from td_jax.data import SOURCES
 from td_jax.errors import UserError
@@ -72,7 +73,12 @@ def check(config):
     Raises:
       UserError: one line that names the key, its value and what it may be.
     """
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise UserError(
+            f'the config is a {type(config).__name__}; get_config returns what common.get_config() gave it.'
+        )
     flat = flatten(config)
+    _check_keys(flat)
     for key, known in CHOICES.items():
         check_choice(key, flat[key], known)
     for key, value in flat.items():
@@ -94,6 +100,18 @@ def check(config):
             f'td.ramp_up takes {sum(config.td.ramp_up)} steps of num_steps={config.num_steps}: none is '
             'left to train everything together.'
         )
+
+
+def _check_keys(flat):
+    known = flatten(common.get_config())
+    # The inputs that have an embedding are free names.
+    free = {key for key in flat if '.embeddings.' in key}
+    for key in sorted(flat.keys() - known.keys() - free):
+        nearest = difflib.get_close_matches(key, known, n=1)
+        hint = f' Did you mean {nearest[0]}?' if nearest else ''
+        raise UserError(f'{key} is not a key of the config.{hint}')
+    for key in sorted(known.keys() - flat.keys()):
+        raise UserError(f'{key} is missing in the config; start from what common.get_config() returns.')
 
 
 def check_choice(key, value, known):

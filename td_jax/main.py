@@ -6,7 +6,7 @@ python -m td_jax.main --config=configs/movielens.py --workdir=runs/drama --confi
 from absl import flags
 from ml_collections import config_flags
 
-from td_jax import command_line, experiment, workdir
+from td_jax import command_line
 
 
 def main():
@@ -14,6 +14,9 @@ def main():
     folder = flags.DEFINE_string('workdir', None, 'Folder of the run, made if missing.')
 
     def train():
+        # Imported here: it takes seconds, and a mistake in a flag is told without them.
+        from td_jax import experiment, workdir
+
         print(experiment.describe(experiment.run(config.value, workdir.resolve(folder.value))))
 
     command_line.run(train, required=('config', 'workdir'))

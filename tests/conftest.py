@@ -1,5 +1,7 @@
 """What several tests share."""
 
+import hashlib
+import json
 import os
 import pathlib
 
@@ -7,6 +9,7 @@ import jax
 import pytest
 
 from configs import digits
+from td_jax import checkpoints, metric_log, workdir
 
 # A shape that broadcasts by accident is an error.
 jax.config.update('jax_numpy_rank_promotion', 'raise')
@@ -20,7 +23,7 @@ def movielens_data():
         pytest.skip(f'movielens/100k-ratings is not prepared in {folder}; set TFDS_DATA_DIR')
 
 
-@pytest.fixture
+@pytest.fixture(scope='session')
 def small_config():
     """A function (**changes, keys with __ for dots) -> a config that trains in a second."""
 
@@ -39,3 +42,42 @@ def small_config():
         return config
 
     return make
+
+
+@pytest.fixture(scope='session')
+def compilation_cache(tmp_path_factory):
+    """A folder where this process, and those it passes the folder to, keep what they compile."""
+    options = {
+        'jax_compilation_cache_dir': str(tmp_path_factory.mktemp('compiled')),
+        'jax_persistent_cache_min_compile_time_secs': 0,
+        'jax_persistent_cache_min_entry_size_bytes': -1,
+    }
+    for name, value in options.items():
+        jax.config.update(name, value)
+    return {name.upper(): str(value) for name, value in options.items()}
+
+
+@pytest.fixture(scope='session')
+def outcome():
+    """A function (workdir) -> all that two runs of one config must agree on, small enough to print."""
+
+    def read(folder):
+        saved = checkpoints.Checkpoints(folder / 'checkpoints')
+        step, arrays, facts = saved.restore()
+        saved.close()
+        lines = metric_log.read(folder)
+        for line in lines:
+            line.pop('examples_per_second', None)
+        return {
+            'step': step,
+            'arrays': {
+                name: (str(array.dtype), array.shape, hashlib.sha256(array.tobytes()).hexdigest())
+                for name, array in arrays.items()
+            },
+            'facts': facts,
+            'metrics': lines,
+            'config': json.loads((folder / workdir.CONFIG).read_text()),
+            'result': json.loads((folder / workdir.RESULT).read_text()),
+        }
+
+    return read
