@@ -1,6 +1,7 @@
 """Saves a training state with Orbax and restores the newest one that can be read."""
 
 import hashlib
+import json
 import logging
 import pathlib
 
@@ -9,9 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from td_jax import workdir
 from td_jax.errors import UserError
 
 KEEP = 2
+# In each checkpoint: the SHA-256 of every file that Orbax wrote.
+DIGESTS = 'digests.json'
 
 
 def named(tree) -> dict[str, np.ndarray]:
@@ -46,6 +50,15 @@ def fingerprint(tree) -> str:
         digest.update(f'{name} {array.dtype} {array.shape}'.encode())
         digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
+
+
+def _digests(folder: pathlib.Path) -> dict[str, str]:
+    found = {}
+    for path in folder.rglob('*'):
+        if path.is_file():
+            with path.open('rb') as file:
+                found[str(path.relative_to(folder))] = hashlib.file_digest(file, 'sha256').hexdigest()
+    return found
 
 
 class Checkpoints:
@@ -94,6 +107,8 @@ class Checkpoints:
             ) from error
         if not saved:
             raise UserError(f'Orbax refused to write the checkpoint of step {step} to {self._folder}.')
+        folder = self._folder / str(step)
+        workdir.write(folder / DIGESTS, json.dumps(_digests(folder), indent=2) + '\n')
 
     def restore(self):
         """The newest readable checkpoint.
@@ -105,6 +120,7 @@ class Checkpoints:
         """
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
+                self._check_files(step)
                 loaded = self._manager.restore(
                     step,
                     args=ocp.args.Composite(state=ocp.args.StandardRestore(), facts=ocp.args.JsonRestore()),
@@ -119,6 +135,17 @@ class Checkpoints:
                 logging.warning('Checkpoint %d in %s is skipped: %s', step, self._folder, reason[:300])
                 self._set_aside(step)
         return None
+
+    def _check_files(self, step):
+        """Raises for a damaged file before Orbax reads it, whose threads would each print a traceback.
+
+        A checkpoint without digests, where a run was killed before it wrote them, is left to Orbax.
+        """
+        folder = self._folder / str(step)
+        now = _digests(folder)
+        for name, digest in (workdir.read_json(folder / DIGESTS) or {}).items():
+            if now.get(name) != digest:
+                raise ValueError(f'{name} is not as it was saved')
 
     def _set_aside(self, step):
         """Moves an unreadable checkpoint out of the way of later saves of the same step."""

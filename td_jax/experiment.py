@@ -50,12 +50,13 @@ RESULT_KEYS = (
 )
 
 
-def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict:
+def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, prefix: str = '') -> dict:
     """Trains what a config describes, from wherever its workdir stands, and evaluates it.
 
     Args:
       config: every knob of configs.common.
       workdir: folder of the run; made if missing, continued if it holds the same run.
+      prefix: what the optimizer's keys are under where a person set them.
 
     Returns:
       The content of result.json.
@@ -86,9 +87,10 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict:
         if not (workdir / workdir_lib.CONFIG).exists():
             workdir_lib.write(workdir / workdir_lib.CONFIG, config_lib.to_json(config))
         if teacher_source and not teacher:
-            run(config_lib.teacher_run(config), workdir / TEACHER)
+            run(config_lib.teacher_run(config), workdir / TEACHER, 'teacher.')
             teacher = _load_teacher(config, workdir / TEACHER, teacher_source)
-        return _Run(config, workdir, source, teacher, _teacher_facts(config, teacher, source)).finish()
+        facts = _teacher_facts(config, teacher, source)
+        return _Run(config, workdir, source, teacher, facts, prefix).finish()
 
 
 def describe(result: dict) -> str:
@@ -277,9 +279,9 @@ def _build_model(config, source):
 class _Run:
     """One run between its first step and its result."""
 
-    def __init__(self, config, workdir, source, teacher, teacher_facts):
+    def __init__(self, config, workdir, source, teacher, teacher_facts, prefix):
         self.config, self.workdir, self.source = config, workdir, source
-        self.teacher_facts = teacher_facts
+        self.teacher_facts, self.prefix = teacher_facts, prefix
         student = _build_model(config.model, source)
         tx, learning_rate = optimizer.build(config.optimizer, config.num_steps)
         step = train_step.build(student, tx, learning_rate, source.task, len(source.label_names), config)
@@ -347,7 +349,8 @@ class _Run:
             # The parameters can overflow in the very step whose loss was the last finite one.
             if not finite or (saves and not _is_finite(state.params)):
                 raise UserError(self._diverged(int(state.step[0])))
-            means = {name: np.asarray(total) / (step - before) for name, total in sums.items()}
+            # In float64: the sum of large losses of several seeds is more than float32 holds.
+            means = {name: np.asarray(total, np.float64) / (step - before) for name, total in sums.items()}
             now = time.monotonic()
             self._log(log, step, before, means, now - began)
             if self._is_validated_at(step):
@@ -365,8 +368,8 @@ class _Run:
         weights = '' if self.config.method == 'supervised' else f' or {self.config.method}.weights'
         return (
             f'the loss of {self.config.method} on {self.source.name} is not finite at step {step}; '
-            f'{self.workdir / CHECKPOINTS} is as it was before. Lower optimizer.learning_rate{weights}, '
-            'with another --workdir.'
+            f'{self.workdir / CHECKPOINTS} is as it was before. Lower {self.prefix}optimizer.learning_rate'
+            f'{weights}, with another --workdir.'
         )
 
     def _eval_intervals(self):
