@@ -88,7 +88,6 @@ def test_config_json_is_the_resolved_config(finished, td_config):
 
 METRICS = {
     'supervised': {'task'},
-    'fitnet': {'task', 'state'},
     'hybrid': {'task', 'logits', 'probe', 'feature'},
     'td': {'task', 'message', 'state', 'interact'},
 }

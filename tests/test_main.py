@@ -1,0 +1,272 @@
+"""The command line as a person meets it: real processes that finish, are killed, stopped or refused."""
+
+import os
+import pathlib
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from configs import digits
+from td_jax import config, experiment, metric_log, workdir
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+@pytest.fixture(scope='module')
+def settings(small_config):
+    """A config with everything random in it, and many saves."""
+    return small_config(
+        num_steps=24,
+        log_every=4,
+        batch_size=9,
+        optimizer__weight_decay=0.1,
+        model__dropout=0.2,
+        communication__dropout=0.1,
+        td__noise_std=0.1,
+    )
+
+
+@pytest.fixture(scope='module')
+def flags(settings):
+    """The command line that means `settings`."""
+    plain = config.flatten(digits.get_config())
+    overrides = {key: value for key, value in config.flatten(settings).items() if value != plain[key]}
+    return ['--config=configs/digits.py', *(f'--config.{key}={value}' for key, value in overrides.items())]
+
+
+def start(arguments, environment=None, program=('-m', 'td_jax.main'), cwd=ROOT):
+    return subprocess.Popen(
+        [sys.executable, *program, *arguments],
+        cwd=cwd,
+        env={**os.environ, 'PYTHONPATH': str(ROOT), **(environment or {})},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def ended(process):
+    """(exit code, stdout, stderr) of a process that ends by itself."""
+    out, err = process.communicate()
+    return process.returncode, out, err
+
+
+def start_until(action, part, count, arguments, environment):
+    """A process to which an action of interrupted.py happens."""
+    program = ('tests/interrupted.py', action, str(part), str(count))
+    return start(arguments, environment, program)
+
+
+@pytest.fixture(scope='module')
+def uninterrupted(flags, tmp_path_factory):
+    """(workdir, stdout, stderr) of the run that nothing happened to, compiled anew."""
+    folder = tmp_path_factory.mktemp('runs') / 'new' / 'uninterrupted'
+    code, out, err = ended(start([*flags, f'--workdir={folder}']))
+    assert code == 0, err
+    return folder, out, err
+
+
+@pytest.fixture
+def taught(uninterrupted, tmp_path):
+    """A workdir that has its teacher already."""
+    shutil.copytree(uninterrupted[0] / 'teacher', tmp_path / 'run' / 'teacher')
+    return tmp_path / 'run'
+
+
+# --- A run that ends well --------------------------------------------------------------------------
+
+
+def test_a_run_shows_its_progress_and_ends_with_one_line(uninterrupted, settings, outcome):
+    folder, out, err = uninterrupted
+    result = outcome(folder)['result']
+    assert out == experiment.describe(result) + '\n'
+    assert out.startswith('td on digits 5, 6, 7, 8, 9: test accuracy 0.')
+    assert out.endswith(' (2 seeds, 24 steps)\n')
+    *progress, last = err.splitlines()
+    assert all(line.startswith(('td digits', 'supervised digits')) for line in progress)
+    assert last.startswith('td digits 5, 6, 7, 8, 9: step 24/24  loss ')
+    assert last.endswith(' seed-steps/s  0 s left')
+    assert outcome(folder)['config'] == workdir.read_json(folder / 'config.json')
+    assert config.differences(settings, outcome(folder)['config']) == {}
+
+
+def test_the_same_command_prints_the_result_again(uninterrupted, flags, tmp_path):
+    """From a relative --workdir, in a folder that has no configs/ of its own."""
+    folder, out, _ = uninterrupted
+    copied = shutil.copytree(folder, tmp_path / 'run')
+    times = {path: path.stat().st_mtime_ns for path in copied.rglob('*')}
+    _, *overrides = flags
+    absolute = [f'--config={ROOT / "configs" / "digits.py"}', *overrides]
+    assert ended(start([*absolute, '--workdir=run'], cwd=tmp_path)) == (0, out, '')
+    assert {path: path.stat().st_mtime_ns for path in copied.rglob('*')} == times
+
+
+# --- A run that is cut off -------------------------------------------------------------------------
+
+
+def has_all_events(folder):
+    """Whether every line of metrics.jsonl is in the events, too, once."""
+    from tensorboard.backend.event_processing import event_accumulator
+
+    events = event_accumulator.EventAccumulator(str(folder), size_guidance={'tensors': 0}).Reload()
+    found = [(event.step, tag) for tag in events.Tags()['tensors'] for event in events.Tensors(tag)]
+    expected = [(line['step'], name) for line in metric_log.read(folder) for name in line if name != 'step']
+    return sorted(found) == sorted(expected)
+
+
+def test_a_run_killed_at_random_moments_ends_the_same(
+    uninterrupted, flags, settings, compilation_cache, tmp_path, outcome
+):
+    folder, chance = tmp_path / 'run', random.Random(0)
+    arguments = [*flags, f'--workdir={folder}']
+    codes = []
+    for _ in range(2):
+        process = start_until('kill', folder, chance.randrange(1, 200), arguments, compilation_cache)
+        codes.append(ended(process)[0])
+    assert codes == [-signal.SIGKILL] * 2
+    # At a moment that is no call of Python's: some time after the student's first progress.
+    process = start(arguments, compilation_cache)
+    for line in process.stderr:
+        if line.startswith('td digits'):
+            break
+    time.sleep(chance.uniform(0, 1))
+    process.kill()
+    process.communicate()
+    experiment.run(settings, folder)
+    assert outcome(folder) == outcome(uninterrupted[0])
+    assert has_all_events(folder)
+
+
+def test_a_run_killed_while_it_saves_ends_the_same(
+    uninterrupted, taught, flags, settings, compilation_cache, outcome
+):
+    checkpoints = taught / 'checkpoints'
+    moments = (
+        # Half of the state is there.
+        (f'{checkpoints}/4.orbax-checkpoint-tmp/state', 3),
+        # All is written, but not yet under its name.
+        (f'{checkpoints}/6.orbax-checkpoint-tmp/commit_success.txt', 1),
+        # The checkpoint is whole, its digests are not there.
+        (f'{checkpoints}/8/digests.json', 1),
+        # The last one is there, the result is not.
+        (f'{taught}/result.json', 3),
+    )
+    found = []
+    for part, count in moments:
+        arguments = [*flags, f'--workdir={taught}']
+        code, _, _ = ended(start_until('kill', part, count, arguments, compilation_cache))
+        found.append((code, sorted(int(path.name) for path in checkpoints.iterdir() if path.name.isdigit())))
+    killed = -signal.SIGKILL
+    assert found == [(killed, [2]), (killed, [2, 4]), (killed, [6, 8]), (killed, [22, 24])]
+    experiment.run(settings, taught)
+    assert outcome(taught) == outcome(uninterrupted[0])
+    assert has_all_events(taught)
+
+
+def is_interrupted(process):
+    code, out, err = ended(process)
+    assert (code, out) == (130, '')
+    *progress, last = err.splitlines()
+    assert all(line.startswith(('td digits', 'continues at')) for line in progress)
+    return last == 'td_jax: interrupted; the same command continues.'
+
+
+def test_control_c_is_one_line_and_the_same_command_continues(
+    uninterrupted, taught, flags, settings, compilation_cache, outcome
+):
+    arguments = [*flags, f'--workdir={taught}']
+    process = start(arguments, compilation_cache)
+    assert process.stderr.readline().startswith('td digits 5, 6, 7, 8, 9: step 2/24')
+    process.send_signal(signal.SIGINT)
+    assert is_interrupted(process)
+    # Once more, in a save.
+    part = f'{taught}/checkpoints/22.orbax-checkpoint-tmp/state'
+    assert is_interrupted(start_until('interrupt', part, 2, arguments, compilation_cache))
+    assert not (taught / 'result.json').exists()
+    experiment.run(settings, taught)
+    assert outcome(taught) == outcome(uninterrupted[0])
+
+
+def test_a_disk_that_is_full_at_the_last_save(
+    uninterrupted, taught, flags, settings, compilation_cache, outcome
+):
+    part = f'{taught}/checkpoints/24.orbax-checkpoint-tmp'
+    arguments = [*flags, f'--workdir={taught}']
+    code, out, err = ended(start_until('fill', part, 1, arguments, compilation_cache))
+    assert (code, out) == (2, '')
+    *progress, last = err.splitlines()
+    assert all(line.startswith('td digits') for line in progress)
+    assert last.startswith(f'td_jax: the checkpoint of step 24 could not be written to {taught}/checkpoints')
+    assert not (taught / 'result.json').exists()
+    # With room again it goes on from the one before.
+    with pytest.MonkeyPatch.context() as patch:
+        said = []
+        patch.setattr(experiment, '_say', said.append)
+        experiment.run(settings, taught)
+    assert said[0] == 'continues at step 22 of 24'
+    assert outcome(taught) == outcome(uninterrupted[0])
+
+
+# --- Mistakes --------------------------------------------------------------------------------------
+
+
+def refused(process):
+    """What a process that refuses says, without the name of the program."""
+    code, out, err = ended(process)
+    assert (code, out) == (2, '')
+    (line,) = err.splitlines()
+    assert line.startswith('td_jax: ')
+    return line.removeprefix('td_jax: ')
+
+
+CONFIGS = {
+    'raises.py': 'def get_config():\n    return 1 / 0\n',
+    'wrong.py': "from configs import common\n\ndef get_config():\n    common.get_config().seed = 'x'\n",
+    'broken.py': 'def get_config(:\n',
+    'number.py': 'def get_config():\n    return 3\n',
+}
+DIGITS = '--config=configs/digits.py'
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'parts'),
+    [
+        ([DIGITS, '--config.nun_steps=3'], ['unknown key: \'nun_steps\' Did you mean "num_steps"']),
+        ([DIGITS, '--config.td.weights.interac=3'], ['\'interac\' Did you mean "interact"']),
+        ([DIGITS, '--config.num_steps=many'], ['--config.num_steps=many', "'many'"]),
+        ([DIGITS, '--config.model.hidden=(3,'], ['--config.model.hidden=(3,']),
+        ([DIGITS, '--workdri=runs'], ["Unknown command line flag 'workdri'. Did you mean: workdir"]),
+        ([DIGITS, 'stray'], ['stray is not a flag; every flag starts with --.']),
+        ([], ['--config is missing.']),
+        ([DIGITS, '--workdir='], ['--workdir is missing.']),
+        (['--config=none.py'], ["No such file or directory: 'none.py'"]),
+        (['--config=raises.py'], ['division by zero (ZeroDivisionError in ', 'raises.py, line 2)']),
+        (['--config=wrong.py'], ['--config=', 'wrong.py', "Could not override field 'seed'"]),
+        (['--config=broken.py'], ['invalid syntax', 'broken.py, line 1']),
+        # What needs JAX to be refused is as clear.
+        (['--config=number.py'], ['the config is a int']),
+        ([DIGITS, '--config.batch_size=51'], ['batch_size is 51, but digits 5, 6, 7, 8, 9 has 50 training']),
+    ],
+)
+def test_a_mistake_is_one_line(arguments, parts, tmp_path):
+    for name, text in CONFIGS.items():
+        (tmp_path / name).write_text(text)
+    (tmp_path / 'configs').symlink_to(ROOT / 'configs')
+    message = refused(start([f'--workdir={tmp_path / "run"}', *arguments], cwd=tmp_path))
+    for part in parts:
+        assert part in message
+    assert not (tmp_path / 'run').exists()
+
+
+def test_a_workdir_in_use_is_refused_by_name(flags, tmp_path):
+    with workdir.opened(tmp_path / 'run'):
+        message = refused(start([*flags, f'--workdir={tmp_path / "run"}']))
+    assert message == (
+        f'workdir {tmp_path / "run"} is in use by another process; wait for it or choose another --workdir.'
+    )
+    assert [path.name for path in (tmp_path / 'run').iterdir()] == ['.lock']
