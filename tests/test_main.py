@@ -168,6 +168,14 @@ def test_a_run_killed_while_it_saves_ends_the_same(
     assert has_all_events(taught)
 
 
+@pytest.fixture
+def hears_control_c():
+    """Processes that a background job of a shell starts would ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def is_interrupted(process):
     code, out, err = ended(process)
     assert (code, out) == (130, '')
@@ -176,6 +184,7 @@ def is_interrupted(process):
     return last == 'td_jax: interrupted; the same command continues.'
 
 
+@pytest.mark.usefixtures('hears_control_c')
 def test_control_c_is_one_line_and_the_same_command_continues(
     uninterrupted, taught, flags, settings, compilation_cache, outcome
 ):
