@@ -77,7 +77,8 @@ def get_config():
     config.eval_batch_size = 1024
     # Steps between two evaluations on the validation slice; the test split is read once, at the end.
     config.eval_every = 100
-    # Steps between two lines in metrics.jsonl; the values are means over these steps.
+    # Steps between two lines in metrics.jsonl; a checkpoint and an evaluation end a line, too. The values
+    # are means over the steps since the line before.
     config.log_every = 100
     # Steps between two checkpoints; the last step always has one.
     config.save_every = 500
