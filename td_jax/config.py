@@ -34,7 +34,6 @@ CHOICES = {
 _POSITIVE = 'more than 0', lambda x: x > 0
 _NOT_NEGATIVE = '0 or more', lambda x: x >= 0
 _RATE = 'from 0 to less than 1', lambda x: 0 <= x < 1
-_ANY = 'any number', lambda x: True
 NUMBERS = {
     'num_seeds': _POSITIVE,
     'num_steps': _POSITIVE,
@@ -132,9 +131,14 @@ def _check_numbers(key, value):
         what, is_right = NUMBERS[name]
     else:
         return
-    for number in value if isinstance(value, (tuple, list)) else (value,):
-        if not isinstance(number, numbers.Real) or not math.isfinite(number) or not is_right(number):
-            raise UserError(f'{key} is {value}; it must be {what}.')
+    is_many = isinstance(value, (tuple, list))
+    # ml_collections holds a single number to its type, but not those in a tuple or under a free name.
+    kind = numbers.Integral if is_many or path[-1:] == ['embeddings'] else numbers.Real
+    for number in value if is_many else (value,):
+        is_number = isinstance(number, kind) and not isinstance(number, bool)
+        if not is_number or not math.isfinite(number) or not is_right(number):
+            integers = ', a whole number' if kind is numbers.Integral else ''
+            raise UserError(f'{key} is {value}; it must be {what}{integers}.')
 
 
 def flatten(config) -> dict:

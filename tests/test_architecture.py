@@ -1,0 +1,206 @@
+"""What holds for the code as a whole: who imports whom, who reads which knob, what stays out."""
+
+import ast
+import importlib
+import pathlib
+import re
+
+import numpy as np
+import pytest
+
+from configs import common, digits
+from td_jax import config as config_lib
+from td_jax import experiment, metric_log, objectives
+
+ROOT = pathlib.Path(__file__).parents[1]
+PACKAGE = ROOT / 'td_jax'
+MODULES = {
+    '.'.join(path.relative_to(ROOT).with_suffix('').parts).removesuffix('.__init__'): path
+    for path in sorted(PACKAGE.rglob('*.py'))
+}
+SCRIPTS = [
+    path
+    for folder in ('td_jax', 'configs', 'tests', 'benchmarks', 'launch', '.ci')
+    for path in sorted((ROOT / folder).rglob('*'))
+    if path.is_file() and path.suffix in ('.py', '.sh', '')
+]
+CONFIGS = [
+    path.stem for path in sorted((ROOT / 'configs').glob('*.py')) if path.stem not in ('__init__', 'common')
+]
+
+# module -> the modules of this project that it may import.
+ALLOWED = {
+    'td_jax': set(),
+    'td_jax.errors': set(),
+    'td_jax.communication': set(),
+    'td_jax.models.base': set(),
+    'td_jax.models.mlp': {'td_jax.errors', 'td_jax.models.base'},
+    'td_jax.models': {'td_jax.models.mlp'},
+    'td_jax.data.base': set(),
+    'td_jax.data.prepared': {'td_jax.errors'},
+    'td_jax.data.digits': {'td_jax.errors', 'td_jax.data.base'},
+    'td_jax.data.movielens': {'td_jax.errors', 'td_jax.data.base', 'td_jax.data.prepared'},
+    'td_jax.data': {'td_jax.data.digits', 'td_jax.data.movielens'},
+    'td_jax.objectives': {'td_jax.errors', 'td_jax.communication', 'td_jax.models.base'},
+    'td_jax.train_step': {'td_jax.objectives', 'td_jax.models.base'},
+    'td_jax.optimizer': set(),
+    'td_jax.evaluation': {'td_jax.data.base', 'td_jax.models.base'},
+    'td_jax.dispatch': {'td_jax.train_step', 'td_jax.data.base', 'td_jax.models.base'},
+    'td_jax.workdir': {'td_jax.errors'},
+    'td_jax.metric_log': {'td_jax.errors', 'td_jax.workdir'},
+    'td_jax.checkpoints': {'td_jax.errors', 'td_jax.workdir'},
+    'td_jax.config': {
+        'configs.common',
+        'td_jax.errors',
+        'td_jax.objectives',
+        'td_jax.optimizer',
+        'td_jax.data',
+        'td_jax.models',
+    },
+    'td_jax.command_line': {'td_jax.errors'},
+}
+# Where the parts meet; they import what they need, but not one another, save in this order.
+TOP = ('td_jax.experiment', 'td_jax.main', 'td_jax.reproduce', 'td_jax.tune')
+
+
+def imports_of(name, source):
+    """The modules of this project that a module's source imports, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f'{name} imports by dots'
+            for alias in node.names:
+                inner = f'{node.module}.{alias.name}'
+                is_module = inner in MODULES or inner.startswith('configs.')
+                found.add(inner if is_module else node.module)
+    return {module for module in found if module.split('.')[0] in ('td_jax', 'configs')}
+
+
+@pytest.mark.parametrize('name', MODULES)
+def test_imports_point_down(name):
+    imported = imports_of(name, MODULES[name].read_text()) - {'td_jax'}
+    if name in TOP:
+        above = set(TOP[TOP.index(name) + 1 :])
+        assert not imported & above
+        assert 'td_jax.main' not in imported
+    else:
+        assert name in ALLOWED, f'{name} is new: say what it may import'
+        assert imported <= ALLOWED[name]
+
+
+def test_only_the_step_differentiates():
+    calls = re.compile(r'jax\.(value_and_)?grad\b|jax\.vjp\b|jax\.jacobian\b')
+    assert {name for name, path in MODULES.items() if calls.search(path.read_text())} == {'td_jax.train_step'}
+
+
+def names_read(source):
+    """The attributes and constant keys that a source reads."""
+    tree = ast.parse(source)
+    attributes = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    keys = {
+        node.slice.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant)
+    }
+    return attributes | {key for key in keys if isinstance(key, str)}
+
+
+def unread(knobs, sources):
+    """The knobs whose name no source reads."""
+    read = set().union(*map(names_read, sources))
+    return {key for key in knobs if key.split('.')[-1] not in read}
+
+
+def test_every_knob_is_read():
+    sources = [
+        path.read_text()
+        for name, path in MODULES.items()
+        if name not in ('td_jax.reproduce', 'td_jax.tune', 'td_jax.config')
+    ]
+    # Weights are read by the name of their term, which the methods' terms are held to in their own tests.
+    knobs = {key for key in config_lib.flatten(common.get_config()) if '.weights.' not in key}
+    teachers = {'teacher.seed', 'teacher.num_steps'}
+    assert unread(knobs - teachers, sources) == set()
+    assert unread(teachers, [MODULES['td_jax.config'].read_text()]) == set()
+
+
+def test_a_knob_that_nothing_reads_is_found():
+    sources = ['x = config.read\n# config.only_said\n"""config.only_said"""\ny = config["by_key"]']
+    assert unread({'a.read', 'by_key', 'only_said'}, sources) == {'only_said'}
+
+
+@pytest.mark.parametrize('method', [m for m in objectives.METHODS if m != 'supervised'])
+def test_every_weight_belongs_to_a_term(small_config, tmp_path, method):
+    """Every method trains; what it logs beside the task is what it has weights for."""
+    config = small_config(method=method, num_steps=2, teacher__num_steps=2, td__weights__logits=0.5)
+    result = experiment.run(config, tmp_path)
+    (line,) = [line for line in metric_log.read(tmp_path) if 'train_loss' in line]
+    assert set(config[method].weights) <= {name.removeprefix('train_') for name in line}
+    assert all(np.isfinite(value) for value in line.values())
+    assert all(np.isfinite(result['values']))
+
+
+# Small enough to train in seconds.
+SMALL = {
+    'num_seeds': 1,
+    'num_steps': 2,
+    'batch_size': 8,
+    'model.hidden': (5, 3),
+    'teacher.num_steps': 2,
+    'teacher.model.hidden': (7, 4),
+    'communication.hidden': 6,
+    'communication.message': 4,
+}
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_every_config_trains(request, tmp_path, name):
+    config = importlib.import_module(f'configs.{name}').get_config()
+    if config.dataset.name != 'digits':
+        request.getfixturevalue('movielens_data')
+    config.update_from_flattened_dict(SMALL)
+    result = experiment.run(config, tmp_path)
+    assert result['steps'] == 2
+    assert np.isfinite(result['mean'])
+
+
+def test_every_file_in_configs_differs_from_common_in_values_alone():
+    assert CONFIGS
+    declared = config_lib.flatten(common.get_config()).keys()
+    for name in CONFIGS:
+        config = importlib.import_module(f'configs.{name}').get_config()
+        added = config_lib.flatten(config).keys() - declared
+        assert all('.embeddings.' in key for key in added)
+
+
+def test_what_is_deprecated_or_unsafe_stays_out():
+    # Put together here, so that this file does not hold them.
+    words = [
+        'jax' + '.pmap',
+        'jax' + '.tree_map',
+        'flax.training' + '.checkpoints',
+        'pic' + 'kle',
+        '/wo' + 'rk/',
+        '/ho' + 'me/',
+    ]
+    assert PACKAGE / 'experiment.py' in SCRIPTS
+    for path in SCRIPTS:
+        text = path.read_text()
+        assert [word for word in words if word in text] == [], path
+
+
+@pytest.mark.parametrize('name', MODULES)
+def test_everything_public_says_what_it_is(name):
+    tree = ast.parse(MODULES[name].read_text())
+    assert ast.get_docstring(tree)
+    for node in tree.body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith('_'):
+            assert ast.get_docstring(node) or node.name == 'main', f'{name}.{node.name}'
+
+
+def test_digits_is_the_papers_setting_in_small():
+    """The teacher's labels and the student's have nothing in common."""
+    config = digits.get_config()
+    assert not set(config.dataset.classes) & set(config.teacher.dataset.classes)

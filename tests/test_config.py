@@ -1,0 +1,168 @@
+"""Which configs are refused, and how two of them are compared."""
+
+import json
+
+import ml_collections
+import pytest
+
+from configs import common, movielens
+from td_jax import config as config_lib
+from td_jax.errors import UserError
+
+# Knobs whose text is free: what they may be is known where they are used.
+FREE_TEXT = {'dataset.genre', 'teacher.dataset.genre', 'teacher.checkpoint'}
+
+
+def with_value(key, value):
+    config = common.get_config()
+    config.update_from_flattened_dict({key: value})
+    return config
+
+
+def assert_refused(config, *words):
+    with pytest.raises(UserError) as caught:
+        config_lib.check(config)
+    message = str(caught.value)
+    assert '\n' not in message
+    for word in words:
+        assert word in message, message
+
+
+def test_defaults_are_accepted():
+    config_lib.check(common.get_config())
+
+
+@pytest.mark.parametrize('key', [*config_lib.flatten(common.get_config()), 'model.embeddings.user'])
+def test_every_knob_is_checked(key):
+    config = common.get_config()
+    config.model.embeddings.user = 4
+    value = config_lib.flatten(config)[key]
+    if isinstance(value, str):
+        if key not in FREE_TEXT:
+            assert_refused(with_value(key, 'nonsense'), key, 'nonsense', 'Known: ')
+        return
+    bad = tuple(-1 for _ in value) or (-1,) if isinstance(value, tuple) else type(value)(-1)
+    config.update_from_flattened_dict({key: bad})
+    assert_refused(config, key, '-1', 'must be')
+
+
+@pytest.mark.parametrize(
+    ('key', 'value', 'words'),
+    [
+        ('optimizer.learning_rate', float('nan'), 'more than 0'),
+        ('optimizer.learning_rate', float('inf'), 'more than 0'),
+        ('optimizer.learning_rate', 0.0, 'more than 0'),
+        ('teacher.optimizer.learning_rate', -1e-3, 'more than 0'),
+        ('td.weights.interact', float('nan'), '0 or more'),
+        ('td.noise_std', float('inf'), '0 or more'),
+        ('num_steps', 0, 'more than 0'),
+        ('num_seeds', 0, 'more than 0'),
+        ('batch_size', 0, 'more than 0'),
+        ('log_every', 0, 'more than 0'),
+        ('teacher.num_steps', 0, 'more than 0'),
+        ('model.dropout', 1.0, 'less than 1'),
+        ('communication.dropout', 1.5, 'less than 1'),
+        ('dataset.user_oov_rate', 1.0, 'less than 1'),
+        ('optimizer.momentum', 1.0, 'less than 1'),
+        ('logits.temperature', 0.0, 'more than 0'),
+        ('model.hidden', (128, 0), 'more than 0'),
+        ('model.hidden', (128, 5.5), 'whole number'),
+        ('model.hidden', (128, 'wide'), 'whole number'),
+        ('model.hidden', (128, True), 'whole number'),
+        ('td.ramp_up', (1.5, 2), 'whole number'),
+        ('td.ramp_up', (1, 2, 3), 'a pair'),
+        ('td.ramp_up', (5,), 'a pair'),
+        ('td.ramp_up', (600, 400), 'none is left'),
+        ('dataset.classes', (1, 2.5), 'whole number'),
+        ('optimizer.warmup_steps', 1000, 'training has 1000 steps'),
+        ('teacher.optimizer.warmup_steps', 2000, 'training has 1000 steps'),
+    ],
+)
+def test_values_that_cannot_work_are_refused(key, value, words):
+    assert_refused(with_value(key, value), key, words)
+
+
+def test_an_embedding_is_a_whole_number_wide():
+    config = movielens.get_config()
+    with config.model.embeddings.unlocked(), config.model.embeddings.ignore_type():
+        config.model.embeddings.user = 2.5
+    assert_refused(config, 'model.embeddings.user', '2.5', 'whole number')
+
+
+def test_ramp_up_longer_than_training_is_td_alone():
+    config = with_value('td.ramp_up', (600, 400))
+    config.method = 'supervised'
+    config_lib.check(config)
+
+
+@pytest.mark.parametrize(
+    ('key', 'value', 'nearest'),
+    [
+        ('method', 'fitnets', 'fitnet'),
+        ('dataset.name', 'movielen', 'movielens'),
+        ('optimizer.name', 'adam', 'adamw'),
+    ],
+)
+def test_an_unknown_name_lists_the_known_ones_and_the_nearest(key, value, nearest):
+    assert_refused(with_value(key, value), f'Did you mean {nearest}?', *config_lib.CHOICES[key])
+
+
+def test_a_key_that_is_not_declared_is_refused_with_the_nearest():
+    config = common.get_config()
+    with config.unlocked():
+        config.num_step = 3
+    assert_refused(config, 'num_step ', 'Did you mean num_steps?')
+
+
+def test_a_key_that_is_missing_is_refused():
+    config = common.get_config()
+    with config.unlocked():
+        del config.eval_every
+    assert_refused(config, 'eval_every is missing')
+
+
+def test_something_else_than_a_config_is_refused():
+    assert_refused({'method': 'td'}, 'dict')
+
+
+def test_a_config_equals_what_its_json_says():
+    config = movielens.get_config()
+    assert config_lib.differences(config, json.loads(config_lib.to_json(config))) == {}
+
+
+def test_differences_name_both_values():
+    config = movielens.get_config()
+    stored = json.loads(config_lib.to_json(config))
+    stored['td']['rounds'], stored['model']['hidden'] = 7, [128, 32]
+    del stored['seed']
+    stored['gone'] = 1
+    found = config_lib.differences(config, stored)
+    assert found == {
+        'gone': (1, None),
+        'model.hidden': ([128, 32], [128, 64]),
+        'seed': (None, 0),
+        'td.rounds': (7, 1),
+    }
+    assert 'td.rounds (7 there, 1 here)' in config_lib.describe(found)
+
+
+def test_the_teachers_run_has_the_teachers_knobs():
+    config = movielens.get_config()
+    config.teacher.seed, config.teacher.num_steps = 5, 77
+    config.teacher.dataset.genre = 'Comedy'
+    config.teacher.optimizer.learning_rate = 0.25
+    run = config_lib.teacher_run(config)
+    config_lib.check(run)
+    assert (run.method, run.seed, run.num_seeds, run.num_steps) == ('supervised', 5, 1, 77)
+    assert run.dataset.genre == 'Comedy'
+    assert run.dataset.name == config.dataset.name
+    assert run.optimizer.learning_rate == 0.25
+    assert tuple(run.model.hidden) == (512, 256)
+    assert (config.method, config.dataset.genre) == ('td', 'Drama')
+
+
+def test_flatten_joins_keys_with_dots():
+    nested = {'a': {'b': {'c': 1}}, 'd': (2, 3)}
+    expected = {'a.b.c': 1, 'd': (2, 3)}
+    assert config_lib.flatten(nested) == expected
+    assert config_lib.flatten(ml_collections.ConfigDict(nested)) == expected
