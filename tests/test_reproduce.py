@@ -1,0 +1,249 @@
+"""The tables: what a cell runs, what is missing, and the paper's numbers beside ours."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from configs import common
+from td_jax import config as config_lib
+from td_jax import experiment, objectives, reproduce, workdir
+
+PAPER = json.loads(reproduce.PAPER.read_text())['tables']
+WITH_RUNS = {name: t for name, t in reproduce.TABLES.items() if isinstance(t, reproduce.Table)}
+DERIVED = {name: t for name, t in reproduce.TABLES.items() if isinstance(t, reproduce.Derived)}
+GENRE, SCRATCH = 'Genre 1', 'Train from scratch'
+
+
+def fake(mean, seeds=(0, 1), teacher=0.9):
+    values = [mean - 0.01, mean + 0.01]
+    return {
+        'mean': mean,
+        'stderr': 0.01,
+        'values': values,
+        'seeds': list(seeds),
+        'teacher': teacher,
+        'metric': 'rmse',
+        'split': 'test',
+    }
+
+
+def cells_of(text, row):
+    """The cells of a row of a Markdown table."""
+    (line,) = [line for line in text.splitlines() if line.startswith(f'| {row} |')]
+    return [cell.strip() for cell in line.strip('|').split('|')]
+
+
+# --- What to run -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('name', WITH_RUNS)
+def test_a_table_is_made_of_what_there_is(name):
+    table = WITH_RUNS[name]
+    declared = config_lib.flatten(common.get_config())
+    for change in (*table.columns.values(), *table.rows.values()):
+        if change != reproduce.TEACHER:
+            assert change.keys() <= declared.keys()
+    assert table.baseline in table.rows
+    if name in PAPER:
+        assert set(table.columns) <= set(PAPER[name]['columns'])
+        assert set(table.rows) <= set(PAPER[name]['rows'])
+    for column in table.columns:
+        for row, change in table.rows.items():
+            if change != reproduce.TEACHER:
+                config_lib.check(reproduce.cell_config(table, column, row))
+
+
+def test_the_papers_numbers_are_the_papers():
+    """Copied by hand from Table 3."""
+    column = PAPER['3']['columns'].index(GENRE)
+    found = {row: PAPER['3']['rows'][row][column][0] for row in (SCRATCH, 'Teacher', 'LD', 'TD')}
+    assert found == {SCRATCH: 1.0102, 'Teacher': 1.0120, 'LD': 1.0083, 'TD': 0.9965}
+
+
+@pytest.mark.parametrize('path', sorted(reproduce.TUNED.glob('*.json')), ids=lambda path: path.stem)
+def test_tuned_values_are_of_known_knobs(path):
+    declared = config_lib.flatten(common.get_config())
+    for column, methods in reproduce.tuned(path.stem).items():
+        if column == 'teacher':
+            assert methods.keys() <= declared.keys()
+            continue
+        assert column in (*reproduce.GENRES, 'digits')
+        for method, values in methods.items():
+            assert method in objectives.METHODS
+            assert values.keys() <= declared.keys()
+
+
+def test_a_row_wins_over_what_was_tuned_and_that_over_the_column(monkeypatch):
+    tuned = {
+        'teacher': {'teacher.num_steps': 7},
+        'War': {'td': {'td.rounds': 2, 'td.weights.state': 5.0, 'model.hidden': [8, 4], 'num_seeds': 3}},
+        'Drama': {'td': {'td.rounds': 9}},
+    }
+    monkeypatch.setattr(reproduce, 'tuned', lambda name: tuned)
+    table = reproduce.Table(
+        'T',
+        'movielens',
+        {'one': {'dataset.genre': 'War', 'num_seeds': 4, 'batch_size': 32}},
+        {'row': {'method': 'td', 'td.rounds': 1}},
+        'row',
+    )
+    config = reproduce.cell_config(table, 'one', 'row')
+    assert (config.td.rounds, config.td.weights.state, config.num_seeds, config.batch_size) == (1, 5.0, 3, 32)
+    assert (config.teacher.num_steps, config.model.hidden) == (7, (8, 4))
+
+
+def test_a_folders_name_says_the_config(small_config):
+    root, config = pathlib.Path('root'), small_config()
+    assert reproduce.run_folder(root, config) == reproduce.run_folder(root, small_config())
+    assert reproduce.run_folder(root, config) != reproduce.run_folder(root, small_config(td__rounds=2))
+
+
+@pytest.fixture
+def tiny(monkeypatch, small_config):
+    """A table of two rows, and the names of the methods that were trained for it."""
+    table = reproduce.Table(
+        'Tiny',
+        'digits',
+        {'all': {}},
+        {SCRATCH: {'method': 'supervised'}, 'LD': {'method': 'ld'}, 'Teacher': reproduce.TEACHER},
+        SCRATCH,
+    )
+    trained, finish = [], experiment._Run.finish
+
+    def counted(self):
+        trained.append(self.config.method)
+        return finish(self)
+
+    monkeypatch.setattr(reproduce, 'TABLES', {'tiny': table})
+    monkeypatch.setattr(reproduce, 'tuned', lambda name: {})
+    # The teacher is of the student's classes, so that it has a score.
+    monkeypatch.setattr(
+        reproduce,
+        'base_config',
+        lambda name: small_config(teacher__dataset__classes=(5, 6, 7, 8, 9), teacher__labels='shared'),
+    )
+    monkeypatch.setattr(experiment._Run, 'finish', counted)
+    return trained
+
+
+def test_only_what_is_missing_is_run(tiny, tmp_path):
+    text = reproduce.make(['tiny'], ['Drama'], tmp_path, only_show=True)
+    assert cells_of(text, 'LD')[1] == cells_of(text, 'Teacher')[1] == 'missing'
+    assert list(tmp_path.iterdir()) == tiny == []
+
+    text = reproduce.make(['tiny'], ['Drama'], tmp_path, only_show=False)
+    assert tiny == ['supervised', 'supervised', 'ld']  # a student, the teacher, a student of it
+    results = {path.parent.name.split('-')[0]: path for path in tmp_path.rglob(workdir.RESULT)}
+    assert set(results) == {'supervised', 'teacher', 'ld'}
+    result = json.loads(results['ld'].read_text())
+    assert cells_of(text, 'LD')[1] == f'{result["mean"]:.4f} ± {result["stderr"]:.4f}'
+    assert cells_of(text, 'Teacher')[1] == f'{result["teacher"]:.4f}'
+    scratch = json.loads(results['supervised'].read_text())
+    difference = np.subtract(result['values'], scratch['values'])
+    assert cells_of(text, 'LD')[2] == f'{difference.mean():+.4f} ± {scipy.stats.sem(difference):.4f}'
+
+    assert reproduce.make(['tiny'], ['Drama'], tmp_path, only_show=False) == text
+    assert reproduce.make(['tiny'], ['Drama'], tmp_path, only_show=True) == text
+    assert len(tiny) == 3
+
+    results['ld'].unlink()
+    assert reproduce.make(['tiny'], ['Drama'], tmp_path, only_show=False) == text
+    assert tiny[3:] == ['ld']
+
+
+# --- What came of it -------------------------------------------------------------------------------
+
+
+def test_the_difference_is_paired():
+    rng = np.random.default_rng(0)
+    ours, theirs = rng.normal(size=5), rng.normal(size=5)
+    result = {'values': list(ours), 'seeds': [0, 1, 2, 3, 4], 'mean': ours.mean()}
+    baseline = {'values': list(theirs), 'seeds': [0, 1, 2, 3, 4], 'mean': theirs.mean()}
+    mean, stderr = reproduce.paired_difference(result, baseline)
+    assert mean == pytest.approx(np.mean(ours - theirs))
+    # The statistic of a paired t-test is their quotient.
+    assert mean / stderr == pytest.approx(scipy.stats.ttest_rel(ours, theirs).statistic)
+
+
+def test_other_seeds_cannot_be_paired():
+    mean, stderr = reproduce.paired_difference(fake(1.0), fake(1.25, seeds=(3, 4)))
+    assert (mean, stderr) == (pytest.approx(-0.25), None)
+
+
+def test_a_table_shows_the_papers_numbers_and_what_is_missing():
+    table = reproduce.TABLES['3']
+    rows = {row: None for row in table.rows} | {SCRATCH: fake(1.0), 'TD': fake(0.98)}
+    rows['Teacher'] = {'mean': 0.9, 'stderr': None}
+    text = reproduce.render('3', table, {GENRE: rows})
+    assert cells_of(text, 'TD') == [
+        'TD',
+        '0.9800 ± 0.0100',
+        '-0.0200 ± 0.0000',
+        '0.9965 ± 0.0001',
+        '-0.0137',
+    ]
+    assert cells_of(text, 'LD')[1:3] == ['missing', '']
+    assert cells_of(text, 'LD')[3].startswith('1.0083')
+    assert cells_of(text, 'Teacher')[1:3] == ['0.9000', '-0.1000']
+    assert 'test rmse, 2 seeds' in text
+    assert 'Drama' in text
+
+
+@pytest.mark.parametrize('name', DERIVED)
+def test_a_derived_table_is_the_mean_reduction(name):
+    table = DERIVED[name]
+    source = reproduce.TABLES[table.source]
+    dense, sparse = table.groups['ML(Dense)'], table.groups['ML(Sparse)']
+    # By 10% in the dense column; by 0, 5, 10 and 15% in the sparse ones.
+    gains = dict(zip((*dense, *sparse), (0.1, 0.0, 0.05, 0.1, 0.15), strict=True))
+    results = {
+        column: {row: {'mean': 2.0 * (1 - gain)} for row in source.rows} for column, gain in gains.items()
+    }
+    baselines = {column: {'mean': 2.0} for column in gains}
+    text = reproduce.render_derived(name, table, results, baselines)
+    columns = PAPER[name]['columns']
+    assert list(table.rows) == list(PAPER[name]['rows'])
+    assert set(table.rows.values()) <= set(source.rows)
+    for row, paper in PAPER[name]['rows'].items():
+        cells = cells_of(text, row)[1:]
+        ours, theirs = dict(zip(columns, cells[::2], strict=True)), cells[1::2]
+        assert ours['ML(Dense)'] == '+10.00'
+        assert ours['ML(Sparse)'] == '+7.50'
+        assert {ours[column] for column in columns if column not in table.groups} <= {'missing'}
+        assert theirs == [f'{value:+.2f}' for value, _ in paper]
+    results[sparse[0]] = {}
+    text = reproduce.render_derived(name, table, results, baselines)
+    ours = dict(zip(columns, cells_of(text, row)[1::2], strict=True))
+    assert (ours['ML(Dense)'], ours['ML(Sparse)']) == ('+10.00', 'missing')
+
+
+# --- The command -----------------------------------------------------------------------------------
+
+
+def test_genres_leave_their_columns():
+    table = reproduce.TABLES['3']
+    assert reproduce.selected_columns(table, ['War', 'Drama']) == ['Genre 1', 'Genre 8']
+    assert reproduce.selected_columns(reproduce.TABLES['digits'], ['War']) == ['5 to 9']
+
+
+def test_an_unknown_table_is_one_line_with_the_known_ones(tmp_path):
+    command = [sys.executable, '-m', 'td_jax.reproduce', '--tables=33', f'--workdir={tmp_path / "t"}']
+    root = pathlib.Path(reproduce.__file__).parents[1]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=root, env=os.environ, check=False)
+    assert done.returncode == 2
+    assert done.stdout == ''
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("td_jax: --tables '33' is not known.")
+    assert ', '.join(reproduce.TABLES) in line
+    assert not (tmp_path / 't').exists()
+
+
+def test_an_unknown_genre_is_refused_with_the_known_ones(tmp_path):
+    with pytest.raises(config_lib.UserError, match=r'--genres .Horror. is not known\..*Drama'):
+        reproduce.make(['3'], ['Horror'], tmp_path, only_show=True)

@@ -1,0 +1,68 @@
+"""The files of a run: whole or not there, and for one process at a time."""
+
+import os
+import pathlib
+
+import pytest
+
+from td_jax import workdir
+from td_jax.errors import UserError
+
+
+def test_a_file_is_written_whole(tmp_path):
+    workdir.write(tmp_path / 'a.json', 'first')
+    workdir.write(tmp_path / 'a.json', 'second')
+    assert (tmp_path / 'a.json').read_text() == 'second'
+    assert [path.name for path in tmp_path.iterdir()] == ['a.json']
+
+
+@pytest.mark.parametrize('broken', ['fsync', 'replace'])
+def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch, broken):
+    workdir.write(tmp_path / 'a.json', 'first')
+
+    def full(*args):
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(os, broken, full)
+    with pytest.raises(UserError, match=r'a\.json cannot be written: No space left on device'):
+        workdir.write(tmp_path / 'a.json', 'second')
+    assert (tmp_path / 'a.json').read_text() == 'first'
+    assert [path.name for path in tmp_path.iterdir()] == ['a.json']
+
+
+def test_a_folder_is_for_one_at_a_time(tmp_path):
+    folder = tmp_path / 'deep' / 'run'
+    with workdir.opened(folder), pytest.raises(UserError, match='in use'), workdir.opened(folder):
+        pass
+    with workdir.opened(folder):
+        assert folder.is_dir()
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(UserError, match='cannot be written'), workdir.opened(tmp_path / 'file' / 'run'):
+        pass
+
+
+def test_paths_are_made_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('HOME', str(tmp_path / 'me'))
+    assert workdir.resolve('runs/a') == tmp_path / 'runs' / 'a'
+    assert workdir.resolve('~/a') == tmp_path / 'me' / 'a'
+    assert workdir.resolve(str(tmp_path)) == pathlib.Path(tmp_path)
+    with pytest.raises(UserError, match='~nobody-of-this-name'):
+        workdir.resolve('~nobody-of-this-name/a')
+
+
+def test_json_is_read_or_refused(tmp_path):
+    path = tmp_path / 'a.json'
+    assert workdir.read_json(path) is None
+    path.write_text('{"a": [1, 2]}')
+    assert workdir.read_json(path) == {'a': [1, 2]}
+    for damaged in ('{"a": [1,', '', '\xff'):
+        path.write_bytes(damaged.encode('latin-1'))
+        with pytest.raises(UserError, match='cannot be read'):
+            workdir.read_json(path)
+    path.write_text('[1, 2]')
+    with pytest.raises(UserError, match='does not hold a JSON object'):
+        workdir.read_json(path)
