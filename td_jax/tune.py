@@ -106,13 +106,14 @@ def main():
     name = flags.DEFINE_string('config', None, 'A module of configs/: movielens or digits.')
     columns = flags.DEFINE_list('columns', None, 'Genres to tune for, or the data set name.')
     methods = flags.DEFINE_list('methods', [TEACHER, *SPACES], 'Methods to tune, the teacher first.')
-    trials = flags.DEFINE_integer('trials', 12, 'Trials a method.', lower_bound=1)
+    trials = flags.DEFINE_integer('trials', 12, 'Trials a method, at least one a stage.', lower_bound=2)
     seeds = flags.DEFINE_integer('seeds', 3, 'Seeds a trial.', lower_bound=1)
     steps = flags.DEFINE_integer('steps', 1000, 'Longest run.', lower_bound=1)
     folder = flags.DEFINE_string('workdir', None, 'Folder of all trials; called again, it goes on.')
     output = flags.DEFINE_string('output', None, 'JSON file that gets the choices, others kept.')
 
     def command():
+        config_lib.check_choice('--config', name.value, SOURCES)
         for method in methods.value:
             config_lib.check_choice('--methods', method, (TEACHER, *objectives.METHODS))
         root, target = workdir.resolve(folder.value), workdir.resolve(output.value)

@@ -1,11 +1,16 @@
 """How the knobs of a method are chosen, on made-up scores."""
 
 import itertools
+import os
+import pathlib
+import subprocess
+import sys
+import types
 
 import pytest
 
 from td_jax import config as config_lib
-from td_jax import metric_log, reproduce, tune
+from td_jax import evaluation, metric_log, reproduce, tune
 
 SPACE = {'a': (1, 2, 3), 'b': ('x', 'y')}
 
@@ -36,34 +41,89 @@ def test_best_step(less_is_better, expected):
     assert tune.best_step(lines, 'rmse', less_is_better) == expected
 
 
+@pytest.mark.parametrize('task', evaluation.METRICS)
+@pytest.mark.parametrize(
+    ('rate', 'best_rate', 'best_is_first'),
+    [
+        (1e-3, 3e-3, False),  # starts at a point that the second stage could draw
+        (2e-3, 3e-3, False),
+        (2e-3, 2e-3, True),
+    ],
+)
 @pytest.mark.parametrize('method', tune.SPACES)
-def test_every_method_has_as_many_trials_and_two_stages(monkeypatch, tmp_path, small_config, method):
-    config, tried = small_config(method=method, optimizer__learning_rate=1e-3), []
+def test_every_method_has_as_many_trials_and_two_stages(
+    monkeypatch, tmp_path, small_config, method, rate, best_rate, best_is_first, task
+):
+    config, tried = small_config(method=method, optimizer__learning_rate=rate), []
+    metric, _, _, less_is_better = evaluation.METRICS[task]
 
     def score(knobs):
-        """Best at one learning rate, one dropout and the largest weights."""
+        """Best at one learning rate, then at one dropout, then at the largest weights."""
         weights = sum(value for key, value in knobs.items() if f'{method}.weights.' in key)
-        good = (knobs['optimizer.learning_rate'] == 3e-3) + (knobs['model.dropout'] == 0.2)
-        return 0.5 + 0.1 * good + 0.001 * weights
+        good = 2 * (knobs['optimizer.learning_rate'] == best_rate) + (knobs['model.dropout'] == 0.2)
+        gain = 0.1 * good + 0.001 * weights
+        return 1 - gain if less_is_better else gain
 
     def read(folder):
-        return [{'step': 3, 'validation_accuracy': 0.1}, {'step': 4, 'validation_accuracy': score(tried[-1])}]
+        worst = 2.0 if less_is_better else -1.0
+        curve = {3: worst, 4: score(tried[-1]), 6: worst}
+        return [{'step': step, f'validation_{metric}': value} for step, value in curve.items()]
 
+    source = types.SimpleNamespace(task=task)
+    monkeypatch.setitem(tune.SOURCES, 'digits', lambda config, task: source)
     monkeypatch.setattr(reproduce, 'run_cell', lambda root, run: tried.append(config_lib.flatten(run)))
     monkeypatch.setattr(metric_log, 'read', read)
-    space = tune.SPACES[method]
+    space, better = tune.SPACES[method], min if less_is_better else max
     record = tune.tune_one(config, space, 12, tmp_path)
 
     assert len(tried) == len(record['trials']) == 12
+    assert len({str(knobs) for knobs in tried}) == 12
     assert record['trials'] == [score(knobs) for knobs in tried]
-    assert record['score'] == max(record['trials'])
-    best = tried[record['trials'].index(record['score'])]
-    assert record['values'] == {**{key: best[key] for key in (*tune.COMMON, *space)}, 'num_steps': 4}
+    assert record['score'] == better(record['trials'])
+    best = record['trials'].index(record['score'])
+    assert record['values'] == {**{key: tried[best][key] for key in (*tune.COMMON, *space)}, 'num_steps': 4}
+    if not space:
+        return
 
-    start = {key: config_lib.flatten(config)[key] for key in tune.COMMON}
-    first = [knobs for knobs in tried if all(knobs[key] == start[key] for key in tune.COMMON)]
-    if space:
-        assert tried[: len(first)] == first
-        weights = {tuple(knobs[key] for key in space) for knobs in tried[len(first) :]}
-        best_first = max(first, key=score)
-        assert weights == {tuple(best_first[key] for key in space)}
+    # Of 12 trials 9 are for the weights, or as many as there are.
+    count = min(9, len(list(itertools.product(*space.values()))))
+    first, second = tried[:count], tried[count:]
+    assert (best < count) == best_is_first
+    start = config_lib.flatten(config)
+    assert all(knobs[key] == start[key] for key in tune.COMMON for knobs in first)
+    assert len({tuple(knobs[key] for key in space) for knobs in first}) == count
+    best_first = better(first, key=score)
+    assert all(knobs[key] == best_first[key] for key in space for knobs in second)
+
+
+@pytest.mark.parametrize('trials', [2, 3, 5])
+@pytest.mark.parametrize('method', tune.SPACES)
+def test_few_trials_are_as_many_for_every_method(monkeypatch, tmp_path, small_config, method, trials):
+    lines = [{'step': 4, 'validation_accuracy': 0.5}]
+    monkeypatch.setattr(reproduce, 'run_cell', lambda root, run: None)
+    monkeypatch.setattr(metric_log, 'read', lambda folder: lines)
+    record = tune.tune_one(small_config(method=method), tune.SPACES[method], trials, tmp_path)
+    assert record['trials'] == [0.5] * trials
+
+
+def test_what_cannot_be_tuned_is_one_line(tmp_path):
+    def start(*flags):
+        command = [sys.executable, '-m', 'td_jax.tune', '--columns=digits', f'--workdir={tmp_path / "t"}']
+        root = pathlib.Path(tune.__file__).parents[1]
+        return subprocess.Popen(
+            [*command, f'--output={tmp_path / "o.json"}', *flags],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=root,
+            env=os.environ,
+        )
+
+    processes = start('--config=digit'), start('--config=digits', '--trials=1')
+    outputs = [process.communicate() for process in processes]
+    assert [process.returncode for process in processes] == [2, 2]
+    assert [out for out, _ in outputs] == ['', '']
+    (unknown,), (single,) = (err.splitlines() for _, err in outputs)
+    assert unknown.startswith("td_jax: --config 'digit' is not known. Did you mean digits? Known: ")
+    assert single.startswith('td_jax: flag --trials=1: ')
+    assert list(tmp_path.iterdir()) == []
