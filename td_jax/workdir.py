@@ -64,9 +64,11 @@ def write(path: pathlib.Path, text: str):
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except OSError as error:
+        raise UserError(f'{path} cannot be written: {error.strerror}.') from error
+    finally:
+        # Only what did not become the file is still there.
         if temporary:
             pathlib.Path(temporary).unlink(missing_ok=True)
-        raise UserError(f'{path} cannot be written: {error.strerror}.') from error
 
 
 def read_json(path: pathlib.Path) -> dict | None:
