@@ -2,6 +2,8 @@
 
 import json
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from tensorboard.backend.event_processing import event_file_loader
 from tensorboard.util import tensor_util
@@ -46,7 +48,53 @@ def test_a_run_goes_on_after_the_lines_it_keeps(tmp_path):
     assert events_of(tmp_path) == as_events(expected)
 
 
-@pytest.mark.parametrize('rest', ['{"step": 6, "lo', '\x00\x00', '[1]', '{"loss": 1.0}', '\xff'])
+def test_what_was_written_before_an_error_is_in_both(tmp_path):
+    with pytest.raises(ZeroDivisionError), metric_log.opened(tmp_path, LINES[:1]) as log:
+        log.write(4, {'loss': 0.25, 'rate': 3.0})
+        raise ZeroDivisionError
+    assert log._file.closed
+    assert metric_log.read(tmp_path) == LINES
+    assert events_of(tmp_path) == as_events(LINES)
+
+
+def test_scalars_of_every_kind_are_plain_numbers(tmp_path):
+    with metric_log.opened(tmp_path, []) as log:
+        log.write(np.int32(3), {'a': jnp.float32(0.5), 'b': np.float64(0.25), 'c': 2, 'd': np.array(4)})
+    (line,) = metric_log.read(tmp_path)
+    assert line == {'step': 3, 'a': 0.5, 'b': 0.25, 'c': 2.0, 'd': 4.0}
+    assert events_of(tmp_path) == as_events([line])
+
+
+def test_a_flushed_line_is_on_disk_before_the_end(tmp_path):
+    with metric_log.opened(tmp_path, []) as log:
+        log.write(2, {'loss': 0.5})
+        log.flush()
+        assert metric_log.read(tmp_path) == LINES[:1]
+        assert events_of(tmp_path) == as_events(LINES[:1])
+
+
+def test_a_log_that_cannot_be_written_is_refused(tmp_path):
+    with pytest.raises(UserError, match='cannot be written'), metric_log.opened(tmp_path / 'none', []):
+        pass
+    (tmp_path / metric_log.FILE).mkdir()
+    with pytest.raises(UserError, match='cannot be written'), metric_log.opened(tmp_path, []):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == [metric_log.FILE]
+
+
+def test_the_lines_after_a_damaged_one_are_kept(tmp_path):
+    first, second = (json.dumps(line) for line in LINES)
+    (tmp_path / metric_log.FILE).write_text(f'{first}\n{first[:9]}\n{second}\n')
+    assert metric_log.read(tmp_path) == LINES
+    with metric_log.opened(tmp_path, metric_log.read(tmp_path)):
+        pass
+    assert (tmp_path / metric_log.FILE).read_text() == f'{first}\n{second}\n'
+    assert events_of(tmp_path) == as_events(LINES)
+
+
+@pytest.mark.parametrize(
+    'rest', ['{"step": 6, "lo', '\x00\x00', '[1]', '7', 'null', '{"step": "6"}', '{"loss": 1.0}', '\xff']
+)
 def test_a_damaged_line_is_left_out(tmp_path, rest):
     text = ''.join(json.dumps(line) + '\n' for line in LINES)
     (tmp_path / metric_log.FILE).write_bytes((text + rest).encode('latin-1'))
