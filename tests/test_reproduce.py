@@ -66,6 +66,13 @@ def test_the_papers_numbers_are_the_papers():
     assert found == {SCRATCH: 1.0102, 'Teacher': 1.0120, 'LD': 1.0083, 'TD': 0.9965}
 
 
+@pytest.mark.parametrize('name', PAPER)
+def test_every_row_of_the_paper_has_every_column(name):
+    for cells in PAPER[name]['rows'].values():
+        assert len(cells) == len(PAPER[name]['columns'])
+        assert all(isinstance(value, float) and (se is None or se >= 0) for value, se in cells)
+
+
 @pytest.mark.parametrize('path', sorted(reproduce.TUNED.glob('*.json')), ids=lambda path: path.stem)
 def test_tuned_values_are_of_known_knobs(path):
     declared = config_lib.flatten(common.get_config())
@@ -102,6 +109,20 @@ def test_a_folders_name_says_the_config(small_config):
     root, config = pathlib.Path('root'), small_config()
     assert reproduce.run_folder(root, config) == reproduce.run_folder(root, small_config())
     assert reproduce.run_folder(root, config) != reproduce.run_folder(root, small_config(td__rounds=2))
+    assert reproduce.run_folder(root, config).parent == root / 'digits'
+    assert reproduce.run_folder(root, config).name == f'td-{reproduce.digest(config)}'
+
+
+def test_a_teacher_is_shared_by_all_that_would_train_the_same(monkeypatch, small_config):
+    monkeypatch.setattr(reproduce, 'base_config', lambda name: small_config())
+
+    def teacher(**changes):
+        return reproduce.digest(reproduce.shared_teacher_config(small_config(**changes)))
+
+    assert teacher() == teacher(method='ld', num_steps=9, model__hidden=(4, 4), optimizer__learning_rate=0.1)
+    assert teacher() != teacher(dataset__split='validation')
+    assert teacher() != teacher(dataset__movie_oov_rate=0.3)
+    assert teacher() != teacher(teacher__optimizer__learning_rate=0.1)
 
 
 @pytest.fixture
@@ -139,8 +160,14 @@ def test_only_what_is_missing_is_run(tiny, tmp_path):
 
     text = reproduce.make(['tiny'], ['Drama'], tmp_path, only_show=False)
     assert tiny == ['supervised', 'supervised', 'ld']  # a student, the teacher, a student of it
-    results = {path.parent.name.split('-')[0]: path for path in tmp_path.rglob(workdir.RESULT)}
+    paths = list(tmp_path.rglob(workdir.RESULT))
+    results = {path.parent.name.split('-')[0]: path for path in paths}
+    assert len(paths) == 3
     assert set(results) == {'supervised', 'teacher', 'ld'}
+    # The teacher was trained on the student's own task, so that its own run has its score, too.
+    teacher = json.loads(results['teacher'].read_text())
+    assert teacher['seeds'] == [0]
+    assert cells_of(text, 'Teacher')[1] == f'{teacher["mean"]:.4f}'
     result = json.loads(results['ld'].read_text())
     assert cells_of(text, 'LD')[1] == f'{result["mean"]:.4f} ± {result["stderr"]:.4f}'
     assert cells_of(text, 'Teacher')[1] == f'{result["teacher"]:.4f}'
@@ -191,8 +218,37 @@ def test_a_table_shows_the_papers_numbers_and_what_is_missing():
     assert cells_of(text, 'LD')[1:3] == ['missing', '']
     assert cells_of(text, 'LD')[3].startswith('1.0083')
     assert cells_of(text, 'Teacher')[1:3] == ['0.9000', '-0.1000']
+    assert cells_of(text, SCRATCH) == [SCRATCH, '1.0000 ± 0.0100', '', '1.0102 ± 0.0003', '']
     assert 'test rmse, 2 seeds' in text
-    assert 'Drama' in text
+    assert f'### {GENRE} (Drama)' in text
+
+
+def test_without_its_baseline_a_row_has_no_difference():
+    table = reproduce.TABLES['3']
+    text = reproduce.render('3', table, {GENRE: {row: None for row in table.rows} | {'TD': fake(0.98)}})
+    assert cells_of(text, SCRATCH)[1:3] == ['missing', '']
+    assert cells_of(text, 'TD')[1:3] == ['0.9800 ± 0.0100', '']
+
+
+def test_the_teachers_row_is_what_another_row_says_of_it():
+    table = reproduce.TABLES['3']
+    scores = {'supervised': None, 'ld': 0.8, 'td': 0.8}
+
+    def find(config):
+        return fake(1.0, teacher=scores[config.method]) if config.method in scores else None
+
+    rows = reproduce.results_of(table, [GENRE], find)[GENRE]
+    assert rows['Teacher'] == {'mean': 0.8, 'stderr': None}
+    assert rows['FD'] is None
+    scores = {'supervised': None}
+    assert reproduce.results_of(table, [GENRE], find)[GENRE]['Teacher'] is None
+
+
+def test_a_table_the_paper_does_not_have_shows_ours_alone():
+    table = reproduce.TABLES['digits']
+    text = reproduce.render('digits', table, {'5 to 9': {row: fake(0.9) for row in table.rows}})
+    assert cells_of(text, 'LD') == ['LD', '0.9000 ± 0.0100', '+0.0000 ± 0.0000']
+    assert 'paper' not in text
 
 
 @pytest.mark.parametrize('name', DERIVED)
@@ -232,18 +288,59 @@ def test_genres_leave_their_columns():
     assert reproduce.selected_columns(reproduce.TABLES['digits'], ['War']) == ['5 to 9']
 
 
-def test_an_unknown_table_is_one_line_with_the_known_ones(tmp_path):
-    command = [sys.executable, '-m', 'td_jax.reproduce', '--tables=33', f'--workdir={tmp_path / "t"}']
-    root = pathlib.Path(reproduce.__file__).parents[1]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=root, env=os.environ, check=False)
-    assert done.returncode == 2
-    assert done.stdout == ''
-    (line,) = done.stderr.splitlines()
-    assert line.startswith("td_jax: --tables '33' is not known.")
-    assert ', '.join(reproduce.TABLES) in line
-    assert not (tmp_path / 't').exists()
+def start(*flags):
+    """A real process of the command."""
+    return subprocess.Popen(
+        [sys.executable, '-m', 'td_jax.reproduce', *flags],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=pathlib.Path(reproduce.__file__).parents[1],
+        env=os.environ,
+    )
 
 
-def test_an_unknown_genre_is_refused_with_the_known_ones(tmp_path):
-    with pytest.raises(config_lib.UserError, match=r'--genres .Horror. is not known\..*Drama'):
-        reproduce.make(['3'], ['Horror'], tmp_path, only_show=True)
+def test_a_mistake_is_one_line_with_the_known_names(tmp_path):
+    folder = f'--workdir={tmp_path / "t"}'
+    processes = start('--tables=33', folder), start('--tables=3', '--genres=War,Wra', folder)
+    outputs = [process.communicate() for process in processes]
+    assert [process.returncode for process in processes] == [2, 2]
+    assert [out for out, _ in outputs] == ['', '']
+    (table,), (genre,) = (err.splitlines() for _, err in outputs)
+    assert table.startswith("td_jax: --tables '33' is not known.")
+    assert ', '.join(reproduce.TABLES) in table
+    assert genre == (
+        f"td_jax: --genres 'Wra' is not known. Did you mean War? Known: {', '.join(reproduce.GENRES)}."
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_shows_a_finished_table_and_writes_it_unless_told_only_to_show(tmp_path):
+    root, table, score = tmp_path / 'runs', reproduce.TABLES['digits'], 0.9
+    configs = [reproduce.cell_config(table, '5 to 9', row) for row in table.rows]
+    teacher = config_lib.teacher_run(reproduce.shared_teacher_config(configs[-1]))
+    folders = [reproduce.run_folder(root, config) for config in configs]
+    for config, folder in (
+        (teacher, reproduce.teacher_folder(root, teacher)),
+        *zip(configs, folders, strict=True),
+    ):
+        folder.mkdir(parents=True)
+        stored = config.copy_and_resolve_references()
+        if config.method != 'supervised':
+            stored.teacher.checkpoint = str(reproduce.teacher_folder(root, teacher))
+        result = fake(score, teacher=None) | {'steps': config.num_steps, 'method': '', 'dataset': ''}
+        workdir.write(folder / workdir.CONFIG, config_lib.to_json(stored))
+        workdir.write(folder / workdir.RESULT, json.dumps({**result, 'versions': {}}))
+    before = sorted(root.rglob('*'))
+
+    shown = start('--tables=digits', f'--workdir={root}', '--only_show')
+    text, err = shown.communicate()
+    assert (shown.returncode, err) == (0, '')
+    assert cells_of(text, 'TD')[1] == '0.9000 ± 0.0100'
+    assert sorted(root.rglob('*')) == before
+
+    written = start('--tables=digits', f'--workdir={root}')
+    assert written.communicate() == (text, '')
+    assert written.returncode == 0
+    assert (root / 'tables_digits.md').read_text() == text.removesuffix('\n')
+    assert sorted(root.rglob('*')) == sorted([*before, root / 'tables_digits.md'])
