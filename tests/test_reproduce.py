@@ -300,47 +300,48 @@ def start(*flags):
     )
 
 
-def test_a_mistake_is_one_line_with_the_known_names(tmp_path):
-    folder = f'--workdir={tmp_path / "t"}'
-    processes = start('--tables=33', folder), start('--tables=3', '--genres=War,Wra', folder)
-    outputs = [process.communicate() for process in processes]
-    assert [process.returncode for process in processes] == [2, 2]
-    assert [out for out, _ in outputs] == ['', '']
-    (table,), (genre,) = (err.splitlines() for _, err in outputs)
-    assert table.startswith("td_jax: --tables '33' is not known.")
-    assert ', '.join(reproduce.TABLES) in table
-    assert genre == (
-        f"td_jax: --genres 'Wra' is not known. Did you mean War? Known: {', '.join(reproduce.GENRES)}."
+def test_an_unknown_table_is_one_line_with_the_known_ones(tmp_path):
+    process = start('--tables=33', f'--workdir={tmp_path / "t"}')
+    out, err = process.communicate()
+    assert (process.returncode, out) == (2, '')
+    (line,) = err.splitlines()
+    assert (
+        line == f"td_jax: --tables '33' is not known. Did you mean 3? Known: {', '.join(reproduce.TABLES)}."
     )
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_command_shows_a_finished_table_and_writes_it_unless_told_only_to_show(tmp_path):
-    root, table, score = tmp_path / 'runs', reproduce.TABLES['digits'], 0.9
-    configs = [reproduce.cell_config(table, '5 to 9', row) for row in table.rows]
-    teacher = config_lib.teacher_run(reproduce.shared_teacher_config(configs[-1]))
-    folders = [reproduce.run_folder(root, config) for config in configs]
-    for config, folder in (
-        (teacher, reproduce.teacher_folder(root, teacher)),
-        *zip(configs, folders, strict=True),
+def test_an_unknown_genre_is_refused_with_the_known_ones(tmp_path):
+    with pytest.raises(
+        config_lib.UserError, match=r'--genres .Wra. is not known\. Did you mean War\?.*Drama'
     ):
-        folder.mkdir(parents=True)
-        stored = config.copy_and_resolve_references()
+        reproduce.make(['3'], ['Drama', 'Wra'], tmp_path, only_show=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_writes_what_it_shows_unless_told_only_to_show(tmp_path):
+    root, table = tmp_path / 'runs', reproduce.TABLES['digits']
+    configs = [reproduce.cell_config(table, '5 to 9', row) for row in table.rows]
+    shared = reproduce.shared_teacher_config(configs[-1])
+    teacher = reproduce.teacher_folder(root, shared)
+    runs = {reproduce.run_folder(root, config): config for config in configs}
+    for folder, config in {teacher: config_lib.teacher_run(shared), **runs}.items():
         if config.method != 'supervised':
-            stored.teacher.checkpoint = str(reproduce.teacher_folder(root, teacher))
-        result = fake(score, teacher=None) | {'steps': config.num_steps, 'method': '', 'dataset': ''}
-        workdir.write(folder / workdir.CONFIG, config_lib.to_json(stored))
-        workdir.write(folder / workdir.RESULT, json.dumps({**result, 'versions': {}}))
+            config.teacher.checkpoint = str(teacher)
+        result = dict.fromkeys(experiment.RESULT_KEYS) | fake(0.9, teacher=None) | {'steps': config.num_steps}
+        folder.mkdir(parents=True)
+        workdir.write(folder / workdir.CONFIG, config_lib.to_json(config))
+        workdir.write(folder / workdir.RESULT, json.dumps(result))
     before = sorted(root.rglob('*'))
 
-    shown = start('--tables=digits', f'--workdir={root}', '--only_show')
-    text, err = shown.communicate()
-    assert (shown.returncode, err) == (0, '')
-    assert cells_of(text, 'TD')[1] == '0.9000 ± 0.0100'
-    assert sorted(root.rglob('*')) == before
-
+    # Everything is there, so that the first has nothing to run; nothing is there for the second.
     written = start('--tables=digits', f'--workdir={root}')
-    assert written.communicate() == (text, '')
-    assert written.returncode == 0
-    assert (root / 'tables_digits.md').read_text() == text.removesuffix('\n')
+    shown = start('--tables=digits', f'--workdir={tmp_path / "empty"}', '--only_show')
+    (text, _), (missing, _) = outputs = written.communicate(), shown.communicate()
+    assert (written.returncode, shown.returncode) == (0, 0)
+    assert [err for _, err in outputs] == ['', '']
+    assert cells_of(text, 'TD') == ['TD', '0.9000 ± 0.0100', '+0.0000 ± 0.0000']
+    assert cells_of(missing, 'TD') == ['TD', 'missing', '']
+    assert (root / 'tables_digits.md').read_text() + '\n' == text
     assert sorted(root.rglob('*')) == sorted([*before, root / 'tables_digits.md'])
+    assert list(tmp_path.iterdir()) == [root]
