@@ -43,18 +43,18 @@ def test_best_step(less_is_better, expected):
 
 @pytest.mark.parametrize('task', evaluation.METRICS)
 @pytest.mark.parametrize(
-    ('rate', 'best_rate', 'best_is_first'),
+    ('start', 'best_rate', 'best_is_first'),
     [
-        (1e-3, 3e-3, False),  # starts at a point that the second stage could draw
-        (2e-3, 3e-3, False),
-        (2e-3, 2e-3, True),
+        (tune.draw(tune.COMMON, 1)[0], 3e-3, False),  # the point that the second stage would try first
+        ({'optimizer.learning_rate': 2e-3}, 3e-3, False),
+        ({'optimizer.learning_rate': 2e-3}, 2e-3, True),
     ],
 )
 @pytest.mark.parametrize('method', tune.SPACES)
 def test_every_method_has_as_many_trials_and_two_stages(
-    monkeypatch, tmp_path, small_config, method, rate, best_rate, best_is_first, task
+    monkeypatch, tmp_path, small_config, method, start, best_rate, best_is_first, task
 ):
-    config, tried = small_config(method=method, optimizer__learning_rate=rate), []
+    config, tried = small_config(method=method, **start), []
     metric, _, _, less_is_better = evaluation.METRICS[task]
 
     def score(knobs):
