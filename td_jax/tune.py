@@ -21,6 +21,7 @@ from absl import flags
 from td_jax import command_line, evaluation, metric_log, objectives, reproduce, workdir
 from td_jax import config as config_lib
 from td_jax.data import SOURCES
+from td_jax.errors import UserError
 
 _WEIGHTS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 # What the second stage draws from, for every method; the only one of supervised runs.
@@ -116,7 +117,12 @@ def main():
         config_lib.check_choice('--config', name.value, SOURCES)
         for method in methods.value:
             config_lib.check_choice('--methods', method, (TEACHER, *objectives.METHODS))
+        has_genres = name.value == 'movielens'
+        for column in columns.value:
+            config_lib.check_choice('--columns', column, reproduce.GENRES if has_genres else (name.value,))
         root, target = workdir.resolve(folder.value), workdir.resolve(output.value)
+        if not target.parent.is_dir():
+            raise UserError(f'--output {target} cannot be written: its folder is missing.')
         choices = workdir.read_json(target) or {}
 
         def keep(record):
@@ -141,7 +147,7 @@ def main():
                 if method == TEACHER:
                     continue
                 config = prepared()
-                if config.dataset.name == 'movielens':
+                if has_genres:
                     config.dataset.genre = column
                 config.method = method
                 # A method starts where the student from scratch ended; the longest run is for all the same.

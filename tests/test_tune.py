@@ -119,11 +119,21 @@ def test_what_cannot_be_tuned_is_one_line(tmp_path):
             env=os.environ,
         )
 
-    processes = start('--config=digit'), start('--config=digits', '--trials=1')
+    processes = (
+        start('--config=digit'),
+        start('--config=digits', '--trials=1'),
+        start('--config=movielens', '--columns=Horror'),
+        start('--config=digits', f'--output={tmp_path / "missing" / "o.json"}'),
+    )
     outputs = [process.communicate() for process in processes]
-    assert [process.returncode for process in processes] == [2, 2]
-    assert [out for out, _ in outputs] == ['', '']
-    (unknown,), (single,) = (err.splitlines() for _, err in outputs)
+    assert [process.returncode for process in processes] == [2] * 4
+    assert [out for out, _ in outputs] == [''] * 4
+    (unknown,), (single,), (genre,), (folder,) = (err.splitlines() for _, err in outputs)
     assert unknown.startswith("td_jax: --config 'digit' is not known. Did you mean digits? Known: ")
     assert single.startswith('td_jax: flag --trials=1: ')
+    assert genre.startswith("td_jax: --columns 'Horror' is not known. Known: Drama, ")
+    assert (
+        folder
+        == f'td_jax: --output {tmp_path / "missing" / "o.json"} cannot be written: its folder is missing.'
+    )
     assert list(tmp_path.iterdir()) == []
