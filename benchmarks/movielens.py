@@ -49,16 +49,17 @@ def measure(config, steps: int, repeats: int) -> dict:
     step = train_step.build(student, tx, learning_rate, source.task, len(source.label_names), config)
     run = dispatch.build(step, source, teacher, config)
     keys = dispatch.seed_keys(config)
-    state = run.init(run.constants, keys)
+    state, order = run.init(run.constants, keys), run.order(keys, 0)
     began = time.perf_counter()
-    compiled = run.run.lower(state, run.constants, keys, 1).compile()
+    compiled = run.run.lower(state, order, run.constants, keys, 1).compile()
     compile_seconds = time.perf_counter() - began
-    operations = flops.of(run.run, state, run.constants, keys, 1) // config.num_seeds
+    operations = flops.of(run.run, state, order, run.constants, keys, 1) // config.num_seeds
 
     fastest = np.inf
     for repeat in range(repeats + 1):
         began = time.perf_counter()
-        state, _, _ = jax.block_until_ready(compiled(state, run.constants, keys, (repeat + 1) * steps))
+        stop = (repeat + 1) * steps
+        state, order, _, _ = jax.block_until_ready(compiled(state, order, run.constants, keys, stop))
         # The first dispatch touches its memory for the first time.
         fastest = min(fastest, time.perf_counter() - began) if repeat else fastest
     return {

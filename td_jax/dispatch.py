@@ -37,13 +37,18 @@ class Dispatch(NamedTuple):
     """A run's compiled functions.
 
     constants: what they all read
-    init(keys [seeds]) -> TrainState of all seeds, stacked
-    run(state, keys, stop) -> (state, {metric: [seeds]} summed over the steps, whether all were finite);
-      trains from state.step until `stop`, or until a loss is not finite; `state` is donated
+    init(constants, keys [seeds]) -> TrainState of all seeds, stacked
+    order(keys, step) -> [seeds, examples], the order of the examples in the epoch of a step
+    run(state, order, constants, keys, stop)
+      -> (state, order, {metric: [seeds]} summed over the steps, whether all were finite);
+      trains from state.step until `stop`, or until a loss is not finite. `order` is that of state.step, and
+      of its end again: sorting it anew for every dispatch takes as long as many steps. `state` and `order`
+      are donated.
     """
 
     constants: Constants
     init: Any
+    order: Any
     run: Any
 
 
@@ -114,14 +119,15 @@ def build(step: train_step.Step, source: data.Source, teacher: Teacher | None, c
 
         return step.update(state, training_key, teacher_upper, batch)
 
-    def run(state, constants, keys, stop):
-        keys = jax.vmap(streams)(keys)  # [seeds, 4]
-        all_seeds = jax.vmap(one_step, in_axes=(None, 0, 0, 0))
+    def order_of(keys, step):
+        order_keys = jax.vmap(streams)(keys)[:, 1]
+        return jax.vmap(data.epoch_order, in_axes=(0, None, None))(
+            order_keys, step // steps_per_epoch, num_examples
+        )
 
-        def order_of(step):
-            return jax.vmap(data.epoch_order, in_axes=(0, None, None))(
-                keys[:, 1], step // steps_per_epoch, num_examples
-            )
+    def run(state, order, constants, keys, stop):
+        split_keys = jax.vmap(streams)(keys)  # [seeds, 4]
+        all_seeds = jax.vmap(one_step, in_axes=(None, 0, 0, 0))
 
         def is_on(carry):
             state, _, _, finite = carry
@@ -129,16 +135,14 @@ def build(step: train_step.Step, source: data.Source, teacher: Teacher | None, c
 
         def advance(carry):
             state, order, sums, _ = carry
-            step = state.step[0]  # the same for all seeds
-            order = jax.lax.cond(step % steps_per_epoch == 0, lambda: order_of(step), lambda: order)
-            state, metrics = all_seeds(constants, state, keys, order)
+            state, metrics = all_seeds(constants, state, split_keys, order)
             finite = jnp.all(jnp.isfinite(metrics['loss'] + metrics['gradient_norm']))
+            step = state.step[0]  # the same for all seeds
+            order = jax.lax.cond(step % steps_per_epoch == 0, lambda: order_of(keys, step), lambda: order)
             return state, order, jax.tree.map(jnp.add, sums, metrics), finite
 
-        order = order_of(state.step[0])
-        _, shapes = jax.eval_shape(all_seeds, constants, state, keys, order)
+        _, shapes = jax.eval_shape(all_seeds, constants, state, split_keys, order)
         sums = jax.tree.map(lambda metric: jnp.zeros(metric.shape, metric.dtype), shapes)
-        state, _, sums, finite = jax.lax.while_loop(is_on, advance, (state, order, sums, True))
-        return state, sums, finite
+        return jax.lax.while_loop(is_on, advance, (state, order, sums, True))
 
-    return Dispatch(constants, init, jax.jit(run, donate_argnums=0))
+    return Dispatch(constants, init, jax.jit(order_of), jax.jit(run, donate_argnums=(0, 1)))

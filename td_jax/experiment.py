@@ -338,13 +338,15 @@ class _Run:
     def _train(self, state, log):
         config = self.config
         first, started, compiled = int(state.step[0]), time.monotonic(), None
-        step = first
+        step, order = first, self.dispatch.order(self.keys, first)
         while step < config.num_steps:
             before, began = step, time.monotonic()
             # Every interval ends at a multiple of its own length, wherever the run was continued.
             every = (config.log_every, config.save_every, *self._eval_intervals())
             step = min(config.num_steps, *(before + n - before % n for n in every))
-            state, sums, finite = self.dispatch.run(state, self.dispatch.constants, self.keys, step)
+            state, order, sums, finite = self.dispatch.run(
+                state, order, self.dispatch.constants, self.keys, step
+            )
             saves = step % config.save_every == 0 or step == config.num_steps
             # The parameters can overflow in the very step whose loss was the last finite one.
             if not finite or (saves and not _is_finite(state.params)):

@@ -35,7 +35,7 @@ def train(config, steps=3):
     run, teacher, keys = build(config)
     state = run.init(run.constants, keys)
     before = jax.tree.map(np.array, state)
-    after, sums, finite = run.run(state, run.constants, keys, steps)
+    after, _, sums, finite = run.run(state, run.order(keys, state.step[0]), run.constants, keys, steps)
     return before, jax.tree.map(np.array, after), sums, finite, teacher
 
 
@@ -56,7 +56,7 @@ def test_student_and_all_modules_move_and_the_teacher_does_not(small_config, inp
     fingerprint = checkpoints.fingerprint(teacher.params)
     state = run.init(run.constants, keys)
     before = jax.tree.map(np.array, state.params)
-    state, _, finite = run.run(state, run.constants, keys, 3)
+    state, _, _, finite = run.run(state, run.order(keys, state.step[0]), run.constants, keys, 3)
     assert finite
     assert checkpoints.fingerprint(run.constants.teacher_params) == fingerprint
     assert len(moved(before, state.params)) == len(jax.tree.leaves(before))
@@ -77,7 +77,9 @@ def test_no_gradient_of_the_teacher_is_computed(small_config):
     assert teacher_shapes == {(64, 7), (7, 11), (11, 5)}
     for leaf in jax.tree.leaves(state):
         assert leaf.shape[1:] not in teacher_shapes
-    text = str(jax.make_jaxpr(lambda state: run.run(state, run.constants, keys, 1))(state))
+    text = str(
+        jax.make_jaxpr(lambda state: run.run(state, run.order(keys, 0), run.constants, keys, 1))(state)
+    )
     # Its kernels enter products as inputs; a gradient of one would be a product with its shape.
     for rows, columns in ((7, 11), (11, 5)):
         assert f'f32[{columns},{rows}] = dot_general' not in text
@@ -92,7 +94,7 @@ def test_a_student_made_of_the_teachers_arrays_survives_donation(small_config):
     params[train_step.STUDENT] = jax.tree.map(lambda leaf: leaf[None], teacher.params)
     state = state._replace(params=params)
     for stop in (1, 2):
-        state, _, finite = run.run(state, run.constants, keys, stop)
+        state, _, _, finite = run.run(state, run.order(keys, state.step[0]), run.constants, keys, stop)
         assert finite
     assert np.all(np.isfinite(jax.tree.leaves(run.constants.teacher_params)[0]))
 
@@ -121,7 +123,8 @@ def test_the_cut_of_the_steps_does_not_change_a_bit(small_config):
     for stops in ((13,), (1, 2, 5, 6, 12, 13)):
         state = run.init(run.constants, keys)
         for stop in stops:
-            state, _, _ = run.run(state, run.constants, keys, stop)
+            state, order, _, _ = run.run(state, run.order(keys, state.step[0]), run.constants, keys, stop)
+            np.testing.assert_array_equal(order, run.order(keys, stop))
         ends.append(checkpoints.fingerprint(state))
     assert ends[0] == ends[1]
 
@@ -190,7 +193,7 @@ def test_ramp_up_trains_one_group_then_the_other_then_both(small_config):
     moves = []
     for stop in range(1, 8):
         before = jax.tree.map(np.array, (state.params, state.opt_state))
-        state, _, _ = run.run(state, run.constants, keys, stop)
+        state, _, _, _ = run.run(state, run.order(keys, state.step[0]), run.constants, keys, stop)
         after = state.params, state.opt_state
         moves.append(
             tuple(
@@ -205,7 +208,7 @@ def test_ramp_up_starts_with_the_task_alone(small_config):
     _, ramped, _, _, _ = train(small_config(td__ramp_up=(3, 1)), steps=2)
     config = small_config(method='supervised')
     run, _, keys = build(config)
-    state, _, _ = run.run(run.init(run.constants, keys), run.constants, keys, 2)
+    state, _, _, _ = run.run(run.init(run.constants, keys), run.order(keys, 0), run.constants, keys, 2)
     for a, b in zip(
         jax.tree.leaves(ramped.params['student']), jax.tree.leaves(state.params['student']), strict=True
     ):
