@@ -15,12 +15,28 @@ from td_jax import checkpoints, metric_log, workdir
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
 
+def _skip_without(name):
+    folder = pathlib.Path(os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets')).expanduser()
+    if not (folder / name).is_dir():
+        pytest.skip(f'{name} is not prepared in {folder}; set TFDS_DATA_DIR')
+
+
 @pytest.fixture
 def movielens_data():
     """Skips a test where the real ratings are not prepared."""
-    folder = pathlib.Path(os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets')).expanduser()
-    if not (folder / 'movielens' / '100k-ratings').is_dir():
-        pytest.skip(f'movielens/100k-ratings is not prepared in {folder}; set TFDS_DATA_DIR')
+    _skip_without('movielens/100k-ratings')
+
+
+@pytest.fixture
+def cifar10_data():
+    """Skips a test where the real CIFAR-10 is not prepared."""
+    _skip_without('cifar10')
+
+
+@pytest.fixture
+def imagenet_data():
+    """Skips a test where no real ImageNet, or a sample of it, is prepared."""
+    _skip_without('imagenet2012')
 
 
 @pytest.fixture(scope='session')
