@@ -18,9 +18,7 @@ from absl import flags
 
 from benchmarks import flops
 from configs import movielens
-from td_jax import command_line, data, dispatch, objectives, optimizer, train_step
-from td_jax.data import base as batches
-from td_jax.models import MODELS
+from td_jax import command_line, data, dispatch, experiment, objectives, sharding
 
 PRODUCT = 2048
 CASES = {
@@ -44,16 +42,13 @@ def measure(config, steps: int, repeats: int) -> dict:
       {'compile': seconds, 'operations': of one step of one seed, 'speed': seed-steps a second}
     """
     source, teacher = _parts(config)
-    student = _model(config.model, source)
-    tx, learning_rate = optimizer.build(config.optimizer, config.num_steps)
-    step = train_step.build(student, tx, learning_rate, source.task, len(source.label_names), config)
-    run = dispatch.build(step, source, teacher, config)
+    run = experiment.assemble(config, source, teacher, sharding.make_mesh(config))
     keys = dispatch.seed_keys(config)
-    state, order = run.init(run.constants, keys), run.order(keys, 0)
+    state, order = run.init(keys), run.feed(keys, 0)
     began = time.perf_counter()
-    compiled = run.run.lower(state, order, run.constants, keys, 1).compile()
+    compiled = run.compiled.lower(state, order, run.constants, keys, 1).compile()
     compile_seconds = time.perf_counter() - began
-    operations = flops.of(run.run, state, order, run.constants, keys, 1) // config.num_seeds
+    operations = flops.of(run.compiled, state, order, run.constants, keys, 1) // config.num_seeds
 
     fastest = np.inf
     for repeat in range(repeats + 1):
@@ -75,13 +70,7 @@ def _parts(config):
     if not objectives.METHODS[config.method].reads_teacher:
         return source, None
     theirs = data.SOURCES[config.dataset.name](config.dataset, config.teacher.dataset)
-    model = _model(config.teacher.model, theirs)
-    inputs = theirs.inputs(theirs.tables, batches.take(theirs.train, np.arange(1)), None)
-    return source, dispatch.Teacher(model, theirs, model.init(jax.random.key(0), inputs))
-
-
-def _model(config, source):
-    return MODELS[config.name](config, source.vocabularies, len(source.label_names))
+    return source, experiment.untrained_teacher(config, theirs)
 
 
 def _seconds(function):

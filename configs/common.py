@@ -11,17 +11,36 @@ import ml_collections
 def model_config():
     """The knobs of one model, teacher or student."""
     model = ml_collections.ConfigDict()
-    # The architecture, a name of td_jax.models.MODELS.
+    # The architecture, a name of td_jax.models.MODELS: mlp or vit.
     model.name = 'mlp'
+    # Where a student's parameters start: 'random', or 'teacher', which copies every one that the teacher has
+    # under the same name: all around the blocks, and as many of the first blocks as the student has. A head
+    # for other labels starts anew. (For a teacher: 'random'.)
+    model.initial = 'random'
     # MLP: widths of the hidden layers, input side first.
     model.hidden = (128, 64)
-    # How many hidden layers make up `lower`, whose output is the lower hidden state s.
+    # How many hidden layers or blocks make up `lower`, whose output is the lower hidden state s.
     model.split = 1
-    # Dropout rate after each hidden layer while training.
+    # Dropout rate after each hidden layer while training; ViT: after the positions and in each block.
     model.dropout = 0.0
     # MLP: width of the embedding of each categorical or bag-of-words input, by input name; inputs
     # that are not named here enter as they are.
     model.embeddings = ml_collections.ConfigDict()
+    # ViT: sizes by name, Ti, S, B or L, a slash, and the side of a patch in pixels: 8, 16 or 32.
+    model.variant = 'B/32'
+    # ViT: sizes other than the variant's; 0 keeps its own. Number of blocks, width of the hidden states,
+    # width of an MLP's hidden layer, attention heads, side of a patch.
+    model.layers = 0
+    model.width = 0
+    model.mlp = 0
+    model.heads = 0
+    model.patch = 0
+    # ViT: 'gelu_tanh', as google-research/vision_transformer computes it, or 'gelu', the exact one.
+    model.activation = 'gelu_tanh'
+    # ViT: added to the variance in each LayerNorm.
+    model.epsilon = 1e-6
+    # ViT: whether a Dense with tanh stands between the class token and the head.
+    model.pre_logits = False
     return model
 
 
@@ -58,6 +77,56 @@ def task_config():
     return task
 
 
+def dataset_config():
+    """The knobs of the data, but for the part of it that the teacher is trained on."""
+    dataset = task_config()
+    # The data set, a name of td_jax.data.SOURCES: movielens, digits, cifar10, cifar100 or
+    # imagenet.
+    dataset.name = 'movielens'
+    # What is evaluated: 'validation' (a slice cut from training data, for choosing knobs) or 'test'
+    # (trains on the slice as well).
+    dataset.split = 'test'
+    # MovieLens: share of user ids and of movie ids that become the out-of-vocabulary id in training.
+    dataset.user_oov_rate = 0.5
+    dataset.movie_oov_rate = 0.1
+    # MovieLens: a title word that occurs in fewer movies than this is out of vocabulary.
+    dataset.min_title_word_count = 2
+    # Images: side in pixels that a model is shown.
+    dataset.image_size = 32
+    # Images: smallest share of an image's area that a random crop keeps in training; 1 takes it whole.
+    dataset.min_crop_area = 0.05
+    # Images: chance that a training image is mirrored.
+    dataset.mirror_rate = 0.5
+    # ImageNet: examples that are shuffled at once, a lane of files; costs memory, about 0.1 MB each.
+    dataset.shuffle_buffer = 4096
+    return dataset
+
+
+def teacher_config():
+    """The knobs of the teacher."""
+    teacher = ml_collections.ConfigDict()
+    # Workdir of a finished supervised run to use as the teacher; '' trains one under WORKDIR/teacher.
+    teacher.checkpoint = ''
+    # ViT: a public checkpoint to use as the teacher, instead of one trained here: an .npz of
+    # google-research/vision_transformer (a path, gs:// or https://), or a Hugging Face ViT (a folder, or
+    # hf://OWNER/NAME).
+    teacher.pretrained = ''
+    # Part of the data set that the teacher is trained on.
+    teacher.dataset = task_config()
+    teacher.model = model_config()
+    teacher.optimizer = optimizer_config()
+    teacher.seed = 0
+    teacher.num_steps = 1000
+    # What the teacher is shown in training: 'clean' inputs (its states are then computed once for the
+    # whole data set) or 'varied' ones, with the random variation that the student sees.
+    teacher.inputs = 'varied'
+    # How a logits term compares models: 'shared' (both predict the same labels), 'probe' (a linear
+    # head on the frozen teacher learns the student's labels in the same run) or 'auxiliary' (a second
+    # head of the student predicts the teacher's labels).
+    teacher.labels = 'shared'
+    return teacher
+
+
 def get_config():
     """Returns a ConfigDict with every knob at its default."""
     config = ml_collections.ConfigDict()
@@ -73,6 +142,12 @@ def get_config():
     config.num_steps = 1000
     # Examples a training step.
     config.batch_size = 256
+    # Parts of a batch that are computed one after the other, their gradients added up; changes memory and
+    # dropout, nothing else.
+    config.micro_batches = 1
+    # What products are computed in: 'float32' or 'bfloat16'. Parameters, statistics, softmax, losses and
+    # metrics are float32 in any case.
+    config.compute_dtype = 'float32'
     # Examples a step of an evaluation; changes memory and speed, never the result.
     config.eval_batch_size = 1024
     # Steps between two evaluations on the validation slice; the test split is read once, at the end.
@@ -83,38 +158,19 @@ def get_config():
     # Steps between two checkpoints; the last step always has one.
     config.save_every = 500
 
-    config.dataset = task_config()
-    # The data set, a name of td_jax.data.SOURCES: movielens or digits.
-    config.dataset.name = 'movielens'
-    # What is evaluated: 'validation' (a slice cut from training data, for choosing knobs) or 'test'
-    # (trains on the slice as well).
-    config.dataset.split = 'test'
-    # MovieLens: share of user ids and of movie ids that become the out-of-vocabulary id in training.
-    config.dataset.user_oov_rate = 0.5
-    config.dataset.movie_oov_rate = 0.1
-    # MovieLens: a title word that occurs in fewer movies than this is out of vocabulary.
-    config.dataset.min_title_word_count = 2
+    # The devices, as a grid of data by fsdp; -1 is what the other leaves. A batch is cut over both, the
+    # parameters and the optimizer state over fsdp alone.
+    config.mesh = ml_collections.ConfigDict()
+    config.mesh.data = -1
+    config.mesh.fsdp = 1
+
+    config.dataset = dataset_config()
 
     # The student.
     config.model = model_config()
     config.optimizer = optimizer_config()
 
-    config.teacher = ml_collections.ConfigDict()
-    # Workdir of a finished supervised run to use as the teacher; '' trains one under WORKDIR/teacher.
-    config.teacher.checkpoint = ''
-    # Part of the data set that the teacher is trained on.
-    config.teacher.dataset = task_config()
-    config.teacher.model = model_config()
-    config.teacher.optimizer = optimizer_config()
-    config.teacher.seed = 0
-    config.teacher.num_steps = 1000
-    # What the teacher is shown in training: 'clean' inputs (its states are then computed once for the
-    # whole data set) or 'varied' ones, with the random variation that the student sees.
-    config.teacher.inputs = 'varied'
-    # How a logits term compares models: 'shared' (both predict the same labels), 'probe' (a linear
-    # head on the frozen teacher learns the student's labels in the same run) or 'auxiliary' (a second
-    # head of the student predicts the teacher's labels).
-    config.teacher.labels = 'shared'
+    config.teacher = teacher_config()
 
     config.communication = ml_collections.ConfigDict()
     # Width of the hidden layer of every encoder and decoder.

@@ -29,24 +29,31 @@ class NormalizedDense(nn.Module):
 
     features: int
     epsilon: float = 1e-6
+    dtype: str = 'float32'
 
     @nn.compact
     def __call__(self, *parts):
         width = sum(part.shape[-1] for part in parts)
         kernel_init = nn.initializers.truncated_normal(width**-0.5)
         kernels = [
-            self.param(f'kernel_{i}', kernel_init, (part.shape[-1], self.features))
+            self.param(f'kernel_{i}', kernel_init, (part.shape[-1], self.features)).astype(self.dtype)
             for i, part in enumerate(parts)
         ]
         bias = self.param('bias', nn.initializers.zeros, (self.features,))
-        mean = sum(part.sum(axis=-1, keepdims=True) for part in parts) / width
-        square = sum(jnp.square(part).sum(axis=-1, keepdims=True) for part in parts) / width
+        # Statistics in float32, whatever the parts are in.
+        wide = [part.astype(jnp.float32) for part in parts]
+        mean = sum(part.sum(axis=-1, keepdims=True) for part in wide) / width
+        square = sum(jnp.square(part).sum(axis=-1, keepdims=True) for part in wide) / width
         # Rounding may leave a constant input with a variance just below 0.
         scale = jax.lax.rsqrt(jnp.maximum(square - jnp.square(mean), 0.0) + self.epsilon)
-        product = sum(part @ kernel for part, kernel in zip(parts, kernels, strict=True))
+        # In float32 until the mean is out of it: what is left may be small beside it.
+        product = sum(
+            jnp.matmul(part.astype(self.dtype), kernel, preferred_element_type=jnp.float32)
+            for part, kernel in zip(parts, kernels, strict=True)
+        )
         row = (1,) * (product.ndim - 1) + (self.features,)
-        columns = sum(kernel.sum(axis=0) for kernel in kernels).reshape(row)
-        return scale * (product - mean * columns) + bias.reshape(row)
+        columns = sum(kernel.astype(jnp.float32).sum(axis=0) for kernel in kernels).reshape(row)
+        return (scale * (product - mean * columns) + bias.reshape(row)).astype(self.dtype)
 
 
 class Encoder(nn.Module):
@@ -58,12 +65,13 @@ class Encoder(nn.Module):
     hidden: int
     message: int
     dropout: float
+    dtype: str = 'float32'
 
     @nn.compact
     def __call__(self, s, e, deterministic=True):
-        x = jax.nn.relu(NormalizedDense(self.hidden, name='hidden')(s, e))
+        x = jax.nn.relu(NormalizedDense(self.hidden, dtype=self.dtype, name='hidden')(s, e))
         x = nn.Dropout(self.dropout)(x, deterministic=deterministic)
-        return nn.Dense(self.message, name='message')(x)
+        return nn.Dense(self.message, dtype=self.dtype, name='message')(x)
 
 
 class Decoder(nn.Module):
@@ -77,12 +85,15 @@ class Decoder(nn.Module):
     lower: int
     upper: int
     dropout: float
+    dtype: str = 'float32'
 
     @nn.compact
     def __call__(self, *m, deterministic=True):
-        x = jax.nn.relu(NormalizedDense(self.hidden, name='hidden')(*m))
+        x = jax.nn.relu(NormalizedDense(self.hidden, dtype=self.dtype, name='hidden')(*m))
         x = nn.Dropout(self.dropout)(x, deterministic=deterministic)
-        return nn.Dense(self.lower, name='lower')(x), nn.Dense(self.upper, name='upper')(x)
+        lower = nn.Dense(self.lower, dtype=self.dtype, name='lower')
+        upper = nn.Dense(self.upper, dtype=self.dtype, name='upper')
+        return lower(x), upper(x)
 
 
 class Speaker(NamedTuple):
@@ -114,7 +125,11 @@ def distance(a: State, b: State) -> jax.Array:
     shapes = [x.shape for x in a], [x.shape for x in b]
     if shapes[0] != shapes[1]:
         raise ValueError(f'Cannot compare states of shapes {shapes[0]} and {shapes[1]}.')
-    total = sum(jnp.sum(jnp.square(x - y), axis=range(1, x.ndim)) for x, y in zip(a, b, strict=True))
+    # Squared and summed in float32, whatever the states are in.
+    total = sum(
+        jnp.sum(jnp.square(x.astype(jnp.float32) - y.astype(jnp.float32)), axis=range(1, x.ndim))
+        for x, y in zip(a, b, strict=True)
+    )
     return total / sum(x[0].size for x in a)
 
 
@@ -150,7 +165,7 @@ def communicate(
       [batch]
     """
     if rounds == 0:
-        return jnp.zeros(heard.shape[0], state[0].dtype)
+        return jnp.zeros(heard.shape[0])
 
     def keys_of(key):
         return (None,) * 6 if key is None else jax.random.split(key, 6)

@@ -11,13 +11,18 @@ from configs import common
 from td_jax import objectives, optimizer
 from td_jax.data import SOURCES
 from td_jax.errors import UserError
-from td_jax.models import MODELS
+from td_jax.models import MODELS, vit
 
 # What a name may be, by key.
 CHOICES = {
     'method': objectives.METHODS,
     'dataset.name': SOURCES,
     'dataset.split': ('validation', 'test'),
+    'compute_dtype': ('float32', 'bfloat16'),
+    'model.initial': ('random', 'teacher'),
+    'teacher.model.initial': ('random',),
+    'model.activation': vit.ACTIVATIONS,
+    'teacher.model.activation': vit.ACTIVATIONS,
     'model.name': MODELS,
     'teacher.model.name': MODELS,
     'optimizer.name': optimizer.OPTIMIZERS,
@@ -34,11 +39,15 @@ CHOICES = {
 _POSITIVE = 'more than 0', lambda x: x > 0
 _NOT_NEGATIVE = '0 or more', lambda x: x >= 0
 _RATE = 'from 0 to less than 1', lambda x: 0 <= x < 1
+_DEVICES = 'more than 0, or -1 for what is left', lambda x: x > 0 or x == -1
+_CHANCE = 'from 0 to 1', lambda x: 0 <= x <= 1
+_SHARE = 'more than 0 and at most 1', lambda x: 0 < x <= 1
 NUMBERS = {
     'num_seeds': _POSITIVE,
     'num_steps': _POSITIVE,
     'batch_size': _POSITIVE,
     'eval_batch_size': _POSITIVE,
+    'micro_batches': _POSITIVE,
     'eval_every': _POSITIVE,
     'log_every': _POSITIVE,
     'save_every': _POSITIVE,
@@ -46,8 +55,20 @@ NUMBERS = {
     'user_oov_rate': _RATE,
     'movie_oov_rate': _RATE,
     'min_title_word_count': _NOT_NEGATIVE,
+    'image_size': _POSITIVE,
+    'min_crop_area': _SHARE,
+    'mirror_rate': _CHANCE,
+    'shuffle_buffer': _POSITIVE,
+    'data': _DEVICES,
+    'fsdp': _DEVICES,
+    'layers': _NOT_NEGATIVE,
+    'width': _NOT_NEGATIVE,
+    'mlp': _NOT_NEGATIVE,
+    'heads': _NOT_NEGATIVE,
+    'patch': _NOT_NEGATIVE,
+    'epsilon': _POSITIVE,
     'hidden': _POSITIVE,
-    'split': _POSITIVE,
+    'split': _NOT_NEGATIVE,
     'dropout': _RATE,
     'learning_rate': _POSITIVE,
     'warmup_steps': _NOT_NEGATIVE,
@@ -89,6 +110,7 @@ def check(config):
                 f'{prefix}optimizer.warmup_steps is {warmup}, but training has {steps} steps: '
                 f'lower it or raise {prefix}num_steps.'
             )
+    _check_images(config)
     if len(config.td.ramp_up) != 2:
         raise UserError(
             f'td.ramp_up is {config.td.ramp_up}; it is a pair, steps of the student alone and of the '
@@ -99,6 +121,21 @@ def check(config):
             f'td.ramp_up takes {sum(config.td.ramp_up)} steps of num_steps={config.num_steps}: none is '
             'left to train everything together.'
         )
+
+
+def _check_images(config):
+    """Refuses sizes of a ViT that do not fit each other or the images."""
+    for prefix, model in (('', config.model), ('teacher.', config.teacher.model)):
+        try:
+            _, patch = vit.sizes_of(model)
+        except UserError as error:
+            raise UserError(f'{prefix}{error}') from error
+        if model.name == 'vit' and config.dataset.image_size % patch:
+            raise UserError(
+                f'dataset.image_size is {config.dataset.image_size}, which the patches of {prefix}model, '
+                f'{patch} pixels, do not divide; set dataset.image_size to a multiple, or '
+                f'{prefix}model.variant or .patch.'
+            )
 
 
 def _check_keys(flat):

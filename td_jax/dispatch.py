@@ -1,18 +1,26 @@
-"""Many steps of many seeds in one dispatch, on data that lives on the device.
+"""Many steps of many seeds, on data that lives on the device or streams to it.
 
-Seeds run side by side under vmap; steps run in a while loop whose bounds are arguments, so that one
-compiled program serves any number of steps and a run that was cut in other places computes the same
-bits.
+Seeds run side by side under vmap. With data on the device, steps run in a while loop whose bounds are
+arguments, so that one compiled program serves any number of steps and a run that was cut in other places
+computes the same bits. With a stream, each step is a dispatch of its own, and nothing waits for it.
 """
 
+import collections
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from td_jax import train_step
+from td_jax import sharding, train_step
 from td_jax.data import base as data
 from td_jax.models import base
+
+# Steps of a stream that may be on their way to the device at once; each holds a batch.
+IN_FLIGHT = 2
+# Examples at once where the teacher's states are computed for all of them.
+TEACHER_BATCH = 1024
 
 
 class Teacher(NamedTuple):
@@ -26,7 +34,7 @@ class Teacher(NamedTuple):
 class Constants(NamedTuple):
     """Everything a step reads that training does not change, on the device."""
 
-    train: dict[str, jax.Array]
+    train: dict[str, jax.Array] | None  # None where examples stream
     tables: Any
     teacher_tables: Any
     teacher_params: Any
@@ -34,22 +42,24 @@ class Constants(NamedTuple):
 
 
 class Dispatch(NamedTuple):
-    """A run's compiled functions.
+    """A run's functions.
 
-    constants: what they all read
-    init(constants, keys [seeds]) -> TrainState of all seeds, stacked
-    order(keys, step) -> [seeds, examples], the order of the examples in the epoch of a step
-    run(state, order, constants, keys, stop)
-      -> (state, order, {metric: [seeds]} summed over the steps, whether all were finite);
-      trains from state.step until `stop`, or until a loss is not finite. `order` is that of state.step, and
-      of its end again: sorting it anew for every dispatch takes as long as many steps. `state` and `order`
-      are donated.
+    constants: what a step reads, on the device
+    init(keys [seeds]) -> TrainState of all seeds, stacked
+    feed(keys, step) -> where the examples from `step` on come from: the order of the examples in the
+      epoch, or an iterator over a stream
+    run(state, feed, keys, stop)
+      -> (state, feed, {metric: [seeds]} summed over the steps, whether all were finite);
+      trains from state.step until `stop`, or until a loss is not finite, where state.step stays. `feed`
+      is that of state.step, and of its end again. `state` and an order are donated.
+    compiled: the jitted function behind `run`
     """
 
     constants: Constants
-    init: Any
-    order: Any
-    run: Any
+    init: Callable[..., train_step.TrainState]
+    feed: Callable[..., Any]
+    run: Callable[..., Any]
+    compiled: Callable[..., Any]
 
 
 def seed_keys(config) -> jax.Array:
@@ -57,7 +67,14 @@ def seed_keys(config) -> jax.Array:
     return jax.vmap(jax.random.key)(config.seed + jnp.arange(config.num_seeds))
 
 
-def build(step: train_step.Step, source: data.Source, teacher: Teacher | None, config) -> Dispatch:
+def streams(key):
+    """The random streams of a seed: initial parameters, order of examples, inputs, training."""
+    return jax.random.split(key, 4)
+
+
+def build(
+    step: train_step.Step, source: data.Source, teacher: Teacher | None, config, mesh, given=None
+) -> Dispatch:
     """Compiles nothing yet; makes the functions of a run.
 
     Args:
@@ -65,84 +82,185 @@ def build(step: train_step.Step, source: data.Source, teacher: Teacher | None, c
       source: the student's data.
       teacher: None for a method without one.
       config: the run's config.
+      mesh: the devices, by sharding.make_mesh.
+      given: the teacher's parameters, for a student that starts from them, else None.
     """
-    num_examples = len(source.train['labels'])
-    steps_per_epoch = num_examples // config.batch_size
-    clean_teacher = config.teacher.inputs == 'clean'
+    constants = _constants(source, teacher, config, mesh)
+    parts = _Parts(step, source, teacher, config, mesh)
 
-    def teacher_activations(constants, examples, key):
-        inputs = teacher.source.inputs(constants.teacher_tables, examples, key)
-        return base.activations(teacher.model, constants.teacher_params, inputs)
+    shapes = jax.eval_shape(parts.init, constants, seed_keys(config), given)
+    state_sharding = sharding.of_parameters(mesh, shapes, first_axis=1)
+    init = jax.jit(parts.init, out_shardings=state_sharding)
+    whole = sharding.replicated(mesh)
 
-    constants = Constants(
-        train=source.train,
-        tables=source.tables,
-        teacher_tables=teacher and teacher.source.tables,
-        teacher_params=teacher and teacher.params,
-        teacher_states=None,
+    def placed_init(keys):
+        return init(constants, sharding.place(keys, whole), given)
+
+    if not isinstance(source.train, dict):
+        compiled = jax.jit(
+            parts.streamed_step, donate_argnums=0, out_shardings=(state_sharding, whole, whole)
+        )
+        feed, run = _streamed(compiled, parts, constants, source, config, mesh)
+        return Dispatch(constants, placed_init, feed, run, compiled)
+
+    order_of = jax.jit(parts.order, out_shardings=whole)
+    compiled = jax.jit(
+        parts.steps, donate_argnums=(0, 1), out_shardings=(state_sharding, whole, whole, whole)
     )
-    constants = jax.tree.map(jnp.asarray, constants)
-    if teacher and clean_teacher:
-        states = jax.jit(teacher_activations)(constants, constants.train, None)
-        constants = constants._replace(teacher_states=states)
 
-    def make_batch(constants, rows, key):
-        examples = data.take(constants.train, rows)
-        heard = None
-        if constants.teacher_states is not None:
-            heard = jax.tree.map(lambda states: states[rows], constants.teacher_states)
-        elif teacher:
-            heard = teacher_activations(constants, examples, key)
+    def feed(keys, step):
+        return order_of(sharding.place(keys, whole), step)
+
+    def run(state, order, keys, stop):
+        return compiled(state, order, constants, sharding.place(keys, whole), stop)
+
+    return Dispatch(constants, placed_init, feed, run, compiled)
+
+
+class _Parts:
+    """The pure functions that `build` compiles."""
+
+    def __init__(self, step, source, teacher, config, mesh):
+        self.step, self.source, self.teacher, self.config, self.mesh = step, source, teacher, config, mesh
+        self.num_examples = data.count(source.train)
+        self.steps_per_epoch = self.num_examples // config.batch_size
+
+    def init(self, constants, keys, given):
+        """Every seed's first TrainState; `given` are parameters that the student starts from, or None."""
+        batch = self.batch(constants, data.one_example(self.source), None, None)
+        return jax.vmap(lambda key: self.step.init(streams(key)[0], batch, given))(keys)
+
+    def batch(self, constants, examples, heard, key):
+        """Examples -> what a step reads; `heard` are the teacher's states where they are known."""
+        if heard is None and self.teacher:
+            heard = _teacher_activations(self.teacher, constants, examples, key)
         return train_step.Batch(
-            student_inputs=source.inputs(constants.tables, examples, key),
-            labels=examples['labels'],
-            mask=jnp.ones(rows.shape, jnp.float32),
+            student_inputs=self.source.inputs(constants.tables, examples, key),
+            labels=jnp.asarray(examples['labels']),
+            mask=jnp.ones(examples['labels'].shape, jnp.float32),
             teacher=heard,
         )
 
-    def streams(key):
-        """The random streams of a seed: initial parameters, order of examples, inputs, training."""
-        return jax.random.split(key, 4)
-
-    @jax.jit
-    def init(constants, keys):
-        rows = jnp.arange(1)
-        return jax.vmap(lambda key: step.init(streams(key)[0], make_batch(constants, rows, None)))(keys)
-
-    def one_step(constants, state, keys, order):
+    def one_step(self, constants, state, keys, examples, heard):
+        """A step of one seed."""
         _, _, input_key, training_key = keys
-        rows = data.batch_rows(order, state.step, config.batch_size)
-        batch = make_batch(constants, rows, jax.random.fold_in(input_key, state.step))
+        batch = self.batch(constants, examples, heard, jax.random.fold_in(input_key, state.step))
 
         def teacher_upper(s):
-            return teacher.model.upper(constants.teacher_params, s)
+            return self.teacher.model.upper(constants.teacher_params, s)
 
-        return step.update(state, training_key, teacher_upper, batch)
+        return self.step.update(state, training_key, teacher_upper, batch)
 
-    def order_of(keys, step):
+    def all_seeds(self, constants, state, keys, examples, heard):
+        """A step of every seed; examples and heard have a leading axis of seeds."""
+        examples, heard = jax.lax.with_sharding_constraint(
+            (examples, heard), sharding.batched(self.mesh, axis=1)
+        )
+        run = jax.vmap(self.one_step, in_axes=(None, 0, 0, 0, 0))
+        state, metrics = run(constants, state, jax.vmap(streams)(keys), examples, heard)
+        finite = jnp.all(jnp.isfinite(metrics['loss'] + metrics['gradient_norm']))
+        return state, metrics, finite
+
+    def order(self, keys, step):
+        """[seeds, examples], the order of the examples in the epoch of a step."""
         order_keys = jax.vmap(streams)(keys)[:, 1]
         return jax.vmap(data.epoch_order, in_axes=(0, None, None))(
-            order_keys, step // steps_per_epoch, num_examples
+            order_keys, step // self.steps_per_epoch, self.num_examples
         )
 
-    def run(state, order, constants, keys, stop):
-        split_keys = jax.vmap(streams)(keys)  # [seeds, 4]
-        all_seeds = jax.vmap(one_step, in_axes=(None, 0, 0, 0))
+    def steps(self, state, order, constants, keys, stop):
+        """Steps until `stop` on data that is on the device."""
+
+        def drawn(order, step):
+            rows = jax.vmap(data.batch_rows, in_axes=(0, None, None))(order, step, self.config.batch_size)
+            examples = data.take(constants.train, rows)
+            if constants.teacher_states is None:
+                return examples, None
+            return examples, jax.tree.map(lambda states: states[rows], constants.teacher_states)
+
+        def advance(carry):
+            state, order, sums, _ = carry
+            state, metrics, finite = self.all_seeds(constants, state, keys, *drawn(order, state.step[0]))
+            step = state.step[0]  # the same for all seeds
+            is_new = step % self.steps_per_epoch == 0
+            order = jax.lax.cond(is_new, lambda: self.order(keys, step), lambda: order)
+            return state, order, jax.tree.map(jnp.add, sums, metrics), finite
 
         def is_on(carry):
             state, _, _, finite = carry
             return (state.step[0] < stop) & finite
 
-        def advance(carry):
-            state, order, sums, _ = carry
-            state, metrics = all_seeds(constants, state, split_keys, order)
-            finite = jnp.all(jnp.isfinite(metrics['loss'] + metrics['gradient_norm']))
-            step = state.step[0]  # the same for all seeds
-            order = jax.lax.cond(step % steps_per_epoch == 0, lambda: order_of(keys, step), lambda: order)
-            return state, order, jax.tree.map(jnp.add, sums, metrics), finite
-
-        _, shapes = jax.eval_shape(all_seeds, constants, state, split_keys, order)
+        _, shapes, _ = jax.eval_shape(self.all_seeds, constants, state, keys, *drawn(order, 0))
         sums = jax.tree.map(lambda metric: jnp.zeros(metric.shape, metric.dtype), shapes)
         return jax.lax.while_loop(is_on, advance, (state, order, sums, True))
 
-    return Dispatch(constants, init, jax.jit(order_of), jax.jit(run, donate_argnums=(0, 1)))
+    def streamed_step(self, state, finite, constants, keys, examples):
+        """One step on examples that came from a stream; its number stays where a loss was not finite."""
+        new, metrics, now_finite = self.all_seeds(constants, state, keys, examples, None)
+        step = jnp.where(finite, new.step, state.step)
+        return new._replace(step=step), metrics, finite & now_finite
+
+
+def _streamed(compiled, parts, constants, source, config, mesh):
+    """feed and run of a stream."""
+    rows = sharding.local_rows(mesh, config.batch_size)
+    whole = sharding.replicated(mesh)
+
+    def feed(keys, step):
+        # Opened anew for every seed, whose examples come in its own order.
+        opened = [
+            source.train.open(config.seed + i, step, config.batch_size, rows) for i in range(config.num_seeds)
+        ]
+        for batches in zip(*opened, strict=True):
+            stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
+            yield sharding.place_rows(stacked, mesh, config.batch_size, axis=1)
+
+    def run(state, feed, keys, stop):
+        keys = sharding.place(keys, whole)
+        finite, sums = sharding.place(np.array(True), whole), None
+        in_flight = collections.deque()
+        for _ in range(int(state.step[0]), stop):
+            state, metrics, finite = compiled(state, finite, constants, keys, next(feed))
+            sums = metrics if sums is None else _add(sums, metrics)
+            in_flight.append(finite)
+            if len(in_flight) > IN_FLIGHT:
+                jax.block_until_ready(in_flight.popleft())
+        return state, feed, sums, finite
+
+    return feed, run
+
+
+_add = jax.jit(lambda a, b: jax.tree.map(jnp.add, a, b))
+
+
+def _teacher_activations(teacher, constants, examples, key):
+    inputs = teacher.source.inputs(constants.teacher_tables, examples, key)
+    return base.activations(teacher.model, constants.teacher_params, inputs)
+
+
+def _constants(source, teacher, config, mesh):
+    """Puts what a step reads on the devices, and computes the teacher's states where they never change."""
+    is_streamed = not isinstance(source.train, dict)
+    whole = sharding.replicated(mesh)
+    constants = Constants(
+        train=None if is_streamed else sharding.place(source.train, whole),
+        tables=sharding.place(source.tables, whole),
+        teacher_tables=teacher and sharding.place(teacher.source.tables, whole),
+        teacher_params=teacher
+        and sharding.place(teacher.params, sharding.of_parameters(mesh, teacher.params)),
+        teacher_states=None,
+    )
+    if teacher and config.teacher.inputs == 'clean' and not is_streamed:
+        count = data.count(source.train)
+        batches, _ = data.padded_batches(source.train, min(TEACHER_BATCH, count))
+
+        @jax.jit
+        def states_of(constants, batches):
+            states = jax.lax.map(
+                lambda examples: _teacher_activations(teacher, constants, examples, None), batches
+            )
+            # [batches, batch, ...] -> [examples, ...]
+            return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count], states)
+
+        constants = constants._replace(teacher_states=states_of(constants, sharding.place(batches, whole)))
+    return constants

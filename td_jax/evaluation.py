@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from td_jax import sharding
 from td_jax.data import base as data
 from td_jax.models import base
 
@@ -23,38 +24,52 @@ METRICS = {
 }
 
 
-def build(model: base.Model, source: data.Source, batch_size: int):
+def build(model: base.Model, source: data.Source, batch_size: int, mesh):
     """Makes the evaluation of a model on `source.evaluation`.
 
     Args:
       model: what is evaluated.
       source: how the model's inputs are made of examples.
-      batch_size: examples at once; the metric does not depend on it.
+      batch_size: examples at once, rounded up to a multiple of the devices; the metric does not depend on it.
+      mesh: the devices, by sharding.make_mesh.
 
     Returns:
       evaluate(params, examples=source.evaluation) -> [seeds], the metric of each seed, from parameters
-      of all seeds stacked on their first axis.
+      of all seeds stacked on their first axis. Every process must call it.
     """
     _, value_of, finish, _ = METRICS[source.task]
+    batch_size = -(-batch_size // mesh.devices.size) * mesh.devices.size
+    whole = sharding.replicated(mesh)
 
     def batch_sum(params, tables, examples, mask):
         inputs = source.inputs(tables, examples, None)
         predictions = base.activations(model, params, inputs).logits
         return jnp.sum(value_of(predictions, examples['labels']) * mask)
 
-    sums = jax.jit(jax.vmap(batch_sum, in_axes=(0, None, None, None)))
+    sums = jax.jit(jax.vmap(batch_sum, in_axes=(0, None, None, None)), out_shardings=whole)
 
     def evaluate(params, examples=None):
         examples = source.evaluation if examples is None else examples
-        batches, mask = data.padded_batches(examples, batch_size)
+        tables = sharding.place(source.tables, whole)
         # Summed over batches in float64 on the host: float32 would round with the batch size.
-        total = sum(
-            np.asarray(sums(params, source.tables, data.take(batches, i), mask[i]), np.float64)
-            for i in range(len(mask))
-        )
-        return finish(total / len(examples['labels']))
+        total = 0.0
+        for batch, mask in _batches(examples, batch_size, mesh):
+            placed = sharding.place_rows((batch, mask), mesh, batch_size)
+            total += np.asarray(sums(params, tables, *placed), np.float64)
+        return finish(total / data.count(examples))
 
     return evaluate
+
+
+def _batches(examples, batch_size, mesh):
+    """The rows of every batch that belong to this process, with their mask."""
+    rows = sharding.local_rows(mesh, batch_size)
+    if not isinstance(examples, dict):
+        yield from examples.open(rows.stop - rows.start, jax.process_index(), jax.process_count())
+        return
+    batches, mask = data.padded_batches(examples, batch_size)
+    for i in range(len(mask)):
+        yield jax.tree.map(lambda x, i=i: x[i, rows], (batches, mask))
 
 
 def mean_and_stderr(values):

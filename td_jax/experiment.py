@@ -20,6 +20,7 @@ from td_jax import (
     metric_log,
     objectives,
     optimizer,
+    sharding,
     train_step,
 )
 from td_jax import (
@@ -31,7 +32,7 @@ from td_jax import (
 from td_jax.data import SOURCES
 from td_jax.data import base as data
 from td_jax.errors import UserError
-from td_jax.models import MODELS
+from td_jax.models import MODELS, base
 
 CHECKPOINTS, TEACHER = 'checkpoints', 'teacher'
 # What every result.json has.
@@ -69,15 +70,14 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, prefix: str = 
     if finished:
         return finished
     # All that can be refused is refused here, before anything is written.
+    mesh = sharding.make_mesh(config)
     source = _load_source(config, config.dataset)
     _check_task(config, source)
-    _build_model(config.model, source)
+    build_model(config, config.model, source)
     teacher, teacher_source = None, None
-    if objectives.METHODS[config.method].reads_teacher:
+    if reads_teacher(config):
         teacher_source = _check_teacher(config, workdir, source)
-        if config.teacher.checkpoint:
-            folder = workdir_lib.resolve(config.teacher.checkpoint)
-            teacher = _load_teacher(config, folder, teacher_source)
+        teacher = _find_teacher(config, source, teacher_source)
 
     with workdir_lib.opened(workdir):
         # Another process may have trained here in the meantime.
@@ -89,8 +89,8 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, prefix: str = 
         if teacher_source and not teacher:
             run(config_lib.teacher_run(config), workdir / TEACHER, 'teacher.')
             teacher = _load_teacher(config, workdir / TEACHER, teacher_source)
-        facts = _teacher_facts(config, teacher, source)
-        return _Run(config, workdir, source, teacher, facts, prefix).finish()
+        facts = _teacher_facts(config, teacher, source, mesh)
+        return _Run(config, workdir, source, teacher, facts, prefix, mesh).finish()
 
 
 def describe(result: dict) -> str:
@@ -161,8 +161,13 @@ def _load_source(config, task):
     return SOURCES[config.dataset.name](config.dataset, task)
 
 
+def reads_teacher(config) -> bool:
+    """Whether a run has a teacher: its method reads one, or its student starts from one."""
+    return objectives.METHODS[config.method].reads_teacher or config.model.initial == 'teacher'
+
+
 def _check_batch(config, source):
-    count = len(source.train['labels'])
+    count = data.count(source.train)
     if config.batch_size > count:
         raise UserError(
             f'batch_size is {config.batch_size}, but {source.name} has {count} training examples; '
@@ -189,16 +194,74 @@ def _check_task(config, source):
 def _check_teacher(config, workdir, student_source) -> data.Source:
     """Refuses a teacher that cannot be had; -> the data it is for."""
     expected = config_lib.teacher_run(config)
-    with _under('teacher.'):
-        source = _load_source(config, config.teacher.dataset)
-        _build_model(config.teacher.model, source)
+    if config.teacher.pretrained:
+        source = _pretrained_source(config, student_source)
+    else:
+        with _under('teacher.'):
+            source = _load_source(config, config.teacher.dataset)
+            build_model(config, config.teacher.model, source)
     objectives.check_labels(config, student_source.label_names, source.label_names)
+    if config.teacher.inputs == 'clean' and not isinstance(student_source.train, dict):
+        raise UserError(
+            f"teacher.inputs is clean, which keeps the teacher's states of all examples, but "
+            f'{student_source.name} streams from disk; set teacher.inputs to varied.'
+        )
     if config.teacher.checkpoint:
         _check_teacher_run(expected, workdir_lib.resolve(config.teacher.checkpoint))
-    else:
+    elif not config.teacher.pretrained:
         _check_batch(expected, source)
         _check_workdir(expected, workdir / TEACHER)
+    if config.model.initial == 'teacher':
+        _check_start(config, student_source, source)
     return source
+
+
+def _check_start(config, student_source, teacher_source):
+    """Refuses a student that cannot start from its teacher."""
+    given = _shapes(config, config.teacher.model, teacher_source)
+    initial = _shapes(config, config.model, student_source)
+    base.started_from(given, initial, copies_head=_same_labels(student_source, teacher_source))
+
+
+def _same_labels(student_source, teacher_source):
+    return tuple(student_source.label_names) == tuple(teacher_source.label_names)
+
+
+def _shapes(config, model_config, source):
+    """The shapes of a model's parameters."""
+    model = build_model(config, model_config, source)
+    inputs = source.inputs(source.tables, data.one_example(source), None)
+    return jax.eval_shape(model.init, jax.random.key(0), inputs)
+
+
+def _pretrained_source(config, student_source) -> data.Source:
+    """The student's data as a public checkpoint labels it.
+
+    A checkpoint does not name its labels: as many as the student's are taken to be the same.
+    """
+    from td_jax.models import pretrained
+
+    checkpoint = pretrained.read(config.teacher.pretrained)
+    pretrained.check_architecture(checkpoint, config.teacher.model, 'teacher.model')
+    count = checkpoint.architecture.num_outputs
+    if count == len(student_source.label_names):
+        return student_source
+    return student_source._replace(label_names=tuple(f'label {i} of the checkpoint' for i in range(count)))
+
+
+def _find_teacher(config, student_source, source) -> dispatch.Teacher | None:
+    """The teacher that is there already, or None where it has to be trained."""
+    if config.teacher.pretrained:
+        from td_jax.models import pretrained
+
+        checkpoint = pretrained.read(config.teacher.pretrained)
+        teacher = untrained_teacher(config, source)
+        params, report = pretrained.fit(checkpoint, teacher.params)
+        _say(f'{config.teacher.pretrained}: {pretrained.describe(report)}')
+        return teacher._replace(params=params)
+    if config.teacher.checkpoint:
+        return _load_teacher(config, workdir_lib.resolve(config.teacher.checkpoint), source)
+    return None
 
 
 def _check_teacher_run(expected, folder):
@@ -229,9 +292,8 @@ def _check_teacher_run(expected, folder):
 
 def _load_teacher(config, folder, source) -> dispatch.Teacher:
     """The model that a finished supervised run left in a folder."""
-    model = _build_model(config.teacher.model, source)
-    inputs = source.inputs(source.tables, data.take(source.train, np.arange(1)), None)
-    like = jax.eval_shape(model.init, jax.random.key(0), inputs)
+    model = build_model(config, config.teacher.model, source)
+    like = _shapes(config, config.teacher.model, source)
     restored, steps = None, _read_result(folder)['steps']
     # Opening a folder that is missing would make it.
     if (folder / CHECKPOINTS).is_dir():
@@ -254,7 +316,7 @@ def _load_teacher(config, folder, source) -> dispatch.Teacher:
     return dispatch.Teacher(model, source, params)
 
 
-def _teacher_facts(config, teacher, student_source):
+def _teacher_facts(config, teacher, student_source, mesh):
     """What the results and checkpoints say of a teacher: its fingerprint and its score on the task.
 
     The score is None where it predicts other labels; both are None without a teacher.
@@ -262,15 +324,44 @@ def _teacher_facts(config, teacher, student_source):
     if teacher is None:
         return {'fingerprint': None, 'score': None}
     score = None
-    if teacher.source.label_names == student_source.label_names:
-        evaluate = evaluation.build(teacher.model, teacher.source, config.eval_batch_size)
+    if _same_labels(student_source, teacher.source):
+        evaluate = evaluation.build(teacher.model, teacher.source, config.eval_batch_size, mesh)
         stacked = jax.tree.map(lambda leaf: leaf[None], teacher.params)
         score = float(evaluate(stacked, student_source.evaluation)[0])
     return {'fingerprint': checkpoints.fingerprint(teacher.params), 'score': score}
 
 
-def _build_model(config, source):
-    return MODELS[config.name](config, source.vocabularies, len(source.label_names))
+def build_model(config, model_config, source) -> base.Model:
+    """The model of `config.model` or `config.teacher.model` for some data."""
+    build = MODELS[model_config.name]
+    return build(model_config, source.vocabularies, len(source.label_names), config.compute_dtype)
+
+
+def untrained_teacher(config, source) -> dispatch.Teacher:
+    """A teacher with random parameters, which costs as much as a trained one."""
+    model = build_model(config, config.teacher.model, source)
+    inputs = source.inputs(source.tables, data.one_example(source), None)
+    return dispatch.Teacher(model, source, model.init(jax.random.key(config.teacher.seed), inputs))
+
+
+def assemble(config, source, teacher, mesh) -> dispatch.Dispatch:
+    """The functions of a run from its parts.
+
+    Args:
+      config: of the run.
+      source: the student's data.
+      teacher: dispatch.Teacher, or None.
+      mesh: the devices, by sharding.make_mesh.
+    """
+    student = build_model(config, config.model, source)
+    tx, learning_rate = optimizer.build(config.optimizer, config.num_steps)
+    copies_head = teacher is not None and _same_labels(source, teacher.source)
+    num_labels = len(source.label_names)
+    step = train_step.build(student, tx, learning_rate, source.task, num_labels, config, copies_head)
+    # A student that only starts from its teacher does not listen to it.
+    heard = teacher if objectives.METHODS[config.method].reads_teacher else None
+    given = teacher.params if config.model.initial == 'teacher' else None
+    return dispatch.build(step, source, heard, config, mesh, given)
 
 
 # --- Training --------------------------------------------------------------------------------------
@@ -279,14 +370,12 @@ def _build_model(config, source):
 class _Run:
     """One run between its first step and its result."""
 
-    def __init__(self, config, workdir, source, teacher, teacher_facts, prefix):
+    def __init__(self, config, workdir, source, teacher, teacher_facts, prefix, mesh):
         self.config, self.workdir, self.source = config, workdir, source
         self.teacher_facts, self.prefix = teacher_facts, prefix
-        student = _build_model(config.model, source)
-        tx, learning_rate = optimizer.build(config.optimizer, config.num_steps)
-        step = train_step.build(student, tx, learning_rate, source.task, len(source.label_names), config)
-        self.dispatch = dispatch.build(step, source, teacher, config)
-        self.evaluate = evaluation.build(student, source, config.eval_batch_size)
+        student = build_model(config, config.model, source)
+        self.dispatch = assemble(config, source, teacher, mesh)
+        self.evaluate = evaluation.build(student, source, config.eval_batch_size, mesh)
         self.metric = evaluation.METRICS[source.task][0]
         self.score_name = f'{config.dataset.split}_{self.metric}'
         self.keys = dispatch.seed_keys(config)
@@ -306,7 +395,7 @@ class _Run:
         return result
 
     def _restore_or_init(self):
-        state = self.dispatch.init(self.dispatch.constants, self.keys)
+        state = self.dispatch.init(self.keys)
         restored = self.checkpoints.restore()
         if restored is None:
             return state
@@ -338,15 +427,13 @@ class _Run:
     def _train(self, state, log):
         config = self.config
         first, started, compiled = int(state.step[0]), time.monotonic(), None
-        step, order = first, self.dispatch.order(self.keys, first)
+        step, feed = first, self.dispatch.feed(self.keys, first)
         while step < config.num_steps:
             before, began = step, time.monotonic()
             # Every interval ends at a multiple of its own length, wherever the run was continued.
             every = (config.log_every, config.save_every, *self._eval_intervals())
             step = min(config.num_steps, *(before + n - before % n for n in every))
-            state, order, sums, finite = self.dispatch.run(
-                state, order, self.dispatch.constants, self.keys, step
-            )
+            state, feed, sums, finite = self.dispatch.run(state, feed, self.keys, step)
             saves = step % config.save_every == 0 or step == config.num_steps
             # The parameters can overflow in the very step whose loss was the last finite one.
             if not finite or (saves and not _is_finite(state.params)):

@@ -117,14 +117,14 @@ def logits_terms(params, student, teacher, labels, config):
 def encoder_of(config):
     """An Encoder by config.communication."""
     knobs = config.communication
-    return communication.Encoder(knobs.hidden, knobs.message, knobs.dropout)
+    return communication.Encoder(knobs.hidden, knobs.message, knobs.dropout, config.compute_dtype)
 
 
 def decoder_of(config, activations):
     """A Decoder by config.communication into the state space of a model with these Activations."""
     knobs = config.communication
     widths = activations.lower.shape[-1], activations.upper.shape[-1]
-    return communication.Decoder(knobs.hidden, *widths, knobs.dropout)
+    return communication.Decoder(knobs.hidden, *widths, knobs.dropout, config.compute_dtype)
 
 
 def bind(module, params):

@@ -34,7 +34,8 @@ class TrainState(NamedTuple):
 class Step(NamedTuple):
     """A run's functions, pure and for one seed; vmap them for many.
 
-    init(key, Batch) -> TrainState, from a batch of at least one example
+    init(key, Batch, given) -> TrainState, from a batch of at least one example; where `given` is not None,
+      the student starts from these parameters of its teacher
     update(state, key, teacher_upper, Batch) -> (TrainState, {metric: scalar})
     """
 
@@ -42,7 +43,15 @@ class Step(NamedTuple):
     update: Any
 
 
-def build(student: base.Model, tx, learning_rate, task: str, num_labels: int, config) -> Step:
+def build(
+    student: base.Model,
+    tx,
+    learning_rate,
+    task: str,
+    num_labels: int,
+    config,
+    copies_head: bool = False,
+) -> Step:
     """Makes the step of a run.
 
     Args:
@@ -52,14 +61,17 @@ def build(student: base.Model, tx, learning_rate, task: str, num_labels: int, co
       task: a name of objectives.TASK_LOSSES.
       num_labels: outputs of the task.
       config: the run's config.
+      copies_head: whether a student that starts from its teacher takes its head, too: they predict the same.
     """
     objective = objectives.METHODS[config.method]
     task_loss = objectives.TASK_LOSSES[task]
     weights = objectives.weights_of(config)
 
-    def init(key, batch: Batch) -> TrainState:
+    def init(key, batch: Batch, given=None) -> TrainState:
         student_key, objective_key = jax.random.split(key)
         student_params = student.init(student_key, batch.student_inputs)
+        if given is not None:
+            student_params = base.started_from(given, student_params, copies_head)
         activations = base.activations(student, student_params, batch.student_inputs)
         communication = objective.init(objective_key, activations, batch.teacher, config, num_labels)
         params = {STUDENT: student_params, COMMUNICATION: communication}
@@ -88,11 +100,16 @@ def build(student: base.Model, tx, learning_rate, task: str, num_labels: int, co
                 loss += jnp.where(stage == 0, 0.0, weights[name]) * means[name]
         return loss, {'loss': loss, **means}
 
+    differentiate = jax.value_and_grad(loss_fn, has_aux=True)
+
     def update(state: TrainState, key, teacher_upper, batch: Batch):
         step_key = jax.random.fold_in(key, state.step)
         stage = ramp_up_stage(state.step, config)
-        (_, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-            state.params, step_key, teacher_upper, batch, stage
+        metrics, grads = accumulated(
+            lambda key, part: differentiate(state.params, key, teacher_upper, part, stage),
+            step_key,
+            batch,
+            config.micro_batches,
         )
         metrics['gradient_norm'] = optax.tree.norm(grads)
         metrics['learning_rate'] = learning_rate(state.step)
@@ -112,6 +129,38 @@ def build(student: base.Model, tx, learning_rate, task: str, num_labels: int, co
         return TrainState(state.step + 1, params, opt_state), metrics
 
     return Step(init, update)
+
+
+def accumulated(differentiate, key, batch: Batch, micro_batches: int):
+    """Metrics and gradient of a batch, computed part by part.
+
+    Args:
+      differentiate: (key, Batch) -> ((loss, metrics), gradient), means over the batch.
+      key: for dropout; every part has its own.
+      batch: a whole batch.
+      micro_batches: number of parts, which divides the batch.
+
+    Returns:
+      (metrics, gradient), means over the real examples of the batch.
+    """
+    if micro_batches == 1:
+        (_, metrics), gradient = differentiate(key, batch)
+        return metrics, gradient
+    count = jnp.maximum(batch.mask.sum(), 1.0)
+    # Every part takes examples from all over the batch, so that each device has as many of it.
+    parts = jax.tree.map(lambda x: x.reshape(-1, micro_batches, *x.shape[1:]).swapaxes(0, 1), batch)
+    keys = jax.random.split(key, micro_batches)
+
+    def add(total, part_and_key):
+        part, part_key = part_and_key
+        (_, metrics), gradient = differentiate(part_key, part)
+        share = part.mask.sum() / count
+        return jax.tree.map(lambda t, x: t + share * x, total, (metrics, gradient)), None
+
+    (_, metrics), gradient = jax.eval_shape(differentiate, keys[0], jax.tree.map(lambda x: x[0], parts))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (metrics, gradient))
+    total, _ = jax.lax.scan(add, zeros, (parts, keys))
+    return total
 
 
 def has_ramp_up(config) -> bool:

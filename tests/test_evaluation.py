@@ -7,11 +7,13 @@ import pytest
 import scipy.stats
 import sklearn.metrics
 
-from td_jax import evaluation
+from configs import common
+from td_jax import evaluation, sharding
 from td_jax.data import base as data
 from td_jax.models import base
 
 COUNT, WIDTH, CLASSES, SEEDS = 47, 3, 5, 2
+MESH = sharding.make_mesh(common.get_config())
 
 
 def make_case(task):
@@ -57,7 +59,7 @@ def test_metrics_are_those_of_sklearn_for_every_batch_size(task):
     assert expected[0] != expected[1]
     values = {}
     for batch_size in (1, 7, COUNT, COUNT + 3):
-        values[batch_size] = evaluation.build(model, source, batch_size)(jnp.asarray(params))
+        values[batch_size] = evaluation.build(model, source, batch_size, MESH)(jnp.asarray(params))
         assert values[batch_size].shape == (SEEDS,)
         np.testing.assert_allclose(values[batch_size], expected, rtol=1e-6)
     if task == 'classification':
@@ -71,7 +73,7 @@ def test_metrics_are_those_of_sklearn_for_every_batch_size(task):
 
 def test_other_examples_than_the_sources_can_be_evaluated():
     model, source, params, predictions = make_case('regression')
-    evaluate = evaluation.build(model, source, 13)
+    evaluate = evaluation.build(model, source, 13, MESH)
     rows = np.arange(5, 22)
     expected = [sklearn_metric('regression', p[rows], source.evaluation['labels'][rows]) for p in predictions]
     np.testing.assert_allclose(evaluate(params, data.take(source.evaluation, rows)), expected, rtol=1e-6)
@@ -89,7 +91,7 @@ def test_evaluation_has_no_dropout_and_no_variation():
         seen.append(key)
         return model.lower(params, inputs, key)
 
-    evaluation.build(model._replace(lower=lower), source._replace(inputs=inputs), 7)(params)
+    evaluation.build(model._replace(lower=lower), source._replace(inputs=inputs), 7, MESH)(params)
     assert seen
     assert set(seen) == {None}
 

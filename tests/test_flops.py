@@ -58,7 +58,7 @@ def test_products_by_hand(function, expected):
 
 def operations(config):
     """Of a step of a student of 64 inputs and 5 labels on a batch of 8, the teacher's states given."""
-    student = MODELS['mlp'](config.model, {}, 5)
+    student = MODELS['mlp'](config.model, {}, 5, 'float32')
     tx, learning_rate = optimizer.build(config.optimizer, config.num_steps)
     step = train_step.build(student, tx, learning_rate, 'classification', 5, config)
     heard = base.Activations(jnp.ones((8, 7)), jnp.ones((8, 11)), jnp.ones((8, 5)))

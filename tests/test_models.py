@@ -21,7 +21,7 @@ def make_config(**changes):
 def make_case(**changes):
     """A model with an id, a bag and a plain input, its parameters and a batch."""
     config = make_config(embeddings={'user': USER_WIDTH, 'title': WORD_WIDTH}, **changes)
-    model = MODELS['mlp'](config, {'user': USERS, 'title': WORDS}, OUTPUTS)
+    model = MODELS['mlp'](config, {'user': USERS, 'title': WORDS}, OUTPUTS, 'float32')
     rng = np.random.default_rng(3)
     inputs = {
         'user': rng.integers(0, USERS, BATCH),
@@ -51,7 +51,7 @@ def numpy_mlp(params, inputs, split, depth):
     for i in range(depth):
         x = np.maximum(dense(params[f'hidden_layers_{i}'], x), 0)
         states.append(x)
-    return states[split - 1], states[-1], dense(params['output_layer'], x)
+    return states[split - 1], states[-1], dense(params['head_layer'], x)
 
 
 @pytest.mark.parametrize('split', [1, 2, 3])
@@ -60,7 +60,11 @@ def test_forward_is_embed_dense_relu_for_every_split(split):
     s, e, y = base.activations(model, params, inputs)
     for ours, expected in zip((s, e, y), numpy_mlp(params, inputs, split, 3), strict=True):
         np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-6)
-    assert (s.shape, e.shape, y.shape) == ((BATCH, (13, 5, 3)[split - 1]), (BATCH, 3), (BATCH, OUTPUTS))
+    assert (s.shape, e.shape, y.shape) == (
+        (BATCH, (13, 5, 3)[split - 1]),
+        (BATCH, 3),
+        (BATCH, OUTPUTS),
+    )
 
 
 def test_parameters_are_those_of_the_widths():
@@ -72,7 +76,7 @@ def test_parameters_are_those_of_the_widths():
         'hidden_layers_0': {'kernel': (width, 13), 'bias': (13,)},
         'hidden_layers_1': {'kernel': (13, 5), 'bias': (5,)},
         'hidden_layers_2': {'kernel': (5, 3), 'bias': (3,)},
-        'output_layer': {'kernel': (3, OUTPUTS), 'bias': (OUTPUTS,)},
+        'head_layer': {'kernel': (3, OUTPUTS), 'bias': (OUTPUTS,)},
     }
 
 
@@ -123,21 +127,21 @@ def test_dropout_acts_with_a_key_alone():
 @pytest.mark.parametrize('split', [0, 4, -1])
 def test_a_split_outside_the_hidden_layers_is_refused(split):
     with pytest.raises(UserError, match=rf'model\.split is {split}; with 3 hidden layers.*between 1 and 3'):
-        mlp.build(make_config(split=split), {}, OUTPUTS)
+        mlp.build(make_config(split=split), {}, OUTPUTS, 'float32')
 
 
 @pytest.mark.parametrize('embeddings', [{}, {'user': 2}, {'user': 2, 'title': 3, 'genres': 5}])
 def test_embeddings_that_the_data_does_not_have_are_refused(embeddings):
     message = r"model\.embeddings names \[.*\], the data set has \['title', 'user'\]; give each a width"
     with pytest.raises(UserError, match=message):
-        mlp.build(make_config(embeddings=embeddings), {'user': USERS, 'title': WORDS}, OUTPUTS)
+        mlp.build(make_config(embeddings=embeddings), {'user': USERS, 'title': WORDS}, OUTPUTS, 'float32')
 
 
 def test_the_papers_teacher_has_the_parameters_counted_by_hand():
     """300-wide inputs, hidden layers of 512 and 256, one output."""
     config = movielens.get_config().teacher.model
     vocabularies = {'user': 907, 'movie': 1601, 'title_words': 599, 'genres': 19}
-    model = MODELS[config.name](config, vocabularies, 1)
+    model = MODELS[config.name](config, vocabularies, 1, 'float32')
     inputs = {
         'user': np.zeros(1, np.int32),
         'movie': np.zeros(1, np.int32),

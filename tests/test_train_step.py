@@ -6,9 +6,9 @@ import numpy as np
 import optax
 import pytest
 
-from td_jax import checkpoints, dispatch, objectives, optimizer, train_step
+from td_jax import checkpoints, dispatch, experiment, objectives, optimizer, sharding, train_step
 from td_jax.data import SOURCES
-from td_jax.models import MODELS, base
+from td_jax.models import base
 
 
 def build(config):
@@ -17,25 +17,19 @@ def build(config):
         SOURCES[config.dataset.name](config.dataset, task)
         for task in (config.dataset, config.teacher.dataset)
     )
-    student = MODELS[config.model.name](config.model, source.vocabularies, len(source.label_names))
     teacher = None
     if objectives.METHODS[config.method].reads_teacher:
-        model = MODELS[config.teacher.model.name](
-            config.teacher.model, teacher_source.vocabularies, len(teacher_source.label_names)
-        )
-        inputs = teacher_source.inputs((), {'image': source.train['image'][:1]}, None)
-        teacher = dispatch.Teacher(model, teacher_source, model.init(jax.random.key(7), inputs))
-    tx, learning_rate = optimizer.build(config.optimizer, config.num_steps)
-    step = train_step.build(student, tx, learning_rate, source.task, len(source.label_names), config)
-    return dispatch.build(step, source, teacher, config), teacher, dispatch.seed_keys(config)
+        teacher = experiment.untrained_teacher(config, teacher_source)
+    mesh = sharding.make_mesh(config)
+    return experiment.assemble(config, source, teacher, mesh), teacher, dispatch.seed_keys(config)
 
 
 def train(config, steps=3):
     """(state before, state after, sums of metrics, finite) of a few steps."""
     run, teacher, keys = build(config)
-    state = run.init(run.constants, keys)
+    state = run.init(keys)
     before = jax.tree.map(np.array, state)
-    after, _, sums, finite = run.run(state, run.order(keys, state.step[0]), run.constants, keys, steps)
+    after, _, sums, finite = run.run(state, run.feed(keys, state.step[0]), keys, steps)
     return before, jax.tree.map(np.array, after), sums, finite, teacher
 
 
@@ -54,9 +48,9 @@ def test_student_and_all_modules_move_and_the_teacher_does_not(small_config, inp
     config = small_config(optimizer__weight_decay=0.1, teacher__inputs=inputs)
     run, teacher, keys = build(config)
     fingerprint = checkpoints.fingerprint(teacher.params)
-    state = run.init(run.constants, keys)
+    state = run.init(keys)
     before = jax.tree.map(np.array, state.params)
-    state, _, _, finite = run.run(state, run.order(keys, state.step[0]), run.constants, keys, 3)
+    state, _, _, finite = run.run(state, run.feed(keys, state.step[0]), keys, 3)
     assert finite
     assert checkpoints.fingerprint(run.constants.teacher_params) == fingerprint
     assert len(moved(before, state.params)) == len(jax.tree.leaves(before))
@@ -72,14 +66,12 @@ def test_no_gradient_of_the_teacher_is_computed(small_config):
     """No array of the gradient, the optimizer or the products has the shape of a teacher's kernel."""
     config = small_config(teacher__inputs='varied', num_seeds=1)
     run, teacher, keys = build(config)
-    state = run.init(run.constants, keys)
+    state = run.init(keys)
     teacher_shapes = {leaf.shape for leaf in jax.tree.leaves(teacher.params) if leaf.ndim == 2}
     assert teacher_shapes == {(64, 7), (7, 11), (11, 5)}
     for leaf in jax.tree.leaves(state):
         assert leaf.shape[1:] not in teacher_shapes
-    text = str(
-        jax.make_jaxpr(lambda state: run.run(state, run.order(keys, 0), run.constants, keys, 1))(state)
-    )
+    text = str(jax.make_jaxpr(lambda state: run.run(state, run.feed(keys, 0), keys, 1))(state))
     # Its kernels enter products as inputs; a gradient of one would be a product with its shape.
     for rows, columns in ((7, 11), (11, 5)):
         assert f'f32[{columns},{rows}] = dot_general' not in text
@@ -89,12 +81,12 @@ def test_no_gradient_of_the_teacher_is_computed(small_config):
 def test_a_student_made_of_the_teachers_arrays_survives_donation(small_config):
     config = small_config(model__hidden=(7, 11), num_seeds=1)
     run, teacher, keys = build(config)
-    state = run.init(run.constants, keys)
+    state = run.init(keys)
     params = dict(state.params)
     params[train_step.STUDENT] = jax.tree.map(lambda leaf: leaf[None], teacher.params)
     state = state._replace(params=params)
     for stop in (1, 2):
-        state, _, _, finite = run.run(state, run.order(keys, state.step[0]), run.constants, keys, stop)
+        state, _, _, finite = run.run(state, run.feed(keys, state.step[0]), keys, stop)
         assert finite
     assert np.all(np.isfinite(jax.tree.leaves(run.constants.teacher_params)[0]))
 
@@ -121,10 +113,10 @@ def test_the_cut_of_the_steps_does_not_change_a_bit(small_config):
     run, _, keys = build(config)
     ends = []
     for stops in ((13,), (1, 2, 5, 6, 12, 13)):
-        state = run.init(run.constants, keys)
+        state = run.init(keys)
         for stop in stops:
-            state, order, _, _ = run.run(state, run.order(keys, state.step[0]), run.constants, keys, stop)
-            np.testing.assert_array_equal(order, run.order(keys, stop))
+            state, order, _, _ = run.run(state, run.feed(keys, state.step[0]), keys, stop)
+            np.testing.assert_array_equal(order, run.feed(keys, stop))
         ends.append(checkpoints.fingerprint(state))
     assert ends[0] == ends[1]
 
@@ -189,11 +181,11 @@ def test_the_gradient_is_clipped_by_its_norm(small_config, clip, expected):
 def test_ramp_up_trains_one_group_then_the_other_then_both(small_config):
     config = small_config(td__ramp_up=(2, 3), num_steps=9, optimizer__weight_decay=0.1)
     run, _, keys = build(config)
-    state = run.init(run.constants, keys)
+    state = run.init(keys)
     moves = []
     for stop in range(1, 8):
         before = jax.tree.map(np.array, (state.params, state.opt_state))
-        state, _, _, _ = run.run(state, run.order(keys, state.step[0]), run.constants, keys, stop)
+        state, _, _, _ = run.run(state, run.feed(keys, state.step[0]), keys, stop)
         after = state.params, state.opt_state
         moves.append(
             tuple(
@@ -208,7 +200,7 @@ def test_ramp_up_starts_with_the_task_alone(small_config):
     _, ramped, _, _, _ = train(small_config(td__ramp_up=(3, 1)), steps=2)
     config = small_config(method='supervised')
     run, _, keys = build(config)
-    state, _, _, _ = run.run(run.init(run.constants, keys), run.order(keys, 0), run.constants, keys, 2)
+    state, _, _, _ = run.run(run.init(keys), run.feed(keys, 0), keys, 2)
     for a, b in zip(
         jax.tree.leaves(ramped.params['student']), jax.tree.leaves(state.params['student']), strict=True
     ):

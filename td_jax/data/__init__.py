@@ -1,6 +1,14 @@
 """The data sets, by the name that `config.dataset.name` gives them."""
 
-from td_jax.data import digits, movielens
+import functools
+
+from td_jax.data import cifar, digits, imagenet, movielens
 
 # name -> load(config.dataset, task) -> Source
-SOURCES = {'movielens': movielens.load, 'digits': digits.load}
+SOURCES = {
+    'movielens': movielens.load,
+    'digits': digits.load,
+    'cifar10': functools.partial(cifar.load, 'cifar10'),
+    'cifar100': functools.partial(cifar.load, 'cifar100'),
+    'imagenet': imagenet.load,
+}

@@ -1,15 +1,39 @@
 """A data set as training sees it, and the order in which its examples are drawn."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 
+class TrainStream(NamedTuple):
+    """Training examples that do not fit in memory.
+
+    open(seed, step, batch_size, rows) -> iterator over the batches from `step` on, of each the `rows` (a
+      slice) alone: {name: [rows, ...]}. What a batch holds, random variation included, depends on
+      seed, step and batch_size and on nothing else. It never ends.
+    """
+
+    count: int  # examples in an epoch
+    example: dict[str, np.ndarray]  # {name: [1, ...]}, zeros of the right shapes and types
+    open: Callable[..., Iterator[dict[str, np.ndarray]]]
+
+
+class EvaluationStream(NamedTuple):
+    """Evaluation examples that do not fit in memory.
+
+    open(batch_size, part, parts) -> iterator over (examples {name: [batch_size, ...]}, mask [batch_size]),
+      one pass over the part-th of `parts` disjoint shares of the examples. Every part has as many batches;
+      what fills them up has mask 0.
+    """
+
+    count: int  # examples of all parts
+    open: Callable[..., Iterator[tuple[dict[str, np.ndarray], np.ndarray]]]
+
+
 class Source(NamedTuple):
-    """A data set that fits in memory, cut for one task.
+    """A data set cut for one task.
 
     Examples are dicts of arrays with one row an example; `labels` is among them. Two sources of the
     same data set share that form, whatever part of it they were cut from, so a teacher can be shown a
@@ -17,8 +41,8 @@ class Source(NamedTuple):
     """
 
     name: str  # what a person calls it
-    train: dict[str, np.ndarray]
-    evaluation: dict[str, np.ndarray]
+    train: dict[str, np.ndarray] | TrainStream
+    evaluation: dict[str, np.ndarray] | EvaluationStream
     task: str  # a name of objectives.TASK_LOSSES
     label_names: tuple[str, ...]  # what each output predicts
     vocabularies: dict[str, int]  # rows of each id or bag-of-words input
@@ -26,6 +50,17 @@ class Source(NamedTuple):
     # inputs(tables, examples, key) -> {name: [batch, ...]}, what a model is given; a key adds the random
     # variation of training, None leaves it out.
     inputs: Callable[..., dict[str, jax.Array]]
+
+
+def count(examples: dict | TrainStream | EvaluationStream) -> int:
+    """How many examples there are."""
+    return len(examples['labels']) if isinstance(examples, dict) else examples.count
+
+
+def one_example(source: Source) -> dict[str, np.ndarray]:
+    """One training example, {name: [1, ...]}, of a stream only its shapes and types."""
+    train = source.train
+    return take(train, np.arange(1)) if isinstance(train, dict) else train.example
 
 
 def take(examples: dict, rows) -> dict:
@@ -63,4 +98,4 @@ def padded_batches(examples: dict, batch_size: int) -> tuple[dict, np.ndarray]:
     rows = np.arange(num_batches * batch_size)
     mask = (rows < count).astype(np.float32)
     rows = np.where(rows < count, rows, 0).reshape(num_batches, batch_size)
-    return take(examples, rows), jnp.asarray(mask.reshape(num_batches, batch_size))
+    return take(examples, rows), mask.reshape(num_batches, batch_size)

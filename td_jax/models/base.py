@@ -14,6 +14,11 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 
+from td_jax.errors import UserError
+
+# The parameters of every model's prediction layer, by name; what comes before depends on no labels.
+HEAD = 'head_layer'
+
 
 class Activations(NamedTuple):
     """What one model computes on the way to its prediction; every array is batch-first."""
@@ -68,3 +73,34 @@ def activations(model: Model, params, inputs, key=None) -> Activations:
     s = model.lower(params, inputs, lower_key)
     e = model.upper(params, s, upper_key)
     return Activations(s, e, model.head(params, e))
+
+
+def started_from(given: dict, initial: dict, copies_head: bool) -> dict:
+    """The parameters of a student that starts from its teacher.
+
+    Args:
+      given: the teacher's parameters.
+      initial: the student's own.
+      copies_head: whether both predict the same, so that the head is copied, too.
+
+    Returns:
+      A tree like `initial`, in which everything that `given` has under the same name is copied from there.
+
+    Raises:
+      UserError: a copy that does not fit; names the parameter and both shapes.
+    """
+    found = dict(jax.tree_util.tree_leaves_with_path(given))
+
+    def choose(path, own):
+        name = jax.tree_util.keystr(path, simple=True, separator='/')
+        other = found.get(path)
+        if other is None or (name.split('/')[0] == HEAD and not copies_head):
+            return own
+        if other.shape != own.shape:
+            raise UserError(
+                f'model.initial is teacher, but {name} is {own.shape} in the student and {other.shape} in '
+                'the teacher; give both the same sizes, or set model.initial to random.'
+            )
+        return other
+
+    return jax.tree_util.tree_map_with_path(choose, initial)

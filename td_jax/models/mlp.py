@@ -21,6 +21,7 @@ class MLP(nn.Module):
       split: how many hidden layers belong to `lower`, at least 1 and at most len(hidden).
       dropout: rate after each hidden layer.
       embeddings: (input name, vocabulary size, width), in the order of concatenation.
+      dtype: of the computation; parameters and predictions are float32.
     """
 
     hidden: tuple[int, ...]
@@ -28,14 +29,15 @@ class MLP(nn.Module):
     split: int
     dropout: float
     embeddings: tuple[tuple[str, int, int], ...]
+    dtype: str = 'float32'
 
     def setup(self):
         self.embedding_layers = [
-            nn.Embed(vocabulary, width, name=f'{name}_embedding')
+            nn.Embed(vocabulary, width, dtype=self.dtype, name=f'{name}_embedding')
             for name, vocabulary, width in self.embeddings
         ]
-        self.hidden_layers = [nn.Dense(width) for width in self.hidden]
-        self.output_layer = nn.Dense(self.num_outputs)
+        self.hidden_layers = [nn.Dense(width, dtype=self.dtype) for width in self.hidden]
+        self.head_layer = nn.Dense(self.num_outputs)
         self.dropout_layer = nn.Dropout(self.dropout)
 
     def embed(self, inputs):
@@ -45,9 +47,9 @@ class MLP(nn.Module):
         for name, layer in zip(named, self.embedding_layers, strict=True):
             x = inputs[name]
             is_bag = jnp.issubdtype(x.dtype, jnp.floating)
-            parts.append(x @ layer.embedding if is_bag else layer(x))
+            parts.append(x.astype(self.dtype) @ layer.embedding.astype(self.dtype) if is_bag else layer(x))
         others = [inputs[name] for name in sorted(inputs) if name not in named]
-        parts += [x.reshape(x.shape[0], -1) for x in others]
+        parts += [x.reshape(x.shape[0], -1).astype(self.dtype) for x in others]
         return jnp.concatenate(parts, axis=-1)
 
     def run(self, layers, x, deterministic):
@@ -65,19 +67,20 @@ class MLP(nn.Module):
 
     def head(self, e):
         """e -> y, [batch, num_outputs]."""
-        return self.output_layer(e)
+        return self.head_layer(e.astype(jnp.float32))
 
     def __call__(self, inputs, deterministic=True):
         return self.head(self.upper(self.lower(inputs, deterministic), deterministic))
 
 
-def build(config, vocabularies: dict[str, int], num_outputs: int) -> base.Model:
+def build(config, vocabularies: dict[str, int], num_outputs: int, dtype: str) -> base.Model:
     """Makes an MLP of a model config.
 
     Args:
       config: the fields of `configs.common.model_config`.
       vocabularies: number of rows of each id or bag input, by input name.
       num_outputs: width of the prediction.
+      dtype: of the computation.
 
     Raises:
       UserError: a split outside the hidden layers, or embeddings that the data set does not have.
@@ -93,4 +96,5 @@ def build(config, vocabularies: dict[str, int], num_outputs: int) -> base.Model:
             'give each a width.'
         )
     embeddings = tuple((name, vocabularies[name], config.embeddings[name]) for name in vocabularies)
-    return base.from_module(MLP(tuple(config.hidden), num_outputs, config.split, config.dropout, embeddings))
+    module = MLP(tuple(config.hidden), num_outputs, config.split, config.dropout, embeddings, dtype)
+    return base.from_module(module)

@@ -1,0 +1,99 @@
+"""CIFAR-10 and CIFAR-100 as TFDS stores them: 60,000 real images of 32x32 pixels, kept on the device.
+
+The images stay uint8 at 32 pixels; random crops and resizing are part of a step.
+"""
+
+import functools
+
+import numpy as np
+
+from td_jax.data import images, prepared
+from td_jax.data.base import Source
+from td_jax.errors import UserError
+
+# Share of the training images, the last ones, that is the validation slice.
+VALIDATION_SHARE = 0.1
+
+
+def load(name: str, config, task) -> Source:
+    """Cuts the images for a task.
+
+    Inputs: {'image': [batch, size, size, 3]}, from -1 to 1; labels: position of the class in the task's
+    classes.
+
+    Args:
+      name: 'cifar10' or 'cifar100'.
+      config: `config.dataset`, for the split, the image size and the random variation.
+      task: `config.dataset` or `config.teacher.dataset`, for the classes.
+
+    Raises:
+      UserError: classes that are not there, more examples of a class than there are, or data that is not
+        prepared.
+    """
+    pixels, labels, names = read(name)
+    classes = tuple(task.classes) or tuple(range(len(names)))
+    if not set(classes) <= set(range(len(names))) or len(set(classes)) != len(classes):
+        raise UserError(
+            f'dataset.classes is {classes}; {name} has different numbers from 0 to {len(names) - 1}.'
+        )
+    train_count = len(labels['train'])
+    kept = train_count - round(train_count * VALIDATION_SHARE)
+    cuts = {
+        'validation': (('train', slice(0, kept)), ('train', slice(kept, None))),
+        'test': (('train', slice(None)), ('test', slice(None))),
+    }
+    train_cut, evaluation_cut = cuts[config.split]
+
+    def examples(cut, of_each=None):
+        part, rows = cut
+        own_labels = labels[part][rows]
+        found = [np.flatnonzero(own_labels == c) for c in classes]
+        if of_each and of_each > min(map(len, found)):
+            raise UserError(
+                f'dataset.examples_per_class is {of_each}; only {min(map(len, found))} training images of a '
+                'class are there.'
+            )
+        chosen = np.sort(np.concatenate([rows_of_class[:of_each] for rows_of_class in found]))
+        position = np.zeros(len(names), np.int32)
+        position[list(classes)] = np.arange(len(classes))
+        return {'image': pixels[part][rows][chosen], 'labels': position[own_labels[chosen]]}
+
+    def inputs(tables, examples, key):
+        if key is None:
+            shown = images.resized(examples['image'], config.image_size)
+        else:
+            shown = images.varied(
+                examples['image'], config.image_size, key, config.min_crop_area, config.mirror_rate
+            )
+        return {'image': images.normalize(shown)}
+
+    shown = ', '.join(names[c] for c in classes) if len(classes) <= 10 else f'{len(classes)} classes'
+    return Source(
+        name=f'{name} {shown}',
+        train=examples(train_cut, task.examples_per_class or None),
+        evaluation=examples(evaluation_cut),
+        task='classification',
+        label_names=tuple(names[c] for c in classes),
+        vocabularies={},
+        tables=(),
+        inputs=inputs,
+    )
+
+
+@functools.cache
+def read(name: str):
+    """Reads both parts through TFDS.
+
+    Returns:
+      ({part: [images, 32, 32, 3] uint8}, {part: [images] class numbers}, class names), parts train and test.
+
+    Raises:
+      UserError: they are not prepared and cannot be downloaded.
+    """
+    builder = prepared.builder(name)
+    pixels, labels = {}, {}
+    for part in ('train', 'test'):
+        batches = list(builder.as_dataset(split=part, batch_size=1000).as_numpy_iterator())
+        pixels[part] = np.concatenate([batch['image'] for batch in batches])
+        labels[part] = np.concatenate([batch['label'] for batch in batches])
+    return pixels, labels, tuple(builder.info.features['label'].names)

@@ -1,0 +1,92 @@
+"""What image data sets share: how an image is shown to a model, with or without random variation."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+# The aspect ratio of a random crop, width over height, is drawn from this range (Szegedy et al. 2014).
+ASPECT_RATIOS = 3 / 4, 4 / 3
+
+
+def normalize(images):
+    """Pixels from 0 to 255 -> float32 from -1 to 1."""
+    return images.astype(jnp.float32) / 127.5 - 1
+
+
+def resized(images, size: int):
+    """Bilinear, without anti-aliasing, as tf.image.resize does it.
+
+    [batch, height, width, channels] -> [batch, size, size, channels].
+    """
+    height, width = images.shape[1:3]
+    if (height, width) == (size, size):
+        return images
+    return jax.image.resize(
+        images.astype(jnp.float32),
+        (images.shape[0], size, size, images.shape[3]),
+        method='bilinear',
+        antialias=False,
+    )
+
+
+def crop_boxes(key, batch: int, height: int, width: int, min_area: float):
+    """Where to crop images at random.
+
+    A crop has a share of the area from min_area to 1, all equally likely, and an aspect ratio from
+    ASPECT_RATIOS, equally likely on a log scale; where it would reach over the image it is cut to fit.
+
+    Returns:
+      (start, size): [batch, 2] each, y and x of the upper left corner, height and width, in pixels and
+      fractions of them.
+    """
+    area_key, ratio_key, place_key = jax.random.split(key, 3)
+    area = jax.random.uniform(area_key, (batch,), minval=min_area) * height * width
+    low, high = map(math.log, ASPECT_RATIOS)
+    ratio = jnp.exp(jax.random.uniform(ratio_key, (batch,), minval=low, maxval=high))
+    size = jnp.stack(
+        [jnp.minimum(jnp.sqrt(area / ratio), height), jnp.minimum(jnp.sqrt(area * ratio), width)], axis=1
+    )
+    place = jax.random.uniform(place_key, (batch, 2))
+    return place * (jnp.array([[height, width]]) - size), size
+
+
+def varied(images, size: int, key, min_area: float, mirror_rate: float):
+    """A random crop of each image, resized and mirrored by chance, on the device.
+
+    Args:
+      images: [batch, height, width, channels].
+      size: side of the result in pixels.
+      key: jax.random key.
+      min_area: smallest share of the area, of crop_boxes; 1 takes images whole.
+      mirror_rate: chance to be mirrored.
+
+    Returns:
+      [batch, size, size, channels], float32 with the values of `images`.
+    """
+    batch, height, width, channels = images.shape
+    box_key, mirror_key = jax.random.split(key)
+    mirror = jax.random.bernoulli(mirror_key, mirror_rate, (batch,))
+    images = images.astype(jnp.float32)
+    if min_area >= 1:
+        return _mirrored(resized(images, size), mirror)
+
+    def cut(image, start, extent):
+        scale = size / extent
+        return jax.image.scale_and_translate(
+            image,
+            (size, size, channels),
+            (0, 1),
+            scale,
+            -start * scale,
+            method='bilinear',
+            antialias=False,
+        )
+
+    start, extent = crop_boxes(box_key, batch, height, width, min_area)
+    return _mirrored(jax.vmap(cut)(images, start, extent), mirror)
+
+
+def _mirrored(images, mirror):
+    """Mirrors the images [batch, h, w, c] where `mirror` [batch] says so."""
+    return jnp.where(mirror[:, None, None, None], images[:, :, ::-1], images)

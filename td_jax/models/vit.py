@@ -1,0 +1,221 @@
+"""Vision Transformer (Dosovitskiy et al. 2020), cut in three at any block.
+
+    lower: image -> patches, class token, positions, blocks before the split -> s  [batch, tokens, width]
+    upper: s -> blocks from the split on, final LayerNorm -> e                     [batch, tokens, width]
+    head:  e -> class token, pre-logits if there are any, Dense -> y               [batch, outputs]
+
+The class token is token 0. Blocks are pre-norm, as in the paper's Figure 1.
+"""
+
+import functools
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from td_jax.errors import UserError
+from td_jax.models import base
+
+# 'gelu_tanh' is what google-research/vision_transformer computes, 'gelu' what Hugging Face calls so.
+ACTIVATIONS = {
+    'gelu_tanh': functools.partial(nn.gelu, approximate=True),
+    'gelu': functools.partial(nn.gelu, approximate=False),
+}
+
+
+class Sizes(NamedTuple):
+    """What makes a variant, but for its patches."""
+
+    width: int
+    layers: int
+    mlp: int
+    heads: int
+
+
+# Table 1 of the ViT paper; Ti and S are those of DeiT (Touvron et al. 2020).
+VARIANTS = {
+    'Ti': Sizes(192, 12, 768, 3),
+    'S': Sizes(384, 12, 1536, 6),
+    'B': Sizes(768, 12, 3072, 12),
+    'L': Sizes(1024, 24, 4096, 16),
+}
+PATCHES = (8, 16, 32)
+
+
+class Block(nn.Module):
+    """x + Attention(LayerNorm(x)), then x + MLP(LayerNorm(x)). [batch, tokens, width] -> the same."""
+
+    sizes: Sizes
+    dropout: float
+    activation: str
+    epsilon: float
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x, deterministic):
+        norm = functools.partial(nn.LayerNorm, epsilon=self.epsilon, dtype=self.dtype)
+        dropout = nn.Dropout(self.dropout)
+        kernel_init = nn.initializers.xavier_uniform()
+        y = nn.MultiHeadDotProductAttention(
+            num_heads=self.sizes.heads,
+            kernel_init=kernel_init,
+            dtype=self.dtype,
+            force_fp32_for_softmax=True,
+            name='attention',
+        )(norm(name='attention_norm')(x))
+        x = x + dropout(y, deterministic=deterministic)
+        dense = functools.partial(
+            nn.Dense, kernel_init=kernel_init, bias_init=nn.initializers.normal(1e-6), dtype=self.dtype
+        )
+        y = dense(self.sizes.mlp, name='mlp_in')(norm(name='mlp_norm')(x))
+        y = dropout(ACTIVATIONS[self.activation](y), deterministic=deterministic)
+        y = dense(self.sizes.width, name='mlp_out')(y)
+        return x + dropout(y, deterministic=deterministic)
+
+
+class ViT(nn.Module):
+    """The whole model.
+
+    Attributes:
+      sizes: of the variant.
+      patch: side of a patch in pixels.
+      num_outputs: width of the prediction.
+      split: how many blocks belong to `lower`, from 0 to all.
+      dropout: rate after the position embedding and in every block.
+      activation: a name of ACTIVATIONS.
+      epsilon: of every LayerNorm.
+      pre_logits: whether a Dense with tanh stands before the head.
+      dtype: of the computation; parameters, LayerNorm statistics, softmax and logits are float32.
+    """
+
+    sizes: Sizes
+    patch: int
+    num_outputs: int
+    split: int
+    dropout: float
+    activation: str
+    epsilon: float
+    pre_logits: bool
+    dtype: str
+
+    def setup(self):
+        self.embedding = nn.Dense(self.sizes.width, dtype=self.dtype)
+        block = functools.partial(Block, self.sizes, self.dropout, self.activation, self.epsilon, self.dtype)
+        self.blocks = [block(name=f'block_{i}') for i in range(self.sizes.layers)]
+        self.norm = nn.LayerNorm(epsilon=self.epsilon, dtype=self.dtype)
+        self.dropout_layer = nn.Dropout(self.dropout)
+        self.pre_logits_layer = nn.Dense(self.sizes.width) if self.pre_logits else None
+        self.head_layer = nn.Dense(self.num_outputs, kernel_init=nn.initializers.zeros)
+
+    @nn.compact
+    def embed(self, images, deterministic):
+        """[batch, height, width, 3] -> [batch, 1 + patches, width]."""
+        x = self.embedding(patches_of(images, self.patch).astype(self.dtype))
+        batch, count, width = x.shape
+        cls = self.param('cls', nn.initializers.zeros, (1, 1, width))
+        position = self.param('pos_embedding', nn.initializers.normal(0.02), (1, 1 + count, width))
+        cls = jnp.broadcast_to(cls.astype(x.dtype), (batch, 1, width))
+        x = jnp.concatenate([cls, x], axis=1) + position.astype(x.dtype)
+        return self.dropout_layer(x, deterministic=deterministic)
+
+    def run(self, blocks, x, deterministic):
+        for block in blocks:
+            x = block(x, deterministic)
+        return x
+
+    def lower(self, inputs, deterministic=True):
+        """{'image': [batch, height, width, 3]} -> s, [batch, tokens, width]."""
+        x = self.embed(inputs['image'], deterministic)
+        return self.run(self.blocks[: self.split], x, deterministic)
+
+    def upper(self, s, deterministic=True):
+        """s -> e, [batch, tokens, width]."""
+        return self.norm(self.run(self.blocks[self.split :], s.astype(self.dtype), deterministic))
+
+    def head(self, e):
+        """e -> y, [batch, num_outputs], in float32."""
+        x = e[:, 0].astype(jnp.float32)  # [batch, tokens, width] -> [batch, width]
+        if self.pre_logits_layer is not None:
+            x = jnp.tanh(self.pre_logits_layer(x))
+        return self.head_layer(x)
+
+    def __call__(self, inputs, deterministic=True):
+        return self.head(self.upper(self.lower(inputs, deterministic), deterministic))
+
+
+def patches_of(images, patch: int):
+    """Cuts images into patches in row order; each is flattened as [row, column, channel].
+
+    So a Dense on them is the strided convolution of the paper, its kernel [patch, patch, 3, width] with the
+    first three axes joined.
+
+    Args:
+      images: [batch, height, width, channels].
+      patch: side of a patch.
+
+    Returns:
+      [batch, patches, patch * patch * channels]
+
+    Raises:
+      ValueError: a side that the patch does not divide.
+    """
+    batch, height, width, channels = images.shape
+    if height % patch or width % patch:
+        raise ValueError(f'Images of {height}x{width} pixels cannot be cut into patches of {patch}.')
+    rows, columns = height // patch, width // patch
+    x = images.reshape(batch, rows, patch, columns, patch, channels)
+    x = x.transpose(0, 1, 3, 2, 4, 5)  # [batch, rows, columns, patch, patch, channels]
+    return x.reshape(batch, rows * columns, patch * patch * channels)
+
+
+def sizes_of(config) -> tuple[Sizes, int]:
+    """The sizes and the patch of a model config: its variant's, but for what is not 0.
+
+    Raises:
+      UserError: a variant that is not known, or heads that do not divide the width.
+    """
+    name, _, patch = config.variant.partition('/')
+    if name not in VARIANTS or not patch.isdecimal() or int(patch) not in PATCHES:
+        patches = ', '.join(map(str, PATCHES))
+        raise UserError(
+            f'model.variant {config.variant!r} is not known. Known: {", ".join(VARIANTS)}, with a slash and a '
+            f'patch of {patches} (other sizes: model.width, .layers, .mlp, .heads, .patch).'
+        )
+    changes = {field: config[field] for field in Sizes._fields if config[field]}
+    sizes = VARIANTS[name]._replace(**changes)
+    if sizes.width % sizes.heads:
+        raise UserError(f'model.heads is {sizes.heads}, which does not divide the width, {sizes.width}.')
+    return sizes, config.patch or int(patch)
+
+
+def build(config, vocabularies: dict[str, int], num_outputs: int, dtype: str) -> base.Model:
+    """Makes a ViT of a model config.
+
+    Args:
+      config: the fields of `configs.common.model_config`.
+      vocabularies: empty; a ViT reads images.
+      num_outputs: width of the prediction.
+      dtype: of the computation.
+
+    Raises:
+      UserError: sizes that do not fit each other, or data that is no images.
+    """
+    if vocabularies:
+        raise UserError(f'model.name vit reads images; the data set has {", ".join(vocabularies)}.')
+    sizes, patch = sizes_of(config)
+    if config.split > sizes.layers:
+        raise UserError(
+            f'model.split is {config.split}; with {sizes.layers} blocks it is between 0 and {sizes.layers}.'
+        )
+    module = ViT(
+        sizes,
+        patch,
+        num_outputs,
+        config.split,
+        config.dropout,
+        config.activation,
+        config.epsilon,
+        config.pre_logits,
+        dtype,
+    )
+    return base.from_module(module)
