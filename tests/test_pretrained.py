@@ -583,6 +583,15 @@ def test_a_private_bucket_is_asked_with_credentials(server, monkeypatch):
         pretrained.read('https://example.org/ViT.npz')
 
 
+def test_a_private_object_is_copied_whole_or_is_an_error(tmp_path):
+    """TensorFlow reads any path as it reads a bucket."""
+    with open(tmp_path / 'copy', 'wb') as file:
+        pretrained._copy_private(str(NPZ), file)
+        assert file.tell() == NPZ.stat().st_size
+        with pytest.raises(OSError, match='the bucket is private, and .*No such file'):
+            pretrained._copy_private(str(tmp_path / 'nothing'), file)
+
+
 def test_without_a_network_one_line_says_what_to_do(monkeypatch, tmp_path):
     def urlopen(url, timeout):
         raise urllib.error.URLError(OSError(-2, 'Name or service not known'))
