@@ -588,7 +588,7 @@ def test_a_private_object_is_copied_whole_or_is_an_error(tmp_path):
     with open(tmp_path / 'copy', 'wb') as file:
         pretrained._copy_private(str(NPZ), file)
         assert file.tell() == NPZ.stat().st_size
-        with pytest.raises(OSError, match='the bucket is private, and .*No such file'):
+        with pytest.raises(OSError, match=r'the bucket is private, and .*No such file'):
             pretrained._copy_private(str(tmp_path / 'nothing'), file)
 
 
