@@ -1,0 +1,117 @@
+"""CIFAR-10 as it is cut for a task, held against what TFDS reads."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from configs import common
+from td_jax.data import SOURCES, cifar, images
+from td_jax.errors import UserError
+
+pytestmark = pytest.mark.usefixtures('cifar10_data')
+
+
+def load(split='test', classes=(), examples_per_class=0, **changes):
+    config = common.get_config()
+    config.dataset.update({'name': 'cifar10', 'split': split, **changes})
+    task = config.teacher.dataset
+    task.update({'classes': classes, 'examples_per_class': examples_per_class})
+    return SOURCES['cifar10'](config.dataset, task)
+
+
+@functools.cache
+def plain(split, is_decoded=True):
+    """(images, labels) in the order of the files; without decoding, which takes long, labels alone."""
+    import tensorflow_datasets as tfds
+
+    decoders = None if is_decoded else tfds.decode.PartialDecoding({'label': True})
+    read = tfds.as_numpy(tfds.load('cifar10', split=split, batch_size=-1, decoders=decoders))
+    return read.get('image'), read['label']
+
+
+def labels_of(part):
+    return plain(part, is_decoded=False)[1]
+
+
+def test_labels_are_all_there():
+    source = load()
+    for examples, part, of_each in ((source.train, 'train', 5000), (source.evaluation, 'test', 1000)):
+        np.testing.assert_array_equal(examples['labels'], labels_of(part))
+        assert np.bincount(examples['labels']).tolist() == [of_each] * 10
+        assert examples['image'].shape == (10 * of_each, 32, 32, 3)
+    assert source.label_names[:3] == ('airplane', 'automobile', 'bird')
+    assert len(source.label_names) == 10
+
+
+@pytest.mark.parametrize(
+    ('part', 'start', 'stop'),
+    [('train', 0, 999), ('train', 44_600, 45_400), ('train', 49_000, 50_000), ('test', 0, 10_000)],
+)
+def test_pixels_are_those_of_a_plain_load(part, start, stop):
+    source = load()
+    examples = {'train': source.train, 'test': source.evaluation}[part]
+    pixels, labels = plain(f'{part}[{start}:{stop}]')
+    assert examples['image'].dtype == np.uint8
+    np.testing.assert_array_equal(examples['image'][start:stop], pixels)
+    np.testing.assert_array_equal(examples['labels'][start:stop], labels)
+
+
+def test_the_validation_slice_is_the_last_tenth_of_training():
+    everything, source = load().train, load('validation')
+    for examples, rows in ((source.train, slice(0, 45_000)), (source.evaluation, slice(45_000, None))):
+        np.testing.assert_array_equal(examples['image'], everything['image'][rows])
+        np.testing.assert_array_equal(examples['labels'], everything['labels'][rows])
+
+
+@pytest.mark.parametrize('classes', [(2, 5, 7), (7, 2, 5)])
+def test_labels_are_positions_in_the_tasks_classes(classes):
+    source, everything = load(classes=classes), load()
+    for examples, all_of_them in (
+        (source.train, everything.train),
+        (source.evaluation, everything.evaluation),
+    ):
+        chosen = np.isin(all_of_them['labels'], classes)
+        np.testing.assert_array_equal(np.take(classes, examples['labels']), all_of_them['labels'][chosen])
+        np.testing.assert_array_equal(examples['image'], all_of_them['image'][chosen])
+    assert source.label_names == tuple(everything.label_names[c] for c in classes)
+
+
+def test_examples_per_class_keeps_the_first_of_each_and_all_of_the_evaluation():
+    few, everything = load(classes=(1, 8), examples_per_class=7), load().train
+    rows = np.sort(np.concatenate([np.flatnonzero(everything['labels'] == c)[:7] for c in (1, 8)]))
+    np.testing.assert_array_equal(few.train['image'], everything['image'][rows])
+    np.testing.assert_array_equal(np.take((1, 8), few.train['labels']), everything['labels'][rows])
+    assert len(few.evaluation['labels']) == 2000
+
+
+def test_inputs_are_varied_with_a_key_alone():
+    source = load(image_size=48, min_crop_area=0.3, mirror_rate=0.5)
+    examples = {'image': source.train['image'][:4]}
+    shown = source.inputs(source.tables, examples, None)['image']
+    assert shown.shape == (4, 48, 48, 3)
+    np.testing.assert_array_equal(shown, images.normalize(images.resized(examples['image'], 48)))
+    key = jax.random.key(0)
+    shown = source.inputs(source.tables, examples, key)['image']
+    expected = images.normalize(images.varied(examples['image'], 48, key, 0.3, 0.5))
+    np.testing.assert_array_equal(shown, expected)
+    assert -1 <= shown.min() < shown.max() <= 1
+
+
+@pytest.mark.parametrize(
+    ('task', 'message'),
+    [
+        ({'classes': (3, 10)}, r'dataset.classes is \(3, 10\); cifar10 has different numbers from 0 to 9'),
+        ({'classes': (3, 3)}, r'dataset.classes is \(3, 3\)'),
+        ({'classes': (-1,)}, r'dataset.classes is \(-1,\)'),
+        ({'examples_per_class': 5001}, r'dataset.examples_per_class is 5001; only 5000 training images'),
+    ],
+)
+def test_what_is_not_there_is_refused(task, message):
+    with pytest.raises(UserError, match=message):
+        load(**task)
+
+
+def test_the_files_are_read_once():
+    assert cifar.read('cifar10') is cifar.read('cifar10')
