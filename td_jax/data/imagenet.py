@@ -8,6 +8,7 @@ that it falls in.
 
 import functools
 import itertools
+import re
 from typing import NamedTuple
 
 import numpy as np
@@ -391,7 +392,8 @@ def _what_failed(records, features, error):
 
 def _line(error):
     """An error's message without the operations it came through."""
-    return error.message.split('\n', 1)[0].split('{{')[0].split('[Op:')[0].strip(' .')
+    message = re.sub(r'\{\{.*?\}\}|\[+Op:.*|\[\[.*', '', error.message).strip()
+    return message.split('\n', 1)[0].strip(' .')
 
 
 @functools.cache
