@@ -62,7 +62,7 @@ def load(config, task) -> Source:
             f'{builder.data_path} is in the format {builder.info.file_format.value}; imagenet is read from '
             f'tfrecord: run `tfds build {NAME} --file_format=tfrecord`.'
         )
-    train, evaluation = (_spans(builder, split) for split in SPLITS[config.split])
+    train, evaluation = (spans_of(builder, split) for split in SPLITS[config.split])
     size = config.image_size
     features = builder.info.features
 
@@ -76,9 +76,7 @@ def load(config, task) -> Source:
             example={'image': np.zeros((1, size, size, 3), np.uint8), 'labels': np.zeros(1, np.int32)},
             open=functools.partial(_train_batches, train, features, config),
         ),
-        evaluation=EvaluationStream(
-            count=_count(evaluation), open=functools.partial(_evaluation_batches, evaluation, features, size)
-        ),
+        evaluation=evaluation_stream(evaluation, features, size),
         task='classification',
         label_names=tuple(features['label'].names),
         vocabularies={},
@@ -90,7 +88,7 @@ def load(config, task) -> Source:
 # --- Which records ---------------------------------------------------------------------------------
 
 
-def _spans(builder, split):
+def spans_of(builder, split: str) -> list[Span]:
     """Where the records of a split are, in order."""
     return [Span(str(s.filename), s.skip, s.take) for s in builder.info.splits[split].file_instructions]
 
@@ -303,6 +301,13 @@ def _train_batches(spans, features, config, seed, step, batch_size, rows):
     return _batches(records, example, features, size)
 
 
+def evaluation_stream(spans, features, size: int) -> EvaluationStream:
+    """Whole images of `spans`, resized to `size`; `features` are those of TFDS."""
+    return EvaluationStream(
+        count=_count(spans), open=functools.partial(_evaluation_batches, spans, features, size)
+    )
+
+
 def _evaluation_batches(spans, features, size, batch_size, part, parts):
     """EvaluationStream.open."""
     tf = _tensorflow()
@@ -354,14 +359,8 @@ def _batches(records, example, features, batch_size):
       UserError: from the iterator, where a file cannot be read or an image not be decoded.
     """
     tf = _tensorflow()
-    options = tf.data.Options()
-    options.deterministic = True
-    # Images are what runs side by side; an image's own operations gain nothing from more threads.
-    options.threading.max_intra_op_parallelism = 1
-    dataset = records.map(example, num_parallel_calls=tf.data.AUTOTUNE).batch(batch_size)
-    dataset = dataset.prefetch(PREFETCHED).with_options(options)
     delivered = 0
-    iterator = dataset.as_numpy_iterator()
+    iterator = side_by_side(records, example, batch_size).as_numpy_iterator()
     while True:
         try:
             batch = next(iterator)
@@ -372,6 +371,17 @@ def _batches(records, example, features, batch_size):
             raise UserError(_what_failed(failed, features, error)) from error
         yield batch
         delivered += 1
+
+
+def side_by_side(records, example, batch_size: int):
+    """Applies `example` to several records at a time; a tf.data.Dataset of batches in the records' order."""
+    tf = _tensorflow()
+    options = tf.data.Options()
+    options.deterministic = True
+    # An image's own operations gain nothing from threads beside those of other images.
+    options.threading.max_intra_op_parallelism = 1
+    examples = records.map(example, num_parallel_calls=tf.data.AUTOTUNE)
+    return examples.batch(batch_size).prefetch(PREFETCHED).with_options(options)
 
 
 def _what_failed(records, features, error):
