@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from benchmarks import flops
+from td_jax import flops
 from configs import movielens
 from td_jax import command_line, data, dispatch, experiment, objectives, sharding
 

@@ -38,10 +38,9 @@ def get_config():
     for model in (config.model, config.teacher.model):
         model.name = 'vit'
         model.variant = 'Ti/8'
-        model.patch = 4
-        model.width = 96
-        model.mlp = 384
-        model.heads = 3
+        model.width = 128
+        model.mlp = 256
+        model.heads = 4
     config.model.initial = 'teacher'
     config.model.layers = 4
     config.model.split = 2
@@ -49,7 +48,7 @@ def get_config():
     config.teacher.model.layers = 6
     config.teacher.model.split = 3
     config.teacher.dataset.classes = (0, 1, 7, 8, 9)
-    config.teacher.num_steps = 4000
+    config.teacher.num_steps = 6000
     config.teacher.optimizer.name = 'adamw'
     config.teacher.optimizer.learning_rate = 1e-3
     config.teacher.optimizer.schedule = 'cosine'

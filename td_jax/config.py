@@ -196,6 +196,22 @@ def to_json(config) -> str:
     return json.dumps(config.to_dict(), indent=2, sort_keys=True) + '\n'
 
 
+def from_json(stored: dict) -> ml_collections.ConfigDict:
+    """The config that `to_json` wrote, from the dict that was read back."""
+    config = common.get_config()
+    flat = flatten(stored)
+    for key in sorted(flat.keys() & flatten(config).keys()):
+        value = tuple(flat[key]) if isinstance(flat[key], list) else flat[key]
+        config.update_from_flattened_dict({key: value})
+    for key in flat.keys() - flatten(config).keys():
+        path, _, name = key.rpartition('.')
+        if not path.endswith('embeddings'):
+            raise UserError(f'{key} is a key of another version of td_jax.')
+        model = config.teacher.model if path.startswith('teacher') else config.model
+        model.embeddings[name] = flat[key]
+    return config
+
+
 def differences(config, stored: dict) -> dict:
     """{key: (value in `stored`, value in `config`)} where they differ; a missing value is None."""
     now, before = flatten(json.loads(to_json(config))), flatten(stored)

@@ -85,28 +85,21 @@ def build(
       mesh: the devices, by sharding.make_mesh.
       given: the teacher's parameters, for a student that starts from them, else None.
     """
-    constants = _constants(source, teacher, config, mesh)
+    constants = _constants(source, teacher, config, mesh, sharding.place)
     parts = _Parts(step, source, teacher, config, mesh)
-
-    shapes = jax.eval_shape(parts.init, constants, seed_keys(config), given)
-    state_sharding = sharding.of_parameters(mesh, shapes, first_axis=1)
-    init = jax.jit(parts.init, out_shardings=state_sharding)
     whole = sharding.replicated(mesh)
+    shapes = jax.eval_shape(parts.init, constants, seed_keys(config), given)
+    init = jax.jit(parts.init, out_shardings=parts.state_sharding(shapes))
+    compiled = parts.jitted(shapes)
 
     def placed_init(keys):
         return init(constants, sharding.place(keys, whole), given)
 
     if not isinstance(source.train, dict):
-        compiled = jax.jit(
-            parts.streamed_step, donate_argnums=0, out_shardings=(state_sharding, whole, whole)
-        )
-        feed, run = _streamed(compiled, parts, constants, source, config, mesh)
+        feed, run = _streamed(compiled, constants, source, config, mesh)
         return Dispatch(constants, placed_init, feed, run, compiled)
 
     order_of = jax.jit(parts.order, out_shardings=whole)
-    compiled = jax.jit(
-        parts.steps, donate_argnums=(0, 1), out_shardings=(state_sharding, whole, whole, whole)
-    )
 
     def feed(keys, step):
         return order_of(sharding.place(keys, whole), step)
@@ -117,6 +110,46 @@ def build(
     return Dispatch(constants, placed_init, feed, run, compiled)
 
 
+class Abstract(NamedTuple):
+    """A run's step before anything is placed or computed: what the compiler is given.
+
+    compiled: the jitted function behind Dispatch.run
+    arguments: the shapes, types and shardings of what it is called with
+    state, constants: those among them that hold parameters
+    """
+
+    compiled: Callable[..., Any]
+    arguments: tuple
+    state: Any
+    constants: Constants
+
+
+def abstract(
+    step: train_step.Step, source: data.Source, teacher: Teacher | None, config, mesh, given=None
+) -> Abstract:
+    """What `build` would compile; takes the same, of which any array may be a ShapeDtypeStruct.
+
+    The devices of the mesh need not be there. Teacher states are not computed ahead.
+    """
+    constants = _constants(source, teacher, config, mesh, sharding.described)
+    parts = _Parts(step, source, teacher, config, mesh)
+    whole = sharding.replicated(mesh)
+    keys = sharding.described(jax.eval_shape(lambda: seed_keys(config)), whole)
+    shapes = jax.eval_shape(parts.init, constants, keys, given)
+    state = sharding.described(shapes, parts.state_sharding(shapes))
+    compiled = parts.jitted(shapes)
+    if isinstance(source.train, dict):
+        order = sharding.described(jax.eval_shape(parts.order, keys, 0), whole)
+        return Abstract(compiled, (state, order, constants, keys, 1), state, constants)
+    shape = config.num_seeds, config.batch_size
+    examples = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((*shape, *x.shape[1:]), x.dtype), source.train.example
+    )
+    examples = sharding.described(examples, sharding.batched(mesh, axis=1))
+    finite = sharding.described(jax.ShapeDtypeStruct((), bool), whole)
+    return Abstract(compiled, (state, finite, constants, keys, examples), state, constants)
+
+
 class _Parts:
     """The pure functions that `build` compiles."""
 
@@ -124,6 +157,18 @@ class _Parts:
         self.step, self.source, self.teacher, self.config, self.mesh = step, source, teacher, config, mesh
         self.num_examples = data.count(source.train)
         self.steps_per_epoch = self.num_examples // config.batch_size
+
+    def state_sharding(self, shapes):
+        """Where a TrainState of these shapes is."""
+        return sharding.of_parameters(self.mesh, shapes, first_axis=1)
+
+    def jitted(self, shapes):
+        """The function that trains, for a TrainState of these shapes."""
+        state, whole = self.state_sharding(shapes), sharding.replicated(self.mesh)
+        if isinstance(self.source.train, dict):
+            outputs = state, whole, whole, whole
+            return jax.jit(self.steps, donate_argnums=(0, 1), out_shardings=outputs)
+        return jax.jit(self.streamed_step, donate_argnums=0, out_shardings=(state, whole, whole))
 
     def init(self, constants, keys, given):
         """Every seed's first TrainState; `given` are parameters that the student starts from, or None."""
@@ -201,7 +246,7 @@ class _Parts:
         return new._replace(step=step), metrics, finite & now_finite
 
 
-def _streamed(compiled, parts, constants, source, config, mesh):
+def _streamed(compiled, constants, source, config, mesh):
     """feed and run of a stream."""
     rows = sharding.local_rows(mesh, config.batch_size)
     whole = sharding.replicated(mesh)
@@ -238,19 +283,18 @@ def _teacher_activations(teacher, constants, examples, key):
     return base.activations(teacher.model, constants.teacher_params, inputs)
 
 
-def _constants(source, teacher, config, mesh):
+def _constants(source, teacher, config, mesh, place):
     """Puts what a step reads on the devices, and computes the teacher's states where they never change."""
     is_streamed = not isinstance(source.train, dict)
     whole = sharding.replicated(mesh)
     constants = Constants(
-        train=None if is_streamed else sharding.place(source.train, whole),
-        tables=sharding.place(source.tables, whole),
-        teacher_tables=teacher and sharding.place(teacher.source.tables, whole),
-        teacher_params=teacher
-        and sharding.place(teacher.params, sharding.of_parameters(mesh, teacher.params)),
+        train=None if is_streamed else place(source.train, whole),
+        tables=place(source.tables, whole),
+        teacher_tables=teacher and place(teacher.source.tables, whole),
+        teacher_params=teacher and place(teacher.params, sharding.of_parameters(mesh, teacher.params)),
         teacher_states=None,
     )
-    if teacher and config.teacher.inputs == 'clean' and not is_streamed:
+    if teacher and config.teacher.inputs == 'clean' and not is_streamed and place is sharding.place:
         count = data.count(source.train)
         batches, _ = data.padded_batches(source.train, min(TEACHER_BATCH, count))
 
@@ -262,5 +306,5 @@ def _constants(source, teacher, config, mesh):
             # [batches, batch, ...] -> [examples, ...]
             return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count], states)
 
-        constants = constants._replace(teacher_states=states_of(constants, sharding.place(batches, whole)))
+        constants = constants._replace(teacher_states=states_of(constants, place(batches, whole)))
     return constants

@@ -5,6 +5,7 @@ import json
 import pathlib
 import sys
 import time
+from typing import NamedTuple
 
 import flax
 import jax
@@ -29,10 +30,10 @@ from td_jax import (
 from td_jax import (
     workdir as workdir_lib,
 )
-from td_jax.data import SOURCES
+from td_jax.data import SOURCES, images
 from td_jax.data import base as data
 from td_jax.errors import UserError
-from td_jax.models import MODELS, base
+from td_jax.models import MODELS, base, pretrained
 
 CHECKPOINTS, TEACHER = 'checkpoints', 'teacher'
 # What every result.json has.
@@ -239,8 +240,6 @@ def _pretrained_source(config, student_source) -> data.Source:
 
     A checkpoint does not name its labels: as many as the student's are taken to be the same.
     """
-    from td_jax.models import pretrained
-
     checkpoint = pretrained.read(config.teacher.pretrained)
     pretrained.check_architecture(checkpoint, config.teacher.model, 'teacher.model')
     count = checkpoint.architecture.num_outputs
@@ -252,8 +251,6 @@ def _pretrained_source(config, student_source) -> data.Source:
 def _find_teacher(config, student_source, source) -> dispatch.Teacher | None:
     """The teacher that is there already, or None where it has to be trained."""
     if config.teacher.pretrained:
-        from td_jax.models import pretrained
-
         checkpoint = pretrained.read(config.teacher.pretrained)
         teacher = untrained_teacher(config, source)
         params, report = pretrained.fit(checkpoint, teacher.params)
@@ -293,7 +290,15 @@ def _check_teacher_run(expected, folder):
 def _load_teacher(config, folder, source) -> dispatch.Teacher:
     """The model that a finished supervised run left in a folder."""
     model = build_model(config, config.teacher.model, source)
-    like = _shapes(config, config.teacher.model, source)
+    like = {train_step.STUDENT: _shapes(config, config.teacher.model, source)}
+    with _under('the teacher: '):
+        # A run with several seeds teaches with its first.
+        params = _last_parameters(folder, like, seed_index=0)[train_step.STUDENT]
+    return dispatch.Teacher(model, source, params)
+
+
+def _last_parameters(folder, like, seed_index):
+    """The parameters that one seed of a finished run ended with, as a tree of the shapes `like`."""
     restored, steps = None, _read_result(folder)['steps']
     # Opening a folder that is missing would make it.
     if (folder / CHECKPOINTS).is_dir():
@@ -301,19 +306,63 @@ def _load_teacher(config, folder, source) -> dispatch.Teacher:
             restored = saved.restore()
     if restored is None or restored[0] != steps:
         raise UserError(
-            f'the teacher in {folder} has no readable checkpoint of its last step, {steps}; delete its '
+            f'{folder} has no readable checkpoint of its last step, {steps}; delete its '
             f'{workdir_lib.RESULT} and train it again.'
         )
-    prefix = f'params/{train_step.STUDENT}/'
-    # A run with several seeds teaches with its first.
-    first_seed = {
-        name.removeprefix(prefix): array[0] for name, array in restored[1].items() if name.startswith(prefix)
+    prefix = 'params/'
+    of_seed = {
+        name.removeprefix(prefix): array[seed_index]
+        for name, array in restored[1].items()
+        if name.startswith(prefix)
     }
     try:
-        params = checkpoints.rebuilt(like, first_seed)
+        return checkpoints.rebuilt(like, of_seed)
     except ValueError as error:
-        raise UserError(f'the teacher in {folder} does not fit teacher.model: {error}.') from error
-    return dispatch.Teacher(model, source, params)
+        raise UserError(f'the checkpoint in {folder} does not fit its model: {error}.') from error
+
+
+class Finished(NamedTuple):
+    """What a finished run left, of one of its seeds."""
+
+    config: ml_collections.ConfigDict
+    source: data.Source
+    student: base.Model
+    params: dict  # {STUDENT: tree, COMMUNICATION: tree}, as in train_step
+    teacher: dispatch.Teacher | None
+
+
+def load_finished(workdir: pathlib.Path, seed_index: int = 0) -> Finished:
+    """Reads a finished run back.
+
+    Args:
+      workdir: of the run.
+      seed_index: which of its seeds, counted from 0.
+
+    Raises:
+      UserError: no finished run is there, it has no such seed, or its teacher is gone.
+    """
+    stored, result = workdir_lib.read_json(workdir / workdir_lib.CONFIG), _read_result(workdir)
+    if stored is None or result is None:
+        raise UserError(
+            f'{workdir} is not the workdir of a finished run: {workdir_lib.CONFIG} or {workdir_lib.RESULT} '
+            'is missing.'
+        )
+    config = config_lib.from_json(stored)
+    config_lib.check(config)
+    if not 0 <= seed_index < config.num_seeds:
+        raise UserError(f'{workdir} has {config.num_seeds} seeds; the index is from 0 to one less.')
+    source = _load_source(config, config.dataset)
+    teacher = None
+    if reads_teacher(config):
+        teacher_source = _check_teacher(config, workdir, source)
+        teacher = _find_teacher(config, source, teacher_source)
+        teacher = teacher or _load_teacher(config, workdir / TEACHER, teacher_source)
+    run = assemble(config, source, teacher, sharding.make_mesh(config))
+    shapes = jax.eval_shape(run.init, dispatch.seed_keys(config)).params
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), shapes)
+    params = _last_parameters(workdir, like, seed_index)
+    student = build_model(config, config.model, source)
+    return Finished(config, source, student, params, teacher)
 
 
 def _teacher_facts(config, teacher, student_source, mesh):
@@ -344,7 +393,7 @@ def untrained_teacher(config, source) -> dispatch.Teacher:
     return dispatch.Teacher(model, source, model.init(jax.random.key(config.teacher.seed), inputs))
 
 
-def assemble(config, source, teacher, mesh) -> dispatch.Dispatch:
+def assemble(config, source, teacher, mesh, build=dispatch.build):
     """The functions of a run from its parts.
 
     Args:
@@ -352,6 +401,7 @@ def assemble(config, source, teacher, mesh) -> dispatch.Dispatch:
       source: the student's data.
       teacher: dispatch.Teacher, or None.
       mesh: the devices, by sharding.make_mesh.
+      build: dispatch.build, or dispatch.abstract for what it would compile.
     """
     student = build_model(config, config.model, source)
     tx, learning_rate = optimizer.build(config.optimizer, config.num_steps)
@@ -361,7 +411,28 @@ def assemble(config, source, teacher, mesh) -> dispatch.Dispatch:
     # A student that only starts from its teacher does not listen to it.
     heard = teacher if objectives.METHODS[config.method].reads_teacher else None
     given = teacher.params if config.model.initial == 'teacher' else None
-    return dispatch.build(step, source, heard, config, mesh, given)
+    return build(step, source, heard, config, mesh, given)
+
+
+def outline(config, mesh) -> dispatch.Abstract:
+    """What a run of images would compile, without its data, its checkpoint or its devices.
+
+    Raises:
+      UserError: anything in the config that cannot work, or data that is not images.
+    """
+    config_lib.check(config)
+    source = images.stand_in(config.dataset, config.dataset)
+    teacher = None
+    if reads_teacher(config):
+        task = config.dataset if config.teacher.pretrained else config.teacher.dataset
+        theirs = images.stand_in(config.dataset, task)
+        if config.teacher.pretrained:
+            names = tuple(map(str, range(pretrained.PUBLIC_LABELS)))
+            theirs = theirs._replace(label_names=names)
+        objectives.check_labels(config, source.label_names, theirs.label_names)
+        shapes = _shapes(config, config.teacher.model, theirs)
+        teacher = dispatch.Teacher(build_model(config, config.teacher.model, theirs), theirs, shapes)
+    return assemble(config, source, teacher, mesh, dispatch.abstract)
 
 
 # --- Training --------------------------------------------------------------------------------------

@@ -90,10 +90,12 @@ def logits_distance(student_logits, teacher_logits, config):
 def init_logits(key, student, teacher, config, num_labels):
     """Parameters of the head that bridges two label spaces; none where they are shared."""
     if config.teacher.labels == 'probe':
-        return {'probe': nn.Dense(num_labels).init(key, teacher.upper)['params']}
+        return {'probe': nn.Dense(num_labels).init(key, base.read_by_head(teacher.upper))['params']}
     if config.teacher.labels == 'auxiliary':
         num_teacher_labels = teacher.logits.shape[-1]
-        return {'auxiliary': nn.Dense(num_teacher_labels).init(key, student.upper)['params']}
+        return {
+            'auxiliary': nn.Dense(num_teacher_labels).init(key, base.read_by_head(student.upper))['params']
+        }
     return {}
 
 
@@ -103,13 +105,15 @@ def logits_terms(params, student, teacher, labels, config):
     terms = {}
     if config.teacher.labels == 'probe':
         probe = nn.Dense(params['probe']['bias'].shape[0])
-        teacher_logits = probe.apply({'params': params['probe']}, teacher.activations.upper)
+        read = base.read_by_head(teacher.activations.upper).astype(jnp.float32)
+        teacher_logits = probe.apply({'params': params['probe']}, read)
         terms['probe'] = optax.softmax_cross_entropy_with_integer_labels(teacher_logits, labels)
         # The student imitates the probe; the probe learns from the labels alone.
         teacher_logits = jax.lax.stop_gradient(teacher_logits)
     elif config.teacher.labels == 'auxiliary':
         head = nn.Dense(teacher_logits.shape[-1])
-        student_logits = head.apply({'params': params['auxiliary']}, student.activations.upper)
+        read = base.read_by_head(student.activations.upper).astype(jnp.float32)
+        student_logits = head.apply({'params': params['auxiliary']}, read)
     terms['logits'] = logits_distance(student_logits, teacher_logits, config)
     return terms
 

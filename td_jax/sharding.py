@@ -112,6 +112,17 @@ def place(tree, shardings):
     return jax.tree.map(put, tree, shardings)
 
 
+def described(tree, shardings):
+    """Like `place`, but of any arrays or shapes, and puts nothing anywhere: a ShapeDtypeStruct a leaf."""
+    if isinstance(shardings, NamedSharding):
+        shardings = jax.tree.map(lambda _: shardings, tree)
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        tree,
+        shardings,
+    )
+
+
 def local_rows(mesh: Mesh, batch_size: int) -> slice:
     """The rows of a global batch that the devices of this process hold."""
     sharding = batched(mesh)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from benchmarks import flops
+from td_jax import flops
 from td_jax import optimizer, train_step
 from td_jax.models import MODELS, base
 

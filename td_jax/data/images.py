@@ -4,6 +4,10 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from td_jax.data import base as data
+from td_jax.errors import UserError
 
 # The aspect ratio of a random crop, width over height, is drawn from this range (Szegedy et al. 2014).
 ASPECT_RATIOS = 3 / 4, 4 / 3
@@ -90,3 +94,52 @@ def varied(images, size: int, key, min_area: float, mirror_rate: float):
 def _mirrored(images, mirror):
     """Mirrors the images [batch, h, w, c] where `mirror` [batch] says so."""
     return jnp.where(mirror[:, None, None, None], images[:, :, ::-1], images)
+
+
+# name -> (classes, training images, side in pixels as they are kept; 0 for the side that a model is shown)
+FACTS = {'cifar10': (10, 50_000, 32), 'cifar100': (100, 50_000, 32), 'imagenet': (1000, 1_281_167, 0)}
+
+
+def stand_in(config, task) -> data.Source:
+    """A Source of the shapes of an image data set, without its images, for what only counts or compiles.
+
+    Args:
+      config: `config.dataset`.
+      task: `config.dataset` or `config.teacher.dataset`, for the classes.
+
+    Raises:
+      UserError: a data set that is not one of images.
+    """
+    if config.name not in FACTS:
+        raise UserError(f'dataset.name {config.name} is no image data set; known: {", ".join(FACTS)}.')
+    classes, count, side = FACTS[config.name]
+    chosen = tuple(task.classes) or tuple(range(classes))
+    side = side or config.image_size
+    if task.examples_per_class or task.classes:
+        count = len(chosen) * (task.examples_per_class or count // classes)
+    kept = config.name != 'imagenet'
+    rows = count if kept else 1
+    train = {
+        # Strides of zero: as large as the data set, but of no memory.
+        'image': np.broadcast_to(np.zeros((), np.uint8), (rows, side, side, 3)),
+        'labels': np.zeros(rows, np.int32),
+    }
+
+    def inputs(tables, examples, key):
+        pixels = examples['image']
+        if kept and key is not None:
+            pixels = varied(pixels, config.image_size, key, config.min_crop_area, config.mirror_rate)
+        elif kept:
+            pixels = resized(pixels, config.image_size)
+        return {'image': normalize(pixels)}
+
+    return data.Source(
+        name=config.name,
+        train=train if kept else data.TrainStream(count, train, None),
+        evaluation=train,
+        task='classification',
+        label_names=tuple(map(str, chosen)),
+        vocabularies={},
+        tables=(),
+        inputs=inputs,
+    )

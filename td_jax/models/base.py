@@ -75,6 +75,11 @@ def activations(model: Model, params, inputs, key=None) -> Activations:
     return Activations(s, e, model.head(params, e))
 
 
+def read_by_head(e: jax.Array) -> jax.Array:
+    """What a prediction reads of a higher hidden state: [batch, width], of a sequence its first token."""
+    return e[:, 0] if e.ndim == 3 else e
+
+
 def started_from(given: dict, initial: dict, copies_head: bool) -> dict:
     """The parameters of a student that starts from its teacher.
 

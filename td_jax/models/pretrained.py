@@ -33,6 +33,8 @@ from td_jax.models import vit
 # Where the checkpoints of the ViT paper are published.
 PUBLIC = 'gs://vit_models/imagenet21k'
 HUB = 'https://huggingface.co'
+# Classes of ImageNet-21k, which they predict.
+PUBLIC_LABELS = 21_843
 CONFIG, WEIGHTS = 'config.json', 'model.safetensors'
 # Hugging Face's names of activations -> ours. Its `gelu` is the exact one.
 HF_ACTIVATIONS = {'gelu': 'gelu', 'gelu_new': 'gelu_tanh', 'gelu_pytorch_tanh': 'gelu_tanh'}

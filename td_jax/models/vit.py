@@ -134,7 +134,7 @@ class ViT(nn.Module):
 
     def head(self, e):
         """e -> y, [batch, num_outputs], in float32."""
-        x = e[:, 0].astype(jnp.float32)  # [batch, tokens, width] -> [batch, width]
+        x = base.read_by_head(e).astype(jnp.float32)  # [batch, tokens, width] -> [batch, width]
         if self.pre_logits_layer is not None:
             x = jnp.tanh(self.pre_logits_layer(x))
         return self.head_layer(x)
@@ -178,8 +178,8 @@ def sizes_of(config) -> tuple[Sizes, int]:
     if name not in VARIANTS or not patch.isdecimal() or int(patch) not in PATCHES:
         patches = ', '.join(map(str, PATCHES))
         raise UserError(
-            f'model.variant {config.variant!r} is not known. Known: {", ".join(VARIANTS)}, with a slash and a '
-            f'patch of {patches} (other sizes: model.width, .layers, .mlp, .heads, .patch).'
+            f'model.variant {config.variant!r} is not known. Known: {", ".join(VARIANTS)}, with a slash and '
+            f'a patch of {patches} (other sizes: model.width, .layers, .mlp, .heads, .patch).'
         )
     changes = {field: config[field] for field in Sizes._fields if config[field]}
     sizes = VARIANTS[name]._replace(**changes)
