@@ -91,7 +91,13 @@ ALLOWED = {
     },
 }
 # Where the parts meet; they import what they need, but not one another, save in this order.
-TOP = ('td_jax.experiment', 'td_jax.main', 'td_jax.reproduce', 'td_jax.tune')
+TOP = (
+    'td_jax.experiment',
+    'td_jax.main',
+    'td_jax.reproduce',
+    'td_jax.tune',
+    'td_jax.export',
+)
 
 
 def imports_of(name, source):
