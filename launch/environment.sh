@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the other scripts: makes .venv from a requirements file where it is missing or out of date.
 #
 #   make_environment requirements.txt

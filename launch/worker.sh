@@ -1,0 +1,76 @@
+#!/usr/bin/env bash
+# Runs on every worker of a TPU VM; launch/tpu_vm.sh calls it over ssh. Training goes on without the
+# connection; .run/ has its log, its process and, once it has ended, its exit code.
+#
+#   bash launch/worker.sh setup COMMIT    makes .venv for this commit's code
+#   bash launch/worker.sh ready COMMIT    succeeds where training runs, or where this commit is set up
+#   bash launch/worker.sh idle            succeeds where no training runs
+#   bash launch/worker.sh start FLAGS     starts td_jax.main unless it is running
+#   bash launch/worker.sh follow          prints the log until training ends
+#   bash launch/worker.sh code            prints `td_jax: running`, its exit code or `none`
+set -euo pipefail
+cd "$(dirname "$0")/.."
+mkdir -p .run
+
+running() {
+  [ -e .run/pid ] && ps -o args= -p "$(cat .run/pid)" | grep -q 'launch/worker.sh train'
+}
+
+case ${1:-} in
+  setup)
+    # TPU runtimes come with an older Python than td_jax needs.
+    if [ -z "${PYTHON:-}" ] && ! python3 -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))'; then
+      python3 -m pip install --quiet --user uv
+      python3 -m uv python install --quiet 3.12
+      PYTHON=$(python3 -m uv python find 3.12)
+    fi
+    source launch/environment.sh
+    make_environment requirements-tpu.txt
+    echo "$2" >.run/commit
+    ;;
+  ready)
+    running || [ "$(cat .run/commit 2>/dev/null)" = "$2" ]
+    ;;
+  idle)
+    if running; then
+      echo 'Training runs; its code is left as it is.' >&2
+      exit 1
+    fi
+    ;;
+  start)
+    shift
+    if running; then
+      echo 'td_jax runs already.'
+      exit
+    fi
+    rm -f .run/code
+    nohup setsid bash launch/worker.sh train "$@" >>.run/log 2>&1 </dev/null &
+    echo $! >.run/pid
+    ;;
+  train)
+    shift
+    trap : TERM # To see how training ends when the machine stops both.
+    code=0
+    PYTHONUNBUFFERED=1 .venv/bin/python -m td_jax.main --distributed "$@" || code=$?
+    echo "$code" >.run/code.new
+    mv .run/code.new .run/code
+    ;;
+  follow)
+    if [ -e .run/pid ]; then
+      pid=$(cat .run/pid)
+      while [ ! -e .run/code ] && kill -0 "$pid" 2>/dev/null; do sleep 0.2; done &
+      tail -s 0.1 -n 1000 --pid=$! -f .run/log | sed -u "s/^/[${HOSTNAME##*-w-}] /"
+    fi
+    ;;
+  code)
+    if running; then
+      echo 'td_jax: running'
+    else
+      echo "td_jax: $(cat .run/code 2>/dev/null || echo none)"
+    fi
+    ;;
+  *)
+    echo "worker.sh: '${1:-}' is none of setup, ready, idle, start, follow and code." >&2
+    exit 2
+    ;;
+esac
