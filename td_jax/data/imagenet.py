@@ -8,6 +8,7 @@ that it falls in.
 
 import functools
 import itertools
+import os
 import re
 from typing import NamedTuple
 
@@ -320,7 +321,7 @@ def _evaluation_batches(spans, features, size, batch_size, part, parts):
             tf.data.TFRecordDataset(path).skip(tf.cast(skip, tf.int64)).take(tf.cast(take, tf.int64))
         ),
         cycle_length=EVALUATION_FILES,
-        num_parallel_calls=tf.data.AUTOTUNE,
+        num_parallel_calls=EVALUATION_FILES,
         deterministic=True,
     ).enumerate()
 
@@ -380,7 +381,9 @@ def side_by_side(records, example, batch_size: int):
     options.deterministic = True
     # An image's own operations gain nothing from threads beside those of other images.
     options.threading.max_intra_op_parallelism = 1
-    examples = records.map(example, num_parallel_calls=tf.data.AUTOTUNE)
+    # Left to itself, it keeps ever more batches ready, hundreds of megabytes each.
+    options.autotune.enabled = False
+    examples = records.map(example, num_parallel_calls=os.cpu_count())
     return examples.batch(batch_size).prefetch(PREFETCHED).with_options(options)
 
 
