@@ -117,7 +117,9 @@ find_state() {
 create() {
   local code=0
   say "creating $name ($type${spot:+, spot})"
-  tpu create "$name" --accelerator-type="$type" --version="$version" ${spot:+--spot} 2>"$errors" || code=$?
+  # The scope lets the VM write to buckets that its service account may write to.
+  tpu create "$name" --accelerator-type="$type" --version="$version" ${spot:+--spot} \
+    --scopes=https://www.googleapis.com/auth/cloud-platform 2>"$errors" || code=$?
   cat "$errors" >&2
   if [ "$code" -ne 0 ]; then
     # Anything else, such as a quota, is not mended by waiting.

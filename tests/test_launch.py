@@ -1,0 +1,908 @@
+"""The launchers against a cloud that is a folder: a stub gcloud whose machines are directories."""
+
+import copy
+import math
+import os
+import pathlib
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+from kubeflow_trainer_api import models
+
+ROOT = pathlib.Path(__file__).parents[1]
+SCRIPTS = sorted([*(ROOT / 'launch').glob('*.sh'), ROOT / '.ci' / 'run'])
+
+
+def executable(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    path.chmod(0o755)
+
+
+@pytest.mark.parametrize('script', SCRIPTS, ids=lambda path: path.name)
+def test_shellcheck_finds_nothing(script):
+    shellcheck = pathlib.Path(sys.executable).parent / 'shellcheck'
+    found = subprocess.run([shellcheck, '-x', script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (found.returncode, found.stdout + found.stderr) == (0, '')
+
+
+def await_true(condition):
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def hears_control_c():
+    """Processes that a background job of a shell starts would ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+# --- A TPU VM --------------------------------------------------------------------------------------
+
+# $CLOUD/state is the VM's state, $CLOUD/worker-N the home of worker N. Lines of $CLOUD/refusals are what
+# `create` and of $CLOUD/trouble what everything else says instead of doing it, one a call.
+GCLOUD = r"""#!/usr/bin/env bash
+set -eu
+cd "$CLOUD"
+printf '%q ' "$@" >>calls
+echo >>calls
+[ "$1 $2 $3" = 'compute tpus tpu-vm' ]
+verb=$4 state=''
+shift 4
+
+refuse() {
+  echo "ERROR: (gcloud.compute.tpus.tpu-vm.$verb) $1" >&2
+  exit 1
+}
+
+refuse_by() {
+  local line
+  if [ -s "$1" ]; then
+    read -r line <"$1"
+    sed -i 1d "$1"
+    refuse "$line"
+  fi
+}
+
+words=() worker='' command=''
+for word in "$@"; do
+  case $word in
+    --worker=*) worker=${word#*=} ;;
+    --command=*) command=${word#*=} ;;
+    --*) ;;
+    *) words+=("$word") ;;
+  esac
+done
+if [ "$verb" = create ]; then
+  refuse_by refusals
+  for ((i = 0; i < WORKERS; i++)); do mkdir "worker-$i"; done
+  echo READY >state
+  exit
+fi
+refuse_by trouble
+[ -e state ] || refuse "NOT_FOUND: Resource 'projects/p/locations/z/nodes/${words[0]}' was not found"
+read -r state <state
+case $verb in
+  describe) echo "$state" ;;
+  delete)
+    rm state
+    # Not removed: what ran there may still be writing.
+    for ((i = 0; i < WORKERS; i++)); do mv "worker-$i" "$(mktemp -d deleted-XXXX)"; done
+    ;;
+  *)
+    [ "$state" = READY ] || refuse "the VM is $state"
+    processes=() code=0
+    for ((i = 0; i < WORKERS; i++)); do
+      [[ $worker = all || $worker = "$i" ]] || continue
+      if [ "$verb" = scp ]; then
+        cp "${words[0]}" "worker-$i/${words[1]#*:}"
+      else
+        (cd "worker-$i" && HOSTNAME=t1v-n-0-w-$i WORKER=$i exec bash -c "$command") &
+        processes+=($!)
+      fi
+    done
+    for process in ${processes[@]+"${processes[@]}"}; do wait "$process" || code=$?; done
+    exit "$code"
+    ;;
+esac
+"""
+
+# The Python of the workers. Lines of $CLOUD/training-N are how training ends on worker N, one a call.
+PYTHON = """#!/usr/bin/env bash
+case "$*" in
+  '-m venv .venv') mkdir -p .venv/bin && cp "$0" .venv/bin/python ;;
+  '-m pip '*) echo "$*" >>"$CLOUD/pip" && ! test -e "$CLOUD/broken" ;;
+  '-m td_jax.main '*)
+    shift 2
+    for word in "$@"; do echo "argument $word"; done
+    echo "data ${TFDS_DATA_DIR:-}"
+    end=$(head -n 1 "$CLOUD/training-$WORKER")
+    sed -i 1d "$CLOUD/training-$WORKER"
+    case $end in
+      preempted) echo PREEMPTED >"$CLOUD/state" && exit 1 ;;
+      wait) while ! test -e "$CLOUD/go"; do sleep 0.02; done; exit 0 ;;
+      *) exit "$end" ;;
+    esac ;;
+esac
+"""
+
+CONFIG = ['--', '--config=configs/imagenet.py', '--config.model.patch=(3, 3)', "--config.note=it's"]
+PLACE = ['--zone=us-central1-a', '--project=p']
+RUN = ['run', 'vit', *PLACE, '--type=v5litepod-16', '--spot', '--workdir=gs://b/run']
+
+
+@pytest.fixture(scope='session')
+def checkout(tmp_path_factory):
+    """A clone with the launchers in it and one commit."""
+    folder = tmp_path_factory.mktemp('checkout')
+    shutil.copytree(ROOT / 'launch', folder / 'launch')
+    for path in ROOT.glob('requirements*.txt'):
+        shutil.copy(path, folder)
+    git = ['git', '-c', 'user.name=n', '-c', 'user.email=e', '-c', 'init.defaultBranch=main']
+    for command in (['init', '-q'], ['add', '.'], ['commit', '-qm', 'Launchers']):
+        subprocess.run([*git, *command], cwd=folder, check=True)
+    return folder
+
+
+class Cloud:
+    """A cloud with one VM of some workers, and this machine, which has gcloud."""
+
+    def __init__(self, folder, checkout, workers):
+        self.folder, self.checkout, self.workers = folder, checkout, workers
+        executable(folder / 'bin' / 'gcloud', GCLOUD)
+        executable(folder / 'python', PYTHON)
+        self.environment = {
+            **os.environ,
+            'PATH': f'{folder / "bin"}:{os.environ["PATH"]}',
+            'CLOUD': str(folder),
+            'WORKERS': str(workers),
+            'PYTHON': str(folder / 'python'),
+            'TD_JAX_PAUSE': '0',
+        }
+
+    def script(self, name, *lines):
+        (self.folder / name).write_text(''.join(f'{line}\n' for line in lines))
+
+    def trains(self, *ends):
+        """How training ends, call after call: on all workers alike, or one end a worker."""
+        for i in range(self.workers):
+            lines = [end if isinstance(end, str) else end[i] for end in ends]
+            self.script(f'training-{i}', *lines)
+
+    def command(self, *arguments):
+        return ['bash', str(self.checkout / 'launch' / 'tpu_vm.sh'), *arguments]
+
+    def __call__(self, *arguments):
+        """(exit code, stdout, stderr) of tpu_vm.sh."""
+        done = subprocess.run(
+            self.command(*arguments),
+            env=self.environment,
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+        return done.returncode, done.stdout, done.stderr
+
+    def start_until_it_trains(self):
+        """A launcher that has shown the log; what it says goes to the files out and err."""
+        with open(self.folder / 'out', 'w') as out, open(self.folder / 'err', 'w') as err:
+            process = subprocess.Popen(
+                self.command(*RUN, *CONFIG),
+                env=self.environment,
+                stdout=out,
+                stderr=err,
+                start_new_session=True,
+            )
+        await_true(lambda: '[0] data' in (self.folder / 'out').read_text())
+        return process
+
+    def calls(self):
+        path = self.folder / 'calls'
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [split(shlex.split(line)[3:]) for line in lines]
+
+    def verbs(self):
+        """What was done, without the looks at its state."""
+        return [verb for verb, _, _ in self.calls() if verb not in ('ssh', 'describe')]
+
+    def log(self, worker=0):
+        return (self.folder / f'worker-{worker}' / 'td_jax' / '.run' / 'log').read_text().splitlines()
+
+    def starts(self, worker=0):
+        return self.log(worker).count('argument --distributed')
+
+
+@pytest.fixture
+def cloud(tmp_path, checkout):
+    return Cloud(tmp_path, checkout, workers=2)
+
+
+def split(words):
+    """[verb, words, options] of what follows `gcloud compute tpus tpu-vm`."""
+    verb, *words = words
+    options = dict(word[2:].partition('=')[::2] for word in words if word.startswith('--'))
+    return [verb, [word for word in words if not word.startswith('--')], options]
+
+
+def head(checkout):
+    command = ['git', 'rev-parse', 'HEAD']
+    return subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_run_goes_from_nothing_to_the_end_of_training(cloud, checkout):
+    cloud.trains('0')
+    code, out, err = cloud(*RUN, '--env=TFDS_DATA_DIR=gs://b/my data', *CONFIG)
+    assert code == 0, err
+    assert cloud.verbs() == ['create', 'scp']
+    (create,) = [options for verb, words, options in cloud.calls() if (verb, words) == ('create', ['vit'])]
+    place = {'zone': 'us-central1-a', 'project': 'p', 'quiet': ''}
+    assert create == {
+        'accelerator-type': 'v5litepod-16',
+        'version': 'v2-alpha-tpuv5-lite',
+        'spot': '',
+        'scopes': 'https://www.googleapis.com/auth/cloud-platform',
+        **place,
+    }
+    for verb, _, options in cloud.calls():
+        assert place.items() <= options.items()
+        assert verb not in ('ssh', 'scp') or options['worker'] == 'all'
+    lines = [
+        'argument --distributed',
+        'argument --workdir=gs://b/run',
+        'argument --config=configs/imagenet.py',
+        'argument --config.model.patch=(3, 3)',
+        "argument --config.note=it's",
+        'data gs://b/my data',
+    ]
+    for worker in range(2):
+        assert cloud.log(worker) == lines
+        assert [line for line in out.splitlines() if line.startswith(f'[{worker}] ')] == [
+            f'[{worker}] {line}' for line in lines
+        ]
+        assert (cloud.folder / f'worker-{worker}' / 'td_jax' / '.run' / 'commit').read_text() == (
+            f'{head(checkout)}\n'
+        )
+    assert (cloud.folder / 'pip').read_text().splitlines() == [
+        '-m pip install --quiet --disable-pip-version-check -r requirements-tpu.txt'
+    ] * 2
+    assert 'bash launch/tpu_vm.sh delete vit --zone=us-central1-a ends that' in err.splitlines()[-1]
+
+
+def test_run_calls_again_what_was_told_to_stop(cloud):
+    # The second time, one worker had ended already when the other was told.
+    cloud.trains('75', ('75', '0'), '0')
+    code, _, err = cloud(*RUN, *CONFIG)
+    assert code == 0, err
+    assert cloud.verbs() == ['create', 'scp']
+    assert [cloud.starts(worker) for worker in range(2)] == [3, 3]
+    assert err.count('training was told to stop and has saved; calling it again') == 2
+
+
+def test_run_makes_a_preempted_vm_again_and_goes_on(tmp_path, checkout):
+    cloud = Cloud(tmp_path, checkout, workers=1)
+    cloud.trains('preempted', '75', 'preempted', '0')
+    code, out, err = cloud(*RUN, *CONFIG)
+    assert code == 0, err
+    assert cloud.verbs() == ['create', 'scp', *['delete', 'create', 'scp'] * 2]
+    assert err.count('vit is PREEMPTED; deleting it to make a new one') == 2
+    assert out.count('[0] argument --workdir=gs://b/run\n') >= 3
+    # The last VM is a new one and trained once.
+    assert cloud.starts() == 1
+
+
+@pytest.mark.parametrize(('ends', 'expected'), [(('3', '3'), 3), (('0', '2'), 2), (('75', '134'), 134)])
+def test_run_ends_with_the_code_of_a_failure(ends, expected, cloud):
+    cloud.trains(ends, '0')
+    code, _, err = cloud(*RUN, *CONFIG)
+    assert code == expected
+    assert f'training failed with exit code {expected}' in err
+    assert 'costs money' in err
+    assert cloud.starts() == 1
+    assert cloud.verbs() == ['create', 'scp']
+
+
+@pytest.mark.usefixtures('hears_control_c')
+def test_run_shows_what_is_running_after_the_launcher_was_interrupted(cloud):
+    cloud.trains('wait')
+    process = cloud.start_until_it_trains()
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(timeout=20) == 130
+    assert 'training goes on; the same command shows it again' in (cloud.folder / 'err').read_text()
+    status = cloud('status', 'vit', *PLACE)[1]
+    assert status.splitlines() == ['vit: READY', 'td_jax: running', 'td_jax: running']
+    # Nothing is put over code that runs.
+    code, _, err = cloud('setup', 'vit', *PLACE)
+    assert (code, err.count('Training runs; its code is left as it is.')) == (1, 2)
+    before = cloud.verbs()
+    process = cloud.start_until_it_trains()
+    (cloud.folder / 'go').touch()
+    assert process.wait(timeout=20) == 0
+    assert cloud.verbs() == before
+    assert cloud.starts() == 1
+    assert cloud('status', 'vit', *PLACE)[1].splitlines() == ['vit: READY', 'td_jax: 0', 'td_jax: 0']
+
+
+def test_run_installs_a_commit_once(cloud):
+    cloud.trains('1', '0')
+    assert cloud(*RUN, *CONFIG)[0] == 1
+    code, _, err = cloud(*RUN, *CONFIG)
+    assert code == 0, err
+    assert cloud.verbs() == ['create', 'scp']
+
+
+def test_code_can_come_from_a_repository(cloud, checkout):
+    cloud.trains('0', '0')
+    code, _, err = cloud(*RUN, f'--repo={checkout}', *CONFIG)
+    assert code == 0, err
+    assert cloud.verbs() == ['create']
+    assert head(cloud.folder / 'worker-1' / 'td_jax') == head(checkout)
+
+
+def test_a_failed_installation_ends_a_run(cloud):
+    (cloud.folder / 'broken').touch()
+    code, _, err = cloud(*RUN, *CONFIG)
+    assert code == 1
+    assert 'tpu_vm.sh: the installation failed; what it said is above' in err.splitlines()
+    assert not (cloud.folder / 'worker-0' / 'td_jax' / '.run' / 'log').exists()
+
+
+def test_waiting_for_a_vm_that_cannot_be_had_now(cloud):
+    cloud.script('refusals', *['There is no more capacity in the zone "z"; you can try in another zone.'] * 2)
+    code, _, err = cloud('create', 'vit', *PLACE, '--type=v6e-8')
+    assert (code, err.count('trying again until there is one')) == (0, 2)
+    assert cloud.verbs() == ['create'] * 3
+    assert cloud.calls()[-1][0] == 'describe'
+    assert [o['version'] for v, _, o in cloud.calls() if v == 'create'] == ['v2-alpha-tpuv6e'] * 3
+    assert not any('spot' in options for _, _, options in cloud.calls())
+
+
+def test_a_quota_is_not_waited_for(cloud):
+    cloud.script('refusals', "Quota limit 'TPUV5sLitepodPerProjectPerZone' has been exceeded.", 'more')
+    code, _, err = cloud('create', 'vit', *PLACE, '--type=v5litepod-16', '--version=v2-mine')
+    assert code == 1
+    assert 'Quota limit' in err.splitlines()[-1]
+    assert [options['version'] for verb, _, options in cloud.calls() if verb == 'create'] == ['v2-mine']
+
+
+def test_create_finds_what_is_there(cloud):
+    for worker in range(2):
+        (cloud.folder / f'worker-{worker}').mkdir()
+    for state, verbs in (('READY', []), ('TERMINATED', ['delete', 'create'])):
+        (cloud.folder / 'calls').unlink(missing_ok=True)
+        cloud.script('state', state)
+        assert cloud('create', 'vit', *PLACE, '--type=v5litepod-16')[0] == 0
+        assert cloud.verbs() == verbs
+    cloud.script('state', 'STOPPED')
+    code, _, err = cloud('create', 'vit', *PLACE, '--type=v5litepod-16')
+    assert (code, 'vit is STOPPED; start it, or delete it' in err) == (1, True)
+
+
+def test_trouble_with_gcloud_is_told_in_its_own_words(cloud):
+    cloud.script('trouble', *['You do not currently have an active account selected.'] * 5)
+    code, _, err = cloud('status', 'vit', *PLACE)
+    assert code == 1
+    assert err.endswith('You do not currently have an active account selected.\n')
+    assert len(cloud.calls()) == 5
+
+
+def test_a_moment_without_the_cloud_does_not_end_a_run(cloud):
+    cloud.trains('0')
+    assert cloud('create', 'vit', *PLACE, '--type=v5litepod-16')[0] == 0
+    cloud.script('trouble', *['UNAVAILABLE: try later'] * 3)
+    code, _, err = cloud(*RUN, *CONFIG)
+    assert code == 0, err
+    assert 'create' not in cloud.verbs()[1:]
+
+
+def test_logs_of_one_worker(cloud):
+    cloud.trains(('0', '1'))
+    assert cloud(*RUN, *CONFIG)[0] == 1
+    code, out, _ = cloud('logs', 'vit', *PLACE, '--worker=1')
+    assert code == 0
+    assert out.splitlines() == [f'[1] {line}' for line in cloud.log(1)]
+    code, out, _ = cloud('logs', 'vit', *PLACE)
+    assert [line for line in out.splitlines() if line.startswith('[0]')]
+
+
+def test_delete(cloud):
+    assert cloud('create', 'vit', *PLACE, '--type=v5litepod-16')[0] == 0
+    assert cloud('delete', 'vit', *PLACE)[0] == 0
+    assert not (cloud.folder / 'state').exists()
+    code, _, err = cloud('delete', 'vit', *PLACE)
+    assert (code, err) == (0, 'tpu_vm.sh: vit is not there (any more)\n')
+    assert cloud.verbs() == ['create', 'delete']
+    assert cloud('status', 'vit', *PLACE)[1] == 'vit: missing\n'
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'verbs'),
+    [
+        ([*RUN, '--dry_run', *CONFIG], ['describe', 'create', 'scp', 'ssh', 'ssh', 'ssh', 'ssh']),
+        ([*RUN, '--repo=r', '--dry_run', *CONFIG], ['describe', 'create', 'ssh', 'ssh', 'ssh', 'ssh']),
+        (['create', 'vit', *PLACE, '--type=v4-8', '--dry_run'], ['describe', 'create']),
+        (['setup', 'vit', *PLACE, '--dry_run'], ['scp', 'ssh']),
+        (['logs', 'vit', *PLACE, '--dry_run'], ['ssh']),
+        (['status', 'vit', *PLACE, '--dry_run'], ['describe', 'ssh']),
+        (['delete', 'vit', *PLACE, '--dry_run'], ['describe', 'delete']),
+    ],
+    ids=lambda value: value[0] if value[0] != 'run' else f'run{len(value)}',
+)
+def test_dry_run_prints_the_commands_and_runs_none(arguments, verbs, cloud):
+    code, out, err = cloud(*arguments)
+    assert code == 0, err
+    assert cloud.calls() == []
+    commands = [shlex.split(line) for line in out.splitlines()]
+    gcloud = [command for command in commands if command[0] == 'gcloud']
+    assert [command[1:5] for command in gcloud] == [['compute', 'tpus', 'tpu-vm', verb] for verb in verbs]
+    # What is left is the archive of the code.
+    assert all(command[:2] == ['git', 'archive'] for command in commands if command not in gcloud)
+    assert len(commands) - len(gcloud) == verbs.count('scp')
+
+
+def test_dry_run_prints_what_run_does(cloud):
+    cloud.trains('0')
+    _, out, _ = cloud(*RUN, '--dry_run', *CONFIG)
+    cloud(*RUN, *CONFIG)
+    printed = [split(shlex.split(line)[4:]) for line in out.splitlines() if line.startswith('gcloud')]
+    done = [call for call in cloud.calls() if ' ready ' not in call[2].get('command', '')]
+    # Beyond that, it looks whether the new VM is there, and whether the commit is.
+    assert [done.pop(2)[0], *done[:2]] == ['describe', *printed[:2]]
+    for call in (*printed, *done):
+        # The archive lies in another folder each time.
+        call[1] = [pathlib.Path(word).name for word in call[1]]
+    assert printed == done
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        ([], 'what to do is missing; say create, setup, run, logs, status or delete, then NAME.'),
+        (['start', 'vit'], 'start is not something to do; say create, setup, run, logs, status or delete.'),
+        (['run'], 'NAME is missing; write tpu_vm.sh run NAME.'),
+        (['run', 'Vit', *PLACE], "NAME is 'Vit'; use up to 40 lowercase letters, digits and dashes"),
+        (['run', 'vit', 'b', *PLACE], 'b is one word too many; flags of td_jax.main go after --.'),
+        (['run', 'vit'], '--zone is missing; write --zone=ZONE'),
+        (['run', 'vit', *PLACE], '--type is missing; write --type=TYPE'),
+        (
+            ['create', 'vit', *PLACE, '--type=v5litepod-3'],
+            '--type=v5litepod-3 is no TPU type; known are v5lite',
+        ),
+        (['create', 'vit', *PLACE, '--type=a100'], '--type=a100 is no TPU type; known are v5litepod-N'),
+        (['create', 'vit', *PLACE, '--type=v4-9'], '--type=v4-9 is no TPU type'),
+        (['create', 'vit', *PLACE, '--type', '--spot'], '--type has no value; write --type=VALUE.'),
+        (['create', 'vit', *PLACE, '--type='], '--type has no value; write --type=VALUE.'),
+        (['create', 'vit', '--zone'], '--zone has no value; write --zone=VALUE.'),
+        ([*RUN, '--spot=yes', *CONFIG], '--spot takes no value; write --spot alone.'),
+        ([*RUN, '--config=c.py'], '--config is not an option here; known are --zone --project --type'),
+        ([*RUN[:-1], *CONFIG], '--workdir is missing; write --workdir=gs://BUCKET/RUN before the --.'),
+        (
+            [*RUN, '--workdir=runs/a', *CONFIG],
+            '--workdir=runs/a would be lost with the VM; use gs://BUCKET/RUN',
+        ),
+        (RUN, '--config is missing; end with -- --config=configs/FILE.py.'),
+        ([*RUN, *CONFIG, '--workdir=a'], "--workdir after -- is the launcher's to give; leave it out there."),
+        (
+            [*RUN, *CONFIG, '--distributed'],
+            "--distributed after -- is the launcher's to give; leave it out there.",
+        ),
+        ([*RUN, '--env=A', *CONFIG], '--env=A is no variable; write --env=NAME=VALUE.'),
+        ([*RUN, '--worker=1', *CONFIG], '--worker is for logs; run is done on all workers, so leave it out.'),
+        (['logs', 'vit', *PLACE, '--worker=x'], '--worker=x is no worker; write its number, or all.'),
+        (['delete', 'vit', *PLACE, *CONFIG], 'what follows -- is for run; leave it out of delete.'),
+    ],
+)
+def test_bad_use_of_tpu_vm_is_one_line(arguments, message, cloud):
+    code, out, err = cloud(*arguments)
+    assert (code, out) == (2, '')
+    (line,) = err.splitlines()
+    assert line.startswith(f'tpu_vm.sh: {message}')
+    assert cloud.calls() == []
+
+
+def test_without_gcloud_or_a_repository_it_says_so(cloud, checkout, tmp_path):
+    tools = tmp_path / 'tools'
+    tools.mkdir()
+    for tool in ('bash', 'dirname', 'basename', 'git', 'mktemp', 'rm'):
+        (tools / tool).symlink_to(shutil.which(tool))
+    cloud.environment['PATH'] = str(tools)
+    assert cloud(*RUN, *CONFIG)[::2] == (2, 'tpu_vm.sh: gcloud is not installed; see docs/cloud.md.\n')
+    shutil.copytree(checkout / 'launch', tmp_path / 'unpacked' / 'launch')
+    cloud.checkout = tmp_path / 'unpacked'
+    code, _, err = cloud(*RUN, '--dry_run', *CONFIG)
+    assert (code, 'this folder is no git repository' in err) == (2, True)
+
+
+# --- Several processes on one machine --------------------------------------------------------------
+
+# Lines of $FOLDER/ends-N are what process N does, one a call.
+TRAINING = """#!/usr/bin/env bash
+for word in "$@"; do case $word in --process_id=*) id=${word#*=} ;; esac; done
+echo "$@" >>"$FOLDER/arguments-$id"
+end=$(head -n 1 "$FOLDER/ends-$id")
+sed -i 1d "$FOLDER/ends-$id"
+echo "out of $id"
+echo "err of $id" >&2
+case $end in
+  wait) trap 'exit 75' TERM; trap 'exit 130' INT; touch "$FOLDER/waits-$id"; while :; do sleep 0.02; done ;;
+  stubborn) trap '' TERM INT; touch "$FOLDER/waits-$id"; while :; do sleep 0.02; done ;;
+  after) until test -e "$FOLDER/waits-0"; do sleep 0.02; done; exit 7 ;;
+  *) exit "$end" ;;
+esac
+"""
+
+
+class Local:
+    def __init__(self, folder):
+        self.folder = folder
+        executable(folder / 'python', TRAINING)
+        self.environment = {
+            **os.environ,
+            'PYTHON': str(folder / 'python'),
+            'FOLDER': str(folder),
+            'GRACE': '0',
+        }
+
+    def does(self, *processes):
+        """What each process does, call after call."""
+        for i, ends in enumerate(processes):
+            (self.folder / f'ends-{i}').write_text(''.join(f'{end}\n' for end in ends))
+
+    def start(self, *arguments):
+        return subprocess.Popen(
+            ['bash', ROOT / 'launch' / 'local.sh', *arguments],
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def __call__(self, *arguments):
+        process = self.start(*arguments)
+        out, err = process.communicate(timeout=20)
+        return process.returncode, out, err
+
+    def arguments(self, process):
+        return [line.split() for line in (self.folder / f'arguments-{process}').read_text().splitlines()]
+
+    def await_all(self, count):
+        await_true(lambda: all((self.folder / f'waits-{i}').exists() for i in range(count)))
+
+
+@pytest.fixture
+def local(tmp_path):
+    return Local(tmp_path)
+
+
+FLAGS = ['--', '--config=configs/digits.py', '--workdir=runs/x']
+
+
+def test_local_starts_processes_that_find_each_other(local):
+    local.does(['0'], ['0'], ['0'])
+    code, out, err = local('-n', '3', *FLAGS)
+    assert (code, err) == (0, '')
+    assert sorted(out.splitlines()) == sorted(f'[{i}] {s} of {i}' for i in range(3) for s in ('out', 'err'))
+    ports = set()
+    for i in range(3):
+        ((*module, coordinator, number, process, config, folder),) = local.arguments(i)
+        assert module == ['-m', 'td_jax.main']
+        assert (number, process) == ('--num_processes=3', f'--process_id={i}')
+        assert (config, folder) == tuple(FLAGS[1:])
+        ports.add(re.fullmatch(r'--coordinator=localhost:(\d+)', coordinator)[1])
+    (port,) = ports
+    assert 1024 < int(port) < 65536
+
+
+@pytest.mark.parametrize('other', ['wait', 'stubborn'])
+def test_local_ends_the_others_when_one_fails(other, local):
+    local.does([other], ['after'])
+    code, _, _ = local('-n', '2', '--restart', *FLAGS)
+    assert code == 7
+    assert len(local.arguments(0)) == 1
+
+
+@pytest.mark.parametrize(
+    ('ends', 'expected'), [(['75', '75'], 75), (['75', '0'], 75), (['75', '3'], 3), (['0', '0'], 0)]
+)
+def test_local_ends_with_the_code_of_a_failure(ends, expected, local):
+    local.does(*([end] for end in ends))
+    assert local('-n', '2', *FLAGS)[0] == expected
+
+
+def test_local_calls_again_only_when_asked(local):
+    local.does(['75', '75', '0'], ['75', '75', '0'])
+    code, out, err = local('-n', '2', '--restart', *FLAGS)
+    assert (code, len(local.arguments(0)), out.count('[1] out of 1')) == (0, 3, 3)
+    assert err.splitlines() == ['local.sh: training was told to stop and has saved; calling it again'] * 2
+    local.does(['75', '0'], ['75', '0'])
+    assert local('-n', '2', *FLAGS)[0] == 75
+
+
+@pytest.mark.usefixtures('hears_control_c')
+@pytest.mark.parametrize(('number', 'expected'), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_local_hands_on_a_signal_and_stops(number, expected, local):
+    local.does(['wait', '0'], ['wait', '0'])
+    process = local.start('-n', '2', '--restart', *FLAGS)
+    local.await_all(2)
+    process.send_signal(number)
+    process.communicate(timeout=20)
+    assert process.returncode == expected
+    assert len(local.arguments(0)) == 1
+
+
+def test_a_second_signal_kills(local):
+    local.does(['stubborn'], ['stubborn'])
+    process = local.start('-n', '2', *FLAGS)
+    local.await_all(2)
+    process.send_signal(signal.SIGTERM)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(timeout=0.5)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=20)
+    assert process.returncode == 128 + signal.SIGKILL
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (FLAGS, '-n is missing; write -n 2 for two processes.'),
+        (['-n', 'two', *FLAGS], '-n two is no number of processes; write -n 2 for two.'),
+        (['-n', '0', *FLAGS], '-n 0 is no number of processes'),
+        (['-n'], '-n has no value; write -n=VALUE.'),
+        (['-n', '2', '--workdir=x', *FLAGS], '--workdir is not an option here; known are -n --restart'),
+        (['-n', '2', 'x', *FLAGS], 'x is one word too many; flags of td_jax.main go after --.'),
+        (['-n', '2'], '--config is missing; end with -- --config=configs/FILE.py.'),
+        (['-n', '2', *FLAGS, '--process_id=1'], "--process_id after -- is the launcher's to give"),
+    ],
+)
+def test_bad_use_of_local_is_one_line(arguments, message, local):
+    code, out, err = local(*arguments)
+    assert (code, out) == (2, '')
+    (line,) = err.splitlines()
+    assert line.startswith(f'local.sh: {message}')
+    assert not list(local.folder.glob('arguments-*'))
+
+
+def test_local_without_an_environment_says_so(local):
+    local.environment['PYTHON'] = 'none/python'
+    assert local('-n', '2', *FLAGS)[::2] == (
+        2,
+        'local.sh: none/python is missing; run bash launch/test.sh --setup-only, or set PYTHON.\n',
+    )
+
+
+# --- Kubernetes ------------------------------------------------------------------------------------
+
+POD = ['vit', '--type=v5litepod-16', '--image=images.example/td_jax:1', '--workdir=gs://b/run']
+
+
+def gke(*arguments, environment=None):
+    return subprocess.run(
+        ['bash', ROOT / 'launch' / 'gke.sh', *arguments],
+        env={**os.environ, **(environment or {})},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def manifest(*arguments):
+    done = gke(*arguments)
+    assert done.returncode == 0, done.stderr
+    return yaml.safe_load(done.stdout)
+
+
+def parts(jobset):
+    """(job spec, pod spec, container) of the only job of a JobSet."""
+    (replicated,) = jobset['spec']['replicatedJobs']
+    job = replicated['template']['spec']
+    pod = job['template']['spec']
+    (container,) = pod['containers']
+    return job, pod, container
+
+
+def check(jobset):
+    """Holds a JobSet against the published API types, down to the containers."""
+    jobset = copy.deepcopy(jobset)
+    resources = parts(jobset)[2].pop('resources')
+    # The types read a quantity only by hand.
+    assert resources['requests'] == resources['limits']
+    (amount,) = resources['limits'].items()
+    assert amount[0] == 'google.com/tpu' and re.fullmatch('[1-9]', amount[1])
+    read = models.JobsetV1alpha2JobSet.model_validate(jobset)
+    # A field that the API does not know is not read, so it would be missing here.
+    assert read.model_dump(by_alias=True, exclude_unset=True) == jobset
+    # What the API server holds strings to, and the types do not.
+    assert (jobset['apiVersion'], jobset['kind']) == ('jobset.x-k8s.io/v1alpha2', 'JobSet')
+    job, pod, _ = parts(jobset)
+    assert job['completionMode'] in ('Indexed', 'NonIndexed')
+    assert pod['restartPolicy'] == 'Never'  # A podFailurePolicy allows nothing else.
+    for rule in job['podFailurePolicy']['rules']:
+        assert rule['action'] in ('FailJob', 'FailIndex', 'Ignore', 'Count')
+        assert ('onExitCodes' in rule) != ('onPodConditions' in rule)
+        if 'onExitCodes' in rule:
+            assert rule['onExitCodes']['operator'] in ('In', 'NotIn')
+            assert 0 not in rule['onExitCodes']['values']
+            assert rule['onExitCodes']['values'] == sorted(set(rule['onExitCodes']['values']))
+            assert rule['onExitCodes']['containerName'] in [c['name'] for c in pod['containers']]
+    actions = ('FailJobSet', 'RestartJobSet', 'RestartJobSetAndIgnoreMaxRestarts')
+    reasons = ('BackoffLimitExceeded', 'DeadlineExceeded', 'FailedIndexes', 'MaxFailedIndexesExceeded')
+    for rule in jobset['spec']['failurePolicy']['rules']:
+        assert rule['action'] in actions
+        assert re.fullmatch(r'[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?', rule['name'])
+        assert set(rule['onJobFailureReasons']) <= {*reasons, 'PodFailurePolicy'}
+
+
+ALL = ['--spot', '--namespace=on', '--service_account=trainer', '--env=A=b', '--max_restarts=0']
+
+
+@pytest.mark.parametrize('options', [[], *([option] for option in ALL), ALL], ids=len)
+def test_the_manifest_is_a_jobset(options):
+    check(manifest(*POD, *options, *CONFIG))
+
+
+@pytest.mark.parametrize(
+    'damage',
+    [
+        lambda jobset: jobset['spec'].update(failurepolicy={}),
+        lambda jobset: jobset['spec']['failurePolicy'].update(maxRestarts='3'),
+        lambda jobset: jobset['spec']['failurePolicy']['rules'][0].pop('action'),
+        lambda jobset: parts(jobset)[0].update(completions='4'),
+        lambda jobset: parts(jobset)[1].update(nodeSelectors={}),
+        lambda jobset: parts(jobset)[1]['tolerations'][0].update(efect='NoSchedule'),
+        lambda jobset: parts(jobset)[2].pop('name'),
+        lambda jobset: parts(jobset)[2].update(args='--distributed'),
+        lambda jobset: parts(jobset)[2]['env'][0].update(value=1),
+    ],
+)
+def test_a_damaged_manifest_would_be_noticed(damage):
+    jobset = manifest(*POD, '--spot', *CONFIG)
+    damage(jobset)
+    with pytest.raises((ValueError, AssertionError)):
+        check(jobset)
+
+
+def outcome(jobset, *, code=None, disrupted=False):
+    """What becomes of a JobSet whose first bad pod ends so, by the rules of Jobs and of JobSets."""
+    job, _, _ = parts(jobset)
+    reason = 'BackoffLimitExceeded'
+    assert job['backoffLimit'] == 0
+    for rule in job['podFailurePolicy']['rules']:
+        codes = rule.get('onExitCodes', {'values': []})['values']
+        conditions = [c['type'] for c in rule.get('onPodConditions', []) if c['status'] == 'True']
+        if code in codes or (disrupted and 'DisruptionTarget' in conditions):
+            assert rule['action'] == 'FailJob'
+            reason = 'PodFailurePolicy'
+            break
+    for rule in jobset['spec']['failurePolicy']['rules']:
+        if reason in rule['onJobFailureReasons']:
+            return rule['action']
+    return 'RestartJobSet'
+
+
+def test_only_failures_count_as_failures():
+    jobset = manifest(*POD, '--max_restarts=5', *CONFIG)
+    assert jobset['spec']['failurePolicy']['maxRestarts'] == 5
+    assert outcome(jobset, code=75) == 'RestartJobSetAndIgnoreMaxRestarts'
+    assert outcome(jobset, code=137, disrupted=True) == 'RestartJobSetAndIgnoreMaxRestarts'
+    for code in (1, 2, 134, 137):
+        assert outcome(jobset, code=code) == 'RestartJobSet'
+
+
+def test_the_pods_run_what_the_command_line_says():
+    env = 'TFDS_DATA_DIR=gs://b/"my" \\data $(HOME)'
+    jobset = manifest(*POD, '--spot', f'--env={env}', '--env=NO=1', *CONFIG)
+    job, pod, container = parts(jobset)
+    assert jobset['metadata']['name'] == 'vit'
+    assert (job['completions'], job['parallelism'], job['completionMode']) == (4, 4, 'Indexed')
+    assert container['image'] == 'images.example/td_jax:1'
+    assert container['command'] == ['.venv/bin/python', '-m', 'td_jax.main']
+    assert container['args'] == ['--distributed', '--workdir=gs://b/run', *CONFIG[1:]]
+    # Kubernetes reads $$( as $(.
+    assert {variable['name']: variable['value'] for variable in container['env']} == {
+        'PYTHONUNBUFFERED': '1',
+        'TFDS_DATA_DIR': 'gs://b/"my" \\data $$(HOME)',
+        'NO': '1',
+    }
+    assert pod['nodeSelector'] == {
+        'cloud.google.com/gke-tpu-accelerator': 'tpu-v5-lite-podslice',
+        'cloud.google.com/gke-tpu-topology': '4x4',
+        'cloud.google.com/gke-spot': 'true',
+    }
+    assert 'cloud.google.com/gke-spot' not in parts(manifest(*POD, *CONFIG))[1]['nodeSelector']
+
+
+TWO = [1, 4, 8, 16, 32, 64, 128, 256]
+THREE = [8, 16, 32, 64, 128, 256, 512, 1024]
+
+
+@pytest.mark.parametrize(
+    ('family', 'sizes', 'cores', 'accelerator'),
+    [
+        ('v5litepod', TWO, 1, 'tpu-v5-lite-podslice'),
+        ('v6e', TWO, 1, 'tpu-v6e-slice'),
+        ('v5p', THREE, 2, 'tpu-v5p-slice'),
+        ('v4', THREE, 2, 'tpu-v4-podslice'),
+    ],
+)
+def test_slices_add_up(family, sizes, cores, accelerator):
+    for size in sizes:
+        job, pod, container = parts(manifest(*POD, f'--type={family}-{size}', *CONFIG))
+        shape = [int(side) for side in pod['nodeSelector']['cloud.google.com/gke-tpu-topology'].split('x')]
+        chips = int(container['resources']['limits']['google.com/tpu'])
+        assert pod['nodeSelector']['cloud.google.com/gke-tpu-accelerator'] == accelerator
+        assert math.prod(shape) == size // cores == job['completions'] * chips
+        assert len(shape) == cores + 1
+
+
+def test_apply_hands_the_manifest_to_kubectl(tmp_path):
+    executable(
+        tmp_path / 'kubectl',
+        f'#!/usr/bin/env bash\necho "$@" >{tmp_path}/arguments\ncat >{tmp_path}/manifest\nexit 3\n',
+    )
+    environment = {'PATH': f'{tmp_path}:{os.environ["PATH"]}'}
+    done = gke(*POD, '--apply', *CONFIG, environment=environment)
+    assert (done.returncode, done.stdout, done.stderr) == (3, '', '')
+    assert (tmp_path / 'arguments').read_text() == 'apply --filename=-\n'
+    assert (tmp_path / 'manifest').read_text() == gke(*POD, *CONFIG).stdout
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (CONFIG, 'NAME is missing; write gke.sh NAME.'),
+        ([*POD, 'b', *CONFIG], 'b is one word too many; flags of td_jax.main go after --.'),
+        (['v' * 41, *POD[1:], *CONFIG], f"NAME is '{'v' * 41}'; use up to 40 lowercase letters"),
+        (['vit', *POD[2:], *CONFIG], '--type is missing; write --type=TYPE'),
+        ([*POD, '--type=v6e-2', *CONFIG], '--type=v6e-2 is no TPU type; known are v5litepod-N and v6e-N'),
+        (['vit', POD[1], POD[3], *CONFIG], '--image is missing; build one with launch/Dockerfile'),
+        ([*POD[:-1], *CONFIG], '--workdir is missing; write --workdir=gs://BUCKET/RUN before the --.'),
+        ([*POD[:-1], '--workdir=/mnt/a', *CONFIG], '--workdir=/mnt/a would be lost with the pod; use gs://'),
+        ([*POD, '--max_restarts=many', *CONFIG], '--max_restarts=many is no number'),
+        ([*POD, '--zone=z', *CONFIG], '--zone is not an option here; known are --type --image --workdir'),
+        (
+            [*POD, '--env=A=b\nc', *CONFIG],
+            'A=b... has a line break or another control character; leave it out.',
+        ),
+        ([*POD, *CONFIG, '--workdir=a'], "--workdir after -- is the launcher's to give"),
+        (POD, '--config is missing; end with -- --config=configs/FILE.py.'),
+    ],
+)
+def test_bad_use_of_gke_is_one_line(arguments, message):
+    done = gke(*arguments)
+    assert (done.returncode, done.stdout) == (2, '')
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f'gke.sh: {message}')
+
+
+# --- The documentation -----------------------------------------------------------------------------
+
+
+def test_documented_commands_are_understood(cloud):
+    text = (ROOT / 'docs' / 'cloud.md').read_text().replace('\\\n', ' ')
+    for name, value in (('ZONE', 'us-central1-a'), ('BUCKET', 'b'), ('IMAGE', 'i:1')):
+        text = text.replace(f'${name}', value)
+    commands = re.findall(r'^ +bash launch/(tpu_vm|gke)\.sh (.*)$', text, re.MULTILINE)
+    assert {shlex.split(arguments)[0] for script, arguments in commands if script == 'tpu_vm'} == {
+        *('create', 'setup', 'run', 'logs', 'status', 'delete')
+    }
+    assert {'tpu_vm', 'gke'} == {script for script, _ in commands}
+    for script, arguments in commands:
+        words = [word for word in shlex.split(arguments) if word != '--apply']
+        if script == 'tpu_vm':
+            code, _, err = cloud(*words[:2], '--dry_run', *words[2:])
+            assert code == 0, err
+        else:
+            check(manifest(*words))
