@@ -5,7 +5,7 @@ Reproduces section 4.1 of arXiv 2310.03188 (Table 4, CIFAR-10) with the fine-tun
 cosine decay after a warm-up, gradients clipped at norm 1, 20,000 steps, random crops and mirroring. The
 teacher is the ImageNet-21k checkpoint, whose labels are not CIFAR's: a logits term reads a probe on it.
 
-Cost: about 0.9e18 operations for TD with one round; `python -m td_jax.reproduce --tables=4 --dry_run
+Cost: about 1.3e18 operations for TD with two rounds; `python -m td_jax.reproduce --tables=4 --dry_run
 --workdir=runs/tables` prints it for every method, with the time on a device of a given speed. Expect the
 accuracies of the paper's Table 4, which that command prints; not measured here.
 

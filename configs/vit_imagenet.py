@@ -6,7 +6,7 @@ cosine decay after a warm-up, gradients clipped at norm 1, 20,000 steps, random 
 from -1 to 1. The teacher is the ImageNet-21k checkpoint, downloaded on first use; its labels are not
 ImageNet's 1,000, so a logits term reads a probe on it.
 
-Cost: about 0.9e18 operations for TD with one round; `python -m td_jax.reproduce --tables=4 --dry_run
+Cost: about 1.3e18 operations for TD with two rounds; `python -m td_jax.reproduce --tables=4 --dry_run
 --workdir=runs/tables` prints it for every method, with the time on a device of a given speed. Expect the
 accuracies of the paper's Table 4, which that command prints; not measured here.
 
@@ -49,6 +49,7 @@ def get_config():
     config.teacher.labels = 'probe'
     config.teacher.inputs = 'varied'
 
+    config.td.rounds = 2
     config.communication.hidden = 512
     config.communication.message = 512
     return config

@@ -17,12 +17,12 @@ def get_config():
     config = common.get_config()
 
     config.num_seeds = 3
-    config.num_steps = 400
+    config.num_steps = 300
     config.batch_size = 50
     config.eval_batch_size = 250
-    config.eval_every = 100
+    config.eval_every = 50
     config.log_every = 50
-    config.save_every = 200
+    config.save_every = 150
     config.dataset.name = 'cifar10'
     config.dataset.image_size = 32
     config.dataset.min_crop_area = 0.4
@@ -31,8 +31,8 @@ def get_config():
     config.dataset.examples_per_class = 50
     config.optimizer.name = 'adamw'
     config.optimizer.learning_rate = 5e-4
-    config.optimizer.schedule = 'cosine'
-    config.optimizer.warmup_steps = 40
+    # Constant after the warm-up, so that the number of steps can be read from a validation curve.
+    config.optimizer.warmup_steps = 20
     config.optimizer.clip_norm = 1.0
 
     for model in (config.model, config.teacher.model):

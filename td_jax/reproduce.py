@@ -18,12 +18,15 @@ import jax
 import numpy as np
 from absl import flags
 
-from td_jax import command_line, evaluation, experiment, workdir
+from configs import common
+from td_jax import command_line, evaluation, experiment, flops, sharding, workdir
 from td_jax import config as config_lib
 
 GENRES = ('Drama', 'Comedy', 'Action', 'Thriller', 'Romance', 'Adventure', 'Sci-Fi', 'War')
 PAPER = pathlib.Path(__file__).parent / 'paper_tables.json'
 TUNED = pathlib.Path(__file__).parents[1] / 'configs' / 'tuned'
+# The parts of a config that do not make its teacher.
+OF_STUDENTS = ('method', 'ld', 'fd', 'fitnet', 'hybrid', 'td', 'logits', 'communication')
 # The row whose number is the teacher's own score, which every distilled run reports.
 TEACHER = 'teacher'
 
@@ -32,7 +35,7 @@ class Table(NamedTuple):
     """A table whose cells are runs."""
 
     title: str
-    config: str  # a module of configs/
+    config: str | dict[str, str]  # a module of configs/, or one for each column
     columns: dict[str, dict]  # the paper's column -> what it changes
     rows: dict[str, dict | str]  # the paper's row -> what it changes, or TEACHER
     baseline: str  # the row that the others are compared with
@@ -42,14 +45,23 @@ class Derived(NamedTuple):
     """A table of relative improvements over a baseline, means over some columns of another table."""
 
     title: str
-    source: str  # the table they come from
-    baseline_table: str  # where the baseline's row is
-    groups: dict[str, tuple[str, ...]]  # column -> columns of the source
-    rows: dict[str, str]  # row -> row of the source
+    groups: dict[str, 'Group']  # by column
+    rows: dict[str, dict[str, str]]  # row -> {table: its row there}
+
+
+class Group(NamedTuple):
+    """Where a column of relative improvements comes from."""
+
+    source: str  # a table
+    columns: tuple[str, ...]  # of that table; their mean is taken
+    baseline: tuple[str, str]  # (table, row) of what is improved upon, in the same columns
+    sign: int  # 1 where more is better, -1 where less is
 
 
 _GENRE_COLUMNS = {f'Genre {i + 1}': {'dataset.genre': genre} for i, genre in enumerate(GENRES)}
-_GROUPS = {'ML(Dense)': ('Genre 1',), 'ML(Sparse)': ('Genre 5', 'Genre 6', 'Genre 7', 'Genre 8')}
+_SPARSE = ('Genre 5', 'Genre 6', 'Genre 7', 'Genre 8')
+_IMAGES = {'CIFAR10': 'vit_cifar10', 'CIFAR100': 'vit_cifar100', 'ImageNet': 'vit_imagenet'}
+_IMAGE_COLUMNS = {column: {} for column in _IMAGES}
 _SCRATCH = {'Train from scratch': {'method': 'supervised'}}
 _METHODS = {
     **_SCRATCH,
@@ -60,7 +72,19 @@ _METHODS = {
     'Hybrid': {'method': 'hybrid'},
     'TD': {'method': 'td'},
 }
+_DISTILLED = {row: change for row, change in _METHODS.items() if row not in ('Train from scratch', 'Teacher')}
 _TD = {'method': 'td'}
+
+
+def _groups(ratings, images):
+    """The columns of Tables 1 and 2, from a table of ratings and one of images."""
+    ratings_baseline, images_baseline = ('3', 'Train from scratch'), ('4', 'No distillation')
+    return {
+        'ML(Dense)': Group(ratings, ('Genre 1',), ratings_baseline, -1),
+        'ML(Sparse)': Group(ratings, _SPARSE, ratings_baseline, -1),
+        **{column: Group(images, (column,), images_baseline, 1) for column in _IMAGES},
+    }
+
 
 TABLES = {
     'digits': Table(
@@ -72,20 +96,16 @@ TABLES = {
     ),
     '1': Derived(
         'Relative improvement over a student without distillation',
-        '3',
-        '3',
-        _GROUPS,
-        {row: row for row in ('LD', 'FD', 'FitNet', 'Hybrid', 'TD')},
+        _groups('3', '4'),
+        {row: {'3': row, '4': row} for row in _DISTILLED},
     ),
     '2': Derived(
         'Relative improvement by number of rounds',
-        '5',
-        '3',
-        _GROUPS,
+        _groups('5', '6'),
         {
-            'No interaction': 'No interactions',
-            '1 iteration': '1 iteration',
-            '>1 iterations': '2 to 3 iterations',
+            'No interaction': {'5': 'No interactions', '6': 'No interactions'},
+            '1 iteration': {'5': '1 iteration', '6': '1 iteration'},
+            '>1 iterations': {'5': '2 to 3 iterations', '6': '2 iterations'},
         },
     ),
     '3': Table(
@@ -93,6 +113,43 @@ TABLES = {
         'movielens',
         _GENRE_COLUMNS,
         _METHODS,
+        'Train from scratch',
+    ),
+    '4': Table(
+        'Image classification accuracy',
+        _IMAGES,
+        _IMAGE_COLUMNS,
+        {'No distillation': {'method': 'supervised'}, **_DISTILLED},
+        'No distillation',
+    ),
+    '6': Table(
+        'Image classification by number of rounds',
+        _IMAGES,
+        _IMAGE_COLUMNS,
+        {
+            'No interactions': {**_TD, 'td.rounds': 0},
+            '1 iteration': {**_TD, 'td.rounds': 1},
+            '2 iterations': {**_TD, 'td.rounds': 2},
+        },
+        'No interactions',
+    ),
+    '9': Table(
+        'Image classification without L_SC, and with noise before interpreting',
+        _IMAGES,
+        _IMAGE_COLUMNS,
+        {
+            'No L_SC': {**_TD, 'td.rounds': 2, 'td.weights.state': 0.0},
+            'Add noise': {**_TD, 'td.rounds': 2, 'td.noise_std': 0.1},
+            'No noise': {**_TD, 'td.rounds': 2},
+            'TD': {**_TD, 'td.rounds': 2},
+        },
+        'TD',
+    ),
+    'vit_tiny': Table(
+        'CIFAR-10 in small: five classes from few images, taught by a small ViT of the other five',
+        'vit_tiny_cifar10',
+        {'bird, cat, deer, dog, frog': {}},
+        {row: change for row, change in _METHODS.items() if change != TEACHER},
         'Train from scratch',
     ),
     '5': Table(
@@ -160,10 +217,11 @@ def apply_tuned(config, choices: dict, method: str):
 
 def cell_config(table: Table, column: str, row: str):
     """The config of one cell: the table's, its column's, what was tuned for its method, its row's."""
-    config = base_config(table.config)
+    module = table.config if isinstance(table.config, str) else table.config[column]
+    config = base_config(module)
     config.update_from_flattened_dict(table.columns[column])
     method = table.rows[row]['method']
-    apply_tuned(config, tuned(table.config), method)
+    apply_tuned(config, tuned(module), method)
     config.update_from_flattened_dict(table.rows[row])
     return config
 
@@ -192,12 +250,11 @@ def share_teacher(root: pathlib.Path, config) -> pathlib.Path:
 
 
 def shared_teacher_config(config):
-    """`config` with everything that does not make its teacher at the project's default."""
-    shared = base_config(config.dataset.name)
-    shared.teacher = config.teacher.copy_and_resolve_references()
-    shared.dataset.split = config.dataset.split
-    for key in ('user_oov_rate', 'movie_oov_rate', 'min_title_word_count'):
-        shared.dataset[key] = config.dataset[key]
+    """`config` with everything that does not make its teacher at the default."""
+    shared, defaults = config.copy_and_resolve_references(), common.get_config()
+    with shared.unlocked():
+        for key in OF_STUDENTS:
+            shared[key] = defaults[key]
     return shared
 
 
@@ -205,7 +262,7 @@ def run_cell(root: pathlib.Path, config) -> dict:
     """The result of a cell, run now if it is missing."""
     folder = run_folder(root, config)
     config = config.copy_and_resolve_references()
-    if config.method != 'supervised':
+    if experiment.reads_teacher(config) and not config.teacher.pretrained:
         config.teacher.checkpoint = str(share_teacher(root, config))
     result = experiment.run(config, folder)
     # Hundreds of compiled programs in one process would fill the memory.
@@ -221,20 +278,14 @@ def stored_cell(root: pathlib.Path, config) -> dict | None:
 # --- What came of it -------------------------------------------------------------------------------
 
 
-def results_of(table: Table, columns, find) -> dict:
-    """{column: {row: result or None}} by find(config); the teacher's row is what another row says of it."""
-    results = {}
-    for column in columns:
-        results[column] = {
-            row: find(cell_config(table, column, row))
-            for row, change in table.rows.items()
-            if change != TEACHER
-        }
-        for row, change in table.rows.items():
-            if change == TEACHER:
-                scores = [r['teacher'] for r in results[column].values() if r and r['teacher'] is not None]
-                results[column][row] = {'mean': scores[0], 'stderr': None} if scores else None
-    return results
+def with_teacher(table: Table, results: dict) -> dict:
+    """{column: {row: result or None}}, the teacher's row filled with what another row says of it."""
+    filled = {}
+    for column, rows in results.items():
+        scores = [result['teacher'] for result in rows.values() if result and result['teacher'] is not None]
+        said = {'mean': scores[0], 'stderr': None} if scores else None
+        filled[column] = {row: said if table.rows[row] == TEACHER else rows[row] for row in table.rows}
+    return filled
 
 
 def paired_difference(result: dict, baseline: dict):
@@ -280,37 +331,53 @@ def render(name: str, table: Table, results: dict) -> str:
     return '\n'.join(lines)
 
 
-def render_derived(name: str, table: Derived, results: dict, baselines: dict) -> str:
+def render_derived(name: str, table: Derived, results: dict) -> str:
     """A table of relative improvements as Markdown, computed from our own cells.
 
     Args:
       name: of the table.
       table: what it is made of.
-      results: of the table it comes from.
-      baselines: {column: result or None}, the student from scratch.
+      results: {table: {column: {row: result or None}}} of the tables it comes from.
     """
     paper = json.loads(PAPER.read_text())['tables'][name]
     lines = [
         f'## Table {name}: {table.title}, percent',
         '',
-        f'Ours is computed from our own Table {table.source}: the mean over the columns of the relative '
-        'reduction of the RMSE. Image columns need their own tables.',
+        'Ours is computed from our own cells: the mean over the columns of the relative improvement, of an '
+        'RMSE its reduction.',
         '',
         _row(['method', *(f'{group}, {who}' for group in paper['columns'] for who in ('ours', 'paper'))]),
         _row(['---'] * (1 + 2 * len(paper['columns']))),
     ]
-    for name_of_row, row in table.rows.items():
-        cells = [name_of_row]
-        for group, (value, _) in zip(paper['columns'], paper['rows'][name_of_row], strict=True):
-            gains = [
-                100 * (1 - results[column][row]['mean'] / baselines[column]['mean'])
-                if results.get(column, {}).get(row) and baselines.get(column)
-                else None
-                for column in table.groups.get(group, (None,))
-            ]
-            cells += ['missing' if None in gains else f'{np.mean(gains):+.2f}', f'{value:+.2f}']
+    for row in table.rows:
+        gains = {name: improvement(group, table.rows[row], results) for name, group in table.groups.items()}
+        known = [gain for gain in gains.values() if gain is not None]
+        # What the paper averages over is all of its columns.
+        gains['Avg.'] = np.mean(known) if len(known) == len(table.groups) else None
+        cells = [row]
+        for column, (value, _) in zip(paper['columns'], paper['rows'][row], strict=True):
+            cells += ['missing' if gains[column] is None else f'{gains[column]:+.2f}', f'{value:+.2f}']
         lines.append(_row(cells))
     return '\n'.join([*lines, ''])
+
+
+def improvement(group: Group, rows: dict, results: dict):
+    """Mean relative improvement of a row over a baseline in percent, or None where a cell is missing.
+
+    Args:
+      group: the columns.
+      rows: {table: the row there}.
+      results: {table: {column: {row: result or None}}}.
+    """
+    baseline_table, baseline_row = group.baseline
+    gains = []
+    for column in group.columns:
+        result = results.get(group.source, {}).get(column, {}).get(rows[group.source])
+        baseline = results.get(baseline_table, {}).get(column, {}).get(baseline_row)
+        if not result or not baseline:
+            return None
+        gains.append(100 * group.sign * (result['mean'] / baseline['mean'] - 1))
+    return float(np.mean(gains))
 
 
 def _row(cells):
@@ -324,56 +391,146 @@ def _paper_cell(paper, column, row):
 # --- The command -----------------------------------------------------------------------------------
 
 
-def selected_columns(table: Table, genres) -> list[str]:
-    """The columns of a table that the genres leave."""
+def selected_columns(table: Table, genres, datasets=tuple(_IMAGES)) -> list[str]:
+    """The columns of a table that the genres and the image data sets leave."""
     return [
-        column for column, change in table.columns.items() if change.get('dataset.genre', genres[0]) in genres
+        column
+        for column, change in table.columns.items()
+        if change.get('dataset.genre', genres[0]) in genres and (column in datasets or column not in _IMAGES)
     ]
 
 
-def make(names, genres, root: pathlib.Path, only_show: bool) -> str:
+def tables_behind(table: Derived) -> list[str]:
+    """The tables whose cells a table of improvements is made of."""
+    names = [name for group in table.groups.values() for name in (group.source, group.baseline[0])]
+    return sorted(set(names))
+
+
+def wanted_cells(names, genres, datasets):
+    """Every cell that some tables need, once each: {(table, column, row)} in order."""
+    cells = {}
+    for name in names:
+        table = TABLES[name]
+        if isinstance(table, Table):
+            for column in selected_columns(table, genres, datasets):
+                cells |= {
+                    (name, column, row): None for row, change in table.rows.items() if change != TEACHER
+                }
+            continue
+        for group in table.groups.values():
+            baseline_table, baseline_row = group.baseline
+            for source, rows in (
+                (group.source, [rows[group.source] for rows in table.rows.values()]),
+                (baseline_table, [baseline_row]),
+            ):
+                columns = selected_columns(TABLES[source], genres, datasets)
+                kept = [column for column in group.columns if column in columns]
+                cells |= {(source, column, row): None for column in kept for row in rows}
+    return list(cells)
+
+
+def make(names, genres, root: pathlib.Path, only_show: bool, datasets=tuple(_IMAGES)) -> str:
     """Runs what is missing for some tables; -> all of them as Markdown.
 
     Raises:
-      UserError: an unknown table or genre, or what a run raises.
+      UserError: an unknown table, genre or data set, or what a run raises.
     """
-    for name in names:
-        config_lib.check_choice('--tables', name, TABLES)
-    for genre in genres:
-        config_lib.check_choice('--genres', genre, GENRES)
-
-    def find(config):
-        return stored_cell(root, config) if only_show else run_cell(root, config)
-
+    check_names(names, genres, datasets)
+    results = {}
+    for name, column, row in wanted_cells(names, genres, datasets):
+        config = cell_config(TABLES[name], column, row)
+        found = stored_cell(root, config) if only_show else run_cell(root, config)
+        results.setdefault(name, {}).setdefault(column, {})[row] = found
     texts = []
     for name in names:
         table = TABLES[name]
         if isinstance(table, Table):
-            texts.append(render(name, table, results_of(table, selected_columns(table, genres), find)))
-            continue
-        source = TABLES[table.source]
-        columns = selected_columns(source, genres)
-        results = results_of(source, columns, find)
-        scratch = TABLES[table.baseline_table]
-        baselines = {column: find(cell_config(scratch, column, scratch.baseline)) for column in columns}
-        texts.append(render_derived(name, table, results, baselines))
+            columns = selected_columns(table, genres, datasets)
+            texts.append(render(name, table, with_teacher(table, {c: results[name][c] for c in columns})))
+        else:
+            texts.append(render_derived(name, table, results))
     return '\n'.join(texts)
+
+
+def check_names(names, genres, datasets):
+    """Raises a UserError for an unknown table, genre or data set."""
+    for flag, values, known in (
+        ('--tables', names, TABLES),
+        ('--genres', genres, GENRES),
+        ('--datasets', datasets, _IMAGES),
+    ):
+        for value in values:
+            config_lib.check_choice(flag, value, known)
+
+
+def plan(names, genres, datasets, root: pathlib.Path, device_tflops: float) -> str:
+    """What `make` would run, as Markdown: operations and time of each run on a device of a given speed.
+
+    Raises:
+      UserError: an unknown name, or a table whose runs cannot be counted without their data.
+    """
+    check_names(names, genres, datasets)
+    lines = [
+        _row(['run', 'state', 'operations a step', 'steps', 'seeds', 'operations', 'hours']),
+        _row(['---'] * 7),
+    ]
+    seen, total = set(), 0
+    for name, column, row in wanted_cells(names, genres, datasets):
+        config = cell_config(TABLES[name], column, row)
+        folder = run_folder(root, config)
+        if folder in seen:
+            continue
+        seen.add(folder)
+        outline = experiment.outline(config, sharding.make_mesh(config))
+        of_step = flops.of(outline.compiled, *outline.arguments)
+        operations = of_step * config.num_steps
+        is_there = stored_cell(root, config) is not None
+        total += 0 if is_there else operations
+        lines.append(
+            _row(
+                [
+                    f'Table {name}, {column}, {row}',
+                    'there' if is_there else 'missing',
+                    f'{of_step:.3g}',
+                    f'{config.num_steps}',
+                    f'{config.num_seeds}',
+                    f'{operations:.3g}',
+                    f'{operations / device_tflops / 1e12 / 3600:.3g}',
+                ]
+            )
+        )
+    hours = total / device_tflops / 1e12 / 3600
+    lines += ['', f'Missing in all: {total:.3g} operations, {hours:.3g} hours at {device_tflops:g} TFLOP/s.']
+    return '\n'.join(lines)
 
 
 def main():
     tables = flags.DEFINE_list('tables', None, f'Tables to make: {", ".join(TABLES)}.')
     genres = flags.DEFINE_list('genres', ','.join(GENRES), 'MovieLens: only these genres.')
+    datasets = flags.DEFINE_list('datasets', ','.join(_IMAGES), 'Images: only these columns.')
     folder = flags.DEFINE_string('workdir', None, 'Folder of all runs; called again, it goes on.')
     only_show = flags.DEFINE_bool('only_show', False, 'Run nothing; mark what is missing.')
+    dry_run = flags.DEFINE_bool(
+        'dry_run', False, 'Run nothing; print the runs of images, their operations and their time.'
+    )
+    tflops = flags.DEFINE_float(
+        'device_tflops',
+        100.0,
+        'For --dry_run: 1e12 operations a second that are reached on average.',
+        lower_bound=1e-6,
+    )
 
     def command():
         root = workdir.resolve(folder.value)
-        text = make(tables.value, genres.value, root, only_show.value)
+        if dry_run.value:
+            print(plan(tables.value, genres.value, datasets.value, root, tflops.value))
+            return
+        text = make(tables.value, genres.value, root, only_show.value, datasets.value)
         if not only_show.value:
             workdir.write(root / f'tables_{"_".join(tables.value)}.md', text)
         print(text)
 
-    command_line.run(command, required=('tables', 'genres', 'workdir'))
+    command_line.run(command, required=('tables', 'genres', 'datasets', 'workdir'))
 
 
 if __name__ == '__main__':

@@ -45,6 +45,8 @@ SPACES = {
     },
 }
 FIRST_STAGE = 0.75
+# The modules of configs/ whose runs are short enough to be searched.
+CONFIGS = ('movielens', 'digits', 'vit_tiny_cifar10')
 TEACHER = 'teacher'
 
 
@@ -104,7 +106,7 @@ def tune_one(config, space: dict, trials: int, root: pathlib.Path) -> dict:
 
 
 def main():
-    name = flags.DEFINE_string('config', None, 'A module of configs/: movielens or digits.')
+    name = flags.DEFINE_string('config', None, f'A module of configs/: {", ".join(CONFIGS)}.')
     columns = flags.DEFINE_list('columns', None, 'Genres to tune for, or the data set name.')
     methods = flags.DEFINE_list('methods', [TEACHER, *SPACES], 'Methods to tune, the teacher first.')
     trials = flags.DEFINE_integer('trials', 12, 'Trials a method, at least one a stage.', lower_bound=2)
@@ -114,12 +116,13 @@ def main():
     output = flags.DEFINE_string('output', None, 'JSON file that gets the choices, others kept.')
 
     def command():
-        config_lib.check_choice('--config', name.value, SOURCES)
+        config_lib.check_choice('--config', name.value, CONFIGS)
         for method in methods.value:
             config_lib.check_choice('--methods', method, (TEACHER, *objectives.METHODS))
         has_genres = name.value == 'movielens'
+        dataset = reproduce.base_config(name.value).dataset.name
         for column in columns.value:
-            config_lib.check_choice('--columns', column, reproduce.GENRES if has_genres else (name.value,))
+            config_lib.check_choice('--columns', column, reproduce.GENRES if has_genres else (dataset,))
         root, target = workdir.resolve(folder.value), workdir.resolve(output.value)
         if not target.parent.is_dir():
             raise UserError(f'--output {target} cannot be written: its folder is missing.')
