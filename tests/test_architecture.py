@@ -97,6 +97,7 @@ TOP = (
     'td_jax.reproduce',
     'td_jax.tune',
     'td_jax.export',
+    'td_jax.cka',
 )
 
 
