@@ -42,7 +42,7 @@ ALLOWED = {
     'td_jax.data.prepared': {'td_jax.errors'},
     'td_jax.data.digits': {'td_jax.errors', 'td_jax.data.base'},
     'td_jax.data.movielens': {'td_jax.errors', 'td_jax.data.base', 'td_jax.data.prepared'},
-    'td_jax.data.images': set(),
+    'td_jax.data.images': {'td_jax.errors', 'td_jax.data.base'},
     'td_jax.data.cifar': {
         'td_jax.errors',
         'td_jax.data.base',
