@@ -131,6 +131,7 @@ case "$*" in
     sed -i 1d "$CLOUD/training-$WORKER"
     case $end in
       preempted) echo PREEMPTED >"$CLOUD/state" && exit 1 ;;
+      slow) sleep 0.5; exit 0 ;;
       wait) while ! test -e "$CLOUD/go"; do sleep 0.02; done; exit 0 ;;
       *) exit "$end" ;;
     esac ;;
@@ -283,12 +284,13 @@ def test_run_goes_from_nothing_to_the_end_of_training(cloud, checkout):
 
 def test_run_calls_again_what_was_told_to_stop(cloud):
     # The second time, one worker had ended already when the other was told.
-    cloud.trains('75', ('75', '0'), '0')
+    cloud.trains('75', ('75', '0'), 'slow')
     code, _, err = cloud(*RUN, *CONFIG)
     assert code == 0, err
     assert cloud.verbs() == ['create', 'scp']
     assert [cloud.starts(worker) for worker in range(2)] == [3, 3]
     assert err.count('training was told to stop and has saved; calling it again') == 2
+    assert 'the connection was lost' not in err
 
 
 def test_run_makes_a_preempted_vm_again_and_goes_on(tmp_path, checkout):
@@ -327,6 +329,13 @@ def test_run_shows_what_is_running_after_the_launcher_was_interrupted(cloud):
     code, _, err = cloud('setup', 'vit', *PLACE)
     assert (code, err.count('Training runs; its code is left as it is.')) == (1, 2)
     before = cloud.verbs()
+    for worker in range(2):
+        state = cloud.folder / f'worker-{worker}' / 'td_jax' / '.run'
+        # It has a session of its own, so the end of the connection does not reach it.
+        pid = int((state / 'pid').read_text())
+        assert os.getsid(pid) == pid
+        # The same if another commit is trained here by now.
+        (state / 'commit').write_text('another\n')
     process = cloud.start_until_it_trains()
     (cloud.folder / 'go').touch()
     assert process.wait(timeout=20) == 0
@@ -552,7 +561,6 @@ class Local:
             **os.environ,
             'PYTHON': str(folder / 'python'),
             'FOLDER': str(folder),
-            'GRACE': '0',
         }
 
     def does(self, *processes):
@@ -605,8 +613,9 @@ def test_local_starts_processes_that_find_each_other(local):
     assert 1024 < int(port) < 65536
 
 
-@pytest.mark.parametrize('other', ['wait', 'stubborn'])
-def test_local_ends_the_others_when_one_fails(other, local):
+@pytest.mark.parametrize(('other', 'grace'), [('wait', '60'), ('stubborn', '0')])
+def test_local_ends_the_others_when_one_fails(other, grace, local):
+    local.environment['GRACE'] = grace
     local.does([other], ['after'])
     code, _, _ = local('-n', '2', '--restart', *FLAGS)
     assert code == 7
