@@ -132,7 +132,7 @@ case "$*" in
     case $end in
       preempted) echo PREEMPTED >"$CLOUD/state" && exit 1 ;;
       slow) sleep 0.5; exit 0 ;;
-      wait) while ! test -e "$CLOUD/go"; do sleep 0.02; done; exit 0 ;;
+      wait) for _ in {1..1000}; do test -e "$CLOUD/go" && exit 0; sleep 0.02; done; exit 1 ;;
       *) exit "$end" ;;
     esac ;;
 esac
@@ -538,6 +538,7 @@ def test_without_gcloud_or_a_repository_it_says_so(cloud, checkout, tmp_path):
 
 # Lines of $FOLDER/ends-N are what process N does, one a call.
 TRAINING = """#!/usr/bin/env bash
+idle() { for _ in {1..1000}; do sleep 0.02; done; }
 for word in "$@"; do case $word in --process_id=*) id=${word#*=} ;; esac; done
 echo "$@" >>"$FOLDER/arguments-$id"
 end=$(head -n 1 "$FOLDER/ends-$id")
@@ -545,8 +546,8 @@ sed -i 1d "$FOLDER/ends-$id"
 echo "out of $id"
 echo "err of $id" >&2
 case $end in
-  wait) trap 'exit 75' TERM; trap 'exit 130' INT; touch "$FOLDER/waits-$id"; while :; do sleep 0.02; done ;;
-  stubborn) trap '' TERM INT; touch "$FOLDER/waits-$id"; while :; do sleep 0.02; done ;;
+  wait) trap 'exit 75' TERM; trap 'exit 130' INT; touch "$FOLDER/waits-$id"; idle ;;
+  stubborn) trap '' TERM INT; touch "$FOLDER/waits-$id"; idle ;;
   after) until test -e "$FOLDER/waits-0"; do sleep 0.02; done; exit 7 ;;
   *) exit "$end" ;;
 esac
