@@ -12,27 +12,17 @@ only makes it slower.
 import time
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from td_jax import flops
+from benchmarks import products
 from configs import movielens
-from td_jax import command_line, data, dispatch, experiment, objectives, sharding
+from td_jax import command_line, data, dispatch, experiment, flops, objectives, sharding
 
-PRODUCT = 2048
 CASES = {
     **{method: {'method': method} for method in objectives.METHODS if method != 'td'},
     **{f'td, {rounds} rounds': {'method': 'td', 'td.rounds': rounds} for rounds in range(4)},
 }
-
-
-def product_rate(repeats: int) -> float:
-    """Operations a second of one product of two square float32 matrices."""
-    a = jax.random.normal(jax.random.key(0), (PRODUCT, PRODUCT))
-    multiply = jax.jit(jnp.matmul)
-    multiply(a, a).block_until_ready()
-    return 2 * PRODUCT**3 / min(_seconds(lambda: multiply(a, a)) for _ in range(3 * repeats))
 
 
 def measure(config, steps: int, repeats: int) -> dict:
@@ -44,17 +34,17 @@ def measure(config, steps: int, repeats: int) -> dict:
     source, teacher = _parts(config)
     run = experiment.assemble(config, source, teacher, sharding.make_mesh(config))
     keys = dispatch.seed_keys(config)
-    state, order = run.init(keys), run.feed(keys, 0)
+    progress, order = run.started(run.init(keys)), run.feed(keys, 0)
     began = time.perf_counter()
-    compiled = run.compiled.lower(state, order, run.constants, keys, 1).compile()
+    compiled = run.compiled.lower(progress, order, run.constants, keys, 1).compile()
     compile_seconds = time.perf_counter() - began
-    operations = flops.of(run.compiled, state, order, run.constants, keys, 1) // config.num_seeds
+    operations = flops.of(run.compiled, progress, order, run.constants, keys, 1) // config.num_seeds
 
     fastest = np.inf
     for repeat in range(repeats + 1):
         began = time.perf_counter()
         stop = (repeat + 1) * steps
-        state, order, _, _ = jax.block_until_ready(compiled(state, order, run.constants, keys, stop))
+        progress, order = jax.block_until_ready(compiled(progress, order, run.constants, keys, stop))
         # The first dispatch touches its memory for the first time.
         fastest = min(fastest, time.perf_counter() - began) if repeat else fastest
     return {
@@ -73,12 +63,6 @@ def _parts(config):
     return source, experiment.untrained_teacher(config, theirs)
 
 
-def _seconds(function):
-    began = time.perf_counter()
-    jax.block_until_ready(function())
-    return time.perf_counter() - began
-
-
 def main():
     seeds = flags.DEFINE_integer('seeds', 5, 'Students side by side.', lower_bound=1)
     steps = flags.DEFINE_integer(
@@ -87,9 +71,9 @@ def main():
     repeats = flags.DEFINE_integer('repeats', 3, 'Dispatches a case; the fastest counts.', lower_bound=1)
 
     def command():
-        rate = product_rate(repeats.value)
+        rate = products.rate(repeats.value)
         kind = f'{jax.device_count()} {jax.devices()[0].device_kind} device(s)'
-        print(f'{kind}, {seeds.value} seeds; one {PRODUCT}³ product: {rate / 1e9:.0f} GFLOP/s\n')
+        print(f'{kind}, {seeds.value} seeds; one {products.SIDE}³ product: {rate / 1e9:.0f} GFLOP/s\n')
         print('| method | compile, s | GFLOP a seed-step | seed-steps/s | GFLOP/s | of the product |')
         print('| --- | --- | --- | --- | --- | --- |')
         for name, changes in CASES.items():

@@ -1,5 +1,6 @@
 """Saves a training state with Orbax and restores the newest one that can be read."""
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -66,22 +67,30 @@ class Checkpoints:
 
     def __init__(self, folder: pathlib.Path):
         self._folder = folder
+        # The step that is being written, if one is.
+        self._pending = None
         self._manager = self._open()
 
     def _open(self):
-        # Synchronous: a training state here is small, and a save that is over cannot be lost.
+        self._folder.mkdir(parents=True, exist_ok=True)
         return ocp.CheckpointManager(
             self._folder,
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=KEEP,
-                create=True,
+                create=False,
                 cleanup_tmp_directories=True,
-                enable_async_checkpointing=False,
+                enable_async_checkpointing=True,
+                # This process alone: others of the run have nothing to write, so nobody waits for them.
+                multiprocessing_options=ocp.options.MultiprocessingOptions(
+                    primary_host=jax.process_index(), active_processes={jax.process_index()}
+                ),
             ),
         )
 
     def save(self, step: int, state, facts: dict):
-        """Writes a checkpoint; older ones go only when this one is whole.
+        """Starts to write a checkpoint; older ones go only when this one is whole.
+
+        Waits for the save before it. The arrays are copied first, so that they may change at once.
 
         Args:
           step: number of finished training steps.
@@ -89,26 +98,46 @@ class Checkpoints:
           facts: what JSON can hold.
 
         Raises:
-          UserError: it could not be written; the checkpoints before it are as they were.
+          UserError: this one or the one before could not be written; those before it are as they were.
         """
+        self.wait()
         state = named(state)
         facts = {**facts, 'fingerprint': fingerprint(state)}
-        try:
+        with self._refusing(step):
             saved = self._manager.save(
                 step,
                 args=ocp.args.Composite(state=ocp.args.StandardSave(state), facts=ocp.args.JsonSave(facts)),
                 force=True,
             )
+        if not saved:
+            raise UserError(f'Orbax refused to write the checkpoint of step {step} to {self._folder}.')
+        self._pending = step
+
+    def wait(self):
+        """Returns when the last save is on disk, whole.
+
+        Raises:
+          UserError: it could not be written; the checkpoints before it are as they were.
+        """
+        step, self._pending = self._pending, None
+        if step is None:
+            return
+        with self._refusing(step):
             self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+        folder = self._folder / str(step)
+        workdir.write(folder / DIGESTS, json.dumps(_digests(folder), indent=2) + '\n')
+
+    @contextlib.contextmanager
+    def _refusing(self, step):
+        """Makes one line for a person of what Orbax and the file system raise."""
+        try:
+            yield
         except Exception as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(
                 f'the checkpoint of step {step} could not be written to {self._folder}: {reason[:300]}'
             ) from error
-        if not saved:
-            raise UserError(f'Orbax refused to write the checkpoint of step {step} to {self._folder}.')
-        folder = self._folder / str(step)
-        workdir.write(folder / DIGESTS, json.dumps(_digests(folder), indent=2) + '\n')
 
     def restore(self):
         """The newest readable checkpoint.
@@ -160,5 +189,8 @@ class Checkpoints:
         self._manager = self._open()
 
     def close(self):
-        """Releases what Orbax holds."""
-        self._manager.close()
+        """Waits for the last save and releases what Orbax holds."""
+        try:
+            self.wait()
+        finally:
+            self._manager.close()

@@ -5,7 +5,10 @@ import traceback
 
 from absl import app, flags, logging
 
-from td_jax.errors import UserError
+from td_jax.errors import Stopped, UserError
+
+# Exit code of a run that was asked to stop before its end: EX_TEMPFAIL, call again.
+CALL_AGAIN = 75
 
 
 def run(command, required):
@@ -44,6 +47,9 @@ def run(command, required):
             command()
         except UserError as error:
             fail(error)
+        except Stopped as stopped:
+            print(f'td_jax: {stopped}', file=sys.stderr)
+            sys.exit(CALL_AGAIN)
         except KeyboardInterrupt:
             interrupted()
 

@@ -41,24 +41,33 @@ class Constants(NamedTuple):
     teacher_states: base.Activations | None  # of every training example, where they are computed once
 
 
+class Progress(NamedTuple):
+    """Where training stands."""
+
+    state: train_step.TrainState  # of all seeds, stacked
+    sums: dict[str, jax.Array]  # {metric: [seeds]}, summed over the steps since it was started
+    finite: jax.Array  # whether every loss was; state.step stays where one was not
+
+
 class Dispatch(NamedTuple):
     """A run's functions.
 
     constants: what a step reads, on the device
     init(keys [seeds]) -> TrainState of all seeds, stacked
+    started(state) -> Progress from there, nothing summed yet
     feed(keys, step) -> where the examples from `step` on come from: the order of the examples in the
       epoch, or an iterator over a stream
-    run(state, feed, keys, stop)
-      -> (state, feed, {metric: [seeds]} summed over the steps, whether all were finite);
-      trains from state.step until `stop`, or until a loss is not finite, where state.step stays. `feed`
-      is that of state.step, and of its end again. `state` and an order are donated.
+    run(progress, feed, keys, step, stop) -> (progress, feed)
+      trains from `step`, where progress.state is, until `stop`, or until a loss is not finite. `feed` is that
+      of `step`, and of `stop` again. A progress and an order are donated. It does not wait for the result.
     compiled: the jitted function behind `run`
     """
 
     constants: Constants
     init: Callable[..., train_step.TrainState]
+    started: Callable[[train_step.TrainState], Progress]
     feed: Callable[..., Any]
-    run: Callable[..., Any]
+    run: Callable[..., tuple[Progress, Any]]
     compiled: Callable[..., Any]
 
 
@@ -88,26 +97,30 @@ def build(
     constants = _constants(source, teacher, config, mesh, sharding.place)
     parts = _Parts(step, source, teacher, config, mesh)
     whole = sharding.replicated(mesh)
-    shapes = jax.eval_shape(parts.init, constants, seed_keys(config), given)
-    init = jax.jit(parts.init, out_shardings=parts.state_sharding(shapes))
+    shapes = parts.progress_shapes(constants, given)
+    init = jax.jit(parts.init, out_shardings=parts.shardings(shapes).state)
     compiled = parts.jitted(shapes)
 
     def placed_init(keys):
         return init(constants, sharding.place(keys, whole), given)
 
+    def started(state):
+        sums = {name: np.zeros(metric.shape, metric.dtype) for name, metric in shapes.sums.items()}
+        return Progress(state, *sharding.place((sums, np.array(True)), whole))
+
     if not isinstance(source.train, dict):
         feed, run = _streamed(compiled, constants, source, config, mesh)
-        return Dispatch(constants, placed_init, feed, run, compiled)
+        return Dispatch(constants, placed_init, started, feed, run, compiled)
 
     order_of = jax.jit(parts.order, out_shardings=whole)
 
     def feed(keys, step):
         return order_of(sharding.place(keys, whole), step)
 
-    def run(state, order, keys, stop):
-        return compiled(state, order, constants, sharding.place(keys, whole), stop)
+    def run(progress, order, keys, step, stop):
+        return compiled(progress, order, constants, sharding.place(keys, whole), stop)
 
-    return Dispatch(constants, placed_init, feed, run, compiled)
+    return Dispatch(constants, placed_init, started, feed, run, compiled)
 
 
 class Abstract(NamedTuple):
@@ -115,12 +128,12 @@ class Abstract(NamedTuple):
 
     compiled: the jitted function behind Dispatch.run
     arguments: the shapes, types and shardings of what it is called with
-    state, constants: those among them that hold parameters
+    progress, constants: those among them that hold parameters
     """
 
     compiled: Callable[..., Any]
     arguments: tuple
-    state: Any
+    progress: Progress
     constants: Constants
 
 
@@ -135,19 +148,14 @@ def abstract(
     parts = _Parts(step, source, teacher, config, mesh)
     whole = sharding.replicated(mesh)
     keys = sharding.described(jax.eval_shape(lambda: seed_keys(config)), whole)
-    shapes = jax.eval_shape(parts.init, constants, keys, given)
-    state = sharding.described(shapes, parts.state_sharding(shapes))
+    shapes = parts.progress_shapes(constants, given)
+    progress = sharding.described(shapes, parts.shardings(shapes))
     compiled = parts.jitted(shapes)
     if isinstance(source.train, dict):
         order = sharding.described(jax.eval_shape(parts.order, keys, 0), whole)
-        return Abstract(compiled, (state, order, constants, keys, 1), state, constants)
-    shape = config.num_seeds, config.batch_size
-    examples = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct((*shape, *x.shape[1:]), x.dtype), source.train.example
-    )
-    examples = sharding.described(examples, sharding.batched(mesh, axis=1))
-    finite = sharding.described(jax.ShapeDtypeStruct((), bool), whole)
-    return Abstract(compiled, (state, finite, constants, keys, examples), state, constants)
+        return Abstract(compiled, (progress, order, constants, keys, 1), progress, constants)
+    examples = sharding.described(parts.example_shapes(), sharding.batched(mesh, axis=1))
+    return Abstract(compiled, (progress, constants, keys, examples), progress, constants)
 
 
 class _Parts:
@@ -158,17 +166,34 @@ class _Parts:
         self.num_examples = data.count(source.train)
         self.steps_per_epoch = self.num_examples // config.batch_size
 
-    def state_sharding(self, shapes):
-        """Where a TrainState of these shapes is."""
-        return sharding.of_parameters(self.mesh, shapes, first_axis=1)
+    def example_shapes(self):
+        """{name: [seeds, batch, ...]} of a step."""
+        shape = self.config.num_seeds, self.config.batch_size
+        return {
+            name: jax.ShapeDtypeStruct((*shape, *x.shape[1:]), x.dtype)
+            for name, x in data.one_example(self.source).items()
+        }
 
-    def jitted(self, shapes):
-        """The function that trains, for a TrainState of these shapes."""
-        state, whole = self.state_sharding(shapes), sharding.replicated(self.mesh)
+    def progress_shapes(self, constants, given) -> Progress:
+        """The shapes and types of a Progress."""
+        keys = jax.eval_shape(lambda: seed_keys(self.config))
+        state = jax.eval_shape(self.init, constants, keys, given)
+        _, sums, finite = jax.eval_shape(self.all_seeds, constants, state, keys, self.example_shapes(), None)
+        return Progress(state, sums, finite)
+
+    def shardings(self, shapes: Progress) -> Progress:
+        """Where a Progress is."""
+        whole = sharding.replicated(self.mesh)
+        state = sharding.of_parameters(self.mesh, shapes.state, first_axis=1)
+        return Progress(state, jax.tree.map(lambda _: whole, shapes.sums), whole)
+
+    def jitted(self, shapes: Progress):
+        """The function that trains."""
+        progress = self.shardings(shapes)
         if isinstance(self.source.train, dict):
-            outputs = state, whole, whole, whole
+            outputs = progress, sharding.replicated(self.mesh)
             return jax.jit(self.steps, donate_argnums=(0, 1), out_shardings=outputs)
-        return jax.jit(self.streamed_step, donate_argnums=0, out_shardings=(state, whole, whole))
+        return jax.jit(self.streamed_step, donate_argnums=0, out_shardings=progress)
 
     def init(self, constants, keys, given):
         """Every seed's first TrainState; `given` are parameters that the student starts from, or None."""
@@ -213,7 +238,7 @@ class _Parts:
             order_keys, step // self.steps_per_epoch, self.num_examples
         )
 
-    def steps(self, state, order, constants, keys, stop):
+    def steps(self, progress, order, constants, keys, stop):
         """Steps until `stop` on data that is on the device."""
 
         def drawn(order, step):
@@ -224,35 +249,36 @@ class _Parts:
             return examples, jax.tree.map(lambda states: states[rows], constants.teacher_states)
 
         def advance(carry):
-            state, order, sums, _ = carry
+            (state, sums, _), order = carry
             state, metrics, finite = self.all_seeds(constants, state, keys, *drawn(order, state.step[0]))
             step = state.step[0]  # the same for all seeds
             is_new = step % self.steps_per_epoch == 0
             order = jax.lax.cond(is_new, lambda: self.order(keys, step), lambda: order)
-            return state, order, jax.tree.map(jnp.add, sums, metrics), finite
+            return Progress(state, jax.tree.map(jnp.add, sums, metrics), finite), order
 
         def is_on(carry):
-            state, _, _, finite = carry
-            return (state.step[0] < stop) & finite
+            progress, _ = carry
+            return (progress.state.step[0] < stop) & progress.finite
 
-        _, shapes, _ = jax.eval_shape(self.all_seeds, constants, state, keys, *drawn(order, 0))
-        sums = jax.tree.map(lambda metric: jnp.zeros(metric.shape, metric.dtype), shapes)
-        return jax.lax.while_loop(is_on, advance, (state, order, sums, True))
+        return jax.lax.while_loop(is_on, advance, (progress, order))
 
-    def streamed_step(self, state, finite, constants, keys, examples):
-        """One step on examples that came from a stream; its number stays where a loss was not finite."""
+    def streamed_step(self, progress, constants, keys, examples):
+        """One step on examples that came from a stream."""
+        state, sums, finite = progress
         new, metrics, now_finite = self.all_seeds(constants, state, keys, examples, None)
+        # What follows a loss that is not finite is worth nothing; the step says where it was.
         step = jnp.where(finite, new.step, state.step)
-        return new._replace(step=step), metrics, finite & now_finite
+        return Progress(new._replace(step=step), jax.tree.map(jnp.add, sums, metrics), finite & now_finite)
 
 
 def _streamed(compiled, constants, source, config, mesh):
     """feed and run of a stream."""
     rows = sharding.local_rows(mesh, config.batch_size)
     whole = sharding.replicated(mesh)
+    in_flight = collections.deque()
 
     def feed(keys, step):
-        # Opened anew for every seed, whose examples come in its own order.
+        # One for every seed, whose examples come in its own order.
         opened = [
             source.train.open(config.seed + i, step, config.batch_size, rows) for i in range(config.num_seeds)
         ]
@@ -260,22 +286,17 @@ def _streamed(compiled, constants, source, config, mesh):
             stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
             yield sharding.place_rows(stacked, mesh, config.batch_size, axis=1)
 
-    def run(state, feed, keys, stop):
+    def run(progress, feed, keys, step, stop):
         keys = sharding.place(keys, whole)
-        finite, sums = sharding.place(np.array(True), whole), None
-        in_flight = collections.deque()
-        for _ in range(int(state.step[0]), stop):
-            state, metrics, finite = compiled(state, finite, constants, keys, next(feed))
-            sums = metrics if sums is None else _add(sums, metrics)
-            in_flight.append(finite)
+        for _ in range(step, stop):
+            progress = compiled(progress, constants, keys, next(feed))
+            # Sums are donated to the next step; this copy can be waited for.
+            in_flight.append(progress.finite | False)
             if len(in_flight) > IN_FLIGHT:
                 jax.block_until_ready(in_flight.popleft())
-        return state, feed, sums, finite
+        return progress, feed
 
     return feed, run
-
-
-_add = jax.jit(lambda a, b: jax.tree.map(jnp.add, a, b))
 
 
 def _teacher_activations(teacher, constants, examples, key):

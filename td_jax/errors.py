@@ -1,5 +1,9 @@
-"""What a user can mend: reported as one line, without a traceback."""
+"""What ends a command early: reported as one line, without a traceback."""
 
 
 class UserError(Exception):
     """A mistake in a config, a file or a folder; its message names it and the way out."""
+
+
+class Stopped(Exception):
+    """A run was asked to stop and has saved; the same command continues it."""

@@ -21,6 +21,7 @@ from td_jax import (
     metric_log,
     objectives,
     optimizer,
+    processes,
     sharding,
     train_step,
 )
@@ -32,7 +33,7 @@ from td_jax import (
 )
 from td_jax.data import SOURCES, images
 from td_jax.data import base as data
-from td_jax.errors import UserError
+from td_jax.errors import Stopped, UserError
 from td_jax.models import MODELS, base, pretrained
 
 CHECKPOINTS, TEACHER = 'checkpoints', 'teacher'
@@ -67,7 +68,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, prefix: str = 
       UserError: anything the user can mend.
     """
     config_lib.check(config)
-    finished = _check_workdir(config, workdir)
+    finished = processes.from_main(lambda: _check_workdir(config, workdir))
     if finished:
         return finished
     # All that can be refused is refused here, before anything is written.
@@ -80,12 +81,12 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, prefix: str = 
         teacher_source = _check_teacher(config, workdir, source)
         teacher = _find_teacher(config, source, teacher_source)
 
-    with workdir_lib.opened(workdir):
+    with _opened(workdir):
         # Another process may have trained here in the meantime.
-        finished = _check_workdir(config, workdir)
+        finished = processes.from_main(lambda: _check_workdir(config, workdir))
         if finished:
             return finished
-        if not (workdir / workdir_lib.CONFIG).exists():
+        if processes.is_main() and not (workdir / workdir_lib.CONFIG).exists():
             workdir_lib.write(workdir / workdir_lib.CONFIG, config_lib.to_json(config))
         if teacher_source and not teacher:
             run(config_lib.teacher_run(config), workdir / TEACHER, 'teacher.')
@@ -211,7 +212,7 @@ def _check_teacher(config, workdir, student_source) -> data.Source:
         _check_teacher_run(expected, workdir_lib.resolve(config.teacher.checkpoint))
     elif not config.teacher.pretrained:
         _check_batch(expected, source)
-        _check_workdir(expected, workdir / TEACHER)
+        processes.from_main(lambda: _check_workdir(expected, workdir / TEACHER))
     if config.model.initial == 'teacher':
         _check_start(config, student_source, source)
     return source
@@ -299,6 +300,12 @@ def _load_teacher(config, folder, source) -> dispatch.Teacher:
 
 def _last_parameters(folder, like, seed_index):
     """The parameters that one seed of a finished run ended with, as a tree of the shapes `like`."""
+    found = []
+    processes.from_main(lambda: found.append(_read_last_parameters(folder, like, seed_index)))
+    return processes.arrays_from_main(found[0] if found else None, like)
+
+
+def _read_last_parameters(folder, like, seed_index):
     restored, steps = None, _read_result(folder)['steps']
     # Opening a folder that is missing would make it.
     if (folder / CHECKPOINTS).is_dir():
@@ -439,52 +446,83 @@ def outline(config, mesh) -> dispatch.Abstract:
 
 
 class _Run:
-    """One run between its first step and its result."""
+    """One run between its first step and its result. Files are the business of process 0 alone."""
 
     def __init__(self, config, workdir, source, teacher, teacher_facts, prefix, mesh):
         self.config, self.workdir, self.source = config, workdir, source
-        self.teacher_facts, self.prefix = teacher_facts, prefix
+        self.teacher_facts, self.prefix, self.mesh = teacher_facts, prefix, mesh
         student = build_model(config, config.model, source)
         self.dispatch = assemble(config, source, teacher, mesh)
         self.evaluate = evaluation.build(student, source, config.eval_batch_size, mesh)
         self.metric = evaluation.METRICS[source.task][0]
         self.score_name = f'{config.dataset.split}_{self.metric}'
         self.keys = dispatch.seed_keys(config)
-        self.checkpoints = checkpoints.Checkpoints(workdir / CHECKPOINTS)
+        self.checkpoints = checkpoints.Checkpoints(workdir / CHECKPOINTS) if processes.is_main() else None
 
     def finish(self) -> dict:
         """Trains the steps that are missing; -> the result, which is then on disk."""
-        with contextlib.closing(self.checkpoints):
-            state = self._restore_or_init()
+        with contextlib.closing(self.checkpoints) if self.checkpoints else contextlib.nullcontext():
+            step, state = self._restore_or_init()
+            self._describe_devices(state)
             # A run that is continued may have become longer.
-            workdir_lib.write(self.workdir / workdir_lib.CONFIG, config_lib.to_json(self.config))
-            with metric_log.opened(self.workdir, self._logged_until(int(state.step[0]))) as log:
-                state = self._train(state, log)
-                values = self._evaluate(state, log)
+            self._write(workdir_lib.CONFIG, config_lib.to_json(self.config))
+            with self._opened_log(step) as log:
+                state = self._train(step, state, log)
+                values = self._evaluate(self.config.num_steps, state, log)
+            self._wait_for_saves()
         result = self._result(values)
-        workdir_lib.write(self.workdir / workdir_lib.RESULT, json.dumps(result, indent=2) + '\n')
+        self._write(workdir_lib.RESULT, json.dumps(result, indent=2) + '\n')
         return result
 
+    def _write(self, name, text):
+        if processes.is_main():
+            workdir_lib.write(self.workdir / name, text)
+
+    def _opened_log(self, step):
+        if not processes.is_main():
+            return contextlib.nullcontext()
+        return metric_log.opened(self.workdir, self._logged_until(step))
+
+    def _describe_devices(self, state):
+        if self.mesh.devices.size == 1:
+            return
+        trees = {
+            'teacher': self.dispatch.constants.teacher_params,
+            **state.params,
+            'optimizer': state.opt_state,
+        }
+        _say(sharding.summary(self.mesh, self.config, trees))
+
     def _restore_or_init(self):
-        state = self.dispatch.init(self.keys)
-        restored = self.checkpoints.restore()
-        if restored is None:
-            return state
-        step, arrays, facts = restored
-        if facts['teacher'] != self.teacher_facts['fingerprint']:
-            raise UserError(
-                f'{self.workdir} was trained with another teacher than the one at hand now; '
-                'choose another --workdir.'
-            )
-        try:
-            state = checkpoints.rebuilt(state, arrays)
-        except ValueError as error:
-            raise UserError(
-                f'the checkpoint of step {step} in {self.workdir / CHECKPOINTS} does not fit this version of '
-                f'td_jax: {error}. Choose another --workdir.'
-            ) from error
+        """-> (step, TrainState), the newest readable one or the first."""
+        state, arrays = self.dispatch.init(self.keys), None
+
+        def read():
+            nonlocal arrays
+            restored = self.checkpoints.restore()
+            if restored is None:
+                return None
+            step, found, facts = restored
+            if facts['teacher'] != self.teacher_facts['fingerprint']:
+                raise UserError(
+                    f'{self.workdir} was trained with another teacher than the one at hand now; '
+                    'choose another --workdir.'
+                )
+            try:
+                arrays = checkpoints.rebuilt(state, found)
+            except ValueError as error:
+                raise UserError(
+                    f'the checkpoint of step {step} in {self.workdir / CHECKPOINTS} does not fit this '
+                    f'version of td_jax: {error}. Choose another --workdir.'
+                ) from error
+            return step
+
+        step = processes.from_main(read)
+        if step is None:
+            return 0, state
+        arrays = processes.arrays_from_main(arrays, state)
         _say(f'continues at step {step} of {self.config.num_steps}')
-        return state
+        return step, sharding.place(arrays, jax.tree.map(lambda leaf: leaf.sharding, state))
 
     def _logged_until(self, step):
         """The lines of metrics.jsonl that a run continued at `step` does not write again."""
@@ -495,34 +533,60 @@ class _Run:
             if line['step'] < step or (line['step'] == step and not (is_over and self.score_name in line))
         ]
 
-    def _train(self, state, log):
+    def _train(self, step, state, log):
+        """Trains from `step` to the end; -> the last TrainState."""
         config = self.config
-        first, started, compiled = int(state.step[0]), time.monotonic(), None
-        step, feed = first, self.dispatch.feed(self.keys, first)
+        started, compiled, pace = (time.monotonic(), step), None, _Pace(self.source)
+        feed = self.dispatch.feed(self.keys, step)
         while step < config.num_steps:
             before, began = step, time.monotonic()
             # Every interval ends at a multiple of its own length, wherever the run was continued.
             every = (config.log_every, config.save_every, *self._eval_intervals())
-            step = min(config.num_steps, *(before + n - before % n for n in every))
-            state, feed, sums, finite = self.dispatch.run(state, feed, self.keys, step)
-            saves = step % config.save_every == 0 or step == config.num_steps
+            end = min(config.num_steps, *(before + n - before % n for n in every))
+            progress, stops = self.dispatch.started(state), False
+            while step < end and not stops:
+                stop = min(end, step + pace.steps)
+                progress, feed = self.dispatch.run(progress, feed, self.keys, step, stop)
+                pace.measure(progress, stop - step)
+                step = stop
+                stops = processes.is_asked_to_stop(step)
+            state = progress.state
+            saves = stops or step % config.save_every == 0 or step == config.num_steps
             # The parameters can overflow in the very step whose loss was the last finite one.
-            if not finite or (saves and not _is_finite(state.params)):
-                raise UserError(self._diverged(int(state.step[0])))
+            if not _on_host(progress.finite) or (saves and not _is_finite(state.params)):
+                raise UserError(self._diverged(int(_on_host(state.step)[0])))
             # In float64: the sum of large losses of several seeds is more than float32 holds.
-            means = {name: np.asarray(total, np.float64) / (step - before) for name, total in sums.items()}
+            means = {
+                name: np.asarray(total, np.float64) / (step - before)
+                for name, total in _on_host(progress.sums).items()
+            }
             now = time.monotonic()
             self._log(log, step, before, means, now - began)
             if self._is_validated_at(step):
-                self._evaluate(state, log)
+                self._evaluate(step, state, log)
             if saves:
-                # After the metrics: a run that continues here does not write them again.
-                log.flush()
-                self.checkpoints.save(step, state, {'teacher': self.teacher_facts['fingerprint']})
+                self._save(step, state, log)
             # The first dispatch compiles; the speed that is shown leaves it out where it can.
             compiled = compiled or (now, step)
             self._report(step, means, started, compiled)
+            if stops and step < config.num_steps:
+                self._wait_for_saves()
+                raise Stopped(
+                    f'stopped at step {step} of {config.num_steps}, as asked; the same command continues.'
+                )
         return state
+
+    def _save(self, step, state, log):
+        """Starts a save, which goes on beside training."""
+        state = sharding.gathered(state)
+        if self.checkpoints:
+            # After the metrics: a run that continues here does not write them again.
+            log.flush()
+            self.checkpoints.save(step, state, {'teacher': self.teacher_facts['fingerprint']})
+
+    def _wait_for_saves(self):
+        if self.checkpoints:
+            self.checkpoints.wait()
 
     def _diverged(self, step):
         weights = '' if self.config.method == 'supervised' else f' or {self.config.method}.weights'
@@ -544,11 +608,12 @@ class _Run:
         scalars = {f'train_{name}': value.mean() for name, value in means.items()}
         count = (step - before) * self.config.batch_size * self.config.num_seeds
         scalars['examples_per_second'] = count / seconds
-        log.write(step, scalars)
+        if log:
+            log.write(step, scalars)
 
     def _report(self, step, means, started, compiled):
         config, now = self.config, time.monotonic()
-        then, since = compiled if step > compiled[1] else (started, 0)
+        then, since = compiled if step > compiled[1] else started
         per_second = (step - since) / max(now - then, 1e-9)
         left = (config.num_steps - step) / per_second
         _say(
@@ -557,14 +622,15 @@ class _Run:
             f'{left:.0f} s left'
         )
 
-    def _evaluate(self, state, log):
+    def _evaluate(self, step, state, log):
         values = self.evaluate(state.params[train_step.STUDENT])
         if not np.isfinite(values).all():
-            raise UserError(self._diverged(int(state.step[0])))
+            raise UserError(self._diverged(step))
         mean, _ = evaluation.mean_and_stderr(values)
         seeds = self.config.seed + np.arange(self.config.num_seeds)
         by_seed = {f'{self.score_name}/seed_{seed}': v for seed, v in zip(seeds, values, strict=True)}
-        log.write(int(state.step[0]), {self.score_name: mean, **by_seed})
+        if log:
+            log.write(step, {self.score_name: mean, **by_seed})
         return values
 
     def _result(self, values):
@@ -589,9 +655,55 @@ class _Run:
         }
 
 
+class _Pace:
+    """How many steps a dispatch takes, so that a run that is asked to stop can do so soon.
+
+    A stream is asked after every step. Steps on data on the device are dispatched by as many as fit in
+    SECONDS, or, of several processes, which must not disagree, by a fixed number.
+    """
+
+    SECONDS = 2.0
+    OF_SEVERAL_PROCESSES = 10
+
+    def __init__(self, source):
+        is_stream, is_alone = not isinstance(source.train, dict), jax.process_count() == 1
+        self._is_measured = is_alone and not is_stream
+        self.steps = 1 if is_alone or is_stream else self.OF_SEVERAL_PROCESSES
+        self._compiles, self._began = True, time.monotonic()
+
+    def measure(self, progress, steps):
+        """Waits for a dispatch of some steps and learns from it."""
+        if not self._is_measured:
+            return
+        jax.block_until_ready(progress)
+        now = time.monotonic()
+        if not self._compiles:
+            fits = int(steps * self.SECONDS / max(now - self._began, 1e-9))
+            self.steps = max(1, min(fits, 8 * self.steps))
+        self._compiles, self._began = False, now
+
+
+@contextlib.contextmanager
+def _opened(workdir):
+    """Keeps a workdir for the processes of this run; process 0 does it for all."""
+    with workdir_lib.opened(workdir) if processes.is_main() else contextlib.nullcontext():
+        yield
+
+
+def _on_host(tree):
+    """Host copies of arrays that every device has whole."""
+    return jax.tree.map(np.asarray, tree)
+
+
+@jax.jit
+def _all_finite(tree):
+    return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]))
+
+
 def _is_finite(tree):
-    return all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(tree))
+    return bool(_on_host(_all_finite(tree)))
 
 
 def _say(line):
-    print(line, file=sys.stderr, flush=True)
+    if processes.is_main():
+        print(line, file=sys.stderr, flush=True)

@@ -12,12 +12,22 @@ from td_jax import command_line
 def main():
     config = config_flags.DEFINE_config_file('config', None, 'A config file; --config.KEY=VALUE overrides.')
     folder = flags.DEFINE_string('workdir', None, 'Folder of the run, made if missing.')
+    cluster = flags.DEFINE_bool(
+        'distributed', False, 'Join the other processes that the cluster (a TPU pod, Slurm, GKE) started.'
+    )
+    coordinator = flags.DEFINE_string('coordinator', None, 'Several processes: HOST:PORT of process 0.')
+    num_processes = flags.DEFINE_integer('num_processes', None, 'Several processes: how many.', lower_bound=1)
+    process_id = flags.DEFINE_integer('process_id', None, 'Several processes: which this is, from 0.')
 
     def train():
         # Imported here: it takes seconds, and a mistake in a flag is told without them.
-        from td_jax import experiment, workdir
+        from td_jax import experiment, processes, workdir
 
-        print(experiment.describe(experiment.run(config.value, workdir.resolve(folder.value))))
+        processes.start(coordinator.value, num_processes.value, process_id.value, cluster.value)
+        processes.stop_on_sigterm()
+        result = experiment.run(config.value, workdir.resolve(folder.value))
+        if processes.is_main():
+            print(experiment.describe(result))
 
     command_line.run(train, required=('config', 'workdir'))
 

@@ -483,8 +483,8 @@ def evaluations(monkeypatch):
     seen = []
     build = evaluation.build
 
-    def watched(model, source, batch_size):
-        evaluate = build(model, source, batch_size)
+    def watched(model, source, batch_size, mesh):
+        evaluate = build(model, source, batch_size, mesh)
 
         def run(params, examples=None):
             seen.append(len(source.evaluation['labels']))

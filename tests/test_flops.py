@@ -4,8 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from td_jax import flops
-from td_jax import optimizer, train_step
+from td_jax import flops, optimizer, train_step
 from td_jax.models import MODELS, base
 
 A, B = jnp.ones((3, 5)), jnp.ones((5, 7))

@@ -24,12 +24,19 @@ def build(config):
     return experiment.assemble(config, source, teacher, mesh), teacher, dispatch.seed_keys(config)
 
 
+def advance(run, keys, state, stop):
+    """Progress of training from a state until a step."""
+    step = int(state.step[0])
+    progress, _ = run.run(run.started(state), run.feed(keys, step), keys, step, stop)
+    return progress
+
+
 def train(config, steps=3):
     """(state before, state after, sums of metrics, finite) of a few steps."""
     run, teacher, keys = build(config)
     state = run.init(keys)
     before = jax.tree.map(np.array, state)
-    after, _, sums, finite = run.run(state, run.feed(keys, state.step[0]), keys, steps)
+    after, sums, finite = advance(run, keys, state, steps)
     return before, jax.tree.map(np.array, after), sums, finite, teacher
 
 
@@ -50,7 +57,7 @@ def test_student_and_all_modules_move_and_the_teacher_does_not(small_config, inp
     fingerprint = checkpoints.fingerprint(teacher.params)
     state = run.init(keys)
     before = jax.tree.map(np.array, state.params)
-    state, _, _, finite = run.run(state, run.feed(keys, state.step[0]), keys, 3)
+    state, _, finite = advance(run, keys, state, 3)
     assert finite
     assert checkpoints.fingerprint(run.constants.teacher_params) == fingerprint
     assert len(moved(before, state.params)) == len(jax.tree.leaves(before))
@@ -71,7 +78,8 @@ def test_no_gradient_of_the_teacher_is_computed(small_config):
     assert teacher_shapes == {(64, 7), (7, 11), (11, 5)}
     for leaf in jax.tree.leaves(state):
         assert leaf.shape[1:] not in teacher_shapes
-    text = str(jax.make_jaxpr(lambda state: run.run(state, run.feed(keys, 0), keys, 1))(state))
+    arguments = run.started(state), run.feed(keys, 0), keys
+    text = str(jax.make_jaxpr(lambda *arguments: run.run(*arguments, 0, 1))(*arguments))
     # Its kernels enter products as inputs; a gradient of one would be a product with its shape.
     for rows, columns in ((7, 11), (11, 5)):
         assert f'f32[{columns},{rows}] = dot_general' not in text
@@ -86,7 +94,7 @@ def test_a_student_made_of_the_teachers_arrays_survives_donation(small_config):
     params[train_step.STUDENT] = jax.tree.map(lambda leaf: leaf[None], teacher.params)
     state = state._replace(params=params)
     for stop in (1, 2):
-        state, _, _, finite = run.run(state, run.feed(keys, state.step[0]), keys, stop)
+        state, _, finite = advance(run, keys, state, stop)
         assert finite
     assert np.all(np.isfinite(jax.tree.leaves(run.constants.teacher_params)[0]))
 
@@ -113,11 +121,12 @@ def test_the_cut_of_the_steps_does_not_change_a_bit(small_config):
     run, _, keys = build(config)
     ends = []
     for stops in ((13,), (1, 2, 5, 6, 12, 13)):
-        state = run.init(keys)
+        progress, order, step = run.started(run.init(keys)), run.feed(keys, 0), 0
         for stop in stops:
-            state, order, _, _ = run.run(state, run.feed(keys, state.step[0]), keys, stop)
+            progress, order = run.run(progress, order, keys, step, stop)
             np.testing.assert_array_equal(order, run.feed(keys, stop))
-        ends.append(checkpoints.fingerprint(state))
+            step = stop
+        ends.append(checkpoints.fingerprint(progress))
     assert ends[0] == ends[1]
 
 
@@ -185,7 +194,7 @@ def test_ramp_up_trains_one_group_then_the_other_then_both(small_config):
     moves = []
     for stop in range(1, 8):
         before = jax.tree.map(np.array, (state.params, state.opt_state))
-        state, _, _, _ = run.run(state, run.feed(keys, state.step[0]), keys, stop)
+        state, _, _ = advance(run, keys, state, stop)
         after = state.params, state.opt_state
         moves.append(
             tuple(
@@ -200,7 +209,7 @@ def test_ramp_up_starts_with_the_task_alone(small_config):
     _, ramped, _, _, _ = train(small_config(td__ramp_up=(3, 1)), steps=2)
     config = small_config(method='supervised')
     run, _, keys = build(config)
-    state, _, _, _ = run.run(run.init(keys), run.feed(keys, 0), keys, 2)
+    state, _, _ = advance(run, keys, run.init(keys), 2)
     for a, b in zip(
         jax.tree.leaves(ramped.params['student']), jax.tree.leaves(state.params['student']), strict=True
     ):

@@ -1,0 +1,23 @@
+"""What this machine can do: the rate of one large product, beside which speeds are told."""
+
+import time
+
+import jax
+import jax.numpy as jnp
+
+SIDE = 2048
+
+
+def rate(repeats: int) -> float:
+    """Operations a second of one product of two square float32 matrices; the fastest of some."""
+    a = jax.random.normal(jax.random.key(0), (SIDE, SIDE))
+    multiply = jax.jit(jnp.matmul)
+    multiply(a, a).block_until_ready()
+    return 2 * SIDE**3 / min(seconds(lambda: multiply(a, a)) for _ in range(3 * repeats))
+
+
+def seconds(function) -> float:
+    """How long `function()` takes until its result is there."""
+    began = time.perf_counter()
+    jax.block_until_ready(function())
+    return time.perf_counter() - began
