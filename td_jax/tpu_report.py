@@ -90,7 +90,7 @@ def collectives(text: str) -> dict[str, tuple[int, int]]:
 def _sizes(types):
     """Bytes of each array in the text of a type."""
     arrays = re.findall(r'(\w+)\[([\d,]*)\]', types)
-    return [BYTES[kind] * math.prod(int(n) for n in shape.split(',') if n) for kind, shape in arrays]
+    return [BYTES.get(kind, 0) * math.prod(int(n) for n in shape.split(',') if n) for kind, shape in arrays]
 
 
 def report(config, name: str) -> dict:
@@ -154,8 +154,8 @@ def describe(found: dict) -> str:
     memory, roofline = found['memory'], found['roofline']
     total = sum(memory.values())
     lines = [
-        f'{found["method"]} with {found["rounds"]} rounds, batch {found["batch"]}, {found["compute_dtype"]}, on '
-        f'{found["topology"]} ({found["devices"]} devices, {mesh}); all that follows is of one device',
+        f'{found["method"]} with {found["rounds"]} rounds, batch {found["batch"]}, {found["compute_dtype"]}, '
+        f'on {found["topology"]} ({found["devices"]} devices, {mesh}); all that follows is of one device',
         f'compiled in      {found["compile_seconds"]:.0f} s',
         f'memory           {total / 1e9:.2f} GB of {found["memory_of_chip"] / 1e9:.0f}: '
         + ', '.join(f'{name} {size / 1e9:.2f}' for name, size in memory.items()),
