@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import pathlib
+import re
 import tempfile
 
 from td_jax.errors import UserError
@@ -16,8 +17,14 @@ def resolve(path: str) -> pathlib.Path:
     """The absolute path of a workdir, ~ expanded.
 
     Raises:
-      UserError: ~ names a user that is not there.
+      UserError: it is the address of a bucket or the like, or ~ names a user that is not there.
     """
+    if re.match(r'[A-Za-z][A-Za-z0-9+.-]*://', path):
+        raise UserError(
+            f'{path} is an address and no folder; mount the bucket, such as gs://BUCKET with `gcsfuse BUCKET '
+            'FOLDER`, and give the folder, as in --workdir=FOLDER/PATH. For that flag, launch/tpu_vm.sh and '
+            'launch/gke.sh do it by themselves.'
+        )
     try:
         return pathlib.Path(path).expanduser().absolute()
     except RuntimeError as error:

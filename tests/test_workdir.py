@@ -112,6 +112,22 @@ def test_paths_are_made_absolute(tmp_path, monkeypatch):
         workdir.resolve('~nobody-of-this-name/a')
 
 
+@pytest.mark.parametrize('path', ['gs://b/run', 's3://b/run', 'gs://', 'file:///tmp/run', 'h2+x.y-z://b'])
+def test_an_address_is_no_folder(path):
+    with pytest.raises(UserError) as refused:
+        workdir.resolve(path)
+    (line,) = str(refused.value).splitlines()
+    assert line.startswith(f'{path} is an address and no folder; mount the bucket')
+    assert '`gcsfuse BUCKET FOLDER`' in line
+    assert '--workdir=FOLDER/PATH' in line
+
+
+@pytest.mark.parametrize('path', ['gs:/b', 'a/gs://b', '://b', '1://b', 'a b://c'])
+def test_colons_alone_make_no_address(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert workdir.resolve(path) == tmp_path / path
+
+
 def test_json_is_read_or_refused(tmp_path):
     path = tmp_path / 'a.json'
     assert workdir.read_json(path) is None
