@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# Trains on a TPU slice of a GKE cluster that has JobSet: prints the manifest.
+# Trains on a TPU slice of a GKE cluster that has JobSet and the Cloud Storage FUSE driver: prints the manifest.
 #
 #   bash launch/gke.sh NAME --type=v5litepod-16 --image=IMAGE --workdir=gs://BUCKET/RUN [--spot] \
 #       --env=TFDS_DATA_DIR=gs://BUCKET/tfds -- --config=configs/FILE.py
+#
+# The pods have BUCKET mounted at /bucket.
 #
 # --apply             hands it to kubectl instead
 # --max_restarts      how often a failed training is started again, 3; stops and preemptions do not count
@@ -24,8 +26,9 @@ check_name "$name"
 slice "$type"
 [ -n "$image" ] || fail '--image is missing; build one with launch/Dockerfile and write --image=IMAGE.'
 case $workdir in
-  gs://?*) ;;
+  gs://[!/]*) ;;
   '') fail '--workdir is missing; write --workdir=gs://BUCKET/RUN before the --.' ;;
+  gs://*) fail "--workdir=$workdir names no bucket; write --workdir=gs://BUCKET/RUN." ;;
   *) fail "--workdir=$workdir would be lost with the pod; use gs://BUCKET/RUN." ;;
 esac
 [[ $max_restarts =~ ^[0-9]{1,6}$ ]] || fail "--max_restarts=$max_restarts is no number; write --max_restarts=3."
@@ -43,7 +46,11 @@ string() {
 }
 
 manifest() {
-  local word
+  local word path=${workdir#gs://} options
+  local bucket=${path%%/*}
+  # td_jax renames folders, counts on fsync, and must see what another pod wrote.
+  options=implicit-dirs,rename-dir-limit=200000,write:enable-streaming-writes:false
+  options+=,metadata-cache:ttl-secs:0,metadata-cache:negative-ttl-secs:0
   cat <<YAML
 apiVersion: jobset.x-k8s.io/v1alpha2
 kind: JobSet
@@ -90,6 +97,13 @@ spec:
                   - type: DisruptionTarget
                     status: "True"
           template:
+            metadata:
+              annotations:
+                # The driver mounts the bucket, and may take the disk of the node to write a checkpoint.
+                gke-gcsfuse/volumes: "true"
+                gke-gcsfuse/cpu-limit: "0"
+                gke-gcsfuse/memory-limit: "0"
+                gke-gcsfuse/ephemeral-storage-limit: "0"
             spec:
               restartPolicy: Never
               # To save in; a spot node that goes away gives less.
@@ -112,6 +126,13 @@ YAML
 YAML
   fi
   cat <<YAML
+              volumes:
+                - name: bucket
+                  csi:
+                    driver: gcsfuse.csi.storage.gke.io
+                    volumeAttributes:
+                      bucketName: $(string "$bucket")
+                      mountOptions: $options
               containers:
                 - name: train
                   image: $(string "$image")
@@ -121,7 +142,7 @@ YAML
                     - td_jax.main
                   args:
                     - --distributed
-                    - $(string "--workdir=$workdir")
+                    - $(string "--workdir=/bucket${path#"$bucket"}")
 YAML
   for word in "${TRAINING[@]}"; do
     echo "                    - $(string "$word")"
@@ -136,6 +157,9 @@ YAML
     echo "                      value: $(string "${word#*=}")"
   done
   cat <<YAML
+                  volumeMounts:
+                    - name: bucket
+                      mountPath: /bucket
                   resources:
                     requests:
                       google.com/tpu: "$CHIPS_PER_HOST"

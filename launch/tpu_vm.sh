@@ -16,7 +16,8 @@
 #
 # --project      other than gcloud's own
 # --version      the runtime, if not the usual one of the type
-# --workdir      a gs:// folder, or the path of a disk that outlives the VM and that all workers see
+# --workdir      a gs:// folder, whose bucket is mounted on all workers, or the path of a disk that outlives the
+#                VM and that all workers see
 # --env          NAME=VALUE for the training; may come many times
 # --repo         clones this repository on the workers instead of copying; it must have this commit
 # --dry_run      prints the commands and runs nothing
@@ -51,8 +52,9 @@ case $verb in
 esac
 if [ "$verb" = run ]; then
   case $workdir in
-    gs://?* | /?*) ;;
+    gs://[!/]* | /?*) ;;
     '') fail '--workdir is missing; write --workdir=gs://BUCKET/RUN before the --.' ;;
+    gs://*) fail "--workdir=$workdir names no bucket; write --workdir=gs://BUCKET/RUN." ;;
     *) fail "--workdir=$workdir would be lost with the VM; use gs://BUCKET/RUN, or the full path of a disk that stays." ;;
   esac
   check_training --workdir --distributed

@@ -108,7 +108,7 @@ case $verb in
       if [ "$verb" = scp ]; then
         cp "${words[0]}" "worker-$i/${words[1]#*:}"
       else
-        (cd "worker-$i" && HOSTNAME=t1v-n-0-w-$i WORKER=$i exec bash -c "$command") &
+        (cd "worker-$i" && HOME=$PWD HOSTNAME=t1v-n-0-w-$i WORKER=$i exec bash -c "$command") &
         processes+=($!)
       fi
     done
@@ -138,6 +138,37 @@ case "$*" in
 esac
 """
 
+# What a worker's system has. $CLOUD/gcsfuse is the version that is installed (`none`: none is), $CLOUD/apt
+# the one that can be; with $CLOUD/unmountable there, no bucket can be mounted. Lines of a worker's `locked`
+# are calls of apt-get that fail.
+TOOLS = {
+    'gcsfuse': """#!/usr/bin/env bash
+version=$(cat "$HOME/gcsfuse" 2>/dev/null || cat "$CLOUD/gcsfuse" 2>/dev/null || echo 3.4.0)
+[ "$version" != none ] || exit 127
+[ "$1" != --version ] || { echo "gcsfuse version $version (Go version go1.24.5)"; exit; }
+echo "$*" >>"$HOME/mounts"
+! test -e "$CLOUD/unmountable" || { echo 'Error: bucket b: storage: bucket does not exist'; exit 1; }
+test -d "${@: -1}" && touch "${@: -1}.mounted"
+""",
+    'mountpoint': '#!/usr/bin/env bash\ntest -e "$2.mounted"\n',
+    'fusermount': '#!/usr/bin/env bash\nexit 1\n',
+    'curl': '#!/usr/bin/env bash\necho "key of ${@: -1}"\n',
+    'sudo': """#!/usr/bin/env bash
+while [[ $1 = *=* ]]; do shift; done
+case $1 in
+  tee) mkdir -p "$HOME$(dirname "$2")" && exec tee "$HOME$2" ;;
+  apt-get) echo "$*" >>"$HOME/apt" ;;
+  *) exit 1 ;;
+esac
+if [ -s "$HOME/locked" ]; then
+  sed -i 1d "$HOME/locked"
+  echo 'E: Could not get lock /var/lib/dpkg/lock' >&2
+  exit 100
+fi
+[ "$2" != install ] || cat "$CLOUD/apt" >"$HOME/gcsfuse"
+""",
+}
+
 CONFIG = ['--', '--config=configs/imagenet.py', '--config.model.patch=(3, 3)', "--config.note=it's"]
 PLACE = ['--zone=us-central1-a', '--project=p']
 RUN = ['run', 'vit', *PLACE, '--type=v5litepod-16', '--spot', '--workdir=gs://b/run']
@@ -163,6 +194,8 @@ class Cloud:
         self.folder, self.checkout, self.workers = folder, checkout, workers
         executable(folder / 'bin' / 'gcloud', GCLOUD)
         executable(folder / 'python', PYTHON)
+        for name, text in TOOLS.items():
+            executable(folder / 'bin' / name, text)
         self.environment = {
             **os.environ,
             'PATH': f'{folder / "bin"}:{os.environ["PATH"]}',
@@ -222,6 +255,15 @@ class Cloud:
     def log(self, worker=0):
         return (self.folder / f'worker-{worker}' / 'td_jax' / '.run' / 'log').read_text().splitlines()
 
+    def bucket(self, worker=0):
+        """Where bucket b is mounted."""
+        return self.folder / f'worker-{worker}' / 'buckets' / 'b'
+
+    def lines_of(self, name, worker=0):
+        """The lines of a file in a worker's home."""
+        path = self.folder / f'worker-{worker}' / name
+        return path.read_text().splitlines() if path.exists() else []
+
     def starts(self, worker=0):
         return self.log(worker).count('argument --distributed')
 
@@ -260,15 +302,15 @@ def test_run_goes_from_nothing_to_the_end_of_training(cloud, checkout):
     for verb, _, options in cloud.calls():
         assert place.items() <= options.items()
         assert verb not in ('ssh', 'scp') or options['worker'] == 'all'
-    lines = [
-        'argument --distributed',
-        'argument --workdir=gs://b/run',
-        'argument --config=configs/imagenet.py',
-        'argument --config.model.patch=(3, 3)',
-        "argument --config.note=it's",
-        'data gs://b/my data',
-    ]
     for worker in range(2):
+        lines = [
+            'argument --distributed',
+            f'argument --workdir={cloud.bucket(worker)}/run',
+            'argument --config=configs/imagenet.py',
+            'argument --config.model.patch=(3, 3)',
+            "argument --config.note=it's",
+            'data gs://b/my data',
+        ]
         assert cloud.log(worker) == lines
         assert [line for line in out.splitlines() if line.startswith(f'[{worker}] ')] == [
             f'[{worker}] {line}' for line in lines
@@ -300,9 +342,9 @@ def test_run_makes_a_preempted_vm_again_and_goes_on(tmp_path, checkout):
     assert code == 0, err
     assert cloud.verbs() == ['create', 'scp', *['delete', 'create', 'scp'] * 2]
     assert err.count('vit is PREEMPTED; deleting it to make a new one') == 2
-    assert out.count('[0] argument --workdir=gs://b/run\n') >= 3
+    assert out.count(f'[0] argument --workdir={cloud.bucket()}/run\n') >= 3
     # The last VM is a new one and trained once.
-    assert cloud.starts() == 1
+    assert cloud.starts() == len(cloud.lines_of('mounts')) == 1
 
 
 @pytest.mark.parametrize(('ends', 'expected'), [(('3', '3'), 3), (('0', '2'), 2), (('75', '134'), 134)])
@@ -342,6 +384,102 @@ def test_run_shows_what_is_running_after_the_launcher_was_interrupted(cloud):
     assert cloud.verbs() == before
     assert cloud.starts() == 1
     assert cloud('status', 'vit', *PLACE)[1].splitlines() == ['vit: READY', 'td_jax: 0', 'td_jax: 0']
+
+
+def test_a_bucket_is_mounted_once_on_every_worker(cloud):
+    cloud.trains('75', '1', '0')
+    assert cloud(*RUN, *CONFIG)[0] == 1
+    code, _, err = cloud(*RUN, *CONFIG)
+    assert code == 0, err
+    for worker in range(2):
+        assert cloud.log(worker).count(f'argument --workdir={cloud.bucket(worker)}/run') == 3
+        (line,) = cloud.lines_of('mounts', worker)
+        *options, bucket, folder = line.split()
+        assert (bucket, folder) == ('b', str(cloud.bucket(worker)))
+        # Without these, folders of checkpoints cannot be renamed, and fsync does not write.
+        assert {'--implicit-dirs', '--rename-dir-limit=200000', '--enable-streaming-writes=false'} < {
+            *options
+        }
+        assert cloud.lines_of('apt', worker) == []
+    # It is mounted anew where the process behind it died.
+    (cloud.folder / 'worker-1' / 'buckets' / 'b.mounted').unlink()
+    cloud.trains('0')
+    assert cloud(*RUN, *CONFIG)[0] == 0
+    assert [len(cloud.lines_of('mounts', worker)) for worker in range(2)] == [1, 2]
+
+
+def test_a_bucket_alone_and_a_disk_are_workdirs(cloud):
+    cloud.trains('0', '0')
+    assert cloud(*RUN, '--workdir=/mnt/disk/run', *CONFIG)[0] == 0
+    assert cloud.lines_of('mounts') == []
+    assert cloud(*RUN, '--workdir=gs://b', *CONFIG)[0] == 0
+    assert [line for line in cloud.log(1) if 'workdir' in line] == [
+        'argument --workdir=/mnt/disk/run',
+        f'argument --workdir={cloud.bucket(1)}',
+    ]
+
+
+@pytest.mark.parametrize('before', ['none', '2.5.1'])
+def test_gcsfuse_is_installed_where_it_is_missing_or_old(before, cloud):
+    cloud.script('gcsfuse', before)
+    cloud.script('apt', '3.4.0')
+    cloud.trains('0', '0')
+    # Another worker's system is busy with itself.
+    assert cloud('create', 'vit', *PLACE, '--type=v5litepod-16')[0] == 0
+    (cloud.folder / 'worker-1' / 'locked').write_text('1\n2\n')
+    for _ in range(2):
+        code, _, err = cloud(*RUN, *CONFIG)
+        assert code == 0, err
+    for worker, calls in ((0, ['update', 'install']), (1, ['update', 'update', 'update', 'install'])):
+        assert [line.split()[1] for line in cloud.lines_of('apt', worker)] == calls
+        assert cloud.lines_of('apt', worker)[-1].split()[-1] == 'gcsfuse'
+        assert len(cloud.lines_of('mounts', worker)) == 1
+        (source,) = cloud.lines_of('etc/apt/sources.list.d/gcsfuse.list', worker)
+        signed, key = re.fullmatch(
+            r'deb \[signed-by=/(\S+)\] (https://packages\.cloud\.google\.com/apt) gcsfuse-[a-z]* main', source
+        ).groups()
+        assert cloud.lines_of(signed, worker) == [f'key of {key}/doc/apt-key.gpg']
+
+
+@pytest.mark.parametrize(
+    ('files', 'said'),
+    [
+        (
+            {'unmountable': ''},
+            [
+                'Error: bucket b: storage: bucket does not exist',
+                'worker.sh: gs://b cannot be mounted; look at its name, and whether the VM may write to it.',
+            ],
+        ),
+        (
+            {'gcsfuse': 'none', 'locked': '1\n' * 3},
+            [
+                *['Installing gcsfuse for gs://b.', 'E: Could not get lock /var/lib/dpkg/lock'] * 3,
+                'worker.sh: gcsfuse, which mounts gs://b, cannot be installed; what apt-get said is above.',
+            ],
+        ),
+        (
+            {'gcsfuse': '1.4.2', 'apt': '2.11.0\n'},
+            [
+                'Installing gcsfuse for gs://b.',
+                "worker.sh: this system's gcsfuse is too old to mount gs://b; it takes version 3.",
+            ],
+        ),
+    ],
+    ids=['mount', 'install', 'old'],
+)
+def test_a_bucket_that_cannot_be_mounted_ends_a_run(files, said, cloud):
+    cloud.trains('0')
+    assert cloud('create', 'vit', *PLACE, '--type=v5litepod-16')[0] == 0
+    for worker in range(2):
+        (cloud.folder / f'worker-{worker}' / 'locked').write_text(files.get('locked', ''))
+    for name, text in files.items():
+        (cloud.folder / name).write_text(text)
+    code, out, err = cloud(*RUN, *CONFIG)
+    assert (code, cloud.starts()) == (1, 0)
+    assert cloud.log(1) == said
+    assert f'[0] {said[-1]}' in out.splitlines()
+    assert 'tpu_vm.sh: training failed with exit code 1' in err.splitlines()
 
 
 def test_run_installs_a_commit_once(cloud):
@@ -501,6 +639,7 @@ def test_dry_run_prints_what_run_does(cloud):
             [*RUN, '--workdir=runs/a', *CONFIG],
             '--workdir=runs/a would be lost with the VM; use gs://BUCKET/RUN',
         ),
+        ([*RUN, '--workdir=gs://', *CONFIG], '--workdir=gs:// names no bucket; write --workdir=gs://BUCKET/'),
         (RUN, '--config is missing; end with -- --config=configs/FILE.py.'),
         ([*RUN, *CONFIG, '--workdir=a'], "--workdir after -- is the launcher's to give; leave it out there."),
         (
@@ -747,6 +886,11 @@ def check(jobset):
             assert 0 not in rule['onExitCodes']['values']
             assert rule['onExitCodes']['values'] == sorted(set(rule['onExitCodes']['values']))
             assert rule['onExitCodes']['containerName'] in [c['name'] for c in pod['containers']]
+    # What is mounted is there, and the driver looks at pods with its annotation only.
+    assert [mount['name'] for mount in parts(jobset)[2]['volumeMounts']] == [
+        v['name'] for v in pod['volumes']
+    ]
+    assert job['template']['metadata']['annotations'].get('gke-gcsfuse/volumes') == 'true'
     actions = ('FailJobSet', 'RestartJobSet', 'RestartJobSetAndIgnoreMaxRestarts')
     reasons = ('BackoffLimitExceeded', 'DeadlineExceeded', 'FailedIndexes', 'MaxFailedIndexesExceeded')
     for rule in jobset['spec']['failurePolicy']['rules']:
@@ -775,6 +919,10 @@ def test_the_manifest_is_a_jobset(options):
         lambda jobset: parts(jobset)[2].pop('name'),
         lambda jobset: parts(jobset)[2].update(args='--distributed'),
         lambda jobset: parts(jobset)[2]['env'][0].update(value=1),
+        lambda jobset: parts(jobset)[2]['volumeMounts'][0].update(name='disk'),
+        lambda jobset: parts(jobset)[1]['volumes'][0]['csi'].pop('driver'),
+        lambda jobset: parts(jobset)[1]['volumes'][0]['csi']['volumeAttributes'].update(retries=1),
+        lambda jobset: parts(jobset)[0]['template']['metadata']['annotations'].clear(),
     ],
 )
 def test_a_damaged_manifest_would_be_noticed(damage):
@@ -819,7 +967,7 @@ def test_the_pods_run_what_the_command_line_says():
     assert (job['completions'], job['parallelism'], job['completionMode']) == (4, 4, 'Indexed')
     assert container['image'] == 'images.example/td_jax:1'
     assert container['command'] == ['.venv/bin/python', '-m', 'td_jax.main']
-    assert container['args'] == ['--distributed', '--workdir=gs://b/run', *CONFIG[1:]]
+    assert container['args'] == ['--distributed', '--workdir=/bucket/run', *CONFIG[1:]]
     # Kubernetes reads $$( as $(.
     assert {variable['name']: variable['value'] for variable in container['env']} == {
         'PYTHONUNBUFFERED': '1',
@@ -832,6 +980,28 @@ def test_the_pods_run_what_the_command_line_says():
         'cloud.google.com/gke-spot': 'true',
     }
     assert 'cloud.google.com/gke-spot' not in parts(manifest(*POD, *CONFIG))[1]['nodeSelector']
+
+
+@pytest.mark.parametrize(
+    ('workdir', 'path'),
+    [('gs://b', '/bucket'), ('gs://b/', '/bucket/'), ('gs://b/a/"b$(c)', '/bucket/a/"b$$(c)')],
+)
+def test_the_pods_have_the_bucket_mounted(workdir, path):
+    jobset = manifest(*POD, f'--workdir={workdir}', *CONFIG)
+    check(jobset)
+    job, pod, container = parts(jobset)
+    assert container['args'][1] == f'--workdir={path}'
+    assert container['volumeMounts'] == [{'name': 'bucket', 'mountPath': '/bucket'}]
+    ((name, volume),) = [(volume['name'], volume['csi']) for volume in pod['volumes']]
+    assert (name, volume['driver']) == ('bucket', 'gcsfuse.csi.storage.gke.io')
+    assert volume['volumeAttributes']['bucketName'] == 'b'
+    # Without these, folders of checkpoints cannot be renamed, and fsync does not write.
+    options = volume['volumeAttributes']['mountOptions'].split(',')
+    assert {'implicit-dirs', 'rename-dir-limit=200000', 'write:enable-streaming-writes:false'} < set(options)
+    # What it writes waits on the node's disk, which is larger than the driver's usual share.
+    assert job['template']['metadata']['annotations']['gke-gcsfuse/ephemeral-storage-limit'] == '0'
+    assert 'serviceAccountName' not in pod
+    assert parts(manifest(*POD, '--service_account=t', *CONFIG))[1]['serviceAccountName'] == 't'
 
 
 TWO = [1, 4, 8, 16, 32, 64, 128, 256]
@@ -879,6 +1049,10 @@ def test_apply_hands_the_manifest_to_kubectl(tmp_path):
         ([*POD, '--type=v6e-2', *CONFIG], '--type=v6e-2 is no TPU type; known are v5litepod-N and v6e-N'),
         (['vit', POD[1], POD[3], *CONFIG], '--image is missing; build one with launch/Dockerfile'),
         ([*POD[:-1], *CONFIG], '--workdir is missing; write --workdir=gs://BUCKET/RUN before the --.'),
+        (
+            [*POD[:-1], '--workdir=gs:///a', *CONFIG],
+            '--workdir=gs:///a names no bucket; write --workdir=gs://',
+        ),
         ([*POD[:-1], '--workdir=/mnt/a', *CONFIG], '--workdir=/mnt/a would be lost with the pod; use gs://'),
         ([*POD, '--max_restarts=many', *CONFIG], '--max_restarts=many is no number'),
         ([*POD, '--zone=z', *CONFIG], '--zone is not an option here; known are --type --image --workdir'),
