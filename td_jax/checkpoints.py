@@ -1,6 +1,6 @@
 """Saves a training state with Orbax and restores the newest one that can be read."""
 
-import contextlib
+import concurrent.futures
 import hashlib
 import json
 import logging
@@ -67,7 +67,8 @@ class Checkpoints:
 
     def __init__(self, folder: pathlib.Path):
         self._folder = folder
-        # The step that is being written, if one is.
+        # One save at a time, beside training. When one fails, Orbax's own threads print tracebacks.
+        self._worker = concurrent.futures.ThreadPoolExecutor(1, 'checkpoint')
         self._pending = None
         self._manager = self._open()
 
@@ -79,7 +80,7 @@ class Checkpoints:
                 max_to_keep=KEEP,
                 create=False,
                 cleanup_tmp_directories=True,
-                enable_async_checkpointing=True,
+                enable_async_checkpointing=False,
                 # This process alone: others of the run have nothing to write, so nobody waits for them.
                 multiprocessing_options=ocp.options.MultiprocessingOptions(
                     primary_host=jax.process_index(), active_processes={jax.process_index()}
@@ -98,20 +99,10 @@ class Checkpoints:
           facts: what JSON can hold.
 
         Raises:
-          UserError: this one or the one before could not be written; those before it are as they were.
+          UserError: the one before could not be written; those before it are as they were.
         """
         self.wait()
-        state = named(state)
-        facts = {**facts, 'fingerprint': fingerprint(state)}
-        with self._refusing(step):
-            saved = self._manager.save(
-                step,
-                args=ocp.args.Composite(state=ocp.args.StandardSave(state), facts=ocp.args.JsonSave(facts)),
-                force=True,
-            )
-        if not saved:
-            raise UserError(f'Orbax refused to write the checkpoint of step {step} to {self._folder}.')
-        self._pending = step
+        self._pending = self._worker.submit(self._write, step, named(state), facts)
 
     def wait(self):
         """Returns when the last save is on disk, whole.
@@ -119,25 +110,28 @@ class Checkpoints:
         Raises:
           UserError: it could not be written; the checkpoints before it are as they were.
         """
-        step, self._pending = self._pending, None
-        if step is None:
-            return
-        with self._refusing(step):
-            self._manager.wait_until_finished()
-            self._manager.check_for_errors()
-        folder = self._folder / str(step)
-        workdir.write(folder / DIGESTS, json.dumps(_digests(folder), indent=2) + '\n')
+        if self._pending:
+            self._pending.result()
+            self._pending = None
 
-    @contextlib.contextmanager
-    def _refusing(self, step):
-        """Makes one line for a person of what Orbax and the file system raise."""
+    def _write(self, step, state, facts):
+        facts = {**facts, 'fingerprint': fingerprint(state)}
         try:
-            yield
+            saved = self._manager.save(
+                step,
+                args=ocp.args.Composite(state=ocp.args.StandardSave(state), facts=ocp.args.JsonSave(facts)),
+                force=True,
+            )
+            self._manager.wait_until_finished()
         except Exception as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(
                 f'the checkpoint of step {step} could not be written to {self._folder}: {reason[:300]}'
             ) from error
+        if not saved:
+            raise UserError(f'Orbax refused to write the checkpoint of step {step} to {self._folder}.')
+        folder = self._folder / str(step)
+        workdir.write(folder / DIGESTS, json.dumps(_digests(folder), indent=2) + '\n')
 
     def restore(self):
         """The newest readable checkpoint.
@@ -193,4 +187,5 @@ class Checkpoints:
         try:
             self.wait()
         finally:
+            self._worker.shutdown()
             self._manager.close()

@@ -3,9 +3,9 @@
     python -m td_jax.tpu_report --config=configs/vit_imagenet.py --topology=v5e:2x2 --config.td.rounds=2
 
 Compiles the train step of a config for a described set of chips (libtpu does that on any machine) and prints
-compile time, memory a device by kind, operations and bytes a device, collectives with their bytes, and the
-roofline: the time that operations, memory traffic and communication take at the chip's peak, and which of them
-binds. It is a floor, not a prediction. Neither data nor checkpoints are needed.
+compile time, memory a device by kind, operations and bytes a device, collectives with their bytes, and
+the roofline: the time that operations, memory traffic and communication take at the chip's peak, and which
+of them binds. It is a floor, not a prediction. Neither data nor checkpoints are needed.
 """
 
 import json
