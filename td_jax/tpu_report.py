@@ -141,11 +141,17 @@ def report(config, name: str) -> dict:
         'operations_by_compiler': cost['flops'],
         'bytes': cost['bytes accessed'],
         'collectives': {kind: list(value) for kind, value in found.items()},
-        'trained_parameters': sum(
-            4 * math.prod(leaf.shape) for leaf in jax.tree.leaves(outline.progress.state.params)
-        ),
+        # Bytes of all devices together, in float32.
+        'parameters': {
+            **{group: _parameters(tree) for group, tree in outline.progress.state.params.items()},
+            'teacher': _parameters(outline.constants.teacher_params),
+        },
         'roofline': {**times, 'binds': binds, 'seconds': times[binds]},
     }
+
+
+def _parameters(tree):
+    return sum(4 * math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
 def describe(found: dict) -> str:
