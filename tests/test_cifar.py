@@ -1,13 +1,14 @@
 """CIFAR-10 as it is cut for a task, held against what TFDS reads."""
 
 import functools
+import socket
 
 import jax
 import numpy as np
 import pytest
 
 from configs import common
-from td_jax.data import SOURCES, cifar, images
+from td_jax.data import SOURCES, cifar, images, prepared
 from td_jax.errors import UserError
 
 pytestmark = pytest.mark.usefixtures('cifar10_data')
@@ -115,3 +116,19 @@ def test_what_is_not_there_is_refused(task, message):
 
 def test_the_files_are_read_once():
     assert cifar.read('cifar10') is cifar.read('cifar10')
+
+
+@pytest.mark.parametrize('name', ['cifar10', 'movielens/100k-ratings'])
+def test_data_that_is_missing_is_told_with_the_folder_that_was_searched(monkeypatch, tmp_path, name):
+    import tensorflow_datasets as tfds
+
+    def unreachable(*_):
+        raise OSError('no network')
+
+    build = tfds.builder
+    monkeypatch.setattr(tfds, 'builder', lambda name: build(name, data_dir=str(tmp_path)))
+    monkeypatch.setattr(socket, 'getaddrinfo', unreachable)
+    with pytest.raises(UserError, match='not prepared') as caught:
+        prepared.builder(name)
+    assert f'under {tmp_path} and' in str(caught.value)
+    assert f'tfds build {name}' in str(caught.value)

@@ -26,8 +26,10 @@ def builder(name: str):
         socket.getaddrinfo(urllib.parse.urlparse(found.info.homepage).hostname, 443)
         found.download_and_prepare()
     except Exception as error:
+        # The folder of all data sets; in it are the name, its config if it has one, and the version.
+        root = found.data_path.parents[len(name.split('/'))]
         raise UserError(
-            f'{name} is not prepared under {found.data_path.parents[2]} and cannot be downloaded '
+            f'{name} is not prepared under {root} and cannot be downloaded '
             f'({type(error).__name__}): run `tfds build {name}` where there is a network and set '
             'TFDS_DATA_DIR to the folder it wrote to.'
         ) from error
