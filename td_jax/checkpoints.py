@@ -110,9 +110,10 @@ class Checkpoints:
         Raises:
           UserError: it could not be written; the checkpoints before it are as they were.
         """
-        if self._pending:
-            self._pending.result()
-            self._pending = None
+        # Told once: closing after a save that failed is no second failure.
+        pending, self._pending = self._pending, None
+        if pending:
+            pending.result()
 
     def _write(self, step, state, facts):
         facts = {**facts, 'fingerprint': fingerprint(state)}

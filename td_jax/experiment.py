@@ -549,7 +549,7 @@ class _Run:
                 progress, feed = self.dispatch.run(progress, feed, self.keys, step, stop)
                 pace.measure(progress, stop - step)
                 step = stop
-                stops = processes.is_asked_to_stop(step)
+                stops = processes.is_asked_to_stop()
             state = progress.state
             saves = stops or step % config.save_every == 0 or step == config.num_steps
             # The parameters can overflow in the very step whose loss was the last finite one.

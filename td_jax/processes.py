@@ -18,7 +18,8 @@ from td_jax.errors import UserError
 # Seconds without a sign of life after which the other processes give a process up.
 HEARTBEAT_SECONDS = 60
 
-_stop = {'asked': False}
+# Whether this process heard SIGTERM, and how often all of them asked whether to stop.
+_stop = {'asked': False, 'calls': 0}
 
 
 def start(coordinator: str | None, num_processes: int | None, process_id: int | None, cluster: bool):
@@ -110,8 +111,10 @@ def stop_on_sigterm():
         signal.signal(signal.SIGTERM, lambda *_: _stop.update(asked=True))
 
 
-def is_asked_to_stop(step: int) -> bool:
-    """Whether the run is to stop after this step; every process asks at the same steps and hears the same."""
+def is_asked_to_stop() -> bool:
+    """Whether the run is to stop now; every process asks as often, and all hear the same."""
     if jax.process_count() == 1:
         return _stop['asked']
-    return multihost_utils.reached_preemption_sync_point(step)
+    # JAX lets all of them stop at the call after the last that one of them had made; it counts by ones.
+    _stop['calls'] += 1
+    return multihost_utils.reached_preemption_sync_point(_stop['calls'])

@@ -64,6 +64,8 @@ ALLOWED = {
     'td_jax.objectives': {'td_jax.errors', 'td_jax.communication', 'td_jax.models.base'},
     'td_jax.train_step': {'td_jax.objectives', 'td_jax.models.base'},
     'td_jax.optimizer': set(),
+    'td_jax.flops': set(),
+    'td_jax.processes': {'td_jax.errors'},
     'td_jax.sharding': {'td_jax.errors'},
     'td_jax.evaluation': {'td_jax.sharding', 'td_jax.data.base', 'td_jax.models.base'},
     'td_jax.dispatch': {'td_jax.sharding', 'td_jax.train_step', 'td_jax.data.base', 'td_jax.models.base'},
@@ -98,6 +100,7 @@ TOP = (
     'td_jax.tune',
     'td_jax.export',
     'td_jax.cka',
+    'td_jax.tpu_report',
 )
 
 
@@ -182,6 +185,8 @@ def test_every_weight_belongs_to_a_term(small_config, tmp_path, method):
 
 # Small enough to train in seconds.
 SMALL = {
+    'optimizer.warmup_steps': 0,
+    'teacher.optimizer.warmup_steps': 0,
     'num_seeds': 1,
     'num_steps': 2,
     'batch_size': 8,
@@ -193,12 +198,34 @@ SMALL = {
 }
 
 
+# The same for a ViT, whose teacher is a checkpoint in the public format.
+SMALL_VIT = {
+    'dataset.image_size': 32,
+    'eval_batch_size': 500,
+    'model.layers': 1,
+    'model.split': 1,
+    'teacher.model.layers': 6,
+    'teacher.model.pre_logits': True,
+    'teacher.pretrained': str(ROOT / 'tests' / 'golden' / 'vit_tiny_prelogits.npz'),
+    **{
+        f'{model}.{key}': value
+        for model in ('model', 'teacher.model')
+        for key, value in {'patch': 8, 'width': 48, 'mlp': 96, 'heads': 4}.items()
+    },
+}
+DATA_OF = {'movielens': 'movielens_data', 'cifar10': 'cifar10_data', 'imagenet': 'imagenet_data'}
+
+
 @pytest.mark.parametrize('name', CONFIGS)
 def test_every_config_trains(request, tmp_path, name):
     config = importlib.import_module(f'configs.{name}').get_config()
-    if config.dataset.name != 'digits':
-        request.getfixturevalue('movielens_data')
+    # CIFAR-100 differs in its labels alone.
+    config.dataset.name = config.dataset.name.replace('cifar100', 'cifar10')
+    if config.dataset.name in DATA_OF:
+        request.getfixturevalue(DATA_OF[config.dataset.name])
     config.update_from_flattened_dict(SMALL)
+    if config.model.name == 'vit':
+        config.update_from_flattened_dict(SMALL_VIT)
     result = experiment.run(config, tmp_path)
     assert result['steps'] == 2
     assert np.isfinite(result['mean'])

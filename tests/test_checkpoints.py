@@ -163,8 +163,34 @@ def test_a_save_that_fails_leaves_the_older_ones(folder, monkeypatch):
     monkeypatch.setattr(saved._manager, 'save', full)
     with pytest.raises(UserError, match=r'step 3 could not be written.*No space left'):
         saved.save(3, state_of(3), {})
+        saved.wait()
     saved.close()
     assert restored(folder)[0] == 2
+
+
+def test_a_save_that_failed_is_told_at_the_next_one(folder, monkeypatch):
+    saved = checkpoints.Checkpoints(folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(saved._manager, 'save', lambda *_, **__: False)
+        saved.save(3, state_of(3), {})
+        with pytest.raises(UserError, match='refused to write the checkpoint of step 3'):
+            saved.save(4, state_of(4), {})
+    saved.save(5, state_of(5), {})
+    saved.close()
+    assert restored(folder)[0] == 5
+
+
+def test_a_state_may_change_while_it_is_saved(folder):
+    """What is saved is the state at the call, not what the arrays hold when the disk is ready."""
+    state = jax.tree.map(np.array, state_of(3))
+    saved = checkpoints.Checkpoints(folder)
+    expected = checkpoints.fingerprint(state)
+    saved.save(3, state, {})
+    for leaf in jax.tree.leaves(state):
+        leaf[...] = 0
+    saved.close()
+    step, arrays, _ = restored(folder)
+    assert (step, checkpoints.fingerprint(arrays)) == (3, expected)
 
 
 def test_rebuilt_names_what_is_missing_or_misshapen():
