@@ -180,10 +180,10 @@ def test_values_are_those_of_the_saved_students(finished, td_config):
     values = json.loads((finished / 'result.json').read_text())['values']
     for seed, value in enumerate(values):
         x = source.evaluation['image']
-        for name in ('hidden_layers_0', 'hidden_layers_1', 'head_layer'):
+        for name in ('hidden_layers_0', 'hidden_layers_1', 'output_layer'):
             kernel, bias = (arrays[f'params/student/{name}/{part}'][seed] for part in ('kernel', 'bias'))
             x = x @ kernel + bias
-            x = x if name == 'head_layer' else np.maximum(x, 0)
+            x = x if name == 'output_layer' else np.maximum(x, 0)
         predictions = np.argmax(x, axis=1)
         np.testing.assert_allclose(value, np.mean(predictions == source.evaluation['labels']), rtol=1e-6)
 

@@ -51,7 +51,7 @@ def numpy_mlp(params, inputs, split, depth):
     for i in range(depth):
         x = np.maximum(dense(params[f'hidden_layers_{i}'], x), 0)
         states.append(x)
-    return states[split - 1], states[-1], dense(params['head_layer'], x)
+    return states[split - 1], states[-1], dense(params['output_layer'], x)
 
 
 @pytest.mark.parametrize('split', [1, 2, 3])
@@ -76,7 +76,7 @@ def test_parameters_are_those_of_the_widths():
         'hidden_layers_0': {'kernel': (width, 13), 'bias': (13,)},
         'hidden_layers_1': {'kernel': (13, 5), 'bias': (5,)},
         'hidden_layers_2': {'kernel': (5, 3), 'bias': (3,)},
-        'head_layer': {'kernel': (3, OUTPUTS), 'bias': (OUTPUTS,)},
+        'output_layer': {'kernel': (3, OUTPUTS), 'bias': (OUTPUTS,)},
     }
 
 

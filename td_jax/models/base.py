@@ -17,7 +17,7 @@ import jax
 from td_jax.errors import UserError
 
 # The parameters of every model's prediction layer, by name; what comes before depends on no labels.
-HEAD = 'head_layer'
+HEADS = 'head_layer', 'output_layer'
 
 
 class Activations(NamedTuple):
@@ -99,7 +99,7 @@ def started_from(given: dict, initial: dict, copies_head: bool) -> dict:
     def choose(path, own):
         name = jax.tree_util.keystr(path, simple=True, separator='/')
         other = found.get(path)
-        if other is None or (name.split('/')[0] == HEAD and not copies_head):
+        if other is None or (name.split('/')[0] in HEADS and not copies_head):
             return own
         if other.shape != own.shape:
             raise UserError(

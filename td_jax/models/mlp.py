@@ -37,7 +37,7 @@ class MLP(nn.Module):
             for name, vocabulary, width in self.embeddings
         ]
         self.hidden_layers = [nn.Dense(width, dtype=self.dtype) for width in self.hidden]
-        self.head_layer = nn.Dense(self.num_outputs)
+        self.output_layer = nn.Dense(self.num_outputs)
         self.dropout_layer = nn.Dropout(self.dropout)
 
     def embed(self, inputs):
@@ -67,7 +67,7 @@ class MLP(nn.Module):
 
     def head(self, e):
         """e -> y, [batch, num_outputs]."""
-        return self.head_layer(e.astype(jnp.float32))
+        return self.output_layer(e.astype(jnp.float32))
 
     def __call__(self, inputs, deterministic=True):
         return self.head(self.upper(self.lower(inputs, deterministic), deterministic))
