@@ -12,12 +12,10 @@ accuracies of the paper's Table 4, which that command prints; not measured here.
     python -m td_jax.main --config=configs/vit_cifar100.py --workdir=runs/vit_cifar100
 """
 
-from configs import vit_imagenet
+from configs import vit_cifar10
 
 
 def get_config():
-    config = vit_imagenet.get_config()
+    config = vit_cifar10.get_config()
     config.dataset.name = 'cifar100'
-    config.optimizer.warmup_steps = 500
-    config.optimizer.learning_rate = 0.03
     return config
