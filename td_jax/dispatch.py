@@ -100,6 +100,10 @@ def build(
     shapes = parts.progress_shapes(constants, given)
     init = jax.jit(parts.init, out_shardings=parts.shardings(shapes).state)
     compiled = parts.jitted(shapes)
+    if given is not None:
+        # On all devices; where the student listens to its teacher, too, the same arrays.
+        placed = sharding.of_parameters(mesh, given)
+        given = constants.teacher_params if teacher else sharding.place(given, placed)
 
     def placed_init(keys):
         return init(constants, sharding.place(keys, whole), given)

@@ -92,7 +92,7 @@ def _safetensors_misfit(model):
 def write_npz(path: pathlib.Path, architecture: pretrained.Architecture, params):
     """Writes parameters of a vit.ViT to a file as google-research/vision_transformer names them."""
     with open(path, 'wb') as file:
-        np.savez(file, **_in_file(params, pretrained._google_sources(architecture)))
+        np.savez(file, **_in_file(params, pretrained.google_sources(architecture)))
 
 
 def write_hugging_face(path: pathlib.Path, architecture: pretrained.Architecture, params, label_names):
@@ -135,7 +135,7 @@ def write_hugging_face(path: pathlib.Path, architecture: pretrained.Architecture
         'image_mean': [0.5] * 3,
         'image_std': [0.5] * 3,
     }
-    tensors = _in_file(params, pretrained._hugging_face_sources(architecture, 'vit.', without_bias=False))
+    tensors = _in_file(params, pretrained.hugging_face_sources(architecture, 'vit.', without_bias=False))
     path.mkdir()
     for name, content in ((pretrained.CONFIG, config), ('preprocessor_config.json', shown)):
         (path / name).write_text(json.dumps(content, indent=2) + '\n')

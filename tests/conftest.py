@@ -21,19 +21,19 @@ def _skip_without(name):
         pytest.skip(f'{name} is not prepared in {folder}; set TFDS_DATA_DIR')
 
 
-@pytest.fixture
+@pytest.fixture(scope='session')
 def movielens_data():
     """Skips a test where the real ratings are not prepared."""
     _skip_without('movielens/100k-ratings')
 
 
-@pytest.fixture
+@pytest.fixture(scope='session')
 def cifar10_data():
     """Skips a test where the real CIFAR-10 is not prepared."""
     _skip_without('cifar10')
 
 
-@pytest.fixture
+@pytest.fixture(scope='session')
 def imagenet_data():
     """Skips a test where no real ImageNet, or a sample of it, is prepared."""
     _skip_without('imagenet2012')

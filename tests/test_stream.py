@@ -53,13 +53,6 @@ def undisturbed(tmp_path_factory, imagenet_data, compilation_cache):
     return folder
 
 
-@pytest.fixture(scope='module')
-def imagenet_data():
-    folder = pathlib.Path(os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets')).expanduser()
-    if not (folder / 'imagenet2012').is_dir():
-        pytest.skip(f'imagenet2012 is not prepared in {folder}; set TFDS_DATA_DIR')
-
-
 def test_a_run_reads_every_evaluation_image_once(undisturbed):
     result = json.loads((undisturbed / workdir.RESULT).read_text())
     # 80 images: the accuracy is a whole number of 80ths.

@@ -330,7 +330,7 @@ def _read_google(location, path):
         epsilon=1e-6,
         pre_logits='pre_logits/kernel' in raw,
     )
-    return _converted(location, path, architecture, raw, _google_sources(architecture))
+    return _converted(location, path, architecture, raw, google_sources(architecture))
 
 
 def _renumbered(raw):
@@ -362,7 +362,7 @@ def _renumbered(raw):
     return {new(name): value for name, value in raw.items()}
 
 
-def _google_sources(architecture):
+def google_sources(architecture):
     """Our names -> where they are in such a file."""
     patch, width = architecture.patch, architecture.sizes.width
     sources = {
@@ -458,7 +458,7 @@ def _read_hugging_face(location, folder):
     )
     if architecture.pre_logits and config['pooler_act'] != 'tanh':
         raise UserError(f'{folder / CONFIG}: pooler_act {config["pooler_act"]!r} is not known; it is tanh.')
-    sources = _hugging_face_sources(architecture, prefix, not config['qkv_bias'])
+    sources = hugging_face_sources(architecture, prefix, not config['qkv_bias'])
     return _converted(location, path, architecture, raw, sources)
 
 
@@ -487,7 +487,7 @@ def _hugging_face_config(path, config):
     return {**fields, 'hidden_act': HF_ACTIVATIONS[fields['hidden_act']]}
 
 
-def _hugging_face_sources(architecture, prefix, without_bias):
+def hugging_face_sources(architecture, prefix, without_bias):
     """Our names -> where they are in such a file, whose Dense kernels are [outputs, inputs]."""
     width, mlp, patch = architecture.sizes.width, architecture.sizes.mlp, architecture.patch
 
