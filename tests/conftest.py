@@ -4,6 +4,8 @@ import hashlib
 import json
 import os
 import pathlib
+import shutil
+import tempfile
 
 import jax
 import pytest
@@ -13,6 +15,25 @@ from td_jax import checkpoints, metric_log, workdir
 
 # A shape that broadcasts by accident is an error.
 jax.config.update('jax_numpy_rank_promotion', 'raise')
+
+
+def pytest_configure(config):
+    """Lets all processes of one run of the tests, workers and what they start, share what they compile.
+
+    The compiler is most of what the tests wait for.
+    """
+    if not hasattr(config, 'workerinput'):
+        config.compiled = tempfile.mkdtemp(prefix='td_jax_compiled_')
+        os.environ['JAX_COMPILATION_CACHE_DIR'] = config.compiled
+        os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
+    # JAX was imported before, and has read neither.
+    jax.config.update('jax_compilation_cache_dir', os.environ['JAX_COMPILATION_CACHE_DIR'])
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
+
+
+def pytest_unconfigure(config):
+    if hasattr(config, 'compiled'):
+        shutil.rmtree(config.compiled, ignore_errors=True)
 
 
 def _skip_without(name):
@@ -58,19 +79,6 @@ def small_config():
         return config
 
     return make
-
-
-@pytest.fixture(scope='session')
-def compilation_cache(tmp_path_factory):
-    """A folder where this process, and those it passes the folder to, keep what they compile."""
-    options = {
-        'jax_compilation_cache_dir': str(tmp_path_factory.mktemp('compiled')),
-        'jax_persistent_cache_min_compile_time_secs': 0,
-        'jax_persistent_cache_min_entry_size_bytes': -1,
-    }
-    for name, value in options.items():
-        jax.config.update(name, value)
-    return {name.upper(): str(value) for name, value in options.items()}
 
 
 @pytest.fixture(scope='session')

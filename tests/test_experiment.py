@@ -15,8 +15,6 @@ from td_jax import checkpoints, config, evaluation, experiment, metric_log, work
 from td_jax.data import movielens
 from td_jax.errors import UserError
 
-pytestmark = pytest.mark.usefixtures('compilation_cache')
-
 
 @pytest.fixture(scope='module')
 def td_config(small_config):

@@ -56,17 +56,17 @@ def ended(process):
     return process.returncode, out, err
 
 
-def start_until(action, part, count, arguments, environment):
+def start_until(action, part, count, arguments):
     """A process to which an action of interrupted.py happens."""
-    program = ('tests/interrupted.py', action, str(part), str(count))
-    return start(arguments, environment, program)
+    return start(arguments, program=('tests/interrupted.py', action, str(part), str(count)))
 
 
 @pytest.fixture(scope='module')
 def uninterrupted(flags, tmp_path_factory):
     """(workdir, stdout, stderr) of the run that nothing happened to, compiled anew."""
     folder = tmp_path_factory.mktemp('runs') / 'new' / 'uninterrupted'
-    code, out, err = ended(start([*flags, f'--workdir={folder}']))
+    arguments = [*flags, f'--workdir={folder}']
+    code, out, err = ended(start(arguments, {'JAX_ENABLE_COMPILATION_CACHE': 'false'}))
     assert code == 0, err
     return folder, out, err
 
@@ -119,18 +119,16 @@ def has_all_events(folder):
     return sorted(found) == sorted(expected)
 
 
-def test_a_run_killed_at_random_moments_ends_the_same(
-    uninterrupted, flags, settings, compilation_cache, tmp_path, outcome
-):
+def test_a_run_killed_at_random_moments_ends_the_same(uninterrupted, flags, settings, tmp_path, outcome):
     folder, chance = tmp_path / 'run', random.Random(0)
     arguments = [*flags, f'--workdir={folder}']
     codes = []
     for _ in range(2):
-        process = start_until('kill', folder, chance.randrange(1, 200), arguments, compilation_cache)
+        process = start_until('kill', folder, chance.randrange(1, 200), arguments)
         codes.append(ended(process)[0])
     assert codes == [-signal.SIGKILL] * 2
     # At a moment that is no call of Python's: some time after the student's first progress.
-    process = start(arguments, compilation_cache)
+    process = start(arguments)
     for line in process.stderr:
         if line.startswith('td digits'):
             break
@@ -142,9 +140,7 @@ def test_a_run_killed_at_random_moments_ends_the_same(
     assert has_all_events(folder)
 
 
-def test_a_run_killed_while_it_saves_ends_the_same(
-    uninterrupted, taught, flags, settings, compilation_cache, outcome
-):
+def test_a_run_killed_while_it_saves_ends_the_same(uninterrupted, taught, flags, settings, outcome):
     checkpoints = taught / 'checkpoints'
     moments = (
         # Half of the state is there.
@@ -159,7 +155,7 @@ def test_a_run_killed_while_it_saves_ends_the_same(
     found = []
     for part, count in moments:
         arguments = [*flags, f'--workdir={taught}']
-        code, _, _ = ended(start_until('kill', part, count, arguments, compilation_cache))
+        code, _, _ = ended(start_until('kill', part, count, arguments))
         found.append((code, sorted(int(path.name) for path in checkpoints.iterdir() if path.name.isdigit())))
     killed = -signal.SIGKILL
     assert found == [(killed, [2]), (killed, [2, 4]), (killed, [6, 8]), (killed, [22, 24])]
@@ -186,27 +182,25 @@ def is_interrupted(process):
 
 @pytest.mark.usefixtures('hears_control_c')
 def test_control_c_is_one_line_and_the_same_command_continues(
-    uninterrupted, taught, flags, settings, compilation_cache, outcome
+    uninterrupted, taught, flags, settings, outcome
 ):
     arguments = [*flags, f'--workdir={taught}']
-    process = start(arguments, compilation_cache)
+    process = start(arguments)
     assert process.stderr.readline().startswith('td digits 5, 6, 7, 8, 9: step 2/24')
     process.send_signal(signal.SIGINT)
     assert is_interrupted(process)
     # Once more, in a save.
     part = f'{taught}/checkpoints/22.orbax-checkpoint-tmp/state'
-    assert is_interrupted(start_until('interrupt', part, 2, arguments, compilation_cache))
+    assert is_interrupted(start_until('interrupt', part, 2, arguments))
     assert not (taught / 'result.json').exists()
     experiment.run(settings, taught)
     assert outcome(taught) == outcome(uninterrupted[0])
 
 
-def test_a_disk_that_is_full_at_the_last_save(
-    uninterrupted, taught, flags, settings, compilation_cache, outcome
-):
+def test_a_disk_that_is_full_at_the_last_save(uninterrupted, taught, flags, settings, outcome):
     part = f'{taught}/checkpoints/24.orbax-checkpoint-tmp'
     arguments = [*flags, f'--workdir={taught}']
-    code, out, err = ended(start_until('fill', part, 1, arguments, compilation_cache))
+    code, out, err = ended(start_until('fill', part, 1, arguments))
     assert (code, out) == (2, '')
     *progress, last = err.splitlines()
     assert all(line.startswith('td digits') for line in progress)

@@ -34,13 +34,12 @@ FLAGS = (
 )
 
 
-def launch(folder, *flags, devices=1, env=()):
+def launch(folder, *flags, devices=1):
     """A process of td_jax.main with some CPU devices."""
     settings = {
         **os.environ,
         'JAX_PLATFORMS': 'cpu',
         'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
-        **dict(env),
     }
     return subprocess.Popen(
         [sys.executable, '-m', 'td_jax.main', f'--workdir={folder}', *FLAGS, *flags],
@@ -58,7 +57,7 @@ def free_port():
         return found.getsockname()[1]
 
 
-def launch_several(folder, count, *flags, devices=1, env=()):
+def launch_several(folder, count, *flags, devices=1):
     port = free_port()
     return [
         launch(
@@ -68,7 +67,6 @@ def launch_several(folder, count, *flags, devices=1, env=()):
             f'--process_id={i}',
             *flags,
             devices=devices,
-            env=env,
         )
         for i in range(count)
     ]
@@ -83,10 +81,10 @@ def finish(*running, code=0):
 
 
 @pytest.fixture(scope='module')
-def alone(tmp_path_factory, compilation_cache):
+def alone(tmp_path_factory):
     """The workdir of the same run in one process on one device."""
     folder = tmp_path_factory.mktemp('alone') / 'run'
-    finish(launch(folder, env=compilation_cache.items()))
+    finish(launch(folder))
     return folder
 
 
@@ -105,16 +103,14 @@ def assert_same_run(found, expected, outcome, rtol=2e-4):
 
 
 @pytest.mark.parametrize('mesh', [(), ('--config.mesh.data=1', '--config.mesh.fsdp=4')])
-def test_four_devices_compute_what_one_computes(alone, tmp_path, outcome, compilation_cache, mesh):
-    ((_, err),) = finish(launch(tmp_path / 'run', *mesh, devices=4, env=compilation_cache.items()))
+def test_four_devices_compute_what_one_computes(alone, tmp_path, outcome, mesh):
+    ((_, err),) = finish(launch(tmp_path / 'run', *mesh, devices=4))
     assert '4 cpu devices of 1 process: mesh data=' in err
     assert_same_run(tmp_path / 'run', alone, outcome)
 
 
-def test_two_processes_compute_what_one_computes_and_one_of_them_speaks(
-    alone, tmp_path, outcome, compilation_cache
-):
-    running = launch_several(tmp_path / 'run', 2, devices=2, env=compilation_cache.items())
+def test_two_processes_compute_what_one_computes_and_one_of_them_speaks(alone, tmp_path, outcome):
+    running = launch_several(tmp_path / 'run', 2, devices=2)
     (out, err), (silent, noise) = finish(*running)
     assert 'td on digits' in out
     assert 'step 8/8' in err
@@ -124,14 +120,14 @@ def test_two_processes_compute_what_one_computes_and_one_of_them_speaks(
     assert_same_run(tmp_path / 'run', alone, outcome)
 
     # The same command with one process more finds it finished.
-    (again, _), _ = finish(*launch_several(tmp_path / 'run', 2, devices=1, env=compilation_cache.items()))
+    (again, _), _ = finish(*launch_several(tmp_path / 'run', 2, devices=1))
     assert again.splitlines()[-1] == out.splitlines()[-1]
 
 
-def test_a_run_goes_on_with_other_processes_and_devices(alone, tmp_path, outcome, compilation_cache):
-    folder, env = tmp_path / 'run', compilation_cache.items()
-    finish(*launch_several(folder, 2, '--config.num_steps=4', devices=2, env=env))
-    ((_, err),) = finish(launch(folder, devices=1, env=env))
+def test_a_run_goes_on_with_other_processes_and_devices(alone, tmp_path, outcome):
+    folder = tmp_path / 'run'
+    finish(*launch_several(folder, 2, '--config.num_steps=4', devices=2))
+    ((_, err),) = finish(launch(folder, devices=1))
     assert 'continues at step 4 of 8' in err
     mine, theirs = outcome(folder), outcome(alone)
     assert mine['step'] == theirs['step']
@@ -139,10 +135,8 @@ def test_a_run_goes_on_with_other_processes_and_devices(alone, tmp_path, outcome
     np.testing.assert_allclose(mine, theirs, atol=0.02)
 
 
-def test_a_mistake_ends_every_process_with_one_line(tmp_path, compilation_cache):
-    running = launch_several(
-        tmp_path / 'run', 2, '--config.batch_size=15', devices=1, env=compilation_cache.items()
-    )
+def test_a_mistake_ends_every_process_with_one_line(tmp_path):
+    running = launch_several(tmp_path / 'run', 2, '--config.batch_size=15', devices=1)
     for _, err in finish(*running, code=2):
         lines = [line for line in err.splitlines() if line.startswith('td_jax:')]
         (line,) = lines
@@ -163,10 +157,9 @@ def wait_for(path, process, seconds=200):
 LONG = ('--config.num_steps=400', '--config.save_every=300', '--config.log_every=400')
 
 
-def test_a_terminated_run_saves_and_says_call_me_again(tmp_path, outcome, compilation_cache):
-    env = compilation_cache.items()
+def test_a_terminated_run_saves_and_says_call_me_again(tmp_path, outcome):
     folder = tmp_path / 'run'
-    process = launch(folder, *LONG, env=env)
+    process = launch(folder, *LONG)
     wait_for(folder / 'teacher' / workdir.RESULT, process)
     time.sleep(1)
     process.send_signal(signal.SIGTERM)
@@ -174,16 +167,16 @@ def test_a_terminated_run_saves_and_says_call_me_again(tmp_path, outcome, compil
     assert err.splitlines()[-1].startswith('td_jax: stopped at step ')
     assert 'Traceback' not in err
     assert not (folder / workdir.RESULT).exists()
-    ((_, err),) = finish(launch(folder, *LONG, env=env))
+    ((_, err),) = finish(launch(folder, *LONG))
     assert 'continues at step' in err
 
-    finish(launch(tmp_path / 'undisturbed', *LONG, env=env))
+    finish(launch(tmp_path / 'undisturbed', *LONG))
     assert outcome(folder)['arrays'] == outcome(tmp_path / 'undisturbed')['arrays']
 
 
-def test_when_one_process_is_terminated_all_stop_at_one_step(tmp_path, compilation_cache):
-    folder, env = tmp_path / 'run', compilation_cache.items()
-    running = launch_several(folder, 2, *LONG, env=env)
+def test_when_one_process_is_terminated_all_stop_at_one_step(tmp_path):
+    folder = tmp_path / 'run'
+    running = launch_several(folder, 2, *LONG)
     wait_for(folder / 'teacher' / workdir.RESULT, running[0])
     time.sleep(1)
     running[1].send_signal(signal.SIGTERM)
@@ -192,7 +185,7 @@ def test_when_one_process_is_terminated_all_stop_at_one_step(tmp_path, compilati
         [line for line in err.splitlines() if line.startswith('td_jax: stopped at')] for _, err in outputs
     )
     assert first == second
-    finish(*launch_several(folder, 2, *LONG, env=env))
+    finish(*launch_several(folder, 2, *LONG))
     assert json.loads((folder / workdir.RESULT).read_text())['steps'] == 400
 
 

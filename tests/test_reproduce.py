@@ -125,7 +125,7 @@ def test_a_teacher_is_shared_by_all_that_would_train_the_same(small_config):
 
 
 @pytest.fixture
-def tiny(monkeypatch, small_config, compilation_cache):
+def tiny(monkeypatch, small_config):
     """A table of two rows, and the names of the methods that were trained for it."""
     table = reproduce.Table(
         'Tiny',

@@ -46,7 +46,7 @@ def small(**changes):
 
 
 @pytest.fixture(scope='module')
-def undisturbed(tmp_path_factory, imagenet_data, compilation_cache):
+def undisturbed(tmp_path_factory, imagenet_data):
     """The workdir of a run that nothing happened to."""
     folder = tmp_path_factory.mktemp('undisturbed') / 'run'
     experiment.run(small(), folder)
@@ -95,9 +95,7 @@ def test_a_killed_run_sees_the_same_examples_and_ends_in_the_same_parameters(und
     assert outcome(tmp_path / 'run')['result'] == outcome(undisturbed)['result']
 
 
-def test_a_loss_that_is_not_finite_stops_at_its_step_and_keeps_what_was_saved(
-    imagenet_data, tmp_path, compilation_cache
-):
+def test_a_loss_that_is_not_finite_stops_at_its_step_and_keeps_what_was_saved(imagenet_data, tmp_path):
     bad = small(optimizer__learning_rate=1e18, optimizer__clip_norm=0.0, log_every=12, save_every=1)
     with pytest.raises(UserError, match=r'not finite at step (\d+);') as caught:
         experiment.run(bad, tmp_path)
