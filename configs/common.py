@@ -41,6 +41,9 @@ def model_config():
     model.epsilon = 1e-6
     # ViT: whether a Dense with tanh stands between the class token and the head.
     model.pre_logits = False
+    # ViT: what the forward pass keeps of a block for the gradient, a name of td_jax.kept.KEPT: everything,
+    # products, weight_products or nothing. The rest is computed again; less memory, the same results.
+    model.kept = 'everything'
     return model
 
 
@@ -207,6 +210,8 @@ def get_config():
     config.td.reference = 'running'
     # Standard deviation of the Gaussian noise on what the teacher decodes, before it interprets it.
     config.td.noise_std = 0.0
+    # What the forward pass keeps of a round for the gradient, as in model.kept.
+    config.td.kept = 'products'
     # Steps that train the student alone, then steps that train only the communication modules, before
     # everything is trained together; both count towards num_steps.
     config.td.ramp_up = (0, 0)

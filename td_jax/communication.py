@@ -12,19 +12,22 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from td_jax.kept import KEPT
+
 State = tuple[jax.Array, jax.Array]
 
 
 class NormalizedDense(nn.Module):
     """LayerNorm and Dense in one: Dense(LayerNorm({a; b; ...})), of parts that are never joined.
 
-    With mean and standard deviation of each example over the joined width, and W the joined kernels,
+    With mean and standard deviation of each example over the joined width, and W the joined kernels, whose
+    columns have the means w,
 
-        y = (x - mean) / std @ W + bias = (sum over parts of a @ W_a - mean * sum(W)) / std + bias
+        y = (x - mean) / std @ W + bias = (sum over parts of a @ (W_a - w)) / std + bias
 
-    so the normalised input, the widest array of a conversation, is never written: on a CPU its memory
-    traffic costs as much as the products. The norm has no scale and bias of its own; those of the
-    Dense do the same.
+    because what the mean adds to x, a column without a mean takes out again. So the normalised input, the
+    widest array of a conversation, is never written: its memory traffic costs as much as the products. The
+    norm has no scale and bias of its own; those of the Dense do the same.
     """
 
     features: int
@@ -36,7 +39,7 @@ class NormalizedDense(nn.Module):
         width = sum(part.shape[-1] for part in parts)
         kernel_init = nn.initializers.truncated_normal(width**-0.5)
         kernels = [
-            self.param(f'kernel_{i}', kernel_init, (part.shape[-1], self.features)).astype(self.dtype)
+            self.param(f'kernel_{i}', kernel_init, (part.shape[-1], self.features))
             for i, part in enumerate(parts)
         ]
         bias = self.param('bias', nn.initializers.zeros, (self.features,))
@@ -46,14 +49,13 @@ class NormalizedDense(nn.Module):
         square = sum(jnp.square(part).sum(axis=-1, keepdims=True) for part in wide) / width
         # Rounding may leave a constant input with a variance just below 0.
         scale = jax.lax.rsqrt(jnp.maximum(square - jnp.square(mean), 0.0) + self.epsilon)
-        # In float32 until the mean is out of it: what is left may be small beside it.
+        column_means = sum(kernel.sum(axis=0, keepdims=True) for kernel in kernels) / width
         product = sum(
-            jnp.matmul(part.astype(self.dtype), kernel, preferred_element_type=jnp.float32)
+            part.astype(self.dtype) @ (kernel - column_means).astype(self.dtype)
             for part, kernel in zip(parts, kernels, strict=True)
         )
         row = (1,) * (product.ndim - 1) + (self.features,)
-        columns = sum(kernel.astype(jnp.float32).sum(axis=0) for kernel in kernels).reshape(row)
-        return (scale * (product - mean * columns) + bias.reshape(row)).astype(self.dtype)
+        return (scale * product + bias.reshape(row)).astype(self.dtype)
 
 
 class Encoder(nn.Module):
@@ -142,6 +144,7 @@ def communicate(
     rounds: int,
     reference: str,
     noise_std: float,
+    kept: str,
     key: jax.Array | None,
 ) -> jax.Array:
     """L_interact: what the student should have heard itself say, summed over the rounds.
@@ -159,6 +162,7 @@ def communicate(
       reference: 'running' compares a round with the state that the student spoke from (Algorithm 1),
         'original' with `state`.
       noise_std: standard deviation of the noise on s'_h before the teacher interprets it.
+      kept: what of a round is kept for the gradient, a name of KEPT; changes no result.
       key: for dropout and noise, every round its own; None for neither.
 
     Returns:
@@ -192,9 +196,8 @@ def communicate(
 
     round_keys = None if key is None else jax.random.split(key, rounds)
     first_keys, last_key = (None, None) if key is None else (round_keys[:-1], round_keys[-1])
-    # Only the products are kept for the gradient; what is cheap is computed again. Storing it for every
-    # round moves more memory than the products themselves.
-    cheap_round = jax.checkpoint(full_round, policy=jax.checkpoint_policies.dots_saveable, prevent_cse=False)
-    (spoken_from, heard), losses = jax.lax.scan(cheap_round, (state, heard), first_keys, length=rounds - 1)
+    # A loop keeps the two passes apart by itself.
+    one_round = jax.checkpoint(full_round, policy=KEPT[kept], prevent_cse=False)
+    (spoken_from, heard), losses = jax.lax.scan(one_round, (state, heard), first_keys, length=rounds - 1)
     _, last_loss = answer(spoken_from, heard, keys_of(last_key)[:4])
     return losses.sum(axis=0) + last_loss

@@ -11,6 +11,7 @@ from configs import common
 from td_jax import objectives, optimizer
 from td_jax.data import SOURCES
 from td_jax.errors import UserError
+from td_jax.kept import KEPT
 from td_jax.models import MODELS, vit
 
 # What a name may be, by key.
@@ -23,6 +24,9 @@ CHOICES = {
     'teacher.model.initial': ('random',),
     'model.activation': vit.ACTIVATIONS,
     'teacher.model.activation': vit.ACTIVATIONS,
+    'model.kept': KEPT,
+    'teacher.model.kept': KEPT,
+    'td.kept': KEPT,
     'model.name': MODELS,
     'teacher.model.name': MODELS,
     'optimizer.name': optimizer.OPTIMIZERS,

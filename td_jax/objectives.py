@@ -273,6 +273,7 @@ def td_terms(params, student, teacher, labels, config, key):
             rounds=config.td.rounds,
             reference=config.td.reference,
             noise_std=config.td.noise_std,
+            kept=config.td.kept,
             key=keys[4],
         )
     if weights.logits:

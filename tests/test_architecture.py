@@ -32,10 +32,11 @@ CONFIGS = [
 ALLOWED = {
     'td_jax': set(),
     'td_jax.errors': set(),
-    'td_jax.communication': set(),
+    'td_jax.kept': set(),
+    'td_jax.communication': {'td_jax.kept'},
     'td_jax.models.base': {'td_jax.errors'},
     'td_jax.models.mlp': {'td_jax.errors', 'td_jax.models.base'},
-    'td_jax.models.vit': {'td_jax.errors', 'td_jax.models.base'},
+    'td_jax.models.vit': {'td_jax.errors', 'td_jax.kept', 'td_jax.models.base'},
     'td_jax.models.pretrained': {'td_jax.errors', 'td_jax.workdir', 'td_jax.models.vit'},
     'td_jax.models': {'td_jax.models.mlp', 'td_jax.models.vit'},
     'td_jax.data.base': set(),
@@ -75,6 +76,7 @@ ALLOWED = {
     'td_jax.config': {
         'configs.common',
         'td_jax.errors',
+        'td_jax.kept',
         'td_jax.objectives',
         'td_jax.optimizer',
         'td_jax.data',

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from td_jax import communication
+from td_jax.kept import KEPT
 
 BATCH, LOWER, UPPER, TEACHER_LOWER, TEACHER_UPPER, MESSAGE = 3, 5, 2, 7, 3, 11
 
@@ -55,8 +56,10 @@ def unrolled(student, teacher, state, heard, rounds, reference):
 
 
 @pytest.mark.parametrize('rounds', [0, 1, 2, 3])
-@pytest.mark.parametrize('reference', ['running', 'original'])
-def test_scan_equals_the_unrolled_loop(rounds, reference):
+@pytest.mark.parametrize(
+    ('reference', 'kept'), [('running', kept) for kept in KEPT] + [('original', 'products')]
+)
+def test_scan_equals_the_unrolled_loop(rounds, reference, kept):
     student, teacher, state = make_speakers(jax.random.key(0))
 
     def first_heard(state):
@@ -71,6 +74,7 @@ def test_scan_equals_the_unrolled_loop(rounds, reference):
             rounds=rounds,
             reference=reference,
             noise_std=0.0,
+            kept=kept,
             key=None,
         )
 
@@ -102,6 +106,7 @@ def test_rounds_have_their_own_noise_and_dropout():
         rounds=3,
         reference='running',
         noise_std=0.5,
+        kept='products',
         key=jax.random.PRNGKey(2),
     ).block_until_ready()
     jax.effects_barrier()
@@ -134,6 +139,18 @@ def test_encoder_is_norm_dense_relu_dense(shape):
     x = np.maximum(x @ np.concatenate([hidden['kernel_0'], hidden['kernel_1']]) + hidden['bias'], 0)
     expected = x @ last['kernel'] + last['bias']
     np.testing.assert_allclose(encoder.apply({'params': params}, s, e), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_bfloat16_does_not_lose_what_is_small_beside_the_mean():
+    """A state far from 0: the products of its mean alone would be as large as what is looked for."""
+    x = np.random.default_rng(0).normal(5.0, 1.0, (40, 96))
+    layer = communication.NormalizedDense(31)
+    params = layer.init(jax.random.key(0), x)
+    whole = layer.apply(params, x)
+    low = communication.NormalizedDense(31, dtype='bfloat16').apply(params, x)
+    assert low.dtype == jnp.bfloat16
+    # bfloat16 has steps of 1/32 near 5, so 0.009 of rounding in each x.
+    assert np.std(np.float32(low) - whole) < 0.015 * np.std(whole)
 
 
 def test_a_constant_state_has_a_finite_norm():

@@ -12,6 +12,7 @@ import pytest
 from configs import common, vit_tiny_cifar10
 from td_jax import checkpoints, experiment
 from td_jax.errors import UserError
+from td_jax.kept import KEPT
 from td_jax.models import MODELS, base, pretrained, vit
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden'
@@ -46,6 +47,26 @@ def test_patches_are_what_a_strided_convolution_sees():
     np.testing.assert_allclose(ours, convolved.reshape(2, 6, 7), atol=1e-4)
     with pytest.raises(ValueError, match='16x24'):
         vit.patches_of(images, 7)
+
+
+def test_what_is_kept_changes_memory_alone():
+    found = {}
+    for kept in KEPT:
+        model, params, inputs = make_case(kept=kept, dropout=0.3)
+        # A backward function holds what the forward pass kept for it.
+        logits, backward = jax.vjp(
+            lambda params, model=model, inputs=inputs: (
+                base.activations(model, params, inputs, jax.random.key(3)).logits
+            ),
+            params,
+        )
+        size = sum(array.nbytes for array in jax.tree.leaves(backward))
+        found[kept] = size, jax.tree.leaves((logits, backward(jnp.ones_like(logits))))
+    for _, arrays in found.values():
+        for ours, theirs in zip(arrays, found['everything'][1], strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+    sizes = [size for size, _ in found.values()]
+    assert sizes == sorted(set(sizes), reverse=True)
 
 
 def test_every_split_gives_the_same_prediction_and_the_same_parameters():

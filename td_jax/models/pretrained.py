@@ -295,6 +295,7 @@ def module_of(architecture: Architecture, split: int, dtype: str = 'float32') ->
         activation=architecture.activation,
         epsilon=architecture.epsilon,
         pre_logits=architecture.pre_logits,
+        kept='everything',
         dtype=dtype,
     )
 

@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from td_jax.errors import UserError
+from td_jax.kept import KEPT
 from td_jax.models import base
 
 # 'gelu_tanh' is what google-research/vision_transformer computes, 'gelu' what Hugging Face calls so.
@@ -85,6 +86,7 @@ class ViT(nn.Module):
       activation: a name of ACTIVATIONS.
       epsilon: of every LayerNorm.
       pre_logits: whether a Dense with tanh stands before the head.
+      kept: what of a block is kept for the gradient, a name of KEPT.
       dtype: of the computation; parameters, LayerNorm statistics, softmax and logits are float32.
     """
 
@@ -96,11 +98,16 @@ class ViT(nn.Module):
     activation: str
     epsilon: float
     pre_logits: bool
+    kept: str
     dtype: str
 
     def setup(self):
         self.embedding = nn.Dense(self.sizes.width, dtype=self.dtype)
-        block = functools.partial(Block, self.sizes, self.dropout, self.activation, self.epsilon, self.dtype)
+        kind = Block
+        if self.kept != 'everything':
+            # Argument 2 of Block.__call__, itself being 0, is a bool of Python.
+            kind = nn.remat(Block, policy=KEPT[self.kept], static_argnums=(2,))
+        block = functools.partial(kind, self.sizes, self.dropout, self.activation, self.epsilon, self.dtype)
         self.blocks = [block(name=f'block_{i}') for i in range(self.sizes.layers)]
         self.norm = nn.LayerNorm(epsilon=self.epsilon, dtype=self.dtype)
         self.dropout_layer = nn.Dropout(self.dropout)
@@ -216,6 +223,7 @@ def build(config, vocabularies: dict[str, int], num_outputs: int, dtype: str) ->
         config.activation,
         config.epsilon,
         config.pre_logits,
+        config.kept,
         dtype,
     )
     return base.from_module(module)
