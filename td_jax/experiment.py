@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import pathlib
 import sys
 import time
@@ -111,9 +112,12 @@ def describe(result: dict) -> str:
 
 def _check_workdir(config, workdir):
     """Compares the config with the workdir's; -> the result if the run is finished, else None."""
+    folder = workdir / CHECKPOINTS
+    if folder.exists() and not os.access(folder, os.W_OK):
+        raise UserError(f'{folder} cannot be written; make it so, or choose another --workdir.')
     stored = workdir_lib.read_json(workdir / workdir_lib.CONFIG)
     if stored is None:
-        if (workdir / CHECKPOINTS).exists():
+        if folder.exists():
             raise UserError(
                 f'{workdir} holds {CHECKPOINTS} but no {workdir_lib.CONFIG} to say of what; '
                 'choose another --workdir.'

@@ -5,9 +5,11 @@
 Compiles the train step of a config for a described set of chips (libtpu does that on any machine) and prints
 compile time, memory a device by kind, operations and bytes a device, collectives with their bytes, and
 the roofline: the time that operations, memory traffic and communication take at the chip's peak, and which
-of them binds. It is a floor, not a prediction. Neither data nor checkpoints are needed.
+of them binds. It is a floor; the cycles that the compiler expects are a prediction. Neither data nor
+checkpoints are needed.
 """
 
+import collections
 import json
 import math
 import os
@@ -19,7 +21,7 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from td_jax import command_line, experiment, flops, sharding
+from td_jax import command_line, experiment, flops, hlo, sharding
 from td_jax.errors import UserError
 
 
@@ -30,18 +32,15 @@ class Chip(NamedTuple):
     memory: float  # bytes of HBM
     bandwidth: float  # bytes a second to HBM
     links: float  # bytes a second between chips, all links together
+    clock: float  # cycles a second: operations, over those that its matrix units do in a cycle
 
 
 CHIPS = {
-    'v4': Chip(275e12, 32e9, 1228e9, 300e9),
-    'v5e': Chip(197e12, 16e9, 819e9, 200e9),
-    'v5p': Chip(459e12, 95e9, 2765e9, 600e9),
-    'v6e': Chip(918e12, 32e9, 1640e9, 448e9),
+    'v4': Chip(275e12, 32e9, 1228e9, 300e9, 1.05e9),
+    'v5e': Chip(197e12, 16e9, 819e9, 200e9, 1.5e9),
+    'v5p': Chip(459e12, 95e9, 2765e9, 600e9, 1.75e9),
+    'v6e': Chip(918e12, 32e9, 1640e9, 448e9, 1.75e9),
 }
-BYTES = {'pred': 1, 's8': 1, 'u8': 1, 'bf16': 2, 'f16': 2, 's16': 2, 'f32': 4, 's32': 4, 'u32': 4, 'f64': 8}
-COLLECTIVES = ('all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all', 'collective-permute')
-# An instruction: its name, the type of its result, what it does.
-_COLLECTIVE = re.compile(rf'\s*(?:ROOT )?%?\S+ = (.*?) ({"|".join(COLLECTIVES)})(-start)?\(')
 
 
 def topology(name: str):
@@ -71,28 +70,6 @@ def topology(name: str):
         ) from error
 
 
-def collectives(text: str) -> dict[str, tuple[int, int]]:
-    """{kind: (how many, bytes of their results on a device)} in a compiled program's text."""
-    found = {}
-    for line in text.splitlines():
-        match = _COLLECTIVE.match(line)
-        if match:
-            types, kind, start = match.groups()
-            sizes = _sizes(types)
-            # The result of a start is what it was given and what it gives, for all but an all-reduce.
-            if start and kind != 'all-reduce':
-                sizes = sizes[len(sizes) // 2 :]
-            count, total = found.get(kind, (0, 0))
-            found[kind] = count + 1, total + sum(sizes)
-    return found
-
-
-def _sizes(types):
-    """Bytes of each array in the text of a type."""
-    arrays = re.findall(r'(\w+)\[([\d,]*)\]', types)
-    return [BYTES.get(kind, 0) * math.prod(int(n) for n in shape.split(',') if n) for kind, shape in arrays]
-
-
 def report(config, name: str) -> dict:
     """Compiles the step of a config for a topology.
 
@@ -112,11 +89,12 @@ def report(config, name: str) -> dict:
     compiled = outline.compiled.lower(*outline.arguments).compile()
     compile_seconds = time.perf_counter() - began
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
-    found = collectives(compiled.as_text())
-    sent = sum(size for _, size in found.values())
+    program = hlo.parse(compiled.as_text())
+    found, traffic = hlo.collectives(program), hlo.traffic(program)
+    sent, moved = sum(size for _, size in found.values()), traffic.total()
     times = {
         'operations': operations / chip.operations,
-        'bytes': cost['bytes accessed'] / chip.bandwidth,
+        'bytes': moved / chip.bandwidth,
         # Each device sends and receives about twice what it reduces.
         'communication': 2 * sent / chip.links,
     }
@@ -139,7 +117,9 @@ def report(config, name: str) -> dict:
         'memory_of_chip': chip.memory,
         'operations': operations,
         'operations_by_compiler': cost['flops'],
-        'bytes': cost['bytes accessed'],
+        'bytes': moved,
+        'bytes_by_compiler': cost['bytes accessed'],
+        'bytes_by_source': dict(_by_part(traffic).most_common()),
         'collectives': {kind: list(value) for kind, value in found.items()},
         # Bytes of all devices together, in float32.
         'parameters': {
@@ -147,7 +127,18 @@ def report(config, name: str) -> dict:
             'teacher': _parameters(outline.constants.teacher_params),
         },
         'roofline': {**times, 'binds': binds, 'seconds': times[binds]},
+        'seconds_by_compiler': hlo.cycles(program) / chip.clock,
     }
+
+
+def _by_part(traffic):
+    """Bytes by part of the step: names of modules and operations, all blocks of a model together."""
+    found = collections.Counter()
+    for source, size in traffic.items():
+        # Of jit(step)/vmap(jvp(ViT.upper))/ViT.run/block_0/mlp_in/dot_general all but the first and the last.
+        part = '/'.join(source.split('/')[1:-1]) or 'copies and the like'
+        found[re.sub(r'block_\d+', 'block', part)] += size
+    return found
 
 
 def _parameters(tree):
@@ -167,7 +158,8 @@ def describe(found: dict) -> str:
         + ', '.join(f'{name} {size / 1e9:.2f}' for name, size in memory.items()),
         f'operations       {found["operations"] / 1e9:.0f} G in products, counted from the shapes; the '
         f'compiler counts {found["operations_by_compiler"] / 1e9:.0f} G',
-        f'bytes            {found["bytes"] / 1e9:.2f} GB to and from memory',
+        f'bytes            {found["bytes"] / 1e9:.2f} GB to and from HBM, as laid out there; the compiler '
+        f'counts {found["bytes_by_compiler"] / 1e9:.2f} GB, those to its own vector memory among them',
     ]
     for kind, (count, size) in found['collectives'].items():
         lines.append(f'{kind:16} {count}, {size / 1e6:.1f} MB')
@@ -175,8 +167,17 @@ def describe(found: dict) -> str:
         lines.append('collectives      none')
     parts = ', '.join(f'{1000 * roofline[name]:.1f} ms for {name}' for name in list(roofline)[:3])
     lines.append(f'roofline         {1000 * roofline["seconds"]:.1f} ms, {roofline["binds"]} bind: {parts}')
+    lines.append(
+        f'cycles           {1000 * found["seconds_by_compiler"]:.1f} ms, as the compiler expects them'
+    )
+    lines.append(
+        'most bytes       '
+        + ', '.join(
+            f'{size / 1e9:.2f} GB {part}' for part, size in list(found['bytes_by_source'].items())[:5]
+        )
+    )
     if found['rounds'] > 2:
-        lines.append('note             bytes and collectives count the loop over rounds as one turn')
+        lines.append('note             what the compiler counts has the loop over rounds as one turn')
     return '\n'.join(lines)
 
 

@@ -1,11 +1,13 @@
 """Runs td_jax.main in a process to which something happens at an exact moment.
 
-    python tests/interrupted.py ACTION PART COUNT FLAGS...
+    python tests/interrupted.py ACTION MOMENT COUNT FLAGS...
 
-ACTION happens just before the process opens, makes, moves or removes a file whose path contains PART, the
-COUNT-th time that it does so.
+ACTION happens the COUNT-th time that MOMENT comes. It is a part of a path: just before the process opens,
+makes, moves or removes a file whose path contains it. Or it is MODULE:FUNCTION, of td_jax: as the function is
+called.
 """
 
+import importlib
 import os
 import resource
 import runpy
@@ -16,23 +18,38 @@ EVENTS = ('open', 'os.mkdir', 'os.rename', 'os.remove', 'os.rmdir')
 ACTIONS = {
     'kill': lambda: os.kill(os.getpid(), signal.SIGKILL),
     'interrupt': lambda: os.kill(os.getpid(), signal.SIGINT),
+    'terminate': lambda: os.kill(os.getpid(), signal.SIGTERM),
     # As on a full disk, no file can grow from now on.
     'fill': lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY)),
 }
 
 
 def main():
-    _, action, part, count, *flags = sys.argv
+    _, action, moment, count, *flags = sys.argv
     left = int(count)
 
-    def watch(event, arguments):
+    def has_come():
         nonlocal left
-        if event in EVENTS and any(isinstance(path, str) and part in path for path in arguments):
-            left -= 1
-            if left == 0:
-                ACTIONS[action]()
+        left -= 1
+        if left == 0:
+            ACTIONS[action]()
 
-    sys.addaudithook(watch)
+    def watch(event, arguments):
+        if event in EVENTS and any(isinstance(path, str) and moment in path for path in arguments):
+            has_come()
+
+    if moment.startswith('td_jax.'):
+        module, _, name = moment.partition(':')
+        module = importlib.import_module(module)
+        function = getattr(module, name)
+
+        def watched(*arguments, **named):
+            has_come()
+            return function(*arguments, **named)
+
+        setattr(module, name, watched)
+    else:
+        sys.addaudithook(watch)
     sys.argv = ['main.py', *flags]
     runpy.run_module('td_jax.main', run_name='__main__')
 

@@ -66,6 +66,7 @@ ALLOWED = {
     'td_jax.train_step': {'td_jax.objectives', 'td_jax.models.base'},
     'td_jax.optimizer': set(),
     'td_jax.flops': set(),
+    'td_jax.hlo': set(),
     'td_jax.processes': {'td_jax.errors'},
     'td_jax.sharding': {'td_jax.errors'},
     'td_jax.evaluation': {'td_jax.sharding', 'td_jax.data.base', 'td_jax.models.base'},

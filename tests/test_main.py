@@ -3,6 +3,7 @@
 import os
 import pathlib
 import random
+import shlex
 import shutil
 import signal
 import subprocess
@@ -119,22 +120,33 @@ def has_all_events(folder):
     return sorted(found) == sorted(expected)
 
 
-def test_a_run_killed_at_random_moments_ends_the_same(uninterrupted, flags, settings, tmp_path, outcome):
+def test_twenty_kills_in_a_row_change_nothing(uninterrupted, flags, settings, tmp_path, outcome):
+    """At random moments, while it evaluates, inside a save, and again before it has done anything."""
     folder, chance = tmp_path / 'run', random.Random(0)
     arguments = [*flags, f'--workdir={folder}']
-    codes = []
+    saving = f'{folder}/checkpoints'
+    moments = [
+        *[(folder, chance.randrange(1, 200)) for _ in range(3)],
+        ('td_jax.evaluation:_batches', 1),
+        *[(folder, chance.randrange(1, 6)) for _ in range(2)],
+        *[('.orbax-checkpoint-tmp', chance.randrange(1, 20)) for _ in range(2)],
+        *[(saving, chance.randrange(1, 60)) for _ in range(6)],
+        *[(folder, chance.randrange(1, 100)) for _ in range(3)],
+    ]
+    for moment, count in moments:
+        assert ended(start_until('kill', moment, count, arguments))[0] == -signal.SIGKILL, (moment, count)
     for _ in range(2):
-        process = start_until('kill', folder, chance.randrange(1, 200), arguments)
-        codes.append(ended(process)[0])
-    assert codes == [-signal.SIGKILL] * 2
-    # At a moment that is no call of Python's: some time after the student's first progress.
-    process = start(arguments)
-    for line in process.stderr:
-        if line.startswith('td digits'):
-            break
-    time.sleep(chance.uniform(0, 1))
-    process.kill()
-    process.communicate()
+        # At a moment that is no call of Python's: some time after the student's first progress.
+        process = start(arguments)
+        for line in process.stderr:
+            if line.startswith('td digits'):
+                break
+        time.sleep(chance.uniform(0, 0.2))
+        process.kill()
+        process.communicate()
+    # The last evaluation, when every step is done and saved.
+    assert ended(start_until('kill', 'td_jax.evaluation:_batches', 1, arguments))[0] == -signal.SIGKILL
+    assert not (folder / 'result.json').exists()
     experiment.run(settings, folder)
     assert outcome(folder) == outcome(uninterrupted[0])
     assert has_all_events(folder)
@@ -213,6 +225,74 @@ def test_a_disk_that_is_full_at_the_last_save(uninterrupted, taught, flags, sett
         experiment.run(settings, taught)
     assert said[0] == 'continues at step 22 of 24'
     assert outcome(taught) == outcome(uninterrupted[0])
+
+
+def in_a_mount(script, **folders):
+    """Runs a shell script where it may mount what nobody else sees; skips where that is not allowed."""
+    command = ['unshare', '--mount', '--map-root-user', 'sh', '-ec']
+    try:
+        allowed = subprocess.run([*command, 'mount -t tmpfs none /mnt'], capture_output=True, check=False)
+    except FileNotFoundError:
+        pytest.skip('there is no unshare here')
+    if allowed.returncode:
+        pytest.skip('this machine does not let a process mount anything')
+    settings = {**os.environ, 'PYTHONPATH': str(ROOT), **{name: str(path) for name, path in folders.items()}}
+    return subprocess.run(
+        [*command, script], cwd=ROOT, env=settings, capture_output=True, text=True, check=False
+    )
+
+
+def test_a_small_disk_that_fills_up(uninterrupted, taught, flags, settings, tmp_path, outcome):
+    """One with room for two checkpoints and not for the third that stands beside them for a moment."""
+    files = [path for path in uninterrupted[0].rglob('*') if path.is_file()]
+    pages = 2 + sum(-(-path.stat().st_size // 4096) for path in files)
+    done = in_a_mount(
+        """
+        mkdir "$HERE"
+        mount -t tmpfs -o size="$SIZE" none "$HERE"
+        cp -r "$TAUGHT"/. "$HERE"
+        status=0
+        "$PYTHON" -m td_jax.main --workdir="$HERE" "$@" || status=$?
+        cp -r "$HERE" "$THERE"
+        exit $status
+        """.replace('"$@"', shlex.join(flags)),
+        HERE=tmp_path / 'small',
+        THERE=tmp_path / 'found',
+        TAUGHT=taught,
+        PYTHON=sys.executable,
+        SIZE=4096 * pages,
+    )
+    assert done.returncode == 1, done.stderr
+    *progress, last = done.stderr.splitlines()
+    assert all(line.startswith('td digits') for line in progress)
+    assert last.startswith('td_jax: ')
+    assert 'No space left on device' in last
+    found = tmp_path / 'found'
+    assert not (found / 'result.json').exists()
+    assert any(path.name.isdigit() for path in (found / 'checkpoints').iterdir())
+    experiment.run(settings, found)
+    assert outcome(found) == outcome(uninterrupted[0])
+
+
+def test_a_checkpoint_folder_that_cannot_be_written(uninterrupted, flags, tmp_path):
+    folder = shutil.copytree(uninterrupted[0], tmp_path / 'run')
+    (folder / 'result.json').unlink()
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob('*') if path.is_file()}
+    done = in_a_mount(
+        """
+        mount --bind "$HERE" "$HERE"
+        mount -o remount,ro,bind "$HERE"
+        exec "$PYTHON" -m td_jax.main --workdir="$WORKDIR" """
+        + shlex.join(flags),
+        HERE=folder / 'checkpoints',
+        WORKDIR=folder,
+        PYTHON=sys.executable,
+    )
+    assert done.returncode == 2
+    assert done.stderr == (
+        f'td_jax: {folder}/checkpoints cannot be written; make it so, or choose another --workdir.\n'
+    )
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob('*') if path.is_file()} == before
 
 
 # --- Mistakes --------------------------------------------------------------------------------------

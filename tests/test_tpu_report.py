@@ -13,17 +13,6 @@ from td_jax.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[1]
 LIBTPU = ROOT / '.venv' / 'libtpu'
-PROGRAM = """
-  %all-reduce.1 = (f32[4,32]{1,0:T(4,128)S(1)}, /*index=5*/bf16[10]{0}) all-reduce(%a, %b), channel_id=1
-  ROOT %all-gather-start.2 = (f32[8]{0}, f32[32]{0}) all-gather-start(%c), dimensions={0}
-  %all-gather-done.2 = f32[32]{0} all-gather-done(%all-gather-start.2)
-  %fusion.3 = f32[7]{0} fusion(%all-reduce.1), calls=%all-reduce-like
-"""
-
-
-def test_collectives_are_read_from_a_program():
-    # Worked by hand: 4 * 32 floats and 10 halves; a start counts what it gives, its end not again.
-    assert tpu_report.collectives(PROGRAM) == {'all-reduce': (1, 532), 'all-gather': (1, 128)}
 
 
 @pytest.mark.parametrize('name', ['v5e', 'v5e:', 'v9:2x2', 'v5e:2-2', 'v5e:axb'])
@@ -108,6 +97,7 @@ def test_fsdp_keeps_less_and_gathers(reports):
 def test_a_longer_conversation_is_not_a_larger_program(reports):
     three, six = reports[CASES[3]], reports[CASES[4]]
     assert six['operations'] > 1.5 * three['operations']
+    assert six['bytes'] > 1.4 * three['bytes']
     assert six['memory']['code'] == pytest.approx(three['memory']['code'], rel=0.1)
     assert six['operations_by_compiler'] == pytest.approx(three['operations_by_compiler'], rel=0.05)
 
@@ -117,6 +107,10 @@ def test_the_roofline_is_what_takes_longest(reports):
     chip, times = tpu_report.CHIPS['v5e'], found['roofline']
     assert times['operations'] == pytest.approx(found['operations'] / chip.operations)
     assert times['bytes'] == pytest.approx(found['bytes'] / chip.bandwidth)
+    assert sum(found['bytes_by_source'].values()) == found['bytes']
+    # What lies in the chip's vector memory is no traffic, and padding is.
+    assert 0.1 < found['bytes'] / found['bytes_by_compiler'] < 2
+    assert found['seconds_by_compiler'] > times['seconds']
     assert (
         times['seconds']
         == times[times['binds']]

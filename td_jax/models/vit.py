@@ -43,6 +43,21 @@ VARIANTS = {
 PATCHES = (8, 16, 32)
 
 
+def attend(query, key, value):
+    """Attention with a softmax in float32 and both products in the dtype of what is given.
+
+    flax.linen.dot_product_attention would multiply by float32 weights, and write their gradient in float32.
+
+    Args:
+      query, key, value: [batch, tokens, heads, features].
+
+    Returns:
+      [batch, tokens, heads, features]
+    """
+    weights = nn.dot_product_attention_weights(query, key, force_fp32_for_softmax=True)
+    return jnp.einsum('...hqk,...khd->...qhd', weights.astype(value.dtype), value)
+
+
 class Block(nn.Module):
     """x + Attention(LayerNorm(x)), then x + MLP(LayerNorm(x)). [batch, tokens, width] -> the same."""
 
@@ -61,7 +76,7 @@ class Block(nn.Module):
             num_heads=self.sizes.heads,
             kernel_init=kernel_init,
             dtype=self.dtype,
-            force_fp32_for_softmax=True,
+            attention_fn=attend,
             name='attention',
         )(norm(name='attention_norm')(x))
         x = x + dropout(y, deterministic=deterministic)
