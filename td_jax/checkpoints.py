@@ -1,9 +1,11 @@
 """Saves a training state with Orbax and restores the newest one that can be read."""
 
 import concurrent.futures
+import errno
 import hashlib
 import json
 import logging
+import os
 import pathlib
 
 import jax
@@ -53,6 +55,18 @@ def fingerprint(tree) -> str:
     return digest.hexdigest()
 
 
+def _is_no_failure_of_orbax(record) -> bool:
+    """A filter of log records: what fails in a thread Orbax logs, with a traceback, and raises as well."""
+    return not (record.levelno >= logging.WARNING and '/orbax/' in record.pathname)
+
+
+def _reason(error) -> str:
+    """Why a save failed, in one line; of the long chains of TensorStore what the system said."""
+    text = (str(error).splitlines() or [type(error).__name__])[0]
+    codes = errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG, errno.EIO
+    return next((os.strerror(code) for code in codes if os.strerror(code) in str(error)), text[:300])
+
+
 def _digests(folder: pathlib.Path) -> dict[str, str]:
     found = {}
     for path in folder.rglob('*'):
@@ -67,7 +81,8 @@ class Checkpoints:
 
     def __init__(self, folder: pathlib.Path):
         self._folder = folder
-        # One save at a time, beside training. When one fails, Orbax's own threads print tracebacks.
+        logging.getLogger('absl').addFilter(_is_no_failure_of_orbax)
+        # One save at a time, beside training.
         self._worker = concurrent.futures.ThreadPoolExecutor(1, 'checkpoint')
         self._pending = None
         self._manager = self._open()
@@ -125,9 +140,8 @@ class Checkpoints:
             )
             self._manager.wait_until_finished()
         except Exception as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(
-                f'the checkpoint of step {step} could not be written to {self._folder}: {reason[:300]}'
+                f'the checkpoint of step {step} could not be written to {self._folder}: {_reason(error)}'
             ) from error
         if not saved:
             raise UserError(f'Orbax refused to write the checkpoint of step {step} to {self._folder}.')

@@ -18,22 +18,20 @@ jax.config.update('jax_numpy_rank_promotion', 'raise')
 
 
 def pytest_configure(config):
-    """Lets all processes of one run of the tests, workers and what they start, share what they compile.
+    """Lets a worker and all processes that it starts share what they compile: most of what tests wait for.
 
-    The compiler is most of what the tests wait for.
+    Each worker has a folder of its own, because JAX may read there what another process has half written.
     """
-    if not hasattr(config, 'workerinput'):
-        config.compiled = tempfile.mkdtemp(prefix='td_jax_compiled_')
-        os.environ['JAX_COMPILATION_CACHE_DIR'] = config.compiled
-        os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
+    config.compiled = tempfile.mkdtemp(prefix='td_jax_compiled_')
+    os.environ['JAX_COMPILATION_CACHE_DIR'] = config.compiled
+    os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
     # JAX was imported before, and has read neither.
-    jax.config.update('jax_compilation_cache_dir', os.environ['JAX_COMPILATION_CACHE_DIR'])
+    jax.config.update('jax_compilation_cache_dir', config.compiled)
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
 
 
 def pytest_unconfigure(config):
-    if hasattr(config, 'compiled'):
-        shutil.rmtree(config.compiled, ignore_errors=True)
+    shutil.rmtree(config.compiled, ignore_errors=True)
 
 
 def _skip_without(name):
