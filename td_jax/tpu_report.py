@@ -60,8 +60,10 @@ def topology(name: str):
     os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
     from jax.experimental import topologies
 
+    # Both cores of a v4 as one device, as Cloud TPU runs them; the others have one core, or that by default.
+    options = {'chip_config_name': 'megacore'} if chip == 'v4' else {}
     try:
-        return topologies.get_topology_desc(platform='tpu', topology_name=name).devices
+        return topologies.get_topology_desc(platform='tpu', topology_name=name, **options).devices
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(

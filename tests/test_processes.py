@@ -155,7 +155,7 @@ def test_a_loss_that_is_not_finite_stops_every_process_at_its_step(tmp_path):
         tmp_path / 'run', 2, '--config.optimizer.name=sgd', '--config.optimizer.learning_rate=1e18'
     )
     said = []
-    for _, err in finish(*running, code=1):
+    for _, err in finish(*running, code=2):
         (line,) = (line for line in err.splitlines() if line.startswith('td_jax:'))
         assert 'Traceback' not in err
         said.append(re.search(r'the loss of td on .* is not finite at step (\d+);', line)[0])

@@ -39,7 +39,8 @@ for name, batch, rounds, fsdp in json.loads(sys.argv[1]):
     config.model.layers, config.model.split = 1, 1
     config.teacher.model.layers, config.teacher.model.split = 2, 1
     found.append(tpu_report.report(config, name))
-print(json.dumps(found))
+devices = {name: len(tpu_report.topology(name)) for name in ('v4:2x2x1', 'v5p:2x2x1', 'v6e:2x2')}
+print(json.dumps([found, devices]))
 """
 CASES = [
     ('v5e:2x2', 64, 1, 1),
@@ -64,7 +65,13 @@ def reports():
         env={**os.environ, 'PYTHONPATH': f'{ROOT}:{LIBTPU}'},
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return dict(zip(CASES, json.loads(done.stdout.splitlines()[-1]), strict=True))
+    found, devices = json.loads(done.stdout.splitlines()[-1])
+    return {'devices': devices, **dict(zip(CASES, found, strict=True))}
+
+
+def test_a_device_is_a_chip(reports):
+    """The figures of CHIPS are those of a whole chip."""
+    assert set(reports['devices'].values()) == {4}
 
 
 def test_operations_a_device_do_not_change_as_batch_and_devices_grow(reports):
