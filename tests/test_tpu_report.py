@@ -43,9 +43,9 @@ devices = {name: len(tpu_report.topology(name)) for name in ('v4:2x2x1', 'v5p:2x
 print(json.dumps([found, devices]))
 """
 CASES = [
-    ('v5e:2x2', 64, 1, 1),
-    ('v5e:4x4', 256, 1, 1),
-    ('v5e:2x2', 64, 1, 4),
+    ('v5e:2x2', 64, 0, 1),
+    ('v5e:4x4', 256, 0, 1),
+    ('v5e:2x2', 64, 0, 4),
     ('v5e:2x2', 64, 3, 1),
     ('v5e:2x2', 64, 6, 1),
 ]
@@ -95,6 +95,11 @@ def test_data_parallel_devices_sum_trained_parameters_and_metrics_and_nothing_el
     assert size < student + communication + teacher
 
 
+def test_a_conversation_sends_nothing_else(reports):
+    """Nothing but sums in the loop over rounds either, and the teacher speaks there."""
+    assert set(reports[CASES[3]]['collectives']) == {'all-reduce'}
+
+
 def test_fsdp_keeps_less_and_gathers(reports):
     whole, cut = reports[CASES[0]], reports[CASES[2]]
     assert cut['memory']['arguments'] < whole['memory']['arguments']
@@ -104,7 +109,8 @@ def test_fsdp_keeps_less_and_gathers(reports):
 def test_a_longer_conversation_is_not_a_larger_program(reports):
     three, six = reports[CASES[3]], reports[CASES[4]]
     assert six['operations'] > 1.5 * three['operations']
-    assert six['bytes'] > 1.4 * three['bytes']
+    # The loop turns five times instead of twice; what is in it all fits in vector memory here.
+    assert six['seconds_by_compiler'] > 1.2 * three['seconds_by_compiler']
     assert six['memory']['code'] == pytest.approx(three['memory']['code'], rel=0.1)
     assert six['operations_by_compiler'] == pytest.approx(three['operations_by_compiler'], rel=0.05)
 
