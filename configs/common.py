@@ -210,7 +210,7 @@ def get_config():
     config.td.reference = 'running'
     # Standard deviation of the Gaussian noise on what the teacher decodes, before it interprets it.
     config.td.noise_std = 0.0
-    # What the forward pass keeps of a round for the gradient, as in model.kept.
+    # What the forward pass keeps of a round for the gradient, as in model.kept; counts from three rounds on.
     config.td.kept = 'products'
     # Steps that train the student alone, then steps that train only the communication modules, before
     # everything is trained together; both count towards num_steps.

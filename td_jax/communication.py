@@ -196,8 +196,9 @@ def communicate(
 
     round_keys = None if key is None else jax.random.split(key, rounds)
     first_keys, last_key = (None, None) if key is None else (round_keys[:-1], round_keys[-1])
-    # A loop keeps the two passes apart by itself, but one of a single turn is none once it is compiled.
-    one_round = jax.checkpoint(full_round, policy=KEPT[kept], prevent_cse=rounds == 2)
+    # A loop keeps the two passes apart by itself. One of a single turn is none once it is compiled, and the
+    # compiler then keeps what it likes; to prevent that was slower and took more memory (docs/tpu.md).
+    one_round = jax.checkpoint(full_round, policy=KEPT[kept], prevent_cse=False)
     (spoken_from, heard), losses = jax.lax.scan(one_round, (state, heard), first_keys, length=rounds - 1)
     _, last_loss = answer(spoken_from, heard, keys_of(last_key)[:4])
     return losses.sum(axis=0) + last_loss

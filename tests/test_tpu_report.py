@@ -110,7 +110,7 @@ def test_a_longer_conversation_is_not_a_larger_program(reports):
     three, six = reports[CASES[3]], reports[CASES[4]]
     assert six['operations'] > 1.5 * three['operations']
     # The loop turns five times instead of twice; what is in it all fits in vector memory here.
-    assert six['seconds_by_compiler'] > 1.2 * three['seconds_by_compiler']
+    assert six['seconds_by_compiler'] > 1.1 * three['seconds_by_compiler']
     assert six['memory']['code'] == pytest.approx(three['memory']['code'], rel=0.1)
     assert six['operations_by_compiler'] == pytest.approx(three['operations_by_compiler'], rel=0.05)
 
