@@ -18,7 +18,6 @@ EVENTS = ('open', 'os.mkdir', 'os.rename', 'os.remove', 'os.rmdir')
 ACTIONS = {
     'kill': lambda: os.kill(os.getpid(), signal.SIGKILL),
     'interrupt': lambda: os.kill(os.getpid(), signal.SIGINT),
-    'terminate': lambda: os.kill(os.getpid(), signal.SIGTERM),
     # As on a full disk, no file can grow from now on.
     'fill': lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY)),
 }
