@@ -56,7 +56,7 @@ def fingerprint(tree) -> str:
 
 
 def _is_no_failure_of_orbax(record) -> bool:
-    """A filter of log records: drops what Orbax warns of, and what fails in its threads and is raised, too."""
+    """A filter of log records: drops what Orbax warns of, and failures in its threads, raised too."""
     return not (record.levelno >= logging.WARNING and '/orbax/' in record.pathname)
 
 
