@@ -88,11 +88,12 @@ def step_of(config):
 
 def test_micro_batches_change_nothing(small_config):
     """Without dropout a batch cut in four has the gradient of the whole."""
-    params, sums = step_of(small_config(batch_size=16, td__rounds=2))
-    cut_params, cut_sums = step_of(small_config(batch_size=16, td__rounds=2, micro_batches=4))
-    # Sums in another order: how far they are apart depends on the processor.
+    # States of three relus are often nearly constant, and a norm of those makes much of rounding.
+    wide = {'model__hidden': (64, 32), 'teacher__model__hidden': (64, 32)}
+    params, sums = step_of(small_config(batch_size=16, td__rounds=2, **wide))
+    cut_params, cut_sums = step_of(small_config(batch_size=16, td__rounds=2, micro_batches=4, **wide))
     for name, total in sums.items():
-        np.testing.assert_allclose(cut_sums[name], total, rtol=1e-4, atol=1e-6, err_msg=name)
+        np.testing.assert_allclose(cut_sums[name], total, rtol=1e-5, atol=1e-7, err_msg=name)
     # AdamW turns the rounding of a tiny gradient into a difference of a step.
     for a, b in zip(jax.tree.leaves(cut_params), jax.tree.leaves(params), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-4)
