@@ -105,7 +105,7 @@ def assert_same_run(found, expected, outcome, rtol=2e-4):
                 assert value == pytest.approx(b[name], rel=rtol, abs=1e-6), name
 
 
-@pytest.mark.parametrize(('devices', 'data', 'fsdp'), [(2, 2, 1), (4, 1, 4), (8, 4, 2)])
+@pytest.mark.parametrize(('devices', 'data', 'fsdp'), [(2, 2, 1), (4, 1, 4), (8, 8, 1), (8, 4, 2)])
 def test_several_devices_compute_what_one_computes(alone, tmp_path, outcome, devices, data, fsdp):
     mesh = f'--config.mesh.data={data}', f'--config.mesh.fsdp={fsdp}'
     ((_, err),) = finish(launch(tmp_path / 'run', *mesh, devices=devices))

@@ -43,9 +43,9 @@ devices = {name: len(tpu_report.topology(name)) for name in ('v4:2x2x1', 'v5p:2x
 print(json.dumps([found, devices]))
 """
 CASES = [
-    ('v5e:2x2', 64, 0, 1),
-    ('v5e:4x4', 256, 0, 1),
-    ('v5e:2x2', 64, 0, 4),
+    ('v5e:2x2', 64, 1, 1),
+    ('v5e:4x4', 256, 1, 1),
+    ('v5e:2x2', 64, 1, 4),
     ('v5e:2x2', 64, 3, 1),
     ('v5e:2x2', 64, 6, 1),
 ]
