@@ -8,6 +8,6 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/command_line.sh
 source launch/environment.sh
-[[ $# -le 1 && ${1-} != -* ]] || fail "'$*' is no WORKDIR; write quickstart.sh, or quickstart.sh WORKDIR."
+[[ $# -le 1 && ${1-} != -* ]] || fail "'$*' is no WORKDIR; write quickstart.sh WORKDIR."
 make_environment requirements.txt
 exec .venv/bin/python -m td_jax.reproduce --tables=digits --workdir="${1:-runs/quickstart}"

@@ -79,8 +79,11 @@ remove() {
   tpu queued-resources delete "$name" --force
 }
 
-stay() {
-  say "$1 costs money; bash launch/tpu_vm.sh delete $name --zone=$zone ends that"
+# Ends with exit code $1 after saying what $2 says, and that the VM, or what $3 says, stays.
+leave() {
+  [ -z "$2" ] || say "$2"
+  say "${3:-$name is still there and} costs money; bash launch/tpu_vm.sh delete $name --zone=$zone ends that"
+  exit "$1"
 }
 
 # Prints what gcloud says of a queued-resources or a tpu-vm, nothing where it is not there. An answer that does
@@ -144,7 +147,7 @@ create() {
         ;;
       STOPPED | HIDDEN) say "$name is $STATE; start it, or delete it with launch/tpu_vm.sh delete $name --zone=$zone" && exit 1 ;;
       *)
-        trap 'stay "$name stays in the queue, and once it is made it"; exit 130' INT
+        trap 'leave 130 "" "$name stays in the queue, and once it is made it"' INT
         [ "$STATE" = "$before" ] || say "$name is $STATE; waiting"
         sleep "$pause"
         ;;
@@ -173,11 +176,7 @@ setup() {
 # Sets up what is not, and leaves alone what runs.
 prepare() {
   [ -n "$dry_run" ] || ! on_workers "bash td_jax/launch/worker.sh ready $commit" >/dev/null 2>&1 || return 0
-  if ! setup && survived; then
-    say 'the installation failed; what it said is above'
-    stay "$name is still there and"
-    exit 1
-  fi
+  setup || ! survived || leave 1 'the installation failed; what it said is above'
 }
 
 logs() {
@@ -185,16 +184,16 @@ logs() {
 }
 
 # CODE becomes how training ended on all workers together: the code of a failure if there is one, else 75 if
-# it was told to stop anywhere, else 0; `running`; or `unknown` where a worker does not answer.
+# it was told to stop anywhere, else 0. It is `running` or `none` where a worker says so, and `unknown` where one
+# does not answer.
 find_code() {
   local line lines
   CODE=unknown
-  lines=$(on_workers 'bash td_jax/launch/worker.sh code' 2>"$errors") || return 0
+  lines=$(on_workers 'bash td_jax/launch/worker.sh code') || return 0
   while read -r line; do
     case $CODE,${line#td_jax: } in
       *,"$line") ;;
-      *,running) CODE=running && return ;;
-      *,none) CODE=unknown && return ;;
+      *,running | *,none) CODE=${line#td_jax: } && return ;;
       unknown,* | 0,* | 75,[!0]*) CODE=${line#td_jax: } ;;
     esac
   done <<<"$lines"
@@ -208,41 +207,36 @@ survived() {
 }
 
 run() {
-  local silent=0 sure='' again
-  again=$(quoted env ${ENVIRONMENT[@]+"${ENVIRONMENT[@]}"} bash launch/worker.sh start --workdir="$workdir" "${TRAINING[@]}")
+  local silent=0 next=create start
+  start="cd td_jax && $(quoted env ${ENVIRONMENT[@]+"${ENVIRONMENT[@]}"} \
+    bash launch/worker.sh start --workdir="$workdir" "${TRAINING[@]}")"
   while true; do
-    if [ -z "$sure" ]; then
+    if [ $next = create ]; then
       create
-      trap 'say "training goes on; the same command shows it again"; stay "$name is still there and"; exit 130' INT
+      trap 'leave 130 "training goes on; the same command shows it again"' INT
       prepare
     fi
-    on_workers "cd td_jax && $again" || true
-    logs || true
-    find_code
+    CODE=none
+    if [ $next = follow ] || on_workers "$start"; then
+      logs || true
+      find_code
+    fi
     [ -z "$dry_run" ] || return 0
-    sure=''
-    [ "$CODE" = unknown ] || silent=0
+    next=create
     case $CODE in
-      0) stay "$name is still there and" && return ;;
-      75) sure=1 && say 'training was told to stop and has saved; calling it again' ;;
-      running) sure=1 && say 'the connection was lost; training goes on' ;;
-      unknown)
+      0) leave 0 '' ;;
+      75) next=start && say 'training was told to stop and has saved; calling it again' ;;
+      running) next=follow && say 'the connection was lost; training goes on' ;;
+      none | unknown)
         silent=$((silent + 1))
-        if survived && [ "$silent" -ge 5 ]; then
-          cat "$errors" >&2
-          say "$name is $STATE, but its workers do not answer; the same command tries again"
-          stay "$name is still there and"
-          exit 1
-        fi
-        ;;
-      *)
         if survived; then
-          say "training failed with exit code $CODE"
-          stay "$name is still there and"
-          exit "$CODE"
+          [ $silent -lt 5 ] || leave 1 "the workers of $name do not answer, as said above; the same command tries again"
+          [ "$CODE" = none ] && next=start || next=follow
         fi
         ;;
+      *) ! survived || leave "$CODE" "training failed with exit code $CODE" ;;
     esac
+    [[ $CODE = none || $CODE = unknown ]] || silent=0
     [ "$STATE" != READY ] || sleep "$pause"
   done
 }

@@ -51,8 +51,8 @@ case $verb in
   follow)
     [ -e .run/pid ] || exit 0
     pid=$(cat .run/pid)
-    while [ ! -e .run/code ] && kill -0 "$pid" 2>/dev/null; do sleep 0.2; done &
-    tail -s 0.1 -n 1000 --pid=$! -f .run/log | sed -u "s/^/[${HOSTNAME##*-w-}] /"
+    while [ ! -e .run/code ] && kill -0 "$pid" 2>/dev/null; do sleep 0.1; done &
+    tail -s 0.05 -n 1000 --pid=$! -f .run/log | sed -u "s/^/[${HOSTNAME##*-w-}] /"
     ;;
   code)
     if running; then echo 'td_jax: running'; else echo "td_jax: $(cat .run/code 2>/dev/null || echo none)"; fi

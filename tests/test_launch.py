@@ -1,6 +1,7 @@
 """The launchers, against a cloud that is a folder: a stand-in for gcloud whose machines are directories."""
 
 import copy
+import itertools
 import math
 import os
 import pathlib
@@ -50,11 +51,136 @@ def hears_control_c():
     signal.signal(signal.SIGINT, before)
 
 
+# --- On this machine -------------------------------------------------------------------------------
+
+HELPED = ('quickstart.sh', 'test.sh', 'local.sh', 'tpu_vm.sh', 'gke.sh', 'worker.sh')
+
+
+def listing(folder):
+    return sorted(path.relative_to(folder) for path in folder.rglob('*') if '.git' not in path.parts)
+
+
+@pytest.mark.parametrize(
+    ('name', 'arguments'),
+    [
+        *((name, [flag]) for name in HELPED for flag in ('--help', '-h')),
+        ('tpu_vm.sh', ['run', 'vit', '--help']),
+        ('gke.sh', ['vit', '--spot', '-h']),
+        ('local.sh', ['-n', '2', '--help', '--', '--config=c.py']),
+    ],
+    ids=lambda value: value if isinstance(value, str) else ' '.join(value),
+)
+def test_help_is_the_usage_and_nothing_else_happens(name, arguments, checkout, tmp_path):
+    script = checkout / 'launch' / name
+    before = listing(checkout)
+    done = subprocess.run(
+        ['bash', script, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=20
+    )
+    assert (done.returncode, done.stderr) == (0, '')
+    shebang, *lines = script.read_text().splitlines()
+    comment = list(itertools.takewhile(lambda line: line.startswith('#'), lines))
+    assert shebang == '#!/usr/bin/env bash'
+    assert done.stdout.splitlines() == [line.removeprefix('#').removeprefix(' ') for line in comment]
+    assert f'bash launch/{name}' in done.stdout
+    # Every option that it knows is in there.
+    options = re.findall(r"(?:OPTIONS|SWITCHES)\+?='([^']*)'", script.read_text())
+    for option in ' '.join(options).split():
+        assert option in done.stdout
+    assert listing(checkout) == before
+
+
+# Stands in for the Python that .venv is made with and for what is in there; calls are in $FOLDER/calls.
+VENV = """#!/usr/bin/env bash
+echo "$(basename "$0") $*" >>"$FOLDER/calls"
+case "$*" in
+  '-m venv .venv')
+    mkdir -p .venv/bin
+    for name in python ruff; do cp "$0" ".venv/bin/$name"; done ;;
+  *--target*) mkdir .venv/libtpu ;;
+  '-m pytest '*) exit "$CODE" ;;
+esac
+"""
+
+
+@pytest.fixture
+def fresh(checkout, tmp_path):
+    """Runs a script of a checkout without .venv; (exit code, stdout, stderr, what was called)."""
+    folder = tmp_path / 'fresh'
+    shutil.copytree(checkout, folder, ignore=shutil.ignore_patterns('.git'))
+    executable(tmp_path / 'python3', VENV)
+
+    def run(name, *arguments, code=0):
+        (tmp_path / 'calls').write_text('')
+        done = subprocess.run(
+            ['bash', folder / 'launch' / name, *arguments],
+            env={
+                **os.environ,
+                'PYTHON': str(tmp_path / 'python3'),
+                'FOLDER': str(tmp_path),
+                'CODE': str(code),
+            },
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=20,
+        )
+        return done.returncode, done.stdout, done.stderr, (tmp_path / 'calls').read_text().splitlines()
+
+    return run
+
+
+PIP = 'python -m pip install --quiet --disable-pip-version-check'
+RUFF = ['ruff check .', 'ruff format --check .']
+PYTEST = 'python -m pytest -n 2 --dist=loadfile'
+
+
+def test_quickstart_makes_the_environment_once_and_says_so(fresh):
+    code, out, err, (check, *calls) = fresh('quickstart.sh')
+    assert (code, err) == (0, '')
+    assert out == 'Installing requirements.txt into .venv (once, a few minutes) ...\n'
+    assert check.startswith('python3 -c import sys')
+    train = 'python -m td_jax.reproduce --tables=digits --workdir='
+    assert calls == ['python3 -m venv .venv', f'{PIP} -r requirements.txt', f'{train}runs/quickstart']
+    assert fresh('quickstart.sh', 'runs/mine') == (0, '', '', [f'{train}runs/mine'])
+    for arguments in (['--workdir=runs/mine'], ['a', 'b']):
+        message = f"quickstart.sh: '{' '.join(arguments)}' is no WORKDIR; write quickstart.sh WORKDIR.\n"
+        assert fresh('quickstart.sh', *arguments) == (2, '', message, [])
+
+
+def test_the_tests_say_how_long_they_took_and_leave_out_the_long_ones(fresh):
+    code, out, err, calls = fresh('test.sh', '--setup-only')
+    assert (code, err) == (0, '')
+    assert out.splitlines() == [
+        'Installing requirements-dev.txt into .venv (once, a few minutes) ...',
+        'The environment in .venv is ready.',
+    ]
+    assert f'{PIP} -r requirements-dev.txt' in calls and not any('pytest' in call for call in calls)
+    # The TPU compiler is installed once, too.
+    assert sum('libtpu' in call for call in calls) <= 1
+    took = r'The tests took \d+ min \d+ s\.'
+    for arguments, expected, said in (
+        ([], f'{PYTEST} -m not long', ' Without the long ones; --all runs them, too.'),
+        (['tests/test_a.py', '-x'], f'{PYTEST} -m not long tests/test_a.py -x', ' Without .*'),
+        (['--all'], PYTEST, ''),
+        (['--all', '-k', 'b'], f'{PYTEST} -k b', ''),
+    ):
+        code, out, err, calls = fresh('test.sh', *arguments)
+        assert (code, err, calls) == (0, '', [*RUFF, expected])
+        assert re.fullmatch(f'{took}{said}\n', out)
+    code, out, _, _ = fresh('test.sh', '--all', code=5)
+    assert code == 5 and re.fullmatch(f'{took}\n', out)
+
+
+def test_everything_is_tested_before_it_is_merged():
+    assert (ROOT / '.ci' / 'run').read_text().splitlines()[-1] == 'exec bash launch/test.sh --all'
+
+
 # --- A TPU VM --------------------------------------------------------------------------------------
 
 # $CLOUD/queued is what the queued resource is in, $CLOUD/state its VM, $CLOUD/worker-N the home of worker N.
 # Lines of $CLOUD/course are what the queued resource comes to be in, one a look, and then it is ACTIVE. Lines
-# of $CLOUD/refusals are what `create` and of $CLOUD/trouble what the others say instead, one a call.
+# of $CLOUD/refusals are what `create`, of $CLOUD/deaf what `ssh` and `scp`, and of $CLOUD/trouble what all
+# but `create` say instead, one a call.
 GCLOUD = r"""#!/usr/bin/env bash
 set -eu
 cd "$CLOUD"
@@ -131,6 +257,7 @@ case $kind,$verb in
   tpu-vm,describe) echo "$state" ;;
   tpu-vm,ssh | tpu-vm,scp)
     [ "$state" = READY ] || refuse "the VM is $state"
+    refuse_by deaf
     processes=() code=0
     for ((i = 0; i < WORKERS; i++)); do
       [[ $worker = all || $worker = "$i" ]] || continue
@@ -390,14 +517,14 @@ def test_run_calls_again_what_was_told_to_stop(cloud):
 
 def test_run_makes_a_preempted_vm_again_and_goes_on(tmp_path, checkout):
     cloud = Cloud(tmp_path, checkout, workers=1)
-    cloud.trains('preempted', '75', 'preempted', '0')
+    cloud.trains('preempted', '75', '0')
     code, out, err = cloud(*RUN, *CONFIG)
     assert code == 0, err
-    assert cloud.verbs() == ['create', 'scp', *['delete', 'create', 'scp'] * 2]
-    assert err.count('vit is SUSPENDED; deleting it to queue for a new one') == 2
+    assert cloud.verbs() == ['create', 'scp', 'delete', 'create', 'scp']
+    assert err.count('vit is SUSPENDED; deleting it to queue for a new one') == 1
     assert out.count('[0] argument --workdir=gs://b/run\n') >= 3
-    # The last VM is a new one and trained once.
-    assert cloud.starts() == 1
+    # The VM is a new one, which was called twice.
+    assert cloud.starts() == 2
 
 
 @pytest.mark.parametrize('course', [['ACTIVE'], ['ACTIVE', 'SUSPENDING', 'SUSPENDING', 'SUSPENDED']])
@@ -413,14 +540,15 @@ def test_a_queue_that_lags_behind_the_vm_is_no_trouble(course, tmp_path, checkou
     assert cloud.verbs() == ['delete', 'create', 'scp']
 
 
-@pytest.mark.parametrize(('ends', 'expected'), [(('3', '3'), 3), (('0', '2'), 2), (('75', '134'), 134)])
-def test_run_ends_with_the_code_of_a_failure(ends, expected, cloud):
-    cloud.trains(ends, '0')
-    code, _, err = cloud(*RUN, *CONFIG)
-    assert code == expected
-    assert f'training failed with exit code {expected}' in err
-    assert 'costs money' in err
-    assert cloud.starts() == 1
+def test_run_ends_with_the_code_of_a_failure(cloud):
+    cloud.trains(('3', '3'), ('0', '2'), ('75', '134'), '0')
+    for number, expected in enumerate((3, 2, 134), start=1):
+        code, _, err = cloud(*RUN, *CONFIG)
+        assert code == expected
+        assert f'training failed with exit code {expected}' in err
+        assert 'costs money' in err
+        assert cloud.starts() == number
+    # A failure is no reason to make anything again.
     assert cloud.verbs() == ['create', 'scp']
 
 
@@ -456,14 +584,6 @@ def test_a_disk_is_a_workdir(cloud):
     cloud.trains('0')
     assert cloud(*RUN, '--workdir=/mnt/disk/run', *CONFIG)[0] == 0
     assert [line for line in cloud.log(1) if 'workdir' in line] == ['argument --workdir=/mnt/disk/run']
-
-
-def test_run_installs_a_commit_once(cloud):
-    cloud.trains('1', '0')
-    assert cloud(*RUN, *CONFIG)[0] == 1
-    code, _, err = cloud(*RUN, *CONFIG)
-    assert code == 0, err
-    assert cloud.verbs() == ['create', 'scp']
 
 
 def test_code_can_come_from_a_repository(cloud, checkout):
@@ -577,6 +697,34 @@ def test_a_moment_without_the_cloud_does_not_end_a_run(cloud):
     code, _, err = cloud(*RUN, *CONFIG)
     assert code == 0, err
     assert 'create' not in cloud.verbs()[1:]
+
+
+def test_workers_that_cannot_be_reached_end_a_run(cloud):
+    assert cloud('create', 'vit', *PLACE, '--type=v5litepod-16')[0] == 0
+    cloud.script('deaf', *['Permission denied (publickey).'] * 100)
+    code, _, err = cloud(*RUN, *CONFIG)
+    assert code == 1
+    assert 'Permission denied (publickey).' in err
+    assert 'tpu_vm.sh: the installation failed; what it said is above' in err.splitlines()
+    assert 'vit is still there and costs money' in err
+
+
+@pytest.mark.parametrize('lines', [5, 1000])
+def test_training_goes_on_while_workers_cannot_be_reached(lines, cloud):
+    cloud.trains('wait', '0')
+    process = cloud.start_until_it_trains()
+    cloud.script('deaf', *['Connection timed out'] * lines)
+    (cloud.folder / 'go').touch()
+    code = process.wait(timeout=20)
+    err = (cloud.folder / 'err').read_text()
+    if lines == 5:
+        assert code == 0, err
+    else:
+        assert code == 1
+        assert 'the workers of vit do not answer, as said above; the same command tries again' in err
+        (cloud.folder / 'deaf').unlink()
+        assert cloud(*RUN, *CONFIG)[0] == 0
+    assert cloud.verbs() == ['create', 'scp']
 
 
 def test_logs_of_one_worker(cloud):
@@ -1099,6 +1247,40 @@ def test_bad_use_of_gke_is_one_line(arguments, message):
     assert (done.returncode, done.stdout) == (2, '')
     (line,) = done.stderr.splitlines()
     assert line.startswith(f'gke.sh: {message}')
+
+
+# --- SkyPilot --------------------------------------------------------------------------------------
+
+
+def test_the_task_of_skypilot_trains_as_the_other_launchers_do(checkout, tmp_path):
+    """Its fields were held against SkyPilot's own schema once; docs/cloud.md says with which version."""
+    task = yaml.safe_load((ROOT / 'launch' / 'skypilot.yaml').read_text())
+    assert task.keys() == {'name', 'workdir', 'resources', 'envs', 'setup', 'run'}
+    assert task['resources'].keys() == {
+        *('infra', 'accelerators', 'accelerator_args', 'use_spot', 'job_recovery'),
+    }
+    # What the launchers call by the same name, from the same table.
+    cloud_type = task['resources']['accelerators'].removeprefix('tpu-')
+    script = f'source launch/command_line.sh; type={cloud_type}; check_type; echo "$RUNTIME"'
+    runtime = subprocess.run(
+        ['bash', '-c', script], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    assert task['resources']['accelerator_args'] == {'runtime_version': runtime.strip()}
+    # 75 is "call me again".
+    assert task['resources']['job_recovery'] == {'recover_on_exit_codes': [75]}
+    # What has no value here has to be given.
+    assert {name for name, value in task['envs'].items() if value is None} == {'WORKDIR', 'TFDS_DATA_DIR'}
+    assert (ROOT / task['envs']['CONFIG']).exists()
+    folder = shutil.copytree(checkout, tmp_path / 'copy')
+    executable(tmp_path / 'python3', VENV)
+    environment = {**os.environ, 'PYTHON': str(tmp_path / 'python3'), 'FOLDER': str(tmp_path)}
+    environment |= task['envs'] | {'WORKDIR': 'gs://b/a run', 'TFDS_DATA_DIR': 'gs://b/tfds'}
+    for part in ('setup', 'run'):
+        subprocess.run(['bash', '-c', task[part]], cwd=folder, env=environment, check=True)
+    assert (tmp_path / 'calls').read_text().splitlines()[-2:] == [
+        f'{PIP} -r requirements-tpu.txt',
+        'python -m td_jax.main --distributed --config=configs/vit_imagenet.py --workdir=gs://b/a run',
+    ]
 
 
 # --- The documentation -----------------------------------------------------------------------------
