@@ -8,9 +8,7 @@ usage() {
 }
 case ${1-} in -h | --help) usage ;; esac
 
-say() {
-  echo "${0##*/}: $*" >&2
-}
+say() { echo "${0##*/}: $*" >&2; }
 
 # Says in one line what is wrong with the command and how to mend it, before anything has run.
 fail() {

@@ -71,13 +71,12 @@ tpu() {
   invoke gcloud compute tpus "$@" --zone="$zone" ${project:+"--project=$project"} --quiet
 }
 
+# A connection whose other end is gone is noticed within a minute.
 on_workers() {
-  tpu tpu-vm ssh "$name" --worker="$worker" --command="$1"
+  tpu tpu-vm ssh "$name" --worker="$worker" --ssh-flag=-oServerAliveInterval=20 --command="$1"
 }
 
-remove() {
-  tpu queued-resources delete "$name" --force
-}
+remove() { tpu queued-resources delete "$name" --force; }
 
 # Ends with exit code $1 after saying what $2 says, and that the VM, or what $3 says, stays.
 leave() {
@@ -109,9 +108,7 @@ find_state() {
 }
 
 # Whether waiting may mend what standard input says.
-passes() {
-  grep -qiE 'capacity|stockout|unavailable|internal error'
-}
+passes() { grep -qiE 'capacity|stockout|unavailable|internal error'; }
 
 enqueue() {
   local code=0
@@ -131,6 +128,7 @@ enqueue() {
 create() {
   local before=''
   while find_state && [ "$STATE" != READY ]; do
+    trap 'leave 130 "" "$name stays in the queue, and once it is made it"' INT
     case $STATE in
       missing)
         enqueue
@@ -147,7 +145,6 @@ create() {
         ;;
       STOPPED | HIDDEN) say "$name is $STATE; start it, or delete it with launch/tpu_vm.sh delete $name --zone=$zone" && exit 1 ;;
       *)
-        trap 'leave 130 "" "$name stays in the queue, and once it is made it"' INT
         [ "$STATE" = "$before" ] || say "$name is $STATE; waiting"
         sleep "$pause"
         ;;
@@ -179,9 +176,7 @@ prepare() {
   setup || ! survived || leave 1 'the installation failed; what it said is above'
 }
 
-logs() {
-  on_workers 'bash td_jax/launch/worker.sh follow'
-}
+logs() { on_workers 'bash td_jax/launch/worker.sh follow'; }
 
 # CODE becomes how training ended on all workers together: the code of a failure if there is one, else 75 if
 # it was told to stop anywhere, else 0. It is `running` or `none` where a worker says so, and `unknown` where one
