@@ -40,7 +40,7 @@ ALLOWED = {
     'td_jax.errors': set(),
     'td_jax.command_line': {'td_jax.errors'},
     'td_jax.devices': {'td_jax.errors'},
-    'td_jax.files': {'td_jax.errors'},
+    'td_jax.files': {'td_jax.errors', 'td_jax.devices'},
     'td_jax.data': {'td_jax.errors'},
     'td_jax.models': {'td_jax.errors', 'td_jax.devices.remat'},
     'td_jax.method.communication': set(),
