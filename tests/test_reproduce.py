@@ -54,27 +54,6 @@ def test_an_unknown_table_is_one_line_with_the_known_ones(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_a_flag_cannot_mean_is_one_line(tmp_path):
-    said = {
-        ('--tables=3,',): '--tables=3, has an empty name in its list; take a comma away.',
-        (
-            '--tables=3',
-            '--genres=Drama,,War',
-        ): '--genres=Drama,,War has an empty name in its list; take a comma away.',
-        ('--tables=4', '--datasets=,'): '--datasets=, has an empty name in its list; take a comma away.',
-        (
-            '--tables=4',
-            '--dry_run',
-            '--device_tflops=nan',
-        ): '--device_tflops is nan; it must be a finite number.',
-    }
-    processes = [start(*flags, f'--workdir={tmp_path / "t"}') for flags in said]
-    for process, text in zip(processes, said.values(), strict=True):
-        out, err = process.communicate()
-        assert (process.returncode, out, err) == (2, '', f'td_jax: {text}\n')
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_the_command_writes_what_it_shows_unless_told_only_to_show(tmp_path):
     root, table = tmp_path / 'runs', tables.TABLES['digits']
     configs = [cells.cell_config(table, '5 to 9', row) for row in table.rows]
