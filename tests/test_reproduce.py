@@ -57,10 +57,9 @@ def test_an_unknown_table_is_one_line_with_the_known_ones(tmp_path):
 def test_the_command_writes_what_it_shows_unless_told_only_to_show(tmp_path):
     root, table = tmp_path / 'runs', tables.TABLES['digits']
     configs = [cells.cell_config(table, '5 to 9', row) for row in table.rows]
-    shared = cells.shared_teacher_config(configs[-1])
-    teacher = cells.teacher_folder(root, shared)
+    teacher = cells.teacher_folder(root, configs[-1])
     runs = {cells.run_folder(root, config): config for config in configs}
-    for folder, config in {teacher: config_lib.teacher_run(shared), **runs}.items():
+    for folder, config in {teacher: config_lib.teacher_run(configs[-1]), **runs}.items():
         if config.method != 'supervised':
             config.teacher.checkpoint = str(teacher)
         result = dict.fromkeys(finished.RESULT_KEYS) | fake(0.9, teacher=None) | {'steps': config.num_steps}

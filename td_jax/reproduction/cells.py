@@ -5,7 +5,6 @@ table may be interrupted and made again, and a changed config is a new run. Runs
 teacher share one.
 """
 
-import hashlib
 import importlib
 import pathlib
 from typing import NamedTuple
@@ -13,7 +12,6 @@ from typing import NamedTuple
 import jax
 from etils import epath
 
-from configs import common
 from td_jax import config as config_lib
 from td_jax.devices import flops, sharding
 from td_jax.files import workdir
@@ -22,8 +20,6 @@ from td_jax.training import assembly
 from td_jax.training.run import train
 
 TUNED = pathlib.Path(__file__).parents[2] / 'configs' / 'tuned'
-# The parts of a config that do not make its teacher.
-OF_STUDENTS = ('method', 'ld', 'fd', 'fitnet', 'hybrid', 'td', 'logits', 'communication')
 
 
 def base_config(name: str):
@@ -57,46 +53,34 @@ def cell_config(table: tables.Table, column: str, row: str):
     method = table.rows[row]['method']
     apply_tuned(config, tuned(module), method)
     config.update_from_flattened_dict(table.rows[row])
+    if 'td.ramp_up' in table.rows[row]:
+        # The steps that train the parts alone come before those, chosen on validation data, that train all.
+        config.num_steps += sum(config.td.ramp_up)
     return config
-
-
-def digest(config) -> str:
-    """A short name of a config's content."""
-    return hashlib.sha256(config_lib.to_json(config).encode()).hexdigest()[:10]
 
 
 def run_folder(root: epath.Path, config) -> epath.Path:
     """Where a cell's run is, by method and content."""
-    return root / config.dataset.name / f'{config.method}-{digest(config)}'
+    return root / config.dataset.name / f'{config.method}-{config_lib.digest(config)}'
 
 
 def teacher_folder(root: epath.Path, config) -> epath.Path:
     """Where the teacher that these cells share is."""
-    return root / config.dataset.name / f'teacher-{digest(config_lib.teacher_run(config))}'
+    return root / config.dataset.name / f'teacher-{config_lib.digest(config_lib.teacher_run(config))}'
 
 
 def share_teacher(root: epath.Path, config) -> epath.Path:
     """Trains a config's teacher unless it is there; -> its folder."""
-    teacher = shared_teacher_config(config)
-    folder = teacher_folder(root, teacher)
-    train(config_lib.teacher_run(teacher), folder)
+    folder = teacher_folder(root, config)
+    train(config_lib.teacher_run(config), folder)
     return folder
-
-
-def shared_teacher_config(config):
-    """`config` with everything that does not make its teacher at the default."""
-    shared, defaults = config.copy_and_resolve_references(), common.get_config()
-    with shared.unlocked():
-        for key in OF_STUDENTS:
-            shared[key] = defaults[key]
-    return shared
 
 
 def run_cell(root: epath.Path, config) -> dict:
     """The result of a cell, run now if it is missing."""
     folder = run_folder(root, config)
     config = config.copy_and_resolve_references()
-    if assembly.has_teacher(config) and not config.teacher.pretrained:
+    if config_lib.has_teacher(config) and not config.teacher.pretrained:
         config.teacher.checkpoint = str(share_teacher(root, config))
     result = train(config, folder)
     # Hundreds of compiled programs in one process would fill the memory.

@@ -167,7 +167,7 @@ TABLES = {
         {
             'Add noise': {**_TD, 'td.noise_std': 0.1},
             'No noise': _TD,
-            'Train E, D separately': {**_TD, 'td.ramp_up': (200, 100)},
+            'Train E, D separately': {**_TD, 'td.ramp_up': (1000, 500)},
             'Train together': _TD,
         },
         'Train together',

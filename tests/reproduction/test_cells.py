@@ -56,20 +56,35 @@ def test_a_row_wins_over_what_was_tuned_and_that_over_the_column(monkeypatch):
     assert (config.teacher.num_steps, config.model.hidden) == (7, (8, 4))
 
 
+def test_steps_that_train_the_parts_apart_come_before_those_that_were_tuned():
+    table = tables.TABLES['8']
+    together = cells.cell_config(table, 'Genre 1', 'Train together')
+    apart = cells.cell_config(table, 'Genre 1', 'Train E, D separately')
+    # Section 6.5: the student for 1000 steps, then encoders and decoders for 500 or 1000.
+    assert apart.td.ramp_up == (1000, 500)
+    assert apart.num_steps == together.num_steps + 1500
+    assert config_lib.differences(apart, json.loads(config_lib.to_json(together))).keys() == {
+        'td.ramp_up',
+        'num_steps',
+    }
+
+
 def test_a_folders_name_says_the_config(small_config):
     root, config = pathlib.Path('root'), small_config()
     assert cells.run_folder(root, config) == cells.run_folder(root, small_config())
     assert cells.run_folder(root, config) != cells.run_folder(root, small_config(td__rounds=2))
     assert cells.run_folder(root, config).parent == root / 'digits'
-    assert cells.run_folder(root, config).name == f'td-{cells.digest(config)}'
+    assert cells.run_folder(root, config).name == f'td-{config_lib.digest(config)}'
 
 
 def test_a_teacher_is_shared_by_all_that_would_train_the_same(small_config):
     def teacher(**changes):
-        shared = cells.shared_teacher_config(small_config(**changes))
-        return cells.teacher_folder(pathlib.Path(), shared)
+        return cells.teacher_folder(pathlib.Path(), small_config(**changes))
 
     assert teacher() == teacher(method='ld', num_steps=9, model__hidden=(4, 4), optimizer__learning_rate=0.1)
+    assert teacher() == teacher(
+        td__rounds=5, communication__hidden=9, log_every=1, teacher__labels='auxiliary'
+    )
     assert teacher() != teacher(dataset__split='validation')
     assert teacher() != teacher(dataset__movie_oov_rate=0.3)
     assert teacher() != teacher(teacher__optimizer__learning_rate=0.1)
