@@ -113,7 +113,7 @@ def finished_with_teacher(folder: epath.Path, seed_index: int = 0) -> finished.F
       UserError: what `finished.load` raises, or the teacher is gone.
     """
     run = finished.load(folder, seed_index)
-    if not assembly.has_teacher(run.config):
+    if not config_lib.has_teacher(run.config):
         return run
     if not run.config.teacher.pretrained:
         check_run(run.config, folder_of(run.config, folder))
