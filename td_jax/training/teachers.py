@@ -11,6 +11,7 @@ from td_jax.data import base as data
 from td_jax.devices import processes
 from td_jax.errors import UserError
 from td_jax.files import checkpoints, workdir
+from td_jax.pretrained import architecture, fit
 from td_jax.training import assembly, dispatch, evaluation, finished, train_step
 
 
@@ -23,7 +24,7 @@ def pretrained_source(config, student_source: data.Source) -> data.Source:
       UserError: no such checkpoint, or one of another architecture than `config.teacher.model`.
     """
     checkpoint = pretrained.read(config.teacher.pretrained)
-    pretrained.check_architecture(checkpoint, config.teacher.model, 'teacher.model')
+    architecture.check_architecture(checkpoint, config.teacher.model, 'teacher.model')
     count = checkpoint.architecture.num_outputs
     if count == len(student_source.label_names):
         return student_source
@@ -69,8 +70,8 @@ def load(config, folder: epath.Path, source: data.Source) -> dispatch.Teacher:
     if config.teacher.pretrained:
         checkpoint = pretrained.read(config.teacher.pretrained)
         initial = assembly.untrained_teacher(config, source).params
-        params, report = pretrained.fit(checkpoint, initial)
-        processes.say(f'{config.teacher.pretrained}: {pretrained.describe(report)}')
+        params, report = fit.fit(checkpoint, initial)
+        processes.say(f'{config.teacher.pretrained}: {fit.describe(report)}')
         return dispatch.Teacher(model, source, params)
     place = folder_of(config, folder)
     with under('the teacher: '):
