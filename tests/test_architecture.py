@@ -46,6 +46,23 @@ ALLOWED = {
     'td_jax.method.communication': set(),
     'td_jax.method': {'td_jax.errors', 'td_jax.devices.remat', 'td_jax.models.base'},
     'td_jax.pretrained': {'td_jax.errors', 'td_jax.files.workdir', 'td_jax.models.vit'},
+    # What the command `inspect` prints.
+    'td_jax.pretrained.summary': {
+        'configs.common',
+        'td_jax.method.communication',
+        'td_jax.models',
+        'td_jax.pretrained',
+    },
+    'td_jax.exporting': {
+        'td_jax.errors',
+        'td_jax.data.base',
+        'td_jax.files.workdir',
+        'td_jax.models',
+        'td_jax.pretrained',
+        'td_jax.training.finished',
+        'td_jax.training.teachers',
+        'td_jax.training.train_step',
+    },
     'td_jax.config': {
         'configs.common',
         'td_jax.errors',
