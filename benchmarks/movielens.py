@@ -17,7 +17,10 @@ from absl import flags
 
 from benchmarks import products
 from configs import movielens
-from td_jax import command_line, data, dispatch, experiment, flops, objectives, sharding
+from td_jax import command_line, data
+from td_jax.devices import flops, sharding
+from td_jax.method import objectives
+from td_jax.training import assembly, dispatch
 
 CASES = {
     **{method: {'method': method} for method in objectives.METHODS if method != 'td'},
@@ -32,13 +35,13 @@ def measure(config, steps: int, repeats: int) -> dict:
       {'compile': seconds, 'operations': of one step of one seed, 'speed': seed-steps a second}
     """
     source, teacher = _parts(config)
-    run = experiment.assemble(config, source, teacher, sharding.make_mesh(config))
+    run = assembly.assemble(config, source, teacher, sharding.make_mesh(config))
     keys = dispatch.seed_keys(config)
     progress, order = run.started(run.init(keys)), run.feed(keys, 0)
     began = time.perf_counter()
-    compiled = run.compiled.lower(progress, order, run.constants, keys, 1).compile()
+    compiled = run.jitted.lower(progress, order, run.constants, keys, 1).compile()
     compile_seconds = time.perf_counter() - began
-    operations = flops.of(run.compiled, progress, order, run.constants, keys, 1) // config.num_seeds
+    operations = flops.of(run.jitted, progress, order, run.constants, keys, 1) // config.num_seeds
 
     fastest = np.inf
     for repeat in range(repeats + 1):
@@ -57,10 +60,10 @@ def measure(config, steps: int, repeats: int) -> dict:
 def _parts(config):
     """(the student's data, a teacher with random weights, which costs as much as a trained one)."""
     source = data.SOURCES[config.dataset.name](config.dataset, config.dataset)
-    if not objectives.METHODS[config.method].reads_teacher:
+    if not objectives.reads_teacher(config):
         return source, None
     theirs = data.SOURCES[config.dataset.name](config.dataset, config.teacher.dataset)
-    return source, experiment.untrained_teacher(config, theirs)
+    return source, assembly.untrained_teacher(config, theirs)
 
 
 def main():

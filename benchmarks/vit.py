@@ -16,9 +16,10 @@ from absl import flags
 
 from benchmarks import products
 from configs import vit_imagenet
-from td_jax import command_line, dispatch, experiment, flops, sharding
+from td_jax import command_line, pretrained
 from td_jax.data import images
-from td_jax.models import pretrained
+from td_jax.devices import flops, sharding
+from td_jax.training import assembly, dispatch
 
 
 def measure(config, repeats: int) -> dict:
@@ -27,11 +28,11 @@ def measure(config, repeats: int) -> dict:
     Returns:
       {'compile': seconds, 'seconds': of a step, 'operations': of a step, 'memory': bytes}
     """
-    source = images.stand_in(config.dataset, config.dataset)
+    source = images.abstract_source(config.dataset, config.dataset)
     theirs = source._replace(label_names=tuple(map(str, range(pretrained.PUBLIC_LABELS))))
     mesh = sharding.make_mesh(config)
-    teacher = experiment.untrained_teacher(config, theirs)
-    run = experiment.assemble(config, source, teacher, mesh)
+    teacher = assembly.untrained_teacher(config, theirs)
+    run = assembly.assemble(config, source, teacher, mesh)
     keys = dispatch.seed_keys(config)
     rng, side = np.random.default_rng(0), config.dataset.image_size
     examples = {
@@ -41,9 +42,9 @@ def measure(config, repeats: int) -> dict:
     examples = sharding.place_rows(examples, mesh, config.batch_size, axis=1)
     progress = run.started(run.init(keys))
     began = time.perf_counter()
-    compiled = run.compiled.lower(progress, run.constants, keys, examples).compile()
+    compiled = run.jitted.lower(progress, run.constants, keys, examples).compile()
     compile_seconds = time.perf_counter() - began
-    operations = flops.of(run.compiled, progress, run.constants, keys, examples)
+    operations = flops.of(run.jitted, progress, run.constants, keys, examples)
     memory = compiled.memory_analysis()
     fastest = np.inf
     for repeat in range(repeats + 1):

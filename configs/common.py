@@ -41,20 +41,21 @@ def model_config():
     model.epsilon = 1e-6
     # ViT: whether a Dense with tanh stands between the class token and the head.
     model.pre_logits = False
-    # ViT: what the forward pass keeps of a block for the gradient, a name of td_jax.kept.KEPT: everything,
-    # products, weight_products or nothing. The rest is computed again; less memory, the same results.
-    model.kept = 'everything'
+    # ViT: what the forward pass saves of a block for the gradient, a name of td_jax.devices.remat.POLICIES:
+    # everything_saveable, dots_saveable, dots_with_no_batch_dims_saveable or nothing_saveable. The rest is
+    # computed again; less memory, the same results.
+    model.remat_policy = 'everything_saveable'
     return model
 
 
 def optimizer_config():
     """The knobs of one training run's optimizer."""
     optimizer = ml_collections.ConfigDict()
-    # The update rule, a name of td_jax.optimizer.OPTIMIZERS: adamw or sgd.
+    # The update rule, a name of td_jax.training.optimizer.OPTIMIZERS: adamw or sgd.
     optimizer.name = 'adamw'
     # Peak learning rate.
     optimizer.learning_rate = 1e-3
-    # Shape of the learning rate after the warm-up, a name of td_jax.optimizer.SCHEDULES: constant or
+    # Shape of the learning rate after the warm-up, a name of td_jax.training.optimizer.SCHEDULES: constant or
     # cosine (to 0 at num_steps).
     optimizer.schedule = 'constant'
     # Steps over which the learning rate rises linearly from 0.
@@ -134,7 +135,7 @@ def get_config():
     """Returns a ConfigDict with every knob at its default."""
     config = ml_collections.ConfigDict()
 
-    # How the student is trained, a name of td_jax.objectives.METHODS: supervised (from scratch, no
+    # How the student is trained, a name of td_jax.method.objectives.METHODS: supervised (from scratch, no
     # teacher), ld, fd, fitnet, hybrid or td.
     config.method = 'td'
     # The first seed; run i of num_seeds uses seed + i for its initial parameters, data order and noise.
@@ -210,8 +211,9 @@ def get_config():
     config.td.reference = 'running'
     # Standard deviation of the Gaussian noise on what the teacher decodes, before it interprets it.
     config.td.noise_std = 0.0
-    # What the forward pass keeps of a round for the gradient, as in model.kept; counts from three rounds on.
-    config.td.kept = 'products'
+    # What the forward pass saves of a round for the gradient, as in model.remat_policy; counts from three
+    # rounds on.
+    config.td.remat_policy = 'dots_saveable'
     # Steps that train the student alone, then steps that train only the communication modules, before
     # everything is trained together; both count towards num_steps.
     config.td.ramp_up = (0, 0)

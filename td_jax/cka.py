@@ -21,10 +21,14 @@ import numpy as np
 from absl import flags
 
 import td_jax
-from td_jax import command_line, experiment, objectives, train_step, workdir
+from td_jax import command_line
 from td_jax.data import base as data
 from td_jax.errors import UserError
+from td_jax.files import workdir
+from td_jax.method import objectives
 from td_jax.models import base
+from td_jax.training import finished as finished_runs
+from td_jax.training import teachers, train_step
 
 ESTIMATOR = (
     'linear CKA, the biased estimator from HSIC: |Yc^T Xc|^2 / (|Xc^T Xc| |Yc^T Yc|), Frobenius norms, '
@@ -140,7 +144,7 @@ def gather(source: data.Source, count: int) -> dict[int, dict[str, np.ndarray]]:
     }
 
 
-def states_of(finished: experiment.Finished):
+def states_of(finished: finished_runs.Finished):
     """Makes f(examples) -> {name: [n, ...]}, what both models of a run compute without dropout.
 
     The names are those of STUDENT and TEACHER, the messages among them where the method has encoders.
@@ -177,7 +181,7 @@ def states_of(finished: experiment.Finished):
     return states
 
 
-def compare(finished: experiment.Finished, classes: dict) -> dict[int, dict[str, float]]:
+def compare(finished: finished_runs.Finished, classes: dict) -> dict[int, dict[str, float]]:
     """CKA of each class between all that the student and the teacher have.
 
     Args:
@@ -253,7 +257,7 @@ def analyse(folders, examples: int, seed_index: int = 0) -> Comparison:
         )
     if len(set(folders)) < len(folders):
         raise UserError('--workdir names the same folder twice.')
-    runs = [experiment.load_finished(folder, seed_index) for folder in folders]
+    runs = [teachers.finished_with_teacher(folder, seed_index) for folder in folders]
     names = _names(runs, folders)
     for folder, run in zip(folders, runs, strict=True):
         if run.teacher is None:

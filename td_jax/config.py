@@ -8,11 +8,12 @@ import numbers
 import ml_collections
 
 from configs import common
-from td_jax import objectives, optimizer
 from td_jax.data import SOURCES
+from td_jax.devices.remat import POLICIES
 from td_jax.errors import UserError
-from td_jax.kept import KEPT
+from td_jax.method import objectives
 from td_jax.models import MODELS, vit
+from td_jax.training import optimizer
 
 # What a name may be, by key.
 CHOICES = {
@@ -24,9 +25,9 @@ CHOICES = {
     'teacher.model.initial': ('random',),
     'model.activation': vit.ACTIVATIONS,
     'teacher.model.activation': vit.ACTIVATIONS,
-    'model.kept': KEPT,
-    'teacher.model.kept': KEPT,
-    'td.kept': KEPT,
+    'model.remat_policy': POLICIES,
+    'teacher.model.remat_policy': POLICIES,
+    'td.remat_policy': POLICIES,
     'model.name': MODELS,
     'teacher.model.name': MODELS,
     'optimizer.name': optimizer.OPTIMIZERS,

@@ -27,10 +27,13 @@ import jax.export
 import numpy as np
 from absl import flags
 
-from td_jax import command_line, experiment, train_step, workdir
+from td_jax import command_line, pretrained
 from td_jax.data import base as data
 from td_jax.errors import UserError
-from td_jax.models import base, pretrained, vit
+from td_jax.files import workdir
+from td_jax.models import base, vit
+from td_jax.training import finished as finished_runs
+from td_jax.training import teachers, train_step
 
 # Where a StableHLO program runs.
 PLATFORMS = ('cpu', 'cuda', 'tpu')
@@ -189,7 +192,7 @@ class Format(NamedTuple):
 
     default: name in the run's folder where no --output is given
     misfit(config.model) -> why it cannot hold such a model, or None
-    write(path, experiment.Finished): makes the file or folder
+    write(path, Finished): makes the file or folder
     """
 
     default: str
@@ -250,7 +253,7 @@ def milliseconds(model: base.Model, params, inputs) -> float:
     return 1000 * best / len(logits)
 
 
-def comparison(finished: experiment.Finished) -> str:
+def comparison(finished: finished_runs.Finished) -> str:
     """The size and the speed of a student beside its teacher's, one line each under a header."""
     models = {'student': (finished.student, finished.source, _student(finished))}
     if finished.teacher:
@@ -294,7 +297,7 @@ def export(folder: pathlib.Path, name: str, output: pathlib.Path | None = None, 
         raise UserError(f'{path} is there already; delete it or choose another --output.')
     if output and not path.parent.is_dir():
         raise UserError(f'--output {path} cannot be written: its folder is missing.')
-    finished = experiment.load_finished(folder, seed_index)
+    finished = teachers.finished_with_teacher(folder, seed_index)
     check_format(name, finished.config)
     compared = comparison(finished)
     try:

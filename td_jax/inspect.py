@@ -29,7 +29,8 @@ def report(location: str) -> str:
     """
     # Imported here: they take seconds, and a mistake in an argument is told without them.
     from configs import common
-    from td_jax.models import pretrained, vit
+    from td_jax import pretrained
+    from td_jax.models import vit
 
     config = common.get_config()
     checkpoint = pretrained.read(location)
@@ -97,8 +98,9 @@ def _states(architecture, config):
     """The shapes of s, e and the message. A block keeps the shape, so they are the same at every split."""
     import jax
 
-    from td_jax import communication
-    from td_jax.models import base, pretrained
+    from td_jax import pretrained
+    from td_jax.method import communication
+    from td_jax.models import base
 
     model = base.from_module(pretrained.module_of(architecture, split=architecture.sizes.layers // 2))
     encoder = communication.Encoder(

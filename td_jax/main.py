@@ -19,17 +19,19 @@ def main():
     num_processes = flags.DEFINE_integer('num_processes', None, 'Several processes: how many.', lower_bound=1)
     process_id = flags.DEFINE_integer('process_id', None, 'Several processes: which this is, from 0.')
 
-    def train():
+    def command():
         # Imported here: it takes seconds, and a mistake in a flag is told without them.
-        from td_jax import experiment, processes, workdir
+        from td_jax.devices import processes
+        from td_jax.files import workdir
+        from td_jax.training.run import describe, train
 
         processes.start(coordinator.value, num_processes.value, process_id.value, cluster.value)
         processes.stop_on_sigterm()
-        result = experiment.run(config.value, workdir.resolve(folder.value))
+        result = train(config.value, workdir.resolve(folder.value))
         if processes.is_main():
-            print(experiment.describe(result))
+            print(describe(result))
 
-    command_line.run(train, required=('config', 'workdir'))
+    command_line.run(command, required=('config', 'workdir'))
 
 
 if __name__ == '__main__':

@@ -2,7 +2,7 @@
 
     python -m td_jax.reproduce --tables=3 --genres=Drama,War --workdir=runs/tables
 
-Every cell is a run of td_jax.experiment in a folder of its own, so this may be interrupted and called
+Every cell is a run of td_jax.training.run in a folder of its own, so this may be interrupted and called
 again; a folder's name holds a digest of its config, so a changed config is a new run. Tables are data: a
 table names its config, what each column and each row changes in it, and the row that others are compared
 with.
@@ -19,8 +19,12 @@ import numpy as np
 from absl import flags
 
 from configs import common
-from td_jax import command_line, evaluation, experiment, flops, sharding, workdir
+from td_jax import command_line
 from td_jax import config as config_lib
+from td_jax.devices import flops, sharding
+from td_jax.files import workdir
+from td_jax.training import assembly, evaluation
+from td_jax.training.run import train
 
 GENRES = ('Drama', 'Comedy', 'Action', 'Thriller', 'Romance', 'Adventure', 'Sci-Fi', 'War')
 PAPER = pathlib.Path(__file__).parent / 'paper_tables.json'
@@ -245,7 +249,7 @@ def share_teacher(root: pathlib.Path, config) -> pathlib.Path:
     """Trains a config's teacher unless it is there; -> its folder."""
     teacher = shared_teacher_config(config)
     folder = teacher_folder(root, teacher)
-    experiment.run(config_lib.teacher_run(teacher), folder)
+    train(config_lib.teacher_run(teacher), folder)
     return folder
 
 
@@ -262,9 +266,9 @@ def run_cell(root: pathlib.Path, config) -> dict:
     """The result of a cell, run now if it is missing."""
     folder = run_folder(root, config)
     config = config.copy_and_resolve_references()
-    if experiment.reads_teacher(config) and not config.teacher.pretrained:
+    if assembly.has_teacher(config) and not config.teacher.pretrained:
         config.teacher.checkpoint = str(share_teacher(root, config))
-    result = experiment.run(config, folder)
+    result = train(config, folder)
     # Hundreds of compiled programs in one process would fill the memory.
     jax.clear_caches()
     return result
@@ -481,8 +485,8 @@ def plan(names, genres, datasets, root: pathlib.Path, device_tflops: float) -> s
         if folder in seen:
             continue
         seen.add(folder)
-        outline = experiment.outline(config, sharding.make_mesh(config))
-        of_step = flops.of(outline.compiled, *outline.arguments)
+        abstract = assembly.abstract_images(config, sharding.make_mesh(config))
+        of_step = flops.of(abstract.jitted, *abstract.arguments)
         operations = of_step * config.num_steps
         is_there = stored_cell(root, config) is not None
         total += 0 if is_there else operations

@@ -21,8 +21,10 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from td_jax import command_line, experiment, flops, hlo, sharding
+from td_jax import command_line
+from td_jax.devices import flops, hlo, sharding
 from td_jax.errors import UserError
+from td_jax.training import assembly
 
 
 class Chip(NamedTuple):
@@ -85,10 +87,10 @@ def report(config, name: str) -> dict:
     chip = CHIPS[name.partition(':')[0]]
     devices = topology(name)
     mesh = sharding.make_mesh(config, devices)
-    outline = experiment.outline(config, mesh)
-    operations = flops.of(outline.compiled, *outline.arguments) / len(devices)
+    abstract = assembly.abstract_images(config, mesh)
+    operations = flops.of(abstract.jitted, *abstract.arguments) / len(devices)
     began = time.perf_counter()
-    compiled = outline.compiled.lower(*outline.arguments).compile()
+    compiled = abstract.jitted.lower(*abstract.arguments).compile()
     compile_seconds = time.perf_counter() - began
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
     program = hlo.parse(compiled.as_text())
@@ -125,8 +127,8 @@ def report(config, name: str) -> dict:
         'collectives': {kind: list(value) for kind, value in found.items()},
         # Bytes of all devices together, in float32.
         'parameters': {
-            **{group: _parameters(tree) for group, tree in outline.progress.state.params.items()},
-            'teacher': _parameters(outline.constants.teacher_params),
+            **{group: _parameters(tree) for group, tree in abstract.progress.state.params.items()},
+            'teacher': _parameters(abstract.constants.teacher_params),
         },
         'roofline': {**times, 'binds': binds, 'seconds': times[binds]},
         'seconds_by_compiler': hlo.cycles(program) / chip.clock,

@@ -6,7 +6,7 @@
 A random search of the same number of trials for every method, in two stages: the weights of its terms, at
 the learning rate, dropout and weight decay that the student from scratch chose, and then these at the best
 weights. (Drawn all at once, a good learning rate meets good weights too rarely.) Each trial is a run of
-td_jax.experiment on the training period without its last tenth, evaluated there every `eval_every` steps;
+td_jax.training.run on the training period without its last tenth, evaluated there every `eval_every` steps;
 the best mean over the seeds chooses the trial and, as the learning rate is constant, the number of steps.
 Restartable: a finished trial is read from its folder.
 """
@@ -18,10 +18,13 @@ import pathlib
 import numpy as np
 from absl import flags
 
-from td_jax import command_line, evaluation, metric_log, objectives, reproduce, workdir
+from td_jax import command_line, reproduce
 from td_jax import config as config_lib
 from td_jax.data import SOURCES
 from td_jax.errors import UserError
+from td_jax.files import metric_log, workdir
+from td_jax.method import objectives
+from td_jax.training import evaluation
 
 _WEIGHTS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 # What the second stage draws from, for every method; the only one of supervised runs.

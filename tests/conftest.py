@@ -11,7 +11,7 @@ import jax
 import pytest
 
 from configs import digits
-from td_jax import checkpoints, metric_log, workdir
+from td_jax.files import checkpoints, metric_log, workdir
 
 # A shape that broadcasts by accident is an error.
 jax.config.update('jax_numpy_rank_promotion', 'raise')

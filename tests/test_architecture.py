@@ -1,6 +1,7 @@
 """What holds for the code as a whole: who imports whom, who reads which knob, what stays out."""
 
 import ast
+import graphlib
 import importlib
 import pathlib
 import re
@@ -10,7 +11,9 @@ import pytest
 
 from configs import common, digits
 from td_jax import config as config_lib
-from td_jax import experiment, metric_log, objectives
+from td_jax.files import metric_log
+from td_jax.method import objectives
+from td_jax.training.run import train
 
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / 'td_jax'
@@ -28,82 +31,62 @@ CONFIGS = [
     path.stem for path in sorted((ROOT / 'configs').glob('*.py')) if path.stem not in ('__init__', 'common')
 ]
 
-# module -> the modules of this project that it may import.
+# The commands. Each stands on the rooms below, and on no other command.
+COMMANDS = {
+    f'td_jax.{name}' for name in ('main', 'reproduce', 'tune', 'export', 'cka', 'inspect', 'tpu_report')
+}
+# A module, or all modules of a room -> what they may import beside their own room, whole rooms or modules.
 ALLOWED = {
-    'td_jax': set(),
     'td_jax.errors': set(),
-    'td_jax.kept': set(),
-    'td_jax.communication': {'td_jax.kept'},
-    'td_jax.models.base': {'td_jax.errors'},
-    'td_jax.models.mlp': {'td_jax.errors', 'td_jax.models.base'},
-    'td_jax.models.vit': {'td_jax.errors', 'td_jax.kept', 'td_jax.models.base'},
-    'td_jax.models.pretrained': {'td_jax.errors', 'td_jax.workdir', 'td_jax.models.vit'},
-    'td_jax.models': {'td_jax.models.mlp', 'td_jax.models.vit'},
-    'td_jax.data.base': set(),
-    'td_jax.data.prepared': {'td_jax.errors'},
-    'td_jax.data.digits': {'td_jax.errors', 'td_jax.data.base'},
-    'td_jax.data.movielens': {'td_jax.errors', 'td_jax.data.base', 'td_jax.data.prepared'},
-    'td_jax.data.images': {'td_jax.errors', 'td_jax.data.base'},
-    'td_jax.data.cifar': {
-        'td_jax.errors',
-        'td_jax.data.base',
-        'td_jax.data.images',
-        'td_jax.data.prepared',
-    },
-    'td_jax.data.imagenet': {
-        'td_jax.errors',
-        'td_jax.data.base',
-        'td_jax.data.images',
-        'td_jax.data.prepared',
-    },
-    'td_jax.data': {
-        'td_jax.data.cifar',
-        'td_jax.data.digits',
-        'td_jax.data.imagenet',
-        'td_jax.data.movielens',
-    },
-    'td_jax.objectives': {'td_jax.errors', 'td_jax.communication', 'td_jax.models.base'},
-    'td_jax.train_step': {'td_jax.objectives', 'td_jax.models.base'},
-    'td_jax.optimizer': set(),
-    'td_jax.flops': set(),
-    'td_jax.hlo': set(),
-    'td_jax.processes': {'td_jax.errors'},
-    'td_jax.sharding': {'td_jax.errors'},
-    'td_jax.evaluation': {'td_jax.sharding', 'td_jax.data.base', 'td_jax.models.base'},
-    'td_jax.dispatch': {'td_jax.sharding', 'td_jax.train_step', 'td_jax.data.base', 'td_jax.models.base'},
-    'td_jax.workdir': {'td_jax.errors'},
-    'td_jax.metric_log': {'td_jax.errors', 'td_jax.workdir'},
-    'td_jax.checkpoints': {'td_jax.errors', 'td_jax.workdir'},
+    'td_jax.command_line': {'td_jax.errors'},
+    'td_jax.devices': {'td_jax.errors'},
+    'td_jax.files': {'td_jax.errors'},
+    'td_jax.data': {'td_jax.errors'},
+    'td_jax.models': {'td_jax.errors', 'td_jax.devices.remat'},
+    'td_jax.method.communication': set(),
+    'td_jax.method': {'td_jax.errors', 'td_jax.devices.remat', 'td_jax.models.base'},
+    'td_jax.pretrained': {'td_jax.errors', 'td_jax.files.workdir', 'td_jax.models.vit'},
     'td_jax.config': {
         'configs.common',
         'td_jax.errors',
-        'td_jax.kept',
-        'td_jax.objectives',
-        'td_jax.optimizer',
         'td_jax.data',
+        'td_jax.devices.remat',
+        'td_jax.method',
         'td_jax.models',
-        'td_jax.models.vit',
+        'td_jax.training.optimizer',
     },
-    'td_jax.command_line': {'td_jax.errors'},
-    'td_jax.inspect': {
-        'configs.common',
-        'td_jax.errors',
-        'td_jax.command_line',
-        'td_jax.communication',
+    'td_jax.training.optimizer': set(),
+    'td_jax.training.train_step': {'td_jax.method', 'td_jax.models.base'},
+    'td_jax.training.dispatch': {
+        'td_jax.data.base',
+        'td_jax.devices',
         'td_jax.models.base',
-        'td_jax.models.vit',
-        'td_jax.models.pretrained',
+        'td_jax.training.train_step',
+    },
+    'td_jax.training.evaluation': {'td_jax.data.base', 'td_jax.devices', 'td_jax.models.base'},
+    'td_jax.training': {
+        'td_jax.errors',
+        'td_jax.config',
+        'td_jax.data',
+        'td_jax.devices',
+        'td_jax.files',
+        'td_jax.method',
+        'td_jax.models',
+        'td_jax.pretrained',
     },
 }
-# Where the parts meet; they import what they need, but not one another, save in this order.
-TOP = (
-    'td_jax.experiment',
-    'td_jax.main',
-    'td_jax.reproduce',
-    'td_jax.tune',
-    'td_jax.export',
-    'td_jax.cka',
-    'td_jax.tpu_report',
+# From the top of a run down: a module imports none that stands before it.
+TRAINING = (
+    'run',
+    'loop',
+    'preflight',
+    'teachers',
+    'finished',
+    'assembly',
+    'dispatch',
+    'evaluation',
+    'train_step',
+    'optimizer',
 )
 
 
@@ -122,21 +105,58 @@ def imports_of(name, source):
     return {module for module in found if module.split('.')[0] in ('td_jax', 'configs')}
 
 
-@pytest.mark.parametrize('name', MODULES)
+IMPORTS = {name: imports_of(name, path.read_text()) - {'td_jax'} for name, path in MODULES.items()}
+
+
+def is_in(module, place):
+    """Whether a module is the place, or lies in it."""
+    return module == place or module.startswith(f'{place}.')
+
+
+@pytest.mark.parametrize('name', sorted(MODULES.keys() - {'td_jax'}))
 def test_imports_point_down(name):
-    imported = imports_of(name, MODULES[name].read_text()) - {'td_jax'}
-    if name in TOP:
-        above = set(TOP[TOP.index(name) + 1 :])
-        assert not imported & above
-        assert 'td_jax.main' not in imported
-    else:
-        assert name in ALLOWED, f'{name} is new: say what it may import'
-        assert imported <= ALLOWED[name]
+    if name in COMMANDS:
+        assert not IMPORTS[name] & COMMANDS
+        return
+    places = [place for place in ALLOWED if is_in(name, place)]
+    assert places, f'{name} is new: say what it may import'
+    # The most exact of them. What is allowed of a whole room has the room itself open, too.
+    place = max(places, key=len)
+    room = {place} if place == '.'.join(name.split('.')[:2]) else set()
+    for module in IMPORTS[name]:
+        assert any(is_in(module, allowed) for allowed in ALLOWED[place] | room), f'{name} imports {module}'
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    graph = {name: modules & MODULES.keys() for name, modules in IMPORTS.items()}
+    # Raises a CycleError.
+    order = list(graphlib.TopologicalSorter(graph).static_order())
+    assert set(order) == MODULES.keys()
+
+
+def test_a_run_goes_down_the_house_and_never_up():
+    assert {f'td_jax.training.{name}' for name in TRAINING} | {'td_jax.training'} == {
+        name for name in MODULES if is_in(name, 'td_jax.training')
+    }
+    for i, name in enumerate(TRAINING):
+        above = {f'td_jax.training.{other}' for other in TRAINING[:i]}
+        assert not IMPORTS[f'td_jax.training.{name}'] & above, name
+
+
+def test_a_finished_run_is_read_without_the_loop():
+    reached, new = set(), {'td_jax.export', 'td_jax.cka'}
+    while new:
+        reached |= new
+        new = set().union(*(IMPORTS.get(name, set()) for name in new)) - reached
+    assert 'td_jax.training.finished' in reached
+    assert not reached & {'td_jax.training.loop', 'td_jax.training.run', 'td_jax.training.preflight'}
 
 
 def test_only_the_step_differentiates():
     calls = re.compile(r'jax\.(value_and_)?grad\b|jax\.vjp\b|jax\.jacobian\b')
-    assert {name for name, path in MODULES.items() if calls.search(path.read_text())} == {'td_jax.train_step'}
+    assert {name for name, path in MODULES.items() if calls.search(path.read_text())} == {
+        'td_jax.training.train_step'
+    }
 
 
 def names_read(source):
@@ -179,7 +199,7 @@ def test_a_knob_that_nothing_reads_is_found():
 def test_every_weight_belongs_to_a_term(small_config, tmp_path, method):
     """Every method trains; what it logs beside the task is what it has weights for."""
     config = small_config(method=method, num_steps=2, teacher__num_steps=2, td__weights__logits=0.5)
-    result = experiment.run(config, tmp_path)
+    result = train(config, tmp_path)
     (line,) = [line for line in metric_log.read(tmp_path) if 'train_loss' in line]
     assert set(config[method].weights) <= {name.removeprefix('train_') for name in line}
     assert all(np.isfinite(value) for value in line.values())
@@ -229,7 +249,7 @@ def test_every_config_trains(request, tmp_path, name):
     config.update_from_flattened_dict(SMALL)
     if config.model.name == 'vit':
         config.update_from_flattened_dict(SMALL_VIT)
-    result = experiment.run(config, tmp_path)
+    result = train(config, tmp_path)
     assert result['steps'] == 2
     assert np.isfinite(result['mean'])
 
@@ -253,7 +273,7 @@ def test_what_is_deprecated_or_unsafe_stays_out():
         '/wo' + 'rk/',
         '/ho' + 'me/',
     ]
-    assert PACKAGE / 'experiment.py' in SCRIPTS
+    assert PACKAGE / 'training' / 'run.py' in SCRIPTS
     for path in SCRIPTS:
         text = path.read_text()
         assert [word for word in words if word in text] == [], path

@@ -10,9 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from td_jax import cka, experiment, train_step
+from td_jax import cka
 from td_jax.data import base as data
 from td_jax.errors import UserError
+from td_jax.training import teachers, train_step
+from td_jax.training.run import train
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -62,7 +64,7 @@ def runs(small_config, tmp_path_factory):
     root, teacher = tmp_path_factory.mktemp('runs'), {}
     for method in ('td', 'ld'):
         config = small_config(method=method, num_steps=2, teacher__num_steps=1, **teacher)
-        experiment.run(config, root / method)
+        train(config, root / method)
         teacher = {'teacher__checkpoint': str(root / 'td' / 'teacher')}
     return root
 
@@ -201,7 +203,7 @@ def test_a_stream_is_read_until_all_classes_are_full():
 
 def test_it_is_of_what_both_models_compute(runs):
     """One pair of one class, from the models themselves."""
-    finished = experiment.load_finished(runs / 'td', 1)
+    finished = teachers.finished_with_teacher(runs / 'td', 1)
     found = cka.analyse([runs / 'td'], examples=6, seed_index=1)
     rows = np.flatnonzero(finished.source.evaluation['labels'] == 2)[:6]
     inputs = {'image': finished.source.evaluation['image'][rows]}
@@ -258,7 +260,7 @@ def test_the_command_writes_numbers_and_a_picture(runs, tmp_path):
 @pytest.fixture
 def few(monkeypatch):
     """A function ({class: examples}): what is left of the evaluation examples of the digits' runs."""
-    load = experiment.load_finished
+    load = teachers.finished_with_teacher
 
     def leave(counts):
         def loaded(folder, seed_index=0):
@@ -268,7 +270,7 @@ def few(monkeypatch):
             evaluation = data.take(finished.source.evaluation, np.concatenate(rows))
             return finished._replace(source=finished.source._replace(evaluation=evaluation))
 
-        monkeypatch.setattr(experiment, 'load_finished', loaded)
+        monkeypatch.setattr(teachers, 'finished_with_teacher', loaded)
 
     return leave
 
@@ -294,7 +296,7 @@ def test_no_class_with_enough_examples_is_refused(runs, few):
 
 
 def test_a_student_that_computes_the_same_for_all_is_aligned_with_nothing(runs, monkeypatch):
-    load = experiment.load_finished
+    load = teachers.finished_with_teacher
 
     def dead(folder, seed_index=0):
         finished = load(folder, seed_index)
@@ -306,7 +308,7 @@ def test_a_student_that_computes_the_same_for_all_is_aligned_with_nothing(runs, 
         )
         return finished._replace(params=params, student=student)
 
-    monkeypatch.setattr(experiment, 'load_finished', dead)
+    monkeypatch.setattr(teachers, 'finished_with_teacher', dead)
     found = cka.analyse([runs / 'ld'], examples=5)
     assert {value for row in found.values['ld'].values() for value in row.values()} == {0.0}
 
@@ -353,14 +355,14 @@ def test_a_mistake_is_one_line(runs, tmp_path, arguments, text):
 def test_runs_that_cannot_be_compared_are_refused(runs, monkeypatch):
     with pytest.raises(UserError, match='the same folder twice'):
         cka.analyse([runs / 'td', runs / 'td'], examples=5)
-    load = experiment.load_finished
+    load = teachers.finished_with_teacher
 
     def changed(folder, seed_index=0):
         finished = load(folder, seed_index)
         source = finished.source._replace(name='other' if folder.name == 'ld' else 'some')
         return finished._replace(source=source)
 
-    monkeypatch.setattr(experiment, 'load_finished', changed)
+    monkeypatch.setattr(teachers, 'finished_with_teacher', changed)
     with pytest.raises(UserError, match=r'different data: some \(test\), other \(test\)\.'):
         cka.analyse([runs / 'td', runs / 'ld'], examples=5)
 
@@ -368,6 +370,6 @@ def test_runs_that_cannot_be_compared_are_refused(runs, monkeypatch):
         finished = load(folder, seed_index)
         return finished._replace(source=finished.source._replace(task='regression'))
 
-    monkeypatch.setattr(experiment, 'load_finished', ratings)
+    monkeypatch.setattr(teachers, 'finished_with_teacher', ratings)
     with pytest.raises(UserError, match='has no classes to compare by'):
         cka.analyse([runs / 'td'], examples=5)

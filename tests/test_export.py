@@ -12,11 +12,14 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from td_jax import experiment, export, train_step
+from td_jax import export, pretrained
 from td_jax.data import SOURCES, cifar
 from td_jax.data import base as data
 from td_jax.errors import UserError
-from td_jax.models import base, pretrained
+from td_jax.models import base
+from td_jax.training import assembly, train_step
+from td_jax.training import finished as finished_runs
+from td_jax.training.run import train
 
 ROOT = pathlib.Path(__file__).parents[1]
 GOLDEN = ROOT / 'tests' / 'golden'
@@ -40,7 +43,7 @@ def run_command(*arguments):
 def mlp_run(small_config, tmp_path_factory):
     """The workdir of a finished TD run between MLPs."""
     folder = tmp_path_factory.mktemp('mlp')
-    experiment.run(small_config(num_steps=2, teacher__num_steps=1), folder)
+    train(small_config(num_steps=2, teacher__num_steps=1), folder)
     return folder
 
 
@@ -81,14 +84,14 @@ def finished_vit(vit_config, images):
         config = vit_config(**changes)
         config.compute_dtype = compute_dtype
         source = SOURCES['cifar10'](config.dataset, config.dataset)
-        model = experiment.build_model(config, config.model, source)
+        model = assembly.build_model(config, config.model, source)
         inputs = source.inputs(source.tables, data.one_example(source), None)
         rng = np.random.default_rng(3)
         params = jax.tree.map(
             lambda leaf: rng.normal(size=leaf.shape).astype(np.float32),
             jax.eval_shape(model.init, jax.random.key(0), inputs),
         )
-        return experiment.Finished(config, source, model, {train_step.STUDENT: params}, None)
+        return finished_runs.Finished(config, source, model, {train_step.STUDENT: params})
 
     return make
 
@@ -180,8 +183,8 @@ def test_the_folder_says_how_images_are_shown(finished_vit, tmp_path):
 
 def test_a_trained_vit_goes_out_and_comes_back(vit_config, images, shown, tmp_path):
     """The whole way, of the second seed, which is not the first."""
-    experiment.run(vit_config(), tmp_path / 'run')
-    first, second = (experiment.load_finished(tmp_path / 'run', i) for i in range(2))
+    train(vit_config(), tmp_path / 'run')
+    first, second = (finished_runs.load(tmp_path / 'run', i) for i in range(2))
     text = export.export(tmp_path / 'run', 'safetensors', seed_index=1)
     made, *_, student, where = text.splitlines()
     assert made == str(tmp_path / 'run' / 'student_safetensors')
@@ -224,14 +227,14 @@ def test_stablehlo_of_an_mlp_holds_its_parameters(mlp_run, tmp_path):
         [sys.executable, '-c', code, path], capture_output=True, text=True, check=True, cwd=tmp_path
     )
     two, three = json.loads(done.stdout)
-    expected = logits_of(experiment.load_finished(mlp_run), np.full((3, 64), 0.5, np.float32))
+    expected = logits_of(finished_runs.load(mlp_run), np.full((3, 64), 0.5, np.float32))
     np.testing.assert_allclose(three, expected, atol=1e-6)
     np.testing.assert_allclose(two, expected[:2], atol=1e-6)
 
 
 def test_several_inputs_enter_by_name(mlp_run):
     """As those of a recommender do."""
-    finished = experiment.load_finished(mlp_run)
+    finished = finished_runs.load(mlp_run)
 
     def inputs(tables, examples, key):
         return {'half': examples['image'][:, :32], 'rest': examples['image'][:, 32:]}
@@ -264,7 +267,7 @@ def test_the_command_says_size_and_speed_beside_the_teachers(mlp_run, tmp_path):
 
 
 def test_fewer_examples_than_are_timed_are_repeated(mlp_run):
-    source = experiment.load_finished(mlp_run).source
+    source = finished_runs.load(mlp_run).source
     few = source._replace(evaluation={'labels': np.arange(3)})
     np.testing.assert_array_equal(export.examples_of(few, 7)['labels'], [0, 1, 2, 0, 1, 2, 0])
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from configs import common
-from td_jax import inspect
-from td_jax.models import pretrained, vit
+from td_jax import inspect, pretrained
+from td_jax.models import vit
 
 ROOT = pathlib.Path(__file__).parents[1]
 GOLDEN = ROOT / 'tests' / 'golden'

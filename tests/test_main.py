@@ -13,7 +13,10 @@ import time
 import pytest
 
 from configs import digits
-from td_jax import config, experiment, metric_log, workdir
+from td_jax import config
+from td_jax.devices import processes
+from td_jax.files import metric_log, workdir
+from td_jax.training.run import describe, train
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -70,7 +73,7 @@ def start_until(action, moment, count, arguments):
 @pytest.fixture(scope='module')
 def compiled(uninterrupted, settings, tmp_path_factory):
     """A run like that one, after which all that it needs is compiled."""
-    experiment.run(settings, tmp_path_factory.mktemp('compiled') / 'run')
+    train(settings, tmp_path_factory.mktemp('compiled') / 'run')
 
 
 @pytest.fixture(scope='module')
@@ -96,7 +99,7 @@ def taught(uninterrupted, tmp_path):
 def test_a_run_shows_its_progress_and_ends_with_one_line(uninterrupted, settings, outcome):
     folder, out, err = uninterrupted
     result = outcome(folder)['result']
-    assert out == experiment.describe(result) + '\n'
+    assert out == describe(result) + '\n'
     assert out.startswith('td on digits 5, 6, 7, 8, 9: test accuracy 0.')
     assert out.endswith(' (2 seeds, 24 steps)\n')
     *progress, last = err.splitlines()
@@ -138,7 +141,7 @@ def test_twenty_kills_in_a_row_change_nothing(uninterrupted, compiled, flags, se
     saving = f'{folder}/checkpoints'
     moments = [
         *[(folder, chance.randrange(1, 200)) for _ in range(3)],
-        ('td_jax.evaluation:_batches', 1),
+        ('td_jax.training.evaluation:_batches', 1),
         *[(folder, chance.randrange(1, 6)) for _ in range(2)],
         *[('.orbax-checkpoint-tmp', chance.randrange(1, 20)) for _ in range(2)],
         *[(saving, chance.randrange(1, 20)) for _ in range(6)],
@@ -156,9 +159,11 @@ def test_twenty_kills_in_a_row_change_nothing(uninterrupted, compiled, flags, se
         process.kill()
         process.communicate()
     # The last evaluation, when every step is done and saved.
-    assert ended(start_until('kill', 'td_jax.evaluation:_batches', 1, arguments))[0] == -signal.SIGKILL
+    assert (
+        ended(start_until('kill', 'td_jax.training.evaluation:_batches', 1, arguments))[0] == -signal.SIGKILL
+    )
     assert not (folder / 'result.json').exists()
-    experiment.run(settings, folder)
+    train(settings, folder)
     assert outcome(folder) == outcome(uninterrupted[0])
     assert has_all_events(folder)
 
@@ -182,7 +187,7 @@ def test_a_run_killed_while_it_saves_ends_the_same(uninterrupted, compiled, taug
         found.append((code, sorted(int(path.name) for path in checkpoints.iterdir() if path.name.isdigit())))
     killed = -signal.SIGKILL
     assert found == [(killed, [2]), (killed, [2, 4]), (killed, [6, 8]), (killed, [22, 24])]
-    experiment.run(settings, taught)
+    train(settings, taught)
     assert outcome(taught) == outcome(uninterrupted[0])
     assert has_all_events(taught)
 
@@ -216,7 +221,7 @@ def test_control_c_is_one_line_and_the_same_command_continues(
     part = f'{taught}/checkpoints/22.orbax-checkpoint-tmp/state'
     assert is_interrupted(start_until('interrupt', part, 2, arguments))
     assert not (taught / 'result.json').exists()
-    experiment.run(settings, taught)
+    train(settings, taught)
     assert outcome(taught) == outcome(uninterrupted[0])
 
 
@@ -232,8 +237,8 @@ def test_a_disk_that_is_full_at_the_last_save(uninterrupted, taught, flags, sett
     # With room again it goes on from the one before.
     with pytest.MonkeyPatch.context() as patch:
         said = []
-        patch.setattr(experiment, '_say', said.append)
-        experiment.run(settings, taught)
+        patch.setattr(processes, 'say', said.append)
+        train(settings, taught)
     assert said[0] == 'continues at step 22 of 24'
     assert outcome(taught) == outcome(uninterrupted[0])
 
@@ -281,7 +286,7 @@ def test_a_small_disk_that_fills_up(uninterrupted, taught, flags, settings, tmp_
     found = tmp_path / 'found'
     assert not (found / 'result.json').exists()
     assert any(path.name.isdigit() for path in (found / 'checkpoints').iterdir())
-    experiment.run(settings, found)
+    train(settings, found)
     assert outcome(found) == outcome(uninterrupted[0])
 
 

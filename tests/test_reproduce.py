@@ -12,7 +12,10 @@ import scipy.stats
 
 from configs import common
 from td_jax import config as config_lib
-from td_jax import experiment, objectives, reproduce, workdir
+from td_jax import reproduce
+from td_jax.files import workdir
+from td_jax.method import objectives
+from td_jax.training import finished, loop
 
 PAPER = json.loads(reproduce.PAPER.read_text())['tables']
 WITH_RUNS = {name: t for name, t in reproduce.TABLES.items() if isinstance(t, reproduce.Table)}
@@ -134,7 +137,7 @@ def tiny(monkeypatch, small_config):
         {SCRATCH: {'method': 'supervised'}, 'LD': {'method': 'ld'}, 'Teacher': reproduce.TEACHER},
         SCRATCH,
     )
-    trained, finish = [], experiment._Run.finish
+    trained, finish = [], loop.Loop.finish
 
     def counted(self):
         trained.append(self.config.method)
@@ -148,7 +151,7 @@ def tiny(monkeypatch, small_config):
         'base_config',
         lambda name: small_config(teacher__dataset__classes=(5, 6, 7, 8, 9), teacher__labels='shared'),
     )
-    monkeypatch.setattr(experiment._Run, 'finish', counted)
+    monkeypatch.setattr(loop.Loop, 'finish', counted)
     return trained
 
 
@@ -363,7 +366,7 @@ def test_the_command_writes_what_it_shows_unless_told_only_to_show(tmp_path):
     for folder, config in {teacher: config_lib.teacher_run(shared), **runs}.items():
         if config.method != 'supervised':
             config.teacher.checkpoint = str(teacher)
-        result = dict.fromkeys(experiment.RESULT_KEYS) | fake(0.9, teacher=None) | {'steps': config.num_steps}
+        result = dict.fromkeys(finished.RESULT_KEYS) | fake(0.9, teacher=None) | {'steps': config.num_steps}
         folder.mkdir(parents=True)
         workdir.write(folder / workdir.CONFIG, config_lib.to_json(config))
         workdir.write(folder / workdir.RESULT, json.dumps(result))

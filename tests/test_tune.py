@@ -10,7 +10,9 @@ import types
 import pytest
 
 from td_jax import config as config_lib
-from td_jax import evaluation, metric_log, reproduce, tune
+from td_jax import reproduce, tune
+from td_jax.files import metric_log
+from td_jax.training import evaluation
 
 SPACE = {'a': (1, 2, 3), 'b': ('x', 'y')}
 

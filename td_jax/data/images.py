@@ -100,7 +100,7 @@ def _mirrored(images, mirror):
 FACTS = {'cifar10': (10, 50_000, 32), 'cifar100': (100, 50_000, 32), 'imagenet': (1000, 1_281_167, 0)}
 
 
-def stand_in(config, task) -> data.Source:
+def abstract_source(config, task) -> data.Source:
     """A Source of the shapes of an image data set, without its images, for what only counts or compiles.
 
     Args:

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax.numpy as jnp
 
+from td_jax.devices.remat import POLICIES
 from td_jax.errors import UserError
-from td_jax.kept import KEPT
 from td_jax.models import base
 
 # 'gelu_tanh' is what google-research/vision_transformer computes, 'gelu' what Hugging Face calls so.
@@ -101,7 +101,7 @@ class ViT(nn.Module):
       activation: a name of ACTIVATIONS.
       epsilon: of every LayerNorm.
       pre_logits: whether a Dense with tanh stands before the head.
-      kept: what of a block is kept for the gradient, a name of KEPT.
+      remat_policy: what of a block is saved for the gradient, a name of remat.POLICIES.
       dtype: of the computation; parameters, LayerNorm statistics, softmax and logits are float32.
     """
 
@@ -113,15 +113,15 @@ class ViT(nn.Module):
     activation: str
     epsilon: float
     pre_logits: bool
-    kept: str
+    remat_policy: str
     dtype: str
 
     def setup(self):
         self.embedding = nn.Dense(self.sizes.width, dtype=self.dtype)
         kind = Block
-        if self.kept != 'everything':
+        if self.remat_policy != 'everything_saveable':
             # Argument 2 of Block.__call__, itself being 0, is a bool of Python.
-            kind = nn.remat(Block, policy=KEPT[self.kept], static_argnums=(2,))
+            kind = nn.remat(Block, policy=POLICIES[self.remat_policy], static_argnums=(2,))
         block = functools.partial(kind, self.sizes, self.dropout, self.activation, self.epsilon, self.dtype)
         self.blocks = [block(name=f'block_{i}') for i in range(self.sizes.layers)]
         self.norm = nn.LayerNorm(epsilon=self.epsilon, dtype=self.dtype)
@@ -238,7 +238,7 @@ def build(config, vocabularies: dict[str, int], num_outputs: int, dtype: str) ->
         config.activation,
         config.epsilon,
         config.pre_logits,
-        config.kept,
+        config.remat_policy,
         dtype,
     )
     return base.from_module(module)

@@ -1,0 +1,1 @@
+"""Devices and processes, and what a program costs on them."""

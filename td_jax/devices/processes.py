@@ -1,0 +1,153 @@
+"""The processes of a run: how they find each other, which one speaks, and how all of them stop.
+
+One process is the usual case, and all of this then does nothing. Of several, process 0 alone writes files
+and prints; what it reads or refuses, the others learn from it.
+"""
+
+import json
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from td_jax.errors import UserError
+
+# Seconds without a sign of life after which the other processes give a process up.
+HEARTBEAT_SECONDS = 60
+
+# Whether this process heard SIGTERM, and how often all of them asked whether to stop.
+_stop = {'asked': False, 'calls': 0}
+
+
+def start(coordinator: str | None, num_processes: int | None, process_id: int | None, cluster: bool):
+    """Joins the other processes of a run, before anything asks for a device.
+
+    Args:
+      coordinator: HOST:PORT of process 0, with num_processes and process_id; None for a single process.
+      num_processes: how many.
+      process_id: which this is, from 0.
+      cluster: whether the three are to be found out from the cluster: a TPU pod, Slurm, GKE.
+
+    Raises:
+      UserError: flags that do not fit each other, or processes that did not find each other.
+    """
+    named = {'coordinator': coordinator, 'num_processes': num_processes, 'process_id': process_id}
+    missing = [name for name, value in named.items() if value is None]
+    if cluster and len(missing) < len(named):
+        raise UserError(
+            '--distributed finds the other processes by itself; leave out --coordinator and others.'
+        )
+    if missing and len(missing) < len(named):
+        raise UserError(
+            f'--{missing[0]} is missing; --coordinator, --num_processes and --process_id go together.'
+        )
+    if missing and not cluster:
+        return
+    if not cluster and not 0 <= process_id < num_processes:
+        raise UserError(
+            f'--process_id is {process_id}; with --num_processes={num_processes} it is less, from 0.'
+        )
+    try:
+        jax.distributed.initialize(
+            coordinator_address=coordinator,
+            num_processes=num_processes,
+            process_id=process_id,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+        )
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f'the processes of the run did not find each other: {reason[:300]}') from error
+
+
+def is_main() -> bool:
+    """Whether this is the process that writes and speaks."""
+    return jax.process_index() == 0
+
+
+def say(line: str):
+    """Prints a line on stderr, of several processes only once."""
+    if is_main():
+        print(line, file=sys.stderr, flush=True)
+
+
+def together(check: Callable[[], Any]):
+    """What `check()` gives in this process; where it refuses in one process, all of them refuse.
+
+    Args:
+      check: waits for no other process.
+
+    Raises:
+      UserError: in every process, that of the first process that raised one.
+    """
+    if jax.process_count() == 1:
+        return check()
+    value, refusal = None, b''
+    try:
+        value = check()
+    except UserError as error:
+        refusal = str(error).encode()
+    sizes = multihost_utils.process_allgather(np.array(len(refusal)))
+    if not sizes.any():
+        return value
+    content = np.zeros(sizes.max(), np.uint8)
+    content[: len(refusal)] = np.frombuffer(refusal, np.uint8)
+    first = int(np.flatnonzero(sizes)[0])
+    said = bytes(multihost_utils.process_allgather(content)[first, : sizes[first]]).decode()
+    raise UserError(f'{said} (process {first})')
+
+
+def from_main(make: Callable[[], Any]):
+    """What `make()` gives in process 0, as JSON holds it, in every process; it runs there alone.
+
+    Raises:
+      UserError: in every process, where `make` raises one in process 0.
+    """
+    if jax.process_count() == 1:
+        return make()
+    said = b''
+    if is_main():
+        try:
+            said = json.dumps({'value': make()}).encode()
+        except UserError as error:
+            said = json.dumps({'error': str(error)}).encode()
+    size = int(multihost_utils.broadcast_one_to_all(np.array(len(said))))
+    content = np.zeros(size, np.uint8)
+    content[: len(said)] = np.frombuffer(said, np.uint8)
+    outcome = json.loads(bytes(np.asarray(multihost_utils.broadcast_one_to_all(content))))
+    if 'error' in outcome:
+        raise UserError(outcome['error'])
+    return outcome['value']
+
+
+def arrays_from_main(tree, like):
+    """The arrays that process 0 has, in every process.
+
+    Args:
+      tree: numpy arrays; what other processes pass is not read.
+      like: a tree of the same shapes and types.
+    """
+    if jax.process_count() == 1:
+        return tree
+    if not is_main():
+        tree = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like)
+    return jax.tree.map(np.asarray, multihost_utils.broadcast_one_to_all(tree))
+
+
+def stop_on_sigterm():
+    """From now on SIGTERM, which a machine gets before it is taken away, asks the run to stop."""
+    _stop['asked'] = False
+    if jax.process_count() == 1:
+        signal.signal(signal.SIGTERM, lambda *_: _stop.update(asked=True))
+
+
+def is_asked_to_stop() -> bool:
+    """Whether the run is to stop now; every process asks as often, and all hear the same."""
+    if jax.process_count() == 1:
+        return _stop['asked']
+    # JAX lets all of them stop at the call after the last that one of them had made; it counts by ones.
+    _stop['calls'] += 1
+    return multihost_utils.reached_preemption_sync_point(_stop['calls'])

@@ -1,0 +1,107 @@
+"""From a config to the functions of a run: its data, its models, its step."""
+
+import jax
+
+from td_jax.data import SOURCES, images
+from td_jax.data import base as data
+from td_jax.method import objectives
+from td_jax.models import MODELS, base
+from td_jax.training import dispatch, optimizer, train_step
+
+# Classes of ImageNet-21k, which the public checkpoints predict.
+PUBLIC_LABELS = 21_843
+
+
+def load_source(config, task) -> data.Source:
+    """The data of `config.dataset`, cut for a task: `config.dataset` or `config.teacher.dataset`."""
+    return SOURCES[config.dataset.name](config.dataset, task)
+
+
+def build_model(config, model_config, source: data.Source) -> base.Model:
+    """The model of `config.model` or `config.teacher.model` for some data."""
+    build = MODELS[model_config.name]
+    return build(model_config, source.vocabularies, len(source.label_names), config.compute_dtype)
+
+
+def one_input(source: data.Source) -> dict:
+    """What a model is given of one training example, {name: [1, ...]}."""
+    return source.inputs(source.tables, data.one_example(source), None)
+
+
+def parameter_shapes(config, model_config, source: data.Source):
+    """The shapes and types of a model's parameters, nothing computed."""
+    model = build_model(config, model_config, source)
+    return jax.eval_shape(lambda key: model.init(key, one_input(source)), jax.random.key(0))
+
+
+def same_labels(student_source: data.Source, teacher_source: data.Source) -> bool:
+    """Whether two models predict the same things in the same order."""
+    return tuple(student_source.label_names) == tuple(teacher_source.label_names)
+
+
+def has_teacher(config) -> bool:
+    """Whether a run has a teacher: its method reads one, or its student starts from one."""
+    return objectives.reads_teacher(config) or config.model.initial == 'teacher'
+
+
+def untrained_teacher(config, source: data.Source) -> dispatch.Teacher:
+    """A teacher with random parameters, which costs as much as a trained one."""
+    model = build_model(config, config.teacher.model, source)
+    params = model.init(jax.random.key(config.teacher.seed), one_input(source))
+    return dispatch.Teacher(model, source, params)
+
+
+def abstract_teacher(config, source: data.Source) -> dispatch.Teacher:
+    """A teacher whose parameters are shapes."""
+    model = build_model(config, config.teacher.model, source)
+    return dispatch.Teacher(model, source, parameter_shapes(config, config.teacher.model, source))
+
+
+def assemble(config, source: data.Source, teacher: dispatch.Teacher | None, mesh) -> dispatch.Dispatch:
+    """The functions of a run from its parts.
+
+    Args:
+      config: of the run.
+      source: the student's data.
+      teacher: the frozen model, or None.
+      mesh: the devices, by sharding.make_mesh.
+    """
+    return dispatch.make_dispatch(*_parts(config, source, teacher, mesh))
+
+
+def abstract(config, source: data.Source, teacher: dispatch.Teacher | None, mesh) -> dispatch.Abstract:
+    """What `assemble` would compile; any array may be a shape, and the devices need not be there."""
+    return dispatch.make_abstract(*_parts(config, source, teacher, mesh))
+
+
+def _parts(config, source, teacher, mesh):
+    student = build_model(config, config.model, source)
+    tx, learning_rate = optimizer.make_optimizer(config.optimizer, config.num_steps)
+    copies_head = teacher is not None and same_labels(source, teacher.source)
+    num_labels = len(source.label_names)
+    step = train_step.make_step(student, tx, learning_rate, source.task, num_labels, config, copies_head)
+    # A student that only starts from its teacher does not listen to it.
+    listened_to = teacher if objectives.reads_teacher(config) else None
+    start = teacher.params if config.model.initial == 'teacher' else None
+    return step, source, listened_to, config, mesh, start
+
+
+def abstract_images(config, mesh) -> dispatch.Abstract:
+    """What a run on images would compile, without its data, its checkpoint or its devices.
+
+    Args:
+      config: of the run, checked.
+      mesh: the devices, by sharding.make_mesh.
+
+    Raises:
+      UserError: data that is not images, or models that do not fit it.
+    """
+    source = images.abstract_source(config.dataset, config.dataset)
+    if not has_teacher(config):
+        return abstract(config, source, None, mesh)
+    task = config.dataset if config.teacher.pretrained else config.teacher.dataset
+    teacher_source = images.abstract_source(config.dataset, task)
+    if config.teacher.pretrained:
+        teacher_source = teacher_source._replace(label_names=tuple(map(str, range(PUBLIC_LABELS))))
+    objectives.check_labels(config, source.label_names, teacher_source.label_names)
+    return abstract(config, source, abstract_teacher(config, teacher_source), mesh)

@@ -1,0 +1,338 @@
+"""Many steps of many seeds, on data that lives on the device or streams to it.
+
+Seeds run side by side under vmap. With data on the device, steps run in a while loop whose bounds are
+arguments, so that one compiled program serves any number of steps and a run that was cut in other places
+computes the same bits. With a stream, each step is a dispatch of its own, and nothing waits for it.
+"""
+
+import collections
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from td_jax.data import base as data
+from td_jax.devices import sharding
+from td_jax.models import base
+from td_jax.training import train_step
+
+# Steps of a stream that may be on their way to the device at once; each holds a batch.
+IN_FLIGHT = 2
+# Examples at once where the teacher's states are computed for all of them.
+TEACHER_BATCH = 1024
+
+
+class Teacher(NamedTuple):
+    """A frozen model and how the examples of its student are shown to it."""
+
+    model: base.Model
+    source: data.Source  # its `inputs` and `tables` read a student's examples
+    params: Any
+
+
+class Constants(NamedTuple):
+    """Everything a step reads that training does not change, on the device."""
+
+    train: dict[str, jax.Array] | None  # None where examples stream
+    tables: Any
+    teacher_tables: Any
+    teacher_params: Any
+    teacher_states: base.Activations | None  # of every training example, where they are computed once
+
+
+class Progress(NamedTuple):
+    """Where training stands."""
+
+    state: train_step.TrainState  # of all seeds, stacked
+    sums: dict[str, jax.Array]  # {metric: [seeds]}, summed over the steps since it was started
+    finite: jax.Array  # whether every loss was; state.step stays where one was not
+
+
+class Dispatch(NamedTuple):
+    """A run's functions.
+
+    constants: what a step reads, on the device
+    init(keys [seeds]) -> TrainState of all seeds, stacked
+    started(state) -> Progress from there, nothing summed yet
+    feed(keys, step) -> where the examples from `step` on come from: the order of the examples in the
+      epoch, or an iterator over a stream
+    run(progress, feed, keys, step, stop) -> (progress, feed)
+      trains from `step`, where progress.state is, until `stop`, or until a loss is not finite. `feed` is that
+      of `step`, and of `stop` again. A progress and an order are donated. It does not wait for the result.
+    jitted: the jitted function behind `run`
+    """
+
+    constants: Constants
+    init: Callable[..., train_step.TrainState]
+    started: Callable[[train_step.TrainState], Progress]
+    feed: Callable[..., Any]
+    run: Callable[..., tuple[Progress, Any]]
+    jitted: Callable[..., Any]
+
+
+def seed_keys(config) -> jax.Array:
+    """One key a seed, [num_seeds]."""
+    return jax.vmap(jax.random.key)(config.seed + jnp.arange(config.num_seeds))
+
+
+def streams(key):
+    """The random streams of a seed: initial parameters, order of examples, inputs, training."""
+    return jax.random.split(key, 4)
+
+
+def make_dispatch(
+    step: train_step.Step, source: data.Source, teacher: Teacher | None, config, mesh, start=None
+) -> Dispatch:
+    """Compiles nothing yet; makes the functions of a run.
+
+    Args:
+      step: the functions of one seed.
+      source: the student's data.
+      teacher: None for a method without one.
+      config: the run's config.
+      mesh: the devices, by sharding.make_mesh.
+      start: the teacher's parameters, for a student that starts from them, else None.
+    """
+    constants = _constants(source, teacher, config, mesh, sharding.place)
+    parts = _Parts(step, source, teacher, config, mesh)
+    whole = sharding.replicated(mesh)
+    shapes = parts.progress_shapes(constants, start)
+    init = jax.jit(parts.init, out_shardings=parts.shardings(shapes).state)
+    jitted = parts.jitted(shapes)
+    if start is not None:
+        # On all devices; where the student listens to its teacher, too, the same arrays.
+        placed = sharding.of_parameters(mesh, start)
+        start = constants.teacher_params if teacher else sharding.place(start, placed)
+
+    def placed_init(keys):
+        return init(constants, sharding.place(keys, whole), start)
+
+    def started(state):
+        sums = {name: np.zeros(metric.shape, metric.dtype) for name, metric in shapes.sums.items()}
+        return Progress(state, *sharding.place((sums, np.array(True)), whole))
+
+    if not isinstance(source.train, dict):
+        feed, run = _streamed(jitted, constants, source, config, mesh)
+        return Dispatch(constants, placed_init, started, feed, run, jitted)
+
+    order_of = jax.jit(parts.order, out_shardings=whole)
+
+    def feed(keys, step):
+        return order_of(sharding.place(keys, whole), step)
+
+    def run(progress, order, keys, step, stop):
+        return jitted(progress, order, constants, sharding.place(keys, whole), stop)
+
+    return Dispatch(constants, placed_init, started, feed, run, jitted)
+
+
+class Abstract(NamedTuple):
+    """A run's step before anything is placed or computed: what the compiler is given.
+
+    jitted: the jitted function behind Dispatch.run
+    arguments: the shapes, types and shardings of what it is called with
+    progress, constants: those among them that hold parameters
+    """
+
+    jitted: Callable[..., Any]
+    arguments: tuple
+    progress: Progress
+    constants: Constants
+
+
+def make_abstract(
+    step: train_step.Step, source: data.Source, teacher: Teacher | None, config, mesh, start=None
+) -> Abstract:
+    """What `make_dispatch` would compile; takes the same, of which any array may be a ShapeDtypeStruct.
+
+    The devices of the mesh need not be there. Teacher states are not computed ahead.
+    """
+    constants = _constants(source, teacher, config, mesh, sharding.abstract)
+    parts = _Parts(step, source, teacher, config, mesh)
+    whole = sharding.replicated(mesh)
+    keys = sharding.abstract(jax.eval_shape(lambda: seed_keys(config)), whole)
+    shapes = parts.progress_shapes(constants, start)
+    progress = sharding.abstract(shapes, parts.shardings(shapes))
+    jitted = parts.jitted(shapes)
+    if isinstance(source.train, dict):
+        order = sharding.abstract(jax.eval_shape(parts.order, keys, 0), whole)
+        return Abstract(jitted, (progress, order, constants, keys, 1), progress, constants)
+    examples = sharding.abstract(parts.example_shapes(), sharding.batched(mesh, axis=1))
+    return Abstract(jitted, (progress, constants, keys, examples), progress, constants)
+
+
+class _Parts:
+    """The pure functions that `make_dispatch` compiles."""
+
+    def __init__(self, step, source, teacher, config, mesh):
+        self.step, self.source, self.teacher, self.config, self.mesh = step, source, teacher, config, mesh
+        self.num_examples = data.count(source.train)
+        self.steps_per_epoch = self.num_examples // config.batch_size
+
+    def example_shapes(self):
+        """{name: [seeds, batch, ...]} of a step."""
+        shape = self.config.num_seeds, self.config.batch_size
+        return {
+            name: jax.ShapeDtypeStruct((*shape, *x.shape[1:]), x.dtype)
+            for name, x in data.one_example(self.source).items()
+        }
+
+    def progress_shapes(self, constants, start) -> Progress:
+        """The shapes and types of a Progress."""
+        keys = jax.eval_shape(lambda: seed_keys(self.config))
+        state = jax.eval_shape(self.init, constants, keys, start)
+        _, sums, finite = jax.eval_shape(self.all_seeds, constants, state, keys, self.example_shapes(), None)
+        return Progress(state, sums, finite)
+
+    def shardings(self, shapes: Progress) -> Progress:
+        """Where a Progress is."""
+        whole = sharding.replicated(self.mesh)
+        state = sharding.of_parameters(self.mesh, shapes.state, first_axis=1)
+        return Progress(state, jax.tree.map(lambda _: whole, shapes.sums), whole)
+
+    def jitted(self, shapes: Progress):
+        """The function that trains."""
+        progress = self.shardings(shapes)
+        if isinstance(self.source.train, dict):
+            outputs = progress, sharding.replicated(self.mesh)
+            return jax.jit(self.steps, donate_argnums=(0, 1), out_shardings=outputs)
+        return jax.jit(self.streamed_step, donate_argnums=0, out_shardings=progress)
+
+    def init(self, constants, keys, start):
+        """Every seed's first TrainState; `start` are parameters that the student starts from, or None."""
+        batch = self.batch(constants, data.one_example(self.source), None, None)
+        return jax.vmap(lambda key: self.step.init(streams(key)[0], batch, start))(keys)
+
+    def batch(self, constants, examples, teacher_activations, key):
+        """Examples -> what a step reads; `teacher_activations` is None where they are not known yet."""
+        if teacher_activations is None and self.teacher:
+            teacher_activations = _activations_of(self.teacher, constants, examples, key)
+        return train_step.Batch(
+            student_inputs=self.source.inputs(constants.tables, examples, key),
+            labels=jnp.asarray(examples['labels']),
+            mask=jnp.ones(examples['labels'].shape, jnp.float32),
+            teacher=teacher_activations,
+        )
+
+    def one_step(self, constants, state, keys, examples, teacher_activations):
+        """A step of one seed."""
+        _, _, input_key, training_key = keys
+        batch = self.batch(
+            constants, examples, teacher_activations, jax.random.fold_in(input_key, state.step)
+        )
+
+        def teacher_upper(s):
+            return self.teacher.model.upper(constants.teacher_params, s)
+
+        return self.step.update(state, training_key, teacher_upper, batch)
+
+    def all_seeds(self, constants, state, keys, examples, teacher_activations):
+        """A step of every seed; examples and teacher_activations have a leading axis of seeds."""
+        examples, teacher_activations = jax.lax.with_sharding_constraint(
+            (examples, teacher_activations), sharding.batched(self.mesh, axis=1)
+        )
+        run = jax.vmap(self.one_step, in_axes=(None, 0, 0, 0, 0))
+        state, metrics = run(constants, state, jax.vmap(streams)(keys), examples, teacher_activations)
+        finite = jnp.all(jnp.isfinite(metrics['loss'] + metrics['gradient_norm']))
+        return state, metrics, finite
+
+    def order(self, keys, step):
+        """[seeds, examples], the order of the examples in the epoch of a step."""
+        order_keys = jax.vmap(streams)(keys)[:, 1]
+        return jax.vmap(data.epoch_order, in_axes=(0, None, None))(
+            order_keys, step // self.steps_per_epoch, self.num_examples
+        )
+
+    def steps(self, progress, order, constants, keys, stop):
+        """Steps until `stop` on data that is on the device."""
+
+        def drawn(order, step):
+            rows = jax.vmap(data.batch_rows, in_axes=(0, None, None))(order, step, self.config.batch_size)
+            examples = data.take(constants.train, rows)
+            if constants.teacher_states is None:
+                return examples, None
+            return examples, jax.tree.map(lambda states: states[rows], constants.teacher_states)
+
+        def advance(carry):
+            (state, sums, _), order = carry
+            state, metrics, finite = self.all_seeds(constants, state, keys, *drawn(order, state.step[0]))
+            step = state.step[0]  # the same for all seeds
+            is_new = step % self.steps_per_epoch == 0
+            order = jax.lax.cond(is_new, lambda: self.order(keys, step), lambda: order)
+            return Progress(state, jax.tree.map(jnp.add, sums, metrics), finite), order
+
+        def is_on(carry):
+            progress, _ = carry
+            return (progress.state.step[0] < stop) & progress.finite
+
+        return jax.lax.while_loop(is_on, advance, (progress, order))
+
+    def streamed_step(self, progress, constants, keys, examples):
+        """One step on examples that came from a stream."""
+        state, sums, finite = progress
+        new, metrics, now_finite = self.all_seeds(constants, state, keys, examples, None)
+        # What follows a loss that is not finite is worth nothing; the step says where it was.
+        step = jnp.where(finite, new.step, state.step)
+        return Progress(new._replace(step=step), jax.tree.map(jnp.add, sums, metrics), finite & now_finite)
+
+
+def _streamed(jitted, constants, source, config, mesh):
+    """feed and run of a stream."""
+    rows = sharding.local_rows(mesh, config.batch_size)
+    whole = sharding.replicated(mesh)
+    in_flight = collections.deque()
+
+    def feed(keys, step):
+        # One for every seed, whose examples come in its own order.
+        opened = [
+            source.train.open(config.seed + i, step, config.batch_size, rows) for i in range(config.num_seeds)
+        ]
+        for batches in zip(*opened, strict=True):
+            stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
+            yield sharding.place_rows(stacked, mesh, config.batch_size, axis=1)
+
+    def run(progress, feed, keys, step, stop):
+        keys = sharding.place(keys, whole)
+        for _ in range(step, stop):
+            progress = jitted(progress, constants, keys, next(feed))
+            # Sums are donated to the next step; this copy can be waited for.
+            in_flight.append(progress.finite | False)
+            if len(in_flight) > IN_FLIGHT:
+                jax.block_until_ready(in_flight.popleft())
+        return progress, feed
+
+    return feed, run
+
+
+def _activations_of(teacher, constants, examples, key):
+    inputs = teacher.source.inputs(constants.teacher_tables, examples, key)
+    return base.activations(teacher.model, constants.teacher_params, inputs)
+
+
+def _constants(source, teacher, config, mesh, place):
+    """Puts what a step reads on the devices, and computes the teacher's states where they never change."""
+    is_streamed = not isinstance(source.train, dict)
+    whole = sharding.replicated(mesh)
+    constants = Constants(
+        train=None if is_streamed else place(source.train, whole),
+        tables=place(source.tables, whole),
+        teacher_tables=teacher and place(teacher.source.tables, whole),
+        teacher_params=teacher and place(teacher.params, sharding.of_parameters(mesh, teacher.params)),
+        teacher_states=None,
+    )
+    if teacher and config.teacher.inputs == 'clean' and not is_streamed and place is sharding.place:
+        count = data.count(source.train)
+        batches, _ = data.padded_batches(source.train, min(TEACHER_BATCH, count))
+
+        @jax.jit
+        def states_of(constants, batches):
+            states = jax.lax.map(
+                lambda examples: _activations_of(teacher, constants, examples, None), batches
+            )
+            # [batches, batch, ...] -> [examples, ...]
+            return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count], states)
+
+        constants = constants._replace(teacher_states=states_of(constants, place(batches, whole)))
+    return constants

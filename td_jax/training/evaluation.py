@@ -1,0 +1,79 @@
+"""Exact metrics: every example counts once, whatever the batch size."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from td_jax.data import base as data
+from td_jax.devices import sharding
+from td_jax.models import base
+
+
+def _squared_error(predictions, labels):
+    return jnp.square(predictions[:, 0] - labels)
+
+
+def _is_correct(predictions, labels):
+    return (predictions.argmax(axis=-1) == labels).astype(jnp.float32)
+
+
+# task -> (metric, value of each example [batch], what becomes of the mean, whether less is better)
+METRICS = {
+    'regression': ('rmse', _squared_error, np.sqrt, True),
+    'classification': ('accuracy', _is_correct, lambda mean: mean, False),
+}
+
+
+def make_evaluation(model: base.Model, source: data.Source, batch_size: int, mesh):
+    """Makes the evaluation of a model on `source.evaluation`.
+
+    Args:
+      model: what is evaluated.
+      source: how the model's inputs are made of examples.
+      batch_size: examples at once, rounded up to a multiple of the devices; the metric does not depend on it.
+      mesh: the devices, by sharding.make_mesh.
+
+    Returns:
+      evaluate(params, examples=source.evaluation) -> [seeds], the metric of each seed, from parameters
+      of all seeds stacked on their first axis. Every process must call it.
+    """
+    _, value_of, finish, _ = METRICS[source.task]
+    batch_size = -(-batch_size // mesh.devices.size) * mesh.devices.size
+    whole = sharding.replicated(mesh)
+
+    def batch_sum(params, tables, examples, mask):
+        inputs = source.inputs(tables, examples, None)
+        predictions = base.activations(model, params, inputs).logits
+        return jnp.sum(value_of(predictions, examples['labels']) * mask)
+
+    sums = jax.jit(jax.vmap(batch_sum, in_axes=(0, None, None, None)), out_shardings=whole)
+
+    def evaluate(params, examples=None):
+        examples = source.evaluation if examples is None else examples
+        tables = sharding.place(source.tables, whole)
+        # Summed over batches in float64 on the host: float32 would round with the batch size.
+        total = 0.0
+        for batch, mask in _batches(examples, batch_size, mesh):
+            placed = sharding.place_rows((batch, mask), mesh, batch_size)
+            total += np.asarray(sums(params, tables, *placed), np.float64)
+        return finish(total / data.count(examples))
+
+    return evaluate
+
+
+def _batches(examples, batch_size, mesh):
+    """The rows of every batch that belong to this process, with their mask."""
+    rows = sharding.local_rows(mesh, batch_size)
+    if not isinstance(examples, dict):
+        yield from examples.open(rows.stop - rows.start, jax.process_index(), jax.process_count())
+        return
+    batches, mask = data.padded_batches(examples, batch_size)
+    for i in range(len(mask)):
+        yield jax.tree.map(lambda x, i=i: x[i, rows], (batches, mask))
+
+
+def mean_and_stderr(values):
+    """Mean of some seeds' values and its standard error, s / sqrt(n); the error of one value is None."""
+    values = np.asarray(values, np.float64)
+    stderr = None if len(values) < 2 else float(values.std(ddof=1) / np.sqrt(len(values)))
+    return float(values.mean()), stderr

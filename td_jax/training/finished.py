@@ -1,0 +1,141 @@
+"""What a finished run left: its result, its config, and the parameters it ended with.
+
+It is read on any machine: neither the devices of the run, nor its teacher, nor its training data on a device
+are needed.
+"""
+
+import contextlib
+from typing import NamedTuple
+
+import flax
+import ml_collections
+import numpy as np
+from etils import epath
+
+from td_jax import config as config_lib
+from td_jax.data import base as data
+from td_jax.errors import UserError
+from td_jax.files import checkpoints, workdir
+from td_jax.models import base
+from td_jax.training import assembly, dispatch, train_step
+
+# Folders in a workdir: its checkpoints, and the workdir of a teacher that was trained for it.
+CHECKPOINTS, TEACHER = 'checkpoints', 'teacher'
+# What every result.json has.
+RESULT_KEYS = (
+    'method',
+    'dataset',
+    'metric',
+    'split',
+    'values',
+    'mean',
+    'stderr',
+    'steps',
+    'seeds',
+    'teacher',
+    'versions',
+)
+
+
+class Finished(NamedTuple):
+    """What a finished run left, of one of its seeds."""
+
+    config: ml_collections.ConfigDict
+    source: data.Source
+    student: base.Model
+    params: dict  # {STUDENT: tree, COMMUNICATION: tree} of numpy arrays, as in train_step
+    teacher: dispatch.Teacher | None = None  # where one was asked for, by teachers.finished_with_teacher
+
+
+def read_result(folder: epath.Path) -> dict | None:
+    """The content of a run's result.json, None where there is none.
+
+    Raises:
+      UserError: the file is damaged.
+    """
+    path = folder / workdir.RESULT
+    result = workdir.read_json(path)
+    missing = [key for key in RESULT_KEYS if key not in result] if result is not None else []
+    if missing:
+        raise UserError(
+            f'{path} is damaged, {", ".join(missing)} missing; delete it, and the same command makes it.'
+        )
+    return result
+
+
+def load(folder: epath.Path, seed_index: int = 0) -> Finished:
+    """Reads a finished run back.
+
+    Args:
+      folder: its workdir.
+      seed_index: which of its seeds, counted from 0.
+
+    Raises:
+      UserError: no finished run is there, it has no such seed, or its files do not fit each other.
+    """
+    stored, result = workdir.read_json(folder / workdir.CONFIG), read_result(folder)
+    if stored is None or result is None:
+        raise UserError(
+            f'{folder} is not the workdir of a finished run: {workdir.CONFIG} or {workdir.RESULT} is missing.'
+        )
+    config = config_lib.from_json(stored)
+    config_lib.check(config)
+    if not 0 <= seed_index < config.num_seeds:
+        raise UserError(f'{folder} has {config.num_seeds} seeds; the index is from 0 to one less.')
+    source = assembly.load_source(config, config.dataset)
+    student = assembly.build_model(config, config.model, source)
+    params = read_parameters(folder, seed_index)
+    check_fit(folder, params, assembly.parameter_shapes(config, config.model, source))
+    return Finished(config, source, student, params)
+
+
+def read_parameters(folder: epath.Path, seed_index: int) -> dict:
+    """The parameters that one seed of a finished run ended with, {STUDENT: tree, COMMUNICATION: tree}.
+
+    Raises:
+      UserError: the checkpoint of the last step is gone or cannot be read.
+    """
+    restored, steps = None, read_result(folder)['steps']
+    # Opening a folder that is missing would make it.
+    if (folder / CHECKPOINTS).is_dir():
+        with contextlib.closing(checkpoints.Checkpoints(folder / CHECKPOINTS)) as saved:
+            restored = saved.restore()
+    if restored is None or restored[0] != steps:
+        raise UserError(
+            f'{folder} has no readable checkpoint of its last step, {steps}; delete its '
+            f'{workdir.RESULT} and train it again.'
+        )
+    prefix = 'params/'
+    of_seed = {
+        name.removeprefix(prefix): np.asarray(array[seed_index])
+        for name, array in restored[1].items()
+        if name.startswith(prefix)
+    }
+    return {
+        train_step.STUDENT: {},
+        train_step.COMMUNICATION: {},
+        **flax.traverse_util.unflatten_dict(of_seed, sep='/'),
+    }
+
+
+def check_fit(folder: epath.Path, params: dict, shapes):
+    """Refuses parameters of a student that are not those of its model.
+
+    Args:
+      folder: where they were, for the message.
+      params: as `read_parameters` gives them.
+      shapes: a tree of the model's.
+
+    Raises:
+      UserError: names the first parameter that is missing or has another shape.
+    """
+    there = flax.traverse_util.flatten_dict(params[train_step.STUDENT], sep='/')
+    expected = flax.traverse_util.flatten_dict(shapes, sep='/')
+    for name in sorted(there.keys() | expected.keys()):
+        ours, theirs = expected.get(name), there.get(name)
+        if ours is None or theirs is None or ours.shape != theirs.shape:
+            says = ['is missing' if x is None else f'has shape {x.shape}' for x in (theirs, ours)]
+            raise UserError(
+                f'the checkpoint in {folder} does not fit its model: {name} {says[0]} there and {says[1]} '
+                'in the model.'
+            )

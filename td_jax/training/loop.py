@@ -1,0 +1,272 @@
+"""The loop of a run: restore, step, evaluate, log, save."""
+
+import contextlib
+import json
+import time
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import td_jax
+from td_jax import config as config_lib
+from td_jax.devices import processes, sharding
+from td_jax.errors import Stopped, UserError
+from td_jax.files import checkpoints, metric_log
+from td_jax.files import workdir as workdir_lib
+from td_jax.training import assembly, dispatch, evaluation, finished, train_step
+
+
+class Loop:
+    """One run between its first step and its result. Files are the business of process 0 alone."""
+
+    def __init__(self, config, workdir, source, teacher, teacher_facts, prefix, mesh):
+        self.config, self.workdir, self.source = config, workdir, source
+        self.teacher_facts, self.prefix, self.mesh = teacher_facts, prefix, mesh
+        student = assembly.build_model(config, config.model, source)
+        self.dispatch = assembly.assemble(config, source, teacher, mesh)
+        self.evaluate = evaluation.make_evaluation(student, source, config.eval_batch_size, mesh)
+        self.metric = evaluation.METRICS[source.task][0]
+        self.score_name = f'{config.dataset.split}_{self.metric}'
+        self.keys = dispatch.seed_keys(config)
+        self.checkpoints = (
+            checkpoints.Checkpoints(workdir / finished.CHECKPOINTS) if processes.is_main() else None
+        )
+
+    def finish(self) -> dict:
+        """Trains the steps that are missing; -> the result, which is then on disk."""
+        with contextlib.closing(self.checkpoints) if self.checkpoints else contextlib.nullcontext():
+            step, state = self._restore_or_init()
+            self._describe_devices(state)
+            # A run that is continued may have become longer.
+            self._write(workdir_lib.CONFIG, config_lib.to_json(self.config))
+            with self._opened_log(step) as log:
+                state = self._train(step, state, log)
+                values = self._evaluate(self.config.num_steps, state, log)
+            self._wait_for_saves()
+        result = self._result(values)
+        self._write(workdir_lib.RESULT, json.dumps(result, indent=2) + '\n')
+        return result
+
+    def _write(self, name, text):
+        if processes.is_main():
+            workdir_lib.write(self.workdir / name, text)
+
+    def _opened_log(self, step):
+        if not processes.is_main():
+            return contextlib.nullcontext()
+        return metric_log.opened(self.workdir, self._logged_until(step))
+
+    def _describe_devices(self, state):
+        if self.mesh.devices.size == 1:
+            return
+        trees = {
+            'teacher': self.dispatch.constants.teacher_params,
+            **state.params,
+            'optimizer': state.opt_state,
+        }
+        processes.say(sharding.summary(self.mesh, self.config, trees))
+
+    def _restore_or_init(self):
+        """-> (step, TrainState), the newest readable one or the first."""
+        state, arrays = self.dispatch.init(self.keys), None
+
+        def read():
+            nonlocal arrays
+            restored = self.checkpoints.restore()
+            if restored is None:
+                return None
+            step, found, facts = restored
+            if facts['teacher'] != self.teacher_facts['fingerprint']:
+                raise UserError(
+                    f'{self.workdir} was trained with another teacher than the one at hand now; '
+                    'choose another --workdir.'
+                )
+            try:
+                arrays = checkpoints.rebuilt(state, found)
+            except ValueError as error:
+                raise UserError(
+                    f'the checkpoint of step {step} in {self.folder} does not fit this version of td_jax: '
+                    f'{error}. Choose another --workdir.'
+                ) from error
+            return step
+
+        step = processes.from_main(read)
+        if step is None:
+            return 0, state
+        arrays = processes.arrays_from_main(arrays, state)
+        processes.say(f'continues at step {step} of {self.config.num_steps}')
+        return step, sharding.place(arrays, jax.tree.map(lambda leaf: leaf.sharding, state))
+
+    def _logged_until(self, step):
+        """The lines of metrics.jsonl that a run continued at `step` does not write again."""
+        is_over = step == self.config.num_steps
+        return [
+            line
+            for line in metric_log.read(self.workdir)
+            if line['step'] < step or (line['step'] == step and not (is_over and self.score_name in line))
+        ]
+
+    def _train(self, step, state, log):
+        """Trains from `step` to the end; -> the last TrainState."""
+        config = self.config
+        started, compiled, pace = (time.monotonic(), step), None, _Pace(self.source)
+        feed = self.dispatch.feed(self.keys, step)
+        while step < config.num_steps:
+            before, began = step, time.monotonic()
+            # Every interval ends at a multiple of its own length, wherever the run was continued.
+            every = (config.log_every, config.save_every, *self._eval_intervals())
+            end = min(config.num_steps, *(before + n - before % n for n in every))
+            progress, stops = self.dispatch.started(state), False
+            while step < end and not stops:
+                stop = min(end, step + pace.steps)
+                progress, feed = self.dispatch.run(progress, feed, self.keys, step, stop)
+                pace.measure(progress, stop - step)
+                step = stop
+                stops = processes.is_asked_to_stop()
+            state = progress.state
+            saves = stops or step % config.save_every == 0 or step == config.num_steps
+            # The parameters can overflow in the very step whose loss was the last finite one.
+            if not _on_host(progress.finite) or (saves and not _is_finite(state.params)):
+                raise UserError(self._diverged(int(_on_host(state.step)[0])))
+            # In float64: the sum of large losses of several seeds is more than float32 holds.
+            means = {
+                name: np.asarray(total, np.float64) / (step - before)
+                for name, total in _on_host(progress.sums).items()
+            }
+            now = time.monotonic()
+            self._log(log, step, before, means, now - began)
+            if self._is_validated_at(step):
+                self._evaluate(step, state, log)
+            if saves:
+                self._save(step, state, log)
+            # The first dispatch compiles; the speed that is shown leaves it out where it can.
+            compiled = compiled or (now, step)
+            self._report(step, means, started, compiled)
+            if stops and step < config.num_steps:
+                self._wait_for_saves()
+                raise Stopped(
+                    f'stopped at step {step} of {config.num_steps}, as asked; the same command continues.'
+                )
+        return state
+
+    def _save(self, step, state, log):
+        """Starts a save, which goes on beside training."""
+        state = sharding.gathered(state)
+        if self.checkpoints:
+            # After the metrics: a run that continues here does not write them again.
+            log.flush()
+            self.checkpoints.save(step, state, {'teacher': self.teacher_facts['fingerprint']})
+
+    def _wait_for_saves(self):
+        if self.checkpoints:
+            self.checkpoints.wait()
+
+    def _diverged(self, step):
+        weights = '' if self.config.method == 'supervised' else f' or {self.config.method}.weights'
+        return (
+            f'the loss of {self.config.method} on {self.source.name} is not finite at step {step}; '
+            f'{self.folder} is as it was before. Lower {self.prefix}optimizer.learning_rate'
+            f'{weights}, with another --workdir.'
+        )
+
+    def _eval_intervals(self):
+        return (self.config.eval_every,) if self.config.dataset.split == 'validation' else ()
+
+    def _is_validated_at(self, step):
+        """The test split is read once, when training is over; so is the last validation."""
+        intervals = self._eval_intervals()
+        return any(step % n == 0 for n in intervals) and step < self.config.num_steps
+
+    def _log(self, log, step, before, means, seconds):
+        scalars = {f'train_{name}': value.mean() for name, value in means.items()}
+        count = (step - before) * self.config.batch_size * self.config.num_seeds
+        scalars['examples_per_second'] = count / seconds
+        if log:
+            log.write(step, scalars)
+
+    def _report(self, step, means, started, compiled):
+        config, now = self.config, time.monotonic()
+        then, since = compiled if step > compiled[1] else started
+        per_second = (step - since) / max(now - then, 1e-9)
+        left = (config.num_steps - step) / per_second
+        processes.say(
+            f'{config.method} {self.source.name}: step {step}/{config.num_steps}  '
+            f'loss {means["loss"].mean():.4f}  {per_second * config.num_seeds:.0f} seed-steps/s  '
+            f'{left:.0f} s left'
+        )
+
+    def _evaluate(self, step, state, log):
+        values = self.evaluate(state.params[train_step.STUDENT])
+        if not np.isfinite(values).all():
+            raise UserError(self._diverged(step))
+        mean, _ = evaluation.mean_and_stderr(values)
+        seeds = self.config.seed + np.arange(self.config.num_seeds)
+        by_seed = {f'{self.score_name}/seed_{seed}': v for seed, v in zip(seeds, values, strict=True)}
+        if log:
+            log.write(step, {self.score_name: mean, **by_seed})
+        return values
+
+    def _result(self, values):
+        mean, stderr = evaluation.mean_and_stderr(values)
+        config = self.config
+        return {
+            'method': config.method,
+            'dataset': self.source.name,
+            'metric': self.metric,
+            'split': config.dataset.split,
+            'values': [float(value) for value in values],
+            'mean': mean,
+            'stderr': stderr,
+            'steps': config.num_steps,
+            'seeds': [config.seed + i for i in range(config.num_seeds)],
+            'teacher': self.teacher_facts['score'],
+            'versions': {
+                'jax': jax.__version__,
+                'flax': flax.__version__,
+                'td_jax': td_jax.__version__,
+            },
+        }
+
+
+class _Pace:
+    """How many steps a dispatch takes, so that a run that is asked to stop can do so soon.
+
+    A stream is asked after every step. Steps on data on the device are dispatched by as many as fit in
+    SECONDS, or, of several processes, which must not disagree, by a fixed number.
+    """
+
+    SECONDS = 2.0
+    OF_SEVERAL_PROCESSES = 10
+
+    def __init__(self, source):
+        is_stream, is_alone = not isinstance(source.train, dict), jax.process_count() == 1
+        self._is_measured = is_alone and not is_stream
+        self.steps = 1 if is_alone or is_stream else self.OF_SEVERAL_PROCESSES
+        self._compiles, self._began = True, time.monotonic()
+
+    def measure(self, progress, steps):
+        """Waits for a dispatch of some steps and learns from it."""
+        if not self._is_measured:
+            return
+        jax.block_until_ready(progress)
+        now = time.monotonic()
+        if not self._compiles:
+            fits = int(steps * self.SECONDS / max(now - self._began, 1e-9))
+            self.steps = max(1, min(fits, 8 * self.steps))
+        self._compiles, self._began = False, now
+
+
+def _on_host(tree):
+    """Host copies of arrays that every device has whole."""
+    return jax.tree.map(np.asarray, tree)
+
+
+@jax.jit
+def _all_finite(tree):
+    return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]))
+
+
+def _is_finite(tree):
+    return bool(_on_host(_all_finite(tree)))

@@ -1,0 +1,179 @@
+"""All that can be refused of a run, before anything is written or trained."""
+
+import os
+from typing import NamedTuple
+
+import jax
+from etils import epath
+from jax.sharding import Mesh
+
+from td_jax import config as config_lib
+from td_jax.data import base as data
+from td_jax.devices import processes, sharding
+from td_jax.errors import UserError
+from td_jax.files import workdir
+from td_jax.method import objectives
+from td_jax.models import base
+from td_jax.training import assembly, dispatch, finished, teachers
+
+
+class Plan(NamedTuple):
+    """What a run was found to be made of."""
+
+    mesh: Mesh
+    source: data.Source
+    teacher_source: data.Source | None  # None where there is no teacher
+    teacher: dispatch.Teacher | None  # None where it has to be trained first, too
+
+
+def check(config, folder: epath.Path) -> Plan:
+    """Refuses a run that cannot work, in all processes together; writes nothing.
+
+    Args:
+      config: every knob, checked by td_jax.config.check.
+      folder: its workdir.
+
+    Raises:
+      UserError: anything the user can mend.
+    """
+    mesh = sharding.make_mesh(config)
+    # No process waits for others in here: one that sees another disk would keep them waiting.
+    plan = processes.together(lambda: _check_alone(config, folder, mesh))
+    if plan.teacher_source and not plan.teacher:
+        expected = config_lib.teacher_run(config)
+        processes.from_main(lambda: check_workdir(expected, folder / finished.TEACHER))
+    return plan
+
+
+def _check_alone(config, folder, mesh) -> Plan:
+    source = assembly.load_source(config, config.dataset)
+    _check_batch(config, source)
+    _check_task(config, source)
+    assembly.build_model(config, config.model, source)
+    if not assembly.has_teacher(config):
+        return Plan(mesh, source, None, None)
+    teacher_source = _check_teacher(config, folder, source)
+    _check_shapes(config, source, teacher_source, mesh)
+    is_there = config.teacher.pretrained or config.teacher.checkpoint
+    teacher = teachers.load(config, folder, teacher_source) if is_there else None
+    return Plan(mesh, source, teacher_source, teacher)
+
+
+def check_workdir(config, folder: epath.Path) -> dict | None:
+    """Compares a config with that of its workdir; -> the result if the run is finished, else None.
+
+    Raises:
+      UserError: the folder holds something else, or cannot be written.
+    """
+    saved = folder / finished.CHECKPOINTS
+    if saved.exists() and not os.access(saved, os.W_OK):
+        raise UserError(f'{saved} cannot be written; make it so, or choose another --workdir.')
+    stored = workdir.read_json(folder / workdir.CONFIG)
+    if stored is None:
+        if saved.exists():
+            raise UserError(
+                f'{folder} holds {finished.CHECKPOINTS} but no {workdir.CONFIG} to say of what; '
+                'choose another --workdir.'
+            )
+        return None
+    changed = config_lib.differences(config, stored)
+    old_steps = stored.get('num_steps')
+    if isinstance(old_steps, int):
+        changed.pop('num_steps', None)
+    if changed:
+        raise UserError(
+            f'{folder} holds a run with another config: {config_lib.describe(changed)}. '
+            'Choose another --workdir, or set these back.'
+        )
+    if old_steps > config.num_steps:
+        raise UserError(
+            f'{folder} holds a run of {old_steps} steps, which is more than num_steps={config.num_steps}; '
+            'choose another --workdir.'
+        )
+    result = finished.read_result(folder)
+    return result if result and result['steps'] == config.num_steps else None
+
+
+def _check_batch(config, source):
+    count = data.count(source.train)
+    if config.batch_size > count:
+        raise UserError(
+            f'batch_size is {config.batch_size}, but {source.name} has {count} training examples; '
+            'lower batch_size.'
+        )
+
+
+def _check_task(config, source):
+    """Refuses a comparison of predictions that does not fit the student's task."""
+    compares = objectives.reads(config, 'logits') and source.task != 'classification'
+    if compares and config.logits.distance == 'kl':
+        raise UserError(
+            f'logits.distance kl compares distributions over classes, but {source.name} is '
+            f'{source.task}; set logits.distance to l2.'
+        )
+    if compares and config.teacher.labels == 'probe':
+        raise UserError(
+            f'teacher.labels probe learns classes, but {source.name} is {source.task}; '
+            'set teacher.labels to shared or auxiliary.'
+        )
+
+
+def _check_teacher(config, folder, student_source) -> data.Source:
+    """Refuses a teacher that cannot be had; -> the data it is for."""
+    source = teachers.source_of(config, student_source)
+    if not config.teacher.pretrained:
+        with teachers.under('teacher.'):
+            assembly.build_model(config, config.teacher.model, source)
+    objectives.check_labels(config, student_source.label_names, source.label_names)
+    if config.teacher.inputs == 'clean' and not isinstance(student_source.train, dict):
+        raise UserError(
+            f"teacher.inputs is clean, which keeps the teacher's states of all examples, but "
+            f'{student_source.name} streams from disk; set teacher.inputs to varied.'
+        )
+    if config.teacher.checkpoint:
+        teachers.check_run(config, teachers.folder_of(config, folder))
+    elif not config.teacher.pretrained:
+        _check_batch(config_lib.teacher_run(config), source)
+    if config.model.initial == 'teacher':
+        _check_start(config, student_source, source)
+    return source
+
+
+def _check_start(config, student_source, teacher_source):
+    """Refuses a student that cannot start from its teacher."""
+    start = assembly.parameter_shapes(config, config.teacher.model, teacher_source)
+    initial = assembly.parameter_shapes(config, config.model, student_source)
+    base.started_from(start, initial, copies_head=assembly.same_labels(student_source, teacher_source))
+
+
+def _check_shapes(config, source, teacher_source, mesh):
+    """Refuses models whose states cannot be compared: traces the whole step without computing it."""
+    teacher = assembly.abstract_teacher(config, teacher_source)
+    if objectives.reads(config, 'states'):
+        states = {}
+        for name, model_config, of in (
+            ('student', config.model, source),
+            ('teacher', config.teacher.model, teacher_source),
+        ):
+            model = assembly.build_model(config, model_config, of)
+            shapes = assembly.parameter_shapes(config, model_config, of)
+            found = jax.eval_shape(
+                lambda params, model=model, of=of: base.activations(model, params, assembly.one_input(of)),
+                shapes,
+            )
+            states[name] = found.lower.shape[1:-1]
+        if states['student'] != states['teacher']:
+            words = {name: f'{list(shape) or "no"} tokens' for name, shape in states.items()}
+            raise UserError(
+                f'method {config.method} compares states, but those of the student have {words["student"]} '
+                f'and those of the teacher {words["teacher"]}; give model and teacher.model the same kind '
+                'and patch, or use method ld.'
+            )
+    try:
+        assembly.abstract(config, source, teacher, mesh)
+    except (TypeError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f'method {config.method} cannot be computed for model and teacher.model as they are: '
+            f'{reason[:300]}'
+        ) from error

@@ -1,0 +1,63 @@
+"""One run from beginning to end: what is refused, its teacher, its training, its result."""
+
+import contextlib
+
+import ml_collections
+from etils import epath
+
+from td_jax import config as config_lib
+from td_jax.devices import processes
+from td_jax.files import workdir as workdir_lib
+from td_jax.training import finished, loop, preflight, teachers
+
+
+def train(config: ml_collections.ConfigDict, workdir: epath.Path, prefix: str = '') -> dict:
+    """Trains what a config describes, from wherever its workdir stands, and evaluates it.
+
+    Args:
+      config: every knob of configs.common.
+      workdir: folder of the run; made if missing, continued if it holds the same run.
+      prefix: what the optimizer's keys are under where a person set them.
+
+    Returns:
+      The content of result.json.
+
+    Raises:
+      UserError: anything the user can mend.
+    """
+    config_lib.check(config)
+    result = processes.from_main(lambda: preflight.check_workdir(config, workdir))
+    if result:
+        return result
+    plan = preflight.check(config, workdir)
+    with _opened(workdir):
+        # Another process may have trained here in the meantime.
+        result = processes.from_main(lambda: preflight.check_workdir(config, workdir))
+        if result:
+            return result
+        if processes.is_main() and not (workdir / workdir_lib.CONFIG).exists():
+            workdir_lib.write(workdir / workdir_lib.CONFIG, config_lib.to_json(config))
+        teacher = plan.teacher
+        if plan.teacher_source and not teacher:
+            train(config_lib.teacher_run(config), workdir / finished.TEACHER, 'teacher.')
+            teacher = teachers.load(config, workdir, plan.teacher_source)
+        facts = teachers.facts(config, teacher, plan.source, plan.mesh)
+        return loop.Loop(config, workdir, plan.source, teacher, facts, prefix, plan.mesh).finish()
+
+
+@contextlib.contextmanager
+def _opened(workdir):
+    """Keeps a workdir for the processes of this run; process 0 does it for all."""
+    with workdir_lib.opened(workdir) if processes.is_main() else contextlib.nullcontext():
+        yield
+
+
+def describe(result: dict) -> str:
+    """One line of a result for a person."""
+    spread = '' if result['stderr'] is None else f' ± {result["stderr"]:.4f}'
+    teacher = '' if result['teacher'] is None else f'; teacher {result["teacher"]:.4f}'
+    seeds = f'{len(result["seeds"])} seed{"s" if len(result["seeds"]) > 1 else ""}'
+    return (
+        f'{result["method"]} on {result["dataset"]}: {result["split"]} {result["metric"]} '
+        f'{result["mean"]:.4f}{spread} ({seeds}, {result["steps"]} steps{teacher})'
+    )

@@ -1,0 +1,145 @@
+"""Where a teacher comes from: a finished run or a public checkpoint."""
+
+import contextlib
+
+import jax
+from etils import epath
+
+from td_jax import config as config_lib
+from td_jax import pretrained
+from td_jax.data import base as data
+from td_jax.devices import processes
+from td_jax.errors import UserError
+from td_jax.files import checkpoints, workdir
+from td_jax.training import assembly, dispatch, evaluation, finished, train_step
+
+
+def pretrained_source(config, student_source: data.Source) -> data.Source:
+    """The student's data as a public checkpoint labels it.
+
+    A checkpoint does not name its labels: as many as the student's are taken to be the same.
+
+    Raises:
+      UserError: no such checkpoint, or one of another architecture than `config.teacher.model`.
+    """
+    checkpoint = pretrained.read(config.teacher.pretrained)
+    pretrained.check_architecture(checkpoint, config.teacher.model, 'teacher.model')
+    count = checkpoint.architecture.num_outputs
+    if count == len(student_source.label_names):
+        return student_source
+    return student_source._replace(label_names=tuple(f'label {i} of the checkpoint' for i in range(count)))
+
+
+def source_of(config, student_source: data.Source) -> data.Source:
+    """The data that a config's teacher is for, cut as it was trained."""
+    if config.teacher.pretrained:
+        return pretrained_source(config, student_source)
+    with under('teacher.'):
+        return assembly.load_source(config, config.teacher.dataset)
+
+
+@contextlib.contextmanager
+def under(prefix: str):
+    """Puts what a part of the config is under in front of the keys that a refusal starts with."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f'{prefix}{error}') from error
+
+
+def folder_of(config, folder: epath.Path) -> epath.Path:
+    """The workdir of a teacher that is a run: the one that the config names, or one in the student's."""
+    if config.teacher.checkpoint:
+        return workdir.resolve(config.teacher.checkpoint)
+    return folder / finished.TEACHER
+
+
+def load(config, folder: epath.Path, source: data.Source) -> dispatch.Teacher:
+    """A config's teacher, whose run is finished or whose checkpoint is public.
+
+    Args:
+      config: of the student's run.
+      folder: workdir of the student's run.
+      source: the teacher's data, by `source_of`.
+
+    Raises:
+      UserError: it cannot be read, or it does not fit its model.
+    """
+    model = assembly.build_model(config, config.teacher.model, source)
+    if config.teacher.pretrained:
+        checkpoint = pretrained.read(config.teacher.pretrained)
+        initial = assembly.untrained_teacher(config, source).params
+        params, report = pretrained.fit(checkpoint, initial)
+        processes.say(f'{config.teacher.pretrained}: {pretrained.describe(report)}')
+        return dispatch.Teacher(model, source, params)
+    place = folder_of(config, folder)
+    with under('the teacher: '):
+        # A run with several seeds teaches with its first.
+        params = finished.read_parameters(place, seed_index=0)
+        finished.check_fit(place, params, assembly.parameter_shapes(config, config.teacher.model, source))
+    return dispatch.Teacher(model, source, params[train_step.STUDENT])
+
+
+def finished_with_teacher(folder: epath.Path, seed_index: int = 0) -> finished.Finished:
+    """A finished run, read back with the teacher that it had.
+
+    Args:
+      folder: its workdir.
+      seed_index: which of its seeds, counted from 0.
+
+    Raises:
+      UserError: what `finished.load` raises, or the teacher is gone.
+    """
+    run = finished.load(folder, seed_index)
+    if not assembly.has_teacher(run.config):
+        return run
+    if not run.config.teacher.pretrained:
+        check_run(run.config, folder_of(run.config, folder))
+    return run._replace(teacher=load(run.config, folder, source_of(run.config, run.source)))
+
+
+def check_run(config, folder: epath.Path):
+    """Refuses a folder that is not the finished run of a config's teacher.
+
+    Raises:
+      UserError: it holds no finished run, or one of another architecture, data set or split.
+    """
+    expected = config_lib.teacher_run(config)
+    stored, result = workdir.read_json(folder / workdir.CONFIG), finished.read_result(folder)
+    if stored is None or result is None:
+        raise UserError(
+            f'teacher.checkpoint {folder} is not the workdir of a finished run: {workdir.CONFIG} or '
+            f'{workdir.RESULT} is missing.'
+        )
+    if result['steps'] != stored.get('num_steps'):
+        raise UserError(
+            f'teacher.checkpoint {folder} is not finished: {result["steps"]} of '
+            f'{stored.get("num_steps")} steps.'
+        )
+    parts = ('model.', 'dataset.', 'method')
+    changed = {
+        key: values
+        for key, values in config_lib.differences(expected, stored).items()
+        # What is saved for a gradient changes no parameter.
+        if key.startswith(parts) and not key.endswith('.remat_policy')
+    }
+    if changed:
+        raise UserError(
+            f'teacher.checkpoint {folder} does not fit teacher.model, teacher.dataset and dataset: '
+            f'{config_lib.describe(changed)}.'
+        )
+
+
+def facts(config, teacher: dispatch.Teacher | None, student_source: data.Source, mesh) -> dict:
+    """What results and checkpoints say of a teacher: its fingerprint and its score on the task.
+
+    The score is None where it predicts other labels; both are None without a teacher.
+    """
+    if teacher is None:
+        return {'fingerprint': None, 'score': None}
+    score = None
+    if assembly.same_labels(student_source, teacher.source):
+        evaluate = evaluation.make_evaluation(teacher.model, teacher.source, config.eval_batch_size, mesh)
+        stacked = jax.tree.map(lambda leaf: leaf[None], teacher.params)
+        score = float(evaluate(stacked, student_source.evaluation)[0])
+    return {'fingerprint': checkpoints.fingerprint(teacher.params), 'score': score}

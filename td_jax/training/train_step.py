@@ -1,0 +1,193 @@
+"""One training step, and many of them in one dispatch. The only place that differentiates."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from td_jax.method import objectives
+from td_jax.models import base
+
+# The two groups of trained parameters: the student, and what a method learns beside it.
+STUDENT, COMMUNICATION = 'student', 'communication'
+
+
+class Batch(NamedTuple):
+    """What a step reads: a source's inputs for each model, and the labels."""
+
+    student_inputs: dict[str, jax.Array]
+    labels: jax.Array  # [batch]
+    mask: jax.Array  # [batch], 1 for a real example, 0 for padding
+    # The teacher's Activations on the batch, or None where the method has no teacher.
+    teacher: base.Activations | None
+
+
+class TrainState(NamedTuple):
+    """Everything that changes while training, and nothing that does not: the teacher is elsewhere."""
+
+    step: jax.Array  # int32
+    params: dict[str, Any]  # {STUDENT: tree, COMMUNICATION: tree}
+    opt_state: dict[str, Any]  # one optimizer state a group
+
+
+class Step(NamedTuple):
+    """A run's functions, pure and for one seed; vmap them for many.
+
+    init(key, Batch, start) -> TrainState, from a batch of at least one example; where `start` is not None,
+      the student starts from these parameters of its teacher
+    update(state, key, teacher_upper, Batch) -> (TrainState, {metric: scalar})
+    """
+
+    init: Any
+    update: Any
+
+
+def make_step(
+    student: base.Model,
+    tx,
+    learning_rate,
+    task: str,
+    num_labels: int,
+    config,
+    copies_head: bool = False,
+) -> Step:
+    """Makes the step of a run.
+
+    Args:
+      student: the model that is trained.
+      tx: optax optimizer, applied to each group of parameters.
+      learning_rate: step -> learning rate, for the metrics.
+      task: a name of objectives.TASK_LOSSES.
+      num_labels: outputs of the task.
+      config: the run's config.
+      copies_head: whether a student that starts from its teacher takes its head, too: they predict the same.
+    """
+    objective = objectives.METHODS[config.method]
+    task_loss = objectives.TASK_LOSSES[task]
+    weights = objectives.weights_of(config)
+
+    def init(key, batch: Batch, start=None) -> TrainState:
+        student_key, objective_key = jax.random.split(key)
+        student_params = student.init(student_key, batch.student_inputs)
+        if start is not None:
+            student_params = base.started_from(start, student_params, copies_head)
+        activations = base.activations(student, student_params, batch.student_inputs)
+        communication = objective.init(objective_key, activations, batch.teacher, config, num_labels)
+        params = {STUDENT: student_params, COMMUNICATION: communication}
+        opt_state = {group: tx.init(tree) for group, tree in params.items()}
+        return TrainState(jnp.zeros((), jnp.int32), params, opt_state)
+
+    def loss_fn(params, key, teacher_upper, batch: Batch, stage):
+        student_key, terms_key = jax.random.split(key)
+        activations = base.activations(student, params[STUDENT], batch.student_inputs, student_key)
+        terms = {'task': task_loss(activations.logits, batch.labels)}
+        if objective.reads:
+            speaking = objectives.Participant(
+                activations, lambda s, key: student.upper(params[STUDENT], s, key)
+            )
+            listening = objectives.Participant(batch.teacher, lambda s, key: teacher_upper(s))
+            terms |= objective.terms(
+                params[COMMUNICATION], speaking, listening, batch.labels, config, terms_key
+            )
+        # The mean over real examples is taken here and nowhere else.
+        count = jnp.maximum(batch.mask.sum(), 1.0)
+        means = {name: jnp.sum(term * batch.mask) / count for name, term in terms.items()}
+        loss = means['task']
+        for name in terms:
+            if name != 'task':
+                # While the student trains alone, nothing but the task counts.
+                loss += jnp.where(stage == 0, 0.0, weights[name]) * means[name]
+        return loss, {'loss': loss, **means}
+
+    differentiate = jax.value_and_grad(loss_fn, has_aux=True)
+
+    def update(state: TrainState, key, teacher_upper, batch: Batch):
+        step_key = jax.random.fold_in(key, state.step)
+        stage = ramp_up_stage(state.step, config)
+        metrics, grads = accumulated(
+            lambda key, part: differentiate(state.params, key, teacher_upper, part, stage),
+            step_key,
+            batch,
+            config.micro_batches,
+        )
+        metrics['gradient_norm'] = optax.tree.norm(grads)
+        metrics['learning_rate'] = learning_rate(state.step)
+        if config.optimizer.clip_norm:
+            scale = config.optimizer.clip_norm / jnp.maximum(
+                metrics['gradient_norm'], config.optimizer.clip_norm
+            )
+            grads = jax.tree.map(lambda g: g * scale, grads)
+
+        params, opt_state = {}, {}
+        for group, old in state.params.items():
+            updates, opt_state[group] = tx.update(grads[group], state.opt_state[group], old)
+            params[group] = optax.apply_updates(old, updates)
+        if has_ramp_up(config):
+            new, old = (params, opt_state), (state.params, state.opt_state)
+            params, opt_state = freeze(new, old, stage)
+        return TrainState(state.step + 1, params, opt_state), metrics
+
+    return Step(init, update)
+
+
+def accumulated(differentiate, key, batch: Batch, micro_batches: int):
+    """Metrics and gradient of a batch, computed part by part.
+
+    Args:
+      differentiate: (key, Batch) -> ((loss, metrics), gradient), means over the batch.
+      key: for dropout; every part has its own.
+      batch: a whole batch.
+      micro_batches: number of parts, which divides the batch.
+
+    Returns:
+      (metrics, gradient), means over the real examples of the batch.
+    """
+    if micro_batches == 1:
+        (_, metrics), gradient = differentiate(key, batch)
+        return metrics, gradient
+    count = jnp.maximum(batch.mask.sum(), 1.0)
+    # Every part takes examples from all over the batch, so that each device has as many of it.
+    parts = jax.tree.map(lambda x: x.reshape(-1, micro_batches, *x.shape[1:]).swapaxes(0, 1), batch)
+    keys = jax.random.split(key, micro_batches)
+
+    def add(total, part_and_key):
+        part, part_key = part_and_key
+        (_, metrics), gradient = differentiate(part_key, part)
+        share = part.mask.sum() / count
+        return jax.tree.map(lambda t, x: t + share * x, total, (metrics, gradient)), None
+
+    (_, metrics), gradient = jax.eval_shape(differentiate, keys[0], jax.tree.map(lambda x: x[0], parts))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (metrics, gradient))
+    total, _ = jax.lax.scan(add, zeros, (parts, keys))
+    return total
+
+
+def has_ramp_up(config) -> bool:
+    """Whether the run trains the student and the communication modules apart at first."""
+    return config.method == 'td' and any(config.td.ramp_up)
+
+
+def ramp_up_stage(step, config):
+    """0: the student alone; 1: the communication modules alone; 2: everything."""
+    if not has_ramp_up(config):
+        return 2
+    student_steps, communication_steps = config.td.ramp_up
+    return jnp.where(step < student_steps, 0, jnp.where(step < student_steps + communication_steps, 1, 2))
+
+
+def freeze(new, old, stage):
+    """Keeps the old values of the group that a ramp-up stage does not train, moments included.
+
+    Args:
+      new, old: (params, opt_state), each a dict by group.
+      stage: what ramp_up_stage gives.
+    """
+    frozen = {STUDENT: stage == 1, COMMUNICATION: stage == 0}
+    return tuple(
+        {
+            group: jax.tree.map(lambda n, o, f=frozen[group]: jnp.where(f, o, n), tree, o_groups[group])
+            for group, tree in n_groups.items()
+        }
+        for n_groups, o_groups in zip(new, old, strict=True)
+    )

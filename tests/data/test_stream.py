@@ -1,0 +1,143 @@
+"""Runs on data that streams: the real ImageNet sample through the same experiment as everything else."""
+
+import contextlib
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from configs import vit_imagenet
+from td_jax.data import SOURCES
+from td_jax.devices import sharding
+from td_jax.errors import UserError
+from td_jax.files import checkpoints, metric_log, workdir
+from td_jax.training import assembly, dispatch
+from td_jax.training.run import train
+
+ROOT = pathlib.Path(__file__).parents[2]
+# A ViT of 2 tokens: what is tested is not the model.
+SMALL = {
+    'method': 'supervised',
+    'num_steps': 12,
+    'batch_size': 16,
+    'eval_batch_size': 32,
+    'log_every': 3,
+    'save_every': 3,
+    'compute_dtype': 'float32',
+    'dataset.image_size': 32,
+    'dataset.shuffle_buffer': 64,
+    'optimizer.warmup_steps': 2,
+    'model.initial': 'random',
+    'model.layers': 1,
+    'model.width': 8,
+    'model.mlp': 8,
+    'model.heads': 2,
+    'model.split': 1,
+}
+
+
+def small(**changes):
+    config = vit_imagenet.get_config()
+    config.update_from_flattened_dict({**SMALL, **{key.replace('__', '.'): v for key, v in changes.items()}})
+    return config
+
+
+@pytest.fixture(scope='module')
+def undisturbed(tmp_path_factory, imagenet_data):
+    """The workdir of a run that nothing happened to."""
+    folder = tmp_path_factory.mktemp('undisturbed') / 'run'
+    train(small(), folder)
+    return folder
+
+
+def test_a_run_reads_every_evaluation_image_once(undisturbed):
+    result = json.loads((undisturbed / workdir.RESULT).read_text())
+    # 80 images: the accuracy is a whole number of 80ths.
+    assert result['values'][0] * 80 == pytest.approx(round(result['values'][0] * 80))
+    assert result['dataset'].startswith('imagenet')
+    steps = [line['step'] for line in metric_log.read(undisturbed)]
+    assert steps == [3, 6, 9, 12, 12]
+
+
+def run_and_kill(folder, after_steps):
+    """Starts the run in a process of its own and kills it once a checkpoint of a step is there."""
+    flags = [f'--config.{key}={value}' for key, value in SMALL.items()]
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            '-m',
+            'td_jax.main',
+            '--config=configs/vit_imagenet.py',
+            f'--workdir={folder}',
+            *flags,
+        ],
+        cwd=ROOT,
+        # It must not leave what it compiles half written to those after it.
+        env={**os.environ, 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '1e9'},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    for line in process.stderr:
+        if f'step {after_steps}/' in line:
+            process.send_signal(signal.SIGKILL)
+            break
+    process.communicate()
+    return process.returncode
+
+
+def test_a_killed_run_sees_the_same_examples_and_ends_in_the_same_parameters(undisturbed, tmp_path, outcome):
+    assert run_and_kill(tmp_path / 'run', 6) == -signal.SIGKILL
+    train(small(), tmp_path / 'run')
+    assert outcome(tmp_path / 'run')['arrays'] == outcome(undisturbed)['arrays']
+    assert outcome(tmp_path / 'run')['result'] == outcome(undisturbed)['result']
+
+
+def test_a_loss_that_is_not_finite_stops_at_its_step_and_keeps_what_was_saved(imagenet_data, tmp_path):
+    bad = small(optimizer__learning_rate=1e18, optimizer__clip_norm=0.0, log_every=12, save_every=1)
+    with pytest.raises(UserError, match=r'not finite at step (\d+);') as caught:
+        train(bad, tmp_path)
+    step = int(str(caught.value).split('at step ')[1].split(';')[0])
+    assert 1 <= step <= 12
+    with contextlib.closing(checkpoints.Checkpoints(tmp_path / 'checkpoints')) as saved:
+        last, arrays, _ = saved.restore()
+    assert last < step
+    assert all(np.isfinite(array).all() for array in arrays.values())
+
+
+def test_a_teacher_whose_states_would_be_kept_is_refused(imagenet_data, tmp_path):
+    with pytest.raises(UserError, match=r'teacher\.inputs is clean'):
+        train(
+            small(
+                method='td',
+                teacher__inputs='clean',
+                teacher__pretrained='',
+                teacher__model__layers=1,
+                teacher__model__width=8,
+                teacher__model__heads=2,
+                teacher__model__split=1,
+            ),
+            tmp_path / 'run',
+        )
+    assert not (tmp_path / 'run').exists()
+
+
+def test_seeds_side_by_side_read_their_own_streams(imagenet_data):
+    config = small(num_seeds=2, seed=5)
+    source = SOURCES['imagenet'](config.dataset, config.dataset)
+    run = assembly.assemble(config, source, None, sharding.make_mesh(config))
+    feed = run.feed(dispatch.seed_keys(config), 2)
+    batch = next(feed)
+    feed.close()
+    assert batch['image'].shape == (2, 16, 32, 32, 3)
+    for i in range(2):
+        alone = source.train.open(5 + i, 2, 16, slice(0, 16))
+        np.testing.assert_array_equal(batch['image'][i], next(alone)['image'])
+    assert not np.array_equal(batch['image'][0], batch['image'][1])
+    assert jax.tree.leaves(batch)[0].sharding.mesh.shape == {'data': 1, 'fsdp': 1}

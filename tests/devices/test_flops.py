@@ -1,0 +1,85 @@
+"""Counted operations, against products counted by hand."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from td_jax.devices import flops
+from td_jax.models import MODELS, base
+from td_jax.training import optimizer, train_step
+
+A, B = jnp.ones((3, 5)), jnp.ones((5, 7))
+PRODUCT = 2 * 3 * 5 * 7
+
+
+def scanned(a):
+    return jax.lax.scan(lambda carry, _: (carry @ jnp.ones((5, 5)), None), a, length=11)[0]
+
+
+def nested(a):
+    """Each of two outer turns computes a product once, and one of width 5 in three inner turns."""
+
+    @jax.jit
+    def turn(carry, _):
+        inner = jax.lax.scan(lambda c, _: (c @ jnp.ones((5, 5)), None), carry, length=3)[0]
+        return inner, jax.checkpoint(lambda x: x @ B)(carry)
+
+    return jax.lax.scan(turn, a, length=2)
+
+
+def either(a):
+    return jax.lax.cond(a[0, 0] > 0, lambda: (a @ B) @ jnp.ones((7, 1)), lambda: a @ jnp.ones((5, 1)))
+
+
+@pytest.mark.parametrize(
+    ('function', 'expected'),
+    [
+        (lambda a: a + 1, 0),
+        (lambda a: a @ B, PRODUCT),
+        (lambda a: jax.vmap(lambda x: x @ B)(jnp.stack([a, a])), 2 * PRODUCT),
+        (lambda a: jnp.einsum('bij,bjk->bik', jnp.stack([a, a, a]), jnp.stack([B, B, B])), 3 * PRODUCT),
+        # Two axes are summed over: 3 and 5, for 4 outputs.
+        (lambda a: jnp.tensordot(a, jnp.ones((3, 5, 4)), 2), 2 * 3 * 5 * 4),
+        (jax.jit(lambda a: jax.nn.relu(a @ B)), PRODUCT),
+        (scanned, 11 * 2 * 3 * 5 * 5),
+        (nested, 2 * (PRODUCT + 3 * 2 * 3 * 5 * 5)),
+        (either, PRODUCT + 2 * 3 * 7 * 1),
+        (
+            lambda a: jax.lax.while_loop(lambda x: x[0, 0] > 0, lambda x: x @ jnp.ones((5, 5)), a),
+            2 * 3 * 5 * 5,
+        ),
+        # Forward, and the gradient of a; nobody asks for that of B.
+        (jax.grad(lambda a: jnp.sum(jax.checkpoint(lambda x: x @ B)(a) ** 2)), 2 * PRODUCT),
+    ],
+)
+def test_products_by_hand(function, expected):
+    assert flops.of(function, A) == expected
+
+
+def operations(config):
+    """Of a step of a student of 64 inputs and 5 labels on a batch of 8, the teacher's states given."""
+    student = MODELS['mlp'](config.model, {}, 5, 'float32')
+    tx, learning_rate = optimizer.make_optimizer(config.optimizer, config.num_steps)
+    step = train_step.make_step(student, tx, learning_rate, 'classification', 5, config)
+    heard = base.Activations(jnp.ones((8, 7)), jnp.ones((8, 11)), jnp.ones((8, 5)))
+    batch = train_step.Batch({'image': jnp.ones((8, 64))}, jnp.zeros(8, jnp.int32), jnp.ones(8), heard)
+    key = jax.random.key(0)
+    state = jax.eval_shape(step.init, key, batch)
+    return flops.of(lambda state: step.update(state, key, lambda s: s @ jnp.ones((7, 11)), batch), state)
+
+
+def test_a_step_from_scratch_by_hand(small_config):
+    first, rest = 2 * 8 * 64 * 5, 2 * 8 * (5 * 3 + 3 * 5)
+    # Forward, the gradient of every kernel, and of what enters every layer but the first.
+    assert operations(small_config(method='supervised')) == 2 * first + 3 * rest
+
+
+def test_each_further_round_costs_the_same_as_by_hand(small_config):
+    none, one, two, three = [operations(small_config(td__rounds=rounds)) for rounds in range(4)]
+    # Of states 5 and 3 wide, and 7 and 11 wide; hidden layers of 13 and messages of 2.
+    speak = (7 + 11) * 13 + 13 * 2 + (5 + 3) * 13 + 13 * 2
+    listen = 2 * 13 + 13 * (5 + 3) + 2 * 13 + 13 * 7  # nobody reads the higher state that the teacher hears
+    # The gradient of every kernel but the teacher's own, and of all that enters a product.
+    further = 2 * 8 * (3 * (speak + listen + 5 * 3) + 2 * 7 * 11)
+    assert none < one
+    assert (two - one, three - two) == (further, further)

@@ -1,0 +1,271 @@
+"""Several real processes on one machine, and runs that are asked to stop."""
+
+import contextlib
+import json
+import os
+import pathlib
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from td_jax import command_line
+from td_jax.devices import processes
+from td_jax.errors import UserError
+from td_jax.files import checkpoints, workdir
+
+ROOT = pathlib.Path(__file__).parents[2]
+# A run of a few seconds that saves, validates and logs on its way.
+FLAGS = (
+    '--config=configs/digits.py',
+    '--config.num_seeds=2',
+    '--config.num_steps=8',
+    '--config.batch_size=16',
+    '--config.log_every=4',
+    '--config.save_every=4',
+    '--config.eval_every=4',
+    '--config.dataset.split=validation',
+    '--config.model.hidden=(8,4)',
+    '--config.teacher.model.hidden=(16,8)',
+    '--config.teacher.num_steps=4',
+    '--config.communication.hidden=16',
+    '--config.communication.message=8',
+)
+
+
+def launch(folder, *more, devices=1, flags=FLAGS):
+    """A process of td_jax.main with some CPU devices."""
+    settings = {
+        **os.environ,
+        'JAX_PLATFORMS': 'cpu',
+        'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
+    }
+    return subprocess.Popen(
+        [sys.executable, '-m', 'td_jax.main', f'--workdir={folder}', *flags, *more],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env=settings,
+    )
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(('localhost', 0))
+        return found.getsockname()[1]
+
+
+def launch_several(folder, count, *more, devices=1, flags=FLAGS):
+    port = free_port()
+    return [
+        launch(
+            folder,
+            f'--coordinator=localhost:{port}',
+            f'--num_processes={count}',
+            f'--process_id={i}',
+            *more,
+            devices=devices,
+            flags=flags,
+        )
+        for i in range(count)
+    ]
+
+
+def finish(*running, code=0):
+    """(stdout, stderr) of processes that end with a code."""
+    outputs = [process.communicate(timeout=300) for process in running]
+    for process, (out, err) in zip(running, outputs, strict=True):
+        assert process.returncode == code, (out, err)
+    return outputs
+
+
+@pytest.fixture(scope='module')
+def alone(tmp_path_factory):
+    """The workdir of the same run in one process on one device."""
+    folder = tmp_path_factory.mktemp('alone') / 'run'
+    finish(launch(folder))
+    return folder
+
+
+def assert_same_run(found, expected, outcome, rtol=2e-4):
+    """Two runs agree to float32 rounding, which a few steps make larger."""
+    ours, theirs = (json.loads((folder / workdir.RESULT).read_text()) for folder in (found, expected))
+    np.testing.assert_allclose(ours['values'], theirs['values'], atol=0.02)
+    assert ours['seeds'] == theirs['seeds']
+    ours, theirs = (outcome(folder)['metrics'] for folder in (found, expected))
+    assert [line['step'] for line in ours] == [line['step'] for line in theirs]
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.keys() == b.keys()
+        for name, value in a.items():
+            if 'accuracy' not in name:
+                assert value == pytest.approx(b[name], rel=rtol, abs=1e-6), name
+
+
+@pytest.mark.parametrize(('devices', 'data', 'fsdp'), [(2, 2, 1), (4, 1, 4), (8, 8, 1), (8, 4, 2)])
+def test_several_devices_compute_what_one_computes(alone, tmp_path, outcome, devices, data, fsdp):
+    mesh = f'--config.mesh.data={data}', f'--config.mesh.fsdp={fsdp}'
+    ((_, err),) = finish(launch(tmp_path / 'run', *mesh, devices=devices))
+    assert f'{devices} cpu devices of 1 process: mesh data={data} ' in err
+    assert_same_run(tmp_path / 'run', alone, outcome)
+
+
+def test_two_processes_compute_what_one_computes_and_one_of_them_speaks(alone, tmp_path, outcome):
+    running = launch_several(tmp_path / 'run', 2, devices=2)
+    (out, err), (silent, noise) = finish(*running)
+    assert 'td on digits' in out
+    assert 'step 8/8' in err
+    # Gloo, which carries the sums between processes, says hello on stdout.
+    assert 'td on digits' not in silent
+    assert 'step' not in noise
+    assert_same_run(tmp_path / 'run', alone, outcome)
+
+    # The same command with one process more finds it finished.
+    (again, _), _ = finish(*launch_several(tmp_path / 'run', 2, devices=1))
+    assert again.splitlines()[-1] == out.splitlines()[-1]
+
+
+def last_parameters(folder):
+    with contextlib.closing(checkpoints.Checkpoints(folder / 'checkpoints')) as saved:
+        _, arrays, _ = saved.restore()
+    return {name: array for name, array in arrays.items() if name.startswith('params/')}
+
+
+def test_a_run_goes_on_with_other_processes_and_devices(alone, tmp_path):
+    """Eight devices, then two processes with two each, then one."""
+    folder = tmp_path / 'run'
+    finish(launch(folder, '--config.num_steps=2', devices=8))
+    (_, err), _ = finish(*launch_several(folder, 2, '--config.num_steps=5', devices=2))
+    assert 'continues at step 2 of 5' in err
+    ((_, err),) = finish(launch(folder, devices=1))
+    assert 'continues at step 5 of 8' in err
+    mine, theirs = last_parameters(folder), last_parameters(alone)
+    assert mine.keys() == theirs.keys()
+    for name, array in mine.items():
+        # AdamW turns the rounding of a tiny gradient into a difference of a step, 0.001.
+        np.testing.assert_allclose(array, theirs[name], atol=3e-3, err_msg=name)
+        assert np.median(np.abs(array - theirs[name])) < 1e-5, name
+
+
+def test_a_loss_that_is_not_finite_stops_every_process_at_its_step(tmp_path):
+    running = launch_several(
+        tmp_path / 'run', 2, '--config.optimizer.name=sgd', '--config.optimizer.learning_rate=1e18'
+    )
+    said = []
+    for _, err in finish(*running, code=2):
+        (line,) = (line for line in err.splitlines() if line.startswith('td_jax:'))
+        assert 'Traceback' not in err
+        said.append(re.search(r'the loss of td on .* is not finite at step (\d+);', line)[0])
+    assert said[0] == said[1]
+
+
+# The golden checkpoint as the teacher, its first block and all around it as the student, on what streams.
+STREAM = (
+    '--config=configs/vit_imagenet.py',
+    '--config.num_steps=4',
+    '--config.batch_size=16',
+    '--config.eval_batch_size=32',
+    '--config.log_every=2',
+    '--config.save_every=2',
+    '--config.compute_dtype=float32',
+    '--config.dataset.image_size=32',
+    '--config.dataset.shuffle_buffer=64',
+    '--config.optimizer.warmup_steps=1',
+    '--config.communication.hidden=16',
+    '--config.communication.message=8',
+    f'--config.teacher.pretrained={ROOT}/tests/golden/vit_tiny_prelogits.npz',
+    '--config.model.layers=1',
+    '--config.model.split=1',
+    '--config.teacher.model.layers=6',
+    *(
+        f'--config.{model}.{key}={value}'
+        for model in ('model', 'teacher.model')
+        for key, value in {'patch': 8, 'width': 48, 'mlp': 96, 'heads': 4}.items()
+    ),
+)
+
+
+def test_two_processes_share_a_stream_and_a_public_teacher(imagenet_data, tmp_path, outcome):
+    """Each example once: were one read twice or never, the sums of a step would differ."""
+    finish(launch(tmp_path / 'alone', flags=STREAM))
+    finish(*launch_several(tmp_path / 'run', 2, flags=STREAM))
+    assert_same_run(tmp_path / 'run', tmp_path / 'alone', outcome)
+    for name, array in last_parameters(tmp_path / 'run').items():
+        np.testing.assert_allclose(array, last_parameters(tmp_path / 'alone')[name], atol=1e-5, err_msg=name)
+
+
+def test_a_mistake_ends_every_process_with_one_line(tmp_path):
+    running = launch_several(tmp_path / 'run', 2, '--config.batch_size=15', devices=1)
+    for _, err in finish(*running, code=2):
+        lines = [line for line in err.splitlines() if line.startswith('td_jax:')]
+        (line,) = lines
+        assert 'batch_size is 15' in line
+        assert '2 devices' in line
+        assert 'Traceback' not in err
+    assert not (tmp_path / 'run').exists()
+
+
+def wait_for(path, process, seconds=200):
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+LONG = ('--config.num_steps=400', '--config.save_every=300', '--config.log_every=400')
+
+
+def test_a_terminated_run_saves_and_says_call_me_again(tmp_path, outcome):
+    folder = tmp_path / 'run'
+    process = launch(folder, *LONG)
+    wait_for(folder / 'teacher' / workdir.RESULT, process)
+    time.sleep(1)
+    process.send_signal(signal.SIGTERM)
+    ((_, err),) = finish(process, code=command_line.CALL_AGAIN)
+    assert err.splitlines()[-1].startswith('td_jax: stopped at step ')
+    assert 'Traceback' not in err
+    assert not (folder / workdir.RESULT).exists()
+    ((_, err),) = finish(launch(folder, *LONG))
+    assert 'continues at step' in err
+
+    finish(launch(tmp_path / 'undisturbed', *LONG))
+    assert outcome(folder)['arrays'] == outcome(tmp_path / 'undisturbed')['arrays']
+
+
+def test_when_one_process_is_terminated_all_stop_at_one_step(tmp_path):
+    folder = tmp_path / 'run'
+    running = launch_several(folder, 2, *LONG)
+    wait_for(folder / 'teacher' / workdir.RESULT, running[0])
+    time.sleep(1)
+    running[1].send_signal(signal.SIGTERM)
+    outputs = finish(*running, code=command_line.CALL_AGAIN)
+    (first,), (second,) = (
+        [line for line in err.splitlines() if line.startswith('td_jax: stopped at')] for _, err in outputs
+    )
+    assert first == second
+    finish(*launch_several(folder, 2, *LONG))
+    assert json.loads((folder / workdir.RESULT).read_text())['steps'] == 400
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'words'),
+    [
+        (('localhost:1', None, 0, False), '--num_processes is missing'),
+        (('localhost:1', 2, None, False), '--process_id is missing'),
+        ((None, 2, 0, False), '--coordinator is missing'),
+        (('localhost:1', 2, 2, False), '--process_id is 2'),
+        (('localhost:1', 2, -1, False), '--process_id is -1'),
+        (('localhost:1', 2, 0, True), '--distributed'),
+    ],
+)
+def test_flags_that_do_not_fit_are_refused(arguments, words):
+    with pytest.raises(UserError) as caught:
+        processes.start(*arguments)
+    assert words in str(caught.value)
+    assert '\n' not in str(caught.value)

@@ -1,0 +1,127 @@
+"""The mesh: who has which rows, what is cut, and that the cut of a batch changes nothing."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import common
+from td_jax.data import SOURCES
+from td_jax.devices import sharding
+from td_jax.errors import UserError
+from td_jax.training import assembly, dispatch, train_step
+
+
+def with_mesh(data, fsdp, **changes):
+    config = common.get_config()
+    config.mesh.data, config.mesh.fsdp = data, fsdp
+    config.update(changes)
+    return config
+
+
+@pytest.mark.parametrize(
+    ('data', 'fsdp', 'count', 'expected'),
+    [(-1, 1, 8, (8, 1)), (1, -1, 8, (1, 8)), (-1, 2, 8, (4, 2)), (2, 4, 8, (2, 4)), (-1, 1, 1, (1, 1))],
+)
+def test_what_is_left_goes_to_the_axis_that_asks(data, fsdp, count, expected):
+    assert sharding.mesh_shape(with_mesh(data, fsdp), count) == expected
+
+
+@pytest.mark.parametrize(
+    ('data', 'fsdp', 'count'), [(3, 1, 8), (-1, 3, 8), (2, 2, 8), (-1, -1, 8), (16, -1, 8)]
+)
+def test_a_mesh_that_leaves_devices_out_is_refused(data, fsdp, count):
+    with pytest.raises(UserError, match=r'mesh\.data') as caught:
+        sharding.mesh_shape(with_mesh(data, fsdp), count)
+    assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    'changes', [{'batch_size': 9, 'micro_batches': 2}, {'batch_size': 4, 'micro_batches': 3}]
+)
+def test_a_batch_that_micro_batches_do_not_divide_is_refused(changes):
+    with pytest.raises(UserError, match='micro_batches') as caught:
+        sharding.make_mesh(with_mesh(-1, 1, **changes))
+    assert f'batch_size is {changes["batch_size"]}' in str(caught.value)
+
+
+class FakeMesh:
+    """As much of a mesh as says where a parameter is cut."""
+
+    def __init__(self, fsdp):
+        self.shape = {'data': 1, 'fsdp': fsdp}
+
+
+@pytest.mark.parametrize(
+    ('shape', 'fsdp', 'expected'),
+    [
+        ((1, 768, 3072), 4, (None, None, 'fsdp')),
+        ((1, 3072, 768), 4, (None, 'fsdp')),
+        ((1, 768, 5), 4, (None, 'fsdp')),
+        ((8, 5), 4, ()),  # the seeds are never cut
+        ((1, 7), 4, ()),
+        ((1, 768), 1, ()),
+    ],
+)
+def test_a_parameter_is_cut_along_its_largest_axis_that_can_be(monkeypatch, shape, fsdp, expected):
+    monkeypatch.setattr(sharding, 'NamedSharding', lambda mesh, spec: spec)
+    spec = sharding.of_parameters(FakeMesh(fsdp), jax.ShapeDtypeStruct(shape, jnp.float32), first_axis=1)
+    assert tuple(spec) == expected
+
+
+def test_this_process_has_all_rows_of_one_device():
+    mesh = sharding.make_mesh(with_mesh(-1, 1))
+    assert sharding.local_rows(mesh, 12) == slice(0, 12)
+    placed = sharding.place_rows({'x': np.arange(24).reshape(2, 12)}, mesh, 12, axis=1)
+    np.testing.assert_array_equal(placed['x'], np.arange(24).reshape(2, 12))
+
+
+def step_of(config):
+    """(parameters, sums of metrics) after one step of a config of digits."""
+    source = SOURCES['digits'](config.dataset, config.dataset)
+    theirs = SOURCES['digits'](config.dataset, config.teacher.dataset)
+    teacher = assembly.untrained_teacher(config, theirs)
+    run = assembly.assemble(config, source, teacher, sharding.make_mesh(config))
+    keys = dispatch.seed_keys(config)
+    progress, _ = run.run(run.started(run.init(keys)), run.feed(keys, 0), keys, 0, 1)
+    return jax.tree.map(np.array, (progress.state.params, progress.sums))
+
+
+def test_micro_batches_change_nothing(small_config):
+    """Without dropout a batch cut in four has the gradient of the whole."""
+    # States of three relus are often nearly constant, and a norm of those makes much of rounding.
+    wide = {'model__hidden': (64, 32), 'teacher__model__hidden': (64, 32)}
+    params, sums = step_of(small_config(batch_size=16, td__rounds=2, **wide))
+    cut_params, cut_sums = step_of(small_config(batch_size=16, td__rounds=2, micro_batches=4, **wide))
+    for name, total in sums.items():
+        np.testing.assert_allclose(cut_sums[name], total, rtol=1e-5, atol=1e-7, err_msg=name)
+    # AdamW turns the rounding of a tiny gradient into a difference of a step.
+    for a, b in zip(jax.tree.leaves(cut_params), jax.tree.leaves(params), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-4)
+
+
+def test_the_gradient_of_micro_batches_is_that_of_the_batch():
+    """By hand: mean of w x over the examples, its gradient the mean of x; masked ones do not count."""
+    x, mask = jnp.arange(1.0, 7.0), jnp.array([1, 1, 1, 1, 0, 0], jnp.float32)
+    batch = train_step.Batch({'x': x}, jnp.zeros(6), mask, None)
+
+    def differentiate(key, part):
+        def loss(w):
+            value = jnp.sum(w * part.student_inputs['x'] * part.mask) / jnp.maximum(part.mask.sum(), 1)
+            return value, {'loss': value}
+
+        return jax.value_and_grad(loss, has_aux=True)(jnp.float32(2.0))
+
+    for count in (1, 2, 3):
+        metrics, gradient = train_step.accumulated(differentiate, jax.random.key(0), batch, count)
+        assert float(gradient) == pytest.approx((1 + 2 + 3 + 4) / 4)
+        assert float(metrics['loss']) == pytest.approx(2 * 2.5)
+
+
+def test_bfloat16_trains_near_float32_with_float32_parameters_and_metrics(small_config):
+    _, sums = step_of(small_config(td__rounds=2))
+    low_params, low_sums = step_of(small_config(td__rounds=2, compute_dtype='bfloat16'))
+    assert {leaf.dtype for leaf in jax.tree.leaves((low_params, low_sums))} == {np.dtype('float32')}
+    assert not np.array_equal(low_sums['loss'], sums['loss'])
+    for name in ('loss', 'task', 'message', 'state', 'interact'):
+        np.testing.assert_allclose(low_sums[name], sums[name], rtol=0.03, err_msg=name)

@@ -1,0 +1,145 @@
+"""The files of a run: whole or not there, and for one process at a time."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from td_jax.errors import UserError
+from td_jax.files import workdir
+
+
+def test_a_file_is_written_whole(tmp_path):
+    workdir.write(tmp_path / 'a.json', 'first')
+    workdir.write(tmp_path / 'a.json', 'second')
+    assert (tmp_path / 'a.json').read_text() == 'second'
+    assert [path.name for path in tmp_path.iterdir()] == ['a.json']
+
+
+@pytest.mark.parametrize('broken', ['fsync', 'replace'])
+def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch, broken):
+    workdir.write(tmp_path / 'a.json', 'first')
+
+    def full(*args):
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(os, broken, full)
+    with pytest.raises(UserError, match=r'a\.json cannot be written: No space left on device'):
+        workdir.write(tmp_path / 'a.json', 'second')
+    assert (tmp_path / 'a.json').read_text() == 'first'
+    assert [path.name for path in tmp_path.iterdir()] == ['a.json']
+
+
+def test_a_write_that_is_interrupted_leaves_what_was_there(tmp_path, monkeypatch):
+    workdir.write(tmp_path / 'a.json', 'first')
+
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, 'fsync', stop)
+    with pytest.raises(KeyboardInterrupt):
+        workdir.write(tmp_path / 'a.json', 'second')
+    assert (tmp_path / 'a.json').read_text() == 'first'
+    assert [path.name for path in tmp_path.iterdir()] == ['a.json']
+
+
+def test_a_file_in_no_folder_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r'a\.json cannot be written: No such file or directory'):
+        workdir.write(tmp_path / 'nowhere' / 'a.json', 'text')
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_written_can_be_read_by_others(tmp_path):
+    workdir.write(tmp_path / 'a.json', 'text')
+    assert (tmp_path / 'a.json').stat().st_mode & 0o777 == 0o644
+
+
+def test_a_folder_is_for_one_at_a_time(tmp_path):
+    folder = tmp_path / 'deep' / 'run'
+    with workdir.opened(folder), pytest.raises(UserError, match='in use'), workdir.opened(folder):
+        pass
+    with workdir.opened(folder):
+        assert folder.is_dir()
+
+
+def test_a_killed_process_lets_go_of_its_folder(tmp_path):
+    holds = """
+import pathlib, sys
+from td_jax import workdir
+with workdir.opened(pathlib.Path(sys.argv[1])):
+    print('held', flush=True)
+    input()
+"""
+    with subprocess.Popen(
+        [sys.executable, '-c', holds, tmp_path / 'run'],
+        cwd=pathlib.Path(workdir.__file__).parents[2],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        bufsize=0,
+    ) as process:
+        assert process.stdout.readline() == b'held\n'
+        with pytest.raises(UserError, match='run is in use'), workdir.opened(tmp_path / 'run'):
+            pass
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        with workdir.opened(tmp_path / 'run'):
+            assert process.returncode == -signal.SIGKILL
+
+
+def test_a_folder_is_free_after_an_error(tmp_path):
+    with pytest.raises(ZeroDivisionError), workdir.opened(tmp_path):
+        raise ZeroDivisionError
+    with workdir.opened(tmp_path):
+        pass
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(UserError, match='cannot be written'), workdir.opened(tmp_path / 'file' / 'run'):
+        pass
+
+
+def test_paths_are_made_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('HOME', str(tmp_path / 'me'))
+    assert workdir.resolve('runs/a') == tmp_path / 'runs' / 'a'
+    assert workdir.resolve('~/a') == tmp_path / 'me' / 'a'
+    assert workdir.resolve(str(tmp_path)) == pathlib.Path(tmp_path)
+    with pytest.raises(UserError, match='~nobody-of-this-name'):
+        workdir.resolve('~nobody-of-this-name/a')
+
+
+@pytest.mark.parametrize('path', ['gs://b/run', 's3://b/run', 'gs://', 'file:///tmp/run', 'h2+x.y-z://b'])
+def test_an_address_is_no_folder(path):
+    with pytest.raises(UserError) as refused:
+        workdir.resolve(path)
+    (line,) = str(refused.value).splitlines()
+    assert line.startswith(f'{path} is an address and no folder; mount the bucket')
+    assert '`gcsfuse BUCKET FOLDER`' in line
+    assert '--workdir=FOLDER/PATH' in line
+
+
+@pytest.mark.parametrize('path', ['gs:/b', 'a/gs://b', '://b', '1://b', 'a b://c'])
+def test_colons_alone_make_no_address(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert workdir.resolve(path) == tmp_path / path
+
+
+def test_json_is_read_or_refused(tmp_path):
+    path = tmp_path / 'a.json'
+    assert workdir.read_json(path) is None
+    path.write_text('{"a": [1, 2]}')
+    assert workdir.read_json(path) == {'a': [1, 2]}
+    for damaged in ('{"a": [1,', '', '\xff'):
+        path.write_bytes(damaged.encode('latin-1'))
+        with pytest.raises(UserError, match='cannot be read'):
+            workdir.read_json(path)
+    with pytest.raises(UserError, match='cannot be read'):
+        workdir.read_json(tmp_path)
+    assert workdir.read_json(path / 'of' / 'a file') is None
+    path.write_text('[1, 2]')
+    with pytest.raises(UserError, match='does not hold a JSON object'):
+        workdir.read_json(path)

@@ -1,0 +1,163 @@
+"""The conversation against NumPy, and the scan over rounds against the loop it stands for."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from td_jax.devices.remat import POLICIES
+from td_jax.method import communication
+
+BATCH, LOWER, UPPER, TEACHER_LOWER, TEACHER_UPPER, MESSAGE = 3, 5, 2, 7, 3, 11
+
+
+def make_speakers(key):
+    """Two speakers of linear maps with prime widths, and the student's state."""
+    keys = iter(jax.random.split(key, 12))
+
+    def linear(rows, columns):
+        weight = 0.5 * jax.random.normal(next(keys), (rows, columns))
+        return lambda x: jnp.tanh(x @ weight)
+
+    def speaker(lower, upper):
+        upper_map, encoder = linear(lower, upper), linear(lower + upper, MESSAGE)
+        decoder = linear(MESSAGE, lower + upper)
+
+        def noisy(x, key):
+            return x if key is None else x + 0.1 * jax.random.normal(key, x.shape)
+
+        return communication.Speaker(
+            lambda s, key: noisy(upper_map(s), key),
+            lambda s, e, key: noisy(encoder(jnp.concatenate([s, e], -1)), key),
+            lambda m, key: tuple(jnp.split(noisy(decoder(m), key), [lower], axis=-1)),
+        )
+
+    student, teacher = speaker(LOWER, UPPER), speaker(TEACHER_LOWER, TEACHER_UPPER)
+    state = (
+        jax.random.normal(next(keys), (BATCH, LOWER)),
+        jax.random.normal(next(keys), (BATCH, UPPER)),
+    )
+    return student, teacher, state
+
+
+def unrolled(student, teacher, state, heard, rounds, reference):
+    """Algorithm 1 as a Python loop, without noise."""
+    s, e = state
+    total = jnp.zeros(BATCH)
+    for _ in range(rounds):
+        message = teacher.encode(heard, teacher.upper(heard, None), None)
+        s_heard, e_heard = student.decode(message, None)
+        target = (s, e) if reference == 'running' else state
+        difference = jnp.concatenate([target[0] - s_heard, target[1] - e_heard], -1)
+        total += jnp.mean(difference**2, axis=-1)
+        s, e = s_heard, student.upper(s_heard, None)
+        heard, _ = teacher.decode(student.encode(s, e, None), None)
+    return total
+
+
+@pytest.mark.parametrize('rounds', [0, 1, 2, 3])
+@pytest.mark.parametrize(
+    ('reference', 'remat_policy'),
+    [('running', policy) for policy in POLICIES] + [('original', 'dots_saveable')],
+)
+def test_scan_equals_the_unrolled_loop(rounds, reference, remat_policy):
+    student, teacher, state = make_speakers(jax.random.key(0))
+
+    def first_heard(state):
+        return teacher.decode(student.encode(*state, None), None)[0]
+
+    def scanned(state):
+        return communication.communicate(
+            student,
+            teacher,
+            state,
+            first_heard(state),
+            rounds=rounds,
+            reference=reference,
+            noise_std=0.0,
+            remat_policy=POLICIES[remat_policy],
+            key=None,
+        )
+
+    def looped(state):
+        return unrolled(student, teacher, state, first_heard(state), rounds, reference)
+
+    np.testing.assert_allclose(scanned(state), looped(state), rtol=1e-6)
+    gradients = [jax.grad(lambda state, f=f: f(state).sum())(state) for f in (scanned, looped)]
+    for ours, theirs in zip(*gradients, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-7)
+    assert (rounds == 0) == (not np.any(scanned(state)))
+
+
+def test_rounds_have_their_own_noise_and_dropout():
+    student, teacher, _ = make_speakers(jax.random.key(1))
+    seen = {'noise': [], 'key': []}
+
+    def upper(s, key):
+        jax.debug.callback(lambda s, k: (seen['noise'].append(s), seen['key'].append(k)), s, key)
+        return teacher.upper(s, None)
+
+    # Every answer says the same, so what the teacher hears differs by noise alone.
+    listening = teacher._replace(upper=upper, decode=lambda m, key: (jnp.zeros((1, TEACHER_LOWER)), m))
+    communication.communicate(
+        student,
+        listening,
+        (jnp.ones((1, LOWER)), jnp.ones((1, UPPER))),
+        jnp.zeros((1, TEACHER_LOWER)),
+        rounds=3,
+        reference='running',
+        noise_std=0.5,
+        remat_policy=POLICIES['dots_saveable'],
+        key=jax.random.PRNGKey(2),
+    ).block_until_ready()
+    jax.effects_barrier()
+    for values in seen.values():
+        assert len(values) == 3
+        assert len({np.asarray(value).tobytes() for value in values}) == 3
+    assert 0.1 < np.std(seen['noise']) < 1.0
+
+
+def test_distance_is_over_the_joined_features():
+    a = (jnp.array([[1.0, 2.0]]), jnp.array([[3.0]]))
+    b = (jnp.array([[0.0, 2.0]]), jnp.array([[1.0]]))
+    np.testing.assert_allclose(communication.distance(a, b), [(1 + 0 + 4) / 3])
+
+
+def test_distance_refuses_to_broadcast():
+    with pytest.raises(ValueError, match='Cannot compare'):
+        communication.distance((jnp.zeros((4, 1)),), (jnp.zeros((4, 4)),))
+
+
+@pytest.mark.parametrize('shape', [(BATCH,), (BATCH, 13)])
+def test_encoder_is_norm_dense_relu_dense(shape):
+    rng = np.random.default_rng(0)
+    s, e = rng.normal(2.0, 3.0, (*shape, 5)), rng.normal(size=(*shape, 3))
+    encoder = communication.Encoder(hidden=7, message=2, dropout=0.5)
+    params = encoder.init(jax.random.key(0), s, e)['params']
+    hidden, last = (jax.tree.map(np.asarray, params[name]) for name in ('hidden', 'message'))
+    x = np.concatenate([s, e], -1)
+    x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+    x = np.maximum(x @ np.concatenate([hidden['kernel_0'], hidden['kernel_1']]) + hidden['bias'], 0)
+    expected = x @ last['kernel'] + last['bias']
+    np.testing.assert_allclose(encoder.apply({'params': params}, s, e), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_bfloat16_does_not_lose_what_is_small_beside_the_mean():
+    """A state far from 0: the products of its mean alone would be as large as what is looked for."""
+    x = np.random.default_rng(0).normal(5.0, 1.0, (40, 96))
+    layer = communication.NormalizedDense(31)
+    params = layer.init(jax.random.key(0), x)
+    whole = layer.apply(params, x)
+    low = communication.NormalizedDense(31, dtype='bfloat16').apply(params, x)
+    assert low.dtype == jnp.bfloat16
+    # bfloat16 has steps of 1/32 near 5, so 0.009 of rounding in each x.
+    assert np.std(np.float32(low) - whole) < 0.015 * np.std(whole)
+
+
+def test_a_constant_state_has_a_finite_norm():
+    layer = communication.NormalizedDense(4)
+    x = jnp.full((2, 6), 1e3)
+    params = layer.init(jax.random.key(0), x)
+    assert np.all(np.isfinite(layer.apply(params, x)))
+    gradient = jax.grad(lambda x: layer.apply(params, x).sum())(x)
+    assert np.all(np.isfinite(gradient))

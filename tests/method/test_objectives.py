@@ -1,0 +1,250 @@
+"""Every method's terms against NumPy, written from the paper's equations."""
+
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import common
+from td_jax.errors import UserError
+from td_jax.method import objectives
+from td_jax.models import base
+
+BATCH, LOWER, UPPER, CLASSES = 3, 5, 2, 4
+TEACHER_LOWER, TEACHER_UPPER = 7, 3
+LABELS = np.array([3, 0, 2])
+
+
+def make_case(method, **changes):
+    """Config, parameters and two participants with widths that are all different."""
+    config = common.get_config()
+    config.method = method
+    config.communication.hidden, config.communication.message = 13, 11
+    config.update_from_flattened_dict({key.replace('__', '.'): v for key, v in changes.items()})
+    keys = jax.random.split(jax.random.key(0), 9)
+
+    def participant(keys, lower, upper):
+        weight = jax.random.normal(keys[0], (lower, upper))
+        activations = base.Activations(
+            jax.random.normal(keys[1], (BATCH, lower)),
+            jax.random.normal(keys[2], (BATCH, upper)),
+            jax.random.normal(keys[3], (BATCH, CLASSES)),
+        )
+        return objectives.Participant(activations, lambda s, key: jnp.tanh(s @ weight)), weight
+
+    student, student_weight = participant(keys[:4], LOWER, UPPER)
+    teacher, teacher_weight = participant(keys[4:8], TEACHER_LOWER, TEACHER_UPPER)
+    objective = objectives.METHODS[method]
+    params = objective.init(keys[8], student.activations, teacher.activations, config, CLASSES)
+    terms = objective.terms(params, student, teacher, LABELS, config, None)
+    return types.SimpleNamespace(
+        config=config,
+        params=jax.tree.map(np.asarray, params),
+        g=jax.tree.map(np.asarray, student.activations),
+        h=jax.tree.map(np.asarray, teacher.activations),
+        upper_g=lambda s: np.tanh(s @ np.asarray(student_weight)),
+        upper_h=lambda s: np.tanh(s @ np.asarray(teacher_weight)),
+        terms=terms,
+    )
+
+
+# --- The equations in NumPy ------------------------------------------------------------------------
+
+
+def dense(params, x):
+    return x @ params['kernel'] + params['bias']
+
+
+def norm_dense(params, x):
+    x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+    kernel = np.concatenate([params[k] for k in sorted(params) if k.startswith('kernel')])
+    return np.maximum(x @ kernel + params['bias'], 0)
+
+
+def encode(params, s, e):
+    return dense(params['message'], norm_dense(params['hidden'], np.concatenate([s, e], -1)))
+
+
+def decode(params, m):
+    x = norm_dense(params['hidden'], m)
+    return dense(params['lower'], x), dense(params['upper'], x)
+
+
+def d(a, b):
+    return np.mean((np.concatenate(a, -1) - np.concatenate(b, -1)) ** 2, axis=-1)
+
+
+def numpy_supervised(case):
+    return {}
+
+
+def numpy_ld(case):
+    return {'logits': np.mean((case.g.logits - case.h.logits) ** 2, -1)}
+
+
+def numpy_fd(case):
+    m_g = encode(case.params['student_encoder'], case.g.lower, case.g.upper)
+    m_h = encode(case.params['teacher_encoder'], case.h.lower, case.h.upper)
+    return {'feature': d([m_g], [m_h])}
+
+
+def numpy_fitnet(case):
+    heard = np.concatenate([case.h.lower, case.h.upper], -1)
+    return {'state': d([case.g.lower, case.g.upper], decode(case.params['student_decoder'], heard))}
+
+
+def numpy_hybrid(case):
+    return {**numpy_ld(case), **numpy_fd(case)}
+
+
+def numpy_td(case):
+    p, (s_g, e_g, _), (s_h, e_h, _) = case.params, case.g, case.h
+    m_g, m_h = encode(p['student_encoder'], s_g, e_g), encode(p['teacher_encoder'], s_h, e_h)
+    terms = {
+        'message': d([m_g], [m_h]),
+        'state': d([s_g, e_g], decode(p['student_decoder'], m_h))
+        + d([s_h, e_h], decode(p['teacher_decoder'], m_g)),
+    }
+    s, e, m, interact = s_g, e_g, m_g, 0
+    for _ in range(case.config.td.rounds):
+        heard, _ = decode(p['teacher_decoder'], m)
+        answer = encode(p['teacher_encoder'], heard, case.upper_h(heard))
+        s_new, e_new = decode(p['student_decoder'], answer)
+        target = [s, e] if case.config.td.reference == 'running' else [s_g, e_g]
+        interact = interact + d(target, [s_new, e_new])
+        s, e = s_new, case.upper_g(s_new)
+        m = encode(p['student_encoder'], s, e)
+    return {**terms, 'interact': interact} if case.config.td.rounds else terms
+
+
+REFERENCES = {
+    'supervised': numpy_supervised,
+    'ld': numpy_ld,
+    'fd': numpy_fd,
+    'fitnet': numpy_fitnet,
+    'hybrid': numpy_hybrid,
+    'td': numpy_td,
+}
+
+
+def assert_terms(case, expected):
+    assert set(case.terms) == set(expected)
+    for name, value in expected.items():
+        assert case.terms[name].shape == (BATCH,)
+        np.testing.assert_allclose(case.terms[name], value, rtol=2e-5, err_msg=name)
+
+
+@pytest.mark.parametrize('method', objectives.METHODS)
+def test_terms_are_those_of_the_equations(method):
+    assert method in REFERENCES, f'{method} has no reference in NumPy'
+    case = make_case(method)
+    assert_terms(case, REFERENCES[method](case))
+
+
+@pytest.mark.parametrize('rounds', [0, 1, 3])
+@pytest.mark.parametrize('reference', ['running', 'original'])
+def test_td_terms_for_any_number_of_rounds(rounds, reference):
+    case = make_case('td', td__rounds=rounds, td__reference=reference)
+    assert_terms(case, numpy_td(case))
+
+
+@pytest.mark.parametrize(
+    ('method', 'term'),
+    [('td', 'interact'), ('td', 'message'), ('td', 'state'), ('hybrid', 'logits'), ('hybrid', 'feature')],
+)
+def test_a_weight_of_zero_switches_a_term_off(method, term):
+    case = make_case(method, **{f'{method}__weights__{term}': 0.0})
+    expected = REFERENCES[method](case)
+    del expected[term]
+    assert_terms(case, expected)
+
+
+def test_td_takes_a_logits_term():
+    case = make_case('td', td__weights__logits=0.5)
+    assert_terms(case, {**numpy_td(case), **numpy_ld(case)})
+
+
+# --- Label distillation ----------------------------------------------------------------------------
+
+
+def test_kl_of_a_hand_worked_case():
+    teacher, student = jnp.array([[2.0, 0.0]]), jnp.array([[0.0, 0.0]])
+    # KL(softmax([1, 0]) || [0.5, 0.5]) = log 2 - H = 0.1109, times T^2 = 4.
+    np.testing.assert_allclose(objectives.kl_divergence(student, teacher, 2.0), [0.4438], atol=5e-5)
+    np.testing.assert_allclose(objectives.kl_divergence(student, teacher, 2.0) / 4, [0.1109], atol=5e-5)
+
+
+def test_kl_of_huge_logits_is_finite():
+    teacher, student = jnp.array([[1e4, -1e4]]), jnp.array([[-1e4, 1e4]])
+    value, gradient = jax.value_and_grad(lambda s: objectives.kl_divergence(s, teacher, 1.0).sum())(student)
+    np.testing.assert_allclose(value, 2e4, rtol=1e-6)
+    assert np.all(np.isfinite(gradient))
+
+
+def test_kl_is_per_example_and_so_blind_to_duplicates():
+    case = make_case('ld', logits__distance='kl', logits__temperature=2.0)
+    twice = objectives.kl_divergence(
+        jnp.concatenate([case.g.logits] * 2), jnp.concatenate([case.h.logits] * 2), 2.0
+    )
+    np.testing.assert_allclose(twice, np.concatenate([case.terms['logits']] * 2), rtol=1e-6)
+    p_h = np.exp(case.h.logits / 2) / np.exp(case.h.logits / 2).sum(-1, keepdims=True)
+    p_g = np.exp(case.g.logits / 2) / np.exp(case.g.logits / 2).sum(-1, keepdims=True)
+    expected = 4 * (p_h * np.log(p_h / p_g)).sum(-1)
+    np.testing.assert_allclose(case.terms['logits'], expected, rtol=1e-5)
+
+
+def cross_entropy(logits):
+    log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    return -log_p[np.arange(BATCH), LABELS]
+
+
+def test_probe_learns_from_labels_and_teaches_the_student():
+    case = make_case('ld', teacher__labels='probe')
+    probed = dense(case.params['probe'], case.h.upper)
+    expected = {'probe': cross_entropy(probed), 'logits': np.mean((case.g.logits - probed) ** 2, -1)}
+    assert_terms(case, expected)
+
+
+def test_the_student_does_not_teach_the_probe():
+    case = make_case('ld', teacher__labels='probe')
+    student = objectives.Participant(jax.tree.map(jnp.asarray, case.g), None)
+    teacher = objectives.Participant(jax.tree.map(jnp.asarray, case.h), None)
+
+    def logits_term(params):
+        return objectives.ld_terms(params, student, teacher, LABELS, case.config, None)['logits'].sum()
+
+    gradient = jax.grad(logits_term)(case.params)
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradient))
+
+
+def test_auxiliary_head_predicts_the_teachers_labels():
+    case = make_case('ld', teacher__labels='auxiliary')
+    predicted = dense(case.params['auxiliary'], case.g.upper)
+    assert_terms(case, {'logits': np.mean((predicted - case.h.logits) ** 2, -1)})
+
+
+def test_different_labels_are_refused_with_the_way_out():
+    config = common.get_config()
+    config.method = 'ld'
+    with pytest.raises(UserError, match=r'5 labels \(0, 1, 2, \.{3}\).*2 \(7, 8\).*probe or auxiliary'):
+        objectives.check_labels(config, ('7', '8'), tuple('01234'))
+    objectives.check_labels(config, ('7', '8'), ('7', '8'))
+    config.method = 'td'
+    objectives.check_labels(config, ('7', '8'), tuple('01234'))
+
+
+# --- The task --------------------------------------------------------------------------------------
+
+
+def test_task_losses():
+    np.testing.assert_allclose(
+        objectives.TASK_LOSSES['regression'](jnp.array([[1.0], [5.0]]), jnp.array([3.0, 4.0])), [4.0, 1.0]
+    )
+    logits = np.random.default_rng(0).normal(size=(BATCH, CLASSES))
+    np.testing.assert_allclose(
+        objectives.TASK_LOSSES['classification'](logits, LABELS), cross_entropy(logits), rtol=1e-6
+    )
+    with pytest.raises(ValueError, match='do not fit'):
+        objectives.squared_error(jnp.zeros(4), jnp.zeros(4))

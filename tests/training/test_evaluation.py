@@ -1,0 +1,115 @@
+"""Metrics against scikit-learn and SciPy, whatever the batch size and the number of seeds."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+import sklearn.metrics
+
+from configs import common
+from td_jax.data import base as data
+from td_jax.devices import sharding
+from td_jax.models import base
+from td_jax.training import evaluation
+
+COUNT, WIDTH, CLASSES, SEEDS = 47, 3, 5, 2
+MESH = sharding.make_mesh(common.get_config())
+
+
+def make_case(task):
+    """A linear model with stacked parameters, its source, and each seed's predictions by NumPy."""
+    rng = np.random.default_rng(11)
+    outputs = 1 if task == 'regression' else CLASSES
+    x = rng.normal(size=(COUNT, WIDTH)).astype(np.float32)
+    labels = (
+        rng.uniform(1, 5, COUNT).astype(np.float32)
+        if task == 'regression'
+        else rng.integers(0, CLASSES, COUNT)
+    )
+    params = rng.normal(size=(SEEDS, WIDTH, outputs)).astype(np.float32)
+    model = base.Model(
+        init=None,
+        lower=lambda params, inputs, key: inputs['x'] @ params,
+        upper=lambda params, s, key: s,
+        head=lambda params, e: e,
+    )
+    source = data.Source(
+        name='linear',
+        train={},
+        evaluation={'x': x, 'labels': labels},
+        task=task,
+        label_names=tuple(map(str, range(outputs))),
+        vocabularies={},
+        tables=(np.float32(2),),
+        inputs=lambda tables, examples, key: {'x': examples['x'] / tables[0]},
+    )
+    return model, source, params, [x / 2 @ weights for weights in params]
+
+
+def sklearn_metric(task, predictions, labels):
+    if task == 'regression':
+        return sklearn.metrics.root_mean_squared_error(labels, predictions[:, 0])
+    return sklearn.metrics.accuracy_score(labels, predictions.argmax(axis=1))
+
+
+@pytest.mark.parametrize('task', ['regression', 'classification'])
+def test_metrics_are_those_of_sklearn_for_every_batch_size(task):
+    model, source, params, predictions = make_case(task)
+    expected = [sklearn_metric(task, p, source.evaluation['labels']) for p in predictions]
+    assert expected[0] != expected[1]
+    values = {}
+    for batch_size in (1, 7, COUNT, COUNT + 3):
+        values[batch_size] = evaluation.make_evaluation(model, source, batch_size, MESH)(jnp.asarray(params))
+        assert values[batch_size].shape == (SEEDS,)
+        np.testing.assert_allclose(values[batch_size], expected, rtol=1e-6)
+    if task == 'classification':
+        # Counts are exact, so these are the same to the last bit.
+        assert len({value.tobytes() for value in values.values()}) == 1
+        np.testing.assert_array_equal(values[1], expected)
+    # A squared error is rounded before it is added, and that differs by what is added at once.
+    for value in values.values():
+        np.testing.assert_allclose(value, values[1], rtol=3e-7)
+
+
+def test_other_examples_than_the_sources_can_be_evaluated():
+    model, source, params, predictions = make_case('regression')
+    evaluate = evaluation.make_evaluation(model, source, 13, MESH)
+    rows = np.arange(5, 22)
+    expected = [sklearn_metric('regression', p[rows], source.evaluation['labels'][rows]) for p in predictions]
+    np.testing.assert_allclose(evaluate(params, data.take(source.evaluation, rows)), expected, rtol=1e-6)
+
+
+def test_evaluation_has_no_dropout_and_no_variation():
+    seen = []
+    model, source, params, _ = make_case('regression')
+
+    def inputs(tables, examples, key):
+        seen.append(key)
+        return source.inputs(tables, examples, key)
+
+    def lower(params, inputs, key):
+        seen.append(key)
+        return model.lower(params, inputs, key)
+
+    evaluation.make_evaluation(model._replace(lower=lower), source._replace(inputs=inputs), 7, MESH)(params)
+    assert seen
+    assert set(seen) == {None}
+
+
+def test_which_metric_is_better_when_less():
+    (_, _, _, rmse), (_, _, _, accuracy) = (evaluation.METRICS[t] for t in ('regression', 'classification'))
+    assert rmse
+    assert not accuracy
+
+
+@pytest.mark.parametrize('count', [2, 3, 5, 11])
+def test_mean_and_standard_error_are_scipys(count):
+    values = np.random.default_rng(count).normal(1.0, 0.01, count)
+    mean, stderr = evaluation.mean_and_stderr(values)
+    np.testing.assert_allclose(mean, np.mean(values), rtol=1e-12)
+    np.testing.assert_allclose(stderr, scipy.stats.sem(values), rtol=1e-12)
+
+
+def test_one_value_has_no_standard_error():
+    assert evaluation.mean_and_stderr(jax.numpy.array([0.25])) == (0.25, None)

@@ -1,0 +1,255 @@
+"""The step: what moves, what does not, and that seeds side by side are seeds one by one."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from td_jax.data import SOURCES
+from td_jax.devices import sharding
+from td_jax.files import checkpoints
+from td_jax.method import objectives
+from td_jax.models import base
+from td_jax.training import assembly, dispatch, optimizer, train_step
+
+# What adds up in another order differs by rounding, and a first step of AdamW, which divides a gradient by its
+# own size, makes a whole step of a small gradient's rounding. Where two such runs are compared, parameters move
+# along their gradients, and states are so wide that a norm divides none by a deviation of almost 0.
+COMPARABLE = {
+    'optimizer__name': 'sgd',
+    'optimizer__learning_rate': 0.01,
+    'model__hidden': (64, 32),
+    'teacher__model__hidden': (64, 32),
+    'communication__message': 16,
+}
+
+
+def build(config):
+    """(Dispatch, Teacher, keys) of a config, the teacher untrained."""
+    source, teacher_source = (
+        SOURCES[config.dataset.name](config.dataset, task)
+        for task in (config.dataset, config.teacher.dataset)
+    )
+    teacher = None
+    if objectives.reads_teacher(config):
+        teacher = assembly.untrained_teacher(config, teacher_source)
+    mesh = sharding.make_mesh(config)
+    return assembly.assemble(config, source, teacher, mesh), teacher, dispatch.seed_keys(config)
+
+
+def advance(run, keys, state, stop):
+    """Progress of training from a state until a step."""
+    step = int(state.step[0])
+    progress, _ = run.run(run.started(state), run.feed(keys, step), keys, step, stop)
+    return progress
+
+
+def train(config, steps=3):
+    """(state before, state after, sums of metrics, finite) of a few steps."""
+    run, teacher, keys = build(config)
+    state = run.init(keys)
+    before = jax.tree.map(np.array, state)
+    after, sums, finite = advance(run, keys, state, steps)
+    return before, jax.tree.map(np.array, after), sums, finite, teacher
+
+
+def moved(before, after):
+    return [
+        jax.tree_util.keystr(path)
+        for (path, a), b in zip(
+            jax.tree_util.tree_leaves_with_path(before), jax.tree.leaves(after), strict=True
+        )
+        if not np.array_equal(a, b)
+    ]
+
+
+@pytest.mark.parametrize('inputs', ['clean', 'varied'])
+def test_student_and_all_modules_move_and_the_teacher_does_not(small_config, inputs):
+    config = small_config(optimizer__weight_decay=0.1, teacher__inputs=inputs)
+    run, teacher, keys = build(config)
+    fingerprint = checkpoints.fingerprint(teacher.params)
+    state = run.init(keys)
+    before = jax.tree.map(np.array, state.params)
+    state, _, finite = advance(run, keys, state, 3)
+    assert finite
+    assert checkpoints.fingerprint(run.constants.teacher_params) == fingerprint
+    assert len(moved(before, state.params)) == len(jax.tree.leaves(before))
+    assert set(before[train_step.COMMUNICATION]) == {
+        'student_encoder',
+        'student_decoder',
+        'teacher_encoder',
+        'teacher_decoder',
+    }
+
+
+def test_no_gradient_of_the_teacher_is_computed(small_config):
+    """No array of the gradient, the optimizer or the products has the shape of a teacher's kernel."""
+    config = small_config(teacher__inputs='varied', num_seeds=1)
+    run, teacher, keys = build(config)
+    state = run.init(keys)
+    teacher_shapes = {leaf.shape for leaf in jax.tree.leaves(teacher.params) if leaf.ndim == 2}
+    assert teacher_shapes == {(64, 7), (7, 11), (11, 5)}
+    for leaf in jax.tree.leaves(state):
+        assert leaf.shape[1:] not in teacher_shapes
+    arguments = run.started(state), run.feed(keys, 0), keys
+    text = str(jax.make_jaxpr(lambda *arguments: run.run(*arguments, 0, 1))(*arguments))
+    # Its kernels enter products as inputs; a gradient of one would be a product with its shape.
+    for rows, columns in ((7, 11), (11, 5)):
+        assert f'f32[{columns},{rows}] = dot_general' not in text
+        assert f'f32[{rows},{columns}] = dot_general' not in text
+
+
+def test_a_student_made_of_the_teachers_arrays_survives_donation(small_config):
+    config = small_config(model__hidden=(7, 11), num_seeds=1)
+    run, teacher, keys = build(config)
+    state = run.init(keys)
+    params = dict(state.params)
+    params[train_step.STUDENT] = jax.tree.map(lambda leaf: leaf[None], teacher.params)
+    state = state._replace(params=params)
+    for stop in (1, 2):
+        state, _, finite = advance(run, keys, state, stop)
+        assert finite
+    assert np.all(np.isfinite(jax.tree.leaves(run.constants.teacher_params)[0]))
+
+
+@pytest.mark.parametrize('method', ['supervised', 'hybrid', 'td'])
+def test_seeds_side_by_side_are_seeds_one_by_one(small_config, method):
+    changes = {'method': method, 'communication__dropout': 0.2, 'model__dropout': 0.2, 'td__noise_std': 0.1}
+    before, together, _, _, _ = train(small_config(num_seeds=5, seed=3, **COMPARABLE, **changes))
+    # One compiled program serves every seed.
+    run, _, _ = build(small_config(num_seeds=1, **COMPARABLE, **changes))
+    for i in range(5):
+        keys = dispatch.seed_keys(small_config(num_seeds=1, seed=3 + i))
+        alone, _, finite = advance(run, keys, run.init(keys), 3)
+        assert finite
+        for a, b in zip(jax.tree.leaves(together.params), jax.tree.leaves(alone.params), strict=True):
+            np.testing.assert_allclose(a[i], b[0], rtol=2e-4, atol=2e-6)
+    assert len(moved(before.params, together.params)) == len(jax.tree.leaves(before.params))
+
+
+def test_seeds_differ_in_parameters_order_and_noise(small_config):
+    before, _, sums, _, _ = train(small_config(num_seeds=3), steps=1)
+    kernels = before.params['student']['hidden_layers_0']['kernel']
+    assert len({kernel.tobytes() for kernel in kernels}) == 3
+    assert len(set(np.asarray(sums['task']).tolist())) == 3
+
+
+def test_the_cut_of_the_steps_does_not_change_a_bit(small_config):
+    config = small_config(model__dropout=0.3)
+    run, _, keys = build(config)
+    ends = []
+    for stops in ((13,), (1, 2, 5, 6, 12, 13)):
+        progress, order, step = run.started(run.init(keys)), run.feed(keys, 0), 0
+        for stop in stops:
+            progress, order = run.run(progress, order, keys, step, stop)
+            np.testing.assert_array_equal(order, run.feed(keys, stop))
+            step = stop
+        ends.append(checkpoints.fingerprint(progress))
+    assert ends[0] == ends[1]
+
+
+def test_training_stops_at_the_step_whose_loss_is_not_finite(small_config):
+    config = small_config(optimizer__name='sgd', optimizer__learning_rate=1e30, method='supervised')
+    _, after, _, finite, _ = train(config, steps=6)
+    assert not finite
+    assert after.step[0] < 6
+
+
+def step_of(config, task='regression'):
+    """A step on a linear student of one number, for hand-worked cases."""
+    student = base.Model(
+        init=lambda key, inputs: {'w': jnp.ones(())},
+        lower=lambda params, inputs, key: inputs['x'] * params['w'],
+        upper=lambda params, s, key: s,
+        head=lambda params, e: e,
+    )
+    tx, learning_rate = optimizer.make_optimizer(config.optimizer, config.num_steps)
+    return train_step.make_step(student, tx, learning_rate, task, 1, config)
+
+
+def number_batch(x, labels, mask):
+    return train_step.Batch({'x': jnp.asarray(x)[:, None]}, jnp.asarray(labels), jnp.asarray(mask), None)
+
+
+def test_one_step_of_sgd_by_hand(small_config):
+    config = small_config(
+        method='supervised',
+        optimizer__name='sgd',
+        optimizer__learning_rate=0.1,
+        optimizer__momentum=0.0,
+    )
+    step = step_of(config)
+    # Two real examples and a padding one: d/dw mean((wx - y)^2) = mean(2x(wx - y)) = (2*1*-1 + 2*3*2) / 2.
+    batch = number_batch([1.0, 3.0, 99.0], [2.0, 1.0, 5.0], [1.0, 1.0, 0.0])
+    state = step.init(jax.random.key(0), batch)
+    state, metrics = step.update(state, jax.random.key(1), None, batch)
+    np.testing.assert_allclose(state.params['student']['w'], 1 - 0.1 * 5, rtol=1e-6)
+    np.testing.assert_allclose(metrics['loss'], (1 + 4) / 2)
+    np.testing.assert_allclose(metrics['gradient_norm'], 5)
+    np.testing.assert_allclose(metrics['learning_rate'], 0.1)
+    assert state.step == 1
+
+
+@pytest.mark.parametrize(('clip', 'expected'), [(2.0, 1 - 0.1 * 2), (7.0, 1 - 0.1 * 5)])
+def test_the_gradient_is_clipped_by_its_norm(small_config, clip, expected):
+    config = small_config(
+        method='supervised',
+        optimizer__name='sgd',
+        optimizer__learning_rate=0.1,
+        optimizer__momentum=0.0,
+        optimizer__clip_norm=clip,
+    )
+    step = step_of(config)
+    batch = number_batch([1.0, 3.0], [2.0, 1.0], [1.0, 1.0])
+    state, _ = step.update(step.init(jax.random.key(0), batch), jax.random.key(1), None, batch)
+    np.testing.assert_allclose(state.params['student']['w'], expected, rtol=1e-6)
+
+
+def test_ramp_up_trains_one_group_then_the_other_then_both(small_config):
+    config = small_config(td__ramp_up=(2, 3), num_steps=9, optimizer__weight_decay=0.1)
+    run, _, keys = build(config)
+    state = run.init(keys)
+    moves = []
+    for stop in range(1, 8):
+        before = jax.tree.map(np.array, (state.params, state.opt_state))
+        state, _, _ = advance(run, keys, state, stop)
+        after = state.params, state.opt_state
+        moves.append(
+            tuple(
+                bool(moved([part[group] for part in before], [part[group] for part in after]))
+                for group in (train_step.STUDENT, train_step.COMMUNICATION)
+            )
+        )
+    assert moves == [(True, False)] * 2 + [(False, True)] * 3 + [(True, True)] * 2
+
+
+def test_ramp_up_starts_with_the_task_alone(small_config):
+    before, ramped, _, _, _ = train(small_config(td__ramp_up=(3, 1), **COMPARABLE), steps=2)
+    config = small_config(method='supervised', **COMPARABLE)
+    run, _, keys = build(config)
+    state, _, _ = advance(run, keys, run.init(keys), 2)
+    for a, b in zip(
+        jax.tree.leaves(ramped.params['student']), jax.tree.leaves(state.params['student']), strict=True
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    assert moved(before.params['student'], ramped.params['student'])
+
+
+def test_learning_rates(small_config):
+    config = small_config(optimizer__learning_rate=0.5, optimizer__warmup_steps=4)
+    _, rate = optimizer.make_optimizer(config.optimizer, 12)
+    np.testing.assert_allclose([rate(i) for i in (0, 2, 4, 11)], [0, 0.25, 0.5, 0.5])
+    config.optimizer.schedule = 'cosine'
+    _, rate = optimizer.make_optimizer(config.optimizer, 12)
+    np.testing.assert_allclose([rate(i) for i in (2, 4, 8, 12)], [0.25, 0.5, 0.25, 0], atol=1e-7)
+
+
+def test_adamw_is_optax_adamw(small_config):
+    config = small_config(optimizer__weight_decay=0.3, optimizer__learning_rate=0.01)
+    tx, _ = optimizer.make_optimizer(config.optimizer, 5)
+    params, grads = {'w': jnp.array([1.0, -2.0])}, {'w': jnp.array([0.5, 0.1])}
+    updates, _ = tx.update(grads, tx.init(params), params)
+    # First step of Adam: a step of the learning rate along the sign, then the decay.
+    np.testing.assert_allclose(updates['w'], [-0.01 - 0.003, -0.01 + 0.006], rtol=1e-4)
+    assert isinstance(tx, optax.GradientTransformation)
