@@ -82,7 +82,9 @@ def load(folder: epath.Path, seed_index: int = 0) -> Finished:
     config = config_lib.from_json(stored)
     config_lib.check(config)
     if not 0 <= seed_index < config.num_seeds:
-        raise UserError(f'{folder} has {config.num_seeds} seeds; the index is from 0 to one less.')
+        raise UserError(
+            f'--seed_index is {seed_index}, but {folder} has {config.num_seeds} seeds, counted from 0.'
+        )
     source = assembly.load_source(config, config.dataset)
     student = assembly.build_model(config, config.model, source)
     params = read_parameters(folder, seed_index)

@@ -50,7 +50,7 @@ def _check_alone(config, folder, mesh) -> Plan:
     _check_batch(config, source)
     _check_task(config, source)
     assembly.build_model(config, config.model, source)
-    if not assembly.has_teacher(config):
+    if not config_lib.has_teacher(config):
         return Plan(mesh, source, None, None)
     teacher_source = _check_teacher(config, folder, source)
     _check_shapes(config, source, teacher_source, mesh)

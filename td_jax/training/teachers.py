@@ -14,6 +14,7 @@ from td_jax.data import base as data
 from td_jax.devices import fingerprint, processes, sharding
 from td_jax.errors import UserError
 from td_jax.files import workdir
+from td_jax.pretrained import architecture, fit
 from td_jax.training import assembly, dispatch, evaluation, finished, train_step
 
 
@@ -26,7 +27,7 @@ def pretrained_source(config, student_source: data.Source) -> data.Source:
       UserError: no such checkpoint, or one of another architecture than `config.teacher.model`.
     """
     checkpoint = pretrained.read(config.teacher.pretrained)
-    pretrained.check_architecture(checkpoint, config.teacher.model, 'teacher.model')
+    architecture.check_architecture(checkpoint, config.teacher.model, 'teacher.model')
     count = checkpoint.architecture.num_outputs
     if count == len(student_source.label_names):
         return student_source
@@ -75,8 +76,8 @@ def load(config, folder: epath.Path, source: data.Source, mesh: Mesh | None = No
     shapes = assembly.parameter_shapes(config, config.teacher.model, source)
     if config.teacher.pretrained:
         checkpoint = pretrained.read(config.teacher.pretrained)
-        params, report = pretrained.fit(checkpoint, shapes)
-        processes.say(f'{config.teacher.pretrained}: {pretrained.describe(report)}')
+        params, report = fit.fit(checkpoint, shapes)
+        processes.say(f'{config.teacher.pretrained}: {fit.describe(report)}')
         params = _with_initial(params, report.initialised, config, model, source)
         if mesh:
             params = sharding.place(params, sharding.of_parameters(mesh, params))
@@ -113,7 +114,7 @@ def finished_with_teacher(folder: epath.Path, seed_index: int = 0) -> finished.F
       UserError: what `finished.load` raises, or the teacher is gone.
     """
     run = finished.load(folder, seed_index)
-    if not assembly.has_teacher(run.config):
+    if not config_lib.has_teacher(run.config):
         return run
     if not run.config.teacher.pretrained:
         check_run(run.config, folder_of(run.config, folder))

@@ -104,7 +104,7 @@ def test_metrics_have_one_line_an_interval_with_every_term(method, td_config, fi
     *trained, last = metric_log.read(folder)
     assert [line['step'] for line in trained] == [2, 4, 6]
     terms = METRICS[method] | {'loss', 'gradient_norm', 'learning_rate'}
-    for line in train:
+    for line in trained:
         assert line.keys() == {'step', 'examples_per_second'} | {f'train_{term}' for term in terms}
         assert line['examples_per_second'] > 0
         weighted = sum(line[f'train_{term}'] for term in METRICS[method])
