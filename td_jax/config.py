@@ -250,7 +250,8 @@ def identity(config) -> dict:
     Left out is what cannot change the result (WITHOUT_EFFECT), and what a run of this method does not read. A
     teacher is known by its fingerprint, not by where it lies: a run keeps that beside its config.
     """
-    return {key: value for key, value in _as_stored(config).items() if not _is_left_out(config, key)}
+    stored = _as_stored(config)
+    return {key: stored[key] for key in _that_count(config, stored)}
 
 
 def digest(config) -> str:
@@ -272,7 +273,7 @@ def differences(config, stored: dict) -> dict:
         one that this version of td_jax does not know is a difference, whatever its value.
     """
     now, before = identity(config), _as_stored(common.get_config()) | flatten(stored)
-    keys = sorted(key for key in now.keys() | before.keys() if not _is_left_out(config, key))
+    keys = sorted(_that_count(config, now.keys() | before.keys()))
     return {key: (before.get(key), now.get(key)) for key in keys if before.get(key) != now.get(key)}
 
 
@@ -295,8 +296,10 @@ def _as_stored(config):
     return flatten(json.loads(to_json(config)))
 
 
-def _is_left_out(config, key):
-    return key in WITHOUT_EFFECT or key.startswith(tuple(unread(config)))
+def _that_count(config, keys):
+    """Those among some keys that are part of what a run is."""
+    starts = tuple(unread(config))
+    return [key for key in keys if key not in WITHOUT_EFFECT and not key.startswith(starts)]
 
 
 def without_effect(config, keys) -> dict[str, str]:
