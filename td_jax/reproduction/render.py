@@ -75,7 +75,7 @@ def of_runs(name: str, table: tables.Table, results: dict) -> str:
             'method',
             'n',
             'ours, mean ± 95%',
-            f'ours, difference to {table.baseline}, paired, mean ± 95%',
+            f'ours, paired difference to {table.baseline}, mean ± 95%',
         ]
         head += ['paper, mean ± standard error', 'paper, difference'] if paper else []
         lines += [_row(head), _row(['---'] * len(head))]
