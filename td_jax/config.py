@@ -254,6 +254,11 @@ def identity(config) -> dict:
     return {key: stored[key] for key in _that_count(config, stored)}
 
 
+def completed(stored: dict) -> dict:
+    """{dotted key: value} of a config that was read back from JSON; a key that it lacks is at its default."""
+    return _as_stored(common.get_config()) | flatten(stored)
+
+
 def digest(config) -> str:
     """A short name of a run's identity.
 
@@ -272,7 +277,7 @@ def differences(config, stored: dict) -> dict:
       stored: the dict that was read back from the JSON of the other. A key that it lacks is at its default;
         one that this version of td_jax does not know is a difference, whatever its value.
     """
-    now, before = identity(config), _as_stored(common.get_config()) | flatten(stored)
+    now, before = identity(config), completed(stored)
     keys = sorted(_that_count(config, now.keys() | before.keys()))
     return {key: (before.get(key), now.get(key)) for key in keys if before.get(key) != now.get(key)}
 
