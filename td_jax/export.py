@@ -25,7 +25,9 @@ def main():
     output = flags.DEFINE_string(
         'output', None, 'File, or folder for safetensors, that is made; by default one in the workdir.'
     )
-    seed_index = flags.DEFINE_integer('seed_index', 0, "Which of the run's seeds, counted from 0.")
+    seed_index = flags.DEFINE_integer(
+        'seed_index', 0, "Which of the run's seeds, counted from 0.", lower_bound=0
+    )
 
     def command():
         target = workdir.resolve(output.value) if output.value else None

@@ -40,7 +40,7 @@ def train(config: ml_collections.ConfigDict, workdir: epath.Path, prefix: str = 
         teacher = plan.teacher
         if plan.teacher_source and not teacher:
             train(config_lib.teacher_run(config), workdir / finished.TEACHER, 'teacher.')
-            teacher = teachers.load(config, workdir, plan.teacher_source)
+            teacher = teachers.load(config, workdir, plan.teacher_source, plan.mesh)
         facts = teachers.facts(config, teacher, plan.source, plan.mesh)
         return loop.Loop(config, workdir, plan.source, teacher, facts, prefix, plan.mesh).finish()
 

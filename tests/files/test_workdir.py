@@ -112,7 +112,9 @@ def test_paths_are_made_absolute(tmp_path, monkeypatch):
         workdir.resolve('~nobody-of-this-name/a')
 
 
-@pytest.mark.parametrize('path', ['s3://b/run', 'file:///tmp/run', 'h2+x.y-z://b', 'GS://b/run', 'https://x/y'])
+@pytest.mark.parametrize(
+    'path', ['s3://b/run', 'file:///tmp/run', 'h2+x.y-z://b', 'GS://b/run', 'https://x/y']
+)
 def test_an_address_that_is_no_bucket_is_refused(path):
     with pytest.raises(UserError) as refused:
         workdir.resolve(path)
