@@ -119,7 +119,8 @@ def test_how_images_are_shown_has_to_fit_too():
     assert str(caught.value) == (
         'somewhere does not fit teacher.model and dataset: teacher.dataset.image_mean is '
         '(0.485, 0.456, 0.406) there, (0.5, 0.5, 0.5) here, teacher.dataset.image_std is '
-        '(0.229, 0.224, 0.225) there, (0.5, 0.5, 0.5) here, dataset.resize is bilinear_antialias there, bilinear here; set '
+        '(0.229, 0.224, 0.225) there, (0.5, 0.5, 0.5) here, dataset.resize is bilinear_antialias there, '
+        'bilinear here; set '
         'teacher.dataset.image_mean=(0.485,0.456,0.406) teacher.dataset.image_std=(0.229,0.224,0.225) '
         'dataset.resize=bilinear_antialias'
     )
