@@ -74,6 +74,13 @@ def read(folder: epath.Path, step: int, wanted: dict[str, jax.ShapeDtypeStruct])
         return {name: found[name] for name in wanted}
 
 
+def steps(folder: epath.Path) -> list[int]:
+    """The steps that a folder has checkpoints of, in order; whether they can be read is not looked at."""
+    if not folder.exists():
+        return []
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+
+
 class Checkpoints:
     """The checkpoints of one run; each holds a state and a few facts about it as JSON.
 
