@@ -5,8 +5,6 @@ import json
 import os
 import pathlib
 
-from clu import metric_writers
-
 from td_jax.errors import UserError
 from td_jax.files import workdir as workdir_lib
 
@@ -32,6 +30,9 @@ class Log:
     """
 
     def __init__(self, workdir: pathlib.Path):
+        # Imports TensorFlow, which takes seconds and which only what writes metrics needs.
+        from clu import metric_writers
+
         self._workdir = workdir
         with _refusing(workdir):
             self._file = open(workdir / FILE, 'a')
