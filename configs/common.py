@@ -60,17 +60,22 @@ def optimizer_config():
     optimizer.schedule = 'constant'
     # Steps over which the learning rate rises linearly from 0.
     optimizer.warmup_steps = 0
-    # AdamW: decoupled weight decay, on every parameter.
+    # Decoupled weight decay: in each step, the share of a parameter that is taken off is this times the
+    # learning rate.
     optimizer.weight_decay = 0.0
+    # What weight decay acts on, a name of td_jax.training.optimizer.DECAYED: 'kernels' (of Dense layers, and
+    # the embeddings of ids and words; biases, norms, class token and positions are left alone) or 'all'.
+    optimizer.decayed = 'kernels'
     # SGD: momentum.
     optimizer.momentum = 0.9
-    # Largest global norm of the gradient, clipped beyond it; 0 does not clip.
+    # Largest norm of the gradient, clipped beyond it; 0 does not clip. The student and the modules that are
+    # learned beside it are each held to their own.
     optimizer.clip_norm = 0.0
     return optimizer
 
 
 def task_config():
-    """Which part of a data set a model is trained on; teacher and student each have one."""
+    """Which part of a data set a model is trained on, and how it is shown; both models have one."""
     task = ml_collections.ConfigDict()
     # MovieLens: only movies of this genre, or 'all'.
     task.genre = 'all'
@@ -78,6 +83,10 @@ def task_config():
     task.classes = ()
     # Classification: training examples kept of each class, the first ones; 0 keeps all.
     task.examples_per_class = 0
+    # Images: how the model is shown a pixel between 0 and 1: less the mean, over the standard deviation, each
+    # of red, green and blue. These make it -1 to 1.
+    task.image_mean = (0.5, 0.5, 0.5)
+    task.image_std = (0.5, 0.5, 0.5)
     return task
 
 
@@ -97,6 +106,10 @@ def dataset_config():
     dataset.min_title_word_count = 2
     # Images: side in pixels that a model is shown.
     dataset.image_size = 32
+    # Images: how they are resized for both models, a name of td_jax.data.images.RESIZES: 'bilinear', as
+    # google-research/vision_transformer does it, or 'bilinear_antialias', as Hugging Face does it, which
+    # smooths an image that becomes smaller.
+    dataset.resize = 'bilinear'
     # Images: smallest share of an image's area that a random crop keeps in training; 1 takes it whole.
     dataset.min_crop_area = 0.05
     # Images: chance that a training image is mirrored.

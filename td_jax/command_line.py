@@ -1,14 +1,12 @@
 """What every command of td_jax does around its work: parse flags, and say a mistake in one line."""
 
+import math
 import sys
 import traceback
 
 from absl import app, flags, logging
 
-from td_jax.errors import Stopped, UserError
-
-# Exit code of a run that was asked to stop before its end: EX_TEMPFAIL, call again.
-CALL_AGAIN = 75
+from td_jax.errors import CALL_AGAIN, Stopped, UserError
 
 
 def run(command, required):
@@ -33,6 +31,8 @@ def run(command, required):
                     raise UserError(f'--{name} is missing.')
                 # The first look at a config raises why its file could not be read.
                 hasattr(value, 'items')
+            for name in flags.FLAGS:
+                _check_value(name, flags.FLAGS[name].value)
         except KeyboardInterrupt:
             interrupted()
         except Exception as error:  # A config file is the user's code and may raise anything.
@@ -54,6 +54,15 @@ def run(command, required):
             interrupted()
 
     app.run(main, flags_parser=parse)
+
+
+def _check_value(name, value):
+    """Refuses what no flag means: a gap in a list, or a number that is none."""
+    if isinstance(value, list) and not all(str(part).strip() for part in value):
+        given = ','.join(map(str, value))
+        raise UserError(f'--{name}={given} has an empty name in its list; take a comma away.')
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f'--{name} is {value}; it must be a finite number.')
 
 
 def fail(error: Exception):

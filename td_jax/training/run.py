@@ -40,7 +40,7 @@ def train(config: ml_collections.ConfigDict, workdir: epath.Path, prefix: str = 
         teacher = plan.teacher
         if plan.teacher_source and not teacher:
             train(config_lib.teacher_run(config), workdir / finished.TEACHER, 'teacher.')
-            teacher = teachers.load(config, workdir, plan.teacher_source)
+            teacher = teachers.load(config, workdir, plan.teacher_source, plan.mesh)
         facts = teachers.facts(config, teacher, plan.source, plan.mesh)
         return loop.Loop(config, workdir, plan.source, teacher, facts, prefix, plan.mesh).finish()
 
@@ -54,7 +54,7 @@ def _opened(workdir):
 
 def describe(result: dict) -> str:
     """One line of a result for a person."""
-    spread = '' if result['stderr'] is None else f' ± {result["stderr"]:.4f}'
+    spread = '' if result['stderr'] is None else f', standard error {result["stderr"]:.4f}'
     teacher = '' if result['teacher'] is None else f'; teacher {result["teacher"]:.4f}'
     seeds = f'{len(result["seeds"])} seed{"s" if len(result["seeds"]) > 1 else ""}'
     return (

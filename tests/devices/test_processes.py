@@ -1,6 +1,5 @@
 """Several real processes on one machine, and runs that are asked to stop."""
 
-import contextlib
 import json
 import os
 import pathlib
@@ -17,7 +16,7 @@ import pytest
 from td_jax import command_line
 from td_jax.devices import processes
 from td_jax.errors import UserError
-from td_jax.files import checkpoints, workdir
+from td_jax.files import workdir
 
 ROOT = pathlib.Path(__file__).parents[2]
 # A run of a few seconds that saves, validates and logs on its way, and is the same but for rounding if sums
@@ -135,13 +134,18 @@ def test_two_processes_compute_what_one_computes_and_one_of_them_speaks(alone, t
     assert again.splitlines()[-1] == out.splitlines()[-1]
 
 
-def last_parameters(folder):
-    with contextlib.closing(checkpoints.Checkpoints(folder / 'checkpoints')) as saved:
-        _, arrays, _ = saved.restore()
-    return {name: array for name, array in arrays.items() if name.startswith('params/')}
+@pytest.fixture(scope='session')
+def last_parameters(read_back):
+    """A function (workdir) -> {name: array}, the parameters of its newest checkpoint."""
+
+    def read(folder):
+        _, arrays, _ = read_back(folder / 'checkpoints')
+        return {name: array for name, array in arrays.items() if name.startswith('params/')}
+
+    return read
 
 
-def test_a_run_goes_on_with_other_processes_and_devices(alone, tmp_path):
+def test_a_run_goes_on_with_other_processes_and_devices(alone, tmp_path, last_parameters):
     """Eight devices, then two processes with two each, then one."""
     folder = tmp_path / 'run'
     finish(launch(folder, '--config.num_steps=2', devices=8))
@@ -191,7 +195,7 @@ STREAM = (
 )
 
 
-def test_two_processes_share_a_stream_and_a_public_teacher(imagenet_data, tmp_path, outcome):
+def test_two_processes_share_a_stream_and_a_public_teacher(imagenet_data, tmp_path, outcome, last_parameters):
     """Each example once: were one read twice or never, the sums of a step would differ."""
     finish(launch(tmp_path / 'alone', flags=STREAM))
     finish(*launch_several(tmp_path / 'run', 2, flags=STREAM))

@@ -1,0 +1,171 @@
+"""What a checkpoint says about its model, and what of a model config has to follow."""
+
+from typing import NamedTuple
+
+import flax
+import jax
+import numpy as np
+
+from td_jax.errors import UserError
+from td_jax.models import vit
+
+
+class Architecture(NamedTuple):
+    """What a checkpoint's shapes, and the config beside them, say about the model."""
+
+    sizes: vit.Sizes
+    patch: int
+    image_size: int  # side in pixels of the images that the position embeddings are for
+    num_outputs: int  # 0 where there is no head
+    activation: str  # a name of vit.ACTIVATIONS
+    epsilon: float
+    pre_logits: bool
+
+
+class Shown(NamedTuple):
+    """How a model is shown images, in the words of `configs.common.task_config` and `dataset_config`."""
+
+    image_mean: tuple[float, float, float]
+    image_std: tuple[float, float, float]
+    resize: str | None  # None: images are not resized
+
+
+class Checkpoint(NamedTuple):
+    """A checkpoint in our names."""
+
+    location: str  # as the user wrote it
+    architecture: Architecture
+    params: dict  # float32, nested as vit.ViT's parameters; without `head_layer` where there is no head
+    shown: Shown
+    label_names: tuple[str, ...] | None = None  # of the head's outputs; None where there are none or no names
+    assumed: str = ''  # what its files do not say, and what is taken for granted then
+    unused: tuple[str, ...] = ()  # names in the file that became no parameter
+
+
+def teacher_overrides(checkpoint: Checkpoint, config) -> dict:
+    """The shortest changes to a config that make a checkpoint its teacher.
+
+    The image size is not among them: position embeddings are resized.
+
+    Returns:
+      {key: value}, empty where the checkpoint fits already
+    """
+    model = _changes(checkpoint.architecture, config.teacher.model)
+    return {
+        **{f'teacher.model.{key}': value for key, value in model.items()},
+        **{
+            key: value
+            for key, value in _shown(checkpoint.shown, 'teacher.').items()
+            if value != _at(config, key)
+        },
+    }
+
+
+def _changes(architecture, model_config):
+    """The fields of a model config that differ, as few as make it this architecture."""
+    changes = {} if model_config.name == 'vit' else {'name': 'vit'}
+    sizes, patch = vit.sizes_of(model_config)
+    if (sizes, patch) != (architecture.sizes, architecture.patch):
+        names = {sizes: name for name, sizes in vit.VARIANTS.items()}
+        variant = f'{names.get(architecture.sizes)}/{architecture.patch}'
+        if architecture.sizes in names and architecture.patch in vit.PATCHES:
+            if model_config.variant != variant:
+                changes['variant'] = variant
+            explicit = [*vit.Sizes._fields, 'patch']
+            wanted = {**architecture.sizes._asdict(), 'patch': architecture.patch}
+            # A size of its own would still stand above the variant's.
+            changes |= {key: 0 for key in explicit if model_config[key] not in (0, wanted[key])}
+        else:
+            changes |= {
+                key: value
+                for key, value in architecture.sizes._asdict().items()
+                if value != getattr(sizes, key)
+            }
+            if patch != architecture.patch:
+                changes['patch'] = architecture.patch
+    for key in ('activation', 'epsilon', 'pre_logits'):
+        if model_config[key] != getattr(architecture, key):
+            changes[key] = getattr(architecture, key)
+    return changes
+
+
+def student_overrides(checkpoint: Checkpoint, config) -> dict:
+    """What a student that starts from the checkpoint needs beside `teacher_overrides` and its sizes."""
+    wanted = {f'model.{key}': getattr(checkpoint.architecture, key) for key in ('activation', 'epsilon')}
+    wanted |= {f'dataset.{key}': getattr(checkpoint.shown, key) for key in ('image_mean', 'image_std')}
+    return {key: value for key, value in wanted.items() if value != _at(config, key)}
+
+
+def _shown(shown, prefix):
+    """The keys of a config that say how a model is shown images -> what they would be."""
+    wanted = {f'{prefix}dataset.{key}': getattr(shown, key) for key in ('image_mean', 'image_std')}
+    return {**wanted, **({'dataset.resize': shown.resize} if shown.resize else {})}
+
+
+def _at(config, key):
+    """The value at a dotted key."""
+    for part in key.split('.'):
+        config = config[part]
+    return config
+
+
+def check_teacher(checkpoint: Checkpoint, config):
+    """Compares a checkpoint with the config of a run that has it as its teacher.
+
+    Raises:
+      UserError: one line that names each field that differs, both values, and the overrides that mend it.
+    """
+    changes = teacher_overrides(checkpoint, config)
+    if not changes:
+        return
+    sizes, patch = vit.sizes_of(config.teacher.model)
+    architecture = checkpoint.architecture
+    ours = {'name': config.teacher.model.name, **sizes._asdict(), 'patch': patch}
+    theirs = {'name': 'vit', **architecture.sizes._asdict(), 'patch': architecture.patch}
+    for key in ('activation', 'epsilon', 'pre_logits'):
+        ours[key], theirs[key] = config.teacher.model[key], getattr(architecture, key)
+    shown = _shown(checkpoint.shown, 'teacher.')
+    ours |= {key: _at(config, key) for key in shown}
+    theirs |= shown
+    different = ', '.join(
+        f'{key} is {theirs[key]} there, {ours[key]} here' for key in ours if ours[key] != theirs[key]
+    )
+    wanted = ' '.join(f'{key}={as_text(value)}' for key, value in changes.items())
+    raise UserError(
+        f'{checkpoint.location} does not fit teacher.model and dataset: {different}; set {wanted}'
+    )
+
+
+def as_text(value) -> str:
+    """A value of a config as it is written on a command line."""
+    return str(value).replace(' ', '')
+
+
+def module_of(architecture: Architecture, split: int, dtype: str = 'float32') -> vit.ViT:
+    """The ViT of an architecture, without dropout; its head has one output where there is none."""
+    return vit.ViT(
+        sizes=architecture.sizes,
+        patch=architecture.patch,
+        num_outputs=architecture.num_outputs or 1,
+        split=split,
+        dropout=0.0,
+        activation=architecture.activation,
+        epsilon=architecture.epsilon,
+        pre_logits=architecture.pre_logits,
+        remat_policy='everything_saveable',
+        dtype=dtype,
+    )
+
+
+def shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
+    """The shape of every parameter of an architecture, by name; those of the head only if it has one."""
+    side = architecture.image_size
+    image = jax.ShapeDtypeStruct((1, side, side, 3), np.float32)
+    tree = jax.eval_shape(module_of(architecture, split=0).init, jax.random.key(0), {'image': image})[
+        'params'
+    ]
+    return {
+        name: value.shape
+        for name, value in flax.traverse_util.flatten_dict(tree, sep='/').items()
+        if architecture.num_outputs or not name.startswith('head_layer/')
+    }
