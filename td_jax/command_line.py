@@ -6,10 +6,7 @@ import traceback
 
 from absl import app, flags, logging
 
-from td_jax.errors import Stopped, UserError
-
-# Exit code of a run that was asked to stop before its end: EX_TEMPFAIL, call again.
-CALL_AGAIN = 75
+from td_jax.errors import CALL_AGAIN, Stopped, UserError
 
 
 def run(command, required):

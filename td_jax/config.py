@@ -263,7 +263,13 @@ def identity(config) -> dict:
     Left out is what cannot change the result (WITHOUT_EFFECT), and what a run of this method does not read. A
     teacher is known by its fingerprint, not by where it lies: a run keeps that beside its config.
     """
-    return {key: value for key, value in _as_stored(config).items() if not _is_left_out(config, key)}
+    stored = _as_stored(config)
+    return {key: stored[key] for key in _that_count(config, stored)}
+
+
+def completed(stored: dict) -> dict:
+    """{dotted key: value} of a config that was read back from JSON; a key that it lacks is at its default."""
+    return _as_stored(common.get_config()) | flatten(stored)
 
 
 def digest(config) -> str:
@@ -284,8 +290,8 @@ def differences(config, stored: dict) -> dict:
       stored: the dict that was read back from the JSON of the other. A key that it lacks is at its default;
         one that this version of td_jax does not know is a difference, whatever its value.
     """
-    now, before = identity(config), _as_stored(common.get_config()) | flatten(stored)
-    keys = sorted(key for key in now.keys() | before.keys() if not _is_left_out(config, key))
+    now, before = identity(config), completed(stored)
+    keys = sorted(_that_count(config, now.keys() | before.keys()))
     return {key: (before.get(key), now.get(key)) for key in keys if before.get(key) != now.get(key)}
 
 
@@ -308,8 +314,10 @@ def _as_stored(config):
     return flatten(json.loads(to_json(config)))
 
 
-def _is_left_out(config, key):
-    return key in WITHOUT_EFFECT or key.startswith(tuple(unread(config)))
+def _that_count(config, keys):
+    """Those among some keys that are part of what a run is."""
+    starts = tuple(unread(config))
+    return [key for key in keys if key not in WITHOUT_EFFECT and not key.startswith(starts)]
 
 
 def without_effect(config, keys) -> dict[str, str]:
@@ -335,13 +343,14 @@ OF_MODELS = {
         *('activation', 'epsilon', 'pre_logits', 'remat_policy'),
     ),
 }
-OF_IMAGES = 'image_size', 'image_mean', 'image_std', 'resize', 'min_crop_area', 'mirror_rate'
+_CLASSES = ('classes', 'examples_per_class')
+_IMAGES = ('image_size', 'image_mean', 'image_std', 'resize', 'min_crop_area', 'mirror_rate')
 OF_DATASETS = {
     'movielens': ('genre', 'user_oov_rate', 'movie_oov_rate', 'min_title_word_count'),
-    'digits': ('classes', 'examples_per_class'),
-    'cifar10': ('classes', 'examples_per_class', *OF_IMAGES),
-    'cifar100': ('classes', 'examples_per_class', *OF_IMAGES),
-    'imagenet': ('classes', 'examples_per_class', *OF_IMAGES, 'shuffle_buffer'),
+    'digits': _CLASSES,
+    'cifar10': _CLASSES + _IMAGES,
+    'cifar100': _CLASSES + _IMAGES,
+    'imagenet': (*_CLASSES, *_IMAGES, 'shuffle_buffer'),
 }
 
 
@@ -361,10 +370,10 @@ def unread(config) -> dict[str, str]:
     if not has_teacher(config):
         found['teacher.'] = f'{method}, without a teacher'
     elif config.teacher.pretrained:
-        reason = 'teacher.pretrained is not trained here'
-        # But how it is shown images is read.
-        parts = (f'teacher.dataset.{knob}' for knob in ('genre', 'classes', 'examples_per_class'))
-        found |= dict.fromkeys(('teacher.num_steps', 'teacher.optimizer.', *parts), reason)
+        # Its part of the data is not trained on; how it is shown images matters.
+        parts = ('genre', 'classes', 'examples_per_class')
+        untrained = 'teacher.num_steps', 'teacher.optimizer.', *(f'teacher.dataset.{part}' for part in parts)
+        found |= dict.fromkeys(untrained, 'teacher.pretrained is not trained here')
     elif config.teacher.checkpoint:
         reason = 'teacher.checkpoint is trained already'
         found |= dict.fromkeys(('teacher.num_steps', 'teacher.optimizer.', 'teacher.seed'), reason)

@@ -121,22 +121,54 @@ def _with_initial(params, names, config, model, source):
     return flax.traverse_util.unflatten_dict({**flat, **made}, sep='/')
 
 
+def found(config, folder: epath.Path, student_source: data.Source) -> dispatch.Teacher:
+    """The teacher of a run that was trained, which must be where its config says.
+
+    Args:
+      config: of the student's run.
+      folder: workdir of the student's run.
+      student_source: its data.
+
+    Raises:
+      UserError: it is not there, not finished, or does not fit the config.
+    """
+    if not config.teacher.pretrained:
+        check_run(config, folder_of(config, folder))
+    return load(config, folder, source_of(config, student_source))
+
+
+def is_the_same(teacher: dispatch.Teacher, result: dict) -> bool:
+    """Whether a run's result was taught by this teacher."""
+    return fingerprint.of(teacher.params) == result['teacher_fingerprint']
+
+
 def finished_with_teacher(folder: epath.Path, seed_index: int = 0) -> finished.Finished:
     """A finished run, read back with the teacher that it had.
+
+    A teacher that is no longer where it was is looked for beside the run, under the name that it had: folders
+    that lie together may be moved together.
 
     Args:
       folder: its workdir.
       seed_index: which of its seeds, counted from 0.
 
     Raises:
-      UserError: what `finished.load` raises, or the teacher is gone.
+      UserError: what `finished.load` raises, or the teacher is gone or another than it was.
     """
     run = finished.load(folder, seed_index)
     if not config_lib.has_teacher(run.config):
         return run
-    if not run.config.teacher.pretrained:
-        check_run(run.config, folder_of(run.config, folder))
-    return run._replace(teacher=load(run.config, folder, source_of(run.config, run.source)))
+    place = folder_of(run.config, folder)
+    beside = folder.parent / place.name
+    if not run.config.teacher.pretrained and not place.exists() and beside.exists():
+        run.config.teacher.checkpoint = str(beside)
+    teacher = found(run.config, folder, run.source)
+    if not is_the_same(teacher, finished.read_result(folder)):
+        where = run.config.teacher.pretrained or folder_of(run.config, folder)
+        raise UserError(
+            f'the teacher in {where} is not the one that taught {folder}; put that one there again.'
+        )
+    return run._replace(teacher=teacher)
 
 
 def check_run(config, folder: epath.Path):
@@ -152,17 +184,14 @@ def check_run(config, folder: epath.Path):
             f'teacher.checkpoint {folder} is not the workdir of a finished run: {workdir.CONFIG} or '
             f'{workdir.RESULT} is missing.'
         )
-    if result['steps'] != stored.get('num_steps'):
-        raise UserError(
-            f'teacher.checkpoint {folder} is not finished: {result["steps"]} of '
-            f'{stored.get("num_steps")} steps.'
-        )
+    steps = config_lib.completed(stored)['num_steps']
+    if result['steps'] != steps:
+        raise UserError(f'teacher.checkpoint {folder} is not finished: {result["steps"]} of {steps} steps.')
     parts = ('model.', 'dataset.', 'method')
     changed = {
         key: values
         for key, values in config_lib.differences(expected, stored).items()
-        # What is saved for a gradient changes no parameter.
-        if key.startswith(parts) and not key.endswith('.remat_policy')
+        if key.startswith(parts)
     }
     if changed:
         raise UserError(
