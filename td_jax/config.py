@@ -361,7 +361,7 @@ def unread(config) -> dict[str, str]:
     found = {f'{other}.': method for other in objectives.METHODS if other != config.method}
     if 'states' not in reads:
         found['communication.'] = method
-    if 'logits' not in reads:
+    if 'bridged_logits' not in reads:
         found |= {'logits.': method, 'teacher.labels': method}
     elif config.logits.distance == 'l2':
         found['logits.temperature'] = 'logits.distance is l2'

@@ -368,3 +368,13 @@ def test_every_knob_has_an_effect_in_some_run():
         silent &= config_lib.without_effect(config, silent).keys()
     # The task of the teacher has what a task has.
     assert silent == set()
+
+
+@pytest.mark.parametrize('key', ['dataset.image_mean', 'teacher.dataset.image_std'])
+@pytest.mark.parametrize('value', [(0.5,), (0.5,) * 4])
+def test_colours_are_three(key, value):
+    assert_refused(with_value(key, value), key, str(value), 'three numbers, for red, green and blue')
+
+
+def test_colours_need_not_be_whole():
+    config_lib.check(with_value('dataset.image_mean', (0.485, 0, 1)))

@@ -134,7 +134,7 @@ def _check_batch(config, source):
 
 def _check_task(config, source):
     """Refuses a comparison of predictions that does not fit the student's task."""
-    compares = objectives.reads(config, 'logits') and source.task != 'classification'
+    compares = objectives.reads(config, 'bridged_logits') and source.task != 'classification'
     if compares and config.logits.distance == 'kl':
         raise UserError(
             f'logits.distance kl compares distributions over classes, but {source.name} is '
