@@ -25,12 +25,17 @@ def main():
             # JAX says pages of a process that died, and processes.ending_together one line.
             td_jax.silence_cpp()
         # Imported here: it takes seconds, and a mistake in a flag is told without them.
+        from td_jax import config as config_lib
         from td_jax.devices import processes
         from td_jax.files import workdir
         from td_jax.training.run import describe, train
 
         processes.start(coordinator.value, num_processes.value, process_id.value, cluster.value)
         processes.stop_on_sigterm()
+        typed = config_flags.get_override_values(flags.FLAGS['config'])
+        config_lib.check(config.value)
+        for key, reason in config_lib.without_effect(config.value, typed).items():
+            processes.say(f'{key} has no effect: {reason}')
         with processes.ending_together():
             result = train(config.value, workdir.resolve(folder.value))
             if processes.is_main():
