@@ -9,7 +9,7 @@ import numbers
 import ml_collections
 
 from configs import common
-from td_jax.data import SOURCES
+from td_jax.data import SOURCES, images
 from td_jax.devices.remat import POLICIES
 from td_jax.errors import UserError
 from td_jax.method import objectives
@@ -21,6 +21,7 @@ CHOICES = {
     'method': objectives.METHODS,
     'dataset.name': SOURCES,
     'dataset.split': ('validation', 'test'),
+    'dataset.resize': images.RESIZES,
     'compute_dtype': ('float32', 'bfloat16'),
     'model.initial': ('random', 'teacher'),
     'teacher.model.initial': ('random',),
@@ -66,6 +67,8 @@ NUMBERS = {
     'image_size': _POSITIVE,
     'min_crop_area': _SHARE,
     'mirror_rate': _CHANCE,
+    'image_mean': _CHANCE,
+    'image_std': _POSITIVE,
     'shuffle_buffer': _POSITIVE,
     'data': _DEVICES,
     'fsdp': _DEVICES,
@@ -91,6 +94,8 @@ NUMBERS = {
     'seed': _NOT_NEGATIVE,
     'classes': _NOT_NEGATIVE,
 }
+# Those among them that have a number for each of red, green and blue.
+COLOURS = ('image_mean', 'image_std')
 # The same by the part before it, where the last part is a free name.
 NUMBERS_IN = {'weights': _NOT_NEGATIVE, 'embeddings': _POSITIVE}
 
@@ -148,7 +153,14 @@ def check(config):
 
 
 def _check_images(config):
-    """Refuses sizes of a ViT that do not fit each other or the images."""
+    """Refuses sizes of a ViT that do not fit each other or the images, and too few colours."""
+    for prefix, task in (('', config.dataset), ('teacher.', config.teacher.dataset)):
+        for key in COLOURS:
+            if len(task[key]) != 3:
+                raise UserError(
+                    f'{prefix}dataset.{key} is {tuple(task[key])}; it has three numbers, for red, green and '
+                    'blue.'
+                )
     for prefix, model in (('', config.model), ('teacher.', config.teacher.model)):
         try:
             _, patch = vit.sizes_of(model)
@@ -194,7 +206,8 @@ def _check_numbers(key, value):
         return
     is_many = isinstance(value, (tuple, list))
     # ml_collections holds a single number to its type, but not those in a tuple or under a free name.
-    kind = numbers.Integral if is_many or path[-1:] == ['embeddings'] else numbers.Real
+    is_count = path[-1:] == ['embeddings'] or (is_many and name not in COLOURS)
+    kind = numbers.Integral if is_count else numbers.Real
     for number in value if is_many else (value,):
         is_number = isinstance(number, kind) and not isinstance(number, bool)
         if not is_number or not math.isfinite(number) or not is_right(number):
@@ -250,7 +263,8 @@ def identity(config) -> dict:
     Left out is what cannot change the result (WITHOUT_EFFECT), and what a run of this method does not read. A
     teacher is known by its fingerprint, not by where it lies: a run keeps that beside its config.
     """
-    return {key: value for key, value in _as_stored(config).items() if not _is_left_out(config, key)}
+    stored = _as_stored(config)
+    return {key: stored[key] for key in _that_count(config, stored)}
 
 
 def completed(stored: dict) -> dict:
@@ -277,7 +291,7 @@ def differences(config, stored: dict) -> dict:
         one that this version of td_jax does not know is a difference, whatever its value.
     """
     now, before = identity(config), completed(stored)
-    keys = sorted(key for key in now.keys() | before.keys() if not _is_left_out(config, key))
+    keys = sorted(_that_count(config, now.keys() | before.keys()))
     return {key: (before.get(key), now.get(key)) for key in keys if before.get(key) != now.get(key)}
 
 
@@ -300,8 +314,10 @@ def _as_stored(config):
     return flatten(json.loads(to_json(config)))
 
 
-def _is_left_out(config, key):
-    return key in WITHOUT_EFFECT or key.startswith(tuple(unread(config)))
+def _that_count(config, keys):
+    """Those among some keys that are part of what a run is."""
+    starts = tuple(unread(config))
+    return [key for key in keys if key not in WITHOUT_EFFECT and not key.startswith(starts)]
 
 
 def without_effect(config, keys) -> dict[str, str]:
@@ -327,15 +343,14 @@ OF_MODELS = {
         *('activation', 'epsilon', 'pre_logits', 'remat_policy'),
     ),
 }
+_CLASSES = ('classes', 'examples_per_class')
+_IMAGES = ('image_size', 'image_mean', 'image_std', 'resize', 'min_crop_area', 'mirror_rate')
 OF_DATASETS = {
     'movielens': ('genre', 'user_oov_rate', 'movie_oov_rate', 'min_title_word_count'),
-    'digits': ('classes', 'examples_per_class'),
-    'cifar10': ('classes', 'examples_per_class', 'image_size', 'min_crop_area', 'mirror_rate'),
-    'cifar100': ('classes', 'examples_per_class', 'image_size', 'min_crop_area', 'mirror_rate'),
-    'imagenet': (
-        *('classes', 'examples_per_class', 'image_size', 'min_crop_area', 'mirror_rate'),
-        'shuffle_buffer',
-    ),
+    'digits': _CLASSES,
+    'cifar10': _CLASSES + _IMAGES,
+    'cifar100': _CLASSES + _IMAGES,
+    'imagenet': (*_CLASSES, *_IMAGES, 'shuffle_buffer'),
 }
 
 
@@ -355,8 +370,10 @@ def unread(config) -> dict[str, str]:
     if not has_teacher(config):
         found['teacher.'] = f'{method}, without a teacher'
     elif config.teacher.pretrained:
-        reason = 'teacher.pretrained is not trained here'
-        found |= dict.fromkeys(('teacher.num_steps', 'teacher.optimizer.', 'teacher.dataset.'), reason)
+        # Its part of the data is not trained on; how it is shown images matters.
+        parts = ('genre', 'classes', 'examples_per_class')
+        untrained = 'teacher.num_steps', 'teacher.optimizer.', *(f'teacher.dataset.{part}' for part in parts)
+        found |= dict.fromkeys(untrained, 'teacher.pretrained is not trained here')
     elif config.teacher.checkpoint:
         reason = 'teacher.checkpoint is trained already'
         found |= dict.fromkeys(('teacher.num_steps', 'teacher.optimizer.', 'teacher.seed'), reason)

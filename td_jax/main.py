@@ -32,11 +32,11 @@ def main():
 
         processes.start(coordinator.value, num_processes.value, process_id.value, cluster.value)
         processes.stop_on_sigterm()
-        typed = config_flags.get_override_values(flags.FLAGS['config'])
-        config_lib.check(config.value)
-        for key, reason in config_lib.without_effect(config.value, typed).items():
-            processes.say(f'{key} has no effect: {reason}')
         with processes.ending_together():
+            typed = config_flags.get_override_values(flags.FLAGS['config'])
+            config_lib.check(config.value)
+            for key, reason in config_lib.without_effect(config.value, typed).items():
+                processes.say(f'{key} has no effect: {reason}')
             result = train(config.value, workdir.resolve(folder.value))
             if processes.is_main():
                 print(describe(result))

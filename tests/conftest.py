@@ -142,6 +142,28 @@ def small_config():
 
 
 @pytest.fixture(scope='session')
+def comparable_config(small_config):
+    """A function (**changes) -> a small config whose run is the same but for rounding if sums change order.
+
+    A first step of AdamW divides a gradient by its own size and so makes a whole step of a small gradient's
+    rounding: here parameters move along their gradients. A norm divides by a deviation, which in states of a
+    few relus or in a message of two numbers is often almost 0: here all of them are wide.
+    """
+
+    def make(**changes):
+        settings = {
+            'optimizer__name': 'sgd',
+            'optimizer__learning_rate': 0.01,
+            'model__hidden': (64, 32),
+            'teacher__model__hidden': (64, 32),
+            'communication__message': 16,
+        }
+        return small_config(**{**settings, **changes})
+
+    return make
+
+
+@pytest.fixture(scope='session')
 def read_back():
     """A function (folder of checkpoints) -> (step, arrays by name, facts), of the newest step."""
 

@@ -202,7 +202,7 @@ def with_effect(key):
         ('reference',): {'td.rounds': 2},
         ('shuffle_buffer',): {'dataset.name': 'imagenet'},
         ('classes', 'examples_per_class'): {'dataset.name': 'digits'},
-        ('image_size', 'min_crop_area', 'mirror_rate'): {'dataset.name': 'cifar10'},
+        config_lib.OF_DATASETS['cifar10'][2:]: {'dataset.name': 'cifar10'},
         config_lib.OF_MODELS['vit']: {f'{side}model.name': 'vit'},
     }
     return next((others for names, others in needed.items() if name in names), {})

@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 
 from td_jax import config as config_lib
 from td_jax.data import base as data
+from td_jax.data import images
 from td_jax.devices import processes, sharding
 from td_jax.errors import UserError
 from td_jax.files import checkpoints, workdir
@@ -172,6 +173,22 @@ def _check_start(config, student_source, teacher_source):
     start = assembly.parameter_shapes(config, config.teacher.model, teacher_source)
     initial = assembly.parameter_shapes(config, config.model, student_source)
     base.started_from(start, initial, copies_head=assembly.same_labels(student_source, teacher_source))
+    # What no parameter holds, and what the same parameters compute something else without.
+    keys = []
+    if config.model.name == 'vit':
+        keys += ['model.activation', 'model.epsilon']
+    if config.dataset.name in images.FACTS:
+        keys += ['dataset.image_mean', 'dataset.image_std']
+    flat = config_lib.flatten(config)
+    changed = {key: (flat[f'teacher.{key}'], flat[key]) for key in keys}
+    changed = {key: values for key, values in changed.items() if values[0] != values[1]}
+    if changed:
+        different = ', '.join(f'{key} is {own} and teacher.{key} {of}' for key, (of, own) in changed.items())
+        wanted = ' '.join(f'{key}={str(of).replace(" ", "")}' for key, (of, _) in changed.items())
+        raise UserError(
+            f'model.initial is teacher, but {different}, with which the same parameters compute something '
+            f'else; set {wanted}, or model.initial=random.'
+        )
 
 
 def _check_shapes(config, source, teacher_source, mesh):

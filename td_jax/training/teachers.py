@@ -14,24 +14,33 @@ from td_jax.data import base as data
 from td_jax.devices import fingerprint, processes, sharding
 from td_jax.errors import UserError
 from td_jax.files import workdir
-from td_jax.pretrained import architecture, fit
+from td_jax.method import objectives
+from td_jax.pretrained import architecture, fit, labels
 from td_jax.training import assembly, dispatch, evaluation, finished, train_step
 
 
 def pretrained_source(config, student_source: data.Source) -> data.Source:
-    """The student's data as a public checkpoint labels it.
+    """The student's data as a public checkpoint labels it and is shown it.
 
-    A checkpoint does not name its labels: as many as the student's are taken to be the same.
+    Labels that the checkpoint names are the student's where the names are the same ones, in any order. Of one
+    that names none, as many as the student's are taken to be the same. One without a head has no labels.
 
     Raises:
-      UserError: no such checkpoint, or one of another architecture than `config.teacher.model`.
+      UserError: no such checkpoint, one of another architecture than `config.teacher.model`, or one that is
+        shown images otherwise than `config.teacher.dataset` and `config.dataset` say.
     """
     checkpoint = pretrained.read(config.teacher.pretrained)
-    architecture.check_architecture(checkpoint, config.teacher.model, 'teacher.model')
+    architecture.check_teacher(checkpoint, config)
     count = checkpoint.architecture.num_outputs
-    if count == len(student_source.label_names):
-        return student_source
-    return student_source._replace(label_names=tuple(f'label {i} of the checkpoint' for i in range(count)))
+    names = labels.ordered(checkpoint, student_source.label_names).label_names
+    if names is None and count == len(student_source.label_names):
+        names = student_source.label_names
+    elif names is None:
+        names = tuple(f'label {i} of the checkpoint' for i in range(count))
+    task = config.dataset.copy_and_resolve_references()
+    task.image_mean, task.image_std = config.teacher.dataset.image_mean, config.teacher.dataset.image_std
+    inputs = assembly.load_source(config, task).inputs if task != config.dataset else student_source.inputs
+    return student_source._replace(label_names=names, inputs=inputs)
 
 
 def source_of(config, student_source: data.Source) -> data.Source:
@@ -40,6 +49,14 @@ def source_of(config, student_source: data.Source) -> data.Source:
         return pretrained_source(config, student_source)
     with under('teacher.'):
         return assembly.load_source(config, config.teacher.dataset)
+
+
+def _said_of_labels(checkpoint, source):
+    """What is taken for granted of labels that have no names; '' where they have, or where there are none."""
+    count = checkpoint.architecture.num_outputs
+    if not count or checkpoint.label_names:
+        return ''
+    return f'its {count} labels have no names and are taken to be {objectives.preview(source.label_names)}'
 
 
 @contextlib.contextmanager
@@ -75,9 +92,10 @@ def load(config, folder: epath.Path, source: data.Source, mesh: Mesh | None = No
     model = assembly.build_model(config, config.teacher.model, source)
     shapes = assembly.parameter_shapes(config, config.teacher.model, source)
     if config.teacher.pretrained:
-        checkpoint = pretrained.read(config.teacher.pretrained)
+        checkpoint = labels.ordered(pretrained.read(config.teacher.pretrained), source.label_names)
         params, report = fit.fit(checkpoint, shapes)
-        processes.say(f'{config.teacher.pretrained}: {fit.describe(report)}')
+        said = [fit.describe(report), checkpoint.assumed, _said_of_labels(checkpoint, source)]
+        processes.say(f'{config.teacher.pretrained}: {"; ".join(filter(None, said))}')
         params = _with_initial(params, report.initialised, config, model, source)
         if mesh:
             params = sharding.place(params, sharding.of_parameters(mesh, params))

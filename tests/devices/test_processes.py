@@ -19,7 +19,8 @@ from td_jax.errors import UserError
 from td_jax.files import workdir
 
 ROOT = pathlib.Path(__file__).parents[2]
-# A run of a few seconds that saves, validates and logs on its way.
+# A run of a few seconds that saves, validates and logs on its way, and is the same but for rounding if sums
+# change their order, as by comparable_config.
 FLAGS = (
     '--config=configs/digits.py',
     '--config.num_seeds=2',
@@ -29,11 +30,15 @@ FLAGS = (
     '--config.save_every=4',
     '--config.eval_every=4',
     '--config.dataset.split=validation',
-    '--config.model.hidden=(8,4)',
-    '--config.teacher.model.hidden=(16,8)',
+    '--config.model.hidden=(64,32)',
+    '--config.optimizer.name=sgd',
+    '--config.optimizer.learning_rate=0.01',
+    '--config.teacher.model.hidden=(64,32)',
+    '--config.teacher.optimizer.name=sgd',
+    '--config.teacher.optimizer.learning_rate=0.01',
     '--config.teacher.num_steps=4',
     '--config.communication.hidden=16',
-    '--config.communication.message=8',
+    '--config.communication.message=16',
 )
 
 
@@ -42,7 +47,7 @@ def launch(folder, *more, devices=1, flags=FLAGS):
     settings = {
         **os.environ,
         'JAX_PLATFORMS': 'cpu',
-        'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
+        'XLA_FLAGS': f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count={devices}',
     }
     return subprocess.Popen(
         [sys.executable, '-m', 'td_jax.main', f'--workdir={folder}', *flags, *more],
@@ -151,15 +156,11 @@ def test_a_run_goes_on_with_other_processes_and_devices(alone, tmp_path, last_pa
     mine, theirs = last_parameters(folder), last_parameters(alone)
     assert mine.keys() == theirs.keys()
     for name, array in mine.items():
-        # AdamW turns the rounding of a tiny gradient into a difference of a step, 0.001.
-        np.testing.assert_allclose(array, theirs[name], atol=3e-3, err_msg=name)
-        assert np.median(np.abs(array - theirs[name])) < 1e-5, name
+        np.testing.assert_allclose(array, theirs[name], atol=1e-5, err_msg=name)
 
 
 def test_a_loss_that_is_not_finite_stops_every_process_at_its_step(tmp_path):
-    running = launch_several(
-        tmp_path / 'run', 2, '--config.optimizer.name=sgd', '--config.optimizer.learning_rate=1e18'
-    )
+    running = launch_several(tmp_path / 'run', 2, '--config.optimizer.learning_rate=1e18')
     said = []
     for _, err in finish(*running, code=2):
         (line,) = (line for line in err.splitlines() if line.startswith('td_jax:'))
