@@ -87,7 +87,7 @@ class Loop:
                 arrays = checkpoints.rebuilt(state, found)
             except ValueError as error:
                 raise UserError(
-                    f'the checkpoint of step {step} in {self.folder} does not fit this version of td_jax: '
+                    f'the checkpoint of step {step} in {self.workdir} does not fit this version of td_jax: '
                     f'{error}. Choose another --workdir.'
                 ) from error
             return step
@@ -167,7 +167,7 @@ class Loop:
         weights = '' if self.config.method == 'supervised' else f' or {self.config.method}.weights'
         return (
             f'the loss of {self.config.method} on {self.source.name} is not finite at step {step}; '
-            f'{self.folder} is as it was before. Lower {self.prefix}optimizer.learning_rate'
+            f'{self.workdir} is as it was before. Lower {self.prefix}optimizer.learning_rate'
             f'{weights}, with another --workdir.'
         )
 
