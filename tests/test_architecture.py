@@ -82,6 +82,7 @@ TRAINING = (
     'preflight',
     'teachers',
     'finished',
+    'memory',
     'assembly',
     'dispatch',
     'evaluation',

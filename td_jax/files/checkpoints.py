@@ -55,6 +55,11 @@ def fingerprint(tree) -> str:
     return digest.hexdigest()
 
 
+def holds_any(folder: pathlib.Path) -> bool:
+    """Whether a folder of checkpoints holds one, readable or not; what was never whole does not count."""
+    return folder.is_dir() and any('.orbax-checkpoint-tmp' not in path.name for path in folder.iterdir())
+
+
 def _is_no_failure_of_orbax(record) -> bool:
     """A filter of log records: drops what Orbax warns of, and failures in its threads, raised too."""
     return not (record.levelno >= logging.WARNING and '/orbax/' in record.pathname)

@@ -1,8 +1,10 @@
 """Where a teacher comes from: a finished run or a public checkpoint."""
 
 import contextlib
+import math
 
 import jax
+import numpy as np
 from etils import epath
 
 from td_jax import config as config_lib
@@ -70,6 +72,7 @@ def load(config, folder: epath.Path, source: data.Source) -> dispatch.Teacher:
         checkpoint = pretrained.read(config.teacher.pretrained)
         initial = assembly.untrained_teacher(config, source).params
         params, report = pretrained.fit(checkpoint, initial)
+        _check_finite(params, f'teacher.pretrained {config.teacher.pretrained}')
         processes.say(f'{config.teacher.pretrained}: {pretrained.describe(report)}')
         return dispatch.Teacher(model, source, params)
     place = folder_of(config, folder)
@@ -77,7 +80,14 @@ def load(config, folder: epath.Path, source: data.Source) -> dispatch.Teacher:
         # A run with several seeds teaches with its first.
         params = finished.read_parameters(place, seed_index=0)
         finished.check_fit(place, params, assembly.parameter_shapes(config, config.teacher.model, source))
+    _check_finite(params[train_step.STUDENT], f'the teacher in {place}')
     return dispatch.Teacher(model, source, params[train_step.STUDENT])
+
+
+def _check_finite(params, place):
+    for name, array in checkpoints.named(params).items():
+        if not np.isfinite(array).all():
+            raise UserError(f'{place} cannot teach: its parameter {name} is not finite.')
 
 
 def finished_with_teacher(folder: epath.Path, seed_index: int = 0) -> finished.Finished:
@@ -134,6 +144,9 @@ def facts(config, teacher: dispatch.Teacher | None, student_source: data.Source,
     """What results and checkpoints say of a teacher: its fingerprint and its score on the task.
 
     The score is None where it predicts other labels; both are None without a teacher.
+
+    Raises:
+      UserError: the score is not finite.
     """
     if teacher is None:
         return {'fingerprint': None, 'score': None}
@@ -142,4 +155,10 @@ def facts(config, teacher: dispatch.Teacher | None, student_source: data.Source,
         evaluate = evaluation.make_evaluation(teacher.model, teacher.source, config.eval_batch_size, mesh)
         stacked = jax.tree.map(lambda leaf: leaf[None], teacher.params)
         score = float(evaluate(stacked, student_source.evaluation)[0])
+        if not math.isfinite(score):
+            raise UserError(
+                f'the teacher cannot teach: its {evaluation.METRICS[teacher.source.task][0]} on '
+                f'{student_source.name} is {score}. Choose another teacher.checkpoint or teacher.pretrained, '
+                'or train one with a lower teacher.optimizer.learning_rate.'
+            )
     return {'fingerprint': checkpoints.fingerprint(teacher.params), 'score': score}
