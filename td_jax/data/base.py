@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from td_jax.errors import UserError
+
 
 class TrainStream(NamedTuple):
     """Training examples that do not fit in memory.
@@ -55,6 +57,65 @@ class Source(NamedTuple):
 def count(examples: dict | TrainStream | EvaluationStream) -> int:
     """How many examples there are."""
     return len(examples['labels']) if isinstance(examples, dict) else examples.count
+
+
+def check(source: Source):
+    """Refuses a data set that cannot be trained on or evaluated; of a stream only its counts are known here.
+
+    Raises:
+      UserError: no examples, a number that is not finite, or a label outside its range; names the data set,
+        the part, the field, and the first row that is wrong.
+    """
+    for part, examples in (('training', source.train), ('evaluation', source.evaluation)):
+        if not count(examples):
+            raise UserError(f'dataset {source.name} has no {part} examples.')
+        if not isinstance(examples, dict):
+            continue
+        for field, array in examples.items():
+            if np.issubdtype(array.dtype, np.floating):
+                is_right = np.isfinite(array).reshape(len(array), -1).all(axis=1)
+                refuse_rows(f'dataset {source.name}, {part} examples', field, array, is_right, 'a finite number')
+        labels = examples['labels']
+        if source.task == 'classification':
+            check_labels(f'dataset {source.name}, {part} examples', labels, len(source.label_names))
+
+
+def check_labels(name: str, labels: np.ndarray, num_labels: int):
+    """Refuses labels outside 0 to num_labels - 1, where a loss would be NaN or that of another class.
+
+    Args:
+      name: of the data set or a part of it.
+      labels: [examples], whole numbers.
+      num_labels: how many there are.
+
+    Raises:
+      UserError: names the first row that is wrong.
+    """
+    is_right = (labels >= 0) & (labels < num_labels)
+    refuse_rows(name, 'label', labels, is_right, f'from 0 to {num_labels - 1}')
+
+
+def refuse_rows(name: str, field: str, array, is_right: np.ndarray, what: str):
+    """Refuses a field of a data set of which a row is wrong.
+
+    Args:
+      name: of the data set or a part of it.
+      field: its name.
+      array: [rows, ...], what is in it.
+      is_right: [rows], by row.
+      what: what it must be.
+
+    Raises:
+      UserError: names the first row that is wrong, and its value where it is a single one.
+    """
+    if is_right.all():
+        return
+    row = int(np.argmin(is_right))
+    value = array[row]
+    said = f'is {value!s:.40}' if np.ndim(value) == 0 else 'holds another value'
+    raise UserError(
+        f'{name}: {field} of row {row} {said}; it must be {what}. Mend or prepare the data set anew.'
+    )
 
 
 def one_example(source: Source) -> dict[str, np.ndarray]:
