@@ -16,7 +16,7 @@ from absl import flags
 
 from benchmarks import products
 from configs import vit_imagenet
-from td_jax import command_line, pretrained
+from td_jax import command_line
 from td_jax.data import images
 from td_jax.devices import flops, sharding
 from td_jax.training import assembly, dispatch
@@ -29,7 +29,7 @@ def measure(config, repeats: int) -> dict:
       {'compile': seconds, 'seconds': of a step, 'operations': of a step, 'memory': bytes}
     """
     source = images.abstract_source(config.dataset, config.dataset)
-    theirs = source._replace(label_names=tuple(map(str, range(pretrained.PUBLIC_LABELS))))
+    theirs = source._replace(label_names=tuple(map(str, range(assembly.PUBLIC_LABELS))))
     mesh = sharding.make_mesh(config)
     teacher = assembly.untrained_teacher(config, theirs)
     run = assembly.assemble(config, source, teacher, mesh)

@@ -60,11 +60,16 @@ def optimizer_config():
     optimizer.schedule = 'constant'
     # Steps over which the learning rate rises linearly from 0.
     optimizer.warmup_steps = 0
-    # AdamW: decoupled weight decay, on every parameter.
+    # Decoupled weight decay: in each step, the share of a parameter that is taken off is this times the
+    # learning rate.
     optimizer.weight_decay = 0.0
+    # What weight decay acts on, a name of td_jax.training.optimizer.DECAYED: 'kernels' (of Dense layers, and
+    # the embeddings of ids and words; biases, norms, class token and positions are left alone) or 'all'.
+    optimizer.decayed = 'kernels'
     # SGD: momentum.
     optimizer.momentum = 0.9
-    # Largest global norm of the gradient, clipped beyond it; 0 does not clip.
+    # Largest norm of the gradient, clipped beyond it; 0 does not clip. The student and the modules that are
+    # learned beside it are each held to their own.
     optimizer.clip_norm = 0.0
     return optimizer
 

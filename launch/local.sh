@@ -11,10 +11,9 @@
 # GRACE     seconds from telling the others to stop to killing them, 10
 set -euo pipefail
 cd "$(dirname "$0")/.."
-source launch/cloud.sh
+source launch/command_line.sh
 
-n='' restart=''
-OPTIONS='-n' SWITCHES='--restart'
+n='' restart='' OPTIONS='-n' SWITCHES='--restart'
 parse "$@"
 python=${PYTHON:-.venv/bin/python}
 [ -n "$n" ] || fail '-n is missing; write -n 2 for two processes.'
@@ -25,8 +24,7 @@ command -v "$python" >/dev/null || fail "$python is missing; run bash launch/tes
 
 # Each process in a group of its own, so that Ctrl-C reaches them through this script only, and once.
 set -m
-scratch=$(mktemp -d)
-pids=() readers=() told='' code=0 deadline=''
+pids=() told=''
 
 all() {
   local pid
@@ -34,83 +32,47 @@ all() {
     kill "-$1" -- "-$pid" 2>/dev/null || true
   done
 }
+trap 'all KILL' EXIT
+trap 'all "${told:-TERM}"; told=KILL' TERM
+trap 'all "${told:-INT}"; told=KILL' INT
 
-# shellcheck disable=SC2329 # The traps call it.
-tell() {
-  if [ -n "$told" ]; then
-    all KILL
-  else
-    told=1
-    all "$1"
-  fi
-}
-trap 'all KILL; rm -rf "$scratch"' EXIT
-trap 'tell TERM' TERM
-trap 'tell INT' INT
-
-# A port that nobody listens on.
-free_port() {
-  local port
-  while true; do
-    port=$((20000 + RANDOM % 12000))
-    (: <"/dev/tcp/localhost/$port") 2>/dev/null || break
-  done
-  echo "$port"
+# Process $1 of those that meet at port $2. A signal is for Python; what is around it waits to see how it ends.
+process() {
+  trap : TERM INT
+  PYTHONUNBUFFERED=1 "$python" -m td_jax.main --coordinator="localhost:$2" --num_processes="$n" \
+    --process_id="$1" "${TRAINING[@]}" 2>&1 </dev/null | (trap '' TERM INT && exec sed -u "s/^/[$1] /")
 }
 
-start() {
-  local i port
-  port=$(free_port)
-  pids=() readers=() code=0 deadline=''
+# Starts all, waits for them, and leaves in `code` how they ended.
+train() {
+  local i port own deadline=''
+  code=0 pids=()
+  # One that nobody listens on.
+  until port=$((20000 + RANDOM % 12000)) && ! (: <"/dev/tcp/localhost/$port") 2>/dev/null; do :; done
   for ((i = 0; i < n; i++)); do
-    rm -f "$scratch/$i"
-    mkfifo "$scratch/$i"
-    sed -u "s/^/[$i] /" <"$scratch/$i" &
-    readers+=($!)
-    PYTHONUNBUFFERED=1 "$python" -m td_jax.main --coordinator="localhost:$port" --num_processes="$n" \
-      --process_id="$i" "${TRAINING[@]}" >"$scratch/$i" 2>&1 </dev/null &
+    process "$i" "$port" &
     pids+=($!)
   done
-}
-
-# Waits for all, and leaves in `code` how it ended.
-finish() {
-  local left pid own
   while [ ${#pids[@]} -gt 0 ]; do
-    left=()
-    for pid in "${pids[@]}"; do
-      if kill -0 "$pid" 2>/dev/null; then
-        left+=("$pid")
-        continue
-      fi
+    sleep 0.1
+    for i in "${!pids[@]}"; do
+      ! kill -0 "${pids[i]}" 2>/dev/null || continue
       own=0
-      wait "$pid" 2>/dev/null || own=$?
-      case $own in
-        0) ;;
-        75) [ "$code" -ne 0 ] || code=75 ;;
-        *)
-          if [ "$code" -eq 0 ] || [ "$code" -eq 75 ]; then
-            code=$own
-          fi
-          ;;
-      esac
+      wait "${pids[i]}" 2>/dev/null || own=$?
+      unset "pids[i]"
+      case $code in 0 | 75) [ "$own" -eq 0 ] || code=$own ;; esac
     done
-    pids=(${left[@]+"${left[@]}"})
-    if [ "$code" -ne 0 ] && [ "$code" -ne 75 ] && [ -z "$deadline" ]; then
-      deadline=$((SECONDS + ${GRACE:-10}))
-      all TERM
-    elif [ -n "$deadline" ] && [ "$SECONDS" -ge "$deadline" ]; then
-      all KILL
-    fi
-    [ ${#pids[@]} -eq 0 ] || sleep 0.1
+    case $code,$deadline in
+      0, | 75,) ;;
+      *,) all TERM && deadline=$((SECONDS + ${GRACE:-10})) ;;
+      *) [ "$SECONDS" -lt "$deadline" ] || all KILL ;;
+    esac
   done
-  wait "${readers[@]}"
 }
 
-while true; do
-  start
-  finish
-  [[ $code -eq 75 && -n $restart && -z $told ]] || break
+train
+while [[ $code -eq 75 && -n $restart && -z $told ]]; do
   say 'training was told to stop and has saved; calling it again'
+  train
 done
 exit "$code"

@@ -3,9 +3,11 @@
 # handwritten digits that ship with scikit-learn, offline, and prints the table. Called again, it
 # continues or prints what is there.
 #
-#   bash launch/quickstart.sh [WORKDIR]
+#   bash launch/quickstart.sh [WORKDIR]        WORKDIR is runs/quickstart if it is not given
 set -euo pipefail
 cd "$(dirname "$0")/.."
+source launch/command_line.sh
 source launch/environment.sh
+[[ $# -le 1 && ${1-} != -* ]] || fail "'$*' is no WORKDIR; write quickstart.sh WORKDIR."
 make_environment requirements.txt
 exec .venv/bin/python -m td_jax.reproduce --tables=digits --workdir="${1:-runs/quickstart}"

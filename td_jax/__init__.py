@@ -6,5 +6,8 @@ import os
 # and it has to be told before anything imports it.
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
 os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
+# etils.epath reaches buckets by gcsfs, not by TensorFlow: Orbax needs Google's client of storage, which comes
+# with it, and unlike TensorFlow it can be pointed at another server, so that tests run what everybody runs.
+os.environ.setdefault('EPATH_USE_TF', 'false')
 
 __version__ = '0.1.0'

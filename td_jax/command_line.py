@@ -1,5 +1,6 @@
 """What every command of td_jax does around its work: parse flags, and say a mistake in one line."""
 
+import math
 import sys
 import traceback
 
@@ -59,6 +60,8 @@ def run(command, required):
                     raise UserError(f'--{name} is missing.')
                 # The first look at a config raises why its file could not be read.
                 hasattr(value, 'items')
+            for name in flags.FLAGS:
+                _check_value(name, flags.FLAGS[name].value)
         except KeyboardInterrupt:
             interrupted()
         except Exception as error:  # A config file is the user's code and may raise anything.
@@ -80,6 +83,15 @@ def run(command, required):
             interrupted()
 
     app.run(main, flags_parser=parse)
+
+
+def _check_value(name, value):
+    """Refuses what no flag means: a gap in a list, or a number that is none."""
+    if isinstance(value, list) and not all(str(part).strip() for part in value):
+        given = ','.join(map(str, value))
+        raise UserError(f'--{name}={given} has an empty name in its list; take a comma away.')
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f'--{name} is {value}; it must be a finite number.')
 
 
 def fail(error: Exception):

@@ -1,6 +1,7 @@
 """Checks a config before anything is built, and compares it with the one a workdir was made with."""
 
 import difflib
+import hashlib
 import json
 import math
 import numbers
@@ -33,8 +34,10 @@ CHOICES = {
     'teacher.model.name': MODELS,
     'optimizer.name': optimizer.OPTIMIZERS,
     'optimizer.schedule': optimizer.SCHEDULES,
+    'optimizer.decayed': optimizer.DECAYED,
     'teacher.optimizer.name': optimizer.OPTIMIZERS,
     'teacher.optimizer.schedule': optimizer.SCHEDULES,
+    'teacher.optimizer.decayed': optimizer.DECAYED,
     'teacher.inputs': ('clean', 'varied'),
     'teacher.labels': ('shared', 'probe', 'auxiliary'),
     'logits.distance': ('l2', 'kl'),
@@ -96,6 +99,22 @@ NUMBERS = {
 }
 # The same by the part before it, where the last part is a free name.
 NUMBERS_IN = {'weights': _NOT_NEGATIVE, 'embeddings': _POSITIVE}
+
+# Keys that cannot change the result: how often a run logs and saves, how much it computes at once, on which
+# devices, what it computes twice to save memory, and where its teacher lies. Every other key, a new one too,
+# is part of what a run is.
+WITHOUT_EFFECT = (
+    'log_every',
+    'save_every',
+    'eval_batch_size',
+    'mesh.data',
+    'mesh.fsdp',
+    'model.remat_policy',
+    'teacher.model.remat_policy',
+    'td.remat_policy',
+    'teacher.checkpoint',
+    'teacher.pretrained',
+)
 
 
 def check(config):
@@ -244,16 +263,89 @@ def from_json(stored: dict) -> ml_collections.ConfigDict:
     return config
 
 
+# --- What makes two runs the same ------------------------------------------------------------------
+
+
+def has_teacher(config) -> bool:
+    """Whether a run has a teacher: its method reads one, or its student starts from one."""
+    return objectives.reads_teacher(config) or config.model.initial == 'teacher'
+
+
+def identity(config) -> dict:
+    """{dotted key: value, as JSON holds it} of what makes a run what it is.
+
+    Left out is what cannot change the result (WITHOUT_EFFECT), and what a run of this method does not read. A
+    teacher is known by its fingerprint, not by where it lies: a run keeps that beside its config.
+    """
+    return {key: value for key, value in _as_stored(config).items() if not _is_left_out(config, key)}
+
+
+def digest(config) -> str:
+    """A short name of a run's identity.
+
+    A key at its default adds nothing, so that a knob that is new, at its default, changes no digest.
+    """
+    defaults = _as_stored(common.get_config())
+    changed = {key: value for key, value in identity(config).items() if value != defaults.get(key)}
+    return hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:10]
+
+
 def differences(config, stored: dict) -> dict:
-    """{key: (value in `stored`, value in `config`)} where they differ; a missing value is None."""
-    now, before = flatten(json.loads(to_json(config))), flatten(stored)
-    keys = sorted(now.keys() | before.keys())
+    """{key: (value in `stored`, value in `config`)} where two runs are not the same; a missing value is None.
+
+    Args:
+      config: of the run that is wanted.
+      stored: the dict that was read back from the JSON of the other. A key that it lacks is at its default;
+        one that this version of td_jax does not know is a difference, whatever its value.
+    """
+    now, before = identity(config), _as_stored(common.get_config()) | flatten(stored)
+    keys = sorted(key for key in now.keys() | before.keys() if not _is_left_out(config, key))
     return {key: (before.get(key), now.get(key)) for key in keys if before.get(key) != now.get(key)}
 
 
 def describe(differences: dict) -> str:
     """One line of `differences`."""
-    return ', '.join(f'{key} ({old} there, {new} here)' for key, (old, new) in differences.items())
+    known = flatten(common.get_config()).keys()
+    return ', '.join(
+        f'{key} ({_said(old)} there, {_said(new)} here)'
+        if key in known or '.embeddings.' in key
+        else f'{key} ({_said(old)} there, not known to this version of td_jax)'
+        for key, (old, new) in differences.items()
+    )
+
+
+def _said(value):
+    return 'none' if value in (None, '') else value
+
+
+def _as_stored(config):
+    return flatten(json.loads(to_json(config)))
+
+
+def _is_left_out(config, key):
+    return key in WITHOUT_EFFECT or key.startswith(_unread(config))
+
+
+def _unread(config) -> tuple[str, ...]:
+    """What the keys start with that a run of this config does not read."""
+    reads = objectives.METHODS[config.method].reads
+    left = [f'{method}.' for method in objectives.METHODS if method != config.method]
+    if 'states' not in reads:
+        left.append('communication.')
+    if 'logits' not in reads:
+        left += ['logits.', 'teacher.labels']
+    if not reads:
+        left.append('teacher.inputs')
+    if not has_teacher(config):
+        left.append('teacher.')
+    elif config.teacher.pretrained:
+        left += ['teacher.num_steps', 'teacher.optimizer.', 'teacher.dataset.']
+    elif config.teacher.checkpoint:
+        left += ['teacher.num_steps', 'teacher.optimizer.', 'teacher.seed']
+    # The test split is read once, at the end.
+    if config.dataset.split == 'test':
+        left.append('eval_every')
+    return tuple(left)
 
 
 def teacher_run(config):

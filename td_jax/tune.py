@@ -3,115 +3,22 @@
     python -m td_jax.tune --config=movielens --columns=Drama,War --trials=12 --workdir=runs/tune \
         --output=configs/tuned/movielens.json
 
-A random search of the same number of trials for every method, in two stages: the weights of its terms, at
-the learning rate, dropout and weight decay that the student from scratch chose, and then these at the best
-weights. (Drawn all at once, a good learning rate meets good weights too rarely.) Each trial is a run of
-td_jax.training.run on the training period without its last tenth, evaluated there every `eval_every` steps;
-the best mean over the seeds chooses the trial and, as the learning rate is constant, the number of steps.
 Restartable: a finished trial is read from its folder.
 """
 
-import itertools
-import json
-import pathlib
-
-import numpy as np
 from absl import flags
 
-from td_jax import command_line, reproduce
-from td_jax import config as config_lib
-from td_jax.data import SOURCES
-from td_jax.errors import UserError
-from td_jax.files import metric_log, workdir
-from td_jax.method import objectives
-from td_jax.training import evaluation
-
-_WEIGHTS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
-# What the second stage draws from, for every method; the only one of supervised runs.
-COMMON = {
-    'optimizer.learning_rate': (3e-4, 1e-3, 3e-3),
-    'model.dropout': (0.0, 0.2, 0.4),
-    'optimizer.weight_decay': (0.0, 1e-2),
-}
-# What the first stage draws from for one of them, and its share of the trials.
-SPACES = {
-    'supervised': {},
-    'ld': {'ld.weights.logits': _WEIGHTS},
-    'fd': {'fd.weights.feature': _WEIGHTS},
-    'fitnet': {'fitnet.weights.state': _WEIGHTS},
-    'hybrid': {'hybrid.weights.logits': _WEIGHTS, 'hybrid.weights.feature': _WEIGHTS},
-    'td': {
-        'td.weights.interact': _WEIGHTS,
-        'td.weights.message': _WEIGHTS,
-        'td.weights.state': _WEIGHTS,
-        'td.rounds': (1, 2, 3),
-    },
-}
-FIRST_STAGE = 0.75
-# The modules of configs/ whose runs are short enough to be searched.
-CONFIGS = ('movielens', 'digits', 'vit_tiny_cifar10')
-TEACHER = 'teacher'
-
-
-def draw(space: dict, trials: int) -> list[dict]:
-    """The values of each trial: different points of the grid that a space spans, the same in every call."""
-    grid = list(itertools.product(*space.values()))
-    chosen = np.random.default_rng(0).permutation(len(grid))[:trials]
-    return [dict(zip(space, grid[i], strict=True)) for i in chosen]
-
-
-def best_step(lines: list[dict], metric: str, less_is_better: bool):
-    """(step, value) of the best validation in the lines of a metrics.jsonl."""
-    curve = [(line[metric], line['step']) for line in lines if metric in line]
-    value, step = min(curve) if less_is_better else max(curve)
-    return step, value
-
-
-def tune_one(config, space: dict, trials: int, root: pathlib.Path) -> dict:
-    """Runs the trials of one method on one column.
-
-    Args:
-      config: where the first stage stands.
-      space: what the first stage draws from; empty for a method without weights.
-      trials: of both stages together.
-      root: folder of all trials.
-
-    Returns:
-      {'values': the chosen knobs with num_steps, 'score': their validation metric, 'trials': all scores}
-    """
-    task = SOURCES[config.dataset.name](config.dataset, config.dataset).task
-    metric, _, _, less_is_better = evaluation.METRICS[task]
-    sign = 1 if less_is_better else -1
-    start = {key: config_lib.flatten(config)[key] for key in COMMON}
-    outcomes = []
-
-    def try_out(values):
-        run = config.copy_and_resolve_references()
-        run.update_from_flattened_dict(values)
-        reproduce.run_cell(root, run)
-        lines = metric_log.read(reproduce.run_folder(root, run))
-        step, score = best_step(lines, f'validation_{metric}', less_is_better)
-        outcomes.append((sign * score, {**values, 'num_steps': step}))
-
-    def best():
-        return min(outcomes, key=lambda outcome: outcome[0])
-
-    if space:
-        for weights in draw(space, int(FIRST_STAGE * trials)):
-            try_out({**start, **weights})
-    weights = {key: best()[1][key] for key in space}
-    # The point that the first stage stood on is known already.
-    common = [values for values in draw(COMMON, trials + 1) if not space or values != start]
-    for values in common[: trials - len(outcomes)]:
-        try_out({**values, **weights})
-    score, values = best()
-    return {'values': values, 'score': sign * score, 'trials': [sign * score for score, _ in outcomes]}
+from td_jax import command_line
+from td_jax.files import workdir
+from td_jax.reproduction import tuning
 
 
 def main():
-    name = flags.DEFINE_string('config', None, f'A module of configs/: {", ".join(CONFIGS)}.')
+    name = flags.DEFINE_string('config', None, f'A module of configs/: {", ".join(tuning.CONFIGS)}.')
     columns = flags.DEFINE_list('columns', None, 'Genres to tune for, or the data set name.')
-    methods = flags.DEFINE_list('methods', [TEACHER, *SPACES], 'Methods to tune, the teacher first.')
+    methods = flags.DEFINE_list(
+        'methods', [tuning.TEACHER, *tuning.SPACES], 'Methods to tune, the teacher first.'
+    )
     trials = flags.DEFINE_integer('trials', 12, 'Trials a method, at least one a stage.', lower_bound=2)
     seeds = flags.DEFINE_integer('seeds', 3, 'Seeds a trial.', lower_bound=1)
     steps = flags.DEFINE_integer('steps', 1000, 'Longest run.', lower_bound=1)
@@ -119,52 +26,18 @@ def main():
     output = flags.DEFINE_string('output', None, 'JSON file that gets the choices, others kept.')
 
     def command():
-        config_lib.check_choice('--config', name.value, CONFIGS)
-        for method in methods.value:
-            config_lib.check_choice('--methods', method, (TEACHER, *objectives.METHODS))
-        has_genres = name.value == 'movielens'
-        dataset = reproduce.base_config(name.value).dataset.name
-        for column in columns.value:
-            config_lib.check_choice('--columns', column, reproduce.GENRES if has_genres else (dataset,))
-        root, target = workdir.resolve(folder.value), workdir.resolve(output.value)
-        if not target.parent.is_dir():
-            raise UserError(f'--output {target} cannot be written: its folder is missing.')
-        choices = workdir.read_json(target) or {}
-
-        def keep(record):
-            workdir.write(target, json.dumps(choices, indent=2, sort_keys=True) + '\n')
+        records = tuning.tune(
+            name.value,
+            columns.value,
+            methods.value,
+            trials.value,
+            seeds.value,
+            steps.value,
+            workdir.resolve(folder.value),
+            workdir.resolve(output.value),
+        )
+        for record in records:
             print(f'{record}', flush=True)
-
-        def prepared():
-            config = reproduce.base_config(name.value)
-            config.dataset.split = 'validation'
-            config.num_seeds, config.num_steps, config.eval_every = seeds.value, steps.value, 50
-            config.log_every = config.save_every = steps.value
-            return config
-
-        if TEACHER in methods.value:
-            config = config_lib.teacher_run(prepared())
-            config.num_steps, config.num_seeds = steps.value, 1
-            record = tune_one(config, {}, trials.value, root)
-            choices[TEACHER] = {f'teacher.{key}': value for key, value in record['values'].items()}
-            keep((TEACHER, record))
-        for column in columns.value:
-            for method in methods.value:
-                if method == TEACHER:
-                    continue
-                config = prepared()
-                if has_genres:
-                    config.dataset.genre = column
-                config.method = method
-                # A method starts where the student from scratch ended; the longest run is for all the same.
-                scratch = choices.get(column, {}).get('supervised', {})
-                known = {key: value for key, value in scratch.items() if key in COMMON}
-                reproduce.apply_tuned(
-                    config, {TEACHER: choices.get(TEACHER, {}), column: {method: known}}, method
-                )
-                record = tune_one(config, SPACES[method], trials.value, root)
-                choices.setdefault(column, {})[method] = record['values']
-                keep((column, method, record))
 
     command_line.run(command, required=('config', 'columns', 'methods', 'workdir', 'output'))
 

@@ -9,6 +9,7 @@ import tempfile
 
 import jax
 import pytest
+from etils import epath
 
 from configs import digits
 from td_jax.files import checkpoints, metric_log, workdir
@@ -80,13 +81,26 @@ def small_config():
 
 
 @pytest.fixture(scope='session')
-def outcome():
+def read_back():
+    """A function (folder of checkpoints) -> (step, arrays by name, facts), of the newest step."""
+
+    def read(folder):
+        folder = epath.Path(folder)
+        step = max(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+        arrays = checkpoints.read(folder, step, checkpoints.described(folder, step))
+        facts = json.loads((folder / str(step) / 'facts' / 'metadata').read_text())
+        return step, arrays, facts
+
+    return read
+
+
+@pytest.fixture(scope='session')
+def outcome(read_back):
     """A function (workdir) -> all that two runs of one config must agree on, small enough to print."""
 
     def read(folder):
-        saved = checkpoints.Checkpoints(folder / 'checkpoints')
-        step, arrays, facts = saved.restore()
-        saved.close()
+        folder = epath.Path(folder)
+        step, arrays, facts = read_back(folder / 'checkpoints')
         lines = metric_log.read(folder)
         for line in lines:
             line.pop('examples_per_second', None)

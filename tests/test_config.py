@@ -8,6 +8,7 @@ import pytest
 from configs import common, movielens
 from td_jax import config as config_lib
 from td_jax.errors import UserError
+from td_jax.method import objectives
 
 # Knobs whose text is free: what they may be is known where they are used.
 FREE_TEXT = {'dataset.genre', 'teacher.dataset.genre', 'teacher.checkpoint', 'teacher.pretrained'}
@@ -190,16 +191,147 @@ def test_differences_name_both_values():
     config = movielens.get_config()
     stored = json.loads(config_lib.to_json(config))
     stored['td']['rounds'], stored['model']['hidden'] = 7, [128, 32]
-    del stored['seed']
-    stored['gone'] = 1
+    stored['gone'], stored['model']['embeddings'] = 1, {'user': 100, 'movie': 100, 'title_words': 50}
     found = config_lib.differences(config, stored)
     assert found == {
         'gone': (1, None),
+        'model.embeddings.genres': (None, 50),
         'model.hidden': ([128, 32], [128, 64]),
-        'seed': (None, 0),
         'td.rounds': (7, 1),
     }
-    assert 'td.rounds (7 there, 1 here)' in config_lib.describe(found)
+    text = config_lib.describe(found)
+    assert 'td.rounds (7 there, 1 here)' in text
+    assert 'model.embeddings.genres (none there, 50 here)' in text
+    assert 'gone (1 there, not known to this version of td_jax)' in text
+
+
+# --- What makes two runs the same ------------------------------------------------------------------
+
+# What has no effect on the result, and why: it says how often something is looked at or written, what is
+# computed at once or again, where, or where the teacher is, which its fingerprint tells.
+WITHOUT_EFFECT = {
+    'log_every',
+    'save_every',
+    'eval_batch_size',
+    'mesh.data',
+    'mesh.fsdp',
+    'model.remat_policy',
+    'teacher.model.remat_policy',
+    'td.remat_policy',
+    'teacher.checkpoint',
+    'teacher.pretrained',
+}
+# Sections that some methods read -> these methods.
+READ_BY = {
+    'communication.': {'fd', 'fitnet', 'hybrid', 'td'},
+    'logits.': {'ld', 'hybrid', 'td'},
+    'teacher.labels': {'ld', 'hybrid', 'td'},
+    'teacher.': {'ld', 'fd', 'fitnet', 'hybrid', 'td'},
+    'ld.': {'ld'},
+    'fd.': {'fd'},
+    'fitnet.': {'fitnet'},
+    'hybrid.': {'hybrid'},
+    'td.': {'td'},
+}
+
+
+def changed(value):
+    """Another value of the same type."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, str):
+        return f'{value}other'
+    return (*value, 9) if isinstance(value, tuple) else type(value)(value + 3)
+
+
+@pytest.mark.parametrize('method', objectives.METHODS)
+@pytest.mark.parametrize('key', sorted(config_lib.flatten(common.get_config()).keys() - {'method'}))
+def test_every_knob_is_part_of_a_run_unless_it_is_said_why_not(key, method):
+    """A knob that is new is part of it."""
+    config = common.get_config()
+    config.method, config.dataset.split = method, 'validation'
+    before, stored = config_lib.digest(config), json.loads(config_lib.to_json(config))
+    old = config_lib.flatten(config)[key]
+    config.update_from_flattened_dict({key: changed(old)})
+    readers = next((methods for start, methods in READ_BY.items() if key.startswith(start)), {method})
+    counts = key not in WITHOUT_EFFECT and method in readers
+    assert (config_lib.digest(config) != before) == counts
+    assert (key in config_lib.differences(config, stored)) == counts
+    # What is not there is at its default.
+    part = stored
+    for name in key.split('.')[:-1]:
+        part = part[name]
+    del part[key.split('.')[-1]]
+    if key != 'dataset.split':
+        assert (key in config_lib.differences(config, stored)) == counts
+
+
+def test_methods_differ():
+    digests = set()
+    for method in objectives.METHODS:
+        config = common.get_config()
+        config.method = method
+        digests.add(config_lib.digest(config))
+    assert len(digests) == len(objectives.METHODS)
+
+
+def test_a_new_knob_changes_no_digest(monkeypatch):
+    config = movielens.get_config()
+    before, stored = config_lib.digest(config), json.loads(config_lib.to_json(config))
+    declared = common.get_config
+
+    def with_another():
+        config = declared()
+        config.td.another = 1.5
+        return config
+
+    monkeypatch.setattr(common, 'get_config', with_another)
+    config = movielens.get_config()
+    assert config.td.another == 1.5
+    assert config_lib.digest(config) == before
+    assert config_lib.differences(config, stored) == {}
+    config.td.another = 2.0
+    assert config_lib.digest(config) != before
+    assert config_lib.differences(config, stored) == {'td.another': (1.5, 2.0)}
+
+
+def test_a_student_that_starts_from_its_teacher_reads_it_whatever_its_method():
+    config = common.get_config()
+    config.method = 'supervised'
+    alone = config_lib.digest(config)
+    config.teacher.seed = 5
+    assert config_lib.digest(config) == alone
+    config.model.initial = 'teacher'
+    started = config_lib.digest(config)
+    config.teacher.labels, config.teacher.inputs = 'probe', 'clean'
+    assert config_lib.digest(config) == started
+    config.teacher.seed = 6
+    assert config_lib.digest(config) != started
+
+
+@pytest.mark.parametrize(
+    ('place', 'unread', 'read'),
+    [
+        ('checkpoint', ('seed', 'num_steps', 'optimizer.learning_rate'), ('dataset.genre', 'model.dropout')),
+        ('pretrained', ('dataset.genre', 'num_steps', 'optimizer.learning_rate'), ('seed', 'model.dropout')),
+    ],
+)
+def test_how_a_teacher_was_trained_is_no_matter_where_one_is_given(place, unread, read):
+    for key in (*unread, *read):
+        config = with_value(f'teacher.{place}', 'somewhere')
+        before = config_lib.digest(config)
+        config.update_from_flattened_dict(
+            {f'teacher.{key}': changed(config_lib.flatten(config)[f'teacher.{key}'])}
+        )
+        assert (config_lib.digest(config) != before) == (key in read), key
+
+
+def test_the_curve_on_the_validation_slice_is_part_of_a_run_that_has_one():
+    test, validation = common.get_config(), with_value('dataset.split', 'validation')
+    before = [config_lib.digest(config) for config in (test, validation)]
+    test.eval_every = validation.eval_every = 7
+    assert config_lib.digest(test) == before[0]
+    assert config_lib.digest(validation) != before[1]
 
 
 def test_the_teachers_run_has_the_teachers_knobs():

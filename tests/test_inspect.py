@@ -3,17 +3,12 @@
 import inspect as standard
 import os
 import pathlib
-import shlex
 import subprocess
 import sys
 
-import jax
-import numpy as np
 import pytest
 
-from configs import common
-from td_jax import inspect, pretrained
-from td_jax.models import vit
+from td_jax.pretrained import summary
 
 ROOT = pathlib.Path(__file__).parents[1]
 GOLDEN = ROOT / 'tests' / 'golden'
@@ -34,69 +29,7 @@ def run(*arguments, **environment):
 
 def test_the_command_prints_the_report():
     path = str(GOLDEN / 'vit_tiny.npz')
-    assert run(path) == (0, inspect.report(path) + '\n', '')
-
-
-def test_what_a_checkpoint_is():
-    """Counts worked by hand: 48 wide, MLP 96, 16 patches of 192 values, 10 outputs."""
-    lines = inspect.report(str(GOLDEN / 'vit_tiny.npz')).splitlines()
-    around = (192 * 48 + 48) + 48 + 17 * 48
-    block = 4 * (48 * 48 + 48) + (48 * 96 + 96) + (96 * 48 + 48) + 4 * 48
-    backbone, head = around + 6 * block + 96, 48 * 10 + 10
-    facts = dict(line.split(maxsplit=1) for line in lines[2:9])
-    assert facts == {
-        'variant': 'none of the published ones',
-        'sizes': '6 blocks, width 48, MLP 96, 4 heads',
-        'images': '32 x 32 pixels, 4 x 4 patches of 8 x 8, and a class token',
-        'activation': 'gelu_tanh, LayerNorm epsilon 1e-06',
-        'pre-logits': 'none',
-        'head': '10 outputs',
-        'parameters': f'backbone {backbone:,}, head {head:,}, total {backbone + head:,}',
-    }
-    rows = [line.split(maxsplit=3) for line in lines if line.strip()[:1].isdigit()]
-    assert rows == [
-        [
-            str(split),
-            f'{around + split * block:,}',
-            f'{(6 - split) * block + 96:,}',
-            '[batch, 17, 48]  [batch, 17, 48]  [batch, 17, 128]',
-        ]
-        for split in range(7)
-    ]
-
-
-@pytest.mark.parametrize('name', ['vit_tiny_prelogits.npz', 'hf_vit_tiny', 'hf_vit_tiny_classifier'])
-def test_the_overrides_make_the_teacher_fit(name):
-    location = str(GOLDEN / name)
-    config = common.get_config()
-    *_, overrides = inspect.report(location).splitlines()
-    for override in shlex.split(overrides):
-        key, value = override.removeprefix('--config.').split('=')
-        old = config
-        for part in key.split('.'):
-            old = old[part]
-        config.update_from_flattened_dict(
-            {key: value == 'True' if isinstance(old, bool) else type(old)(value)}
-        )
-    assert config.teacher.pretrained == location
-    pretrained.check_architecture(pretrained.read(location), config.teacher.model)
-
-
-def test_a_published_size_goes_by_its_name(monkeypatch):
-    architecture = pretrained.Architecture(vit.VARIANTS['B'], 32, 224, 21843, 'gelu_tanh', 1e-6, True)
-    checkpoint = pretrained.Checkpoint('gs://b/ViT-B_32.npz', architecture, {}, ('odd',))
-    monkeypatch.setattr(pretrained, 'read', lambda location: checkpoint)
-    text = inspect.report('gs://b/ViT-B_32.npz')
-    assert 'variant     B/32\n' in text
-    assert 'head        21,843 outputs\n' in text
-    # 88,224,232 less its head of 1,000 outputs.
-    assert 'parameters  backbone 87,455,232, head 17,387,859, total 104,843,091\n' in text
-    assert 'unused      odd\n' in text
-    assert '[batch, 50, 768]  [batch, 50, 768]  [batch, 50, 128]' in text
-    assert text.endswith(
-        '--config.teacher.pretrained=gs://b/ViT-B_32.npz --config.teacher.model.name=vit '
-        '--config.teacher.model.pre_logits=True'
-    )
+    assert run(path) == (0, summary.report(path) + '\n', '')
 
 
 @pytest.mark.parametrize(
@@ -120,17 +53,4 @@ def test_a_mistake_is_one_line(tmp_path, arguments, text):
 
 def test_nothing_takes_the_place_of_the_standard_module():
     assert pathlib.Path(standard.__file__).parent != ROOT / 'td_jax'
-    assert standard.signature(inspect.report).parameters.keys() == {'location'}
-
-
-def test_a_block_keeps_its_shape():
-    """The table works shapes out at one split and shows them at all."""
-    architecture = pretrained.read(str(GOLDEN / 'vit_tiny.npz')).architecture
-    image = np.zeros((3, 32, 32, 3), np.float32)
-    for split in range(7):
-        module = pretrained.module_of(architecture, split)
-        s, _ = jax.eval_shape(
-            lambda key, module=module: module.init_with_output(key, {'image': image}, method='lower'),
-            jax.random.key(0),
-        )
-        assert s.shape == (3, 17, 48)
+    assert standard.signature(summary.report).parameters.keys() == {'location'}

@@ -1,6 +1,7 @@
-"""The launchers against a cloud that is a folder: a stub gcloud whose machines are directories."""
+"""The launchers, against a cloud that is a folder: a stand-in for gcloud whose machines are directories."""
 
 import copy
+import itertools
 import math
 import os
 import pathlib
@@ -26,11 +27,13 @@ def executable(path, text):
     path.chmod(0o755)
 
 
-@pytest.mark.parametrize('script', SCRIPTS, ids=lambda path: path.name)
-def test_shellcheck_finds_nothing(script):
+def test_shellcheck_finds_nothing():
     shellcheck = pathlib.Path(sys.executable).parent / 'shellcheck'
-    found = subprocess.run([shellcheck, '-x', script], cwd=ROOT, capture_output=True, text=True, check=False)
+    found = subprocess.run(
+        [shellcheck, '-x', *SCRIPTS], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert (found.returncode, found.stdout + found.stderr) == (0, '')
+    assert len(SCRIPTS) == 9
 
 
 def await_true(condition):
@@ -48,21 +51,147 @@ def hears_control_c():
     signal.signal(signal.SIGINT, before)
 
 
+# --- On this machine -------------------------------------------------------------------------------
+
+HELPED = ('quickstart.sh', 'test.sh', 'local.sh', 'tpu_vm.sh', 'gke.sh', 'worker.sh')
+
+
+def listing(folder):
+    return sorted(path.relative_to(folder) for path in folder.rglob('*') if '.git' not in path.parts)
+
+
+@pytest.mark.parametrize(
+    ('name', 'arguments'),
+    [
+        *((name, [flag]) for name in HELPED for flag in ('--help', '-h')),
+        ('tpu_vm.sh', ['run', 'vit', '--help']),
+        ('gke.sh', ['vit', '--spot', '-h']),
+        ('local.sh', ['-n', '2', '--help', '--', '--config=c.py']),
+    ],
+    ids=lambda value: value if isinstance(value, str) else ' '.join(value),
+)
+def test_help_is_the_usage_and_nothing_else_happens(name, arguments, checkout, tmp_path):
+    script = checkout / 'launch' / name
+    before = listing(checkout)
+    done = subprocess.run(
+        ['bash', script, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=20
+    )
+    assert (done.returncode, done.stderr) == (0, '')
+    shebang, *lines = script.read_text().splitlines()
+    comment = list(itertools.takewhile(lambda line: line.startswith('#'), lines))
+    assert shebang == '#!/usr/bin/env bash'
+    assert done.stdout.splitlines() == [line.removeprefix('#').removeprefix(' ') for line in comment]
+    assert f'bash launch/{name}' in done.stdout
+    # Every option that it knows is in there.
+    options = re.findall(r"(?:OPTIONS|SWITCHES)\+?='([^']*)'", script.read_text())
+    for option in ' '.join(options).split():
+        assert option in done.stdout
+    assert listing(checkout) == before
+
+
+# Stands in for the Python that .venv is made with and for what is in there; calls are in $FOLDER/calls.
+VENV = """#!/usr/bin/env bash
+echo "$(basename "$0") $*" >>"$FOLDER/calls"
+case "$*" in
+  '-m venv .venv')
+    mkdir -p .venv/bin
+    for name in python ruff; do cp "$0" ".venv/bin/$name"; done ;;
+  *--target*) mkdir .venv/libtpu ;;
+  '-m pytest '*) exit "$CODE" ;;
+esac
+"""
+
+
+@pytest.fixture
+def fresh(checkout, tmp_path):
+    """Runs a script of a checkout without .venv; (exit code, stdout, stderr, what was called)."""
+    folder = tmp_path / 'fresh'
+    shutil.copytree(checkout, folder, ignore=shutil.ignore_patterns('.git'))
+    executable(tmp_path / 'python3', VENV)
+
+    def run(name, *arguments, code=0):
+        (tmp_path / 'calls').write_text('')
+        done = subprocess.run(
+            ['bash', folder / 'launch' / name, *arguments],
+            env={
+                **os.environ,
+                'PYTHON': str(tmp_path / 'python3'),
+                'FOLDER': str(tmp_path),
+                'CODE': str(code),
+            },
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=20,
+        )
+        return done.returncode, done.stdout, done.stderr, (tmp_path / 'calls').read_text().splitlines()
+
+    return run
+
+
+PIP = 'python -m pip install --quiet --disable-pip-version-check'
+RUFF = ['ruff check .', 'ruff format --check .']
+PYTEST = 'python -m pytest -n 2 --dist=loadfile'
+
+
+def test_quickstart_makes_the_environment_once_and_says_so(fresh):
+    code, out, err, (check, *calls) = fresh('quickstart.sh')
+    assert (code, err) == (0, '')
+    assert out == 'Installing requirements.txt into .venv (once, a few minutes) ...\n'
+    assert check.startswith('python3 -c import sys')
+    train = 'python -m td_jax.reproduce --tables=digits --workdir='
+    assert calls == ['python3 -m venv .venv', f'{PIP} -r requirements.txt', f'{train}runs/quickstart']
+    assert fresh('quickstart.sh', 'runs/mine') == (0, '', '', [f'{train}runs/mine'])
+    for arguments in (['--workdir=runs/mine'], ['a', 'b']):
+        message = f"quickstart.sh: '{' '.join(arguments)}' is no WORKDIR; write quickstart.sh WORKDIR.\n"
+        assert fresh('quickstart.sh', *arguments) == (2, '', message, [])
+
+
+def test_the_tests_say_how_long_they_took_and_leave_out_the_long_ones(fresh):
+    code, out, err, calls = fresh('test.sh', '--setup-only')
+    assert (code, err) == (0, '')
+    assert out.splitlines() == [
+        'Installing requirements-dev.txt into .venv (once, a few minutes) ...',
+        'The environment in .venv is ready.',
+    ]
+    assert f'{PIP} -r requirements-dev.txt' in calls and not any('pytest' in call for call in calls)
+    # The TPU compiler is installed once, too.
+    assert sum('libtpu' in call for call in calls) <= 1
+    took = r'The tests took \d+ min \d+ s\.'
+    for arguments, expected, said in (
+        ([], f'{PYTEST} -m not long', ' Without the long ones; --all runs them, too.'),
+        (['tests/test_a.py', '-x'], f'{PYTEST} -m not long tests/test_a.py -x', ' Without .*'),
+        (['--all'], PYTEST, ''),
+        (['--all', '-k', 'b'], f'{PYTEST} -k b', ''),
+    ):
+        code, out, err, calls = fresh('test.sh', *arguments)
+        assert (code, err, calls) == (0, '', [*RUFF, expected])
+        assert re.fullmatch(f'{took}{said}\n', out)
+    code, out, _, _ = fresh('test.sh', '--all', code=5)
+    assert code == 5 and re.fullmatch(f'{took}\n', out)
+
+
+def test_everything_is_tested_before_it_is_merged():
+    assert (ROOT / '.ci' / 'run').read_text().splitlines()[-1] == 'exec bash launch/test.sh --all'
+
+
 # --- A TPU VM --------------------------------------------------------------------------------------
 
-# $CLOUD/state is the VM's state, $CLOUD/worker-N the home of worker N. Lines of $CLOUD/refusals are what
-# `create` and of $CLOUD/trouble what everything else says instead of doing it, one a call.
+# $CLOUD/queued is what the queued resource is in, $CLOUD/state its VM, $CLOUD/worker-N the home of worker N.
+# Lines of $CLOUD/course are what the queued resource comes to be in, one a look, and then it is ACTIVE. Lines
+# of $CLOUD/refusals are what `create`, of $CLOUD/deaf what `ssh` and `scp`, and of $CLOUD/trouble what all
+# but `create` say instead, one a call.
 GCLOUD = r"""#!/usr/bin/env bash
 set -eu
 cd "$CLOUD"
 printf '%q ' "$@" >>calls
 echo >>calls
-[ "$1 $2 $3" = 'compute tpus tpu-vm' ]
-verb=$4 state=''
+[ "$1 $2" = 'compute tpus' ]
+kind=$3 verb=$4 state='' queued='' place=projects/p/locations/z
 shift 4
 
 refuse() {
-  echo "ERROR: (gcloud.compute.tpus.tpu-vm.$verb) $1" >&2
+  echo "ERROR: (gcloud.compute.tpus.$kind.$verb) $1" >&2
   exit 1
 }
 
@@ -75,33 +204,60 @@ refuse_by() {
   fi
 }
 
-words=() worker='' command=''
+words=() worker='' command='' force=''
 for word in "$@"; do
   case $word in
     --worker=*) worker=${word#*=} ;;
     --command=*) command=${word#*=} ;;
+    --force) force=1 ;;
     --*) ;;
     *) words+=("$word") ;;
   esac
 done
-if [ "$verb" = create ]; then
-  refuse_by refusals
-  for ((i = 0; i < WORKERS; i++)); do mkdir "worker-$i"; done
-  echo READY >state
-  exit
-fi
-refuse_by trouble
-[ -e state ] || refuse "NOT_FOUND: Resource 'projects/p/locations/z/nodes/${words[0]}' was not found"
-read -r state <state
-case $verb in
-  describe) echo "$state" ;;
-  delete)
-    rm state
-    # Not removed: what ran there may still be writing.
-    for ((i = 0; i < WORKERS; i++)); do mv "worker-$i" "$(mktemp -d deleted-XXXX)"; done
+[ "$verb" = create ] || refuse_by trouble
+[ ! -e queued ] || read -r queued <queued
+[ ! -e state ] || read -r state <state
+case $kind,$verb in
+  queued-resources,create)
+    refuse_by refusals
+    [ -z "$queued" ] || refuse "ALREADY_EXISTS: Resource '$place/queuedResources/${words[0]}' already exists"
+    echo ACCEPTED >queued
+    exit
     ;;
-  *)
+  queued-resources,*)
+    [ -n "$queued" ] || refuse "NOT_FOUND: Resource '$place/queuedResources/${words[0]}' was not found"
+    ;;
+  tpu-vm,*) [ -n "$state" ] || refuse "NOT_FOUND: Resource '$place/nodes/${words[0]}' was not found" ;;
+esac
+case $kind,$verb in
+  queued-resources,describe)
+    if [ -s course ]; then
+      head -n 1 course >queued
+      sed -i 1d course
+    else
+      case $queued in ACCEPTED | WAITING_FOR_RESOURCES | PROVISIONING) echo ACTIVE >queued ;; esac
+    fi
+    cat queued
+    if [ "$(cat queued)" = ACTIVE ] && [ -z "$state" ]; then
+      for ((i = 0; i < WORKERS; i++)); do mkdir "worker-$i"; done
+      echo READY >state
+    fi
+    ;;
+  queued-resources,delete)
+    case $queued,$force in
+      ACCEPTED* | WAITING_FOR_RESOURCES* | SUSPENDED* | FAILED* | *,1) ;;
+      *) refuse "DeleteQueuedResource is not supported when state is $queued" ;;
+    esac
+    rm -f queued state
+    # Not removed: what ran there may still be writing.
+    for ((i = 0; i < WORKERS; i++)); do
+      [ ! -e "worker-$i" ] || mv "worker-$i" "$(mktemp -d deleted-XXXX)"
+    done
+    ;;
+  tpu-vm,describe) echo "$state" ;;
+  tpu-vm,ssh | tpu-vm,scp)
     [ "$state" = READY ] || refuse "the VM is $state"
+    refuse_by deaf
     processes=() code=0
     for ((i = 0; i < WORKERS; i++)); do
       [[ $worker = all || $worker = "$i" ]] || continue
@@ -115,8 +271,61 @@ case $verb in
     for process in ${processes[@]+"${processes[@]}"}; do wait "$process" || code=$?; done
     exit "$code"
     ;;
+  *) refuse 'no such command' ;;
 esac
 """
+
+# What the reference of gcloud has, for the commands that are used: what takes a value and what does not.
+ANYWHERE = ({'zone', 'project', 'format'}, {'quiet'})
+DOCUMENTED = {
+    'queued-resources create': (
+        {
+            *(
+                'accelerator-type',
+                'topology',
+                'type',
+                'runtime-version',
+                'node-id',
+                'node-count',
+                'node-prefix',
+            ),
+            *('data-disk', 'boot-disk', 'description', 'labels', 'metadata', 'metadata-from-file', 'network'),
+            *('range', 'scopes', 'service-account', 'subnetwork', 'tags', 'valid-after-duration'),
+            *('valid-after-time', 'valid-until-duration', 'valid-until-time'),
+        },
+        {'async', 'guaranteed', 'internal-ips', 'reserved', 'shielded-secure-boot', 'spot'},
+    ),
+    'queued-resources delete': (set(), {'async', 'force'}),
+    'queued-resources describe': (set(), set()),
+    'tpu-vm describe': (set(), set()),
+    'tpu-vm ssh': (
+        {'ssh-flag', 'ssh-key-file', 'strict-host-key-checking', 'worker', 'command', 'output-directory'},
+        {'dry-run', 'force-key-file-overwrite', 'internal-ip', 'plain'},
+    ),
+    'tpu-vm scp': (
+        {'scp-flag', 'ssh-key-file', 'strict-host-key-checking', 'worker'},
+        {'compress', 'dry-run', 'force-key-file-overwrite', 'internal-ip', 'plain', 'recurse'},
+    ),
+}
+# The fields of Google's REST resources that are looked at.
+FIELDS = {
+    'queued-resources describe': {'state.state', 'state.failedData.error.message'},
+    'tpu-vm describe': {'state'},
+}
+
+
+def check_call(verb, words, options):
+    """Holds a call of gcloud compute tpus against its documentation."""
+    valued, switches = (known | extra for known, extra in zip(ANYWHERE, DOCUMENTED[verb], strict=True))
+    for option, value in options.items():
+        assert option in (switches if value is None else valued), (verb, option)
+    assert options['zone'] and len(words) == (2 if verb == 'tpu-vm scp' else 1)
+    if verb == 'queued-resources create':
+        assert {'accelerator-type', 'runtime-version', 'node-id'} <= options.keys()
+    if verb in FIELDS:
+        (fields,) = re.fullmatch(r'value\((.*)\)', options['format']).groups()
+        assert set(fields.split(',')) <= FIELDS[verb]
+
 
 # The Python of the workers. Lines of $CLOUD/training-N are how training ends on worker N, one a call.
 PYTHON = """#!/usr/bin/env bash
@@ -126,48 +335,17 @@ case "$*" in
   '-m td_jax.main '*)
     shift 2
     for word in "$@"; do echo "argument $word"; done
-    echo "data ${TFDS_DATA_DIR:-}"
+    echo "data ${TFDS_DATA_DIR:-} ${STORAGE_EMULATOR_HOST:-}"
     end=$(head -n 1 "$CLOUD/training-$WORKER")
     sed -i 1d "$CLOUD/training-$WORKER"
     case $end in
-      preempted) echo PREEMPTED >"$CLOUD/state" && exit 1 ;;
-      slow) sleep 0.5; exit 0 ;;
+      preempted) echo PREEMPTED >"$CLOUD/state" && echo SUSPENDED >"$CLOUD/queued" && exit 1 ;;
+      slow) sleep 0.3; exit 0 ;;
       wait) for _ in {1..1000}; do test -e "$CLOUD/go" && exit 0; sleep 0.02; done; exit 1 ;;
       *) exit "$end" ;;
     esac ;;
 esac
 """
-
-# What a worker's system has. $CLOUD/gcsfuse is the version that is installed (`none`: none is), $CLOUD/apt
-# the one that can be; with $CLOUD/unmountable there, no bucket can be mounted. Lines of a worker's `locked`
-# are calls of apt-get that fail.
-TOOLS = {
-    'gcsfuse': """#!/usr/bin/env bash
-version=$(cat "$HOME/gcsfuse" 2>/dev/null || cat "$CLOUD/gcsfuse" 2>/dev/null || echo 3.4.0)
-[ "$version" != none ] || exit 127
-[ "$1" != --version ] || { echo "gcsfuse version $version (Go version go1.24.5)"; exit; }
-echo "$*" >>"$HOME/mounts"
-! test -e "$CLOUD/unmountable" || { echo 'Error: bucket b: storage: bucket does not exist'; exit 1; }
-test -d "${@: -1}" && touch "${@: -1}.mounted"
-""",
-    'mountpoint': '#!/usr/bin/env bash\ntest -e "$2.mounted"\n',
-    'fusermount': '#!/usr/bin/env bash\nexit 1\n',
-    'curl': '#!/usr/bin/env bash\necho "key of ${@: -1}"\n',
-    'sudo': """#!/usr/bin/env bash
-while [[ $1 = *=* ]]; do shift; done
-case $1 in
-  tee) mkdir -p "$HOME$(dirname "$2")" && exec tee "$HOME$2" ;;
-  apt-get) echo "$*" >>"$HOME/apt" ;;
-  *) exit 1 ;;
-esac
-if [ -s "$HOME/locked" ]; then
-  sed -i 1d "$HOME/locked"
-  echo 'E: Could not get lock /var/lib/dpkg/lock' >&2
-  exit 100
-fi
-[ "$2" != install ] || cat "$CLOUD/apt" >"$HOME/gcsfuse"
-""",
-}
 
 CONFIG = ['--', '--config=configs/imagenet.py', '--config.model.patch=(3, 3)', "--config.note=it's"]
 PLACE = ['--zone=us-central1-a', '--project=p']
@@ -194,8 +372,6 @@ class Cloud:
         self.folder, self.checkout, self.workers = folder, checkout, workers
         executable(folder / 'bin' / 'gcloud', GCLOUD)
         executable(folder / 'python', PYTHON)
-        for name, text in TOOLS.items():
-            executable(folder / 'bin' / name, text)
         self.environment = {
             **os.environ,
             'PATH': f'{folder / "bin"}:{os.environ["PATH"]}',
@@ -244,25 +420,17 @@ class Cloud:
         return process
 
     def calls(self):
+        """[what, words, options] of each call of gcloud."""
         path = self.folder / 'calls'
         lines = path.read_text().splitlines() if path.exists() else []
-        return [split(shlex.split(line)[3:]) for line in lines]
+        return [split(shlex.split(line)) for line in lines]
 
     def verbs(self):
         """What was done, without the looks at its state."""
-        return [verb for verb, _, _ in self.calls() if verb not in ('ssh', 'describe')]
+        return [what.split()[1] for what, _, _ in self.calls() if what.split()[1] not in ('ssh', 'describe')]
 
     def log(self, worker=0):
         return (self.folder / f'worker-{worker}' / 'td_jax' / '.run' / 'log').read_text().splitlines()
-
-    def bucket(self, worker=0):
-        """Where bucket b is mounted."""
-        return self.folder / f'worker-{worker}' / 'buckets' / 'b'
-
-    def lines_of(self, name, worker=0):
-        """The lines of a file in a worker's home."""
-        path = self.folder / f'worker-{worker}' / name
-        return path.read_text().splitlines() if path.exists() else []
 
     def starts(self, worker=0):
         return self.log(worker).count('argument --distributed')
@@ -270,14 +438,22 @@ class Cloud:
 
 @pytest.fixture
 def cloud(tmp_path, checkout):
-    return Cloud(tmp_path, checkout, workers=2)
+    cloud = Cloud(tmp_path, checkout, workers=2)
+    yield cloud
+    for call in cloud.calls():
+        check_call(*call)
 
 
 def split(words):
-    """[verb, words, options] of what follows `gcloud compute tpus tpu-vm`."""
-    verb, *words = words
-    options = dict(word[2:].partition('=')[::2] for word in words if word.startswith('--'))
-    return [verb, [word for word in words if not word.startswith('--')], options]
+    """['tpu-vm ssh', words, options] of `compute tpus tpu-vm ssh ...`; options without a value have None."""
+    compute, tpus, kind, verb, *words = words
+    assert (compute, tpus) == ('compute', 'tpus')
+    options = {}
+    for word in words:
+        if word.startswith('--'):
+            name, equals, value = word[2:].partition('=')
+            options[name] = value if equals else None
+    return [f'{kind} {verb}', [word for word in words if not word.startswith('--')], options]
 
 
 def head(checkout):
@@ -287,29 +463,35 @@ def head(checkout):
 
 def test_run_goes_from_nothing_to_the_end_of_training(cloud, checkout):
     cloud.trains('0')
-    code, out, err = cloud(*RUN, '--env=TFDS_DATA_DIR=gs://b/my data', *CONFIG)
+    env = ['--env=TFDS_DATA_DIR=gs://b/my data', '--env=STORAGE_EMULATOR_HOST=http://localhost:1']
+    code, out, err = cloud(*RUN, *env, *CONFIG)
     assert code == 0, err
     assert cloud.verbs() == ['create', 'scp']
-    (create,) = [options for verb, words, options in cloud.calls() if (verb, words) == ('create', ['vit'])]
-    place = {'zone': 'us-central1-a', 'project': 'p', 'quiet': ''}
+    (create,) = [options for what, _, options in cloud.calls() if what == 'queued-resources create']
+    place = {'zone': 'us-central1-a', 'project': 'p', 'quiet': None}
     assert create == {
+        'node-id': 'vit',
         'accelerator-type': 'v5litepod-16',
-        'version': 'v2-alpha-tpuv5-lite',
-        'spot': '',
+        'runtime-version': 'v2-alpha-tpuv5-lite',
+        'spot': None,
         'scopes': 'https://www.googleapis.com/auth/cloud-platform',
         **place,
     }
-    for verb, _, options in cloud.calls():
+    for what, words, options in cloud.calls():
         assert place.items() <= options.items()
-        assert verb not in ('ssh', 'scp') or options['worker'] == 'all'
+        assert words[-1].split(':')[0] == 'vit'
+        assert what not in ('tpu-vm ssh', 'tpu-vm scp') or options['worker'] == 'all'
+        # Else a launcher would wait for hours on a VM that was taken away.
+        assert what != 'tpu-vm ssh' or options['ssh-flag'] == '-oServerAliveInterval=20'
     for worker in range(2):
+        # The bucket is handed on as it is: td_jax itself reads and writes there.
         lines = [
             'argument --distributed',
-            f'argument --workdir={cloud.bucket(worker)}/run',
+            'argument --workdir=gs://b/run',
             'argument --config=configs/imagenet.py',
             'argument --config.model.patch=(3, 3)',
             "argument --config.note=it's",
-            'data gs://b/my data',
+            'data gs://b/my data http://localhost:1',
         ]
         assert cloud.log(worker) == lines
         assert [line for line in out.splitlines() if line.startswith(f'[{worker}] ')] == [
@@ -337,24 +519,38 @@ def test_run_calls_again_what_was_told_to_stop(cloud):
 
 def test_run_makes_a_preempted_vm_again_and_goes_on(tmp_path, checkout):
     cloud = Cloud(tmp_path, checkout, workers=1)
-    cloud.trains('preempted', '75', 'preempted', '0')
+    cloud.trains('preempted', '75', '0')
     code, out, err = cloud(*RUN, *CONFIG)
     assert code == 0, err
-    assert cloud.verbs() == ['create', 'scp', *['delete', 'create', 'scp'] * 2]
-    assert err.count('vit is PREEMPTED; deleting it to make a new one') == 2
-    assert out.count(f'[0] argument --workdir={cloud.bucket()}/run\n') >= 3
-    # The last VM is a new one and trained once.
-    assert cloud.starts() == len(cloud.lines_of('mounts')) == 1
+    assert cloud.verbs() == ['create', 'scp', 'delete', 'create', 'scp']
+    assert err.count('vit is SUSPENDED; deleting it to queue for a new one') == 1
+    assert out.count('[0] argument --workdir=gs://b/run\n') >= 3
+    # The VM is a new one, which was called twice.
+    assert cloud.starts() == 2
 
 
-@pytest.mark.parametrize(('ends', 'expected'), [(('3', '3'), 3), (('0', '2'), 2), (('75', '134'), 134)])
-def test_run_ends_with_the_code_of_a_failure(ends, expected, cloud):
-    cloud.trains(ends, '0')
+@pytest.mark.parametrize('course', [['ACTIVE'], ['ACTIVE', 'SUSPENDING', 'SUSPENDING', 'SUSPENDED']])
+def test_a_queue_that_lags_behind_the_vm_is_no_trouble(course, tmp_path, checkout):
+    cloud = Cloud(tmp_path, checkout, workers=1)
+    cloud.trains('0')
+    for name, state in (('queued', 'ACTIVE'), ('state', 'PREEMPTED')):
+        cloud.script(name, state)
+    (cloud.folder / 'worker-0').mkdir()
+    cloud.script('course', *course[1:])
     code, _, err = cloud(*RUN, *CONFIG)
-    assert code == expected
-    assert f'training failed with exit code {expected}' in err
-    assert 'costs money' in err
-    assert cloud.starts() == 1
+    assert code == 0, err
+    assert cloud.verbs() == ['delete', 'create', 'scp']
+
+
+def test_run_ends_with_the_code_of_a_failure(cloud):
+    cloud.trains(('3', '3'), ('0', '2'), ('75', '134'), '0')
+    for number, expected in enumerate((3, 2, 134), start=1):
+        code, _, err = cloud(*RUN, *CONFIG)
+        assert code == expected
+        assert f'training failed with exit code {expected}' in err
+        assert 'costs money' in err
+        assert cloud.starts() == number
+    # A failure is no reason to make anything again.
     assert cloud.verbs() == ['create', 'scp']
 
 
@@ -386,108 +582,10 @@ def test_run_shows_what_is_running_after_the_launcher_was_interrupted(cloud):
     assert cloud('status', 'vit', *PLACE)[1].splitlines() == ['vit: READY', 'td_jax: 0', 'td_jax: 0']
 
 
-def test_a_bucket_is_mounted_once_on_every_worker(cloud):
-    cloud.trains('75', '1', '0')
-    assert cloud(*RUN, *CONFIG)[0] == 1
-    code, _, err = cloud(*RUN, *CONFIG)
-    assert code == 0, err
-    for worker in range(2):
-        assert cloud.log(worker).count(f'argument --workdir={cloud.bucket(worker)}/run') == 3
-        (line,) = cloud.lines_of('mounts', worker)
-        *options, bucket, folder = line.split()
-        assert (bucket, folder) == ('b', str(cloud.bucket(worker)))
-        # Without these, folders of checkpoints cannot be renamed, and fsync does not write.
-        assert {'--implicit-dirs', '--rename-dir-limit=200000', '--enable-streaming-writes=false'} < {
-            *options
-        }
-        assert cloud.lines_of('apt', worker) == []
-    # It is mounted anew where the process behind it died.
-    (cloud.folder / 'worker-1' / 'buckets' / 'b.mounted').unlink()
+def test_a_disk_is_a_workdir(cloud):
     cloud.trains('0')
-    assert cloud(*RUN, *CONFIG)[0] == 0
-    assert [len(cloud.lines_of('mounts', worker)) for worker in range(2)] == [1, 2]
-
-
-def test_a_bucket_alone_and_a_disk_are_workdirs(cloud):
-    cloud.trains('0', '0')
     assert cloud(*RUN, '--workdir=/mnt/disk/run', *CONFIG)[0] == 0
-    assert cloud.lines_of('mounts') == []
-    assert cloud(*RUN, '--workdir=gs://b', *CONFIG)[0] == 0
-    assert [line for line in cloud.log(1) if 'workdir' in line] == [
-        'argument --workdir=/mnt/disk/run',
-        f'argument --workdir={cloud.bucket(1)}',
-    ]
-
-
-@pytest.mark.parametrize('before', ['none', '2.5.1'])
-def test_gcsfuse_is_installed_where_it_is_missing_or_old(before, cloud):
-    cloud.script('gcsfuse', before)
-    cloud.script('apt', '3.4.0')
-    cloud.trains('0', '0')
-    # Another worker's system is busy with itself.
-    assert cloud('create', 'vit', *PLACE, '--type=v5litepod-16')[0] == 0
-    (cloud.folder / 'worker-1' / 'locked').write_text('1\n2\n')
-    for _ in range(2):
-        code, _, err = cloud(*RUN, *CONFIG)
-        assert code == 0, err
-    for worker, calls in ((0, ['update', 'install']), (1, ['update', 'update', 'update', 'install'])):
-        assert [line.split()[1] for line in cloud.lines_of('apt', worker)] == calls
-        assert cloud.lines_of('apt', worker)[-1].split()[-1] == 'gcsfuse'
-        assert len(cloud.lines_of('mounts', worker)) == 1
-        (source,) = cloud.lines_of('etc/apt/sources.list.d/gcsfuse.list', worker)
-        signed, key = re.fullmatch(
-            r'deb \[signed-by=/(\S+)\] (https://packages\.cloud\.google\.com/apt) gcsfuse-[a-z]* main', source
-        ).groups()
-        assert cloud.lines_of(signed, worker) == [f'key of {key}/doc/apt-key.gpg']
-
-
-@pytest.mark.parametrize(
-    ('files', 'said'),
-    [
-        (
-            {'unmountable': ''},
-            [
-                'Error: bucket b: storage: bucket does not exist',
-                'worker.sh: gs://b cannot be mounted; look at its name, and whether the VM may write to it.',
-            ],
-        ),
-        (
-            {'gcsfuse': 'none', 'locked': '1\n' * 3},
-            [
-                *['Installing gcsfuse for gs://b.', 'E: Could not get lock /var/lib/dpkg/lock'] * 3,
-                'worker.sh: gcsfuse, which mounts gs://b, cannot be installed; what apt-get said is above.',
-            ],
-        ),
-        (
-            {'gcsfuse': '1.4.2', 'apt': '2.11.0\n'},
-            [
-                'Installing gcsfuse for gs://b.',
-                "worker.sh: this system's gcsfuse is too old to mount gs://b; it takes version 3.",
-            ],
-        ),
-    ],
-    ids=['mount', 'install', 'old'],
-)
-def test_a_bucket_that_cannot_be_mounted_ends_a_run(files, said, cloud):
-    cloud.trains('0')
-    assert cloud('create', 'vit', *PLACE, '--type=v5litepod-16')[0] == 0
-    for worker in range(2):
-        (cloud.folder / f'worker-{worker}' / 'locked').write_text(files.get('locked', ''))
-    for name, text in files.items():
-        (cloud.folder / name).write_text(text)
-    code, out, err = cloud(*RUN, *CONFIG)
-    assert (code, cloud.starts()) == (1, 0)
-    assert cloud.log(1) == said
-    assert f'[0] {said[-1]}' in out.splitlines()
-    assert 'tpu_vm.sh: training failed with exit code 1' in err.splitlines()
-
-
-def test_run_installs_a_commit_once(cloud):
-    cloud.trains('1', '0')
-    assert cloud(*RUN, *CONFIG)[0] == 1
-    code, _, err = cloud(*RUN, *CONFIG)
-    assert code == 0, err
-    assert cloud.verbs() == ['create', 'scp']
+    assert [line for line in cloud.log(1) if 'workdir' in line] == ['argument --workdir=/mnt/disk/run']
 
 
 def test_code_can_come_from_a_repository(cloud, checkout):
@@ -506,27 +604,76 @@ def test_a_failed_installation_ends_a_run(cloud):
     assert not (cloud.folder / 'worker-0' / 'td_jax' / '.run' / 'log').exists()
 
 
-def test_waiting_for_a_vm_that_cannot_be_had_now(cloud):
-    cloud.script('refusals', *['There is no more capacity in the zone "z"; you can try in another zone.'] * 2)
+def test_google_waits_for_room_and_the_launcher_for_google(cloud):
+    cloud.script('course', *['WAITING_FOR_RESOURCES'] * 3, *['PROVISIONING'] * 2, 'ACTIVE')
     code, _, err = cloud('create', 'vit', *PLACE, '--type=v6e-8')
-    assert (code, err.count('trying again until there is one')) == (0, 2)
-    assert cloud.verbs() == ['create'] * 3
-    assert cloud.calls()[-1][0] == 'describe'
-    assert [o['version'] for v, _, o in cloud.calls() if v == 'create'] == ['v2-alpha-tpuv6e'] * 3
+    assert code == 0, err
+    assert cloud.verbs() == ['create']
+    # Each is said once.
+    assert err.splitlines()[-2:] == [
+        'tpu_vm.sh: vit is WAITING_FOR_RESOURCES; waiting',
+        'tpu_vm.sh: vit is PROVISIONING; waiting',
+    ]
+    assert [what for what, _, _ in cloud.calls()][-1] == 'tpu-vm describe'
+    assert [o['runtime-version'] for _, _, o in cloud.calls() if 'runtime-version' in o] == [
+        'v2-alpha-tpuv6e'
+    ]
     assert not any('spot' in options for _, _, options in cloud.calls())
 
 
+NO_ROOM = 'There is no more capacity in the zone "z"; you can try in another zone.'
+NO_QUOTA = "Quota limit 'TPUV5sLitepodPerProjectPerZone' has been exceeded."
+
+
+def test_what_passes_is_waited_for(cloud):
+    cloud.script('refusals', 'UNAVAILABLE: The service is currently unavailable.')
+    cloud.script('course', 'WAITING_FOR_RESOURCES', f'FAILED\t{NO_ROOM}', 'WAITING_FOR_RESOURCES')
+    code, _, err = cloud('create', 'vit', *PLACE, '--type=v5litepod-16')
+    assert code == 0, err
+    assert cloud.verbs() == ['create', 'create', 'delete', 'create']
+    assert f'vit is FAILED, so it is deleted from the queue: {NO_ROOM}' in err
+
+
 def test_a_quota_is_not_waited_for(cloud):
-    cloud.script('refusals', "Quota limit 'TPUV5sLitepodPerProjectPerZone' has been exceeded.", 'more')
+    cloud.script('refusals', NO_QUOTA, 'more')
     code, _, err = cloud('create', 'vit', *PLACE, '--type=v5litepod-16', '--version=v2-mine')
     assert code == 1
     assert 'Quota limit' in err.splitlines()[-1]
-    assert [options['version'] for verb, _, options in cloud.calls() if verb == 'create'] == ['v2-mine']
+    ((_, _, options),) = [call for call in cloud.calls() if call[0] == 'queued-resources create']
+    assert options['runtime-version'] == 'v2-mine'
+
+
+@pytest.mark.parametrize('reason', [NO_QUOTA, ''])
+def test_a_request_that_failed_leaves_nothing_in_the_way(reason, cloud):
+    cloud.script('course', f'FAILED\t{reason}')
+    code, _, err = cloud('create', 'vit', *PLACE, '--type=v5litepod-16')
+    assert code == 1
+    reason = reason or 'no reason is given'
+    assert err.splitlines()[-1] == f'tpu_vm.sh: vit is FAILED, so it is deleted from the queue: {reason}'
+    assert cloud('create', 'vit', *PLACE, '--type=v5litepod-16')[0] == 0
+    assert cloud.verbs() == ['create', 'delete', 'create']
+
+
+@pytest.mark.usefixtures('hears_control_c')
+def test_control_c_leaves_the_place_in_the_queue_and_says_so(cloud):
+    cloud.script('course', *['WAITING_FOR_RESOURCES'] * 10000)
+    with open(cloud.folder / 'err', 'w') as err:
+        process = subprocess.Popen(
+            cloud.command(*RUN, *CONFIG), env=cloud.environment, stderr=err, start_new_session=True
+        )
+    await_true(lambda: 'waiting' in (cloud.folder / 'err').read_text())
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(timeout=20) == 130
+    assert (cloud.folder / 'err').read_text().splitlines()[-1] == (
+        'tpu_vm.sh: vit stays in the queue, and once it is made it costs money; '
+        'bash launch/tpu_vm.sh delete vit --zone=us-central1-a ends that'
+    )
 
 
 def test_create_finds_what_is_there(cloud):
     for worker in range(2):
         (cloud.folder / f'worker-{worker}').mkdir()
+    cloud.script('queued', 'ACTIVE')
     for state, verbs in (('READY', []), ('TERMINATED', ['delete', 'create'])):
         (cloud.folder / 'calls').unlink(missing_ok=True)
         cloud.script('state', state)
@@ -554,6 +701,34 @@ def test_a_moment_without_the_cloud_does_not_end_a_run(cloud):
     assert 'create' not in cloud.verbs()[1:]
 
 
+def test_workers_that_cannot_be_reached_end_a_run(cloud):
+    assert cloud('create', 'vit', *PLACE, '--type=v5litepod-16')[0] == 0
+    cloud.script('deaf', *['Permission denied (publickey).'] * 100)
+    code, _, err = cloud(*RUN, *CONFIG)
+    assert code == 1
+    assert 'Permission denied (publickey).' in err
+    assert 'tpu_vm.sh: the installation failed; what it said is above' in err.splitlines()
+    assert 'vit is still there and costs money' in err
+
+
+@pytest.mark.parametrize('lines', [5, 1000])
+def test_training_goes_on_while_workers_cannot_be_reached(lines, cloud):
+    cloud.trains('wait', '0')
+    process = cloud.start_until_it_trains()
+    cloud.script('deaf', *['Connection timed out'] * lines)
+    (cloud.folder / 'go').touch()
+    code = process.wait(timeout=20)
+    err = (cloud.folder / 'err').read_text()
+    if lines == 5:
+        assert code == 0, err
+    else:
+        assert code == 1
+        assert 'the workers of vit do not answer, as said above; the same command tries again' in err
+        (cloud.folder / 'deaf').unlink()
+        assert cloud(*RUN, *CONFIG)[0] == 0
+    assert cloud.verbs() == ['create', 'scp']
+
+
 def test_logs_of_one_worker(cloud):
     cloud.trains(('0', '1'))
     assert cloud(*RUN, *CONFIG)[0] == 1
@@ -567,46 +742,52 @@ def test_logs_of_one_worker(cloud):
 def test_delete(cloud):
     assert cloud('create', 'vit', *PLACE, '--type=v5litepod-16')[0] == 0
     assert cloud('delete', 'vit', *PLACE)[0] == 0
-    assert not (cloud.folder / 'state').exists()
+    assert not (cloud.folder / 'queued').exists()
     code, _, err = cloud('delete', 'vit', *PLACE)
     assert (code, err) == (0, 'tpu_vm.sh: vit is not there (any more)\n')
     assert cloud.verbs() == ['create', 'delete']
     assert cloud('status', 'vit', *PLACE)[1] == 'vit: missing\n'
 
 
+LOOK, ASK, DROP = (f'queued-resources {verb}' for verb in ('describe', 'create', 'delete'))
+COPY, DO = 'tpu-vm scp', 'tpu-vm ssh'
+
+
 @pytest.mark.parametrize(
-    ('arguments', 'verbs'),
+    ('arguments', 'expected'),
     [
-        ([*RUN, '--dry_run', *CONFIG], ['describe', 'create', 'scp', 'ssh', 'ssh', 'ssh', 'ssh']),
-        ([*RUN, '--repo=r', '--dry_run', *CONFIG], ['describe', 'create', 'ssh', 'ssh', 'ssh', 'ssh']),
-        (['create', 'vit', *PLACE, '--type=v4-8', '--dry_run'], ['describe', 'create']),
-        (['setup', 'vit', *PLACE, '--dry_run'], ['scp', 'ssh']),
-        (['logs', 'vit', *PLACE, '--dry_run'], ['ssh']),
-        (['status', 'vit', *PLACE, '--dry_run'], ['describe', 'ssh']),
-        (['delete', 'vit', *PLACE, '--dry_run'], ['describe', 'delete']),
+        ([*RUN, '--dry_run', *CONFIG], [LOOK, ASK, COPY, DO, DO, DO, DO]),
+        ([*RUN, '--repo=r', '--dry_run', *CONFIG], [LOOK, ASK, DO, DO, DO, DO]),
+        (['create', 'vit', *PLACE, '--type=v4-8', '--dry_run'], [LOOK, ASK]),
+        (['setup', 'vit', *PLACE, '--dry_run'], [COPY, DO]),
+        (['logs', 'vit', *PLACE, '--dry_run'], [DO]),
+        (['status', 'vit', *PLACE, '--dry_run'], [LOOK, DO]),
+        (['delete', 'vit', *PLACE, '--dry_run'], [LOOK, DROP]),
     ],
     ids=lambda value: value[0] if value[0] != 'run' else f'run{len(value)}',
 )
-def test_dry_run_prints_the_commands_and_runs_none(arguments, verbs, cloud):
+def test_dry_run_prints_the_commands_and_runs_none(arguments, expected, cloud):
     code, out, err = cloud(*arguments)
     assert code == 0, err
     assert cloud.calls() == []
     commands = [shlex.split(line) for line in out.splitlines()]
-    gcloud = [command for command in commands if command[0] == 'gcloud']
-    assert [command[1:5] for command in gcloud] == [['compute', 'tpus', 'tpu-vm', verb] for verb in verbs]
+    calls = [split(command[1:]) for command in commands if command[0] == 'gcloud']
+    assert [what for what, _, _ in calls] == expected
+    for call in calls:
+        check_call(*call)
     # What is left is the archive of the code.
-    assert all(command[:2] == ['git', 'archive'] for command in commands if command not in gcloud)
-    assert len(commands) - len(gcloud) == verbs.count('scp')
+    others = [command[:2] for command in commands if command[0] != 'gcloud']
+    assert others == [['git', 'archive']] * expected.count(COPY)
 
 
 def test_dry_run_prints_what_run_does(cloud):
     cloud.trains('0')
     _, out, _ = cloud(*RUN, '--dry_run', *CONFIG)
     cloud(*RUN, *CONFIG)
-    printed = [split(shlex.split(line)[4:]) for line in out.splitlines() if line.startswith('gcloud')]
+    printed = [split(shlex.split(line)[1:]) for line in out.splitlines() if line.startswith('gcloud')]
     done = [call for call in cloud.calls() if ' ready ' not in call[2].get('command', '')]
-    # Beyond that, it looks whether the new VM is there, and whether the commit is.
-    assert [done.pop(2)[0], *done[:2]] == ['describe', *printed[:2]]
+    # Beyond that, it looks what became of its place in the queue and of the VM, and for the commit.
+    assert [done.pop(2)[0], done.pop(2)[0]] == [LOOK, 'tpu-vm describe']
     for call in (*printed, *done):
         # The archive lies in another folder each time.
         call[1] = [pathlib.Path(word).name for word in call[1]]
@@ -647,7 +828,16 @@ def test_dry_run_prints_what_run_does(cloud):
             "--distributed after -- is the launcher's to give; leave it out there.",
         ),
         ([*RUN, '--env=A', *CONFIG], '--env=A is no variable; write --env=NAME=VALUE.'),
-        ([*RUN, '--worker=1', *CONFIG], '--worker is for logs; run is done on all workers, so leave it out.'),
+        # What would be without effect is refused.
+        ([*RUN, '--worker=1', *CONFIG], '--worker is not an option here; known are --zone --project --type'),
+        (
+            ['setup', 'vit', *PLACE, '--env=A=b'],
+            '--env is not an option here; known are --zone --project --repo',
+        ),
+        (
+            ['delete', 'vit', *PLACE, '--spot'],
+            '--spot is not an option here; known are --zone --project --dry',
+        ),
         (['logs', 'vit', *PLACE, '--worker=x'], '--worker=x is no worker; write its number, or all.'),
         (['delete', 'vit', *PLACE, *CONFIG], 'what follows -- is for run; leave it out of delete.'),
     ],
@@ -663,7 +853,7 @@ def test_bad_use_of_tpu_vm_is_one_line(arguments, message, cloud):
 def test_without_gcloud_or_a_repository_it_says_so(cloud, checkout, tmp_path):
     tools = tmp_path / 'tools'
     tools.mkdir()
-    for tool in ('bash', 'dirname', 'basename', 'git', 'mktemp', 'rm'):
+    for tool in ('bash', 'dirname', 'git', 'mktemp', 'rm'):
         (tools / tool).symlink_to(shutil.which(tool))
     cloud.environment['PATH'] = str(tools)
     assert cloud(*RUN, *CONFIG)[::2] == (2, 'tpu_vm.sh: gcloud is not installed; see docs/cloud.md.\n')
@@ -886,11 +1076,6 @@ def check(jobset):
             assert 0 not in rule['onExitCodes']['values']
             assert rule['onExitCodes']['values'] == sorted(set(rule['onExitCodes']['values']))
             assert rule['onExitCodes']['containerName'] in [c['name'] for c in pod['containers']]
-    # What is mounted is there, and the driver looks at pods with its annotation only.
-    assert [mount['name'] for mount in parts(jobset)[2]['volumeMounts']] == [
-        v['name'] for v in pod['volumes']
-    ]
-    assert job['template']['metadata']['annotations'].get('gke-gcsfuse/volumes') == 'true'
     actions = ('FailJobSet', 'RestartJobSet', 'RestartJobSetAndIgnoreMaxRestarts')
     reasons = ('BackoffLimitExceeded', 'DeadlineExceeded', 'FailedIndexes', 'MaxFailedIndexesExceeded')
     for rule in jobset['spec']['failurePolicy']['rules']:
@@ -919,10 +1104,7 @@ def test_the_manifest_is_a_jobset(options):
         lambda jobset: parts(jobset)[2].pop('name'),
         lambda jobset: parts(jobset)[2].update(args='--distributed'),
         lambda jobset: parts(jobset)[2]['env'][0].update(value=1),
-        lambda jobset: parts(jobset)[2]['volumeMounts'][0].update(name='disk'),
-        lambda jobset: parts(jobset)[1]['volumes'][0]['csi'].pop('driver'),
-        lambda jobset: parts(jobset)[1]['volumes'][0]['csi']['volumeAttributes'].update(retries=1),
-        lambda jobset: parts(jobset)[0]['template']['metadata']['annotations'].clear(),
+        lambda jobset: parts(jobset)[0]['podFailurePolicy']['rules'][0]['onExitCodes'].update(values=[75, 0]),
     ],
 )
 def test_a_damaged_manifest_would_be_noticed(damage):
@@ -967,7 +1149,7 @@ def test_the_pods_run_what_the_command_line_says():
     assert (job['completions'], job['parallelism'], job['completionMode']) == (4, 4, 'Indexed')
     assert container['image'] == 'images.example/td_jax:1'
     assert container['command'] == ['.venv/bin/python', '-m', 'td_jax.main']
-    assert container['args'] == ['--distributed', '--workdir=/bucket/run', *CONFIG[1:]]
+    assert container['args'] == ['--distributed', '--workdir=gs://b/run', *CONFIG[1:]]
     # Kubernetes reads $$( as $(.
     assert {variable['name']: variable['value'] for variable in container['env']} == {
         'PYTHONUNBUFFERED': '1',
@@ -984,24 +1166,22 @@ def test_the_pods_run_what_the_command_line_says():
 
 @pytest.mark.parametrize(
     ('workdir', 'path'),
-    [('gs://b', '/bucket'), ('gs://b/', '/bucket/'), ('gs://b/a/"b$(c)', '/bucket/a/"b$$(c)')],
+    [('gs://b', 'gs://b'), ('gs://b/', 'gs://b/'), ('gs://b/a/"b$(c)', 'gs://b/a/"b$$(c)')],
 )
-def test_the_pods_have_the_bucket_mounted(workdir, path):
+def test_the_pods_are_told_the_bucket_and_mount_nothing(workdir, path):
     jobset = manifest(*POD, f'--workdir={workdir}', *CONFIG)
     check(jobset)
-    job, pod, container = parts(jobset)
+    _, pod, container = parts(jobset)
     assert container['args'][1] == f'--workdir={path}'
-    assert container['volumeMounts'] == [{'name': 'bucket', 'mountPath': '/bucket'}]
-    ((name, volume),) = [(volume['name'], volume['csi']) for volume in pod['volumes']]
-    assert (name, volume['driver']) == ('bucket', 'gcsfuse.csi.storage.gke.io')
-    assert volume['volumeAttributes']['bucketName'] == 'b'
-    # Without these, folders of checkpoints cannot be renamed, and fsync does not write.
-    options = volume['volumeAttributes']['mountOptions'].split(',')
-    assert {'implicit-dirs', 'rename-dir-limit=200000', 'write:enable-streaming-writes:false'} < set(options)
-    # What it writes waits on the node's disk, which is larger than the driver's usual share.
-    assert job['template']['metadata']['annotations']['gke-gcsfuse/ephemeral-storage-limit'] == '0'
-    assert 'serviceAccountName' not in pod
-    assert parts(manifest(*POD, '--service_account=t', *CONFIG))[1]['serviceAccountName'] == 't'
+    assert 'volumes' not in pod and 'volumeMounts' not in container
+
+
+def test_the_pods_have_the_account_and_the_namespace_that_are_asked_for():
+    jobset = manifest(*POD, *CONFIG)
+    assert 'serviceAccountName' not in parts(jobset)[1] and 'namespace' not in jobset['metadata']
+    jobset = manifest(*POD, '--service_account=t', '--namespace=on', *CONFIG)
+    assert parts(jobset)[1]['serviceAccountName'] == 't'
+    assert jobset['metadata']['namespace'] == 'on'
 
 
 TWO = [1, 4, 8, 16, 32, 64, 128, 256]
@@ -1069,6 +1249,43 @@ def test_bad_use_of_gke_is_one_line(arguments, message):
     assert (done.returncode, done.stdout) == (2, '')
     (line,) = done.stderr.splitlines()
     assert line.startswith(f'gke.sh: {message}')
+
+
+# --- SkyPilot --------------------------------------------------------------------------------------
+
+
+def test_the_task_of_skypilot_trains_as_the_other_launchers_do(checkout, tmp_path):
+    """Its fields were held against SkyPilot's own schema once; docs/cloud.md says with which version."""
+    task = yaml.safe_load((ROOT / 'launch' / 'skypilot.yaml').read_text())
+    assert task.keys() == {'name', 'workdir', 'resources', 'envs', 'setup', 'run'}
+    assert task['resources'].keys() == {
+        *('infra', 'accelerators', 'accelerator_args', 'use_spot', 'job_recovery'),
+    }
+    # What the launchers call by the same name, from the same table.
+    cloud_type = task['resources']['accelerators'].removeprefix('tpu-')
+    script = f'source launch/command_line.sh; type={cloud_type}; check_type; echo "$RUNTIME"'
+    runtime = subprocess.run(
+        ['bash', '-c', script], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    assert task['resources']['accelerator_args'] == {'runtime_version': runtime.strip()}
+    # 75 is "call me again".
+    assert task['resources']['job_recovery'] == {'recover_on_exit_codes': [75]}
+    # What has no value here has to be given, as the documentation does.
+    documentation = (ROOT / 'docs' / 'cloud.md').read_text()
+    (given,) = re.findall(r'sky jobs launch launch/skypilot.yaml (.*)', documentation)
+    missing = {name for name, value in task['envs'].items() if value is None}
+    assert missing == {word.split('=')[1] for word in given.split()} == {'WORKDIR', 'TFDS_DATA_DIR'}
+    assert (ROOT / task['envs']['CONFIG']).exists()
+    folder = shutil.copytree(checkout, tmp_path / 'copy')
+    executable(tmp_path / 'python3', VENV)
+    environment = {**os.environ, 'PYTHON': str(tmp_path / 'python3'), 'FOLDER': str(tmp_path)}
+    environment |= task['envs'] | {'WORKDIR': 'gs://b/a run', 'TFDS_DATA_DIR': 'gs://b/tfds'}
+    for part in ('setup', 'run'):
+        subprocess.run(['bash', '-c', task[part]], cwd=folder, env=environment, check=True)
+    assert (tmp_path / 'calls').read_text().splitlines()[-2:] == [
+        f'{PIP} -r requirements-tpu.txt',
+        'python -m td_jax.main --distributed --config=configs/vit_imagenet.py --workdir=gs://b/a run',
+    ]
 
 
 # --- The documentation -----------------------------------------------------------------------------

@@ -71,13 +71,13 @@ def check(source: Source):
             raise UserError(f'dataset {source.name} has no {part} examples.')
         if not isinstance(examples, dict):
             continue
+        name = f'dataset {source.name}, {part} examples'
         for field, array in examples.items():
             if np.issubdtype(array.dtype, np.floating):
                 is_right = np.isfinite(array).reshape(len(array), -1).all(axis=1)
-                refuse_rows(f'dataset {source.name}, {part} examples', field, array, is_right, 'a finite number')
-        labels = examples['labels']
+                refuse_rows(name, field, array, is_right, 'a finite number')
         if source.task == 'classification':
-            check_labels(f'dataset {source.name}, {part} examples', labels, len(source.label_names))
+            check_labels(name, examples['labels'], len(source.label_names))
 
 
 def check_labels(name: str, labels: np.ndarray, num_labels: int):

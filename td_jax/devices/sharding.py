@@ -92,16 +92,18 @@ def of_parameters(mesh: Mesh, tree, first_axis: int = 0):
 
 
 def place(tree, shardings):
-    """Puts host values that every process has in full where their shardings say.
+    """Puts values where their shardings say, each device its shard alone.
 
     Args:
-      tree: arrays.
+      tree: host arrays that every process has in full, or arrays that are there already.
       shardings: one NamedSharding for all leaves, or a tree of them.
     """
     if isinstance(shardings, NamedSharding):
         shardings = jax.tree.map(lambda _: shardings, tree)
 
     def put(leaf, sharding):
+        if isinstance(leaf, jax.Array) and leaf.sharding.is_equivalent_to(sharding, leaf.ndim):
+            return leaf
         if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             return jax.random.wrap_key_data(put(jax.random.key_data(leaf), sharding))
         if sharding.is_fully_addressable:
@@ -148,17 +150,6 @@ def place_rows(tree, mesh: Mesh, batch_size: int, axis: int = 0):
         return jax.make_array_from_process_local_data(sharding, leaf, shape)
 
     return jax.tree.map(put, tree)
-
-
-def gathered(tree):
-    """Whole host copies of arrays that may be cut over processes; every process must ask."""
-
-    def fetch(leaf):
-        if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated:
-            return leaf
-        return jax.jit(lambda x: x, out_shardings=replicated(leaf.sharding.mesh))(leaf)
-
-    return jax.tree.map(fetch, tree)
 
 
 def summary(mesh: Mesh, config, trees: dict) -> str:

@@ -1,117 +1,107 @@
-"""Saves a training state with Orbax and restores the newest one that can be read."""
+"""Saves a training state with Orbax, every process its part, and restores the newest one that can be read.
+
+A checkpoint is Orbax's own, STEP/state and STEP/facts, in a folder or a bucket, and can be read with Orbax alone.
+Beside them stand the digests of its files, by which a damaged one is found before anything of it is used. What
+was read is then compared with the fingerprint of what was saved.
+"""
 
 import concurrent.futures
+import contextlib
 import errno
 import hashlib
 import json
 import logging
 import os
-import pathlib
 
+import fsspec
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 
+from td_jax.devices import fingerprint, processes
 from td_jax.errors import UserError
 from td_jax.files import workdir
 
 KEEP = 2
-# In each checkpoint: the SHA-256 of every file that Orbax wrote.
-DIGESTS = 'digests.json'
+# In each checkpoint, from each process that saved it: the digests of a share of its files.
+DIGESTS = 'digests-{process}.json'
+# The two parts of a checkpoint.
+STATE, FACTS = 'state', 'facts'
 
 
-def named(tree) -> dict[str, np.ndarray]:
-    """{path joined by /: array} of a tree's leaves, copied to the host."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    # Copied: on CPU an array may share its buffer with the one that the next step is given to overwrite.
-    return {jax.tree_util.keystr(path, simple=True, separator='/'): np.array(leaf) for path, leaf in leaves}
+class Unreadable(Exception):
+    """A checkpoint that is missing, damaged, or not of the names and shapes that were asked for."""
 
 
-def rebuilt(like, arrays: dict[str, np.ndarray]):
-    """A tree of the structure of `like`, its leaves looked up by name.
+def holds_any(folder: epath.Path) -> bool:
+    """Whether a folder of checkpoints holds one, readable or not; what was never whole does not count."""
+    return folder.exists() and any('.orbax-checkpoint-tmp' not in path.name for path in folder.iterdir())
+
+
+def described(folder: epath.Path, step: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """The names, shapes and types of a checkpoint's arrays, which are not read.
 
     Raises:
-      ValueError: a leaf is missing or has another shape; names it.
+      Unreadable: there is no such checkpoint, or it is damaged.
     """
-
-    def look_up(path, leaf):
-        name = jax.tree_util.keystr(path, simple=True, separator='/')
-        found = arrays.get(name)
-        if found is None or found.shape != leaf.shape:
-            has = 'is missing' if found is None else f'has shape {found.shape}'
-            raise ValueError(f'{name} {has}; expected {leaf.shape}')
-        return jnp.asarray(found)
-
-    return jax.tree_util.tree_map_with_path(look_up, like)
+    with _reading(folder, step):
+        return _described(folder, step)
 
 
-def fingerprint(tree) -> str:
-    """SHA-256 over the names, types, shapes and bytes of a tree's arrays."""
-    digest = hashlib.sha256()
-    for name, array in sorted(named(tree).items()):
-        digest.update(f'{name} {array.dtype} {array.shape}'.encode())
-        digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()
+def read(folder: epath.Path, step: int, wanted: dict[str, jax.ShapeDtypeStruct]) -> dict:
+    """Some arrays of a checkpoint, whatever devices and processes it was saved with; the rest is not read.
 
+    Each process of several reads for itself what it needs, and waits for no other.
 
-def holds_any(folder: pathlib.Path) -> bool:
-    """Whether a folder of checkpoints holds one, readable or not; what was never whole does not count."""
-    return folder.is_dir() and any('.orbax-checkpoint-tmp' not in path.name for path in folder.iterdir())
+    Args:
+      folder: of the checkpoints.
+      step: of one that is whole.
+      wanted: {name: shape and type}, of those that `described` gives; one with a sharding comes as a jax.Array
+        cut so, each shard read straight to its device, and one without as a numpy array.
 
-
-def _is_no_failure_of_orbax(record) -> bool:
-    """A filter of log records: drops what Orbax warns of, and failures in its threads, raised too."""
-    return not (record.levelno >= logging.WARNING and '/orbax/' in record.pathname)
-
-
-def _reason(error) -> str:
-    """Why a save failed, in one line; of the long chains of TensorStore what the system said."""
-    text = (str(error).splitlines() or [type(error).__name__])[0]
-    codes = errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG, errno.EIO
-    return next((os.strerror(code) for code in codes if os.strerror(code) in str(error)), text[:300])
-
-
-def _digests(folder: pathlib.Path) -> dict[str, str]:
-    found = {}
-    for path in folder.rglob('*'):
-        if path.is_file():
-            with path.open('rb') as file:
-                found[str(path.relative_to(folder))] = hashlib.file_digest(file, 'sha256').hexdigest()
-    return found
+    Raises:
+      Unreadable: the checkpoint is missing or damaged.
+    """
+    with _reading(folder, step):
+        damage = _damage(folder / str(step))
+        if damage:
+            raise Unreadable(damage)
+        handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=_alone())
+        with contextlib.closing(ocp.Checkpointer(handler, multiprocessing_options=_alone())) as reader:
+            found = reader.restore(
+                folder / str(step) / STATE,
+                args=ocp.args.PyTreeRestore(
+                    item=dict(wanted), restore_args=_restore_args(wanted), partial_restore=True
+                ),
+            )
+        return {name: found[name] for name in wanted}
 
 
 class Checkpoints:
-    """The checkpoints of one run; each holds a state and a few facts about it as JSON."""
+    """The checkpoints of one run; each holds a state and a few facts about it as JSON.
 
-    def __init__(self, folder: pathlib.Path):
-        self._folder = folder
-        logging.getLogger('absl').addFilter(_is_no_failure_of_orbax)
-        # One save at a time, beside training.
+    Every process of the run makes one and calls the same methods: each writes and reads its own shards.
+    """
+
+    def __init__(self, folder: epath.Path):
+        self._folder = epath.Path(folder)
+        # Waits for a save, so that training goes on beside it.
         self._worker = concurrent.futures.ThreadPoolExecutor(1, 'checkpoint')
         self._pending = None
         self._manager = self._open()
 
     def _open(self):
-        self._folder.mkdir(parents=True, exist_ok=True)
         return ocp.CheckpointManager(
             self._folder,
-            options=ocp.CheckpointManagerOptions(
-                max_to_keep=KEEP,
-                create=False,
-                cleanup_tmp_directories=True,
-                enable_async_checkpointing=False,
-                # This process alone: others of the run have nothing to write, so nobody waits for them.
-                multiprocessing_options=ocp.options.MultiprocessingOptions(
-                    primary_host=jax.process_index(), active_processes={jax.process_index()}
-                ),
-            ),
+            options=ocp.CheckpointManagerOptions(max_to_keep=KEEP, cleanup_tmp_directories=True),
         )
 
     def save(self, step: int, state, facts: dict):
         """Starts to write a checkpoint; older ones go only when this one is whole.
 
-        Waits for the save before it. The arrays are copied first, so that they may change at once.
+        Waits for the save before it, and until the state is copied, so that its arrays may change then.
 
         Args:
           step: number of finished training steps.
@@ -119,10 +109,22 @@ class Checkpoints:
           facts: what JSON can hold.
 
         Raises:
-          UserError: the one before could not be written; those before it are as they were.
+          UserError: this one or the one before could not be written; those before it are as they were.
         """
         self.wait()
-        self._pending = self._worker.submit(self._write, step, named(state), facts)
+        arrays = _copied(fingerprint.named(state))
+        facts = {**facts, 'fingerprints': fingerprint.of_arrays(arrays)}
+        with self._telling(step):
+            saved = self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    **{STATE: ocp.args.StandardSave(arrays), FACTS: ocp.args.JsonSave(facts)}
+                ),
+                force=True,
+            )
+        if not saved:
+            raise UserError(f'Orbax refused to write the checkpoint of step {step} to {self._folder}.')
+        self._pending = self._worker.submit(self._finish, step)
 
     def wait(self):
         """Returns when the last save is on disk, whole.
@@ -135,71 +137,91 @@ class Checkpoints:
         if pending:
             pending.result()
 
-    def _write(self, step, state, facts):
-        facts = {**facts, 'fingerprint': fingerprint(state)}
-        try:
-            saved = self._manager.save(
-                step,
-                args=ocp.args.Composite(state=ocp.args.StandardSave(state), facts=ocp.args.JsonSave(facts)),
-                force=True,
-            )
+    def _finish(self, step):
+        """Waits until every process has written, then writes the digests of this one's share."""
+        with self._telling(step):
             self._manager.wait_until_finished()
+            folder = self._folder / str(step)
+            path = folder / DIGESTS.format(process=jax.process_index())
+            workdir.write(path, json.dumps(_digests(folder, _share(_files(folder))), indent=2) + '\n')
+
+    @contextlib.contextmanager
+    def _telling(self, step):
+        """Makes one line for a person of whatever Orbax, TensorStore and the file system raise."""
+        try:
+            yield
         except Exception as error:
             raise UserError(
                 f'the checkpoint of step {step} could not be written to {self._folder}: {_reason(error)}'
             ) from error
-        if not saved:
-            raise UserError(f'Orbax refused to write the checkpoint of step {step} to {self._folder}.')
-        folder = self._folder / str(step)
-        workdir.write(folder / DIGESTS, json.dumps(_digests(folder), indent=2) + '\n')
 
-    def restore(self):
-        """The newest readable checkpoint.
+    def restore(self, like, check=lambda facts: None):
+        """The newest readable checkpoint, straight where `like` has its arrays.
 
         One that cannot be read, or whose content is not what was saved, is set aside with a warning.
 
+        Args:
+          like: a tree of placed arrays, or of ShapeDtypeStructs with a sharding.
+          check: is given the facts, to refuse the checkpoint with a UserError before its arrays are read.
+
         Returns:
-          (step, arrays by name as `rebuilt` reads them, facts), or None if no checkpoint is readable.
+          (step, a tree like `like`, facts), or None if no checkpoint is readable
+
+        Raises:
+          UserError: what `check` raises, or the checkpoint has other names or shapes than `like`.
         """
-        for step in sorted(self._manager.all_steps(), reverse=True):
+        for step in processes.from_main(lambda: sorted(self._manager.all_steps(), reverse=True)):
+            damage, found = None, None
             try:
-                self._check_files(step)
-                loaded = self._manager.restore(
-                    step,
-                    args=ocp.args.Composite(state=ocp.args.StandardRestore(), facts=ocp.args.JsonRestore()),
-                )
-                arrays = {name: np.asarray(array) for name, array in loaded.state.items()}
-                if fingerprint(arrays) != loaded.facts['fingerprint']:
-                    raise ValueError('its content is not what was saved')
-                return step, arrays, loaded.facts
-            # Whatever a damaged file makes Orbax or the file system raise.
+                damage = _damage(self._folder / str(step))
             except Exception as error:
-                reason = (str(error).splitlines() or [type(error).__name__])[0]
-                logging.warning('Checkpoint %d in %s is skipped: %s', step, self._folder, reason[:300])
-                self._set_aside(step)
+                damage = _reason(error)
+            damage = _first(damage)
+            if damage is None:
+                try:
+                    found = self._restore(step, like, check)
+                except UserError:
+                    raise
+                # Whatever a damaged file makes Orbax or the file system raise.
+                except Exception as error:
+                    damage = _reason(error)
+                damage = _first(damage)
+            if damage is None:
+                return step, *found
+            if processes.is_main():
+                logging.warning('Checkpoint %d in %s is skipped: %s', step, self._folder, damage)
+            self._set_aside(step)
         return None
 
-    def _check_files(self, step):
-        """Raises for a damaged file before Orbax reads it, whose threads would each print a traceback.
-
-        A checkpoint without digests, where a run was killed before it wrote them, is left to Orbax.
-        """
-        folder = self._folder / str(step)
-        now = _digests(folder)
-        for name, digest in (workdir.read_json(folder / DIGESTS) or {}).items():
-            if now.get(name) != digest:
-                raise ValueError(f'{name} is not as it was saved')
+    def _restore(self, step, like, check):
+        facts = self._manager.restore(step, args=ocp.args.Composite(**{FACTS: ocp.args.JsonRestore()}))[FACTS]
+        check(facts)
+        wanted = fingerprint.named(like)
+        there = _described(self._folder, step)
+        for name in sorted(wanted.keys() | there.keys()):
+            ours, theirs = (shapes.get(name) for shapes in (wanted, there))
+            if ours is None or theirs is None or (ours.shape, ours.dtype) != (theirs.shape, theirs.dtype):
+                says = ['is missing' if x is None else f'is {x.dtype} {x.shape}' for x in (theirs, ours)]
+                raise UserError(
+                    f'the checkpoint of step {step} in {self._folder} does not fit this version of td_jax: '
+                    f'{name} {says[0]} there and {says[1]} here. Choose another --workdir.'
+                )
+        targets = {
+            name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=getattr(leaf, 'sharding', None))
+            for name, leaf in wanted.items()
+        }
+        arrays = self._manager.restore(
+            step, args=ocp.args.Composite(**{STATE: ocp.args.StandardRestore(targets)})
+        )[STATE]
+        if fingerprint.of_arrays(arrays) != facts.pop('fingerprints'):
+            raise Unreadable('its content is not what was saved')
+        structure = jax.tree.structure(like)
+        return jax.tree.unflatten(structure, [arrays[name] for name in wanted]), facts
 
     def _set_aside(self, step):
         """Moves an unreadable checkpoint out of the way of later saves of the same step."""
         self._manager.close()
-        broken = self._folder / str(step)
-        target = self._folder / f'unreadable-{step}'
-        for attempt in range(1, 1000):
-            if not target.exists():
-                break
-            target = self._folder / f'unreadable-{step}-{attempt}'
-        broken.rename(target)
+        processes.from_main(lambda: _move_away(self._folder, step))
         self._manager = self._open()
 
     def close(self):
@@ -209,3 +231,150 @@ class Checkpoints:
         finally:
             self._worker.shutdown()
             self._manager.close()
+
+
+def _move_away(folder, step):
+    target = folder / f'unreadable-{step}'
+    for attempt in range(1, 1000):
+        if not target.exists():
+            break
+        target = folder / f'unreadable-{step}-{attempt}'
+    try:
+        (folder / str(step)).rename(target)
+    # The client of a bucket has errors of its own.
+    except Exception as error:
+        raise UserError(f'{folder / str(step)} cannot be moved to {target}: {_reason(error)}.') from error
+
+
+@jax.jit
+def _copies(arrays):
+    return jax.tree.map(jnp.copy, arrays)
+
+
+def _copied(arrays):
+    """Arrays that nobody else will overwrite: on a CPU, what Orbax takes for its copy shares their memory."""
+    placed = {name: array for name, array in arrays.items() if isinstance(array, jax.Array)}
+    copied = {name: np.array(array) for name, array in arrays.items() if name not in placed}
+    if any(device.platform == 'cpu' for array in placed.values() for device in array.sharding.device_set):
+        placed = _copies(placed)
+    return {name: placed.get(name, copied.get(name)) for name in arrays}
+
+
+# --- Reading ---------------------------------------------------------------------------------------
+
+
+def _alone():
+    """Of Orbax: this process waits for no other."""
+    me = jax.process_index()
+    return ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
+
+
+def _described(folder, step):
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=_alone())
+    found = handler.metadata(folder / str(step) / STATE).tree
+    return {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in found.items()}
+
+
+def _restore_args(wanted):
+    return {
+        name: ocp.RestoreArgs(restore_type=np.ndarray)
+        if target.sharding is None
+        else ocp.ArrayRestoreArgs(sharding=target.sharding, global_shape=target.shape, dtype=target.dtype)
+        for name, target in wanted.items()
+    }
+
+
+@contextlib.contextmanager
+def _reading(folder, step):
+    """Makes an Unreadable with its reason in one line of whatever is raised."""
+    try:
+        yield
+    except Unreadable:
+        raise
+    except Exception as error:
+        raise Unreadable(f'the checkpoint of step {step} in {folder}: {_reason(error)}') from error
+
+
+# --- Damage ----------------------------------------------------------------------------------------
+
+
+def _damage(folder) -> str | None:
+    """What is wrong with this process's share of a checkpoint's files; None where nothing is.
+
+    Found before Orbax reads them. Of a checkpoint without digests, where a run was killed before it wrote them,
+    nothing is known.
+    """
+    digests = {}
+    for path in folder.glob(DIGESTS.format(process='*')):
+        digests |= workdir.read_json(path) or {}
+    share = _share(digests)
+    now = _digests(folder, share)
+    damaged = next((name for name in share if now.get(name) != digests[name]), None)
+    return None if damaged is None else f'{damaged} is not as it was saved'
+
+
+def _first(damage):
+    """The damage that the first of the processes found that found any; None where none did."""
+    return next(filter(None, processes.from_all(damage)), None)
+
+
+def _files(folder) -> list[str]:
+    """The names of a checkpoint's files."""
+    if workdir.is_in_bucket(folder):
+        return sorted(_objects(folder))
+    return [
+        os.path.relpath(os.path.join(place, name), folder)
+        for place, _, names in os.walk(folder)
+        for name in names
+    ]
+
+
+def _share(names) -> list[str]:
+    """Every process takes as many."""
+    return sorted(names)[jax.process_index() :: jax.process_count()]
+
+
+def _digests(folder, names) -> dict[str, str]:
+    """The digests of some files, those that are there: SHA-256, or what the bucket itself computed, CRC32C."""
+    if workdir.is_in_bucket(folder):
+        objects = _objects(folder)
+        return {
+            name: f'{objects[name]["size"]} {objects[name]["crc32c"]}' for name in names if name in objects
+        }
+    found = {}
+    for name in names:
+        with contextlib.suppress(FileNotFoundError), open(folder / name, 'rb') as file:
+            found[name] = hashlib.file_digest(file, 'sha256').hexdigest()
+    return found
+
+
+def _objects(folder) -> dict[str, dict]:
+    """{name: what the bucket says of it} of all objects under a path."""
+    system, root = fsspec.url_to_fs(str(folder))
+    return {name.removeprefix(f'{root}/'): facts for name, facts in system.find(root, detail=True).items()}
+
+
+# --- What Orbax says -------------------------------------------------------------------------------
+
+
+def _reason(error) -> str:
+    """Why a save or a restore failed, in one line; of the long chains of TensorStore what the system said."""
+    text = ' '.join(str(part) for part in _chain(error))
+    codes = errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG, errno.EIO
+    said = next((os.strerror(code) for code in codes if os.strerror(code) in text), None)
+    return said or workdir.reason(error)
+
+
+def _chain(error):
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _is_no_failure_of_orbax(record) -> bool:
+    """A filter of log records: drops what Orbax warns of, and failures in its threads, raised too."""
+    return not (record.levelno >= logging.WARNING and '/orbax/' in record.pathname)
+
+
+# Every failure is raised, and told in one line.
+logging.getLogger('absl').addFilter(_is_no_failure_of_orbax)

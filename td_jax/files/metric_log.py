@@ -1,11 +1,16 @@
-"""Metrics on disk: metrics.jsonl and TensorBoard events, which hold the same values."""
+"""Metrics on disk: metrics.jsonl and TensorBoard events, which hold the same values.
+
+In a bucket nothing can be appended to. There both files grow in a folder of this machine, and go to the bucket
+whole at every flush: at each save of a run and at its end.
+"""
 
 import contextlib
 import json
 import os
-import pathlib
+import tempfile
 
 from clu import metric_writers
+from etils import epath
 
 from td_jax.errors import UserError
 from td_jax.files import workdir as workdir_lib
@@ -16,13 +21,15 @@ EVENTS = 'events.out.tfevents.*'
 
 @contextlib.contextmanager
 def _refusing(workdir):
-    """Makes one line for a person of what the file system and TensorFlow raise."""
+    """Makes one line for a person of what the file system, the bucket and TensorFlow raise."""
     try:
         yield
-    # TensorFlow has its own errors for a full disk.
+    except UserError:
+        raise
+    # TensorFlow and the client of a bucket have errors of their own.
     except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f'the metrics in {workdir} cannot be written: {reason[:300]}') from error
+        reason = workdir_lib.reason(error)
+        raise UserError(f'the metrics in {workdir} cannot be written: {reason}') from error
 
 
 class Log:
@@ -31,11 +38,23 @@ class Log:
     Every method raises a UserError where the disk is full or the folder cannot be written.
     """
 
-    def __init__(self, workdir: pathlib.Path):
-        self._workdir = workdir
-        with _refusing(workdir):
-            self._file = open(workdir / FILE, 'a')
-            self._events = metric_writers.SummaryWriter(str(workdir))
+    def __init__(self, workdir: epath.Path, lines: list[dict]):
+        """Starts files that hold some lines, in the place of those that were there."""
+        self._workdir, self._held = workdir, contextlib.ExitStack()
+        with _refusing(workdir), contextlib.ExitStack() as held:
+            self._is_copied = workdir_lib.is_in_bucket(workdir)
+            folder = held.enter_context(tempfile.TemporaryDirectory()) if self._is_copied else workdir
+            self._folder = epath.Path(folder)
+            for place in {workdir, self._folder}:
+                workdir_lib.write(place / FILE, ''.join(json.dumps(line) + '\n' for line in lines))
+                for path in place.glob(EVENTS):
+                    path.unlink()
+            self._file = held.enter_context(open(self._folder / FILE, 'a'))
+            self._events = metric_writers.SummaryWriter(str(self._folder))
+            held.callback(self._events.close)
+            for line in lines:
+                self._write_events(line)
+            self._held = held.pop_all()
 
     def write(self, step: int, scalars: dict):
         """Appends {"step": ..., metric: value, ...} to metrics.jsonl and the scalars to the events."""
@@ -43,28 +62,29 @@ class Log:
         with _refusing(self._workdir):
             self._file.write(json.dumps(line) + '\n')
             self._file.flush()
-        self.write_events(line)
+            self._write_events(line)
 
-    def write_events(self, line: dict):
-        """Adds a line of metrics.jsonl to the events alone."""
-        with _refusing(self._workdir):
-            self._events.write_scalars(line['step'], {name: v for name, v in line.items() if name != 'step'})
+    def _write_events(self, line):
+        self._events.write_scalars(line['step'], {name: v for name, v in line.items() if name != 'step'})
 
     def flush(self):
-        """Returns when everything is on disk."""
+        """Returns when everything is on disk, or in the bucket."""
         with _refusing(self._workdir):
             self._file.flush()
             os.fsync(self._file.fileno())
             self._events.flush()
+            if self._is_copied:
+                for path in (self._folder / FILE, *self._folder.glob(EVENTS)):
+                    path.copy(self._workdir / path.name, overwrite=True)
 
     def close(self):
         """Flushes and releases the files."""
-        with _refusing(self._workdir), contextlib.closing(self._file), contextlib.closing(self._events):
+        with _refusing(self._workdir), self._held:
             self.flush()
 
 
 @contextlib.contextmanager
-def opened(workdir: pathlib.Path, lines: list[dict]):
+def opened(workdir: epath.Path, lines: list[dict]):
     """A Log that goes on after some lines, closed in the end.
 
     metrics.jsonl and the events then hold these lines and nothing else: what a killed run wrote after its
@@ -77,14 +97,8 @@ def opened(workdir: pathlib.Path, lines: list[dict]):
     Raises:
       UserError: the disk is full or the folder cannot be written.
     """
-    workdir_lib.write(workdir / FILE, ''.join(json.dumps(line) + '\n' for line in lines))
-    with _refusing(workdir):
-        for path in workdir.glob(EVENTS):
-            path.unlink()
-    log = Log(workdir)
+    log = Log(workdir, lines)
     try:
-        for line in lines:
-            log.write_events(line)
         yield log
     except BaseException:
         # The first error says more than what closing may add.
@@ -94,20 +108,14 @@ def opened(workdir: pathlib.Path, lines: list[dict]):
     log.close()
 
 
-def read(workdir: pathlib.Path) -> list[dict]:
+def read(workdir: epath.Path) -> list[dict]:
     """The lines of a run's metrics.jsonl, in order; one that was cut off or damaged is left out.
 
     Raises:
       UserError: the file is there but cannot be read.
     """
-    try:
-        text = (workdir / FILE).read_text(errors='replace')
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise UserError(f'{workdir / FILE} cannot be read: {error.strerror}.') from error
     lines = []
-    for line in text.splitlines():
+    for line in (workdir_lib.read_text(workdir / FILE) or '').splitlines():
         with contextlib.suppress(ValueError):
             lines.append(json.loads(line))
     return [line for line in lines if isinstance(line, dict) and isinstance(line.get('step'), int)]

@@ -1,43 +1,80 @@
-"""The files of a run, other than its checkpoints and metrics. Nothing is ever half-written."""
+"""The files of a run, other than its checkpoints and metrics, in a folder or in a bucket.
+
+A path is an etils.epath.Path, which reads and writes both. Nothing is ever half-written.
+"""
 
 import contextlib
 import fcntl
 import json
 import os
 import pathlib
+import posixpath
 import re
+import sys
 import tempfile
+
+import fsspec
+from etils import epath
 
 from td_jax.errors import UserError
 
 CONFIG, RESULT = 'config.json', 'result.json'
+_BUCKETS = 'gs://'
+
+# Another process may have written what a listing of a bucket did not show a moment ago.
+fsspec.config.conf.setdefault('gcs', {}).setdefault('use_listings_cache', False)
 
 
-def resolve(path: str) -> pathlib.Path:
-    """The absolute path of a workdir, ~ expanded.
+def resolve(path: str) -> epath.Path:
+    """The absolute path of a folder, ~ expanded, or that of a place in a bucket, gs://BUCKET/PATH.
 
     Raises:
-      UserError: it is the address of a bucket or the like, or ~ names a user that is not there.
+      UserError: it is another address, it names no bucket, or ~ names a user that is not there.
     """
-    if re.match(r'[A-Za-z][A-Za-z0-9+.-]*://', path):
-        raise UserError(
-            f'{path} is an address and no folder; mount the bucket, such as gs://BUCKET with `gcsfuse BUCKET '
-            'FOLDER`, and give the folder, as in --workdir=FOLDER/PATH. For that flag, launch/tpu_vm.sh and '
-            'launch/gke.sh do it by themselves.'
-        )
-    try:
-        return pathlib.Path(path).expanduser().absolute()
-    except RuntimeError as error:
-        raise UserError(f'{path} has no home directory behind its ~.') from error
+    scheme = re.match(r'([A-Za-z][A-Za-z0-9+.-]*://)(.*)', path)
+    if scheme is None:
+        try:
+            return epath.Path(pathlib.Path(path).expanduser().absolute())
+        except RuntimeError as error:
+            raise UserError(f'{path} has no home directory behind its ~.') from error
+    if scheme[1] != _BUCKETS:
+        raise UserError(f'{path} is neither a folder nor in a bucket; write FOLDER/PATH or gs://BUCKET/PATH.')
+    bucket, _, inside = scheme[2].partition('/')
+    if not bucket:
+        raise UserError(f'{path} names no bucket; write gs://BUCKET/PATH.')
+    # As in a folder, so that one place has one name.
+    inside = posixpath.normpath(f'/{inside}').lstrip('/')
+    return epath.Path(f'{_BUCKETS}{bucket}/{inside}')
+
+
+def is_in_bucket(path) -> bool:
+    """Whether a path is a place in a bucket."""
+    return os.fspath(path).startswith(_BUCKETS)
+
+
+def reason(error: BaseException) -> str:
+    """Why a file cannot be read or written, in one line of at most 300 characters."""
+    text = getattr(error, 'strerror', None) or str(error) or type(error).__name__
+    return ' '.join(text.split())[:300]
 
 
 @contextlib.contextmanager
-def opened(path: pathlib.Path):
+def opened(path: epath.Path):
     """Makes the folder if it is missing and keeps it for this process alone.
+
+    A bucket has nothing that would let go of a lock when a process is killed: that there is none is said.
 
     Raises:
       UserError: it cannot be made or written, or another process trains in it.
     """
+    if is_in_bucket(path):
+        print(
+            f'td_jax: {path} is in a bucket and has no lock; start no second run with it.',
+            file=sys.stderr,
+            flush=True,
+        )
+        yield
+        return
     try:
         path.mkdir(parents=True, exist_ok=True)
         lock = open(path / '.lock', 'w')
@@ -55,43 +92,91 @@ def opened(path: pathlib.Path):
         yield
 
 
-def write(path: pathlib.Path, text: str):
+@contextlib.contextmanager
+def whole(path: epath.Path):
+    """A local path to write a file or a folder at, which becomes `path` if the block succeeds.
+
+    A file is then there whole, even if the machine stops, and takes the place of one that was there; so does
+    an object of a bucket, whatever reads it meanwhile. A folder takes the place of an empty one at most. In a
+    bucket it comes file by file.
+
+    Raises:
+      UserError: the disk is full, or the place cannot be written.
+    """
+    place = None if is_in_bucket(path) else path.parent
+    try:
+        with tempfile.TemporaryDirectory(prefix='.', dir=place) as folder:
+            temporary = pathlib.Path(folder) / path.name
+            yield temporary
+            if place is None:
+                _upload(temporary, path)
+                return
+            for file in [temporary] if temporary.is_file() else temporary.rglob('*'):
+                if file.is_file():
+                    with file.open('rb') as content:
+                        os.fsync(content.fileno())
+            os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f'{path} cannot be written: {reason(error)}.') from error
+
+
+def _upload(made, path):
+    """Copies a file or a folder to a bucket."""
+    files = {path: made}
+    if made.is_dir():
+        files = {path / file.relative_to(made): file for file in made.rglob('*') if file.is_file()}
+    for target, file in files.items():
+        try:
+            epath.Path(file).copy(target, overwrite=True)
+        # The client of the bucket has errors of its own for a name, a right or a line that is missing.
+        except Exception as error:
+            raise UserError(f'{target} cannot be written: {reason(error)}.') from error
+
+
+def write(path: epath.Path, text: str):
     """Writes a file whole or not at all, even if the machine stops.
 
     Raises:
-      UserError: the disk is full or the folder cannot be written.
+      UserError: the disk is full, or the place cannot be written.
     """
-    temporary = None
+    with whole(path) as temporary:
+        temporary.write_text(text)
+
+
+def read_text(path: epath.Path) -> str | None:
+    """The text of a file, or None where there is none; what is no UTF-8 comes as U+FFFD.
+
+    Raises:
+      UserError: it is there but cannot be read.
+    """
     try:
-        with tempfile.NamedTemporaryFile('w', dir=path.parent, prefix='.', delete=False) as file:
-            temporary = file.name
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f'{path} cannot be written: {error.strerror}.') from error
-    finally:
-        # Only what did not become the file is still there.
-        if temporary:
-            pathlib.Path(temporary).unlink(missing_ok=True)
+        content = _content(path)
+    except Exception as error:
+        raise UserError(f'{path} cannot be read: {reason(error)}.') from error
+    return None if content is None else content.decode(errors='replace')
 
 
-def read_json(path: pathlib.Path) -> dict | None:
+def read_json(path: epath.Path) -> dict | None:
     """The object in a JSON file, or None where there is no file.
 
     Raises:
       UserError: it is not readable as JSON, or holds something else than an object.
     """
     try:
-        content = json.loads(path.read_text())
+        content = _content(path)
+        found = {} if content is None else json.loads(content)
+    except Exception as error:
+        raise UserError(
+            f'{path} cannot be read ({reason(error)}); mend or delete it, or choose another folder.'
+        ) from error
+    if not isinstance(found, dict):
+        raise UserError(f'{path} does not hold a JSON object; mend or delete it, or choose another folder.')
+    return None if content is None else found
+
+
+def _content(path):
+    """The bytes of a file, or None where there is none; the client of a bucket raises errors of its own."""
+    try:
+        return epath.Path(path).read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f'{path} cannot be read ({error}); mend or delete it, or choose another folder.'
-        ) from error
-    if not isinstance(content, dict):
-        raise UserError(f'{path} does not hold a JSON object; mend or delete it, or choose another folder.')
-    return content

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 
 State = tuple[jax.Array, jax.Array]
+# Standard deviation of a standard normal that is cut off at -2 and 2.
+TRUNCATED = 0.87962566103423978
 
 
 class NormalizedDense(nn.Module):
@@ -26,6 +28,10 @@ class NormalizedDense(nn.Module):
     because what the mean adds to x, a column without a mean takes out again. So the normalised input, the
     widest array of a conversation, is never written: its memory traffic costs as much as the products. The
     norm has no scale and bias of its own; those of the Dense do the same.
+
+    A kernel that is rounded to bfloat16 has columns whose means are not quite 0, and an input whose mean is
+    large would find them; what it adds by them is taken out of the product again. The initial kernel has the
+    variance 1 / width, as a Dense's on the joined input has (LeCun).
     """
 
     features: int
@@ -35,7 +41,8 @@ class NormalizedDense(nn.Module):
     @nn.compact
     def __call__(self, *parts):
         width = sum(part.shape[-1] for part in parts)
-        kernel_init = nn.initializers.truncated_normal(width**-0.5)
+        # Of the joined width, not that of a part.
+        kernel_init = nn.initializers.truncated_normal(width**-0.5 / TRUNCATED)
         kernels = [
             self.param(f'kernel_{i}', kernel_init, (part.shape[-1], self.features))
             for i, part in enumerate(parts)
@@ -48,12 +55,11 @@ class NormalizedDense(nn.Module):
         # Rounding may leave a constant input with a variance just below 0.
         scale = jax.lax.rsqrt(jnp.maximum(square - jnp.square(mean), 0.0) + self.epsilon)
         column_means = sum(kernel.sum(axis=0, keepdims=True) for kernel in kernels) / width
-        product = sum(
-            part.astype(self.dtype) @ (kernel - column_means).astype(self.dtype)
-            for part, kernel in zip(parts, kernels, strict=True)
-        )
+        rounded = [(kernel - column_means).astype(self.dtype) for kernel in kernels]
+        product = sum(part.astype(self.dtype) @ kernel for part, kernel in zip(parts, rounded, strict=True))
         row = (1,) * (product.ndim - 1) + (self.features,)
-        return (scale * product + bias.reshape(row)).astype(self.dtype)
+        column_sums = sum(kernel.astype(jnp.float32).sum(axis=0) for kernel in rounded).reshape(row)
+        return (scale * (product - mean * column_sums) + bias.reshape(row)).astype(self.dtype)
 
 
 class Encoder(nn.Module):

@@ -2,6 +2,7 @@
 
 import jax
 
+from td_jax import config as config_lib
 from td_jax.data import SOURCES, images
 from td_jax.data import base as data
 from td_jax.method import objectives
@@ -43,11 +44,6 @@ def parameter_shapes(config, model_config, source: data.Source):
 def same_labels(student_source: data.Source, teacher_source: data.Source) -> bool:
     """Whether two models predict the same things in the same order."""
     return tuple(student_source.label_names) == tuple(teacher_source.label_names)
-
-
-def has_teacher(config) -> bool:
-    """Whether a run has a teacher: its method reads one, or its student starts from one."""
-    return objectives.reads_teacher(config) or config.model.initial == 'teacher'
 
 
 def untrained_teacher(config, source: data.Source) -> dispatch.Teacher:
@@ -103,7 +99,7 @@ def abstract_images(config, mesh) -> dispatch.Abstract:
       UserError: data that is not images, or models that do not fit it.
     """
     source = images.abstract_source(config.dataset, config.dataset)
-    if not has_teacher(config):
+    if not config_lib.has_teacher(config):
         return abstract(config, source, None, mesh)
     task = config.dataset if config.teacher.pretrained else config.teacher.dataset
     teacher_source = images.abstract_source(config.dataset, task)

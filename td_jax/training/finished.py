@@ -4,16 +4,17 @@ It is read on any machine: neither the devices of the run, nor its teacher, nor 
 are needed.
 """
 
-import contextlib
 from typing import NamedTuple
 
 import flax
+import jax
 import ml_collections
-import numpy as np
 from etils import epath
+from jax.sharding import Mesh
 
 from td_jax import config as config_lib
 from td_jax.data import base as data
+from td_jax.devices import sharding
 from td_jax.errors import UserError
 from td_jax.files import checkpoints, workdir
 from td_jax.models import base
@@ -81,7 +82,9 @@ def load(folder: epath.Path, seed_index: int = 0) -> Finished:
     config = config_lib.from_json(stored)
     config_lib.check(config)
     if not 0 <= seed_index < config.num_seeds:
-        raise UserError(f'{folder} has {config.num_seeds} seeds; the index is from 0 to one less.')
+        raise UserError(
+            f'--seed_index is {seed_index}, but {folder} has {config.num_seeds} seeds, counted from 0.'
+        )
     source = assembly.load_source(config, config.dataset)
     student = assembly.build_model(config, config.model, source)
     params = read_parameters(folder, seed_index)
@@ -89,28 +92,43 @@ def load(folder: epath.Path, seed_index: int = 0) -> Finished:
     return Finished(config, source, student, params)
 
 
-def read_parameters(folder: epath.Path, seed_index: int) -> dict:
+def read_parameters(folder: epath.Path, seed_index: int, mesh: Mesh | None = None, prefix: str = '') -> dict:
     """The parameters that one seed of a finished run ended with, {STUDENT: tree, COMMUNICATION: tree}.
+
+    Args:
+      folder: its workdir.
+      seed_index: which of its seeds, counted from 0.
+      mesh: devices that they are cut over as they are read, as a run's parameters are; None for numpy arrays.
+      prefix: what the names of those that are read start with, such as `student/`; the others are left out.
 
     Raises:
       UserError: the checkpoint of the last step is gone or cannot be read.
     """
-    restored, steps = None, read_result(folder)['steps']
-    # Opening a folder that is missing would make it.
-    if (folder / CHECKPOINTS).is_dir():
-        with contextlib.closing(checkpoints.Checkpoints(folder / CHECKPOINTS)) as saved:
-            restored = saved.restore()
-    if restored is None or restored[0] != steps:
+    steps, saved = read_result(folder)['steps'], folder / CHECKPOINTS
+    try:
+        wanted = {
+            name: shape
+            for name, shape in checkpoints.described(saved, steps).items()
+            if name.startswith(f'params/{prefix}')
+        }
+        if mesh:
+            wanted = sharding.described(wanted, sharding.of_parameters(mesh, wanted, first_axis=1))
+        arrays = checkpoints.read(saved, steps, wanted)
+    except checkpoints.Unreadable as error:
         raise UserError(
-            f'{folder} has no readable checkpoint of its last step, {steps}; delete its '
+            f'{folder} has no readable checkpoint of its last step, {steps} ({error}); delete its '
             f'{workdir.RESULT} and train it again.'
+        ) from error
+    arrays = {name.removeprefix('params/'): array for name, array in arrays.items()}
+    if mesh is None:
+        of_seed = {name: array[seed_index] for name, array in arrays.items()}
+    else:
+        shapes = {name: jax.ShapeDtypeStruct(array.shape[1:], array.dtype) for name, array in arrays.items()}
+        take = jax.jit(
+            lambda arrays: {name: array[seed_index] for name, array in arrays.items()},
+            out_shardings=sharding.of_parameters(mesh, shapes),
         )
-    prefix = 'params/'
-    of_seed = {
-        name.removeprefix(prefix): np.asarray(array[seed_index])
-        for name, array in restored[1].items()
-        if name.startswith(prefix)
-    }
+        of_seed = take(arrays)
     return {
         train_step.STUDENT: {},
         train_step.COMMUNICATION: {},

@@ -19,7 +19,10 @@ from td_jax.training import assembly, dispatch, evaluation, finished, train_step
 
 
 class Loop:
-    """One run between its first step and its result. Files are the business of process 0 alone."""
+    """One run between its first step and its result.
+
+    Each process saves and restores its part of the state; all other files are the business of process 0.
+    """
 
     def __init__(self, config, workdir, source, teacher, teacher_facts, prefix, mesh):
         self.config, self.workdir, self.source = config, workdir, source
@@ -30,10 +33,9 @@ class Loop:
         self.metric = evaluation.METRICS[source.task][0]
         self.score_name = f'{config.dataset.split}_{self.metric}'
         self.keys = dispatch.seed_keys(config)
-        self.is_saved = False  # whether there is a checkpoint, which any process knows
-        self.checkpoints = (
-            checkpoints.Checkpoints(workdir / finished.CHECKPOINTS) if processes.is_main() else None
-        )
+        self.folder = workdir / finished.CHECKPOINTS
+        self.checkpoints = checkpoints.Checkpoints(self.folder)
+        self.is_saved = False  # whether there is a checkpoint
 
     def finish(self) -> dict:
         """Trains the steps that are missing; -> the result, which is then on disk."""
@@ -43,22 +45,19 @@ class Loop:
             with self._opened_log(step) as log:
                 state = self._train(step, state, log)
                 values = self._evaluate(self.config.num_steps, state, log)
-            self._wait_for_saves()
+            self.checkpoints.wait()
         result = self._result(values)
         self._write(workdir_lib.RESULT, json.dumps(result, indent=2) + '\n')
         return result
 
     @contextlib.contextmanager
     def _opened_checkpoints(self):
-        if not self.checkpoints:
-            yield
-            return
         try:
             with contextlib.closing(self.checkpoints):
                 yield
         except UserError:
             # Without a checkpoint there is nothing that another config must not continue.
-            if not checkpoints.holds_any(self.workdir / finished.CHECKPOINTS):
+            if processes.is_main() and not checkpoints.holds_any(self.folder):
                 (self.workdir / workdir_lib.CONFIG).unlink(missing_ok=True)
             raise
 
@@ -83,35 +82,21 @@ class Loop:
 
     def _restore_or_init(self):
         """-> (step, TrainState), the newest readable one or the first."""
-        state, arrays = self.dispatch.init(self.keys), None
-
-        def read():
-            nonlocal arrays
-            restored = self.checkpoints.restore()
-            if restored is None:
-                return None
-            step, found, facts = restored
-            if facts['teacher'] != self.teacher_facts['fingerprint']:
-                raise UserError(
-                    f'{self.workdir} was trained with another teacher than the one at hand now; '
-                    'choose another --workdir.'
-                )
-            try:
-                arrays = checkpoints.rebuilt(state, found)
-            except ValueError as error:
-                raise UserError(
-                    f'the checkpoint of step {step} in {self.workdir} does not fit this version of td_jax: '
-                    f'{error}. Choose another --workdir.'
-                ) from error
-            return step
-
-        step = processes.from_main(read)
-        self.is_saved = step is not None
-        if step is None:
+        state = self.dispatch.init(self.keys)
+        restored = self.checkpoints.restore(state, self._check_facts)
+        self.is_saved = restored is not None
+        if restored is None:
             return 0, state
-        arrays = processes.arrays_from_main(arrays, state)
+        step, state, _ = restored
         processes.say(f'continues at step {step} of {self.config.num_steps}')
-        return step, sharding.place(arrays, jax.tree.map(lambda leaf: leaf.sharding, state))
+        return step, state
+
+    def _check_facts(self, facts):
+        if facts['teacher'] != self.teacher_facts['fingerprint']:
+            raise UserError(
+                f'{self.workdir} was trained with another teacher than the one at hand now; '
+                'choose another --workdir.'
+            )
 
     def _logged_until(self, step):
         """The lines of metrics.jsonl that a run continued at `step` does not write again."""
@@ -159,7 +144,7 @@ class Loop:
             compiled = compiled or (now, step)
             self._report(step, means, started, compiled)
             if stops and step < config.num_steps:
-                self._wait_for_saves()
+                self.checkpoints.wait()
                 raise Stopped(
                     f'stopped at step {step} of {config.num_steps}, as asked; the same command continues.'
                 )
@@ -167,19 +152,14 @@ class Loop:
 
     def _save(self, step, state, log):
         """Starts a save, which goes on beside training."""
-        state = sharding.gathered(state)
         self.is_saved = True
-        if self.checkpoints:
-            # Not before: until something is saved, the folder is open to any config. With every save: a run
-            # that is continued may have become longer.
-            self._write(workdir_lib.CONFIG, config_lib.to_json(self.config))
-            # After the metrics: a run that continues here does not write them again.
+        # Not before: until something is saved, the folder is open to any config. With every save: a run that
+        # is continued may have become longer.
+        self._write(workdir_lib.CONFIG, config_lib.to_json(self.config))
+        # After the metrics: a run that continues here does not write them again.
+        if log:
             log.flush()
-            self.checkpoints.save(step, state, {'teacher': self.teacher_facts['fingerprint']})
-
-    def _wait_for_saves(self):
-        if self.checkpoints:
-            self.checkpoints.wait()
+        self.checkpoints.save(step, state, {'teacher': self.teacher_facts['fingerprint']})
 
     def _diverged(self, what, step):
         weights = '' if self.config.method == 'supervised' else f' or {self.config.method}.weights'

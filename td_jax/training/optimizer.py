@@ -1,11 +1,12 @@
 """From a config to an optax optimizer and its learning rate."""
 
+import jax
 import optax
 
-# name -> f(optimizer config, learning rate) -> GradientTransformation
+# name -> f(optimizer config) -> GradientTransformation, before weight decay and the learning rate
 OPTIMIZERS = {
-    'adamw': lambda config, rate: optax.adamw(rate, weight_decay=config.weight_decay),
-    'sgd': lambda config, rate: optax.sgd(rate, momentum=config.momentum),
+    'adamw': lambda config: optax.scale_by_adam(),
+    'sgd': lambda config: optax.trace(config.momentum),
 }
 
 # name -> f(peak, decay steps) -> schedule after the warm-up
@@ -14,21 +15,49 @@ SCHEDULES = {
     'cosine': optax.cosine_decay_schedule,
 }
 
+# What the names of parameters that multiply an input begin with: the kernel of a Dense or of a part of one,
+# and the rows of an embedding. Biases, norms, class tokens and positions are not among them.
+KERNELS = ('kernel', 'embedding')
+
+
+def _is_kernel(path, leaf) -> bool:
+    name = jax.tree_util.keystr(path[-1:], simple=True)
+    return name.startswith(KERNELS)
+
+
+# name -> f(parameters) -> a tree of bools: what weight decay acts on
+DECAYED = {
+    'kernels': lambda params: jax.tree_util.tree_map_with_path(_is_kernel, params),
+    'all': lambda params: jax.tree.map(lambda leaf: True, params),
+}
+
 
 def make_optimizer(config, num_steps: int):
-    """Makes the optimizer of a run.
+    """Makes the optimizer of one group of parameters.
+
+        g <- g min(1, clip_norm / |g|)
+        d <- the direction of Adam, or the momentum, of g
+        parameter <- parameter - learning_rate(step) (d + weight_decay parameter)
+
+    Weight decay is decoupled from the gradient for both (Loshchilov and Hutter 2017). |g| is the norm of all
+    gradients of the group.
 
     Args:
       config: the fields of `configs.common.optimizer_config`, checked.
       num_steps: length of the run, where a decaying learning rate reaches 0.
 
     Returns:
-      (tx, learning_rate): an optax GradientTransformation without gradient clipping, which acts on
-      all parameters at once and so belongs to the step, and the function step -> learning rate.
+      (tx, learning_rate): an optax GradientTransformation whose updates are to be multiplied by
+      -learning_rate(step), and that function. The step is that of the run, whatever part of it a group rests.
     """
     warmup = config.warmup_steps
     learning_rate = SCHEDULES[config.schedule](config.learning_rate, num_steps - warmup)
     if warmup:
         rise = optax.linear_schedule(0.0, config.learning_rate, warmup)
         learning_rate = optax.join_schedules([rise, learning_rate], [warmup])
-    return OPTIMIZERS[config.name](config, learning_rate), learning_rate
+    parts = [OPTIMIZERS[config.name](config)]
+    if config.clip_norm:
+        parts.insert(0, optax.clip_by_global_norm(config.clip_norm))
+    if config.weight_decay:
+        parts.append(optax.add_decayed_weights(config.weight_decay, DECAYED[config.decayed]))
+    return optax.chain(*parts), learning_rate

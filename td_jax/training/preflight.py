@@ -49,7 +49,7 @@ def _check_alone(config, folder, mesh) -> Plan:
     _check_batch(config, source)
     _check_task(config, source)
     assembly.build_model(config, config.model, source)
-    if not assembly.has_teacher(config):
+    if not config_lib.has_teacher(config):
         _check_step(config, source, None, mesh, 'student')
         return Plan(mesh, source, None, None)
     teacher_source = _check_teacher(config, folder, source)
@@ -58,7 +58,7 @@ def _check_alone(config, folder, mesh) -> Plan:
     is_there = config.teacher.pretrained or config.teacher.checkpoint
     if not is_there:
         _check_step(config_lib.teacher_run(config), teacher_source, None, mesh, 'teacher')
-    teacher = teachers.load(config, folder, teacher_source) if is_there else None
+    teacher = teachers.load(config, folder, teacher_source, mesh) if is_there else None
     return Plan(mesh, source, teacher_source, teacher)
 
 
@@ -69,7 +69,8 @@ def check_workdir(config, folder: epath.Path) -> dict | None:
       UserError: the folder holds something else, or cannot be written.
     """
     saved = folder / finished.CHECKPOINTS
-    if saved.exists() and not os.access(saved, os.W_OK):
+    is_local = not workdir.is_in_bucket(saved)
+    if is_local and saved.exists() and not os.access(saved, os.W_OK):
         raise UserError(f'{saved} cannot be written; make it so, or choose another --workdir.')
     stored = workdir.read_json(folder / workdir.CONFIG)
     if stored is None:

@@ -38,8 +38,10 @@ def train(config: ml_collections.ConfigDict, workdir: epath.Path, prefix: str = 
         teacher = plan.teacher
         if plan.teacher_source and not teacher:
             train(config_lib.teacher_run(config), workdir / finished.TEACHER, 'teacher.')
-            # Every process reads what process 0 wrote; one may see another disk.
-            teacher = processes.together(lambda: teachers.load(config, workdir, plan.teacher_source))
+            # Every process reads for itself what all of them wrote; one may see another disk.
+            teacher = processes.together(
+                lambda: teachers.load(config, workdir, plan.teacher_source, plan.mesh)
+            )
         with memory.told():
             facts = teachers.facts(config, teacher, plan.source, plan.mesh)
             return loop.Loop(config, workdir, plan.source, teacher, facts, prefix, plan.mesh).finish()

@@ -3,16 +3,19 @@
 import contextlib
 import math
 
+import flax
 import jax
 import numpy as np
 from etils import epath
+from jax.sharding import Mesh
 
 from td_jax import config as config_lib
 from td_jax import pretrained
 from td_jax.data import base as data
-from td_jax.devices import processes
+from td_jax.devices import fingerprint, processes, sharding
 from td_jax.errors import UserError
-from td_jax.files import checkpoints, workdir
+from td_jax.files import workdir
+from td_jax.pretrained import architecture, fit
 from td_jax.training import assembly, dispatch, evaluation, finished, train_step
 
 
@@ -25,7 +28,7 @@ def pretrained_source(config, student_source: data.Source) -> data.Source:
       UserError: no such checkpoint, or one of another architecture than `config.teacher.model`.
     """
     checkpoint = pretrained.read(config.teacher.pretrained)
-    pretrained.check_architecture(checkpoint, config.teacher.model, 'teacher.model')
+    architecture.check_architecture(checkpoint, config.teacher.model, 'teacher.model')
     count = checkpoint.architecture.num_outputs
     if count == len(student_source.label_names):
         return student_source
@@ -56,38 +59,60 @@ def folder_of(config, folder: epath.Path) -> epath.Path:
     return folder / finished.TEACHER
 
 
-def load(config, folder: epath.Path, source: data.Source) -> dispatch.Teacher:
+def load(config, folder: epath.Path, source: data.Source, mesh: Mesh | None = None) -> dispatch.Teacher:
     """A config's teacher, whose run is finished or whose checkpoint is public.
+
+    Each process reads for itself; no device ever has more of the parameters than its shards.
 
     Args:
       config: of the student's run.
       folder: workdir of the student's run.
       source: the teacher's data, by `source_of`.
+      mesh: devices that its parameters are cut over; None for numpy arrays.
 
     Raises:
       UserError: it cannot be read, or it does not fit its model.
     """
     model = assembly.build_model(config, config.teacher.model, source)
+    shapes = assembly.parameter_shapes(config, config.teacher.model, source)
     if config.teacher.pretrained:
         checkpoint = pretrained.read(config.teacher.pretrained)
-        initial = assembly.untrained_teacher(config, source).params
-        params, report = pretrained.fit(checkpoint, initial)
+        params, report = fit.fit(checkpoint, shapes)
+        processes.say(f'{config.teacher.pretrained}: {fit.describe(report)}')
+        params = _with_initial(params, report.initialised, config, model, source)
+        if mesh:
+            params = sharding.place(params, sharding.of_parameters(mesh, params))
         _check_finite(params, f'teacher.pretrained {config.teacher.pretrained}')
-        processes.say(f'{config.teacher.pretrained}: {pretrained.describe(report)}')
         return dispatch.Teacher(model, source, params)
     place = folder_of(config, folder)
     with under('the teacher: '):
         # A run with several seeds teaches with its first.
-        params = finished.read_parameters(place, seed_index=0)
-        finished.check_fit(place, params, assembly.parameter_shapes(config, config.teacher.model, source))
+        params = finished.read_parameters(place, 0, mesh, f'{train_step.STUDENT}/')
+        finished.check_fit(place, params, shapes)
     _check_finite(params[train_step.STUDENT], f'the teacher in {place}')
     return dispatch.Teacher(model, source, params[train_step.STUDENT])
 
 
 def _check_finite(params, place):
-    for name, array in checkpoints.named(params).items():
-        if not np.isfinite(array).all():
+    """Refuses parameters of which this process sees one that is not finite."""
+    for path, array in jax.tree_util.tree_leaves_with_path(params):
+        shards = [shard.data for shard in getattr(array, 'addressable_shards', ())] or [array]
+        if not all(np.isfinite(np.asarray(shard)).all() for shard in shards):
+            name = jax.tree_util.keystr(path, simple=True, separator='/')
             raise UserError(f'{place} cannot teach: its parameter {name} is not finite.')
+
+
+def _with_initial(params, names, config, model, source):
+    """Parameters, of which some are made as a new model's are: those alone are computed."""
+
+    @jax.jit
+    def initial(key):
+        made = flax.traverse_util.flatten_dict(model.init(key, assembly.one_input(source)), sep='/')
+        return {name: made[name] for name in names}
+
+    flat = flax.traverse_util.flatten_dict(params, sep='/')
+    made = jax.tree.map(np.asarray, initial(jax.random.key(config.teacher.seed)))
+    return flax.traverse_util.unflatten_dict({**flat, **made}, sep='/')
 
 
 def finished_with_teacher(folder: epath.Path, seed_index: int = 0) -> finished.Finished:
@@ -101,7 +126,7 @@ def finished_with_teacher(folder: epath.Path, seed_index: int = 0) -> finished.F
       UserError: what `finished.load` raises, or the teacher is gone.
     """
     run = finished.load(folder, seed_index)
-    if not assembly.has_teacher(run.config):
+    if not config_lib.has_teacher(run.config):
         return run
     if not run.config.teacher.pretrained:
         check_run(run.config, folder_of(run.config, folder))
@@ -153,12 +178,18 @@ def facts(config, teacher: dispatch.Teacher | None, student_source: data.Source,
     score = None
     if assembly.same_labels(student_source, teacher.source):
         evaluate = evaluation.make_evaluation(teacher.model, teacher.source, config.eval_batch_size, mesh)
-        stacked = jax.tree.map(lambda leaf: leaf[None], teacher.params)
-        score = float(evaluate(stacked, student_source.evaluation)[0])
+        shapes = jax.eval_shape(_stacked, teacher.params)
+        stacked = jax.jit(_stacked, out_shardings=sharding.of_parameters(mesh, shapes, first_axis=1))
+        score = float(evaluate(stacked(teacher.params), student_source.evaluation)[0])
         if not math.isfinite(score):
             raise UserError(
                 f'the teacher cannot teach: its {evaluation.METRICS[teacher.source.task][0]} on '
                 f'{student_source.name} is {score}. Choose another teacher.checkpoint or teacher.pretrained, '
                 'or train one with a lower teacher.optimizer.learning_rate.'
             )
-    return {'fingerprint': checkpoints.fingerprint(teacher.params), 'score': score}
+    return {'fingerprint': fingerprint.of(teacher.params), 'score': score}
+
+
+def _stacked(params):
+    """As evaluation wants them: with an axis of seeds."""
+    return jax.tree.map(lambda leaf: leaf[None], params)

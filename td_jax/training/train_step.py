@@ -56,8 +56,8 @@ def make_step(
 
     Args:
       student: the model that is trained.
-      tx: optax optimizer, applied to each group of parameters.
-      learning_rate: step -> learning rate, for the metrics.
+      tx: optax optimizer by make_optimizer, applied to each group of parameters.
+      learning_rate: step -> learning rate, which multiplies its updates.
       task: a name of objectives.TASK_LOSSES.
       num_labels: outputs of the task.
       config: the run's config.
@@ -82,7 +82,8 @@ def make_step(
         student_key, terms_key = jax.random.split(key)
         activations = base.activations(student, params[STUDENT], batch.student_inputs, student_key)
         terms = {'task': task_loss(activations.logits, batch.labels)}
-        if objective.reads:
+        # A method whose weights are all 0 is the student from scratch, and costs as much.
+        if objective.reads and any(weights[term] for term in weights if term != 'probe'):
             speaking = objectives.Participant(
                 activations, lambda s, key: student.upper(params[STUDENT], s, key)
             )
@@ -113,15 +114,11 @@ def make_step(
         )
         metrics['gradient_norm'] = optax.tree.norm(grads)
         metrics['learning_rate'] = learning_rate(state.step)
-        if config.optimizer.clip_norm:
-            scale = config.optimizer.clip_norm / jnp.maximum(
-                metrics['gradient_norm'], config.optimizer.clip_norm
-            )
-            grads = jax.tree.map(lambda g: g * scale, grads)
-
         params, opt_state = {}, {}
         for group, old in state.params.items():
-            updates, opt_state[group] = tx.update(grads[group], state.opt_state[group], old)
+            # Each group by itself: what is learned beside the student never scales the student's gradient.
+            directions, opt_state[group] = tx.update(grads[group], state.opt_state[group], old)
+            updates = jax.tree.map(lambda d: -metrics['learning_rate'] * d, directions)
             params[group] = optax.apply_updates(old, updates)
         if has_ramp_up(config):
             new, old = (params, opt_state), (state.params, state.opt_state)

@@ -1,16 +1,22 @@
 """What is saved comes back, and what is damaged is passed over."""
 
-import hashlib
 import json
 import logging
+import os
+import pathlib
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from td_jax.errors import UserError
 from td_jax.files import checkpoints
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 def state_of(step):
@@ -45,24 +51,31 @@ def with_steps(folder, *steps):
     saved.close()
 
 
-def restored(folder):
+def restored(folder, like=None):
     saved = checkpoints.Checkpoints(folder)
-    found = saved.restore()
+    found = saved.restore(state_of(0) if like is None else like)
     saved.close()
     return found
 
 
 def test_what_is_saved_comes_back(folder):
-    step, arrays, facts = restored(folder)
-    assert step == 2
-    assert facts['teacher'] == 'abc'
-    assert set(arrays) == {
-        'step',
-        'params/student/kernel',
-        'params/communication/0/bias',
-        'params/communication/1',
+    step, state, facts = restored(folder)
+    assert (step, facts) == (2, {'teacher': 'abc'})
+    assert_same(state, state_of(2))
+
+
+def test_orbax_alone_reads_a_checkpoint(folder):
+    """Without a line of ours."""
+    with ocp.CheckpointManager(folder) as manager:
+        found = manager.restore(2, args=ocp.args.Composite(state=ocp.args.StandardRestore()))['state']
+    expected = {
+        'step': state_of(2)['step'],
+        'params/student/kernel': state_of(2)['params']['student']['kernel'],
+        'params/communication/0/bias': state_of(2)['params']['communication'][0]['bias'],
+        'params/communication/1': state_of(2)['params']['communication'][1],
     }
-    assert_same(checkpoints.rebuilt(state_of(0), arrays), state_of(2))
+    assert_same({name: found[name] for name in expected}, expected)
+    assert found.keys() == expected.keys()
 
 
 def test_nothing_comes_back_of_nothing(tmp_path):
@@ -103,12 +116,12 @@ def delete(path):
 )
 def test_a_damaged_newest_one_is_passed_over(folder, caplog, damage, with_digests):
     if not with_digests:
-        (folder / '2' / checkpoints.DIGESTS).unlink()
+        (folder / '2' / checkpoints.DIGESTS.format(process=0)).unlink()
     damage(largest_file(folder / '2' / 'state'))
     with caplog.at_level(logging.WARNING):
-        step, arrays, _ = restored(folder)
+        step, state, _ = restored(folder)
     assert step == 1
-    assert_same(checkpoints.rebuilt(state_of(0), arrays), state_of(1))
+    assert_same(state, state_of(1))
     assert 'Checkpoint 2' in caplog.text
     # What was there is kept for a person to look at, and the step can be saved again.
     assert (folder / 'unreadable-2').is_dir()
@@ -129,9 +142,9 @@ def test_an_array_that_is_not_what_was_saved_is_noticed(folder, caplog):
     """Damage that every file of a checkpoint agrees on: a content of another run."""
     facts = next((folder / '2' / 'facts').rglob('metadata'))
     content = json.loads(facts.read_text())
-    content['fingerprint'] = '0' * 64
+    content['fingerprints']['step'] = content['fingerprints']['step'][:-1] + 'x'
     facts.write_text(json.dumps(content))
-    (folder / '2' / checkpoints.DIGESTS).unlink()
+    (folder / '2' / checkpoints.DIGESTS.format(process=0)).unlink()
     with caplog.at_level(logging.WARNING):
         assert restored(folder)[0] == 1
     assert 'not what was saved' in caplog.text
@@ -170,62 +183,184 @@ def test_a_save_that_fails_leaves_the_older_ones(folder, monkeypatch):
 
 def test_a_save_that_failed_is_told_at_the_next_one(folder, monkeypatch):
     saved = checkpoints.Checkpoints(folder)
+
+    def full(*_):
+        raise ValueError('a long chain of TensorStore') from OSError(28, 'No space left on device')
+
     with monkeypatch.context() as patch:
-        patch.setattr(saved._manager, 'save', lambda *_, **__: False)
+        patch.setattr(checkpoints.hashlib, 'file_digest', full)
         saved.save(3, state_of(3), {})
-        with pytest.raises(UserError, match='refused to write the checkpoint of step 3'):
+        with pytest.raises(UserError, match=r'step 3 could not be written to .*: No space left on device$'):
             saved.save(4, state_of(4), {})
     saved.save(5, state_of(5), {})
     saved.close()
     assert restored(folder)[0] == 5
 
 
-def test_a_state_may_change_while_it_is_saved(folder):
-    """What is saved is the state at the call, not what the arrays hold when the disk is ready."""
-    state = jax.tree.map(np.array, state_of(3))
+def test_a_save_that_orbax_refuses_is_told(folder, monkeypatch):
     saved = checkpoints.Checkpoints(folder)
-    expected = checkpoints.fingerprint(state)
-    saved.save(3, state, {})
-    for leaf in jax.tree.leaves(state):
-        leaf[...] = 0
+    monkeypatch.setattr(saved._manager, 'save', lambda *_, **__: False)
+    with pytest.raises(UserError, match='refused to write the checkpoint of step 3'):
+        saved.save(3, state_of(3), {})
     saved.close()
-    step, arrays, _ = restored(folder)
-    assert (step, checkpoints.fingerprint(arrays)) == (3, expected)
+    assert restored(folder)[0] == 2
 
 
-def test_rebuilt_names_what_is_missing_or_misshapen():
-    arrays = checkpoints.named(state_of(1))
-    with pytest.raises(ValueError, match=r'params/student/kernel has shape \(3, 2\); expected \(2, 3\)'):
-        checkpoints.rebuilt(state_of(0), {**arrays, 'params/student/kernel': np.zeros((3, 2))})
-    del arrays['step']
-    with pytest.raises(ValueError, match='step is missing'):
-        checkpoints.rebuilt(state_of(0), arrays)
+@pytest.mark.parametrize('make', [np.array, jnp.array])
+def test_a_state_may_change_while_it_is_saved(folder, make):
+    """What is saved is the state at the call, not what the arrays hold when the disk is ready."""
+    state = jax.tree.map(make, state_of(3))
+    saved = checkpoints.Checkpoints(folder)
+    saved.save(3, state, {})
+    if make is np.array:
+        for leaf in jax.tree.leaves(state):
+            leaf[...] = 0
+    else:
+        # The next step is given the buffers.
+        step = jax.jit(lambda tree: jax.tree.map(jnp.zeros_like, tree), donate_argnums=0, keep_unused=True)
+        jax.block_until_ready(step(state))
+        assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
+    saved.close()
+    step, state, _ = restored(folder)
+    assert step == 3
+    assert_same(state, state_of(3))
 
 
-def test_named_arrays_are_copies():
-    """The next step may be given the buffers that a view would share."""
-    leaf = np.zeros(3, np.float32)
-    name_and_copy = checkpoints.named({'a': leaf})
-    leaf[0] = 1
-    assert name_and_copy['a'][0] == 0
+def changed(name, leaf):
+    """The state without a leaf, or with another in its place."""
+    state = state_of(2)
+    del state['params']['student']['kernel']
+    if leaf is not None:
+        state['params']['student'][name] = leaf
+    return state
 
 
-def test_fingerprint_is_sha256_of_names_types_shapes_and_bytes():
-    array = np.asarray([[1.5, 2.5]], np.float32)
-    expected = hashlib.sha256(b'a float32 (1, 2)' + array.tobytes()).hexdigest()
-    assert checkpoints.fingerprint({'a': array}) == expected
+@pytest.mark.parametrize(
+    ('like', 'words'),
+    [
+        (changed('kernel', None), r'params/student/kernel is float32 \(2, 3\) there and is missing here'),
+        (
+            changed('kernel', jnp.zeros((3, 2))),
+            r'kernel is float32 \(2, 3\) there and is float32 \(3, 2\) here',
+        ),
+        (changed('kernel', jnp.zeros((2, 3), jnp.bfloat16)), r'there and is bfloat16 \(2, 3\) here'),
+        (
+            changed('bias', jnp.zeros(1)),
+            r'params/student/bias is missing there and is float32 \(1,\) here\. Choose another --workdir',
+        ),
+    ],
+)
+def test_a_checkpoint_of_other_names_or_shapes_is_refused_and_stays(folder, like, words):
+    with pytest.raises(UserError, match=f'step 2 in .* does not fit this version of td_jax: .*{words}'):
+        restored(folder, like)
+    assert restored(folder)[0] == 2
 
 
-def test_fingerprint_tells_trees_apart_but_not_their_order():
-    array = np.arange(6, dtype=np.float32)
-    tree = {'a': array, 'b': array + 1}
-    print_of = checkpoints.fingerprint
-    assert print_of(tree) == print_of(dict(reversed(tree.items())))
-    others = [
-        {'a': array, 'c': array + 1},
-        {'a': array, 'b': array + 1.5},
-        {'a': array, 'b': (array + 1).reshape(2, 3)},
-        {'a': array, 'b': (array + 1).view(np.int32)},
-        {'a': array},
-    ]
-    assert len({print_of(tree), *map(print_of, others)}) == 6
+def test_facts_are_checked_before_the_names(folder):
+    """What is the matter with another teacher is not the shapes that follow from it."""
+
+    def refuse(facts):
+        raise UserError(f'not {facts["teacher"]}')
+
+    saved = checkpoints.Checkpoints(folder)
+    with pytest.raises(UserError, match='^not abc$'):
+        saved.restore(changed('kernel', None), refuse)
+    saved.close()
+    assert restored(folder)[0] == 2
+
+
+# --- Reading alone ---------------------------------------------------------------------------------
+
+
+def test_what_is_there_is_described_without_its_data(folder):
+    found = checkpoints.described(folder, 2)
+    assert {name: (x.shape, x.dtype) for name, x in found.items()} == {
+        'step': ((1,), jnp.int32),
+        'params/student/kernel': ((2, 3), jnp.float32),
+        'params/communication/0/bias': ((5,), jnp.float32),
+        'params/communication/1': ((2,), bool),
+    }
+
+
+def test_arrays_are_read_by_name_and_nothing_is_touched(folder):
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob('*')}
+    kernel = checkpoints.described(folder, 1)['params/student/kernel']
+    found = checkpoints.read(folder, 1, {'params/student/kernel': kernel})
+    assert found.keys() == {'params/student/kernel'}
+    assert type(found['params/student/kernel']) is np.ndarray
+    np.testing.assert_array_equal(
+        found['params/student/kernel'], state_of(1)['params']['student']['kernel'], strict=True
+    )
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob('*')} == before
+
+
+@pytest.mark.parametrize('damage', [flip, cut, empty, delete])
+def test_a_damaged_checkpoint_is_not_read(folder, damage):
+    wanted = checkpoints.described(folder, 2)
+    damage(largest_file(folder / '2' / 'state'))
+    with pytest.raises(checkpoints.Unreadable, match='is not as it was saved'):
+        checkpoints.read(folder, 2, wanted)
+    assert (folder / '2').is_dir()
+
+
+def test_a_checkpoint_that_is_not_there_is_not_read(folder):
+    for ask in (checkpoints.described, lambda *where: checkpoints.read(*where, {})):
+        with pytest.raises(checkpoints.Unreadable, match='step 7') as refused:
+            ask(folder, 7)
+        assert len(str(refused.value).splitlines()) == 1
+    assert not (folder / '7').exists()
+
+
+# --- On several devices ----------------------------------------------------------------------------
+
+EIGHT = """
+import sys
+import jax, numpy as np
+from etils import epath
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from td_jax.files import checkpoints
+
+folder, action = epath.Path(sys.argv[1]), sys.argv[2]
+mesh = Mesh(np.array(jax.devices()).reshape(2, 4), ('data', 'fsdp'))
+whole, cut = (NamedSharding(mesh, PartitionSpec(*names)) for names in ((), (None, 'fsdp')))
+values = np.arange(3 * 16, dtype=np.float32).reshape(3, 16)
+if action == 'save':
+    state = {'a': jax.device_put(values, cut), 'b': jax.device_put(np.float32(7), whole)}
+    saved = checkpoints.Checkpoints(folder)
+    saved.save(1, state, {})
+    saved.close()
+else:
+    shapes = checkpoints.described(folder, 1)
+    wanted = {'a': jax.ShapeDtypeStruct((3, 16), np.float32, sharding=cut)}
+    found = checkpoints.read(folder, 1, wanted)['a']
+    np.testing.assert_array_equal(np.asarray(found), values)
+    shards = {shard.data.shape for shard in found.addressable_shards}
+    print(len(found.sharding.device_set), *shards, max(x.nbytes for x in jax.live_arrays()[:]))
+"""
+
+
+def on_eight_devices(folder, action):
+    done = subprocess.run(
+        [sys.executable, '-c', EIGHT, str(folder), action],
+        cwd=ROOT,
+        env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '--xla_force_host_platform_device_count=8'},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_one_device_reads_what_eight_saved_and_eight_what_one_saved(tmp_path):
+    on_eight_devices(tmp_path / 'eight', 'save')
+    values = np.arange(3 * 16, dtype=np.float32).reshape(3, 16)
+    step, state, _ = restored(tmp_path / 'eight', {'a': jnp.zeros((3, 16)), 'b': jnp.float32(0)})
+    np.testing.assert_array_equal(state['a'], values)
+    assert (step, state['b'], len(state['a'].sharding.device_set)) == (1, 7, 1)
+
+    saved = checkpoints.Checkpoints(tmp_path / 'one')
+    saved.save(1, {'a': jnp.asarray(values), 'b': jnp.float32(7)}, {})
+    saved.close()
+    devices, *shard, _ = on_eight_devices(tmp_path / 'one', 'read').split(' ')
+    assert (devices, ' '.join(shard)) == ('8', '(3, 4)')

@@ -68,7 +68,7 @@ def test_a_folder_is_for_one_at_a_time(tmp_path):
 def test_a_killed_process_lets_go_of_its_folder(tmp_path):
     holds = """
 import pathlib, sys
-from td_jax import workdir
+from td_jax.files import workdir
 with workdir.opened(pathlib.Path(sys.argv[1])):
     print('held', flush=True)
     input()
@@ -112,14 +112,30 @@ def test_paths_are_made_absolute(tmp_path, monkeypatch):
         workdir.resolve('~nobody-of-this-name/a')
 
 
-@pytest.mark.parametrize('path', ['gs://b/run', 's3://b/run', 'gs://', 'file:///tmp/run', 'h2+x.y-z://b'])
-def test_an_address_is_no_folder(path):
+@pytest.mark.parametrize(
+    'path', ['s3://b/run', 'file:///tmp/run', 'h2+x.y-z://b', 'GS://b/run', 'https://x/y']
+)
+def test_an_address_that_is_no_bucket_is_refused(path):
     with pytest.raises(UserError) as refused:
         workdir.resolve(path)
-    (line,) = str(refused.value).splitlines()
-    assert line.startswith(f'{path} is an address and no folder; mount the bucket')
-    assert '`gcsfuse BUCKET FOLDER`' in line
-    assert '--workdir=FOLDER/PATH' in line
+    assert str(refused.value) == (
+        f'{path} is neither a folder nor in a bucket; write FOLDER/PATH or gs://BUCKET/PATH.'
+    )
+
+
+@pytest.mark.parametrize('path', ['gs://', 'gs:///run'])
+def test_a_bucket_without_a_name_is_refused(path):
+    with pytest.raises(UserError, match=f'^{path} names no bucket; write gs://BUCKET/PATH'):
+        workdir.resolve(path)
+
+
+@pytest.mark.parametrize('path', ['gs://b/a/run', 'gs://b/a/run/', 'gs://b//a/./run', 'gs://b/a/c/../run'])
+def test_a_place_in_a_bucket_has_one_name(path):
+    found = workdir.resolve(path)
+    assert str(found) == 'gs://b/a/run'
+    assert str(found / 'x.json') == 'gs://b/a/run/x.json'
+    assert workdir.is_in_bucket(found)
+    assert not workdir.is_in_bucket(workdir.resolve('gs:/b'))
 
 
 @pytest.mark.parametrize('path', ['gs:/b', 'a/gs://b', '://b', '1://b', 'a b://c'])

@@ -1,5 +1,6 @@
 """The conversation against NumPy, and the scan over rounds against the loop it stands for."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -142,16 +143,30 @@ def test_encoder_is_norm_dense_relu_dense(shape):
     np.testing.assert_allclose(encoder.apply({'params': params}, s, e), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_bfloat16_does_not_lose_what_is_small_beside_the_mean():
-    """A state far from 0: the products of its mean alone would be as large as what is looked for."""
-    x = np.random.default_rng(0).normal(5.0, 1.0, (40, 96))
-    layer = communication.NormalizedDense(31)
-    params = layer.init(jax.random.key(0), x)
-    whole = layer.apply(params, x)
-    low = communication.NormalizedDense(31, dtype='bfloat16').apply(params, x)
+@pytest.mark.parametrize('mean', [0.0, 1.0, 5.0, 30.0, 100.0])
+def test_bfloat16_is_as_exact_however_far_the_mean_is(mean):
+    """LayerNorm and Dense in float64 on the same rounded input; a bfloat16 has steps of 1/256 of itself."""
+    x = np.asarray(
+        jnp.asarray(np.random.default_rng(0).normal(mean, 1.0, (40, 96)), jnp.bfloat16), np.float64
+    )
+    layer = communication.NormalizedDense(31, dtype='bfloat16')
+    params = layer.init(jax.random.key(0), x.astype(np.float32))
+    kernel = np.asarray(params['params']['kernel_0'], np.float64)
+    normalised = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+    expected = normalised @ kernel
+    low = layer.apply(params, jnp.asarray(x, jnp.bfloat16))
     assert low.dtype == jnp.bfloat16
-    # bfloat16 has steps of 1/32 near 5, so 0.009 of rounding in each x.
-    assert np.std(np.float32(low) - whole) < 0.015 * np.std(whole)
+    error = np.std(np.asarray(low, np.float64) - expected) / np.std(expected)
+    assert error < 1 / 256
+
+
+def test_a_kernel_of_parts_starts_like_one_on_the_joined_input():
+    """The variance of LeCun's initialisation, 1 / inputs, over many numbers."""
+    a, b = jnp.zeros((1, 300)), jnp.zeros((1, 100))
+    params = communication.NormalizedDense(2000).init(jax.random.key(0), a, b)['params']
+    dense = nn.Dense(2000).init(jax.random.key(1), jnp.zeros((1, 400)))['params']
+    for kernel in (params['kernel_0'], params['kernel_1'], dense['kernel']):
+        np.testing.assert_allclose(np.var(kernel), 1 / 400, rtol=0.02)
 
 
 def test_a_constant_state_has_a_finite_norm():

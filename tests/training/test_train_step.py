@@ -1,5 +1,6 @@
 """The step: what moves, what does not, and that seeds side by side are seeds one by one."""
 
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +13,17 @@ from td_jax.files import checkpoints
 from td_jax.method import objectives
 from td_jax.models import base
 from td_jax.training import assembly, dispatch, optimizer, train_step
+
+# What adds up in another order differs by rounding, and a first step of AdamW, which divides a gradient by its
+# own size, makes a whole step of a small gradient's rounding. Where two such runs are compared, parameters move
+# along their gradients, and states are so wide that a norm divides none by a deviation of almost 0.
+COMPARABLE = {
+    'optimizer__name': 'sgd',
+    'optimizer__learning_rate': 0.01,
+    'model__hidden': (64, 32),
+    'teacher__model__hidden': (64, 32),
+    'communication__message': 16,
+}
 
 
 def build(config):
@@ -105,11 +117,16 @@ def test_a_student_made_of_the_teachers_arrays_survives_donation(small_config):
 @pytest.mark.parametrize('method', ['supervised', 'hybrid', 'td'])
 def test_seeds_side_by_side_are_seeds_one_by_one(small_config, method):
     changes = {'method': method, 'communication__dropout': 0.2, 'model__dropout': 0.2, 'td__noise_std': 0.1}
-    _, together, _, _, _ = train(small_config(num_seeds=5, seed=3, **changes))
+    before, together, _, _, _ = train(small_config(num_seeds=5, seed=3, **COMPARABLE, **changes))
+    # One compiled program serves every seed.
+    run, _, _ = build(small_config(num_seeds=1, **COMPARABLE, **changes))
     for i in range(5):
-        _, alone, _, _, _ = train(small_config(num_seeds=1, seed=3 + i, **changes))
+        keys = dispatch.seed_keys(small_config(num_seeds=1, seed=3 + i))
+        alone, _, finite = advance(run, keys, run.init(keys), 3)
+        assert finite
         for a, b in zip(jax.tree.leaves(together.params), jax.tree.leaves(alone.params), strict=True):
             np.testing.assert_allclose(a[i], b[0], rtol=2e-4, atol=2e-6)
+    assert len(moved(before.params, together.params)) == len(jax.tree.leaves(before.params))
 
 
 def test_seeds_differ_in_parameters_order_and_noise(small_config):
@@ -209,14 +226,15 @@ def test_ramp_up_trains_one_group_then_the_other_then_both(small_config):
 
 
 def test_ramp_up_starts_with_the_task_alone(small_config):
-    _, ramped, _, _, _ = train(small_config(td__ramp_up=(3, 1)), steps=2)
-    config = small_config(method='supervised')
+    before, ramped, _, _, _ = train(small_config(td__ramp_up=(3, 1), **COMPARABLE), steps=2)
+    config = small_config(method='supervised', **COMPARABLE)
     run, _, keys = build(config)
     state, _, _ = advance(run, keys, run.init(keys), 2)
     for a, b in zip(
         jax.tree.leaves(ramped.params['student']), jax.tree.leaves(state.params['student']), strict=True
     ):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    assert moved(before.params['student'], ramped.params['student'])
 
 
 def test_learning_rates(small_config):
@@ -228,11 +246,137 @@ def test_learning_rates(small_config):
     np.testing.assert_allclose([rate(i) for i in (2, 4, 8, 12)], [0.25, 0.5, 0.25, 0], atol=1e-7)
 
 
-def test_adamw_is_optax_adamw(small_config):
-    config = small_config(optimizer__weight_decay=0.3, optimizer__learning_rate=0.01)
-    tx, _ = optimizer.make_optimizer(config.optimizer, 5)
+def first_update(config, params, grads):
+    """What the first step of an optimizer adds to parameters."""
+    tx, rate = optimizer.make_optimizer(config.optimizer, 5)
+    directions, _ = tx.update(grads, tx.init(params), params)
+    return jax.tree.map(lambda direction: -rate(0) * direction, directions)
+
+
+def test_adamw_by_hand_and_by_optax(small_config):
+    config = small_config(
+        optimizer__weight_decay=0.3, optimizer__learning_rate=0.01, optimizer__decayed='all'
+    )
     params, grads = {'w': jnp.array([1.0, -2.0])}, {'w': jnp.array([0.5, 0.1])}
-    updates, _ = tx.update(grads, tx.init(params), params)
+    updates = first_update(config, params, grads)
     # First step of Adam: a step of the learning rate along the sign, then the decay.
     np.testing.assert_allclose(updates['w'], [-0.01 - 0.003, -0.01 + 0.006], rtol=1e-4)
-    assert isinstance(tx, optax.GradientTransformation)
+    theirs = optax.adamw(0.01, weight_decay=0.3)
+    expected, _ = theirs.update(grads, theirs.init(params), params)
+    np.testing.assert_allclose(updates['w'], expected['w'], rtol=1e-6)
+
+
+def test_the_decay_of_sgd_is_decoupled_from_its_momentum(small_config):
+    """Two steps by hand: v = 0.5 v + g, w = w - 0.1 (v + 0.2 w)."""
+    config = small_config(
+        optimizer__name='sgd',
+        optimizer__momentum=0.5,
+        optimizer__learning_rate=0.1,
+        optimizer__weight_decay=0.2,
+    )
+    tx, rate = optimizer.make_optimizer(config.optimizer, 5)
+    params = {'kernel': jnp.array([1.0])}
+    state = tx.init(params)
+    expected, velocity = 1.0, 0.0
+    for gradient in (0.4, -0.3):
+        directions, state = tx.update({'kernel': jnp.array([gradient])}, state, params)
+        params = jax.tree.map(lambda w, d: w - rate(0) * d, params, directions)
+        velocity = 0.5 * velocity + gradient
+        expected -= 0.1 * (velocity + 0.2 * expected)
+        np.testing.assert_allclose(params['kernel'], expected, rtol=1e-6)
+
+
+def test_decay_acts_on_kernels_alone(small_config):
+    """Of a ViT, an embedding of ids and a communication module: what a gradient of 0 leaves in motion."""
+    config = small_config(optimizer__name='sgd', optimizer__weight_decay=0.5, optimizer__learning_rate=1.0)
+    names = {
+        'block_0/mlp_in/kernel': True,
+        'block_0/mlp_in/bias': False,
+        'block_0/attention_norm/scale': False,
+        'cls': False,
+        'pos_embedding': False,
+        'embedding/kernel': True,
+        'user_embedding/embedding': True,
+        'student_encoder/hidden/kernel_1': True,
+    }
+    params = flax.traverse_util.unflatten_dict({name: jnp.ones(2) for name in names}, sep='/')
+    updates = first_update(config, params, jax.tree.map(jnp.zeros_like, params))
+    moved_by_decay = {
+        name: bool(np.any(update))
+        for name, update in flax.traverse_util.flatten_dict(updates, sep='/').items()
+    }
+    assert moved_by_decay == names
+    config.optimizer.decayed = 'all'
+    updates = first_update(config, params, jax.tree.map(jnp.zeros_like, params))
+    assert all(np.all(np.asarray(update) == -0.5) for update in jax.tree.leaves(updates))
+
+
+@pytest.mark.parametrize('method', sorted(objectives.METHODS.keys() - {'supervised'}))
+def test_a_method_without_weights_trains_the_student_from_scratch(small_config, method):
+    """Bit for bit, with clipping, decay, dropout and a schedule on."""
+    changes = {
+        'model__dropout': 0.3,
+        'optimizer__clip_norm': 0.1,
+        'optimizer__weight_decay': 0.1,
+        'optimizer__schedule': 'cosine',
+        'optimizer__warmup_steps': 1,
+    }
+    _, scratch, _, _, _ = train(small_config(method='supervised', **changes))
+    config = small_config(method=method, **changes)
+    for term in config[method].weights:
+        config[method].weights[term] = 0.0
+    _, alone, sums, _, _ = train(config)
+    assert set(sums) == {'loss', 'task', 'gradient_norm', 'learning_rate'}
+    for a, b in zip(
+        jax.tree.leaves(alone.params['student']), jax.tree.leaves(scratch.params['student']), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_the_communication_modules_do_not_scale_the_students_gradient(small_config):
+    """With a huge loss of the modules beside it, a clipped student moves as far as it may, not less."""
+    config = small_config(
+        method='fd',
+        optimizer__name='sgd',
+        optimizer__momentum=0.0,
+        optimizer__learning_rate=1.0,
+        optimizer__clip_norm=1e-3,
+        fd__weights__feature=1e4,
+        num_seeds=1,
+    )
+    before, after, _, _, _ = train(config, steps=1)
+    for group in (train_step.STUDENT, train_step.COMMUNICATION):
+        squares = jax.tree.map(
+            lambda a, b: np.sum(np.square(a - b, dtype=np.float64)), before.params[group], after.params[group]
+        )
+        np.testing.assert_allclose(np.sqrt(sum(jax.tree.leaves(squares))), 1e-3, rtol=1e-3)
+
+
+def test_the_learning_rate_of_the_log_is_that_of_the_step_after_a_ramp_up(small_config):
+    """SGD on a gradient that is known: the distance moved, over the gradient, is the rate that is logged."""
+    config = small_config(
+        td__ramp_up=(2, 2),
+        num_steps=9,
+        optimizer__schedule='cosine',
+        optimizer__name='sgd',
+        optimizer__momentum=0.0,
+        optimizer__learning_rate=0.5,
+        num_seeds=1,
+    )
+    run, _, keys = build(config)
+    state = run.init(keys)
+    for stop in range(1, 9):
+        before = jax.tree.map(np.array, state.params)
+        state, sums, _ = advance(run, keys, state, stop)
+        moves = [
+            np.sum(np.square(a - np.asarray(b), dtype=np.float64))
+            for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(state.params), strict=True)
+        ]
+        moving = stop > 4  # Before, one of the two groups rests, but the norm is of both.
+        if moving:
+            np.testing.assert_allclose(
+                np.sqrt(sum(moves)), sums['learning_rate'][0] * sums['gradient_norm'][0], rtol=1e-3
+            )
+        np.testing.assert_allclose(
+            sums['learning_rate'][0], 0.25 * (1 + np.cos(np.pi * (stop - 1) / 9)), rtol=1e-5
+        )

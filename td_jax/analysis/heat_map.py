@@ -1,0 +1,59 @@
+"""A heat map of CKA by class, as in the paper's Figure 3."""
+
+import pathlib
+
+import numpy as np
+
+# Beyond so many classes a heat map names some of them, and not each row of each.
+NAMED_CLASSES = 20
+
+
+def draw(values: dict[str, dict[str, dict[str, float]]], path: pathlib.Path):
+    """A heat map a run, side by side: students' representations are rows, by class, teachers' are columns.
+
+    Args:
+      values: {run: {class: {'s_g,s_h': between 0 and 1, ...}}}, the same classes for every run.
+      path: a PNG file, made or replaced.
+    """
+    # Only those who draw need it.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    classes = list(next(iter(values.values())))
+    sides = {run: _sides(rows) for run, rows in values.items()}
+    tallest = max(len(ours) for ours, _ in sides.values())
+    in_detail = len(classes) <= NAMED_CLASSES
+    width = 1.2 + sum(1.4 + 0.8 * len(theirs) for _, theirs in sides.values())
+    height = 1.2 + min(0.28 * tallest * len(classes), 30)
+    figure = Figure(figsize=(width, height), layout='constrained')
+    FigureCanvasAgg(figure)
+    all_axes = figure.subplots(1, len(values), squeeze=False)[0]
+    for axes, (run, rows) in zip(all_axes, values.items(), strict=True):
+        ours, theirs = sides[run]
+        # [classes * ours, theirs]
+        grid = np.array([[rows[c][f'{g},{h}'] for h in theirs] for c in classes for g in ours])
+        image = axes.imshow(grid, vmin=0, vmax=1, cmap='viridis', aspect='auto', interpolation='nearest')
+        axes.set_title(run, fontsize=9)
+        axes.set_xticks(range(len(theirs)), theirs)
+        if in_detail:
+            labels = [f'{c[:20]}  {g}' if g == ours[0] else g for c in classes for g in ours]
+            axes.set_yticks(range(len(labels)), labels, fontsize=7)
+            for i in range(1, len(classes)):
+                axes.axhline(i * len(ours) - 0.5, color='white', linewidth=1.5)
+            for (i, j), value in np.ndenumerate(grid):
+                shade = 'black' if value > 0.6 else 'white'
+                axes.text(j, i, f'{value:.2f}', ha='center', va='center', fontsize=6, color=shade)
+        else:
+            shown = range(0, len(classes), -(-len(classes) // 60))
+            middles = [i * len(ours) + (len(ours) - 1) / 2 for i in shown]
+            axes.set_yticks(middles, [classes[i][:20] for i in shown], fontsize=7)
+    figure.colorbar(image, ax=list(all_axes), label='linear CKA')
+    figure.supxlabel('teacher', fontsize=9)
+    figure.supylabel('student, by class', fontsize=9)
+    figure.savefig(path, dpi=150, format='png')
+
+
+def _sides(rows):
+    """What student and teacher of a run have to be compared, in order."""
+    pairs = [pair.split(',') for pair in next(iter(rows.values()))]
+    return [list(dict.fromkeys(names)) for names in zip(*pairs, strict=True)]

@@ -1,0 +1,1 @@
+"""The student alone, as others read it: its formats, its size and its speed."""

@@ -1,0 +1,125 @@
+"""What a student is written as, and how."""
+
+import os
+from typing import NamedTuple
+
+from etils import epath
+
+from td_jax.errors import UserError
+from td_jax.exporting import comparison, stablehlo
+from td_jax.files import workdir
+from td_jax.models import vit
+from td_jax.pretrained import google, hugging_face
+from td_jax.pretrained.architecture import Architecture
+from td_jax.training import teachers, train_step
+
+
+def architecture_of(config, num_outputs: int) -> Architecture:
+    """What config.model says of a ViT for images of config.dataset.image_size."""
+    sizes, patch = vit.sizes_of(config.model)
+    return Architecture(
+        sizes,
+        patch,
+        config.dataset.image_size,
+        num_outputs,
+        config.model.activation,
+        config.model.epsilon,
+        config.model.pre_logits,
+    )
+
+
+def check_format(name: str, config):
+    """Refuses a format that cannot hold the student of a config.
+
+    Raises:
+      UserError: what does not fit and the formats that do.
+    """
+    reasons = {key: format_.misfit(config.model) for key, format_ in FORMATS.items()}
+    if reasons[name]:
+        others = ' or '.join(f'--format={key}' for key, reason in reasons.items() if not reason)
+        raise UserError(f'--format={name} {reasons[name]}; use {others}.')
+
+
+def _npz_misfit(model):
+    if model.name != 'vit':
+        return f'is for a ViT, and this student is of model.name {model.name}'
+    for key, value in (('activation', google.ACTIVATION), ('epsilon', google.EPSILON)):
+        if model[key] != value:
+            return f'means model.{key} {value}, and that of this student is {model[key]}'
+    return None
+
+
+def _safetensors_misfit(model):
+    if model.name != 'vit':
+        return f'is for a ViT, and this student is of model.name {model.name}'
+    if model.pre_logits:
+        return 'has no place for the pre-logits of this student between the class token and its head'
+    return None
+
+
+class Format(NamedTuple):
+    """What a student is written as.
+
+    default: name in the run's folder where no --output is given
+    misfit(config.model) -> why it cannot hold such a model, or None
+    write(path, Finished): makes the file or folder
+    """
+
+    default: str
+    misfit: object
+    write: object
+
+
+def _student(finished):
+    return finished.params[train_step.STUDENT]
+
+
+def _architecture(finished):
+    return architecture_of(finished.config, len(finished.source.label_names))
+
+
+FORMATS = {
+    'npz': Format(
+        'student.npz', _npz_misfit, lambda path, run: google.write(path, _architecture(run), _student(run))
+    ),
+    'safetensors': Format(
+        'student_safetensors',
+        _safetensors_misfit,
+        lambda path, run: hugging_face.write(path, _architecture(run), _student(run), run.source.label_names),
+    ),
+    'stablehlo': Format(
+        'student.stablehlo',
+        lambda model: None,
+        lambda path, run: path.write_bytes(stablehlo.program(run.student, _student(run), run.source)),
+    ),
+}
+
+
+def export(folder: epath.Path, name: str, output: epath.Path | None = None, seed_index: int = 0) -> str:
+    """Writes the student of a run; what is there already is never replaced.
+
+    Args:
+      folder: workdir of the finished run.
+      name: of FORMATS.
+      output: file, or folder for safetensors; None is student.npz and the like in the run's folder.
+      seed_index: which of the run's seeds, counted from 0.
+
+    Returns:
+      Several lines: what was written, and the student's size and speed beside the teacher's.
+
+    Raises:
+      UserError: no finished run, a format that cannot hold its model, or an output that is there already or
+        cannot be written; nothing is written then.
+    """
+    path = output or folder / FORMATS[name].default
+    if path.exists() or os.path.islink(path):
+        raise UserError(f'{path} is there already; delete it or choose another --output.')
+    # A bucket has no folders of its own.
+    if output and not workdir.is_in_bucket(path) and not path.parent.is_dir():
+        raise UserError(f'--output {path} cannot be written: its folder is missing.')
+    finished = teachers.finished_with_teacher(folder, seed_index)
+    check_format(name, finished.config)
+    compared = comparison.table(finished)
+    with workdir.whole(path) as temporary:
+        FORMATS[name].write(temporary, finished)
+    return f'{path}\n\n{compared}'

@@ -1,0 +1,116 @@
+"""Names, shapes and axes: a file's parameters -> ours, and ours -> a file's."""
+
+import math
+import re
+from typing import NamedTuple
+
+import flax
+import jax.numpy as jnp
+import numpy as np
+
+from td_jax.errors import UserError
+from td_jax.pretrained.architecture import Architecture, Checkpoint, shapes
+
+
+class Place(NamedTuple):
+    """Where one of our parameters is in a file."""
+
+    key: str
+    shape: tuple[int, ...] | None = None  # in the file; None: ours
+    order: tuple[int, ...] | None = None  # of its axes in ours, which are joined or cut afterwards
+    optional: bool = False  # absent means zeros
+
+
+def converted(location: str, path, architecture: Architecture, raw: dict, places: dict) -> Checkpoint:
+    """Makes a Checkpoint of the arrays of a file.
+
+    Args:
+      location: as the user wrote it.
+      path: of the file, for messages.
+      architecture: what it holds.
+      raw: {name in the file: array}.
+      places: {our name: Place}.
+
+    Raises:
+      UserError: names the first array that is missing or has a wrong shape.
+    """
+    sizes = architecture.sizes
+    if sizes.width % sizes.heads:
+        raise UserError(f'{path}: {sizes.heads} attention heads do not divide the width, {sizes.width}.')
+    expected = shapes(architecture)
+    params, used = {}, set()
+    for name, shape in expected.items():
+        place = places[name]
+        if place.optional and place.key not in raw:
+            params[name] = np.zeros(shape, np.float32)
+            continue
+        expected_shape = place.shape or shape
+        value = array(raw, path, place.key, len(expected_shape))
+        if value.shape != expected_shape:
+            raise UserError(
+                f'{path}: {place.key} is {shape_of(value)}; with the other parameters it would be '
+                f'{shape_of(expected_shape)}.'
+            )
+        if place.order:
+            value = value.transpose(place.order)
+        params[name] = np.ascontiguousarray(value.reshape(shape), dtype=np.float32)
+        used.add(place.key)
+    unused = tuple(sorted(raw.keys() - used))
+    tree = flax.traverse_util.unflatten_dict(params, sep='/')
+    return Checkpoint(location, architecture, tree, unused)
+
+
+def in_file(params, places):
+    """The reverse of `converted`: {name in the file: float32 array} of our parameters."""
+    arrays = {}
+    for name, value in flax.traverse_util.flatten_dict(params, sep='/').items():
+        place = places[name]
+        ours = np.asarray(value, np.float32)
+        shape = place.shape or ours.shape
+        order = place.order or tuple(range(len(shape)))
+        ours = ours.reshape([shape[axis] for axis in order]).transpose(np.argsort(order))
+        arrays[place.key] = np.ascontiguousarray(ours)
+    return arrays
+
+
+def array(raw, path, key, rank):
+    """An array of a file by its name there.
+
+    Raises:
+      UserError: it is missing, has not `rank` axes, is empty, or is not of floating-point numbers.
+    """
+    if key not in raw:
+        raise UserError(f'{path} is not a ViT that td_jax knows: {key} is missing.')
+    value = raw[key]
+    if value.ndim != rank or not value.size:
+        raise UserError(
+            f'{path}: {key} is {shape_of(value)}; in a ViT it has {rank} axes, none of them empty.'
+        )
+    if not jnp.issubdtype(value.dtype, jnp.floating):
+        raise UserError(f'{path}: {key} is of {value.dtype}, not of floating-point numbers.')
+    return value
+
+
+def count(raw, pattern):
+    """One more than the largest number that a pattern finds at the start of a name."""
+    return 1 + max(int(match[1]) for name in raw if (match := re.match(pattern, name)))
+
+
+def image_size(path, position, patch):
+    """The side in pixels of the images that position embeddings [1, 1 + n, width] are for.
+
+    Raises:
+      UserError: n is not a square number.
+    """
+    patches = position.shape[1] - 1
+    side = math.isqrt(max(patches, 0))
+    if side * side != patches or not patches:
+        raise UserError(
+            f'{path}: position embeddings of {shape_of(position)} are not of a class token and a square grid.'
+        )
+    return side * patch
+
+
+def shape_of(value) -> str:
+    """The shape of an array, or a shape, for a person: [3, 4]."""
+    return str(list(getattr(value, 'shape', value)))

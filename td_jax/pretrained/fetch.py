@@ -1,0 +1,158 @@
+"""Where a checkpoint's files come from: a disk, an address or the hub of Hugging Face."""
+
+import hashlib
+import http.client
+import os
+import pathlib
+import re
+import shutil
+import sys
+import tempfile
+import urllib.error
+import urllib.parse
+import urllib.request
+import zipfile
+
+from etils import epath
+
+from td_jax.errors import UserError
+from td_jax.files import workdir
+from td_jax.pretrained.hugging_face import CONFIG, WEIGHTS
+
+# Where the checkpoints of the ViT paper are published.
+PUBLIC = 'gs://vit_models/imagenet21k'
+HUB = 'https://huggingface.co'
+TIMEOUT = 30  # Seconds without a byte, after which a download is given up.
+
+
+def path_of(location: str) -> epath.Path:
+    """Where the files of a checkpoint are on this machine; downloads them if need be.
+
+    Args:
+      location: as of `pretrained.read`.
+
+    Raises:
+      UserError: nothing is there, or it cannot be downloaded.
+    """
+    if location.startswith('hf://'):
+        return _snapshot(location)
+    if '://' in location:
+        return _download(location)
+    path = workdir.resolve(location)
+    if not path.exists():
+        raise UserError(_absent(path))
+    return path
+
+
+def _absent(path):
+    """How to come by a file that is not there."""
+    if path.suffix != '.npz':
+        return (
+            f'{path} is not there; give an .npz of google-research/vision_transformer or the folder of a '
+            'Hugging Face ViT.'
+        )
+    return (
+        f'{path} is not there. Get {path.name}, if it is of the ViT paper from '
+        f'{_url(f"{PUBLIC}/{path.name}")}, and put it there, or give its address instead.'
+    )
+
+
+def _url(location):
+    """The https address of a location."""
+    if location.startswith('gs://'):
+        return 'https://storage.googleapis.com/' + urllib.parse.quote(location.removeprefix('gs://'))
+    return location
+
+
+def _download(location):
+    """The path of a file that is published at gs:// or https://; downloaded once."""
+    try:
+        url = urllib.parse.urlsplit(_url(location))
+    except ValueError as error:
+        raise UserError(f'{location} is no address of a file: {workdir.reason(error)}.') from error
+    *folders, name = urllib.parse.unquote(url.path).split('/')
+    parts = [part for part in folders if part]
+    if url.scheme != 'https' or not url.hostname or not name or {'.', '..'} & {*parts, name}:
+        raise UserError(
+            f'{location} is no address of a file; it is https://HOST/FILE, gs://BUCKET/FILE, hf://OWNER/NAME '
+            'or a path.'
+        )
+    if url.query:
+        # What follows the question mark may choose the file.
+        name = f'{hashlib.sha256(url.query.encode()).hexdigest()[:8]}-{name}'
+    cache = workdir.resolve(os.environ.get('TD_JAX_CACHE') or '~/.cache/td_jax')
+    path = cache.joinpath(url.hostname, *parts, name)
+    if path.exists():
+        return path
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # A name of its own until it is whole: what is left of a process that was killed is never read.
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix='.', suffix='.part', delete=False) as file:
+            temporary = file.name
+            _copy(location, url.geturl(), file)
+            file.flush()
+            os.fsync(file.fileno())
+        if not zipfile.is_zipfile(temporary):
+            raise OSError('what came is no .npz')
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except (OSError, http.client.HTTPException) as error:
+        raise UserError(
+            f'{location} cannot be downloaded ({workdir.reason(error)}). Get {name} from {url.geturl()} '
+            f'where there is a network and put it at {path}, or give the path where it is.'
+        ) from error
+    finally:
+        # Only what did not become the file is still there.
+        if temporary:
+            pathlib.Path(temporary).unlink(missing_ok=True)
+    return path
+
+
+def _copy(location, url, file):
+    """Copies what is at an address to an open file.
+
+    Raises:
+      OSError, http.client.HTTPException: it is not there, cannot be reached, or ended early.
+    """
+    try:
+        with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
+            print(f'td_jax: downloading {url}', file=sys.stderr)
+            shutil.copyfileobj(response, file)
+            length = response.headers['Content-Length']
+            # A connection that breaks looks like an end to a reader of pieces.
+            if length is not None and file.tell() != int(length):
+                raise OSError(f'it ended after {file.tell()} of {length} bytes')
+    except urllib.error.HTTPError as error:
+        with error:
+            if not location.startswith('gs://') or error.code not in (401, 403):
+                raise OSError(f'{error.code} {error.reason}') from error
+        _copy_private(location, file)
+
+
+def _copy_private(location, file):
+    """Copies an object of a bucket that asks who is there, with the credentials of this machine."""
+    import tensorflow as tf
+
+    try:
+        with tf.io.gfile.GFile(location, 'rb') as source:
+            shutil.copyfileobj(source, file)
+    except tf.errors.OpError as error:
+        raise OSError(f'the bucket is private, and {error.message}') from error
+
+
+def _snapshot(location):
+    """The folder that holds the two files of hf://OWNER/NAME."""
+    name = location.removeprefix('hf://')
+    if not re.fullmatch(r'[\w.-]+/[\w.-]+', name):
+        raise UserError(f'{location} is no name of a Hugging Face model; it is hf://OWNER/NAME.')
+    # Only those who name such a model need it.
+    import huggingface_hub
+
+    try:
+        return epath.Path(huggingface_hub.snapshot_download(name, allow_patterns=[CONFIG, WEIGHTS]))
+    except Exception as error:  # Its errors, and those of its network library, have no base in common.
+        raise UserError(
+            f'{location} cannot be downloaded ({workdir.reason(error)}). Get {CONFIG} and {WEIGHTS} from '
+            f'{HUB}/{name} where there is a network, put both into a folder and give its path instead.'
+        ) from error

@@ -1,0 +1,135 @@
+"""The .npz of google-research/vision_transformer, read and written."""
+
+import re
+import zipfile
+
+import numpy as np
+
+from td_jax.errors import UserError
+from td_jax.files import workdir
+from td_jax.models import vit
+from td_jax.pretrained import convert
+from td_jax.pretrained.architecture import Architecture, Checkpoint
+from td_jax.pretrained.convert import Place, shape_of
+
+# What that code takes for granted; the file has no place to say others.
+ACTIVATION, EPSILON = 'gelu_tanh', 1e-6
+
+
+def read(location: str, path) -> Checkpoint:
+    """Reads a file.
+
+    Args:
+      location: as the user wrote it.
+      path: of the file.
+
+    Raises:
+      UserError: it is damaged or no ViT; the first key that is missing or has a wrong shape is named.
+    """
+    raw = _renumbered(_arrays(path))
+    kernel = convert.array(raw, path, 'embedding/kernel', 4)
+    if kernel.shape[0] != kernel.shape[1] or kernel.shape[2] != 3:
+        raise UserError(
+            f'{path}: embedding/kernel is {shape_of(kernel)}; that of a ViT is [patch, patch, 3, width].'
+        )
+    block = 'Transformer/encoderblock_0'
+    query = convert.array(raw, path, f'{block}/MultiHeadDotProductAttention_0/query/kernel', 3)
+    mlp = convert.array(raw, path, f'{block}/MlpBlock_0/Dense_0/kernel', 2)
+    position = convert.array(raw, path, 'Transformer/posembed_input/pos_embedding', 3)
+    sizes = vit.Sizes(
+        width=kernel.shape[-1],
+        layers=convert.count(raw, r'Transformer/encoderblock_(\d+)/'),
+        mlp=mlp.shape[1],
+        heads=query.shape[1],
+    )
+    # A head of zeros was never trained.
+    has_head = 'head/kernel' in raw and raw['head/kernel'].any()
+    architecture = Architecture(
+        sizes=sizes,
+        patch=kernel.shape[0],
+        image_size=convert.image_size(path, position, kernel.shape[0]),
+        num_outputs=convert.array(raw, path, 'head/kernel', 2).shape[1] if has_head else 0,
+        activation=ACTIVATION,
+        epsilon=EPSILON,
+        pre_logits='pre_logits/kernel' in raw,
+    )
+    return convert.converted(location, path, architecture, raw, places(architecture))
+
+
+def _renumbered(raw):
+    """Numbers the modules of a block from 0 for each kind.
+
+    The older files count through all kinds, LayerNorm_0, MultiHeadDotProductAttention_1, LayerNorm_2,
+    MlpBlock_3, as Flax did before Linen.
+    """
+    pattern = re.compile(
+        r'(Transformer/encoderblock_\d+/)(LayerNorm|MultiHeadDotProductAttention|MlpBlock)_(\d+)(/.*)'
+    )
+    found = {name: match.groups() for name in raw if (match := pattern.fullmatch(name))}
+    numbers = {}
+    for block, kind, number, _ in found.values():
+        numbers.setdefault((block, kind), set()).add(int(number))
+    # A single LayerNorm has no place to tell: its name stays, and what is missing is named.
+    whole = {
+        key: sorted(values) for key, values in numbers.items() if len(values) == 1 + (key[1] == 'LayerNorm')
+    }
+
+    def new(name):
+        if name not in found:
+            return name
+        block, kind, number, rest = found[name]
+        if (block, kind) not in whole:
+            return name
+        return f'{block}{kind}_{whole[block, kind].index(int(number))}{rest}'
+
+    return {new(name): value for name, value in raw.items()}
+
+
+def places(architecture: Architecture) -> dict[str, Place]:
+    """Our names -> where they are in such a file."""
+    patch, width = architecture.patch, architecture.sizes.width
+    found = {
+        'embedding/kernel': Place('embedding/kernel', (patch, patch, 3, width)),
+        'embedding/bias': Place('embedding/bias'),
+        'cls': Place('cls'),
+        'pos_embedding': Place('Transformer/posembed_input/pos_embedding'),
+        'norm/scale': Place('Transformer/encoder_norm/scale'),
+        'norm/bias': Place('Transformer/encoder_norm/bias'),
+    }
+    modules = {
+        'attention_norm': 'LayerNorm_0',
+        'attention/query': 'MultiHeadDotProductAttention_0/query',
+        'attention/key': 'MultiHeadDotProductAttention_0/key',
+        'attention/value': 'MultiHeadDotProductAttention_0/value',
+        'attention/out': 'MultiHeadDotProductAttention_0/out',
+        'mlp_norm': 'LayerNorm_1',
+        'mlp_in': 'MlpBlock_0/Dense_0',
+        'mlp_out': 'MlpBlock_0/Dense_1',
+    }
+    for i in range(architecture.sizes.layers):
+        for ours, theirs in modules.items():
+            for leaf in ('scale', 'bias') if ours.endswith('norm') else ('kernel', 'bias'):
+                found[f'block_{i}/{ours}/{leaf}'] = Place(f'Transformer/encoderblock_{i}/{theirs}/{leaf}')
+    for leaf in ('kernel', 'bias'):
+        found[f'pre_logits_layer/{leaf}'] = Place(f'pre_logits/{leaf}')
+        found[f'head_layer/{leaf}'] = Place(f'head/{leaf}')
+    return found
+
+
+def _arrays(path):
+    """The arrays of an .npz, by name."""
+    try:
+        # Without more said, NumPy refuses arrays of objects, whose reading could run code.
+        with open(path, 'rb') as file, np.load(file) as arrays:
+            return {name: arrays[name] for name in arrays}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
+        # The last two: a lone array or other text, which is no archive to enter.
+        raise UserError(
+            f'{path} is damaged or no .npz ({workdir.reason(error)}); delete it and get it once more.'
+        ) from error
+
+
+def write(path, architecture: Architecture, params):
+    """Writes parameters of a vit.ViT to a new file."""
+    with open(path, 'wb') as file:
+        np.savez(file, **convert.in_file(params, places(architecture)))

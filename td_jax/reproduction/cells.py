@@ -1,0 +1,153 @@
+"""The cells of a table: what each runs, where, and what came of it.
+
+Every cell is a run of td_jax.training.run in a folder of its own, whose name holds a digest of its config: a
+table may be interrupted and made again, and a changed config is a new run. Runs that would train the same
+teacher share one.
+"""
+
+import importlib
+import pathlib
+from typing import NamedTuple
+
+import jax
+from etils import epath
+
+from td_jax import config as config_lib
+from td_jax.devices import flops, sharding
+from td_jax.files import workdir
+from td_jax.reproduction import tables
+from td_jax.training import assembly
+from td_jax.training.run import train
+
+TUNED = pathlib.Path(__file__).parents[2] / 'configs' / 'tuned'
+
+
+def base_config(name: str):
+    """The config of a module of configs/."""
+    return importlib.import_module(f'configs.{name}').get_config()
+
+
+def tuned(name: str) -> dict:
+    """{column key: {method: {config key: value}}}, chosen on validation data by td_jax.tune."""
+    return workdir.read_json(TUNED / f'{name}.json') or {}
+
+
+def column_key(config) -> str:
+    """What a config's tuned values are filed under."""
+    return config.dataset.genre if config.dataset.name == 'movielens' else config.dataset.name
+
+
+def apply_tuned(config, choices: dict, method: str):
+    """Sets what was chosen for a method and for the teacher; lists in JSON are tuples in a config."""
+    found = {**choices.get('teacher', {}), **choices.get(column_key(config), {}).get(method, {})}
+    config.update_from_flattened_dict(
+        {key: tuple(value) if isinstance(value, list) else value for key, value in found.items()}
+    )
+
+
+def cell_config(table: tables.Table, column: str, row: str):
+    """The config of one cell: the table's, its column's, what was tuned for its method, its row's."""
+    module = table.config if isinstance(table.config, str) else table.config[column]
+    config = base_config(module)
+    config.update_from_flattened_dict(table.columns[column])
+    method = table.rows[row]['method']
+    apply_tuned(config, tuned(module), method)
+    config.update_from_flattened_dict(table.rows[row])
+    if 'td.ramp_up' in table.rows[row]:
+        # The steps that train the parts alone come before those, chosen on validation data, that train all.
+        config.num_steps += sum(config.td.ramp_up)
+    return config
+
+
+def run_folder(root: epath.Path, config) -> epath.Path:
+    """Where a cell's run is, by method and content."""
+    return root / config.dataset.name / f'{config.method}-{config_lib.digest(config)}'
+
+
+def teacher_folder(root: epath.Path, config) -> epath.Path:
+    """Where the teacher that these cells share is."""
+    return root / config.dataset.name / f'teacher-{config_lib.digest(config_lib.teacher_run(config))}'
+
+
+def share_teacher(root: epath.Path, config) -> epath.Path:
+    """Trains a config's teacher unless it is there; -> its folder."""
+    folder = teacher_folder(root, config)
+    train(config_lib.teacher_run(config), folder)
+    return folder
+
+
+def run_cell(root: epath.Path, config) -> dict:
+    """The result of a cell, run now if it is missing."""
+    folder = run_folder(root, config)
+    config = config.copy_and_resolve_references()
+    if config_lib.has_teacher(config) and not config.teacher.pretrained:
+        config.teacher.checkpoint = str(share_teacher(root, config))
+    result = train(config, folder)
+    # Hundreds of compiled programs in one process would fill the memory.
+    jax.clear_caches()
+    return result
+
+
+def stored_cell(root: epath.Path, config) -> dict | None:
+    """The result of a cell, or None where it is missing."""
+    return workdir.read_json(run_folder(root, config) / workdir.RESULT)
+
+
+def make(names, genres, datasets, root: epath.Path, only_show: bool) -> dict:
+    """Runs what is missing for some tables.
+
+    Args:
+      names: of the tables.
+      genres, datasets: the columns to keep.
+      root: folder of all runs.
+      only_show: whether to run nothing.
+
+    Returns:
+      {table: {column: {row: result, or None where it is missing}}}, tables that others are made of among them
+
+    Raises:
+      UserError: an unknown table, genre or data set, or what a run raises.
+    """
+    tables.check_names(names, genres, datasets)
+    results = {}
+    for name, column, row in tables.wanted_cells(names, genres, datasets):
+        config = cell_config(tables.TABLES[name], column, row)
+        found = stored_cell(root, config) if only_show else run_cell(root, config)
+        results.setdefault(name, {}).setdefault(column, {})[row] = found
+    return results
+
+
+class Planned(NamedTuple):
+    """What a run would cost."""
+
+    cell: tuple[str, str, str]  # the first table, column and row that need it
+    is_there: bool  # run already
+    of_step: float  # operations of one step, all seeds together
+    steps: int
+    seeds: int
+
+    def operations(self) -> float:
+        """Of the whole run."""
+        return self.of_step * self.steps
+
+
+def plan(names, genres, datasets, root: epath.Path) -> list[Planned]:
+    """The runs that `make` needs, each once, and the operations of each; runs nothing.
+
+    Raises:
+      UserError: an unknown name, or a table whose runs cannot be counted without their data.
+    """
+    tables.check_names(names, genres, datasets)
+    found = {}
+    for cell in tables.wanted_cells(names, genres, datasets):
+        name, column, row = cell
+        config = cell_config(tables.TABLES[name], column, row)
+        folder = run_folder(root, config)
+        if folder in found:
+            continue
+        config_lib.check(config)
+        abstract = assembly.abstract_images(config, sharding.make_mesh(config))
+        of_step = flops.of(abstract.jitted, *abstract.arguments)
+        is_there = stored_cell(root, config) is not None
+        found[folder] = Planned(cell, is_there, of_step, config.num_steps, config.num_seeds)
+    return list(found.values())

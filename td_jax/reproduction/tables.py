@@ -1,0 +1,226 @@
+"""The paper's tables as data: what each column and each row changes in a config, and what is compared.
+
+A table's cells are runs (Table), or means over the cells of other tables (Derived). The paper's own numbers
+are in paper_tables.json.
+"""
+
+import json
+import pathlib
+from typing import NamedTuple
+
+from td_jax import config as config_lib
+
+GENRES = ('Drama', 'Comedy', 'Action', 'Thriller', 'Romance', 'Adventure', 'Sci-Fi', 'War')
+PAPER = pathlib.Path(__file__).parent / 'paper_tables.json'
+# The row whose number is the teacher's own score, which every distilled run reports.
+TEACHER = 'teacher'
+
+
+class Table(NamedTuple):
+    """A table whose cells are runs."""
+
+    title: str
+    config: str | dict[str, str]  # a module of configs/, or one for each column
+    columns: dict[str, dict]  # the paper's column -> what it changes
+    rows: dict[str, dict | str]  # the paper's row -> what it changes, or TEACHER
+    baseline: str  # the row that the others are compared with
+
+
+class Derived(NamedTuple):
+    """A table of relative improvements over a baseline, means over some columns of another table."""
+
+    title: str
+    groups: dict[str, 'Group']  # by column
+    rows: dict[str, dict[str, str]]  # row -> {table: its row there}
+
+
+class Group(NamedTuple):
+    """Where a column of relative improvements comes from."""
+
+    source: str  # a table
+    columns: tuple[str, ...]  # of that table; their mean is taken
+    baseline: tuple[str, str]  # (table, row) of what is improved upon, in the same columns
+    sign: int  # 1 where more is better, -1 where less is
+
+
+_GENRE_COLUMNS = {f'Genre {i + 1}': {'dataset.genre': genre} for i, genre in enumerate(GENRES)}
+_SPARSE = ('Genre 5', 'Genre 6', 'Genre 7', 'Genre 8')
+# The columns of the image tables -> their modules of configs/.
+IMAGES = {'CIFAR10': 'vit_cifar10', 'CIFAR100': 'vit_cifar100', 'ImageNet': 'vit_imagenet'}
+_IMAGE_COLUMNS = {column: {} for column in IMAGES}
+_SCRATCH = {'Train from scratch': {'method': 'supervised'}}
+_METHODS = {
+    **_SCRATCH,
+    'Teacher': TEACHER,
+    'LD': {'method': 'ld'},
+    'FD': {'method': 'fd'},
+    'FitNet': {'method': 'fitnet'},
+    'Hybrid': {'method': 'hybrid'},
+    'TD': {'method': 'td'},
+}
+_DISTILLED = {row: change for row, change in _METHODS.items() if row not in ('Train from scratch', 'Teacher')}
+_TD = {'method': 'td'}
+
+
+def _groups(ratings, images):
+    """The columns of Tables 1 and 2, from a table of ratings and one of images."""
+    ratings_baseline, images_baseline = ('3', 'Train from scratch'), ('4', 'No distillation')
+    return {
+        'ML(Dense)': Group(ratings, ('Genre 1',), ratings_baseline, -1),
+        'ML(Sparse)': Group(ratings, _SPARSE, ratings_baseline, -1),
+        **{column: Group(images, (column,), images_baseline, 1) for column in IMAGES},
+    }
+
+
+TABLES = {
+    'digits': Table(
+        'Handwritten digits 5 to 9 from ten examples each, taught by a teacher of 0 to 4',
+        'digits',
+        {'5 to 9': {}},
+        {row: change for row, change in _METHODS.items() if change != TEACHER},
+        'Train from scratch',
+    ),
+    '1': Derived(
+        'Relative improvement over a student without distillation',
+        _groups('3', '4'),
+        {row: {'3': row, '4': row} for row in _DISTILLED},
+    ),
+    '2': Derived(
+        'Relative improvement by number of rounds',
+        _groups('5', '6'),
+        {
+            'No interaction': {'5': 'No interactions', '6': 'No interactions'},
+            '1 iteration': {'5': '1 iteration', '6': '1 iteration'},
+            '>1 iterations': {'5': '2 to 3 iterations', '6': '2 iterations'},
+        },
+    ),
+    '3': Table(
+        'MovieLens100k rating prediction by genre',
+        'movielens',
+        _GENRE_COLUMNS,
+        _METHODS,
+        'Train from scratch',
+    ),
+    '4': Table(
+        'Image classification accuracy',
+        IMAGES,
+        _IMAGE_COLUMNS,
+        {'No distillation': {'method': 'supervised'}, **_DISTILLED},
+        'No distillation',
+    ),
+    '6': Table(
+        'Image classification by number of rounds',
+        IMAGES,
+        _IMAGE_COLUMNS,
+        {
+            'No interactions': {**_TD, 'td.rounds': 0},
+            '1 iteration': {**_TD, 'td.rounds': 1},
+            '2 iterations': {**_TD, 'td.rounds': 2},
+        },
+        'No interactions',
+    ),
+    '9': Table(
+        'Image classification without L_SC, and with noise before interpreting',
+        IMAGES,
+        _IMAGE_COLUMNS,
+        {
+            'No L_SC': {**_TD, 'td.rounds': 2, 'td.weights.state': 0.0},
+            'Add noise': {**_TD, 'td.rounds': 2, 'td.noise_std': 0.1},
+            'No noise': {**_TD, 'td.rounds': 2},
+            'TD': {**_TD, 'td.rounds': 2},
+        },
+        'TD',
+    ),
+    'vit_tiny': Table(
+        'CIFAR-10 in small: five classes from few images, taught by a small ViT of the other five',
+        'vit_tiny_cifar10',
+        {'bird, cat, deer, dog, frog': {}},
+        {row: change for row, change in _METHODS.items() if change != TEACHER},
+        'Train from scratch',
+    ),
+    '5': Table(
+        'MovieLens100k by number of rounds',
+        'movielens',
+        _GENRE_COLUMNS,
+        {
+            'No interactions': {**_TD, 'td.rounds': 0},
+            '1 iteration': {**_TD, 'td.rounds': 1},
+            '2 to 3 iterations': {**_TD, 'td.rounds': 3},
+        },
+        'No interactions',
+    ),
+    '7': Table(
+        'MovieLens100k without one of the consistency losses',
+        'movielens',
+        _GENRE_COLUMNS,
+        {
+            'No L_MC': {**_TD, 'td.weights.message': 0.0},
+            'No L_SC': {**_TD, 'td.weights.state': 0.0},
+            'TD': _TD,
+        },
+        'TD',
+    ),
+    '8': Table(
+        'MovieLens100k with noise before interpreting, and with communication trained apart at first',
+        'movielens',
+        _GENRE_COLUMNS,
+        {
+            'Add noise': {**_TD, 'td.noise_std': 0.1},
+            'No noise': _TD,
+            'Train E, D separately': {**_TD, 'td.ramp_up': (1000, 500)},
+            'Train together': _TD,
+        },
+        'Train together',
+    ),
+}
+
+
+def paper(name: str) -> dict | None:
+    """The paper's own table, {'columns': names, 'rows': {row: [[value, its ± or None] of each column]}}.
+
+    None where the paper has no such table.
+    """
+    return json.loads(PAPER.read_text())['tables'].get(name)
+
+
+def check_names(names, genres, datasets):
+    """Raises a UserError for an unknown table, genre or data set."""
+    for flag, values, known in (
+        ('--tables', names, TABLES),
+        ('--genres', genres, GENRES),
+        ('--datasets', datasets, IMAGES),
+    ):
+        for value in values:
+            config_lib.check_choice(flag, value, known)
+
+
+def selected_columns(table: Table, genres, datasets=tuple(IMAGES)) -> list[str]:
+    """The columns of a table that the genres and the image data sets leave."""
+    return [
+        column
+        for column, change in table.columns.items()
+        if change.get('dataset.genre', genres[0]) in genres and (column in datasets or column not in IMAGES)
+    ]
+
+
+def wanted_cells(names, genres, datasets):
+    """Every cell that some tables need, once each: {(table, column, row)} in order."""
+    cells = {}
+    for name in names:
+        table = TABLES[name]
+        if isinstance(table, Table):
+            for column in selected_columns(table, genres, datasets):
+                cells |= {
+                    (name, column, row): None for row, change in table.rows.items() if change != TEACHER
+                }
+            continue
+        for group in table.groups.values():
+            baseline_table, baseline_row = group.baseline
+            for source, rows in (
+                (group.source, [rows[group.source] for rows in table.rows.values()]),
+                (baseline_table, [baseline_row]),
+            ):
+                columns = selected_columns(TABLES[source], genres, datasets)
+                kept = [column for column in group.columns if column in columns]
+                cells |= {(source, column, row): None for column in kept for row in rows}
+    return list(cells)

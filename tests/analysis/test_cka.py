@@ -1,0 +1,295 @@
+"""Linear CKA: the number against its other formulas, and what is compared of a run."""
+
+import json
+import pathlib
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from td_jax.analysis import cka
+from td_jax.data import base as data
+from td_jax.errors import UserError
+from td_jax.training import teachers, train_step
+from td_jax.training.run import train
+
+
+def hsic(k, ell):
+    """tr(K H L H) / (n - 1)^2 with the centring matrix, as it is defined."""
+    n = len(k)
+    h = np.eye(n) - np.full((n, n), 1 / n)
+    return np.trace(k @ h @ ell @ h) / (n - 1) ** 2
+
+
+def from_hsic(x, y):
+    k, ell = x @ x.T, y @ y.T
+    return hsic(k, ell) / np.sqrt(hsic(k, k) * hsic(ell, ell))
+
+
+def from_features(x, y):
+    x, y = x - x.mean(axis=0), y - y.mean(axis=0)
+    top = np.linalg.norm(y.T @ x) ** 2
+    return top / (np.linalg.norm(x.T @ x) * np.linalg.norm(y.T @ y))
+
+
+@pytest.fixture
+def pair():
+    """Two representations of 7 examples that have something in common."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(7, 5))
+    return x, x @ rng.normal(size=(5, 11)) + rng.normal(size=(7, 11)) + 3
+
+
+@pytest.fixture(scope='module')
+def runs(small_config, tmp_path_factory):
+    """The workdirs of finished runs by method; the teacher of all of them is the first one's."""
+    root, teacher = tmp_path_factory.mktemp('runs'), {}
+    for method in ('td', 'ld'):
+        config = small_config(method=method, num_steps=2, teacher__num_steps=1, **teacher)
+        train(config, root / method)
+        teacher = {'teacher__checkpoint': str(root / 'td' / 'teacher')}
+    return root
+
+
+# --- The number ------------------------------------------------------------------------------------
+
+
+def test_it_is_what_hsic_and_the_features_give(pair):
+    x, y = pair
+    assert cka.linear_cka(x, y) == pytest.approx(from_hsic(x, y), rel=1e-12)
+    assert cka.linear_cka(x, y) == pytest.approx(from_features(x, y), rel=1e-12)
+    assert cka.linear_cka(y, x) == pytest.approx(cka.linear_cka(x, y), rel=1e-14)
+    assert 0.1 < cka.linear_cka(x, y) < 0.99
+
+
+def test_what_two_rows_and_three_give_by_hand():
+    """Centred, (0, 1, 2) is (-1, 0, 1) and (0, 3, 0) is (-1, 2, -1): their product is 0.
+
+    (0, 1, 5) is (-2, -1, 3), whose product with the first is 5: 25 / (2 * 14).
+    """
+    x = np.array([[0.0], [1.0], [2.0]])
+    assert cka.linear_cka(x, np.array([[0.0], [3.0], [0.0]])) == 0.0
+    assert cka.linear_cka(x, np.array([[0.0], [1.0], [5.0]])) == pytest.approx(25 / 28, rel=1e-14)
+    # Two examples are v and -v once they are centred.
+    two = np.array([[1.0, 2.0], [3.0, 5.0]]), np.array([[7.0, 0.0], [0.0, 1.0]])
+    assert cka.linear_cka(*two) == pytest.approx(1, rel=1e-14)
+
+
+def test_a_rotation_a_scale_and_a_shift_change_nothing(pair):
+    x, y = pair
+    rotation, _ = np.linalg.qr(np.random.default_rng(1).normal(size=(5, 5)))
+    assert cka.linear_cka(x, -7 * x @ rotation + 2) == pytest.approx(1, rel=1e-12)
+    assert cka.linear_cka(0.01 * x @ rotation - 1, y) == pytest.approx(cka.linear_cka(x, y), rel=1e-10)
+    # Another map than a rotation does.
+    assert cka.linear_cka(x * np.array([9.0, 1, 1, 1, 1]), y) != pytest.approx(cka.linear_cka(x, y), rel=1e-3)
+    assert cka.linear_cka(x, x) == pytest.approx(1, rel=1e-14)
+
+
+def test_examples_must_be_paired(pair):
+    x, y = pair
+    assert cka.linear_cka(x[::-1], y) != pytest.approx(cka.linear_cka(x, y), rel=1e-3)
+    assert cka.linear_cka(x[::-1], y[::-1]) == pytest.approx(cka.linear_cka(x, y), rel=1e-12)
+
+
+def test_tokens_are_flattened(pair):
+    x, y = pair
+    tokens = np.stack([x, 2 * x, x**2], axis=1)  # [7, 3, 5]
+    assert cka.linear_cka(tokens, y) == pytest.approx(
+        from_features(np.concatenate([x, 2 * x, x**2], axis=1), y), rel=1e-12
+    )
+
+
+@pytest.mark.parametrize('scale', [1e-42, 1e-30, 1e30])
+def test_no_scale_is_too_small_or_large(pair, scale):
+    x, y = pair
+    small = x * scale
+    assert cka.linear_cka(small, y) == pytest.approx(cka.linear_cka(x, y), rel=1e-10)
+    assert cka.linear_cka(small, small) == pytest.approx(1, rel=1e-14)
+
+
+@pytest.mark.parametrize('value', [0.0, 0.1, -1e30, 1e-40])
+@pytest.mark.parametrize('dtype', [np.float32, np.float64, jnp.bfloat16])
+def test_constant_features_have_nothing_in_common_with_anything(pair, value, dtype):
+    constant = np.full((7, 3), value, dtype)
+    assert cka.linear_cka(constant, pair[1]) == 0.0
+    assert cka.linear_cka(pair[0], constant) == 0.0
+    assert cka.linear_cka(constant, constant) == 0.0
+
+
+def test_a_difference_of_one_rounding_is_none(pair):
+    """The same number computed in two ways, beside a feature that does differ."""
+    x = np.full((7, 2), 0.1, np.float32)
+    x[3, 0] = np.nextafter(np.float32(0.1), np.float32(1))
+    assert cka.linear_cka(x, pair[1]) == 0.0
+    x[:, 1] = pair[0][:, 1]
+    assert cka.linear_cka(x, pair[0][:, 1:2].astype(np.float32)) == pytest.approx(1, rel=1e-14)
+
+
+def test_no_features_at_all_are_constant(pair):
+    assert cka.linear_cka(np.zeros((7, 0)), pair[0]) == 0.0
+
+
+@pytest.mark.parametrize(
+    ('x', 'y', 'text'),
+    [
+        (np.ones((1, 3)), np.ones((1, 3)), 'at least 2 examples'),
+        (np.ones((0, 3)), np.ones((0, 3)), 'at least 2 examples'),
+        (np.eye(3), np.eye(4), 'not of the same examples'),
+        (np.array([[np.nan], [1]]), np.eye(2), 'finite'),
+        (np.eye(2), np.array([[np.inf], [1]]), 'finite'),
+    ],
+)
+def test_what_cannot_be_compared_is_an_error(x, y, text):
+    with pytest.raises(ValueError, match=text):
+        cka.linear_cka(x, y)
+
+
+# --- Examples --------------------------------------------------------------------------------------
+
+
+def labelled(labels):
+    return {'labels': np.array(labels), 'image': 10 * np.arange(len(labels))}
+
+
+def source_of(evaluation, num_labels):
+    return data.Source('some', {}, evaluation, 'classification', tuple(range(num_labels)), {}, (), None)
+
+
+def test_the_first_examples_of_each_class_are_taken():
+    found = cka.gather(source_of(labelled([2, 0, 2, 0, 2, 0, 0]), 4), 3)
+    assert {label: list(examples['image']) for label, examples in found.items()} == {
+        0: [10, 30, 50],
+        2: [0, 20, 40],
+    }
+
+
+def test_a_stream_is_read_until_all_classes_are_full():
+    opened = []
+
+    def batches(batch_size, part, parts):
+        assert (part, parts) == (0, 1)
+        for labels, mask in (([0, 1, 0], [1, 1, 1]), ([1, 0, 1], [1, 1, 0]), ([0, 1, 1], [1, 0, 1]), None):
+            opened.append(labels)
+            yield labelled(labels), np.array(mask)
+
+    found = cka.gather(source_of(data.EvaluationStream(9, batches), 2), 3)
+    assert {label: list(examples['image']) for label, examples in found.items()} == {
+        0: [0, 20, 10],
+        1: [10, 0, 20],
+    }
+    assert len(opened) == 3
+
+
+# --- Runs ------------------------------------------------------------------------------------------
+
+
+def test_it_is_of_what_both_models_compute(runs):
+    """One pair of one class, from the models themselves."""
+    finished = teachers.finished_with_teacher(runs / 'td', 1)
+    found = cka.analyse([runs / 'td'], examples=6, seed_index=1)
+    rows = np.flatnonzero(finished.source.evaluation['labels'] == 2)[:6]
+    inputs = {'image': finished.source.evaluation['image'][rows]}
+    params = finished.params[train_step.STUDENT]
+    s_g = finished.student.lower(params, inputs)
+    e_g = finished.student.upper(params, s_g)
+    s_h = finished.teacher.model.lower(finished.teacher.params, inputs)
+    e_h = finished.teacher.model.upper(finished.teacher.params, s_h)
+    row = found.values['td']['7']
+    for name, x, y in (('s_g,s_h', s_g, s_h), ('e_g,e_h', e_g, e_h), ('s_g,e_h', s_g, e_h)):
+        assert row[name] == pytest.approx(from_features(np.float64(x), np.float64(y)), abs=1e-5)
+    assert len(row) == 9
+    assert found.runs['td']['seed'] == 1
+    other = cka.analyse([runs / 'td'], examples=6)
+    assert other.values['td']['7'] != row
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """A function ({class: examples}): what is left of the evaluation examples of the digits' runs."""
+    load = teachers.finished_with_teacher
+
+    def leave(counts):
+        def loaded(folder, seed_index=0):
+            finished = load(folder, seed_index)
+            labels = finished.source.evaluation['labels']
+            rows = [np.flatnonzero(labels == c)[: counts.get(c, 30)] for c in range(5)]
+            evaluation = data.take(finished.source.evaluation, np.concatenate(rows))
+            return finished._replace(source=finished.source._replace(evaluation=evaluation))
+
+        monkeypatch.setattr(teachers, 'finished_with_teacher', loaded)
+
+    return leave
+
+
+def test_classes_with_few_examples_are_named(runs, few, tmp_path):
+    few({0: 0, 1: 1, 2: 2, 3: 3})
+    found = cka.analyse([runs / 'ld'], examples=4)
+    assert found.used == {'8': 3, '9': 4}
+    assert found.left_out == {'5': 0, '6': 1, '7': 2}
+    assert list(found.values['ld']) == ['8', '9']
+    text = cka.to_markdown(found)
+    assert 'Mean over 2 classes of digits 5, 6, 7, 8, 9 (test).' in text
+    assert 'Fewer than 4 examples of 8 (3).' in text
+    assert 'Left out, with fewer than 3 examples: 5 (0), 6 (1), 7 (2).' in text
+    cka.save(found, tmp_path)
+    assert json.loads((tmp_path / 'cka.json').read_text())['left_out'] == {'5': 0, '6': 1, '7': 2}
+
+
+def test_no_class_with_enough_examples_is_refused(runs, few):
+    few(dict.fromkeys(range(5), 1))
+    with pytest.raises(UserError, match='has no class with 3 evaluation examples to compare'):
+        cka.analyse([runs / 'td'], examples=20)
+
+
+def test_a_student_that_computes_the_same_for_all_is_aligned_with_nothing(runs, monkeypatch):
+    load = teachers.finished_with_teacher
+
+    def dead(folder, seed_index=0):
+        finished = load(folder, seed_index)
+        params = {**finished.params, train_step.STUDENT: {}}
+        student = finished.student._replace(
+            lower=lambda p, x, key=None: jnp.full((len(x['image']), 3), 0.1),
+            upper=lambda p, s, key=None: s * 0,
+            head=lambda p, e: e,
+        )
+        return finished._replace(params=params, student=student)
+
+    monkeypatch.setattr(teachers, 'finished_with_teacher', dead)
+    found = cka.analyse([runs / 'ld'], examples=5)
+    assert {value for row in found.values['ld'].values() for value in row.values()} == {0.0}
+
+
+def test_runs_of_one_method_go_by_their_folders():
+    class Run:
+        """A run's method and nothing else."""
+
+        def __init__(self, method):
+            self.config = type('Config', (), {'method': method})
+
+    made = [Run('td'), Run('td'), Run('ld')]
+    assert cka._names(made, [pathlib.Path(f'r/{n}') for n in 'abc']) == ['td (a)', 'td (b)', 'ld']
+    paths = [pathlib.Path(f'{n}/r') for n in 'abc']
+    assert cka._names(made, paths) == ['td (a/r)', 'td (b/r)', 'ld']
+
+
+def test_runs_that_cannot_be_compared_are_refused(runs, monkeypatch):
+    with pytest.raises(UserError, match='the same folder twice'):
+        cka.analyse([runs / 'td', runs / 'td'], examples=5)
+    load = teachers.finished_with_teacher
+
+    def changed(folder, seed_index=0):
+        finished = load(folder, seed_index)
+        source = finished.source._replace(name='other' if folder.name == 'ld' else 'some')
+        return finished._replace(source=source)
+
+    monkeypatch.setattr(teachers, 'finished_with_teacher', changed)
+    with pytest.raises(UserError, match=r'different data: some \(test\), other \(test\)\.'):
+        cka.analyse([runs / 'td', runs / 'ld'], examples=5)
+
+    def ratings(folder, seed_index=0):
+        finished = load(folder, seed_index)
+        return finished._replace(source=finished.source._replace(task='regression'))
+
+    monkeypatch.setattr(teachers, 'finished_with_teacher', ratings)
+    with pytest.raises(UserError, match='has no classes to compare by'):
+        cka.analyse([runs / 'td'], examples=5)

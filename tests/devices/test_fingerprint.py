@@ -1,0 +1,89 @@
+"""The same arrays have the same fingerprint wherever they are, and others have another."""
+
+import hashlib
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from td_jax.devices import fingerprint
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def mixed(x):
+    """The finalizer of MurmurHash3, in numbers of any length."""
+    x = (x ^ (x >> 16)) * 0x85EBCA6B % 2**32
+    x = (x ^ (x >> 13)) * 0xC2B2AE35 % 2**32
+    return x ^ (x >> 16)
+
+
+def expected(name, array):
+    """The line of an array, word by word."""
+    array = np.asarray(array)
+    words = np.frombuffer(array.tobytes(), f'u{array.dtype.itemsize}')
+    sums = [
+        sum(mixed(int(word) ^ mixed(place ^ salt)) for place, word in enumerate(words)) % 2**32
+        for salt in (0x9E3779B9, 0x7F4A7C15)
+    ]
+    return f'{name} {array.dtype} {array.shape} {sums[0]:08x}{sums[1]:08x}\n'
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'int32', 'bfloat16', 'float16', 'uint8', 'int8', 'bool'])
+@pytest.mark.parametrize('shape', [(), (1,), (5,), (2, 3), (3, 2, 5)])
+def test_it_is_sha256_of_names_types_shapes_and_sums(dtype, shape):
+    array = jnp.asarray(np.random.default_rng(0).normal(size=shape) * 3, dtype)
+    text = expected('a/0', array) + expected('b', np.float32(1))
+    assert fingerprint.of({'b': jnp.float32(1), 'a': (array,)}) == hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_it_tells_trees_apart_but_not_their_order():
+    array = np.arange(6, dtype=np.float32)
+    tree = {'a': array, 'b': array + 1}
+    assert fingerprint.of(tree) == fingerprint.of(dict(reversed(tree.items())))
+    others = [
+        {'a': array, 'c': array + 1},
+        {'a': array, 'b': array + 1.5},
+        {'a': array, 'b': (array + 1).reshape(2, 3)},
+        {'a': array, 'b': (array + 1).view(np.int32)},
+        {'a': array, 'b': np.flip(array + 1)},
+        {'b': array, 'a': array + 1},
+        {'a': array},
+    ]
+    assert len({fingerprint.of(tree), *map(fingerprint.of, others)}) == 8
+
+
+def test_every_bit_counts():
+    array = np.random.default_rng(0).normal(size=(7, 11)).astype(np.float32)
+    found = {fingerprint.of(array)}
+    for bit in range(0, array.nbytes * 8, 37):
+        content = bytearray(array.tobytes())
+        content[bit // 8] ^= 1 << bit % 8
+        found.add(fingerprint.of(np.frombuffer(content, np.float32).reshape(7, 11)))
+    assert len(found) == 1 + len(range(0, array.nbytes * 8, 37))
+
+
+def test_it_is_the_same_on_eight_devices():
+    program = """
+import jax, numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from td_jax.devices import fingerprint
+mesh = Mesh(np.array(jax.devices()).reshape(2, 4), ('x', 'y'))
+array = np.random.default_rng(0).normal(size=(6, 20)).astype(np.float32)
+for names in ((), ('x', 'y'), (None, 'y'), ('x',)):
+    print(fingerprint.of({'a': jax.device_put(array, NamedSharding(mesh, PartitionSpec(*names)))}))
+"""
+    done = subprocess.run(
+        [sys.executable, '-c', program],
+        cwd=ROOT,
+        env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '--xla_force_host_platform_device_count=8'},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    array = np.random.default_rng(0).normal(size=(6, 20)).astype(np.float32)
+    assert done.stdout.split() == [fingerprint.of({'a': array})] * 4

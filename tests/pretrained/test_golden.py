@@ -1,0 +1,95 @@
+"""What is computed from a checkpoint, against what its own implementation computes."""
+
+import pathlib
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from td_jax.models import base, vit
+from td_jax.pretrained import fit
+from td_jax.pretrained.architecture import module_of
+
+GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
+NPZ, PRE_LOGITS = GOLDEN / 'vit_tiny.npz', GOLDEN / 'vit_tiny_prelogits.npz'
+BARE, CLASSIFIER = GOLDEN / 'hf_vit_tiny', GOLDEN / 'hf_vit_tiny_classifier'
+SIZES = vit.Sizes(width=48, layers=6, mlp=96, heads=4)
+# Checkpoint, what to expect, side of the images there.
+CASES = {
+    'npz': (NPZ, GOLDEN / 'vit_tiny.expected.npz', 32),
+    'npz with pre-logits': (PRE_LOGITS, GOLDEN / 'vit_tiny_prelogits.expected.npz', 32),
+    'npz at 48 pixels': (PRE_LOGITS, GOLDEN / 'vit_tiny_prelogits_at48.expected.npz', 48),
+    'hf with pooler': (BARE, BARE / 'expected.npz', 32),
+    'hf with classifier': (CLASSIFIER, CLASSIFIER / 'expected.npz', 32),
+}
+
+
+def arrays(path):
+    with np.load(path) as file:
+        return dict(file)
+
+
+def close(actual, expected):
+    assert actual.dtype == np.float32
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize('case', CASES)
+def test_every_state_is_the_originals(checkpoints, case, initial):
+    path, expected_path, side = CASES[case]
+    expected = arrays(expected_path)
+    checkpoint = checkpoints[path]
+    architecture = checkpoint.architecture
+    assert architecture.sizes == SIZES
+    params, report = fit.fit(checkpoint, initial(architecture, side))
+    assert report.resized == (('pos_embedding',) if side == 48 else ())
+    assert report.unused == ()
+    inputs = {'image': expected['images']}
+    seen = set()
+
+    def hold(key, value):
+        if key in expected:
+            close(value, expected[key])
+            seen.add(key)
+
+    for split in range(SIZES.layers + 1):
+        model = base.from_module(module_of(architecture, split))
+        s = model.lower(params, inputs)
+        hold(f'hidden_states.{split}', s)
+        hold(f'Transformer.encoderblock_{split - 1}', s)
+        e = model.upper(params, s)
+        hold('last_hidden_state', e)
+        hold('Transformer.encoder_norm', e)
+        hold('logits', model.head(params, e))
+    patches = vit.patches_of(expected['images'], 8)
+    embedded = patches @ params['embedding']['kernel'] + params['embedding']['bias']
+    hold('embedding', embedded.reshape(len(embedded), side // 8, side // 8, -1))
+    hold('pos_embedding', params['pos_embedding'])
+    token = np.asarray(e[:, 0])
+    if architecture.pre_logits and side == 32:  # At 48 the original ran without it.
+        layer = params['pre_logits_layer']
+        token = token @ layer['kernel'] + layer['bias']  # It is before the tanh there.
+    hold('pre_logits', token)
+    assert seen == expected.keys() - {'images'}
+
+
+@pytest.mark.parametrize('case', ['npz', 'hf with classifier'])
+def test_the_other_gelu_would_be_noticed(checkpoints, case):
+    path, expected_path, _ = CASES[case]
+    expected, checkpoint = arrays(expected_path), checkpoints[path]
+    other = {'gelu': 'gelu_tanh', 'gelu_tanh': 'gelu'}[checkpoint.architecture.activation]
+    model = base.from_module(module_of(checkpoint.architecture._replace(activation=other), 6))
+    s = np.asarray(model.lower(checkpoint.params, {'image': expected['images']}))
+    key = 'hidden_states.6' if path == CLASSIFIER else 'Transformer.encoderblock_5'
+    assert np.abs(s - expected[key]).max() > 1e-4
+
+
+def test_the_pooler_is_the_dense_before_the_head(checkpoints, initial):
+    raw, architecture = load_file(BARE / 'model.safetensors'), checkpoints[BARE].architecture
+    tree, report = fit.fit(checkpoints[BARE], initial(architecture, num_outputs=48))
+    assert set(report.initialised) == {'head_layer/bias', 'head_layer/kernel'}
+    tree['head_layer'] = {'kernel': np.eye(48, dtype=np.float32), 'bias': np.zeros(48, np.float32)}
+    model = base.from_module(module_of(architecture._replace(num_outputs=48), 0))
+    e = arrays(BARE / 'expected.npz')['last_hidden_state']
+    expected = np.tanh(e[:, 0] @ raw['pooler.dense.weight'].T + raw['pooler.dense.bias'])
+    close(model.head(tree, e), expected)

@@ -1,0 +1,138 @@
+"""The folder of a Hugging Face ViT, and every way it can be wrong."""
+
+import json
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from td_jax import pretrained
+from td_jax.errors import UserError
+from td_jax.models import vit
+from td_jax.pretrained import hugging_face
+
+GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
+BARE, CLASSIFIER = GOLDEN / 'hf_vit_tiny', GOLDEN / 'hf_vit_tiny_classifier'
+SIZES = vit.Sizes(width=48, layers=6, mlp=96, heads=4)
+LAYER = 'encoder.layer.0'
+
+
+@pytest.mark.parametrize(
+    ('name', 'ours'), [('gelu', 'gelu'), ('gelu_new', 'gelu_tanh'), ('gelu_pytorch_tanh', 'gelu_tanh')]
+)
+def test_activation_and_epsilon_come_from_the_config(changed_folder, name, ours):
+    folder = changed_folder(lambda _, config: config.update(hidden_act=name, layer_norm_eps=1e-12))
+    architecture = pretrained.read(folder).architecture
+    assert (architecture.activation, architecture.epsilon) == (ours, 1e-12)
+
+
+def test_what_a_config_leaves_out_is_as_in_transformers(changed_folder):
+    def change(_, config):
+        for key in ('hidden_act', 'layer_norm_eps', 'num_hidden_layers', 'num_attention_heads', 'model_type'):
+            del config[key]
+
+    architecture = pretrained.read(changed_folder(change)).architecture
+    assert architecture.sizes == SIZES._replace(heads=12)
+    assert (architecture.activation, architecture.epsilon) == ('gelu', 1e-12)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'text'),
+    [
+        ({'hidden_act': 'relu'}, "hidden_act 'relu' is not known. Known: gelu, gelu_new"),
+        ({'model_type': 'deit'}, "model_type 'deit'"),
+        ({'pooler_act': 'relu'}, "pooler_act 'relu'"),
+        ({'num_attention_heads': 5}, '5 attention heads do not divide the width, 48'),
+        ({'num_attention_heads': 0}, 'num_attention_heads is 0'),
+        ({'layer_norm_eps': '1e-6'}, "layer_norm_eps is '1e-6'"),
+        ({'num_hidden_layers': 7}, r'encoder\.layer\.6\.\S+ is missing'),
+    ],
+)
+def test_a_config_that_does_not_fit_is_refused(changed_folder, changes, text):
+    with pytest.raises(UserError, match=text):
+        pretrained.read(changed_folder(lambda _, config: config.update(changes)))
+
+
+@pytest.mark.parametrize(('path', 'prefix'), [(BARE, ''), (CLASSIFIER, 'vit.')], ids=['bare', 'under vit.'])
+def test_a_missing_tensor_is_named_as_in_the_file(changed_folder, path, prefix):
+    key = f'{prefix}encoder.layer.4.attention.output.dense.bias'
+    with pytest.raises(UserError, match=f' {key} is missing'):
+        pretrained.read(changed_folder(lambda values, _: values.pop(key), path))
+
+
+def test_a_transposed_tensor_is_refused(changed_folder):
+    key = f'{LAYER}.intermediate.dense.weight'
+    other = f'{LAYER}.output.dense.weight'
+    with pytest.raises(UserError, match=rf'{other} is \[96, 48\]; .* \[48, 96\]'):
+        pretrained.read(changed_folder(lambda values, _: values.update({other: values[key]})))
+
+
+def test_attention_without_biases_has_zeros(changed_folder):
+    def change(values, config):
+        config['qkv_bias'] = False
+        for name in [name for name in values if name.endswith(('query.bias', 'key.bias', 'value.bias'))]:
+            del values[name]
+
+    checkpoint = pretrained.read(changed_folder(change))
+    assert not checkpoint.params['block_5']['attention']['key']['bias'].any()
+
+
+def test_a_classifier_reads_the_token_and_not_the_pooler(changed_folder):
+    def change(values, _):
+        values['vit.pooler.dense.weight'] = np.zeros((48, 48), np.float32)
+        values['vit.pooler.dense.bias'] = np.zeros(48, np.float32)
+
+    checkpoint = pretrained.read(changed_folder(change, CLASSIFIER))
+    assert not checkpoint.architecture.pre_logits
+    assert checkpoint.unused == ('vit.pooler.dense.bias', 'vit.pooler.dense.weight')
+
+
+def test_half_precision_becomes_float32(changed_folder, flat):
+    def change(values, _):
+        values.update({name: x.astype(jax.numpy.bfloat16) for name, x in values.items()})
+
+    params = flat(pretrained.read(changed_folder(change)).params)
+    assert {x.dtype for x in params.values()} == {np.dtype(np.float32)}
+
+
+@pytest.mark.parametrize('name', ['config.json', 'model.safetensors'])
+def test_a_folder_with_a_file_missing_says_which(tmp_path, name):
+    shutil.copytree(BARE, tmp_path / 'folder')
+    (tmp_path / 'folder' / name).unlink()
+    with pytest.raises(UserError, match=f'holds no {name}'):
+        pretrained.read(str(tmp_path / 'folder'))
+
+
+def test_a_config_that_is_no_json_is_refused(tmp_path):
+    shutil.copytree(BARE, tmp_path / 'folder')
+    (tmp_path / 'folder/config.json').write_text('{"hidden_act": ')
+    with pytest.raises(UserError, match=r'config\.json cannot be read'):
+        pretrained.read(str(tmp_path / 'folder'))
+
+
+def test_weights_without_their_folder_are_refused():
+    with pytest.raises(UserError, match=r'give its folder, which holds config\.json'):
+        pretrained.read(str(BARE / 'model.safetensors'))
+
+
+def test_what_is_written_has_the_names_shapes_and_values_of_the_original(tmp_path):
+    source = GOLDEN / 'hf_vit_tiny_classifier'
+    checkpoint = pretrained.read(str(source))
+    names = [f'LABEL_{i}' for i in range(7)]
+    hugging_face.write(tmp_path / 'made', checkpoint.architecture, checkpoint.params, names)
+    theirs = load_file(source / 'model.safetensors')
+    ours = load_file(tmp_path / 'made' / 'model.safetensors')
+    assert ours.keys() == theirs.keys()
+    for key, value in ours.items():
+        np.testing.assert_array_equal(value, theirs[key], err_msg=key, strict=True)
+    theirs, ours = (
+        json.loads((folder / 'config.json').read_text()) for folder in (source, tmp_path / 'made')
+    )
+    added = {'num_labels': 7}
+    assert {key: value for key, value in ours.items() if key not in theirs} == added
+    assert {key: value for key, value in theirs.items() if key in ours} == {
+        key: value for key, value in ours.items() if key not in added
+    }

@@ -1,0 +1,178 @@
+"""The cells of a table: what each runs, where, and which of them are run again."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from configs import common
+from td_jax import config as config_lib
+from td_jax.errors import UserError
+from td_jax.files import workdir
+from td_jax.method import objectives
+from td_jax.reproduction import cells, render, tables
+from td_jax.training import loop
+
+SCRATCH = 'Train from scratch'
+
+
+def cells_of(text, row):
+    """The cells of a row of a Markdown table."""
+    (line,) = [line for line in text.splitlines() if line.startswith(f'| {row} |')]
+    return [cell.strip() for cell in line.strip('|').split('|')]
+
+
+@pytest.mark.parametrize('path', sorted(cells.TUNED.glob('*.json')), ids=lambda path: path.stem)
+def test_tuned_values_are_of_known_knobs(path):
+    declared = config_lib.flatten(common.get_config())
+    for column, methods in cells.tuned(path.stem).items():
+        if column == 'teacher':
+            assert methods.keys() <= declared.keys()
+            continue
+        assert column in (*tables.GENRES, 'digits', 'cifar10')
+        for method, values in methods.items():
+            assert method in objectives.METHODS
+            assert values.keys() <= declared.keys()
+
+
+def test_a_row_wins_over_what_was_tuned_and_that_over_the_column(monkeypatch):
+    tuned = {
+        'teacher': {'teacher.num_steps': 7},
+        'War': {'td': {'td.rounds': 2, 'td.weights.state': 5.0, 'model.hidden': [8, 4], 'num_seeds': 3}},
+        'Drama': {'td': {'td.rounds': 9}},
+    }
+    monkeypatch.setattr(cells, 'tuned', lambda name: tuned)
+    table = tables.Table(
+        'T',
+        'movielens',
+        {'one': {'dataset.genre': 'War', 'num_seeds': 4, 'batch_size': 32}},
+        {'row': {'method': 'td', 'td.rounds': 1}},
+        'row',
+    )
+    config = cells.cell_config(table, 'one', 'row')
+    assert (config.td.rounds, config.td.weights.state, config.num_seeds, config.batch_size) == (1, 5.0, 3, 32)
+    assert (config.teacher.num_steps, config.model.hidden) == (7, (8, 4))
+
+
+def test_steps_that_train_the_parts_apart_come_before_those_that_were_tuned():
+    table = tables.TABLES['8']
+    together = cells.cell_config(table, 'Genre 1', 'Train together')
+    apart = cells.cell_config(table, 'Genre 1', 'Train E, D separately')
+    # Section 6.5: the student for 1000 steps, then encoders and decoders for 500 or 1000.
+    assert apart.td.ramp_up == (1000, 500)
+    assert apart.num_steps == together.num_steps + 1500
+    assert config_lib.differences(apart, json.loads(config_lib.to_json(together))).keys() == {
+        'td.ramp_up',
+        'num_steps',
+    }
+
+
+def test_a_folders_name_says_the_config(small_config):
+    root, config = pathlib.Path('root'), small_config()
+    assert cells.run_folder(root, config) == cells.run_folder(root, small_config())
+    assert cells.run_folder(root, config) != cells.run_folder(root, small_config(td__rounds=2))
+    assert cells.run_folder(root, config).parent == root / 'digits'
+    assert cells.run_folder(root, config).name == f'td-{config_lib.digest(config)}'
+
+
+def test_a_teacher_is_shared_by_all_that_would_train_the_same(small_config):
+    def teacher(**changes):
+        return cells.teacher_folder(pathlib.Path(), small_config(**changes))
+
+    assert teacher() == teacher(method='ld', num_steps=9, model__hidden=(4, 4), optimizer__learning_rate=0.1)
+    assert teacher() == teacher(
+        td__rounds=5, communication__hidden=9, log_every=1, teacher__labels='auxiliary'
+    )
+    assert teacher() != teacher(dataset__split='validation')
+    assert teacher() != teacher(dataset__movie_oov_rate=0.3)
+    assert teacher() != teacher(teacher__optimizer__learning_rate=0.1)
+
+
+@pytest.fixture
+def tiny(monkeypatch, small_config):
+    """A table of two rows, and the names of the methods that were trained for it."""
+    table = tables.Table(
+        'Tiny',
+        'digits',
+        {'all': {}},
+        {SCRATCH: {'method': 'supervised'}, 'LD': {'method': 'ld'}, 'Teacher': tables.TEACHER},
+        SCRATCH,
+    )
+    trained, finish = [], loop.Loop.finish
+
+    def counted(self):
+        trained.append(self.config.method)
+        return finish(self)
+
+    monkeypatch.setattr(tables, 'TABLES', {'tiny': table})
+    monkeypatch.setattr(cells, 'tuned', lambda name: {})
+    # The teacher is of the student's classes, so that it has a score.
+    monkeypatch.setattr(
+        cells,
+        'base_config',
+        lambda name: small_config(teacher__dataset__classes=(5, 6, 7, 8, 9), teacher__labels='shared'),
+    )
+    monkeypatch.setattr(loop.Loop, 'finish', counted)
+    return trained
+
+
+def made(root, only_show):
+    """The tiny table as Markdown."""
+    results = cells.make(['tiny'], ['Drama'], ['CIFAR10'], root, only_show)
+    return render.make(['tiny'], results, ['Drama'], ['CIFAR10'])
+
+
+def test_only_what_is_missing_is_run(tiny, tmp_path):
+    text = made(tmp_path, only_show=True)
+    assert cells_of(text, 'LD')[1] == cells_of(text, 'Teacher')[1] == 'missing'
+    assert list(tmp_path.iterdir()) == tiny == []
+
+    text = made(tmp_path, only_show=False)
+    assert tiny == ['supervised', 'supervised', 'ld']  # a student, the teacher, a student of it
+    paths = list(tmp_path.rglob(workdir.RESULT))
+    results = {path.parent.name.split('-')[0]: path for path in paths}
+    assert len(paths) == 3
+    assert set(results) == {'supervised', 'teacher', 'ld'}
+    # The teacher was trained on the student's own task, so that its own run has its score, too.
+    teacher = json.loads(results['teacher'].read_text())
+    assert teacher['seeds'] == [0]
+    assert cells_of(text, 'Teacher')[1] == f'{teacher["mean"]:.4f}'
+    result = json.loads(results['ld'].read_text())
+    assert cells_of(text, 'LD')[1] == f'{result["mean"]:.4f} ± {result["stderr"]:.4f}'
+    assert cells_of(text, 'Teacher')[1] == f'{result["teacher"]:.4f}'
+    scratch = json.loads(results['supervised'].read_text())
+    difference = np.subtract(result['values'], scratch['values'])
+    assert cells_of(text, 'LD')[2] == f'{difference.mean():+.4f} ± {scipy.stats.sem(difference):.4f}'
+
+    assert made(tmp_path, only_show=False) == text
+    assert made(tmp_path, only_show=True) == text
+    assert len(tiny) == 3
+
+    results['ld'].unlink()
+    assert made(tmp_path, only_show=False) == text
+    assert tiny[3:] == ['ld']
+
+
+def test_a_dry_run_counts_what_is_missing(tmp_path):
+    planned = cells.plan(['6'], ['Drama'], ['CIFAR10'], tmp_path)
+    _, _, *rows, _, total = render.plan(planned, device_tflops=50.0).splitlines()
+    shown = [[cell.strip() for cell in row.strip('|').split('|')] for row in rows]
+    assert [(row[0].split(', ')[2], row[1]) for row in shown] == [
+        (row, 'missing') for row in tables.TABLES['6'].rows
+    ]
+    operations = [float(row[5]) for row in shown]
+    for row in shown:
+        assert float(row[5]) == pytest.approx(float(row[2]) * int(row[3]) * int(row[4]), rel=0.01)
+        assert float(row[6]) == pytest.approx(float(row[5]) / 50e12 / 3600, rel=0.01)
+    # Every round costs more; a student of 4 blocks and a teacher of 12, at 384 pixels.
+    assert 5e17 < operations[0] < operations[1] < operations[2] < 2e18
+    assert float(total.split()[3]) == pytest.approx(sum(operations), rel=0.01)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_genre_is_refused_with_the_known_ones(tmp_path):
+    with pytest.raises(UserError, match=r'--genres .Wra. is not known\. Did you mean War\?.*Drama'):
+        cells.make(['3'], ['Drama', 'Wra'], ['CIFAR10'], tmp_path, only_show=False)
+    assert list(tmp_path.iterdir()) == []

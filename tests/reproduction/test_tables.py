@@ -1,0 +1,76 @@
+"""The tables as data: what they are made of, and the cells that they need."""
+
+import json
+
+import pytest
+
+from configs import common
+from td_jax import config as config_lib
+from td_jax.errors import UserError
+from td_jax.reproduction import cells, tables
+
+PAPER = json.loads(tables.PAPER.read_text())['tables']
+WITH_RUNS = {name: t for name, t in tables.TABLES.items() if isinstance(t, tables.Table)}
+GENRE, SCRATCH = 'Genre 1', 'Train from scratch'
+
+
+@pytest.mark.parametrize('name', WITH_RUNS)
+def test_a_table_is_made_of_what_there_is(name):
+    table = WITH_RUNS[name]
+    declared = config_lib.flatten(common.get_config())
+    for change in (*table.columns.values(), *table.rows.values()):
+        if change != tables.TEACHER:
+            assert change.keys() <= declared.keys()
+    assert table.baseline in table.rows
+    if name in PAPER:
+        assert set(table.columns) <= set(PAPER[name]['columns'])
+        assert set(table.rows) <= set(PAPER[name]['rows'])
+    for column in table.columns:
+        for row, change in table.rows.items():
+            if change != tables.TEACHER:
+                config_lib.check(cells.cell_config(table, column, row))
+
+
+def test_the_papers_numbers_are_the_papers():
+    """Copied by hand from Table 3."""
+    column = PAPER['3']['columns'].index(GENRE)
+    found = {row: PAPER['3']['rows'][row][column][0] for row in (SCRATCH, 'Teacher', 'LD', 'TD')}
+    assert found == {SCRATCH: 1.0102, 'Teacher': 1.0120, 'LD': 1.0083, 'TD': 0.9965}
+
+
+@pytest.mark.parametrize('name', PAPER)
+def test_every_row_of_the_paper_has_every_column(name):
+    for row in PAPER[name]['rows'].values():
+        assert len(row) == len(PAPER[name]['columns'])
+        assert all(isinstance(value, float) and (se is None or se >= 0) for value, se in row)
+
+
+def test_every_cell_that_is_needed_is_run_once():
+    wanted = tables.wanted_cells(['1', '3'], ['Drama'], ['CIFAR10'])
+    assert len(wanted) == len(set(wanted))
+    assert {cell for cell in wanted if cell[0] == '4'} == {
+        ('4', 'CIFAR10', row) for row in tables.TABLES['4'].rows
+    }
+    assert {column for table, column, _ in wanted if table == '3'} == {GENRE}
+    assert ('3', GENRE, SCRATCH) in wanted
+    assert not any(row == 'Teacher' for _, _, row in wanted)
+
+
+def test_genres_leave_their_columns():
+    table = tables.TABLES['3']
+    assert tables.selected_columns(table, ['War', 'Drama']) == ['Genre 1', 'Genre 8']
+    assert tables.selected_columns(tables.TABLES['digits'], ['War']) == ['5 to 9']
+
+
+@pytest.mark.parametrize(
+    ('names', 'genres', 'datasets', 'text'),
+    [
+        (['33'], ['Drama'], ['CIFAR10'], "--tables '33' is not known. Did you mean 3? Known: "),
+        (['3'], ['Drama', 'Wra'], ['CIFAR10'], "--genres 'Wra' is not known. Did you mean War? Known: Drama"),
+        (['3'], ['Drama'], ['CIFAR1'], "--datasets 'CIFAR1' is not known. Did you mean CIFAR10"),
+    ],
+)
+def test_an_unknown_name_is_refused_with_the_known_ones(names, genres, datasets, text):
+    with pytest.raises(UserError) as caught:
+        tables.check_names(names, genres, datasets)
+    assert str(caught.value).startswith(text)

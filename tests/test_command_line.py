@@ -1,0 +1,58 @@
+"""What every command refuses of its flags, in one line and before its work."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+COMMAND = """
+from absl import flags
+from td_jax import command_line
+flags.DEFINE_list('tables', ['3'], '')
+flags.DEFINE_float('device_tflops', 1.0, '', lower_bound=1e-6)
+flags.DEFINE_integer('examples', 1, '')
+command_line.run(lambda: print('ran'), required=('tables',))
+"""
+
+
+@pytest.mark.parametrize(
+    ('flag', 'text'),
+    [
+        ('--tables=3,', '--tables=3, has an empty name in its list; take a comma away.'),
+        ('--tables=3,,4', '--tables=3,,4 has an empty name in its list; take a comma away.'),
+        ('--tables=3, ,4', '--tables=3,,4 has an empty name in its list; take a comma away.'),
+        ('--tables=,', '--tables=, has an empty name in its list; take a comma away.'),
+        ('--tables=', '--tables is missing.'),
+        ('--device_tflops=nan', '--device_tflops is nan; it must be a finite number.'),
+        ('--device_tflops=inf', '--device_tflops is inf; it must be a finite number.'),
+        ('--device_tflops=0', 'flag --device_tflops=0: 0.0 is not number >= 1e-06'),
+        ('--examples=three', 'flag --examples=three: invalid literal'),
+        ('tables', 'tables is not a flag; every flag starts with --.'),
+    ],
+)
+def test_a_mistake_is_one_line(flag, text):
+    done = subprocess.run(
+        [sys.executable, '-c', COMMAND, flag],
+        cwd=ROOT,
+        env=os.environ,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr.count('\n')) == (2, '', 1)
+    assert done.stderr.startswith(f'td_jax: {text}')
+
+
+def test_what_is_right_is_run():
+    done = subprocess.run(
+        [sys.executable, '-c', COMMAND, '--tables=3,4', '--device_tflops=2.5'],
+        cwd=ROOT,
+        env=os.environ,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, 'ran\n', '')
