@@ -112,7 +112,7 @@ def read_parameters(folder: epath.Path, seed_index: int, mesh: Mesh | None = Non
             if name.startswith(f'params/{prefix}')
         }
         if mesh:
-            wanted = sharding.described(wanted, sharding.of_parameters(mesh, wanted, first_axis=1))
+            wanted = sharding.abstract(wanted, sharding.of_parameters(mesh, wanted, first_axis=1))
         arrays = checkpoints.read(saved, steps, wanted)
     except checkpoints.Unreadable as error:
         raise UserError(
