@@ -74,8 +74,7 @@ def check(source: Source):
         name = f'dataset {source.name}, {part} examples'
         for field, array in examples.items():
             if np.issubdtype(array.dtype, np.floating):
-                is_right = np.isfinite(array).reshape(len(array), -1).all(axis=1)
-                refuse_rows(name, field, array, is_right, 'a finite number')
+                refuse_rows(name, field, array, np.isfinite(array), 'a finite number')
         if source.task == 'classification':
             check_labels(name, examples['labels'], len(source.label_names))
 
@@ -95,26 +94,25 @@ def check_labels(name: str, labels: np.ndarray, num_labels: int):
     refuse_rows(name, 'label', labels, is_right, f'from 0 to {num_labels - 1}')
 
 
-def refuse_rows(name: str, field: str, array, is_right: np.ndarray, what: str):
-    """Refuses a field of a data set of which a row is wrong.
+def refuse_rows(name: str, field: str, values, is_right: np.ndarray, what: str):
+    """Refuses a field of a data set that holds a wrong value.
 
     Args:
       name: of the data set or a part of it.
       field: its name.
-      array: [rows, ...], what is in it.
-      is_right: [rows], by row.
-      what: what it must be.
+      values: [rows, ...], what is in it.
+      is_right: of the same shape.
+      what: what each must be.
 
     Raises:
-      UserError: names the first row that is wrong, and its value where it is a single one.
+      UserError: names the first row that holds a wrong value, and that.
     """
     if is_right.all():
         return
-    row = int(np.argmin(is_right))
-    value = array[row]
-    said = f'is {value!s:.40}' if np.ndim(value) == 0 else 'holds another value'
+    index = np.unravel_index(np.argmin(is_right), is_right.shape)
     raise UserError(
-        f'{name}: {field} of row {row} {said}; it must be {what}. Mend or prepare the data set anew.'
+        f'{name}: {field} of row {index[0]} {"is" if len(index) == 1 else "holds"} {values[index]!s:.40}; it '
+        f'must be {what}. Mend or prepare the data set anew.'
     )
 
 
