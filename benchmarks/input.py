@@ -56,9 +56,11 @@ def training(size: int, batch_size: int):
 
 def evaluation(size: int, batch_size: int):
     """Batches of ImageNet as an evaluation sees them."""
+    config = common.get_config().dataset
+    config.name, config.image_size = 'imagenet', size
     builder = prepared.builder(imagenet.NAME)
     spans = imagenet.spans_of(builder, 'validation') * PASSES
-    return imagenet.evaluation_stream(spans, builder.info.features, size).open(batch_size, 0, 1)
+    return imagenet.evaluation_stream(spans, builder.info.features, config).open(batch_size, 0, 1)
 
 
 def on_device(size: int, batch_size: int):

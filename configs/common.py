@@ -75,7 +75,7 @@ def optimizer_config():
 
 
 def task_config():
-    """Which part of a data set a model is trained on; teacher and student each have one."""
+    """Which part of a data set a model is trained on, and how it is shown; both models have one."""
     task = ml_collections.ConfigDict()
     # MovieLens: only movies of this genre, or 'all'.
     task.genre = 'all'
@@ -83,6 +83,10 @@ def task_config():
     task.classes = ()
     # Classification: training examples kept of each class, the first ones; 0 keeps all.
     task.examples_per_class = 0
+    # Images: how the model is shown a pixel between 0 and 1: less the mean, over the standard deviation, each
+    # of red, green and blue. These make it -1 to 1.
+    task.image_mean = (0.5, 0.5, 0.5)
+    task.image_std = (0.5, 0.5, 0.5)
     return task
 
 
@@ -102,6 +106,10 @@ def dataset_config():
     dataset.min_title_word_count = 2
     # Images: side in pixels that a model is shown.
     dataset.image_size = 32
+    # Images: how they are resized for both models, a name of td_jax.data.images.RESIZES: 'bilinear', as
+    # google-research/vision_transformer does it, or 'bilinear_antialias', as Hugging Face does it, which
+    # smooths an image that becomes smaller.
+    dataset.resize = 'bilinear'
     # Images: smallest share of an image's area that a random crop keeps in training; 1 takes it whole.
     dataset.min_crop_area = 0.05
     # Images: chance that a training image is mirrored.

@@ -8,10 +8,7 @@ import ml_collections
 from absl import app, flags, logging
 from ml_collections.config_flags import config_flags
 
-from td_jax.errors import Stopped, UserError
-
-# Exit code of a run that was asked to stop before its end: EX_TEMPFAIL, call again.
-CALL_AGAIN = 75
+from td_jax.errors import CALL_AGAIN, Stopped, UserError
 
 
 class _ConfigFile(config_flags.ConfigFileFlagParser):

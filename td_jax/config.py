@@ -10,7 +10,7 @@ import ml_collections
 import numpy as np
 
 from configs import common
-from td_jax.data import SOURCES
+from td_jax.data import SOURCES, images
 from td_jax.devices.remat import POLICIES
 from td_jax.errors import UserError
 from td_jax.method import objectives
@@ -22,6 +22,7 @@ CHOICES = {
     'method': objectives.METHODS,
     'dataset.name': SOURCES,
     'dataset.split': ('validation', 'test'),
+    'dataset.resize': images.RESIZES,
     'compute_dtype': ('float32', 'bfloat16'),
     'model.initial': ('random', 'teacher'),
     'teacher.model.initial': ('random',),
@@ -72,6 +73,8 @@ NUMBERS = {
     'image_size': _POSITIVE,
     'min_crop_area': _SHARE,
     'mirror_rate': _CHANCE,
+    'image_mean': _CHANCE,
+    'image_std': _POSITIVE,
     'shuffle_buffer': _POSITIVE,
     'data': _DEVICES,
     'fsdp': _DEVICES,
@@ -97,6 +100,8 @@ NUMBERS = {
     'seed': _NOT_NEGATIVE,
     'classes': _NOT_NEGATIVE,
 }
+# Those among them that have a number for each of red, green and blue.
+COLOURS = ('image_mean', 'image_std')
 # The same by the part before it, where the last part is a free name.
 NUMBERS_IN = {'weights': _NOT_NEGATIVE, 'embeddings': _POSITIVE}
 
@@ -164,7 +169,14 @@ def check(config):
 
 
 def _check_images(config):
-    """Refuses sizes of a ViT that do not fit each other or the images."""
+    """Refuses sizes of a ViT that do not fit each other or the images, and too few colours."""
+    for prefix, task in (('', config.dataset), ('teacher.', config.teacher.dataset)):
+        for key in COLOURS:
+            if len(task[key]) != 3:
+                raise UserError(
+                    f'{prefix}dataset.{key} is {tuple(task[key])}; it has three numbers, for red, green and '
+                    'blue.'
+                )
     for prefix, model in (('', config.model), ('teacher.', config.teacher.model)):
         try:
             _, patch = vit.sizes_of(model)
@@ -210,7 +222,8 @@ def _check_numbers(key, value):
         return
     is_many = isinstance(value, (tuple, list))
     # ml_collections holds a single number to its type, but not those in a tuple or under a free name.
-    kind = numbers.Integral if is_many or path[-1:] == ['embeddings'] else numbers.Real
+    is_count = path[-1:] == ['embeddings'] or (is_many and name not in COLOURS)
+    kind = numbers.Integral if is_count else numbers.Real
     for number in value if is_many else (value,):
         is_number = isinstance(number, kind) and not isinstance(number, bool)
         if not is_number or not math.isfinite(number) or not is_right(number):
@@ -277,7 +290,13 @@ def identity(config) -> dict:
     Left out is what cannot change the result (WITHOUT_EFFECT), and what a run of this method does not read. A
     teacher is known by its fingerprint, not by where it lies: a run keeps that beside its config.
     """
-    return {key: value for key, value in _as_stored(config).items() if not _is_left_out(config, key)}
+    stored = _as_stored(config)
+    return {key: stored[key] for key in _that_count(config, stored)}
+
+
+def completed(stored: dict) -> dict:
+    """{dotted key: value} of a config that was read back from JSON; a key that it lacks is at its default."""
+    return _as_stored(common.get_config()) | flatten(stored)
 
 
 def digest(config) -> str:
@@ -298,8 +317,8 @@ def differences(config, stored: dict) -> dict:
       stored: the dict that was read back from the JSON of the other. A key that it lacks is at its default;
         one that this version of td_jax does not know is a difference, whatever its value.
     """
-    now, before = identity(config), _as_stored(common.get_config()) | flatten(stored)
-    keys = sorted(key for key in now.keys() | before.keys() if not _is_left_out(config, key))
+    now, before = identity(config), completed(stored)
+    keys = sorted(_that_count(config, now.keys() | before.keys()))
     return {key: (before.get(key), now.get(key)) for key in keys if before.get(key) != now.get(key)}
 
 
@@ -322,30 +341,105 @@ def _as_stored(config):
     return flatten(json.loads(to_json(config)))
 
 
-def _is_left_out(config, key):
-    return key in WITHOUT_EFFECT or key.startswith(_unread(config))
+def _that_count(config, keys):
+    """Those among some keys that are part of what a run is."""
+    starts = tuple(unread(config))
+    return [key for key in keys if key not in WITHOUT_EFFECT and not key.startswith(starts)]
 
 
-def _unread(config) -> tuple[str, ...]:
-    """What the keys start with that a run of this config does not read."""
+def without_effect(config, keys) -> dict[str, str]:
+    """{key: why} of those among some keys that a run of this config does not read.
+
+    Args:
+      config: of the run, checked.
+      keys: dotted keys, such as those that a person set on a command line.
+    """
+    reasons = unread(config)
+    return {
+        key: next(reason for start, reason in reasons.items() if key.startswith(start))
+        for key in keys
+        if key.startswith(tuple(reasons))
+    }
+
+
+# The knobs of a model that one architecture reads and others do not, and those of one data set.
+OF_MODELS = {
+    'mlp': ('hidden', 'embeddings'),
+    'vit': (
+        *('variant', 'layers', 'width', 'mlp', 'heads', 'patch'),
+        *('activation', 'epsilon', 'pre_logits', 'remat_policy'),
+    ),
+}
+_CLASSES = ('classes', 'examples_per_class')
+_IMAGES = ('image_size', 'image_mean', 'image_std', 'resize', 'min_crop_area', 'mirror_rate')
+OF_DATASETS = {
+    'movielens': ('genre', 'user_oov_rate', 'movie_oov_rate', 'min_title_word_count'),
+    'digits': _CLASSES,
+    'cifar10': _CLASSES + _IMAGES,
+    'cifar100': _CLASSES + _IMAGES,
+    'imagenet': (*_CLASSES, *_IMAGES, 'shuffle_buffer'),
+}
+
+
+def unread(config) -> dict[str, str]:
+    """{what keys start with: why}, of those that a run of this config does not read."""
     reads = objectives.METHODS[config.method].reads
-    left = [f'{method}.' for method in objectives.METHODS if method != config.method]
+    method = f'method is {config.method}'
+    found = {f'{other}.': method for other in objectives.METHODS if other != config.method}
     if 'states' not in reads:
-        left.append('communication.')
+        found['communication.'] = method
     if 'logits' not in reads:
-        left += ['logits.', 'teacher.labels']
+        found |= {'logits.': method, 'teacher.labels': method}
+    elif config.logits.distance == 'l2':
+        found['logits.temperature'] = 'logits.distance is l2'
     if not reads:
-        left.append('teacher.inputs')
+        found['teacher.inputs'] = method
     if not has_teacher(config):
-        left.append('teacher.')
+        found['teacher.'] = f'{method}, without a teacher'
     elif config.teacher.pretrained:
-        left += ['teacher.num_steps', 'teacher.optimizer.', 'teacher.dataset.']
+        # Its part of the data is not trained on; how it is shown images matters.
+        parts = ('genre', 'classes', 'examples_per_class')
+        untrained = 'teacher.num_steps', 'teacher.optimizer.', *(f'teacher.dataset.{part}' for part in parts)
+        found |= dict.fromkeys(untrained, 'teacher.pretrained is not trained here')
     elif config.teacher.checkpoint:
-        left += ['teacher.num_steps', 'teacher.optimizer.', 'teacher.seed']
+        reason = 'teacher.checkpoint is trained already'
+        found |= dict.fromkeys(('teacher.num_steps', 'teacher.optimizer.', 'teacher.seed'), reason)
     # The test split is read once, at the end.
     if config.dataset.split == 'test':
-        left.append('eval_every')
-    return tuple(left)
+        found['eval_every'] = 'dataset.split is test, which is read once, at the end'
+    if config.method == 'td':
+        if not config.td.rounds or not config.td.weights.interact:
+            knobs = 'reference', 'noise_std', 'remat_policy'
+            found |= {f'td.{knob}': 'there are no rounds of interaction' for knob in knobs}
+        elif config.td.rounds == 1:
+            found['td.reference'] = 'td.rounds is 1, and a first round knows one state only'
+    return found | _unread_of_parts(config)
+
+
+def _unread_of_parts(config):
+    """What `unread` finds in the models, optimizers and data of student and teacher."""
+    found = {}
+    for prefix in ('', 'teacher.'):
+        part = config.teacher if prefix else config
+        model, optimizer_config = part.model, part.optimizer
+        if optimizer_config.name != 'sgd':
+            found[f'{prefix}optimizer.momentum'] = f'{prefix}optimizer.name is {optimizer_config.name}'
+        if not optimizer_config.weight_decay:
+            found[f'{prefix}optimizer.decayed'] = f'{prefix}optimizer.weight_decay is 0'
+        found |= {
+            f'{prefix}model.{knob}': f'{prefix}model.name is {model.name}'
+            for name, knobs in OF_MODELS.items()
+            if name != model.name
+            for knob in knobs
+        }
+        ours = OF_DATASETS.get(config.dataset.name, ())
+        found |= {
+            f'{prefix}dataset.{knob}': f'dataset.name is {config.dataset.name}'
+            for knobs in OF_DATASETS.values()
+            for knob in knobs
+            if knob not in ours
+        }
+    return found
 
 
 def teacher_run(config):

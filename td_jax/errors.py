@@ -1,5 +1,8 @@
 """What ends a command early: reported as one line, without a traceback."""
 
+# Exit code of a run that ended before its end and can go on: EX_TEMPFAIL, call again.
+CALL_AGAIN = 75
+
 
 class UserError(Exception):
     """A mistake in a config, a file or a folder; its message names it and the way out."""

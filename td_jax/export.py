@@ -2,10 +2,11 @@
 
     python -m td_jax.export --workdir=RUN --format=npz|safetensors|stablehlo
 
-npz: the names of google-research/vision_transformer, for a ViT whose activation and LayerNorm epsilon are
-those of that code, which has no place to say others.
+npz: the names of google-research/vision_transformer, for a ViT whose activation and LayerNorm epsilon, and
+whose way to be shown images, are those of that code, which has no place to say others.
 
-safetensors: the folder of a Hugging Face ViTForImageClassification, for a ViT without pre-logits.
+safetensors: the folder of a Hugging Face ViTForImageClassification, for a ViT without pre-logits. Its
+preprocessor_config.json says how the student was shown images.
 
 stablehlo: a program with its parameters in it, for any model; td_jax/exporting/stablehlo.py says how it is
 called.

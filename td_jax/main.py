@@ -5,6 +5,7 @@ python -m td_jax.main --config=configs/movielens.py --workdir=runs/drama --confi
 
 from absl import flags
 
+import td_jax
 from td_jax import command_line
 
 
@@ -19,16 +20,25 @@ def main():
     process_id = flags.DEFINE_integer('process_id', None, 'Several processes: which this is, from 0.')
 
     def command():
+        if cluster.value or coordinator.value:
+            # JAX says pages of a process that died, and processes.ending_together one line.
+            td_jax.silence_cpp()
         # Imported here: it takes seconds, and a mistake in a flag is told without them.
+        from td_jax import config as config_lib
         from td_jax.devices import processes
         from td_jax.files import workdir
         from td_jax.training.run import describe, train
 
         processes.start(coordinator.value, num_processes.value, process_id.value, cluster.value)
         processes.stop_on_sigterm()
-        result = train(config.value, workdir.resolve(folder.value))
-        if processes.is_main():
-            print(describe(result))
+        with processes.ending_together():
+            typed = config_flags.get_override_values(flags.FLAGS['config'])
+            config_lib.check(config.value)
+            for key, reason in config_lib.without_effect(config.value, typed).items():
+                processes.say(f'{key} has no effect: {reason}')
+            result = train(config.value, workdir.resolve(folder.value))
+            if processes.is_main():
+                print(describe(result))
 
     command_line.run(command, required=('config', 'workdir'))
 

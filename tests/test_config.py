@@ -244,12 +244,30 @@ def changed(value):
     return (*value, 9) if isinstance(value, tuple) else type(value)(value + 3)
 
 
+def with_effect(key):
+    """{key: value} of other knobs, with which a knob matters."""
+    path, _, name = key.rpartition('.')
+    side = 'teacher.' if path.startswith('teacher.') else ''
+    needed = {
+        ('momentum',): {f'{side}optimizer.name': 'sgd'},
+        ('decayed',): {f'{side}optimizer.weight_decay': 0.1},
+        ('temperature',): {'logits.distance': 'kl'},
+        ('reference',): {'td.rounds': 2},
+        ('shuffle_buffer',): {'dataset.name': 'imagenet'},
+        ('classes', 'examples_per_class'): {'dataset.name': 'digits'},
+        config_lib.OF_DATASETS['cifar10'][2:]: {'dataset.name': 'cifar10'},
+        config_lib.OF_MODELS['vit']: {f'{side}model.name': 'vit'},
+    }
+    return next((others for names, others in needed.items() if name in names), {})
+
+
 @pytest.mark.parametrize('method', objectives.METHODS)
 @pytest.mark.parametrize('key', sorted(config_lib.flatten(common.get_config()).keys() - {'method'}))
 def test_every_knob_is_part_of_a_run_unless_it_is_said_why_not(key, method):
     """A knob that is new is part of it."""
     config = common.get_config()
     config.method, config.dataset.split = method, 'validation'
+    config.update_from_flattened_dict(with_effect(key))
     before, stored = config_lib.digest(config), json.loads(config_lib.to_json(config))
     old = config_lib.flatten(config)[key]
     config.update_from_flattened_dict({key: changed(old)})
@@ -354,3 +372,52 @@ def test_flatten_joins_keys_with_dots():
     expected = {'a.b.c': 1, 'd': (2, 3)}
     assert config_lib.flatten(nested) == expected
     assert config_lib.flatten(ml_collections.ConfigDict(nested)) == expected
+
+
+@pytest.mark.parametrize(
+    ('changes', 'key', 'reason'),
+    [
+        ({'method': 'ld'}, 'td.rounds', 'method is ld'),
+        ({'method': 'ld'}, 'communication.message', 'method is ld'),
+        ({'method': 'fd'}, 'logits.temperature', 'method is fd'),
+        ({'method': 'ld'}, 'logits.temperature', 'logits.distance is l2'),
+        ({'method': 'supervised'}, 'teacher.num_steps', 'method is supervised, without a teacher'),
+        ({'td.rounds': 0}, 'td.noise_std', 'there are no rounds of interaction'),
+        ({'td.weights.interact': 0.0}, 'td.reference', 'there are no rounds of interaction'),
+        ({'td.rounds': 1}, 'td.reference', 'td.rounds is 1, and a first round knows one state only'),
+        ({}, 'optimizer.momentum', 'optimizer.name is adamw'),
+        ({}, 'teacher.optimizer.momentum', 'teacher.optimizer.name is adamw'),
+        ({}, 'optimizer.decayed', 'optimizer.weight_decay is 0'),
+        ({}, 'model.variant', 'model.name is mlp'),
+        ({'teacher.model.name': 'vit'}, 'teacher.model.hidden', 'teacher.model.name is vit'),
+        ({'dataset.name': 'digits'}, 'dataset.user_oov_rate', 'dataset.name is digits'),
+        ({'dataset.name': 'cifar10'}, 'dataset.shuffle_buffer', 'dataset.name is cifar10'),
+        ({'dataset.name': 'movielens'}, 'dataset.classes', 'dataset.name is movielens'),
+        ({}, 'eval_every', 'dataset.split is test, which is read once, at the end'),
+        ({'teacher.checkpoint': 'runs/t'}, 'teacher.seed', 'teacher.checkpoint is trained already'),
+    ],
+)
+def test_a_knob_without_effect_is_said_with_the_reason(changes, key, reason):
+    config = common.get_config()
+    config.update_from_flattened_dict(changes)
+    assert config_lib.without_effect(config, [key, 'num_steps']) == {key: reason}
+
+
+def test_every_knob_has_an_effect_in_some_run():
+    """None is called without effect whatever the others are."""
+    silent = set(config_lib.flatten(common.get_config()))
+    for changes in (
+        {'td.rounds': 2, 'dataset.split': 'validation', 'td.weights.logits': 1.0, 'logits.distance': 'kl'},
+        {'dataset.name': 'imagenet', 'model.name': 'vit', 'teacher.model.name': 'vit'},
+        *({'method': method} for method in objectives.METHODS),
+        {
+            f'{prefix}optimizer.{knob}': value
+            for prefix in ('', 'teacher.')
+            for knob, value in (('name', 'sgd'), ('weight_decay', 0.1))
+        },
+    ):
+        config = common.get_config()
+        config.update_from_flattened_dict(changes)
+        silent &= config_lib.without_effect(config, silent).keys()
+    # The task of the teacher has what a task has.
+    assert silent == set()

@@ -41,7 +41,7 @@ def test_the_command_prints_the_report():
         (['nothing/ViT-B_32.npz'], 'https://storage.googleapis.com/vit_models/imagenet21k/ViT-B_32.npz'),
         (['tests'], 'holds no config.json'),
         (['pyproject.toml'], 'is damaged or no .npz'),
-        (['hf://owner/name'], 'Get config.json and model.safetensors from https://huggingface.co/owner/name'),
+        (['hf://owner/name'], 'preprocessor_config.json from https://huggingface.co/owner/name'),
     ],
 )
 def test_a_mistake_is_one_line(tmp_path, arguments, text):

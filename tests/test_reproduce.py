@@ -74,8 +74,8 @@ def test_the_command_writes_what_it_shows_unless_told_only_to_show(tmp_path):
     (text, _), (missing, _) = outputs = written.communicate(), shown.communicate()
     assert (written.returncode, shown.returncode) == (0, 0)
     assert [err for _, err in outputs] == ['', '']
-    assert cells_of(text, 'TD') == ['TD', '0.9000 ± 0.0100', '+0.0000 ± 0.0000']
-    assert cells_of(missing, 'TD') == ['TD', 'missing', '']
+    assert cells_of(text, 'TD') == ['TD', '2', '0.9000 ± 0.1271', '+0.0000 ± 0.0000']
+    assert cells_of(missing, 'TD') == ['TD', '', 'missing', '']
     assert (root / 'tables_digits.md').read_text() + '\n' == text
     assert sorted(root.rglob('*')) == sorted([*before, root / 'tables_digits.md'])
     assert list(tmp_path.iterdir()) == [root]

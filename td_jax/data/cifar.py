@@ -18,13 +18,14 @@ VALIDATION_SHARE = 0.1
 def load(name: str, config, task) -> Source:
     """Cuts the images for a task.
 
-    Inputs: {'image': [batch, size, size, 3]}, from -1 to 1; labels: position of the class in the task's
-    classes.
+    Inputs: {'image': [batch, size, size, 3]}, by images.inputs_of; labels: position of the class in the
+    task's classes.
 
     Args:
       name: 'cifar10' or 'cifar100'.
-      config: `config.dataset`, for the split, the image size and the random variation.
-      task: `config.dataset` or `config.teacher.dataset`, for the classes.
+      config: `config.dataset`, for the split, the image size, the resize and the random variation.
+      task: `config.dataset` or `config.teacher.dataset`, for the classes, the mean and the
+        standard deviation.
 
     Raises:
       UserError: classes that are not there, more examples of a class than there are, or data that is not
@@ -58,15 +59,6 @@ def load(name: str, config, task) -> Source:
         position[list(classes)] = np.arange(len(classes))
         return {'image': pixels[part][rows][chosen], 'labels': position[own_labels[chosen]]}
 
-    def inputs(tables, examples, key):
-        if key is None:
-            shown = images.resized(examples['image'], config.image_size)
-        else:
-            shown = images.varied(
-                examples['image'], config.image_size, key, config.min_crop_area, config.mirror_rate
-            )
-        return {'image': images.normalize(shown)}
-
     shown = ', '.join(names[c] for c in classes) if len(classes) <= 10 else f'{len(classes)} classes'
     return Source(
         name=f'{name} {shown}',
@@ -76,7 +68,7 @@ def load(name: str, config, task) -> Source:
         label_names=tuple(names[c] for c in classes),
         vocabularies={},
         tables=(),
-        inputs=inputs,
+        inputs=images.inputs_of(config, task, is_kept=True),
     )
 
 

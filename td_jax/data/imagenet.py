@@ -39,11 +39,12 @@ def load(config, task) -> Source:
     """Opens the images; nothing is decoded yet.
 
     Examples: {'image': [rows, size, size, 3] uint8, 'labels': [rows] int32}. Inputs: {'image':
-    [rows, size, size, 3]}, from -1 to 1.
+    [rows, size, size, 3]}, by images.inputs_of.
 
     Args:
-      config: `config.dataset`, for the split, the image size and the random variation.
-      task: `config.dataset` or `config.teacher.dataset`; takes all classes and all examples.
+      config: `config.dataset`, for the split, the image size, the resize and the random variation.
+      task: `config.dataset` or `config.teacher.dataset`, for the mean and the standard deviation; takes all
+        classes and all examples.
 
     Raises:
       UserError: a part of the classes or examples is asked for, or the data is not prepared, or in another
@@ -66,9 +67,6 @@ def load(config, task) -> Source:
     size = config.image_size
     features = builder.info.features
 
-    def inputs(tables, examples, key):
-        return {'image': images.normalize(examples['image'])}
-
     return Source(
         name=NAME,
         train=TrainStream(
@@ -76,12 +74,12 @@ def load(config, task) -> Source:
             example={'image': np.zeros((1, size, size, 3), np.uint8), 'labels': np.zeros(1, np.int32)},
             open=functools.partial(_train_batches, train, features, config),
         ),
-        evaluation=evaluation_stream(evaluation, features, size),
+        evaluation=evaluation_stream(evaluation, features, config),
         task='classification',
         label_names=tuple(features['label'].names),
         vocabularies={},
         tables=(),
-        inputs=inputs,
+        inputs=images.inputs_of(config, task, is_kept=False),
     )
 
 
@@ -260,8 +258,8 @@ def decoded(encoded, seed=None, min_area: float = 1):
     return tf.cond(tf.io.is_jpeg(encoded), jpeg, other)
 
 
-def _resized(image, size):
-    """Bilinear without anti-aliasing: [height, width, 3] uint8 -> [size, size, 3] uint8, rounded.
+def _resized(image, config):
+    """By config.resize: [height, width, 3] uint8 -> [size, size, 3] uint8, rounded.
 
     A byte a value is a quarter of what goes to the device.
     """
@@ -269,13 +267,15 @@ def _resized(image, size):
     # Added before resizing, where there are mostly fewer pixels; the cast then cuts off, which rounds.
     # (From float32 TensorFlow resizes faster than from uint8.)
     image = tf.cast(image, tf.float32) + 0.5
-    return tf.ensure_shape(tf.cast(tf.image.resize(image, (size, size)), tf.uint8), (size, size, 3))
+    size = (config.image_size, config.image_size)
+    image = tf.image.resize(image, size, antialias=images.RESIZES[config.resize])
+    return tf.ensure_shape(tf.cast(image, tf.uint8), (*size, 3))
 
 
-def _example(parsed, image, size):
+def _example(parsed, image, config):
     """{'image': [size, size, 3] uint8, 'labels': [] int32}."""
     tf = _tensorflow()
-    return {'image': _resized(image, size), 'labels': tf.cast(parsed['label'], tf.int32)}
+    return {'image': _resized(image, config), 'labels': tf.cast(parsed['label'], tf.int32)}
 
 
 # --- Batches ---------------------------------------------------------------------------------------
@@ -295,22 +295,22 @@ def _train_batches(spans, features, config, seed, step, batch_size, rows):
         is_mirrored = tf.random.stateless_uniform([], mirror_seed) < config.mirror_rate
         # tf.reverse is ten times as fast as a slice with stride -1.
         image = tf.cond(is_mirrored, lambda: tf.reverse(image, [1]), lambda: image)
-        return _example(parsed, image, config.image_size)
+        return _example(parsed, image, config)
 
     size = len(range(*rows.indices(batch_size)))
     return _batches(records, example, features, size)
 
 
-def evaluation_stream(spans, features, size: int) -> EvaluationStream:
-    """Whole images of `spans`, resized to `size`; `features` are those of TFDS."""
+def evaluation_stream(spans, features, config) -> EvaluationStream:
+    """Whole images of `spans`, resized as `config.dataset` says; `features` are those of TFDS."""
     return EvaluationStream(
-        count=_count(spans), open=functools.partial(_evaluation_batches, spans, features, size)
+        count=_count(spans), open=functools.partial(_evaluation_batches, spans, features, config)
     )
 
 
-def _evaluation_batches(spans, features, size, batch_size, part, parts):
+def _evaluation_batches(spans, features, config, batch_size, part, parts):
     """EvaluationStream.open."""
-    tf = _tensorflow()
+    tf, size = _tensorflow(), config.image_size
     own = _share(spans, part, parts)
     largest = max(_count(_share(spans, p, parts)) for p in range(parts))
     columns = list(zip(*own, strict=True)) or [np.zeros(0, str), np.zeros(0, int), np.zeros(0, int)]
@@ -326,7 +326,7 @@ def _evaluation_batches(spans, features, size, batch_size, part, parts):
 
     def example(index, record):
         parsed = _parsed(features, record)
-        return _example(parsed, decoded(parsed['image']), size)
+        return _example(parsed, decoded(parsed['image']), config)
 
     found = _batches(records, example, features, batch_size)
     for _ in range(-(-largest // batch_size)):

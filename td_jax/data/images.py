@@ -13,13 +13,28 @@ from td_jax.errors import UserError
 ASPECT_RATIOS = 3 / 4, 4 / 3
 
 
-def normalize(images):
-    """Pixels from 0 to 255 -> float32 from -1 to 1."""
-    return images.astype(jnp.float32) / 127.5 - 1
+# How an image is resized, by name -> whether it is smoothed where it becomes smaller. Both are bilinear: the
+# first is tf.image.resize as it comes, the second that of PIL, but for PIL's rounding.
+RESIZES = {'bilinear': False, 'bilinear_antialias': True}
 
 
-def resized(images, size: int):
-    """Bilinear, without anti-aliasing, as tf.image.resize does it.
+def normalize(images, mean, std):
+    """(pixel / 255 - mean) / std.
+
+    Args:
+      images: [..., 3], from 0 to 255.
+      mean, std: of red, green and blue, three numbers each.
+
+    Returns:
+      [..., 3] in float32; from -1 to 1 where all of both are a half
+    """
+    shape = (1,) * (images.ndim - 1) + (3,)
+    mean, std = (np.asarray(values, np.float64).reshape(shape) for values in (mean, std))
+    return images.astype(jnp.float32) / np.float32(255 * std) - np.float32(mean / std)
+
+
+def resized(images, size: int, resize: str):
+    """Resizes images by a name of RESIZES.
 
     [batch, height, width, channels] -> [batch, size, size, channels].
     """
@@ -30,7 +45,7 @@ def resized(images, size: int):
         images.astype(jnp.float32),
         (images.shape[0], size, size, images.shape[3]),
         method='bilinear',
-        antialias=False,
+        antialias=RESIZES[resize],
     )
 
 
@@ -55,7 +70,7 @@ def crop_boxes(key, batch: int, height: int, width: int, min_area: float):
     return place * (jnp.array([[height, width]]) - size), size
 
 
-def varied(images, size: int, key, min_area: float, mirror_rate: float):
+def varied(images, size: int, key, min_area: float, mirror_rate: float, resize: str):
     """A random crop of each image, resized and mirrored by chance, on the device.
 
     Args:
@@ -64,6 +79,7 @@ def varied(images, size: int, key, min_area: float, mirror_rate: float):
       key: jax.random key.
       min_area: smallest share of the area, of crop_boxes; 1 takes images whole.
       mirror_rate: chance to be mirrored.
+      resize: a name of RESIZES.
 
     Returns:
       [batch, size, size, channels], float32 with the values of `images`.
@@ -73,7 +89,7 @@ def varied(images, size: int, key, min_area: float, mirror_rate: float):
     mirror = jax.random.bernoulli(mirror_key, mirror_rate, (batch,))
     images = images.astype(jnp.float32)
     if min_area >= 1:
-        return _mirrored(resized(images, size), mirror)
+        return _mirrored(resized(images, size, resize), mirror)
 
     def cut(image, start, extent):
         scale = size / extent
@@ -84,7 +100,7 @@ def varied(images, size: int, key, min_area: float, mirror_rate: float):
             scale,
             -start * scale,
             method='bilinear',
-            antialias=False,
+            antialias=RESIZES[resize],
         )
 
     start, extent = crop_boxes(box_key, batch, height, width, min_area)
@@ -94,6 +110,29 @@ def varied(images, size: int, key, min_area: float, mirror_rate: float):
 def _mirrored(images, mirror):
     """Mirrors the images [batch, h, w, c] where `mirror` [batch] says so."""
     return jnp.where(mirror[:, None, None, None], images[:, :, ::-1], images)
+
+
+def inputs_of(config, task, is_kept: bool):
+    """Makes Source.inputs of an image data set: {'image': [batch, size, size, 3]}, in float32.
+
+    Args:
+      config: `config.dataset`, for the size, the resize and the random variation.
+      task: `config.dataset` or `config.teacher.dataset`, for the mean and the standard deviation.
+      is_kept: whether images are on the device as they were taken, so that varying and resizing them is part
+        of a step; else they come varied and resized.
+    """
+
+    def inputs(tables, examples, key):
+        pixels = examples['image']
+        if is_kept and key is not None:
+            pixels = varied(
+                pixels, config.image_size, key, config.min_crop_area, config.mirror_rate, config.resize
+            )
+        elif is_kept:
+            pixels = resized(pixels, config.image_size, config.resize)
+        return {'image': normalize(pixels, task.image_mean, task.image_std)}
+
+    return inputs
 
 
 # name -> (classes, training images, side in pixels as they are kept; 0 for the side that a model is shown)
@@ -125,14 +164,6 @@ def abstract_source(config, task) -> data.Source:
         'labels': np.zeros(rows, np.int32),
     }
 
-    def inputs(tables, examples, key):
-        pixels = examples['image']
-        if kept and key is not None:
-            pixels = varied(pixels, config.image_size, key, config.min_crop_area, config.mirror_rate)
-        elif kept:
-            pixels = resized(pixels, config.image_size)
-        return {'image': normalize(pixels)}
-
     return data.Source(
         name=config.name,
         train=train if kept else data.TrainStream(count, train, None),
@@ -141,5 +172,5 @@ def abstract_source(config, task) -> data.Source:
         label_names=tuple(map(str, chosen)),
         vocabularies={},
         tables=(),
-        inputs=inputs,
+        inputs=inputs_of(config, task, kept),
     )

@@ -4,9 +4,14 @@ One process is the usual case, and all of this then does nothing. Of several, pr
 and prints; what it reads or refuses, the others learn from it.
 """
 
+import atexit
+import contextlib
+import ctypes
 import json
+import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -14,10 +19,23 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from td_jax.errors import UserError
+from td_jax.errors import CALL_AGAIN, UserError
 
 # Seconds without a sign of life after which the other processes give a process up.
-HEARTBEAT_SECONDS = 60
+HEARTBEAT_SECONDS = 30
+# Seconds that a process waits for the others before it ends.
+SHUTDOWN_SECONDS = 60
+# What an error of JAX says where another process does not answer, in small letters.
+SIGNS_OF_LOSS = (
+    'gloo',
+    'connection',
+    'socket closed',
+    'coordination',
+    'heartbeat',
+    'barrier',
+    'deadline_exceeded',
+    'unavailable',
+)
 
 # Whether this process heard SIGTERM, and how often all of them asked whether to stop.
 _stop = {'asked': False, 'calls': 0}
@@ -57,10 +75,74 @@ def start(coordinator: str | None, num_processes: int | None, process_id: int | 
             num_processes=num_processes,
             process_id=process_id,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=SHUTDOWN_SECONDS,
         )
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f'the processes of the run did not find each other: {reason[:300]}') from error
+
+
+@contextlib.contextmanager
+def ending_together():
+    """Within it a process whose run has lost another process ends at once, with one line.
+
+    A computation with the lost one raises an error, or, where none is on its way, JAX notices within
+    HEARTBEAT_SECONDS and aborts. Process 0 is noticed at once. The exit code is CALL_AGAIN.
+    """
+    if jax.process_count() == 1:
+        yield
+        return
+    atexit.register(_leave)
+    # JAX aborts in a thread of its own, where Python's handlers of signals are never called. After the
+    # devices were asked for, whose libraries have handlers, too.
+    ctypes.CDLL(None).signal(signal.SIGABRT, _on_abort)
+    try:
+        yield
+        _exit['code'] = 0
+    except Exception as error:
+        if _is_loss(error):
+            _end_lost('')
+        if isinstance(error, UserError):
+            _exit['code'] = 2
+        raise
+    finally:
+        _over.acquire(blocking=False)
+
+
+# Held once it is known how this process ends; what comes after is no news, and does not change its code.
+_over = threading.Lock()
+_exit = {'code': CALL_AGAIN}
+
+
+def _end_lost(doubt):
+    if _over.acquire(blocking=False):
+        print(
+            f'td_jax: another process of the run is gone{doubt}; the same command continues.',
+            file=sys.stderr,
+            flush=True,
+        )
+    # Neither waits for the others nor for a save that they have a part in.
+    os._exit(_exit['code'])
+
+
+@ctypes.CFUNCTYPE(None, ctypes.c_int)
+def _on_abort(_):
+    _end_lost(', or JAX failed (TF_CPP_MIN_LOG_LEVEL=0 shows how)')
+
+
+def _is_loss(error):
+    """Whether an error came of one that JAX raises where another process does not answer."""
+    while error is not None:
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            return any(sign in str(error).lower() for sign in SIGNS_OF_LOSS)
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _leave():
+    """Waits for the others to end, too, before JAX does, which would print what it raises."""
+    with contextlib.suppress(Exception):
+        jax.distributed.shutdown()
 
 
 def is_main() -> bool:

@@ -1,6 +1,7 @@
 """What a student is written as, and how."""
 
 import os
+from collections.abc import Callable
 from typing import NamedTuple
 
 from etils import epath
@@ -9,8 +10,8 @@ from td_jax.errors import UserError
 from td_jax.exporting import comparison, stablehlo
 from td_jax.files import workdir
 from td_jax.models import vit
-from td_jax.pretrained import google, hugging_face
-from td_jax.pretrained.architecture import Architecture
+from td_jax.pretrained import google, hugging_face, preprocessing
+from td_jax.pretrained.architecture import Architecture, Shown
 from td_jax.training import teachers, train_step
 
 
@@ -34,22 +35,27 @@ def check_format(name: str, config):
     Raises:
       UserError: what does not fit and the formats that do.
     """
-    reasons = {key: format_.misfit(config.model) for key, format_ in FORMATS.items()}
+    reasons = {key: format_.misfit(config) for key, format_ in FORMATS.items()}
     if reasons[name]:
         others = ' or '.join(f'--format={key}' for key, reason in reasons.items() if not reason)
         raise UserError(f'--format={name} {reasons[name]}; use {others}.')
 
 
-def _npz_misfit(model):
+def _npz_misfit(config):
+    model = config.model
     if model.name != 'vit':
         return f'is for a ViT, and this student is of model.name {model.name}'
     for key, value in (('activation', google.ACTIVATION), ('epsilon', google.EPSILON)):
         if model[key] != value:
             return f'means model.{key} {value}, and that of this student is {model[key]}'
+    for key, value in google.SHOWN._asdict().items():
+        if config.dataset[key] != value:
+            return f'means dataset.{key} {value}, and that of this student is {config.dataset[key]}'
     return None
 
 
-def _safetensors_misfit(model):
+def _safetensors_misfit(config):
+    model = config.model
     if model.name != 'vit':
         return f'is for a ViT, and this student is of model.name {model.name}'
     if model.pre_logits:
@@ -61,13 +67,15 @@ class Format(NamedTuple):
     """What a student is written as.
 
     default: name in the run's folder where no --output is given
-    misfit(config.model) -> why it cannot hold such a model, or None
+    misfit(config) -> why it cannot hold such a student, or None
     write(path, Finished): makes the file or folder
+    note(config) -> what whoever reads it has to know, or None
     """
 
     default: str
-    misfit: object
-    write: object
+    misfit: Callable
+    write: Callable
+    note: Callable = lambda config: None
 
 
 def _student(finished):
@@ -78,6 +86,21 @@ def _architecture(finished):
     return architecture_of(finished.config, len(finished.source.label_names))
 
 
+def _shown(finished):
+    return Shown(*(finished.config.dataset[key] for key in Shown._fields))
+
+
+def _safetensors_note(config):
+    dataset = config.dataset
+    if dataset.resize == 'bilinear_antialias':
+        return None
+    return (
+        f'{preprocessing.FILE} leaves resizing out: with dataset.resize={dataset.resize} this student was '
+        'shown images that were resized without antialiasing, which Hugging Face does not do. Give it images '
+        f'of {dataset.image_size} x {dataset.image_size} pixels, made by tf.image.resize.'
+    )
+
+
 FORMATS = {
     'npz': Format(
         'student.npz', _npz_misfit, lambda path, run: google.write(path, _architecture(run), _student(run))
@@ -85,11 +108,14 @@ FORMATS = {
     'safetensors': Format(
         'student_safetensors',
         _safetensors_misfit,
-        lambda path, run: hugging_face.write(path, _architecture(run), _student(run), run.source.label_names),
+        lambda path, run: hugging_face.write(
+            path, _architecture(run), _shown(run), _student(run), run.source.label_names
+        ),
+        _safetensors_note,
     ),
     'stablehlo': Format(
         'student.stablehlo',
-        lambda model: None,
+        lambda config: None,
         lambda path, run: path.write_bytes(stablehlo.program(run.student, _student(run), run.source)),
     ),
 }
@@ -105,7 +131,8 @@ def export(folder: epath.Path, name: str, output: epath.Path | None = None, seed
       seed_index: which of the run's seeds, counted from 0.
 
     Returns:
-      Several lines: what was written, and the student's size and speed beside the teacher's.
+      Several lines: what was written, what has to be known of it, and the student's size and speed beside
+      the teacher's.
 
     Raises:
       UserError: no finished run, a format that cannot hold its model, or an output that is there already or
@@ -122,4 +149,5 @@ def export(folder: epath.Path, name: str, output: epath.Path | None = None, seed
     compared = comparison.table(finished)
     with workdir.whole(path) as temporary:
         FORMATS[name].write(temporary, finished)
-    return f'{path}\n\n{compared}'
+    said = '\n'.join(filter(None, [str(path), FORMATS[name].note(finished.config)]))
+    return f'{said}\n\n{compared}'

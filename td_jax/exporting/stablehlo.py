@@ -1,9 +1,9 @@
 """A student as a StableHLO program with its parameters in it, for any model.
 
 `jax.export.deserialize(bytes).call(images)` gives the logits [batch, outputs] of any number of images
-[batch, height, width, 3]. They are what the model is shown in an evaluation: float32, resized to
-dataset.image_size and normalised, from -1 to 1 for a ViT. The images of an MLP are [batch, pixels]. A model
-with several inputs takes them as {name: [batch, ...]}.
+[batch, height, width, 3]. They are what the model is shown in an evaluation: float32, resized by
+dataset.resize to dataset.image_size, and (pixel / 255 - dataset.image_mean) / dataset.image_std. The digits
+of an MLP are [batch, pixels]. A model with several inputs takes them as {name: [batch, ...]}.
 """
 
 import jax

@@ -1,8 +1,8 @@
 """Saves a training state with Orbax, every process its part, and restores the newest one that can be read.
 
-A checkpoint is Orbax's own, STEP/state and STEP/facts, in a folder or a bucket, and can be read with Orbax alone.
-Beside them stand the digests of its files, by which a damaged one is found before anything of it is used. What
-was read is then compared with the fingerprint of what was saved.
+A checkpoint is Orbax's own, STEP/state and STEP/facts, in a folder or a bucket, and Orbax alone can read it.
+Beside them stand the digests of its files, by which a damaged one is found before anything of it is used.
+What was read is then compared with the fingerprints of what was saved.
 """
 
 import concurrent.futures
@@ -58,8 +58,8 @@ def read(folder: epath.Path, step: int, wanted: dict[str, jax.ShapeDtypeStruct])
     Args:
       folder: of the checkpoints.
       step: of one that is whole.
-      wanted: {name: shape and type}, of those that `described` gives; one with a sharding comes as a jax.Array
-        cut so, each shard read straight to its device, and one without as a numpy array.
+      wanted: {name: shape and type}, of those that `described` gives; one with a sharding comes as a
+        jax.Array cut so, each shard read straight to its device, and one without as a numpy array.
 
     Raises:
       Unreadable: the checkpoint is missing or damaged.
@@ -77,6 +77,13 @@ def read(folder: epath.Path, step: int, wanted: dict[str, jax.ShapeDtypeStruct])
                 ),
             )
         return {name: found[name] for name in wanted}
+
+
+def steps(folder: epath.Path) -> list[int]:
+    """The steps that a folder has checkpoints of, in order; whether they can be read is not looked at."""
+    if not folder.exists():
+        return []
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
 
 
 class Checkpoints:
@@ -301,8 +308,8 @@ def _reading(folder, step):
 def _damage(folder) -> str | None:
     """What is wrong with this process's share of a checkpoint's files; None where nothing is.
 
-    Found before Orbax reads them. Of a checkpoint without digests, where a run was killed before it wrote them,
-    nothing is known.
+    Found before Orbax reads them. Of a checkpoint without digests, where a run was killed before it wrote
+    them, nothing is known.
     """
     digests = {}
     for path in folder.glob(DIGESTS.format(process='*')):
@@ -335,7 +342,7 @@ def _share(names) -> list[str]:
 
 
 def _digests(folder, names) -> dict[str, str]:
-    """The digests of some files, those that are there: SHA-256, or what the bucket itself computed, CRC32C."""
+    """The digests of those files that are there: SHA-256, or what the bucket itself computed, CRC32C."""
     if workdir.is_in_bucket(folder):
         objects = _objects(folder)
         return {

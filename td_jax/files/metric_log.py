@@ -1,7 +1,7 @@
 """Metrics on disk: metrics.jsonl and TensorBoard events, which hold the same values.
 
-In a bucket nothing can be appended to. There both files grow in a folder of this machine, and go to the bucket
-whole at every flush: at each save of a run and at its end.
+Nothing in a bucket can be appended to. There both files grow in a folder of this machine, and go to the
+bucket whole at every flush: at each save of a run and at its end.
 """
 
 import contextlib

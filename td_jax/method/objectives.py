@@ -307,8 +307,13 @@ def reads_teacher(config) -> bool:
 
 def reads(config, part: str) -> bool:
     """Whether a term of the configured method with a weight reads the teacher's 'states' or 'logits'."""
+    return bool(_weighted(config, part))
+
+
+def _weighted(config, part):
+    """The terms of the configured method with a weight that read a part of the teacher."""
     weights = weights_of(config)
-    return any(weights[term] for term in METHODS[config.method].reads.get(part, ()))
+    return [term for term in METHODS[config.method].reads.get(part, ()) if weights[term]]
 
 
 def check_labels(config, student_labels, teacher_labels):
@@ -318,18 +323,29 @@ def check_labels(config, student_labels, teacher_labels):
       student_labels, teacher_labels: names of what each output predicts.
 
     Raises:
-      UserError: names both counts and the modes that bridge the two.
+      UserError: names both counts, the first labels and the modes that bridge the two; or a teacher without
+        a head, and what does without.
     """
-    if not reads(config, 'logits') or config.teacher.labels != 'shared':
+    if not reads(config, 'logits'):
+        return
+    if not teacher_labels and config.teacher.labels != 'probe':
+        weights = ', '.join(f'{config.method}.weights.{term}' for term in _weighted(config, 'logits'))
+        others = ' or '.join(name for name, method in METHODS.items() if method.reads.keys() == {'states'})
+        raise UserError(
+            f'method {config.method} compares predictions, but the teacher has no head to make any: set '
+            f'teacher.labels to probe, or {weights} to 0, or compare states with method {others}.'
+        )
+    if config.teacher.labels != 'shared':
         return
     if tuple(student_labels) != tuple(teacher_labels):
         raise UserError(
             f'method {config.method} compares predictions, but the teacher predicts '
-            f'{len(teacher_labels)} labels ({_preview(teacher_labels)}) and the student '
-            f'{len(student_labels)} ({_preview(student_labels)}): set teacher.labels to probe or auxiliary.'
+            f'{len(teacher_labels)} labels ({preview(teacher_labels)}) and the student '
+            f'{len(student_labels)} ({preview(student_labels)}): set teacher.labels to probe or auxiliary.'
         )
 
 
-def _preview(labels):
+def preview(labels) -> str:
+    """The first few of some labels, for a person."""
     shown = ', '.join(map(str, labels[:3]))
     return f'{shown}, ...' if len(labels) > 3 else shown

@@ -22,33 +22,47 @@ class Architecture(NamedTuple):
     pre_logits: bool
 
 
+class Shown(NamedTuple):
+    """How a model is shown images, in the words of `configs.common.task_config` and `dataset_config`."""
+
+    image_mean: tuple[float, float, float]
+    image_std: tuple[float, float, float]
+    resize: str | None  # None: images are not resized
+
+
 class Checkpoint(NamedTuple):
     """A checkpoint in our names."""
 
     location: str  # as the user wrote it
     architecture: Architecture
     params: dict  # float32, nested as vit.ViT's parameters; without `head_layer` where there is no head
+    shown: Shown
+    label_names: tuple[str, ...] | None = None  # of the head's outputs; None where there are none or no names
+    assumed: str = ''  # what its files do not say, and what is taken for granted then
     unused: tuple[str, ...] = ()  # names in the file that became no parameter
 
 
-def overrides(architecture: Architecture, model_config, prefix: str = 'teacher.model') -> tuple[str, ...]:
-    """The shortest changes to a model config that make the model this architecture.
+def teacher_overrides(checkpoint: Checkpoint, config) -> dict:
+    """The shortest changes to a config that make a checkpoint its teacher.
 
-    Args:
-      architecture: of a checkpoint.
-      model_config: the fields of `configs.common.model_config`.
-      prefix: what stands before each field.
+    The image size is not among them: position embeddings are resized.
 
     Returns:
-      PREFIX.FIELD=VALUE, one for each change; none where they fit already
-
-    Raises:
-      UserError: a model config that is none of a ViT.
+      {key: value}, empty where the checkpoint fits already
     """
-    return tuple(f'{prefix}.{key}={value}' for key, value in _changes(architecture, model_config).items())
+    model = _changes(checkpoint.architecture, config.teacher.model)
+    return {
+        **{f'teacher.model.{key}': value for key, value in model.items()},
+        **{
+            key: value
+            for key, value in _shown(checkpoint.shown, 'teacher.').items()
+            if value != _at(config, key)
+        },
+    }
 
 
 def _changes(architecture, model_config):
+    """The fields of a model config that differ, as few as make it this architecture."""
     changes = {} if model_config.name == 'vit' else {'name': 'vit'}
     sizes, patch = vit.sizes_of(model_config)
     if (sizes, patch) != (architecture.sizes, architecture.patch):
@@ -75,30 +89,56 @@ def _changes(architecture, model_config):
     return changes
 
 
-def check_architecture(checkpoint: Checkpoint, model_config, prefix: str = 'teacher.model'):
-    """Compares a checkpoint with the model config that is to hold it.
+def student_overrides(checkpoint: Checkpoint, config) -> dict:
+    """What a student that starts from the checkpoint needs beside `teacher_overrides` and its sizes."""
+    wanted = {f'model.{key}': getattr(checkpoint.architecture, key) for key in ('activation', 'epsilon')}
+    wanted |= {f'dataset.{key}': getattr(checkpoint.shown, key) for key in ('image_mean', 'image_std')}
+    return {key: value for key, value in wanted.items() if value != _at(config, key)}
 
-    The image size is not compared: position embeddings are resized.
+
+def _shown(shown, prefix):
+    """The keys of a config that say how a model is shown images -> what they would be."""
+    wanted = {f'{prefix}dataset.{key}': getattr(shown, key) for key in ('image_mean', 'image_std')}
+    return {**wanted, **({'dataset.resize': shown.resize} if shown.resize else {})}
+
+
+def _at(config, key):
+    """The value at a dotted key."""
+    for part in key.split('.'):
+        config = config[part]
+    return config
+
+
+def check_teacher(checkpoint: Checkpoint, config):
+    """Compares a checkpoint with the config of a run that has it as its teacher.
 
     Raises:
       UserError: one line that names each field that differs, both values, and the overrides that mend it.
     """
-    changes = overrides(checkpoint.architecture, model_config, prefix)
+    changes = teacher_overrides(checkpoint, config)
     if not changes:
         return
-    sizes, patch = vit.sizes_of(model_config)
-    ours = {'name': model_config.name, **sizes._asdict(), 'patch': patch}
-    theirs = {
-        'name': 'vit',
-        **checkpoint.architecture.sizes._asdict(),
-        'patch': checkpoint.architecture.patch,
-    }
+    sizes, patch = vit.sizes_of(config.teacher.model)
+    architecture = checkpoint.architecture
+    ours = {'name': config.teacher.model.name, **sizes._asdict(), 'patch': patch}
+    theirs = {'name': 'vit', **architecture.sizes._asdict(), 'patch': architecture.patch}
     for key in ('activation', 'epsilon', 'pre_logits'):
-        ours[key], theirs[key] = model_config[key], getattr(checkpoint.architecture, key)
+        ours[key], theirs[key] = config.teacher.model[key], getattr(architecture, key)
+    shown = _shown(checkpoint.shown, 'teacher.')
+    ours |= {key: _at(config, key) for key in shown}
+    theirs |= shown
     different = ', '.join(
         f'{key} is {theirs[key]} there, {ours[key]} here' for key in ours if ours[key] != theirs[key]
     )
-    raise UserError(f'{checkpoint.location} does not fit {prefix}: {different}; set {" ".join(changes)}')
+    wanted = ' '.join(f'{key}={as_text(value)}' for key, value in changes.items())
+    raise UserError(
+        f'{checkpoint.location} does not fit teacher.model and dataset: {different}; set {wanted}'
+    )
+
+
+def as_text(value) -> str:
+    """A value of a config as it is written on a command line."""
+    return str(value).replace(' ', '')
 
 
 def module_of(architecture: Architecture, split: int, dtype: str = 'float32') -> vit.ViT:

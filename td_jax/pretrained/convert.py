@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from td_jax.errors import UserError
-from td_jax.pretrained.architecture import Architecture, Checkpoint, shapes
+from td_jax.pretrained.architecture import Architecture, Checkpoint, Shown, shapes
 
 
 class Place(NamedTuple):
@@ -21,18 +21,19 @@ class Place(NamedTuple):
     optional: bool = False  # absent means zeros
 
 
-def converted(location: str, path, architecture: Architecture, raw: dict, places: dict) -> Checkpoint:
-    """Makes a Checkpoint of the arrays of a file.
+def converted(location: str, path, architecture: Architecture, shown: Shown, raw: dict, places: dict):
+    """Makes a Checkpoint of the arrays of a file, without names of labels.
 
     Args:
       location: as the user wrote it.
       path: of the file, for messages.
       architecture: what it holds.
+      shown: how it is shown images.
       raw: {name in the file: array}.
       places: {our name: Place}.
 
     Raises:
-      UserError: names the first array that is missing or has a wrong shape.
+      UserError: names the first array that is missing, has a wrong shape or holds NaN or infinity.
     """
     sizes = architecture.sizes
     if sizes.width % sizes.heads:
@@ -53,11 +54,24 @@ def converted(location: str, path, architecture: Architecture, raw: dict, places
             )
         if place.order:
             value = value.transpose(place.order)
-        params[name] = np.ascontiguousarray(value.reshape(shape), dtype=np.float32)
+        params[name] = _finite(path, place.key, np.ascontiguousarray(value.reshape(shape)))
         used.add(place.key)
     unused = tuple(sorted(raw.keys() - used))
     tree = flax.traverse_util.unflatten_dict(params, sep='/')
-    return Checkpoint(location, architecture, tree, unused)
+    return Checkpoint(location, architecture, tree, shown, unused=unused)
+
+
+def _finite(path, key, value):
+    """An array in float32, refused where a number is none there."""
+    with np.errstate(over='ignore'):
+        value = value.astype(np.float32)
+    count = value.size - int(np.isfinite(value).sum())
+    if count:
+        raise UserError(
+            f'{path}: {key} holds {count} numbers of {value.size} that are NaN or infinite; get a checkpoint '
+            'that is whole.'
+        )
+    return value
 
 
 def in_file(params, places):

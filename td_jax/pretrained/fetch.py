@@ -17,6 +17,7 @@ from etils import epath
 
 from td_jax.errors import UserError
 from td_jax.files import workdir
+from td_jax.pretrained import preprocessing
 from td_jax.pretrained.hugging_face import CONFIG, WEIGHTS
 
 # Where the checkpoints of the ViT paper are published.
@@ -142,7 +143,7 @@ def _copy_private(location, file):
 
 
 def _snapshot(location):
-    """The folder that holds the two files of hf://OWNER/NAME."""
+    """The folder that holds the files of hf://OWNER/NAME; that of preprocessing need not be there."""
     name = location.removeprefix('hf://')
     if not re.fullmatch(r'[\w.-]+/[\w.-]+', name):
         raise UserError(f'{location} is no name of a Hugging Face model; it is hf://OWNER/NAME.')
@@ -150,9 +151,12 @@ def _snapshot(location):
     import huggingface_hub
 
     try:
-        return epath.Path(huggingface_hub.snapshot_download(name, allow_patterns=[CONFIG, WEIGHTS]))
+        return epath.Path(
+            huggingface_hub.snapshot_download(name, allow_patterns=[CONFIG, WEIGHTS, preprocessing.FILE])
+        )
     except Exception as error:  # Its errors, and those of its network library, have no base in common.
         raise UserError(
-            f'{location} cannot be downloaded ({workdir.reason(error)}). Get {CONFIG} and {WEIGHTS} from '
-            f'{HUB}/{name} where there is a network, put both into a folder and give its path instead.'
+            f'{location} cannot be downloaded ({workdir.reason(error)}). Get {CONFIG}, {WEIGHTS} and '
+            f'{preprocessing.FILE} from {HUB}/{name} where there is a network, put them into a folder and '
+            'give its path instead.'
         ) from error

@@ -9,11 +9,12 @@ from td_jax.errors import UserError
 from td_jax.files import workdir
 from td_jax.models import vit
 from td_jax.pretrained import convert
-from td_jax.pretrained.architecture import Architecture, Checkpoint
+from td_jax.pretrained.architecture import Architecture, Checkpoint, Shown
 from td_jax.pretrained.convert import Place, shape_of
 
-# What that code takes for granted; the file has no place to say others.
+# What that code takes for granted; the file has no place to say others, and none for names of labels.
 ACTIVATION, EPSILON = 'gelu_tanh', 1e-6
+SHOWN = Shown(image_mean=(0.5, 0.5, 0.5), image_std=(0.5, 0.5, 0.5), resize='bilinear')
 
 
 def read(location: str, path) -> Checkpoint:
@@ -53,7 +54,7 @@ def read(location: str, path) -> Checkpoint:
         epsilon=EPSILON,
         pre_logits='pre_logits/kernel' in raw,
     )
-    return convert.converted(location, path, architecture, raw, places(architecture))
+    return convert.converted(location, path, architecture, SHOWN, raw, places(architecture))
 
 
 def _renumbered(raw):

@@ -6,8 +6,8 @@ import re
 from td_jax.errors import UserError
 from td_jax.files import workdir
 from td_jax.models import vit
-from td_jax.pretrained import convert
-from td_jax.pretrained.architecture import Architecture, Checkpoint
+from td_jax.pretrained import convert, preprocessing
+from td_jax.pretrained.architecture import Architecture, Checkpoint, Shown
 from td_jax.pretrained.convert import Place, shape_of
 
 CONFIG, WEIGHTS = 'config.json', 'model.safetensors'
@@ -59,8 +59,29 @@ def read(location: str, folder) -> Checkpoint:
     )
     if architecture.pre_logits and config['pooler_act'] != 'tanh':
         raise UserError(f'{folder / CONFIG}: pooler_act {config["pooler_act"]!r} is not known; it is tanh.')
+    said = workdir.read_json(folder / preprocessing.FILE)
+    shown = preprocessing.read(folder / preprocessing.FILE, said or {}, architecture.image_size)
+    assumed = '' if said is not None else f'no {preprocessing.FILE}: images are shown as is usual'
+    names = _label_names(folder / CONFIG, config, architecture.num_outputs)
     found = places(architecture, prefix, not config['qkv_bias'])
-    return convert.converted(location, path, architecture, raw, found)
+    checkpoint = convert.converted(location, path, architecture, shown, raw, found)
+    return checkpoint._replace(label_names=names, assumed=assumed)
+
+
+def _label_names(path, config, count):
+    """The names of the head's outputs, in their order; None where there is no head, or only made-up names."""
+    names = config['id2label']
+    if not count or names is None:
+        return None
+    if not isinstance(names, dict) or set(names) != set(map(str, range(count))):
+        shown = f'{len(names)} keys ({", ".join(list(names)[:3])}, ...)' if isinstance(names, dict) else names
+        raise UserError(
+            f'{path}: id2label has {shown}, but classifier.weight has {count} outputs, whose keys are "0" to '
+            f'"{count - 1}".'
+        )
+    names = tuple(str(names[str(i)]) for i in range(count))
+    # As transformers calls labels that nobody named.
+    return None if names == tuple(f'LABEL_{i}' for i in range(count)) else names
 
 
 def _config(path, config):
@@ -74,6 +95,7 @@ def _config(path, config):
         'hidden_act': 'gelu',
         'pooler_act': 'tanh',
         'qkv_bias': True,
+        'id2label': None,
     }
     fields = {key: config.get(key, value) for key, value in defaults.items()}
     for key, kind in (('num_hidden_layers', int), ('num_attention_heads', int), ('layer_norm_eps', float)):
@@ -146,10 +168,10 @@ def _tensors(path):
         ) from error
 
 
-def write(path, architecture: Architecture, params, label_names):
+def write(path, architecture: Architecture, shown: Shown, params, label_names):
     """Writes parameters of a vit.ViT to a new folder as a ViTForImageClassification.
 
-    Beside the two files of the model, the folder has the one that says how images are normalised.
+    Beside the two files of the model, the folder has the one that says how images are shown to it.
     """
     # Only those who write such a file need it.
     from safetensors import numpy as safetensors_numpy
@@ -177,20 +199,9 @@ def write(path, architecture: Architecture, params, label_names):
         'label2id': {str(name): i for i, name in enumerate(label_names)},
         'dtype': 'float32',
     }
-    shown = {
-        'image_processor_type': 'ViTImageProcessor',
-        'do_resize': True,
-        'size': {'height': side, 'width': side},
-        'resample': 2,  # bilinear
-        'do_rescale': True,
-        'rescale_factor': 1 / 255,
-        'do_normalize': True,
-        'image_mean': [0.5] * 3,
-        'image_std': [0.5] * 3,
-    }
     tensors = convert.in_file(params, places(architecture, 'vit.', without_bias=False))
     path.mkdir()
-    for name, content in ((CONFIG, config), ('preprocessor_config.json', shown)):
+    for name, content in ((CONFIG, config), (preprocessing.FILE, preprocessing.written(shown, side))):
         (path / name).write_text(json.dumps(content, indent=2) + '\n')
     # transformers refuses a file that does not say so, whoever wrote it.
     (path / WEIGHTS).write_bytes(safetensors_numpy.save(tensors, metadata={'format': 'pt'}))

@@ -7,9 +7,9 @@ import jax
 
 from configs import common
 from td_jax import pretrained
-from td_jax.method import communication
+from td_jax.method import communication, objectives
 from td_jax.models import base, vit
-from td_jax.pretrained.architecture import module_of, overrides, shapes
+from td_jax.pretrained.architecture import as_text, module_of, shapes, student_overrides, teacher_overrides
 
 # Stands for the batch while shapes are worked out; the first axis is then written as "batch".
 BATCH = 1
@@ -22,8 +22,8 @@ def report(location: str) -> str:
       location: as `pretrained.read` takes it.
 
     Returns:
-      several lines: architecture, parameters, the shapes at every split point, and the overrides that make
-      the teacher of a config fit
+      several lines: architecture, how it is shown images, parameters, the shapes at every split point, and
+      the overrides that make the teacher of a config fit, and a student that starts from it
 
     Raises:
       UserError: what `pretrained.read` raises.
@@ -33,16 +33,17 @@ def report(location: str) -> str:
     architecture = checkpoint.architecture
     sizes, patch, side = architecture.sizes, architecture.patch, architecture.image_size
     grid = side // patch
-    names = {sizes: name for name, sizes in vit.VARIANTS.items()}
+    variants = {sizes: name for name, sizes in vit.VARIANTS.items()}
     counts = {name: math.prod(shape) for name, shape in shapes(architecture).items()}
     total = sum(counts.values())
     head = _sum(counts, ('head_layer', 'pre_logits_layer'))
     flags = [
         f'--config.teacher.pretrained={shlex.quote(location)}',
-        *overrides(architecture, config.teacher.model, '--config.teacher.model'),
+        *_flags(teacher_overrides(checkpoint, config)),
     ]
+    student = _flags(student_overrides(checkpoint, config))
     facts = {
-        'variant': f'{names[sizes]}/{patch}' if sizes in names else 'none of the published ones',
+        'variant': f'{variants[sizes]}/{patch}' if sizes in variants else 'none of the published ones',
         'sizes': f'{sizes.layers} blocks, width {sizes.width}, MLP {sizes.mlp}, {sizes.heads} heads',
         'images': f'{side} x {side} pixels, {grid} x {grid} patches of {patch} x {patch}, and a class token',
         'activation': f'{architecture.activation}, LayerNorm epsilon {architecture.epsilon}',
@@ -50,6 +51,15 @@ def report(location: str) -> str:
         'head': f'{architecture.num_outputs:,} outputs' if architecture.num_outputs else 'none',
         'parameters': f'backbone {total - head:,}, head {head:,}, total {total:,}',
     }
+    mean, std, resize = checkpoint.shown
+    facts['pixels'] = f'(pixel / 255 - {as_text(mean)}) / {as_text(std)}, ' + (
+        f'resized by {resize}' if resize else 'not resized'
+    )
+    if architecture.num_outputs:
+        names = checkpoint.label_names
+        facts['labels'] = objectives.preview(names) if names else 'without names'
+    if checkpoint.assumed:
+        facts['assumed'] = checkpoint.assumed
     if checkpoint.unused:
         facts['unused'] = ', '.join(checkpoint.unused)
     return '\n'.join(
@@ -66,8 +76,14 @@ def report(location: str) -> str:
             'As a teacher (at another dataset.image_size the position embeddings are resized):',
             '',
             ' '.join(flags),
+            *(['', 'And with a student that starts from it:', '', ' '.join(student)] if student else []),
         ]
     )
+
+
+def _flags(overrides):
+    """Overrides as they are written in a shell."""
+    return [shlex.quote(f'--config.{key}={as_text(value)}') for key, value in overrides.items()]
 
 
 def _sum(counts, modules):

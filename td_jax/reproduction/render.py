@@ -2,8 +2,13 @@
 
 import numpy as np
 
-from td_jax.reproduction import cells, tables
-from td_jax.training import evaluation
+from td_jax.reproduction import cells, statistics, tables
+
+# What stands above a table.
+INTERVALS = (
+    '± is half of the 95% t interval over the n seeds, of a difference over the differences of the same '
+    'seeds; no interval is corrected for their number.'
+)
 
 
 def make(names, results: dict, genres, datasets) -> str:
@@ -36,21 +41,28 @@ def with_teacher(table: tables.Table, results: dict) -> dict:
     return filled
 
 
-def paired_difference(result: dict, baseline: dict):
-    """Mean and standard error of the seeds' differences to the same seeds of a baseline."""
+def number(mean, spread=None, signed=False, digits=4) -> str:
+    """A mean ± its spread, if it has one."""
+    text = f'{mean:+.{digits}f}' if signed else f'{mean:.{digits}f}'
+    return text if spread is None else f'{text} ± {spread:.{digits}f}'
+
+
+def difference(result: dict, baseline: dict) -> str:
+    """A result less a baseline's, with the interval of the paired difference if their seeds are the same."""
     if result.get('seeds') != baseline['seeds']:
-        return result['mean'] - baseline['mean'], None
-    return evaluation.mean_and_stderr(np.subtract(result['values'], baseline['values']))
-
-
-def number(mean, stderr, signed=False) -> str:
-    """A mean with its standard error, if it has one."""
-    text = f'{mean:+.4f}' if signed else f'{mean:.4f}'
-    return text if stderr is None else f'{text} ± {stderr:.4f}'
+        return f'{number(result["mean"] - baseline["mean"], signed=True)}, not paired'
+    found = statistics.paired_difference(result['values'], baseline['values'])
+    return number(found.mean, found.half_width, signed=True)
 
 
 def of_runs(name: str, table: tables.Table, results: dict) -> str:
-    """A table as Markdown, one block a column, the paper's numbers beside ours."""
+    """A table as Markdown, one block a column, the paper's numbers beside ours.
+
+    Args:
+      name: of the table.
+      table: what it is made of.
+      results: {column: {row: result or None}}.
+    """
     paper = tables.paper(name)
     lines = [f'## {"Table " + name if paper else name}: {table.title}', '']
     for column, rows in results.items():
@@ -58,23 +70,29 @@ def of_runs(name: str, table: tables.Table, results: dict) -> str:
         shown = [result for result in rows.values() if result and 'values' in result]
         lines += [f'### {column} {f"({change})" if change else ""}'.rstrip(), '']
         if shown:
-            lines += [f'{shown[0]["split"]} {shown[0]["metric"]}, {len(shown[0]["seeds"])} seeds', '']
-        head = ['method', 'ours', f'ours, difference to {table.baseline}']
-        head += ['paper', 'paper, difference'] if paper else []
+            lines += [f'{shown[0]["split"]} {shown[0]["metric"]}. {INTERVALS}', '']
+        head = [
+            'method',
+            'n',
+            'ours, mean ± 95%',
+            f'ours, paired difference to {table.baseline}, mean ± 95%',
+        ]
+        head += ['paper, mean ± standard error', 'paper, difference'] if paper else []
         lines += [_row(head), _row(['---'] * len(head))]
         baseline = rows[table.baseline]
         for row in table.rows:
             result = rows[row]
-            cells = [row, 'missing', '']
+            parts = [row, '', 'missing', '']
             if result:
-                cells[1] = number(result['mean'], result['stderr'])
+                ours = statistics.of(result.get('values', [result['mean']]))
+                parts[1:3] = f'{ours.count}', number(ours.mean, ours.half_width)
                 if baseline and row != table.baseline:
-                    cells[2] = number(*paired_difference(result, baseline), signed=True)
+                    parts[3] = difference(result, baseline)
             if paper:
                 mean, stderr = _paper_cell(paper, column, row)
                 base, _ = _paper_cell(paper, column, table.baseline)
-                cells += [number(mean, stderr), '' if row == table.baseline else f'{mean - base:+.4f}']
-            lines.append(_row(cells))
+                parts += [number(mean, stderr), '' if row == table.baseline else f'{mean - base:+.4f}']
+            lines.append(_row(parts))
         lines.append('')
     return '\n'.join(lines)
 
@@ -92,30 +110,33 @@ def of_others(name: str, table: tables.Derived, results: dict) -> str:
         f'## Table {name}: {table.title}, percent',
         '',
         'Ours is computed from our own cells: the mean over the columns of the relative improvement, of an '
-        'RMSE its reduction.',
+        f'RMSE its reduction; n seeds in brackets. {INTERVALS}',
         '',
         _row(['method', *(f'{group}, {who}' for group in paper['columns'] for who in ('ours', 'paper'))]),
         _row(['---'] * (1 + 2 * len(paper['columns']))),
     ]
     for row in table.rows:
-        gains = {name: improvement(group, table.rows[row], results) for name, group in table.groups.items()}
-        known = [gain for gain in gains.values() if gain is not None]
+        gains = {name: improvements(group, table.rows[row], results) for name, group in table.groups.items()}
         # What the paper averages over is all of its columns.
-        gains['Avg.'] = np.mean(known) if len(known) == len(table.groups) else None
-        cells = [row]
+        gains['Avg.'] = _averaged(list(gains.values()))
+        parts = [row]
         for column, (value, _) in zip(paper['columns'], paper['rows'][row], strict=True):
-            cells += ['missing' if gains[column] is None else f'{gains[column]:+.2f}', f'{value:+.2f}']
-        lines.append(_row(cells))
+            parts += [_percent(gains[column]), f'{value:+.2f}']
+        lines.append(_row(parts))
     return '\n'.join([*lines, ''])
 
 
-def improvement(group: tables.Group, rows: dict, results: dict):
-    """Mean relative improvement of a row over a baseline in percent, or None where a cell is missing.
+def improvements(group: tables.Group, rows: dict, results: dict):
+    """Relative improvement of a row over a baseline in percent of the baseline's mean, mean over the columns.
 
     Args:
       group: the columns.
       rows: {table: the row there}.
       results: {table: {column: {row: result or None}}}.
+
+    Returns:
+      {seed: improvement}, or, where the seeds are not the same in all of them, {None: its mean}; None where a
+      cell is missing
     """
     baseline_table, baseline_row = group.baseline
     gains = []
@@ -124,8 +145,30 @@ def improvement(group: tables.Group, rows: dict, results: dict):
         baseline = results.get(baseline_table, {}).get(column, {}).get(baseline_row)
         if not result or not baseline:
             return None
-        gains.append(100 * group.sign * (result['mean'] / baseline['mean'] - 1))
-    return float(np.mean(gains))
+        scale = 100 * group.sign / baseline['mean']
+        if result['seeds'] == baseline['seeds']:
+            differences = np.subtract(result['values'], baseline['values'])
+            gains.append(dict(zip(result['seeds'], scale * differences, strict=True)))
+        else:
+            gains.append({None: scale * (result['mean'] - baseline['mean'])})
+    return _averaged(gains)
+
+
+def _averaged(gains):
+    """The mean of {seed: value}, seed by seed where all have the same; None where one of them is None."""
+    if any(gain is None for gain in gains):
+        return None
+    if any(gain.keys() != gains[0].keys() for gain in gains):
+        gains = [{None: np.mean(list(gain.values()))} for gain in gains]
+    return {seed: np.mean([gain[seed] for gain in gains]) for seed in gains[0]}
+
+
+def _percent(gain):
+    if gain is None:
+        return 'missing'
+    found = statistics.of(list(gain.values()))
+    count = '' if None in gain else f' ({found.count})'
+    return number(found.mean, found.half_width, signed=True, digits=2) + count
 
 
 def plan(planned: list[cells.Planned], device_tflops: float) -> str:

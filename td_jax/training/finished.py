@@ -34,6 +34,7 @@ RESULT_KEYS = (
     'steps',
     'seeds',
     'teacher',
+    'teacher_fingerprint',
     'versions',
 )
 

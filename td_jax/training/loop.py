@@ -88,6 +88,12 @@ class Loop:
         if restored is None:
             return 0, state
         step, state, _ = restored
+        trained = int(_on_host(state.step)[0])
+        if trained != step:
+            raise UserError(
+                f'{self.folder / str(step)} is the checkpoint of step {trained} under another name; delete '
+                'it, and the same command continues.'
+            )
         processes.say(f'continues at step {step} of {self.config.num_steps}')
         return step, state
 
@@ -222,6 +228,7 @@ class Loop:
             'steps': config.num_steps,
             'seeds': [config.seed + i for i in range(config.num_seeds)],
             'teacher': self.teacher_facts['score'],
+            'teacher_fingerprint': self.teacher_facts['fingerprint'],
             'versions': {
                 'jax': jax.__version__,
                 'flax': flax.__version__,

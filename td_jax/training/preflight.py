@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 
 from td_jax import config as config_lib
 from td_jax.data import base as data
+from td_jax.data import images
 from td_jax.devices import processes, sharding
 from td_jax.errors import UserError
 from td_jax.files import checkpoints, workdir
@@ -81,8 +82,8 @@ def check_workdir(config, folder: epath.Path) -> dict | None:
             )
         return None
     changed = config_lib.differences(config, stored)
-    old_steps = stored.get('num_steps')
-    if isinstance(old_steps, int):
+    old_steps = config_lib.completed(stored)['num_steps']
+    if isinstance(old_steps, int) and config.optimizer.schedule == 'constant':
         changed.pop('num_steps', None)
     if changed:
         raise UserError(
@@ -94,8 +95,35 @@ def check_workdir(config, folder: epath.Path) -> dict | None:
             f'{folder} holds a run of {old_steps} steps, which is more than num_steps={config.num_steps}; '
             'choose another --workdir.'
         )
+    beyond = [step for step in checkpoints.steps(saved) if step > config.num_steps]
+    if beyond:
+        raise UserError(
+            f'{saved} has a checkpoint of step {beyond[-1]}, which is beyond num_steps={config.num_steps}; '
+            'delete it, or choose another --workdir.'
+        )
     result = finished.read_result(folder)
-    return result if result and result['steps'] == config.num_steps else None
+    if not result or result['steps'] != config.num_steps:
+        return None
+    _check_teacher_of_result(config, folder, stored, result)
+    return result
+
+
+def _check_teacher_of_result(config, folder, stored, result):
+    """Refuses the result of a run whose teacher lay elsewhere than it does now, and was another."""
+    places = ('teacher.checkpoint', 'teacher.pretrained')
+    before, now = config_lib.completed(stored), config_lib.flatten(config)
+    moved = {place: (before[place], now[place]) for place in places if before[place] != now[place]}
+    if not config_lib.has_teacher(config) or not moved:
+        return
+    is_there = config.teacher.pretrained or config.teacher.checkpoint
+    if is_there or teachers.folder_of(config, folder).exists():
+        teacher = teachers.found(config, folder, assembly.load_source(config, config.dataset))
+        if teachers.is_the_same(teacher, result):
+            return
+    raise UserError(
+        f'{folder} holds a run with another teacher: {config_lib.describe(moved)}. '
+        'Choose another --workdir, or name the teacher that it had.'
+    )
 
 
 def _check_batch(config, source):
@@ -148,6 +176,22 @@ def _check_start(config, student_source, teacher_source):
     start = assembly.parameter_shapes(config, config.teacher.model, teacher_source)
     initial = assembly.parameter_shapes(config, config.model, student_source)
     base.started_from(start, initial, copies_head=assembly.same_labels(student_source, teacher_source))
+    # What no parameter holds, and what the same parameters compute something else without.
+    keys = []
+    if config.model.name == 'vit':
+        keys += ['model.activation', 'model.epsilon']
+    if config.dataset.name in images.FACTS:
+        keys += ['dataset.image_mean', 'dataset.image_std']
+    flat = config_lib.flatten(config)
+    changed = {key: (flat[f'teacher.{key}'], flat[key]) for key in keys}
+    changed = {key: values for key, values in changed.items() if values[0] != values[1]}
+    if changed:
+        different = ', '.join(f'{key} is {own} and teacher.{key} {of}' for key, (of, own) in changed.items())
+        wanted = ' '.join(f'{key}={str(of).replace(" ", "")}' for key, (of, _) in changed.items())
+        raise UserError(
+            f'model.initial is teacher, but {different}, with which the same parameters compute something '
+            f'else; set {wanted}, or model.initial=random.'
+        )
 
 
 def _check_states(config, source, teacher_source):

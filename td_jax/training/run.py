@@ -56,7 +56,7 @@ def _opened(workdir):
 
 def describe(result: dict) -> str:
     """One line of a result for a person."""
-    spread = '' if result['stderr'] is None else f' ± {result["stderr"]:.4f}'
+    spread = '' if result['stderr'] is None else f', standard error {result["stderr"]:.4f}'
     teacher = '' if result['teacher'] is None else f'; teacher {result["teacher"]:.4f}'
     seeds = f'{len(result["seeds"])} seed{"s" if len(result["seeds"]) > 1 else ""}'
     return (

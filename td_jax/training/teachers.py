@@ -15,24 +15,33 @@ from td_jax.data import base as data
 from td_jax.devices import fingerprint, processes, sharding
 from td_jax.errors import UserError
 from td_jax.files import workdir
-from td_jax.pretrained import architecture, fit
+from td_jax.method import objectives
+from td_jax.pretrained import architecture, fit, labels
 from td_jax.training import assembly, dispatch, evaluation, finished, train_step
 
 
 def pretrained_source(config, student_source: data.Source) -> data.Source:
-    """The student's data as a public checkpoint labels it.
+    """The student's data as a public checkpoint labels it and is shown it.
 
-    A checkpoint does not name its labels: as many as the student's are taken to be the same.
+    Labels that the checkpoint names are the student's where the names are the same ones, in any order. Of one
+    that names none, as many as the student's are taken to be the same. One without a head has no labels.
 
     Raises:
-      UserError: no such checkpoint, or one of another architecture than `config.teacher.model`.
+      UserError: no such checkpoint, one of another architecture than `config.teacher.model`, or one that is
+        shown images otherwise than `config.teacher.dataset` and `config.dataset` say.
     """
     checkpoint = pretrained.read(config.teacher.pretrained)
-    architecture.check_architecture(checkpoint, config.teacher.model, 'teacher.model')
+    architecture.check_teacher(checkpoint, config)
     count = checkpoint.architecture.num_outputs
-    if count == len(student_source.label_names):
-        return student_source
-    return student_source._replace(label_names=tuple(f'label {i} of the checkpoint' for i in range(count)))
+    names = labels.ordered(checkpoint, student_source.label_names).label_names
+    if names is None and count == len(student_source.label_names):
+        names = student_source.label_names
+    elif names is None:
+        names = tuple(f'label {i} of the checkpoint' for i in range(count))
+    task = config.dataset.copy_and_resolve_references()
+    task.image_mean, task.image_std = config.teacher.dataset.image_mean, config.teacher.dataset.image_std
+    inputs = assembly.load_source(config, task).inputs if task != config.dataset else student_source.inputs
+    return student_source._replace(label_names=names, inputs=inputs)
 
 
 def source_of(config, student_source: data.Source) -> data.Source:
@@ -41,6 +50,14 @@ def source_of(config, student_source: data.Source) -> data.Source:
         return pretrained_source(config, student_source)
     with under('teacher.'):
         return assembly.load_source(config, config.teacher.dataset)
+
+
+def _said_of_labels(checkpoint, source):
+    """What is taken for granted of labels that have no names; '' where they have, or where there are none."""
+    count = checkpoint.architecture.num_outputs
+    if not count or checkpoint.label_names:
+        return ''
+    return f'its {count} labels have no names and are taken to be {objectives.preview(source.label_names)}'
 
 
 @contextlib.contextmanager
@@ -76,9 +93,10 @@ def load(config, folder: epath.Path, source: data.Source, mesh: Mesh | None = No
     model = assembly.build_model(config, config.teacher.model, source)
     shapes = assembly.parameter_shapes(config, config.teacher.model, source)
     if config.teacher.pretrained:
-        checkpoint = pretrained.read(config.teacher.pretrained)
+        checkpoint = labels.ordered(pretrained.read(config.teacher.pretrained), source.label_names)
         params, report = fit.fit(checkpoint, shapes)
-        processes.say(f'{config.teacher.pretrained}: {fit.describe(report)}')
+        said = [fit.describe(report), checkpoint.assumed, _said_of_labels(checkpoint, source)]
+        processes.say(f'{config.teacher.pretrained}: {"; ".join(filter(None, said))}')
         params = _with_initial(params, report.initialised, config, model, source)
         if mesh:
             params = sharding.place(params, sharding.of_parameters(mesh, params))
@@ -115,22 +133,54 @@ def _with_initial(params, names, config, model, source):
     return flax.traverse_util.unflatten_dict({**flat, **made}, sep='/')
 
 
+def found(config, folder: epath.Path, student_source: data.Source) -> dispatch.Teacher:
+    """The teacher of a run that was trained, which must be where its config says.
+
+    Args:
+      config: of the student's run.
+      folder: workdir of the student's run.
+      student_source: its data.
+
+    Raises:
+      UserError: it is not there, not finished, or does not fit the config.
+    """
+    if not config.teacher.pretrained:
+        check_run(config, folder_of(config, folder))
+    return load(config, folder, source_of(config, student_source))
+
+
+def is_the_same(teacher: dispatch.Teacher, result: dict) -> bool:
+    """Whether a run's result was taught by this teacher."""
+    return fingerprint.of(teacher.params) == result['teacher_fingerprint']
+
+
 def finished_with_teacher(folder: epath.Path, seed_index: int = 0) -> finished.Finished:
     """A finished run, read back with the teacher that it had.
+
+    A teacher that is no longer where it was is looked for beside the run, under the name that it had: folders
+    that lie together may be moved together.
 
     Args:
       folder: its workdir.
       seed_index: which of its seeds, counted from 0.
 
     Raises:
-      UserError: what `finished.load` raises, or the teacher is gone.
+      UserError: what `finished.load` raises, or the teacher is gone or another than it was.
     """
     run = finished.load(folder, seed_index)
     if not config_lib.has_teacher(run.config):
         return run
-    if not run.config.teacher.pretrained:
-        check_run(run.config, folder_of(run.config, folder))
-    return run._replace(teacher=load(run.config, folder, source_of(run.config, run.source)))
+    place = folder_of(run.config, folder)
+    beside = folder.parent / place.name
+    if not run.config.teacher.pretrained and not place.exists() and beside.exists():
+        run.config.teacher.checkpoint = str(beside)
+    teacher = found(run.config, folder, run.source)
+    if not is_the_same(teacher, finished.read_result(folder)):
+        where = run.config.teacher.pretrained or folder_of(run.config, folder)
+        raise UserError(
+            f'the teacher in {where} is not the one that taught {folder}; put that one there again.'
+        )
+    return run._replace(teacher=teacher)
 
 
 def check_run(config, folder: epath.Path):
@@ -146,17 +196,14 @@ def check_run(config, folder: epath.Path):
             f'teacher.checkpoint {folder} is not the workdir of a finished run: {workdir.CONFIG} or '
             f'{workdir.RESULT} is missing.'
         )
-    if result['steps'] != stored.get('num_steps'):
-        raise UserError(
-            f'teacher.checkpoint {folder} is not finished: {result["steps"]} of '
-            f'{stored.get("num_steps")} steps.'
-        )
+    steps = config_lib.completed(stored)['num_steps']
+    if result['steps'] != steps:
+        raise UserError(f'teacher.checkpoint {folder} is not finished: {result["steps"]} of {steps} steps.')
     parts = ('model.', 'dataset.', 'method')
     changed = {
         key: values
         for key, values in config_lib.differences(expected, stored).items()
-        # What is saved for a gradient changes no parameter.
-        if key.startswith(parts) and not key.endswith('.remat_policy')
+        if key.startswith(parts)
     }
     if changed:
         raise UserError(

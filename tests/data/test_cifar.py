@@ -12,6 +12,7 @@ from td_jax.data import SOURCES, cifar, images, prepared
 from td_jax.errors import UserError
 from td_jax.training import assembly
 
+HALF = (0.5, 0.5, 0.5)
 pytestmark = pytest.mark.usefixtures('cifar10_data')
 
 
@@ -93,12 +94,31 @@ def test_inputs_are_varied_with_a_key_alone():
     examples = {'image': source.train['image'][:4]}
     shown = source.inputs(source.tables, examples, None)['image']
     assert shown.shape == (4, 48, 48, 3)
-    np.testing.assert_array_equal(shown, images.normalize(images.resized(examples['image'], 48)))
+    np.testing.assert_array_equal(
+        shown, images.normalize(images.resized(examples['image'], 48, 'bilinear'), HALF, HALF)
+    )
     key = jax.random.key(0)
     shown = source.inputs(source.tables, examples, key)['image']
-    expected = images.normalize(images.varied(examples['image'], 48, key, 0.3, 0.5))
+    expected = images.normalize(images.varied(examples['image'], 48, key, 0.3, 0.5, 'bilinear'), HALF, HALF)
     np.testing.assert_array_equal(shown, expected)
     assert -1 <= shown.min() < shown.max() <= 1
+
+
+def test_a_task_has_its_own_mean_and_deviation():
+    """The student's image is the teacher's, shown otherwise."""
+    config = common.get_config()
+    config.dataset.update({'name': 'cifar10', 'image_size': 21, 'resize': 'bilinear_antialias'})
+    config.teacher.dataset.update({'image_mean': (0.1, 0.2, 0.3), 'image_std': (0.4, 0.6, 0.7)})
+    student, teacher = (
+        SOURCES['cifar10'](config.dataset, x) for x in (config.dataset, config.teacher.dataset)
+    )
+    examples = {'image': student.train['image'][:4]}
+    pixels = np.asarray(images.resized(examples['image'], 21, 'bilinear_antialias')) / 255
+    shown = teacher.inputs(teacher.tables, examples, None)['image']
+    expected = (pixels - np.array([0.1, 0.2, 0.3])) / np.array([0.4, 0.6, 0.7])
+    np.testing.assert_allclose(shown, expected, rtol=0, atol=1e-5)
+    shown = student.inputs(student.tables, examples, None)['image']
+    np.testing.assert_allclose(shown, 2 * pixels - 1, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -290,7 +290,7 @@ def test_evaluation_sees_whole_images_plainly_resized():
     np.testing.assert_array_equal(examples['labels'], labels)
     assert np.abs(examples['image'] - shown).max() <= 0.5001
     inputs = real().inputs((), examples, None)['image']
-    np.testing.assert_array_equal(inputs, images.normalize(examples['image']))
+    np.testing.assert_array_equal(inputs, images.normalize(examples['image'], (0.5,) * 3, (0.5,) * 3))
 
 
 @pytest.mark.usefixtures('imagenet_data')

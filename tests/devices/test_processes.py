@@ -1,6 +1,5 @@
 """Several real processes on one machine, and runs that are asked to stop."""
 
-import contextlib
 import json
 import os
 import pathlib
@@ -17,10 +16,11 @@ import pytest
 from td_jax import command_line
 from td_jax.devices import processes
 from td_jax.errors import UserError
-from td_jax.files import checkpoints, workdir
+from td_jax.files import workdir
 
 ROOT = pathlib.Path(__file__).parents[2]
-# A run of a few seconds that saves, validates and logs on its way.
+# A run of a few seconds that saves, validates and logs on its way, and is the same but for rounding if sums
+# change their order, as by comparable_config.
 FLAGS = (
     '--config=configs/digits.py',
     '--config.num_seeds=2',
@@ -30,11 +30,15 @@ FLAGS = (
     '--config.save_every=4',
     '--config.eval_every=4',
     '--config.dataset.split=validation',
-    '--config.model.hidden=(8,4)',
-    '--config.teacher.model.hidden=(16,8)',
+    '--config.model.hidden=(64,32)',
+    '--config.optimizer.name=sgd',
+    '--config.optimizer.learning_rate=0.01',
+    '--config.teacher.model.hidden=(64,32)',
+    '--config.teacher.optimizer.name=sgd',
+    '--config.teacher.optimizer.learning_rate=0.01',
     '--config.teacher.num_steps=4',
     '--config.communication.hidden=16',
-    '--config.communication.message=8',
+    '--config.communication.message=16',
 )
 
 
@@ -43,7 +47,7 @@ def launch(folder, *more, devices=1, flags=FLAGS):
     settings = {
         **os.environ,
         'JAX_PLATFORMS': 'cpu',
-        'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
+        'XLA_FLAGS': f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count={devices}',
     }
     return subprocess.Popen(
         [sys.executable, '-m', 'td_jax.main', f'--workdir={folder}', *flags, *more],
@@ -130,13 +134,18 @@ def test_two_processes_compute_what_one_computes_and_one_of_them_speaks(alone, t
     assert again.splitlines()[-1] == out.splitlines()[-1]
 
 
-def last_parameters(folder):
-    with contextlib.closing(checkpoints.Checkpoints(folder / 'checkpoints')) as saved:
-        _, arrays, _ = saved.restore()
-    return {name: array for name, array in arrays.items() if name.startswith('params/')}
+@pytest.fixture(scope='session')
+def last_parameters(read_back):
+    """A function (workdir) -> {name: array}, the parameters of its newest checkpoint."""
+
+    def read(folder):
+        _, arrays, _ = read_back(folder / 'checkpoints')
+        return {name: array for name, array in arrays.items() if name.startswith('params/')}
+
+    return read
 
 
-def test_a_run_goes_on_with_other_processes_and_devices(alone, tmp_path):
+def test_a_run_goes_on_with_other_processes_and_devices(alone, tmp_path, last_parameters):
     """Eight devices, then two processes with two each, then one."""
     folder = tmp_path / 'run'
     finish(launch(folder, '--config.num_steps=2', devices=8))
@@ -147,15 +156,11 @@ def test_a_run_goes_on_with_other_processes_and_devices(alone, tmp_path):
     mine, theirs = last_parameters(folder), last_parameters(alone)
     assert mine.keys() == theirs.keys()
     for name, array in mine.items():
-        # AdamW turns the rounding of a tiny gradient into a difference of a step, 0.001.
-        np.testing.assert_allclose(array, theirs[name], atol=3e-3, err_msg=name)
-        assert np.median(np.abs(array - theirs[name])) < 1e-5, name
+        np.testing.assert_allclose(array, theirs[name], atol=1e-5, err_msg=name)
 
 
 def test_a_loss_that_is_not_finite_stops_every_process_at_its_step(tmp_path):
-    running = launch_several(
-        tmp_path / 'run', 2, '--config.optimizer.name=sgd', '--config.optimizer.learning_rate=1e18'
-    )
+    running = launch_several(tmp_path / 'run', 2, '--config.optimizer.learning_rate=1e18')
     said = []
     for _, err in finish(*running, code=2):
         (line,) = (line for line in err.splitlines() if line.startswith('td_jax:'))
@@ -190,7 +195,7 @@ STREAM = (
 )
 
 
-def test_two_processes_share_a_stream_and_a_public_teacher(imagenet_data, tmp_path, outcome):
+def test_two_processes_share_a_stream_and_a_public_teacher(imagenet_data, tmp_path, outcome, last_parameters):
     """Each example once: were one read twice or never, the sums of a step would differ."""
     finish(launch(tmp_path / 'alone', flags=STREAM))
     finish(*launch_several(tmp_path / 'run', 2, flags=STREAM))

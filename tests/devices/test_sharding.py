@@ -77,27 +77,28 @@ def test_this_process_has_all_rows_of_one_device():
 
 
 def step_of(config):
-    """(parameters, sums of metrics) after one step of a config of digits."""
+    """(parameters before, parameters after, sums of metrics) of one step of a config of digits."""
     source = SOURCES['digits'](config.dataset, config.dataset)
     theirs = SOURCES['digits'](config.dataset, config.teacher.dataset)
     teacher = assembly.untrained_teacher(config, theirs)
     run = assembly.assemble(config, source, teacher, sharding.make_mesh(config))
     keys = dispatch.seed_keys(config)
-    progress, _ = run.run(run.started(run.init(keys)), run.feed(keys, 0), keys, 0, 1)
-    return jax.tree.map(np.array, (progress.state.params, progress.sums))
+    state = run.init(keys)
+    before = jax.tree.map(np.array, state.params)
+    progress, _ = run.run(run.started(state), run.feed(keys, 0), keys, 0, 1)
+    return before, *jax.tree.map(np.array, (progress.state.params, progress.sums))
 
 
-def test_micro_batches_change_nothing(small_config):
+def test_micro_batches_change_nothing(comparable_config):
     """Without dropout a batch cut in four has the gradient of the whole."""
-    # States of three relus are often nearly constant, and a norm of those makes much of rounding.
-    wide = {'model__hidden': (64, 32), 'teacher__model__hidden': (64, 32)}
-    params, sums = step_of(small_config(batch_size=16, td__rounds=2, **wide))
-    cut_params, cut_sums = step_of(small_config(batch_size=16, td__rounds=2, micro_batches=4, **wide))
+    before, params, sums = step_of(comparable_config(batch_size=16, td__rounds=2))
+    _, cut_params, cut_sums = step_of(comparable_config(batch_size=16, td__rounds=2, micro_batches=4))
     for name, total in sums.items():
         np.testing.assert_allclose(cut_sums[name], total, rtol=1e-5, atol=1e-7, err_msg=name)
-    # AdamW turns the rounding of a tiny gradient into a difference of a step.
-    for a, b in zip(jax.tree.leaves(cut_params), jax.tree.leaves(params), strict=True):
-        np.testing.assert_allclose(a, b, atol=2e-4)
+    # A step of SGD is the gradient, times 0.01.
+    for a, b, start in zip(*map(jax.tree.leaves, (cut_params, params, before)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
+        assert np.max(np.abs(b - start)) > 1e-4
 
 
 def test_the_gradient_of_micro_batches_is_that_of_the_batch():
@@ -118,9 +119,9 @@ def test_the_gradient_of_micro_batches_is_that_of_the_batch():
         assert float(metrics['loss']) == pytest.approx(2 * 2.5)
 
 
-def test_bfloat16_trains_near_float32_with_float32_parameters_and_metrics(small_config):
-    _, sums = step_of(small_config(td__rounds=2))
-    low_params, low_sums = step_of(small_config(td__rounds=2, compute_dtype='bfloat16'))
+def test_bfloat16_trains_near_float32_with_float32_parameters_and_metrics(comparable_config):
+    _, _, sums = step_of(comparable_config(td__rounds=2))
+    _, low_params, low_sums = step_of(comparable_config(td__rounds=2, compute_dtype='bfloat16'))
     assert {leaf.dtype for leaf in jax.tree.leaves((low_params, low_sums))} == {np.dtype('float32')}
     assert not np.array_equal(low_sums['loss'], sums['loss'])
     for name in ('loss', 'task', 'message', 'state', 'interact'):

@@ -14,7 +14,7 @@ from td_jax.training.run import train
 NAMES = ('plane', 'car', 'bird')
 
 
-@pytest.fixture(scope='module')
+@pytest.fixture(scope='session')
 def mlp_run(small_config, tmp_path_factory):
     """The workdir of a finished TD run between MLPs."""
     folder = tmp_path_factory.mktemp('mlp')

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from etils import epath
 
 from td_jax.errors import UserError
 from td_jax.files import checkpoints
@@ -263,7 +264,7 @@ def test_facts_are_checked_before_the_names(folder):
         raise UserError(f'not {facts["teacher"]}')
 
     saved = checkpoints.Checkpoints(folder)
-    with pytest.raises(UserError, match='^not abc$'):
+    with pytest.raises(UserError, match=r'^not abc$'):
         saved.restore(changed('kernel', None), refuse)
     saved.close()
     assert restored(folder)[0] == 2
@@ -364,3 +365,42 @@ def test_one_device_reads_what_eight_saved_and_eight_what_one_saved(tmp_path):
     saved.close()
     devices, *shard, _ = on_eight_devices(tmp_path / 'one', 'read').split(' ')
     assert (devices, ' '.join(shard)) == ('8', '(3, 4)')
+
+
+# --- In a bucket -----------------------------------------------------------------------------------
+
+
+def test_a_bucket_keeps_what_a_folder_keeps(place):
+    with_steps(place, 1, 2, 3)
+    assert sorted(path.name for path in place.iterdir() if path.name.isdigit()) == ['2', '3']
+    step, state, facts = restored(place)
+    assert (step, facts) == (3, {'teacher': 'abc'})
+    assert_same(state, state_of(3))
+    wanted = {'step': checkpoints.described(place, 2)['step']}
+    np.testing.assert_array_equal(checkpoints.read(place, 2, wanted)['step'], [2])
+    with pytest.raises(checkpoints.Unreadable, match='step 7'):
+        checkpoints.described(place, 7)
+
+
+@pytest.mark.parametrize('damage', ['cut', 'delete'])
+def test_a_damaged_newest_one_in_a_bucket_is_passed_over(place, caplog, damage):
+    with_steps(place, 1, 2)
+    # A walk in a bucket leaves out the scheme.
+    inside = [
+        epath.Path(f'gs://{folder}/{name}')
+        for folder, _, names in (place / '2' / 'state').walk()
+        for name in names
+    ]
+    largest = max(inside, key=lambda path: path.stat().length)
+    if damage == 'cut':
+        largest.write_bytes(largest.read_bytes()[:-7])
+    else:
+        largest.unlink()
+    with caplog.at_level(logging.WARNING):
+        step, state, _ = restored(place)
+    assert step == 1
+    assert_same(state, state_of(1))
+    assert 'Checkpoint 2' in caplog.text
+    assert (place / 'unreadable-2').is_dir()
+    with_steps(place, 2)
+    assert restored(place)[0] == 2

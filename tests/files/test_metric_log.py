@@ -5,6 +5,7 @@ import json
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 from tensorboard.backend.event_processing import event_file_loader
 from tensorboard.util import tensor_util
 
@@ -109,3 +110,45 @@ def test_a_folder_in_its_place_is_refused(tmp_path):
     (tmp_path / metric_log.FILE).mkdir()
     with pytest.raises(UserError, match='cannot be read'):
         metric_log.read(tmp_path)
+
+
+# --- In a bucket -----------------------------------------------------------------------------------
+
+
+def fetched(place, folder):
+    """A local copy of a run's metrics in a bucket."""
+    folder.mkdir()
+    for path in (place / metric_log.FILE, *place.glob(metric_log.EVENTS)):
+        path.copy(folder / path.name)
+    return folder
+
+
+def write(log, lines):
+    for line in lines:
+        log.write(line['step'], {name: value for name, value in line.items() if name != 'step'})
+
+
+def test_a_log_in_a_bucket_goes_there_at_every_flush(place, tmp_path):
+    with metric_log.opened(place, []) as log:
+        write(log, LINES[:1])
+        log.flush()
+        assert metric_log.read(place) == LINES[:1]
+        assert events_of(fetched(place, tmp_path / 'flushed')) == as_events(LINES[:1])
+        write(log, LINES[1:])
+    assert metric_log.read(place) == LINES
+    assert events_of(fetched(place, tmp_path / 'closed')) == as_events(LINES)
+
+
+def test_a_run_in_a_bucket_goes_on_after_the_lines_it_keeps(place, tmp_path):
+    for kept, written in (([], LINES), (LINES[:1], [{'step': 4, 'loss': 7.0}])):
+        with metric_log.opened(place, kept) as log:
+            write(log, written)
+    expected = [LINES[0], {'step': 4, 'loss': 7.0}]
+    assert metric_log.read(place) == expected
+    assert events_of(fetched(place, tmp_path / 'run')) == as_events(expected)
+
+
+def test_a_log_in_a_bucket_that_is_not_there_is_refused(bucket):
+    place = epath.Path('gs://nobody-made-this/run')
+    with pytest.raises(UserError, match='gs://nobody-made-this/run'), metric_log.opened(place, []):
+        pass

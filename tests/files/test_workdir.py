@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from etils import epath
 
 from td_jax.errors import UserError
 from td_jax.files import workdir
@@ -159,3 +160,76 @@ def test_json_is_read_or_refused(tmp_path):
     path.write_text('[1, 2]')
     with pytest.raises(UserError, match='does not hold a JSON object'):
         workdir.read_json(path)
+
+
+# --- What becomes whole ----------------------------------------------------------------------------
+
+
+@pytest.fixture(params=['folder', 'bucket'])
+def somewhere(request, tmp_path):
+    """A folder, and a place in a bucket."""
+    return epath.Path(tmp_path) if request.param == 'folder' else request.getfixturevalue('place')
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_becomes_whole(somewhere):
+    path = somewhere / 'a.npz'
+    for content in (b'first', b'second' * 1000):
+        with workdir.whole(path) as temporary:
+            temporary.write_bytes(content)
+            assert not path.exists() or path.read_bytes() == b'first'
+        assert path.read_bytes() == content
+    assert names(somewhere) == ['a.npz']
+
+
+def test_a_folder_becomes_whole(somewhere):
+    with workdir.whole(somewhere / 'made') as temporary:
+        (temporary / 'deep').mkdir(parents=True)
+        (temporary / 'a').write_text('1')
+        (temporary / 'deep' / 'b').write_text('2')
+    assert names(somewhere) == ['made']
+    assert names(somewhere / 'made') == ['a', 'deep']
+    assert (somewhere / 'made' / 'deep' / 'b').read_text() == '2'
+
+
+def test_what_fails_leaves_what_was_there(somewhere):
+    workdir.write(somewhere / 'a', 'first')
+    with pytest.raises(ZeroDivisionError), workdir.whole(somewhere / 'a') as temporary:
+        temporary.write_text('second')
+        raise ZeroDivisionError
+    with (
+        pytest.raises(UserError, match=r'/a cannot be written: No space left on device\.$'),
+        workdir.whole(somewhere / 'a') as temporary,
+    ):
+        temporary.write_text('second')
+        raise OSError(28, 'No space left on device')
+    assert (somewhere / 'a').read_text() == 'first'
+    assert names(somewhere) == ['a']
+
+
+def test_files_are_read_back_or_refused_anywhere(somewhere):
+    path = somewhere / 'a.json'
+    assert workdir.read_json(path) is None
+    assert workdir.read_text(path) is None
+    workdir.write(path, '{"a": "ä"}')
+    assert workdir.read_json(path) == {'a': 'ä'}
+    assert workdir.read_text(path) == '{"a": "ä"}'
+    workdir.write(path, '[1, 2]')
+    with pytest.raises(UserError, match=r'a\.json does not hold a JSON object'):
+        workdir.read_json(path)
+
+
+def test_a_bucket_that_is_not_there_is_refused_in_one_line(bucket):
+    path = workdir.resolve('gs://nobody-made-this/run/a.json')
+    with pytest.raises(UserError, match=r'^gs://nobody-made-this/run/a\.json cannot be written: ') as refused:
+        workdir.write(path, 'text')
+    assert '\n' not in str(refused.value)
+
+
+def test_what_protects_a_run_in_a_bucket_is_said_in_one_line(place, capsys):
+    with workdir.opened(place):
+        (line,) = capsys.readouterr().err.splitlines()
+    assert line == f'td_jax: {place} is in a bucket and has no lock; start no second run with it.'

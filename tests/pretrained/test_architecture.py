@@ -1,6 +1,5 @@
 """Architectures and configs."""
 
-import contextlib
 import math
 import pathlib
 
@@ -9,7 +8,16 @@ import pytest
 from configs import common
 from td_jax.errors import UserError
 from td_jax.models import vit
-from td_jax.pretrained.architecture import Architecture, check_architecture, overrides, shapes
+from td_jax.pretrained import google
+from td_jax.pretrained.architecture import (
+    Architecture,
+    Checkpoint,
+    Shown,
+    check_teacher,
+    shapes,
+    student_overrides,
+    teacher_overrides,
+)
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
 NPZ, PRE_LOGITS = GOLDEN / 'vit_tiny.npz', GOLDEN / 'vit_tiny_prelogits.npz'
@@ -49,24 +57,27 @@ def test_parameter_counts_are_the_published_ones(variant, total):
 
 
 def make_config(**changes):
-    config = common.model_config()
-    config.update({'name': 'vit', **changes})
+    """A config whose teacher is a ViT, with changes of teacher.model."""
+    config = common.get_config()
+    config.teacher.model.update({'name': 'vit', **changes})
     return config
 
 
 def test_a_config_that_fits_passes(checkpoints):
-    check_architecture(checkpoints[NPZ], make_config(**TINY))
-    check_architecture(checkpoints[NPZ], make_config(**TINY, variant='L/16'))
+    check_teacher(checkpoints[NPZ], make_config(**TINY))
+    check_teacher(checkpoints[NPZ], make_config(**TINY, variant='L/16'))
 
 
 def test_every_field_that_differs_is_named_with_its_cure(checkpoints):
     config = make_config(**{**TINY, 'layers': 5}, epsilon=1e-12)
     with pytest.raises(UserError) as caught:
-        check_architecture(checkpoints[BARE], config, 'model')
+        check_teacher(checkpoints[BARE], config)
     assert str(caught.value) == (
-        f'{BARE} does not fit model: layers is 6 there, 5 here, activation is gelu there, gelu_tanh here, '
-        'epsilon is 1e-06 there, 1e-12 here, pre_logits is True there, False here; set model.layers=6 '
-        'model.activation=gelu model.epsilon=1e-06 model.pre_logits=True'
+        f'{BARE} does not fit teacher.model and dataset: layers is 6 there, 5 here, activation is gelu '
+        'there, gelu_tanh here, epsilon is 1e-06 there, 1e-12 here, pre_logits is True there, False here, '
+        'dataset.resize is bilinear_antialias there, bilinear here; set teacher.model.layers=6 '
+        'teacher.model.activation=gelu teacher.model.epsilon=1e-06 teacher.model.pre_logits=True '
+        'dataset.resize=bilinear_antialias'
     )
 
 
@@ -87,10 +98,43 @@ def test_every_field_that_differs_is_named_with_its_cure(checkpoints):
 )
 def test_overrides_are_few_and_do(architecture, changes, expected):
     config = make_config(**changes)
-    assert overrides(architecture, config, 'm') == tuple(f'm.{change}' for change in expected)
-    for change in expected:
-        key, value = change.split('=')
-        with contextlib.suppress(ValueError):
-            value = type(config[key])(float(value))
-        config[key] = value
-    assert overrides(architecture, config) == ()
+    checkpoint = Checkpoint('somewhere', architecture, {}, google.SHOWN)
+    overrides = teacher_overrides(checkpoint, config)
+    assert tuple(f'{key}={value}' for key, value in overrides.items()) == tuple(
+        f'teacher.model.{change}' for change in expected
+    )
+    config.update_from_flattened_dict(overrides)
+    assert teacher_overrides(checkpoint, config) == {}
+    check_teacher(checkpoint, config)
+
+
+IMAGENET = Shown((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 'bilinear_antialias')
+
+
+def test_how_images_are_shown_has_to_fit_too():
+    config = make_config(variant='B/16')
+    checkpoint = Checkpoint('somewhere', BASE, {}, IMAGENET)
+    with pytest.raises(UserError) as caught:
+        check_teacher(checkpoint, config)
+    assert str(caught.value) == (
+        'somewhere does not fit teacher.model and dataset: teacher.dataset.image_mean is '
+        '(0.485, 0.456, 0.406) there, (0.5, 0.5, 0.5) here, teacher.dataset.image_std is '
+        '(0.229, 0.224, 0.225) there, (0.5, 0.5, 0.5) here, dataset.resize is bilinear_antialias there, '
+        'bilinear here; set '
+        'teacher.dataset.image_mean=(0.485,0.456,0.406) teacher.dataset.image_std=(0.229,0.224,0.225) '
+        'dataset.resize=bilinear_antialias'
+    )
+    config.update_from_flattened_dict(teacher_overrides(checkpoint, config))
+    check_teacher(checkpoint, config)
+    # Who does not resize says nothing of how.
+    check_teacher(checkpoint._replace(shown=IMAGENET._replace(resize=None)), config)
+
+
+def test_a_student_that_starts_from_a_checkpoint_is_shown_images_alike():
+    checkpoint = Checkpoint('somewhere', BASE._replace(activation='gelu'), {}, IMAGENET)
+    assert student_overrides(checkpoint, make_config()) == {
+        'model.activation': 'gelu',
+        'dataset.image_mean': (0.485, 0.456, 0.406),
+        'dataset.image_std': (0.229, 0.224, 0.225),
+    }
+    assert student_overrides(checkpoint._replace(architecture=BASE, shown=google.SHOWN), make_config()) == {}

@@ -215,7 +215,8 @@ def test_what_is_no_address_is_refused(server, location):
 
 def test_a_hub_model_is_its_folder(monkeypatch):
     def snapshot_download(name, allow_patterns):
-        assert (name, allow_patterns) == ('owner/na-me.1', ['config.json', 'model.safetensors'])
+        assert name == 'owner/na-me.1'
+        assert allow_patterns == ['config.json', 'model.safetensors', 'preprocessor_config.json']
         return str(CLASSIFIER)
 
     monkeypatch.setattr(huggingface_hub, 'snapshot_download', snapshot_download)
@@ -243,7 +244,10 @@ def test_a_hub_that_is_not_reached_is_one_line(monkeypatch, error):
         pretrained.read('hf://owner/name')
     text = str(caught.value)
     assert '\n' not in text
-    assert 'Get config.json and model.safetensors from https://huggingface.co/owner/name' in text
+    assert (
+        'Get config.json, model.safetensors and preprocessor_config.json from https://huggingface.co/owner/name'
+        in text
+    )
 
 
 @pytest.mark.parametrize('location', ['hf://', 'hf://name', 'hf://a/b/c', 'hf://a/b?c'])

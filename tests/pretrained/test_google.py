@@ -176,3 +176,18 @@ def test_what_is_written_has_the_names_shapes_and_values_of_the_original(tmp_pat
             assert sorted(ours) == sorted(theirs)
             for key in ours:
                 np.testing.assert_array_equal(ours[key], theirs[key], err_msg=key, strict=True)
+
+
+@pytest.mark.parametrize('value', [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize('key', ['cls', 'head/bias', f'{BLOCK}/MlpBlock_0/Dense_1/kernel'])
+def test_numbers_that_are_none_are_named(changed, key, value):
+    def change(values):
+        values[key].reshape(-1)[-3:] = value
+
+    with pytest.raises(UserError, match=rf'{key} holds 3 numbers of \d+ that are NaN or infinite'):
+        pretrained.read(changed(change))
+
+
+def test_numbers_that_float32_does_not_hold_are_named(changed):
+    with pytest.raises(UserError, match='cls holds 48 numbers of 48'):
+        pretrained.read(changed(lambda values: values.update(cls=np.full((1, 1, 48), 1e300))))

@@ -13,6 +13,7 @@ from td_jax import pretrained
 from td_jax.errors import UserError
 from td_jax.models import vit
 from td_jax.pretrained import hugging_face
+from td_jax.pretrained.architecture import Shown
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
 BARE, CLASSIFIER = GOLDEN / 'hf_vit_tiny', GOLDEN / 'hf_vit_tiny_classifier'
@@ -122,7 +123,7 @@ def test_what_is_written_has_the_names_shapes_and_values_of_the_original(tmp_pat
     source = GOLDEN / 'hf_vit_tiny_classifier'
     checkpoint = pretrained.read(str(source))
     names = [f'LABEL_{i}' for i in range(7)]
-    hugging_face.write(tmp_path / 'made', checkpoint.architecture, checkpoint.params, names)
+    hugging_face.write(tmp_path / 'made', checkpoint.architecture, checkpoint.shown, checkpoint.params, names)
     theirs = load_file(source / 'model.safetensors')
     ours = load_file(tmp_path / 'made' / 'model.safetensors')
     assert ours.keys() == theirs.keys()
@@ -136,3 +137,59 @@ def test_what_is_written_has_the_names_shapes_and_values_of_the_original(tmp_pat
     assert {key: value for key, value in theirs.items() if key in ours} == {
         key: value for key, value in ours.items() if key not in added
     }
+
+
+def test_numbers_that_are_none_are_named(changed_folder):
+    def change(values, _):
+        values[f'{LAYER}.output.dense.bias'][5] = np.nan
+
+    with pytest.raises(UserError, match=rf'{LAYER}\.output\.dense\.bias holds 1 numbers of 48'):
+        pretrained.read(changed_folder(change))
+
+
+def test_half_a_number_that_is_none_is_named(changed_folder):
+    def change(values, _):
+        values.update({name: x.astype(jax.numpy.bfloat16) for name, x in values.items()})
+        values['embeddings.cls_token'][0, 0, 0] = np.inf
+
+    with pytest.raises(UserError, match=r'embeddings\.cls_token holds 1 numbers of 48'):
+        pretrained.read(changed_folder(change))
+
+
+def test_labels_are_called_what_the_config_says(changed_folder):
+    names = {str(i): f'name {i}' for i in reversed(range(7))}
+    read = pretrained.read(changed_folder(lambda _, config: config.update(id2label=names), CLASSIFIER))
+    assert read.label_names == tuple(f'name {i}' for i in range(7))
+
+
+@pytest.mark.parametrize('names', [None, {str(i): f'LABEL_{i}' for i in range(7)}])
+def test_names_that_nobody_gave_are_none(changed_folder, names):
+    read = pretrained.read(changed_folder(lambda _, config: config.update(id2label=names), CLASSIFIER))
+    assert read.label_names is None
+
+
+@pytest.mark.parametrize('names', [{'0': 'a', '1': 'b'}, {str(i + 1): 'x' for i in range(7)}, ['a'] * 7])
+def test_names_of_other_outputs_are_refused(changed_folder, names):
+    with pytest.raises(
+        UserError, match=r'config\.json: id2label has .*, but classifier\.weight has 7 outputs'
+    ):
+        pretrained.read(changed_folder(lambda _, config: config.update(id2label=names), CLASSIFIER))
+
+
+def test_a_model_without_a_head_has_no_labels(changed_folder):
+    read = pretrained.read(changed_folder(lambda _, config: config.update(id2label={'0': 'a', '1': 'b'})))
+    assert (read.architecture.num_outputs, read.label_names) == (0, None)
+
+
+def test_how_images_are_shown_is_read(changed_folder):
+    folder = pathlib.Path(changed_folder(lambda *_: None))
+    read = pretrained.read(str(folder))
+    assert read.shown == Shown((0.5,) * 3, (0.5,) * 3, 'bilinear_antialias')
+    assert read.assumed.startswith('no preprocessor_config.json')
+    mean = [0.485, 0.456, 0.406]
+    (folder / 'preprocessor_config.json').write_text(json.dumps({'image_mean': mean, 'size': 32}))
+    read = pretrained.read(str(folder))
+    assert (read.shown.image_mean, read.assumed) == (tuple(mean), '')
+    (folder / 'preprocessor_config.json').write_text('{')
+    with pytest.raises(UserError, match=r'preprocessor_config\.json cannot be read'):
+        pretrained.read(str(folder))

@@ -1,7 +1,10 @@
 """What is said of a checkpoint."""
 
+import ast
+import json
 import pathlib
 import shlex
+import shutil
 
 import jax
 import numpy as np
@@ -10,8 +13,14 @@ import pytest
 from configs import common
 from td_jax import pretrained
 from td_jax.models import vit
-from td_jax.pretrained import summary
-from td_jax.pretrained.architecture import Architecture, Checkpoint, check_architecture, module_of
+from td_jax.pretrained import google, summary
+from td_jax.pretrained.architecture import (
+    Architecture,
+    Checkpoint,
+    check_teacher,
+    module_of,
+    student_overrides,
+)
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
 
@@ -22,7 +31,7 @@ def test_what_a_checkpoint_is():
     around = (192 * 48 + 48) + 48 + 17 * 48
     block = 4 * (48 * 48 + 48) + (48 * 96 + 96) + (96 * 48 + 48) + 4 * 48
     backbone, head = around + 6 * block + 96, 48 * 10 + 10
-    facts = dict(line.split(maxsplit=1) for line in lines[2:9])
+    facts = dict(line.split(maxsplit=1) for line in lines[2:11])
     assert facts == {
         'variant': 'none of the published ones',
         'sizes': '6 blocks, width 48, MLP 96, 4 heads',
@@ -30,6 +39,8 @@ def test_what_a_checkpoint_is():
         'activation': 'gelu_tanh, LayerNorm epsilon 1e-06',
         'pre-logits': 'none',
         'head': '10 outputs',
+        'pixels': '(pixel / 255 - (0.5,0.5,0.5)) / (0.5,0.5,0.5), resized by bilinear',
+        'labels': 'without names',
         'parameters': f'backbone {backbone:,}, head {head:,}, total {backbone + head:,}',
     }
     rows = [line.split(maxsplit=3) for line in lines if line.strip()[:1].isdigit()]
@@ -48,22 +59,26 @@ def test_what_a_checkpoint_is():
 def test_the_overrides_make_the_teacher_fit(name):
     location = str(GOLDEN / name)
     config = common.get_config()
-    *_, overrides = summary.report(location).splitlines()
-    for override in shlex.split(overrides):
+    teacher, *student = (
+        line for line in summary.report(location).splitlines() if line.startswith('--config.')
+    )
+    assert bool(student) == name.startswith('hf')
+    for override in shlex.split(' '.join([teacher, *student])):
         key, value = override.removeprefix('--config.').split('=')
         old = config
         for part in key.split('.'):
             old = old[part]
-        config.update_from_flattened_dict(
-            {key: value == 'True' if isinstance(old, bool) else type(old)(value)}
-        )
+        if not isinstance(old, str):
+            value = ast.literal_eval(value)
+        config.update_from_flattened_dict({key: value})
     assert config.teacher.pretrained == location
-    check_architecture(pretrained.read(location), config.teacher.model)
+    check_teacher(pretrained.read(location), config)
+    assert student_overrides(pretrained.read(location), config) == {}
 
 
 def test_a_published_size_goes_by_its_name(monkeypatch):
     architecture = Architecture(vit.VARIANTS['B'], 32, 224, 21843, 'gelu_tanh', 1e-6, True)
-    checkpoint = Checkpoint('gs://b/ViT-B_32.npz', architecture, {}, ('odd',))
+    checkpoint = Checkpoint('gs://b/ViT-B_32.npz', architecture, {}, google.SHOWN, unused=('odd',))
     monkeypatch.setattr(pretrained, 'read', lambda location: checkpoint)
     text = summary.report('gs://b/ViT-B_32.npz')
     assert 'variant     B/32\n' in text
@@ -89,3 +104,23 @@ def test_a_block_keeps_its_shape():
             jax.random.key(0),
         )
         assert s.shape == (3, 17, 48)
+
+
+def test_how_images_are_shown_and_labels_are_called_is_said(tmp_path):
+    folder = tmp_path / 'folder'
+    shutil.copytree(GOLDEN / 'hf_vit_tiny_classifier', folder)
+    text = summary.report(str(folder))
+    assert 'labels      without names\n' in text
+    assert 'assumed     no preprocessor_config.json' in text
+    config = json.loads((folder / 'config.json').read_text())
+    config['id2label'] = {str(i): name for i, name in enumerate('abcdefg')}
+    (folder / 'config.json').write_text(json.dumps(config))
+    (folder / 'preprocessor_config.json').write_text(json.dumps({'image_mean': [0.1, 0.2, 0.3], 'size': 32}))
+    text = summary.report(str(folder))
+    assert 'labels      a, b, c, ...\n' in text
+    assert (
+        'pixels      (pixel / 255 - (0.1,0.2,0.3)) / (0.5,0.5,0.5), resized by bilinear_antialias\n' in text
+    )
+    assert 'assumed' not in text
+    assert "'--config.teacher.dataset.image_mean=(0.1,0.2,0.3)'" in text
+    assert "'--config.dataset.image_mean=(0.1,0.2,0.3)'" in text

@@ -126,7 +126,7 @@ def made(root, only_show):
 
 def test_only_what_is_missing_is_run(tiny, tmp_path):
     text = made(tmp_path, only_show=True)
-    assert cells_of(text, 'LD')[1] == cells_of(text, 'Teacher')[1] == 'missing'
+    assert cells_of(text, 'LD')[2] == cells_of(text, 'Teacher')[2] == 'missing'
     assert list(tmp_path.iterdir()) == tiny == []
 
     text = made(tmp_path, only_show=False)
@@ -138,13 +138,15 @@ def test_only_what_is_missing_is_run(tiny, tmp_path):
     # The teacher was trained on the student's own task, so that its own run has its score, too.
     teacher = json.loads(results['teacher'].read_text())
     assert teacher['seeds'] == [0]
-    assert cells_of(text, 'Teacher')[1] == f'{teacher["mean"]:.4f}'
+    assert cells_of(text, 'Teacher')[2] == f'{teacher["mean"]:.4f}'
     result = json.loads(results['ld'].read_text())
-    assert cells_of(text, 'LD')[1] == f'{result["mean"]:.4f} ± {result["stderr"]:.4f}'
-    assert cells_of(text, 'Teacher')[1] == f'{result["teacher"]:.4f}'
+    # Of two seeds: 12.7062 is t(0.975) of one degree of freedom.
+    assert cells_of(text, 'LD')[1:3] == ['2', f'{result["mean"]:.4f} ± {12.7062 * result["stderr"]:.4f}']
+    assert cells_of(text, 'Teacher')[2] == f'{result["teacher"]:.4f}'
     scratch = json.loads(results['supervised'].read_text())
-    difference = np.subtract(result['values'], scratch['values'])
-    assert cells_of(text, 'LD')[2] == f'{difference.mean():+.4f} ± {scipy.stats.sem(difference):.4f}'
+    found = scipy.stats.ttest_rel(result['values'], scratch['values']).confidence_interval()
+    difference = np.subtract(result['values'], scratch['values']).mean()
+    assert cells_of(text, 'LD')[3] == f'{difference:+.4f} ± {(found.high - found.low) / 2:.4f}'
 
     assert made(tmp_path, only_show=False) == text
     assert made(tmp_path, only_show=True) == text

@@ -147,6 +147,7 @@ def test_result_json_says_what_was_measured(finished, td_config):
     assert tuple(result) == finished_runs.RESULT_KEYS
     values = result.pop('values')
     assert len(values) == 2
+    assert result.pop('teacher_fingerprint') == restored(finished)[2]['teacher']
     assert result == {
         'method': 'td',
         'dataset': 'digits 5, 6, 7, 8, 9',

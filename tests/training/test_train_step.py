@@ -14,17 +14,6 @@ from td_jax.method import objectives
 from td_jax.models import base
 from td_jax.training import assembly, dispatch, optimizer, train_step
 
-# What adds up in another order differs by rounding, and a first step of AdamW, which divides a gradient by its
-# own size, makes a whole step of a small gradient's rounding. Where two such runs are compared, parameters move
-# along their gradients, and states are so wide that a norm divides none by a deviation of almost 0.
-COMPARABLE = {
-    'optimizer__name': 'sgd',
-    'optimizer__learning_rate': 0.01,
-    'model__hidden': (64, 32),
-    'teacher__model__hidden': (64, 32),
-    'communication__message': 16,
-}
-
 
 def build(config):
     """(Dispatch, Teacher, keys) of a config, the teacher untrained."""
@@ -115,13 +104,13 @@ def test_a_student_made_of_the_teachers_arrays_survives_donation(small_config):
 
 
 @pytest.mark.parametrize('method', ['supervised', 'hybrid', 'td'])
-def test_seeds_side_by_side_are_seeds_one_by_one(small_config, method):
+def test_seeds_side_by_side_are_seeds_one_by_one(comparable_config, method):
     changes = {'method': method, 'communication__dropout': 0.2, 'model__dropout': 0.2, 'td__noise_std': 0.1}
-    before, together, _, _, _ = train(small_config(num_seeds=5, seed=3, **COMPARABLE, **changes))
+    before, together, _, _, _ = train(comparable_config(num_seeds=5, seed=3, **changes))
     # One compiled program serves every seed.
-    run, _, _ = build(small_config(num_seeds=1, **COMPARABLE, **changes))
+    run, _, _ = build(comparable_config(num_seeds=1, **changes))
     for i in range(5):
-        keys = dispatch.seed_keys(small_config(num_seeds=1, seed=3 + i))
+        keys = dispatch.seed_keys(comparable_config(num_seeds=1, seed=3 + i))
         alone, _, finite = advance(run, keys, run.init(keys), 3)
         assert finite
         for a, b in zip(jax.tree.leaves(together.params), jax.tree.leaves(alone.params), strict=True):
@@ -225,9 +214,9 @@ def test_ramp_up_trains_one_group_then_the_other_then_both(small_config):
     assert moves == [(True, False)] * 2 + [(False, True)] * 3 + [(True, True)] * 2
 
 
-def test_ramp_up_starts_with_the_task_alone(small_config):
-    before, ramped, _, _, _ = train(small_config(td__ramp_up=(3, 1), **COMPARABLE), steps=2)
-    config = small_config(method='supervised', **COMPARABLE)
+def test_ramp_up_starts_with_the_task_alone(comparable_config):
+    before, ramped, _, _, _ = train(comparable_config(td__ramp_up=(3, 1)), steps=2)
+    config = comparable_config(method='supervised')
     run, _, keys = build(config)
     state, _, _ = advance(run, keys, run.init(keys), 2)
     for a, b in zip(
