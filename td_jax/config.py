@@ -7,6 +7,7 @@ import math
 import numbers
 
 import ml_collections
+import numpy as np
 
 from configs import common
 from td_jax.data import SOURCES, images
@@ -44,6 +45,11 @@ CHOICES = {
     'td.reference': ('running', 'original'),
 }
 
+# Steps, seeds and sizes are int32 where they are computed with.
+LARGEST = 2**31 - 1
+# A ViT is traced and compiled block by block; the deepest that anybody published have less than a hundred.
+MOST_LAYERS = 1000
+
 # The last part of the key of every number -> (what it must be, the check).
 _POSITIVE = 'more than 0', lambda x: x > 0
 _NOT_NEGATIVE = '0 or more', lambda x: x >= 0
@@ -72,7 +78,7 @@ NUMBERS = {
     'shuffle_buffer': _POSITIVE,
     'data': _DEVICES,
     'fsdp': _DEVICES,
-    'layers': _NOT_NEGATIVE,
+    'layers': (f'from 0 to {MOST_LAYERS}', lambda x: 0 <= x <= MOST_LAYERS),
     'width': _NOT_NEGATIVE,
     'mlp': _NOT_NEGATIVE,
     'heads': _NOT_NEGATIVE,
@@ -132,6 +138,16 @@ def check(config):
         check_choice(key, flat[key], known)
     for key, value in flat.items():
         _check_numbers(key, value)
+    if config.seed + config.num_seeds - 1 > LARGEST:
+        raise UserError(
+            f'seed is {config.seed} and num_seeds is {config.num_seeds}, so the last seed would be '
+            f'{config.seed + config.num_seeds - 1}; it must be at most {LARGEST}.'
+        )
+    if config.teacher.checkpoint and config.teacher.pretrained:
+        raise UserError(
+            f'teacher.checkpoint is {config.teacher.checkpoint} and teacher.pretrained is '
+            f'{config.teacher.pretrained}; a run has one teacher: leave one of them empty.'
+        )
     for prefix, steps in (('', config.num_steps), ('teacher.', config.teacher.num_steps)):
         warmup = flat[f'{prefix}optimizer.warmup_steps']
         if warmup >= steps:
@@ -213,6 +229,17 @@ def _check_numbers(key, value):
         if not is_number or not math.isfinite(number) or not is_right(number):
             integers = ', a whole number' if kind is numbers.Integral else ''
             raise UserError(f'{key} is {value}; it must be {what}{integers}.')
+        if isinstance(number, numbers.Integral) and number > LARGEST:
+            raise UserError(f'{key} is {value}; it must be at most {LARGEST}.')
+        _check_float32(key, number, what, is_right)
+
+
+def _check_float32(key, number, what, is_right):
+    """Refuses a number that becomes another kind of number in what is computed: infinite, 0 or 1."""
+    with np.errstate(over='ignore', under='ignore'):
+        rounded = float(np.float32(number))
+    if not math.isfinite(rounded) or not is_right(rounded):
+        raise UserError(f'{key} is {number}, which is {rounded:g} in float32; there, too, it must be {what}.')
 
 
 def flatten(config) -> dict:

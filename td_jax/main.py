@@ -4,14 +4,13 @@ python -m td_jax.main --config=configs/movielens.py --workdir=runs/drama --confi
 """
 
 from absl import flags
-from ml_collections import config_flags
 
 import td_jax
 from td_jax import command_line
 
 
 def main():
-    config = config_flags.DEFINE_config_file('config', None, 'A config file; --config.KEY=VALUE overrides.')
+    config = command_line.define_config()
     folder = flags.DEFINE_string('workdir', None, 'Folder of the run, made if missing.')
     cluster = flags.DEFINE_bool(
         'distributed', False, 'Join the other processes that the cluster (a TPU pod, Slurm, GKE) started.'

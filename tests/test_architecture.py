@@ -121,6 +121,7 @@ TRAINING = (
     'preflight',
     'teachers',
     'finished',
+    'memory',
     'assembly',
     'dispatch',
     'evaluation',

@@ -35,6 +35,11 @@ class Unreadable(Exception):
     """A checkpoint that is missing, damaged, or not of the names and shapes that were asked for."""
 
 
+def holds_any(folder: epath.Path) -> bool:
+    """Whether a folder of checkpoints holds one, readable or not; what was never whole does not count."""
+    return folder.exists() and any('.orbax-checkpoint-tmp' not in path.name for path in folder.iterdir())
+
+
 def described(folder: epath.Path, step: int) -> dict[str, jax.ShapeDtypeStruct]:
     """The names, shapes and types of a checkpoint's arrays, which are not read.
 

@@ -15,7 +15,7 @@ import PIL.Image
 import pytest
 
 from configs import common
-from td_jax.data import SOURCES, imagenet, images
+from td_jax.data import SOURCES, base, imagenet, images
 from td_jax.errors import UserError
 
 # A small data set of several files: 13 records each, the last file of training 2.
@@ -55,14 +55,14 @@ def noise(seed, height=24, width=20):
     return np.asarray(PIL.Image.fromarray(rough).resize((width, height), PIL.Image.Resampling.BICUBIC))
 
 
-def write(folder, splits, a_file=A_FILE, file_format='tfrecord'):
+def write(folder, splits, a_file=A_FILE, file_format='tfrecord', first_label=0):
     """Writes {split: [encoded image, ...]}, labels counting up, where TFDS looks for imagenet2012."""
     import tensorflow_datasets as tfds
 
     features = tfds.features.FeaturesDict(
         {
             'image': tfds.features.Image(encoding_format='jpeg'),
-            'label': tfds.features.ClassLabel(num_classes=1000),
+            'label': tfds.features.ClassLabel(num_classes=2000),
             'file_name': tfds.features.Text(),
         }
     )
@@ -80,7 +80,7 @@ def write(folder, splits, a_file=A_FILE, file_format='tfrecord'):
     writer.initialize_splits(list(splits))
     for split, examples in splits.items():
         rows = [
-            {'image': io.BytesIO(image), 'label': number, 'file_name': f'{split}_{number}.JPEG'}
+            {'image': io.BytesIO(image), 'label': first_label + number, 'file_name': f'{split}_{number}.JPEG'}
             for number, image in enumerate(examples)
         ]
         writer.add_examples({split: rows})
@@ -462,6 +462,24 @@ def test_a_damaged_file_is_told(monkeypatch, tmp_path):
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(UserError, match=r'^imagenet2012 cannot be read: [^\n]+\.$'):
         batches(load(), 9, batch_size=1)
+
+
+def test_a_label_that_is_none_is_refused_with_its_image(monkeypatch, tmp_path):
+    stored = [encoded(noise(number)) for number in range(4)]
+    write(tmp_path, {'train': stored, 'validation': stored}, first_label=997)
+    look_in(monkeypatch, tmp_path)
+    message = r'^dataset imagenet2012: the label of the image {}_3\.JPEG is 1000; it must be from 0 to 999\.'
+    with pytest.raises(UserError, match=message.format('train')):
+        batches(load(), 9, batch_size=1)
+    with pytest.raises(UserError, match=message.format('validation')):
+        list(load().evaluation.open(2, 0, 1))
+
+
+def test_a_split_without_images_is_refused(monkeypatch, tmp_path):
+    write(tmp_path, {'train': [encoded(noise(number)) for number in range(5)], 'validation': []})
+    look_in(monkeypatch, tmp_path)
+    with pytest.raises(UserError, match=r'^dataset imagenet2012 has no evaluation examples\.$'):
+        base.check(load())
 
 
 @pytest.mark.parametrize(
