@@ -83,7 +83,7 @@ def check_workdir(config, folder: epath.Path) -> dict | None:
         return None
     changed = config_lib.differences(config, stored)
     old_steps = config_lib.completed(stored)['num_steps']
-    if isinstance(old_steps, int) and config.optimizer.schedule == 'constant':
+    if isinstance(old_steps, int):
         changed.pop('num_steps', None)
     if changed:
         raise UserError(
