@@ -179,8 +179,8 @@ def test_everything_is_tested_before_it_is_merged():
 
 # $CLOUD/queued is what the queued resource is in, $CLOUD/state its VM, $CLOUD/worker-N the home of worker N.
 # Lines of $CLOUD/course are what the queued resource comes to be in, one a look, and then it is ACTIVE. Lines
-# of $CLOUD/refusals are what `create`, of $CLOUD/deaf what `ssh` and `scp`, of $CLOUD/cut what `ssh` that follows
-# the log, and of $CLOUD/trouble what all but `create` say instead, one a call.
+# of $CLOUD/refusals are what `create`, of $CLOUD/deaf what `ssh` and `scp`, of $CLOUD/cut what `ssh` that
+# follows the log, and of $CLOUD/trouble what all but `create` say instead, one a call.
 GCLOUD = r"""#!/usr/bin/env bash
 set -eu
 cd "$CLOUD"
