@@ -42,6 +42,12 @@ FLAGS = (
 )
 
 
+def plain_environment():
+    """The environment of a person's shell, without what JAX has set in this process."""
+    left = {name: value for name, value in os.environ.items() if name != 'TF_CPP_MIN_LOG_LEVEL'}
+    return {**left, 'JAX_PLATFORMS': 'cpu'}
+
+
 def launch(folder, *more, devices=1, flags=FLAGS):
     """A process of td_jax.main with some CPU devices."""
     settings = {
@@ -303,7 +309,7 @@ def test_a_process_that_computes_nothing_with_the_others_hears_of_a_death(killed
             stderr=subprocess.PIPE,
             text=True,
             cwd=ROOT,
-            env={**os.environ, 'JAX_PLATFORMS': 'cpu'},
+            env=plain_environment(),
         )
         for i in range(2)
     ]
