@@ -176,7 +176,7 @@ def test_a_run_killed_while_it_saves_ends_the_same(uninterrupted, compiled, taug
         # All is written, but not yet under its name.
         (f'{checkpoints}/6.orbax-checkpoint-tmp/commit_success.txt', 1),
         # The checkpoint is whole, its digests are not there.
-        (f'{checkpoints}/8/digests.json', 1),
+        (f'{checkpoints}/8/digests-0.json', 1),
         # The last one is there, the result is not.
         (f'{taught}/result.json', 3),
     )
