@@ -91,6 +91,7 @@ ALLOWED = {
         'td_jax.models',
         'td_jax.pretrained',
     },
+    'td_jax.statistics': set(),
     'td_jax.reproduction.tables': {'td_jax.config'},
     'td_jax.reproduction': {
         'configs.common',
@@ -100,6 +101,7 @@ ALLOWED = {
         'td_jax.devices',
         'td_jax.files',
         'td_jax.method',
+        'td_jax.statistics',
         'td_jax.training',
     },
     'td_jax.analysis.heat_map': set(),
@@ -111,6 +113,7 @@ ALLOWED = {
         'td_jax.files',
         'td_jax.method',
         'td_jax.models',
+        'td_jax.statistics',
         'td_jax.training',
     },
 }
