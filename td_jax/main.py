@@ -4,6 +4,7 @@ python -m td_jax.main --config=configs/movielens.py --workdir=runs/drama --confi
 """
 
 from absl import flags
+from ml_collections import config_flags
 
 import td_jax
 from td_jax import command_line
