@@ -53,7 +53,7 @@ def run(command, required):
                 raise UserError(f'{" ".join(left)} is not a flag; every flag starts with --.')
             for name in required:
                 value = flags.FLAGS[name].value
-                if value is None or value == '':
+                if value is None or value in ('', []):
                     raise UserError(f'--{name} is missing.')
                 # The first look at a config raises why its file could not be read.
                 hasattr(value, 'items')

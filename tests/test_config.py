@@ -7,6 +7,7 @@ import pytest
 
 from configs import common, movielens
 from td_jax import config as config_lib
+from td_jax.config import checks, effect
 from td_jax.errors import UserError
 from td_jax.method import objectives
 
@@ -161,7 +162,7 @@ def test_ramp_up_longer_than_training_is_td_alone():
     ],
 )
 def test_an_unknown_name_lists_the_known_ones_and_the_nearest(key, value, nearest):
-    assert_refused(with_value(key, value), f'Did you mean {nearest}?', *config_lib.CHOICES[key])
+    assert_refused(with_value(key, value), f'Did you mean {nearest}?', *checks.CHOICES[key])
 
 
 def test_a_key_that_is_not_declared_is_refused_with_the_nearest():
@@ -255,8 +256,8 @@ def with_effect(key):
         ('reference',): {'td.rounds': 2},
         ('shuffle_buffer',): {'dataset.name': 'imagenet'},
         ('classes', 'examples_per_class'): {'dataset.name': 'digits'},
-        config_lib.OF_DATASETS['cifar10'][2:]: {'dataset.name': 'cifar10'},
-        config_lib.OF_MODELS['vit']: {f'{side}model.name': 'vit'},
+        effect.OF_DATASETS['cifar10'][2:]: {'dataset.name': 'cifar10'},
+        effect.OF_MODELS['vit']: {f'{side}model.name': 'vit'},
     }
     return next((others for names, others in needed.items() if name in names), {})
 
@@ -421,3 +422,13 @@ def test_every_knob_has_an_effect_in_some_run():
         silent &= config_lib.without_effect(config, silent).keys()
     # The task of the teacher has what a task has.
     assert silent == set()
+
+
+@pytest.mark.parametrize('key', ['dataset.image_mean', 'teacher.dataset.image_std'])
+@pytest.mark.parametrize('value', [(0.5,), (0.5,) * 4])
+def test_colours_are_three(key, value):
+    assert_refused(with_value(key, value), key, str(value), 'three numbers, for red, green and blue')
+
+
+def test_colours_need_not_be_whole():
+    config_lib.check(with_value('dataset.image_mean', (0.485, 0, 1)))

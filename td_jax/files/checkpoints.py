@@ -326,14 +326,16 @@ def _first(damage):
 
 
 def _files(folder) -> list[str]:
-    """The names of a checkpoint's files."""
+    """The names of the files that Orbax wrote, which nothing adds to any more."""
     if workdir.is_in_bucket(folder):
-        return sorted(_objects(folder))
-    return [
-        os.path.relpath(os.path.join(place, name), folder)
-        for place, _, names in os.walk(folder)
-        for name in names
-    ]
+        names = _objects(folder)
+    else:
+        names = [
+            os.path.relpath(os.path.join(place, name), folder)
+            for place, _, inside in os.walk(folder)
+            for name in inside
+        ]
+    return [name for name in names if name.split('/')[0] in (STATE, FACTS)]
 
 
 def _share(names) -> list[str]:

@@ -83,7 +83,7 @@ def check_workdir(config, folder: epath.Path) -> dict | None:
         return None
     changed = config_lib.differences(config, stored)
     old_steps = config_lib.completed(stored)['num_steps']
-    if isinstance(old_steps, int) and config.optimizer.schedule == 'constant':
+    if isinstance(old_steps, int):
         changed.pop('num_steps', None)
     if changed:
         raise UserError(
@@ -137,7 +137,7 @@ def _check_batch(config, source):
 
 def _check_task(config, source):
     """Refuses a comparison of predictions that does not fit the student's task."""
-    compares = objectives.reads(config, 'logits') and source.task != 'classification'
+    compares = objectives.reads(config, 'bridged_logits') and source.task != 'classification'
     if compares and config.logits.distance == 'kl':
         raise UserError(
             f'logits.distance kl compares distributions over classes, but {source.name} is '

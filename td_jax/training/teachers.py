@@ -96,7 +96,7 @@ def load(config, folder: epath.Path, source: data.Source, mesh: Mesh | None = No
         checkpoint = labels.ordered(pretrained.read(config.teacher.pretrained), source.label_names)
         params, report = fit.fit(checkpoint, shapes)
         said = [fit.describe(report), checkpoint.assumed, _said_of_labels(checkpoint, source)]
-        processes.say(f'{config.teacher.pretrained}: {"; ".join(filter(None, said))}')
+        processes.say(f'{config.teacher.pretrained}: ' + '\n'.join(filter(None, said)))
         params = _with_initial(params, report.initialised, config, model, source)
         if mesh:
             params = sharding.place(params, sharding.of_parameters(mesh, params))

@@ -293,6 +293,33 @@ def test_evaluation_sees_whole_images_plainly_resized():
     np.testing.assert_array_equal(inputs, images.normalize(examples['image'], (0.5,) * 3, (0.5,) * 3))
 
 
+def by_pil(split):
+    """Images [32, 32, 3], decoded by TFDS and resized by PIL, whose bilinear resize smooths."""
+    import tensorflow_datasets as tfds
+
+    resized = [
+        PIL.Image.fromarray(example['image'].numpy()).resize((32, 32), PIL.Image.Resampling.BILINEAR)
+        for example in tfds.load('imagenet2012', split=split)
+    ]
+    return np.stack([np.asarray(image, np.int32) for image in resized])
+
+
+@pytest.mark.usefixtures('imagenet_data')
+def test_antialiasing_is_that_of_pil():
+    """Both round to whole numbers, PIL twice. Without it, images of 32 pixels are far from that."""
+    config = {'image_size': 32, 'min_crop_area': 1.0, 'mirror_rate': 0.0}
+    smooth = load(split='test', resize='bilinear_antialias', **config)
+    expected = by_pil('validation[:16]')
+    examples, _ = next(smooth.evaluation.open(16, 0, 1))
+    assert np.abs(examples['image'] - expected).max() <= 1
+    plainly, _ = next(real().evaluation.open(16, 0, 1))
+    assert np.abs(plainly['image'] - expected).mean() > 5
+    # Training resizes alike: each image of a step is one of all.
+    expected = by_pil('train')
+    for image in batches(smooth, 1)['image'][0]:
+        assert np.abs(expected - image).max(axis=(1, 2, 3)).min() <= 1
+
+
 @pytest.mark.usefixtures('imagenet_data')
 def test_a_real_epoch_has_each_image_once():
     shown, labels = plain('train')

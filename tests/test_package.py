@@ -1,0 +1,45 @@
+"""The package as pip sees it."""
+
+import importlib
+import pathlib
+import re
+import tomllib
+
+import td_jax
+
+ROOT = pathlib.Path(__file__).parents[1]
+PYPROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text())
+
+
+def test_every_command_of_the_package_is_one_of_td_jax():
+    scripts = PYPROJECT['project']['scripts']
+    modules = set()
+    for name, place in scripts.items():
+        module, _, function = place.partition(':')
+        assert callable(getattr(importlib.import_module(module), function)), name
+        modules.add(module.removeprefix('td_jax.'))
+    with_main = {path.stem for path in (ROOT / 'td_jax').glob('*.py') if '\ndef main()' in path.read_text()}
+    assert modules == with_main
+    assert 'main' in modules
+
+
+def test_version_and_dependencies_are_said_once():
+    dynamic = PYPROJECT['tool']['setuptools']['dynamic']
+    assert set(PYPROJECT['project']['dynamic']) == {'version', 'dependencies'}
+    assert dynamic['version'] == {'attr': 'td_jax.__version__'}
+    assert re.fullmatch(r'\d+\.\d+\.\d+', td_jax.__version__)
+    assert dynamic['dependencies'] == {'file': ['requirements.txt']}
+    assert (ROOT / 'requirements.txt').is_file()
+
+
+def test_what_the_package_reads_goes_with_it():
+    data = PYPROJECT['tool']['setuptools']['package-data']
+    packed = {
+        path
+        for package, patterns in data.items()
+        for pattern in patterns
+        for path in (ROOT / package.replace('.', '/')).glob(pattern)
+    }
+    kept = {path for room in ('td_jax', 'configs') for path in (ROOT / room).rglob('*.json')}
+    assert packed == kept
+    assert kept
