@@ -80,7 +80,12 @@ ALLOWED = {
         'td_jax.models.base',
         'td_jax.training.train_step',
     },
-    'td_jax.training.evaluation': {'td_jax.data.base', 'td_jax.devices', 'td_jax.models.base'},
+    'td_jax.training.evaluation': {
+        'td_jax.data.base',
+        'td_jax.devices',
+        'td_jax.method',
+        'td_jax.models.base',
+    },
     'td_jax.training': {
         'td_jax.errors',
         'td_jax.config',
