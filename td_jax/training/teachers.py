@@ -100,7 +100,6 @@ def load(config, folder: epath.Path, source: data.Source, mesh: Mesh | None = No
         params = _with_initial(params, report.initialised, config, model, source)
         if mesh:
             params = sharding.place(params, sharding.of_parameters(mesh, params))
-        _check_finite(params, f'teacher.pretrained {config.teacher.pretrained}')
         return dispatch.Teacher(model, source, params)
     place = folder_of(config, folder)
     with under('the teacher: '):

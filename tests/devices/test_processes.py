@@ -53,7 +53,7 @@ def launch(folder, *more, devices=1, flags=FLAGS):
     settings = {
         **os.environ,
         'JAX_PLATFORMS': 'cpu',
-        'XLA_FLAGS': f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count={devices}',
+        'JAX_NUM_CPU_DEVICES': str(devices),
     }
     return subprocess.Popen(
         [sys.executable, '-m', 'td_jax.main', f'--workdir={folder}', *flags, *more],

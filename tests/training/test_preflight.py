@@ -1,13 +1,16 @@
 """What is refused of a run before anything is written or trained."""
 
+import contextlib
 import pathlib
 import re
+import shutil
 
 import jax
 import numpy as np
 import pytest
 
 from configs import vit_tiny_cifar10
+from td_jax import config as config_lib
 from td_jax.devices import memory as devices_memory
 from td_jax.errors import UserError
 from td_jax.files import checkpoints
@@ -225,16 +228,17 @@ def golden_config(checkpoint, **changes):
     return config
 
 
-@pytest.mark.usefixtures('cifar10_data')
-def test_a_public_teacher_that_is_not_finite_is_refused_by_parameter(tmp_path):
-    arrays = dict(np.load(GOLDEN))
-    arrays['head/bias'] = np.where(np.arange(10) == 3, np.nan, arrays['head/bias']).astype(np.float32)
-    np.savez(tmp_path / 'damaged.npz', **arrays)
-    said = refusal(golden_config(tmp_path / 'damaged.npz'), tmp_path / 'run')
-    assert said == (
-        f'teacher.pretrained {tmp_path / "damaged.npz"} cannot teach: its parameter head_layer/bias is not '
-        'finite.'
-    )
+def test_a_teacher_that_is_not_finite_is_refused_by_parameter(small_config, tmp_path):
+    place = tmp_path / 'teacher'
+    train(config_lib.teacher_run(small_config()), place)
+    saved = place / 'checkpoints'
+    arrays = checkpoints.read(saved, 4, checkpoints.described(saved, 4))
+    arrays['params/student/output_layer/bias'] = np.full((1, 5), np.nan, np.float32)
+    shutil.rmtree(saved / '4')
+    with contextlib.closing(checkpoints.Checkpoints(saved)) as again:
+        again.save(4, arrays, {'teacher': None})
+    said = refusal(small_config(teacher__checkpoint=str(place)), tmp_path / 'run')
+    assert said == f'the teacher in {place} cannot teach: its parameter output_layer/bias is not finite.'
 
 
 @pytest.mark.usefixtures('cifar10_data')
