@@ -11,7 +11,7 @@ from td_jax import command_line
 
 
 def main():
-    config = config_flags.DEFINE_config_file('config', None, 'A config file; --config.KEY=VALUE overrides.')
+    config = command_line.define_config()
     folder = flags.DEFINE_string('workdir', None, 'Folder of the run, made if missing.')
     cluster = flags.DEFINE_bool(
         'distributed', False, 'Join the other processes that the cluster (a TPU pod, Slurm, GKE) started.'

@@ -7,14 +7,13 @@ import json
 
 import jax
 from absl import flags
-from ml_collections import config_flags
 
 from td_jax import command_line
 from td_jax.analysis import tpu
 
 
 def main():
-    config = config_flags.DEFINE_config_file('config', None, 'A config file; --config.KEY=VALUE overrides.')
+    config = command_line.define_config()
     name = flags.DEFINE_string('topology', None, f'Chips, as in v5e:2x2: {", ".join(tpu.CHIPS)}.')
     as_json = flags.DEFINE_bool('json', False, 'Print JSON.')
 

@@ -1,8 +1,6 @@
 """Handwritten digits: 1,797 real images of 8x8 pixels that ship with scikit-learn."""
 
 import numpy as np
-import sklearn.datasets
-import sklearn.model_selection
 
 from td_jax.data.base import Source
 from td_jax.errors import UserError
@@ -29,6 +27,8 @@ def load(config, task) -> Source:
     classes = tuple(task.classes) or CLASSES
     if not set(classes) <= set(CLASSES) or len(set(classes)) != len(classes):
         raise UserError(f'dataset.classes is {classes}; digits are different numbers from 0 to 9.')
+    import sklearn.datasets
+
     images, digits = sklearn.datasets.load_digits(return_X_y=True)
     images = (images / 16).astype(np.float32)
 
@@ -63,6 +63,8 @@ def load(config, task) -> Source:
 
 def _cut(rows, digits, share):
     """Cuts `rows` in two, the second a `share` of them, every digit in proportion."""
+    import sklearn.model_selection
+
     return sklearn.model_selection.train_test_split(
         rows, test_size=share, random_state=0, stratify=digits[rows]
     )

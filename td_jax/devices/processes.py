@@ -167,11 +167,14 @@ def together(check: Callable[[], Any]):
     """
     if jax.process_count() == 1:
         return check()
-    value, refusal = None, b''
+    value, fault, refusal = None, None, b''
     try:
         value = check()
     except UserError as error:
         refusal = str(error).encode()
+    # Anything else must not leave the others waiting, either.
+    except Exception as error:
+        fault, refusal = error, f'{type(error).__name__}: {error}'.encode()
     sizes = multihost_utils.process_allgather(np.array(len(refusal)))
     if not sizes.any():
         return value
@@ -179,6 +182,8 @@ def together(check: Callable[[], Any]):
     content[: len(refusal)] = np.frombuffer(refusal, np.uint8)
     first = int(np.flatnonzero(sizes)[0])
     said = bytes(multihost_utils.process_allgather(content)[first, : sizes[first]]).decode()
+    if fault:
+        raise fault
     raise UserError(f'{said} (process {first})')
 
 
@@ -190,16 +195,21 @@ def from_main(make: Callable[[], Any]):
     """
     if jax.process_count() == 1:
         return make()
-    said = b''
+    said, fault = b'', None
     if is_main():
         try:
             said = json.dumps({'value': make()}).encode()
         except UserError as error:
             said = json.dumps({'error': str(error)}).encode()
+        # Anything else must not leave the others waiting, either.
+        except Exception as error:
+            fault, said = error, json.dumps({'error': f'{type(error).__name__}: {error}'}).encode()
     size = int(multihost_utils.broadcast_one_to_all(np.array(len(said))))
     content = np.zeros(size, np.uint8)
     content[: len(said)] = np.frombuffer(said, np.uint8)
     outcome = json.loads(bytes(np.asarray(multihost_utils.broadcast_one_to_all(content))))
+    if fault:
+        raise fault
     if 'error' in outcome:
         raise UserError(outcome['error'])
     return outcome['value']

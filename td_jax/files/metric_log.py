@@ -9,7 +9,6 @@ import json
 import os
 import tempfile
 
-from clu import metric_writers
 from etils import epath
 
 from td_jax.errors import UserError
@@ -40,6 +39,9 @@ class Log:
 
     def __init__(self, workdir: epath.Path, lines: list[dict]):
         """Starts files that hold some lines, in the place of those that were there."""
+        # Imports TensorFlow, which takes seconds and which only what writes metrics needs.
+        from clu import metric_writers
+
         self._workdir, self._held = workdir, contextlib.ExitStack()
         with _refusing(workdir), contextlib.ExitStack() as held:
             self._is_copied = workdir_lib.is_in_bucket(workdir)

@@ -16,7 +16,7 @@ import pytest
 from td_jax import command_line
 from td_jax.devices import processes
 from td_jax.errors import UserError
-from td_jax.files import workdir
+from td_jax.files import checkpoints, workdir
 
 ROOT = pathlib.Path(__file__).parents[2]
 # A run of a few seconds that saves, validates and logs on its way, and is the same but for rounding if sums
@@ -42,12 +42,18 @@ FLAGS = (
 )
 
 
+def plain_environment():
+    """The environment of a person's shell, without what JAX has set in this process."""
+    left = {name: value for name, value in os.environ.items() if name != 'TF_CPP_MIN_LOG_LEVEL'}
+    return {**left, 'JAX_PLATFORMS': 'cpu'}
+
+
 def launch(folder, *more, devices=1, flags=FLAGS):
     """A process of td_jax.main with some CPU devices."""
     settings = {
         **os.environ,
         'JAX_PLATFORMS': 'cpu',
-        'XLA_FLAGS': f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count={devices}',
+        'JAX_NUM_CPU_DEVICES': str(devices),
     }
     return subprocess.Popen(
         [sys.executable, '-m', 'td_jax.main', f'--workdir={folder}', *flags, *more],
@@ -256,6 +262,90 @@ def test_when_one_process_is_terminated_all_stop_at_one_step(tmp_path):
     assert first == second
     finish(*launch_several(folder, 2, *LONG))
     assert json.loads((folder / workdir.RESULT).read_text())['steps'] == 400
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('killed', [0, 1])
+def test_when_one_process_dies_the_others_end_with_one_line(tmp_path, read_back, killed):
+    folder = tmp_path / 'run'
+    running = launch_several(folder, 2, '--config.num_steps=100000', '--config.save_every=8')
+    wait_for(folder / 'checkpoints' / '8', running[0])
+    running[killed].kill()
+    out, err = running[1 - killed].communicate(timeout=60)
+    assert running[1 - killed].returncode == command_line.CALL_AGAIN, (out, err)
+    running[killed].communicate()
+    said = [line for line in err.splitlines() if not line.startswith(('td digits', 'supervised', *DEVICES))]
+    assert len(said) == 1
+    assert said[0].startswith('td_jax: another process of the run is gone')
+    assert said[0].endswith('; the same command continues.')
+    # There is something to continue from.
+    assert read_back(folder / 'checkpoints')[0] >= 8
+
+
+# What a process says at the start of its devices.
+DEVICES = ('2 cpu devices of 2 processes:', 'MB a device:')
+
+WAITS = """
+import sys, time
+import td_jax
+td_jax.silence_cpp()
+from td_jax.devices import processes
+processes.start(sys.argv[1], 2, int(sys.argv[2]), False)
+with processes.ending_together():
+    processes.from_all('there')
+    print('there', flush=True)
+    time.sleep(200)
+"""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('killed', [0, 1])
+def test_a_process_that_computes_nothing_with_the_others_hears_of_a_death(killed):
+    port = free_port()
+    running = [
+        subprocess.Popen(
+            [sys.executable, '-c', WAITS, f'localhost:{port}', str(i)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env=plain_environment(),
+        )
+        for i in range(2)
+    ]
+    for process in running:
+        while process.stdout.readline() != 'there\n':
+            assert process.poll() is None, process.communicate()
+    running[killed].kill()
+    _, err = running[1 - killed].communicate(timeout=60)
+    running[killed].communicate()
+    assert running[1 - killed].returncode == command_line.CALL_AGAIN
+    assert err == (
+        'td_jax: another process of the run is gone, or JAX failed (TF_CPP_MIN_LOG_LEVEL=0 shows how); '
+        'the same command continues.\n'
+    )
+
+
+@pytest.mark.long
+def test_two_processes_save_one_cut_state_in_a_bucket_and_one_goes_on(alone, place, last_parameters):
+    """Every process writes its shards to the bucket, and the one that goes on reads all of them."""
+    mesh = '--config.mesh.data=1', '--config.mesh.fsdp=-1'
+    (_, err), (_, silent) = finish(*launch_several(place, 2, *mesh, '--config.num_steps=5'))
+    assert (
+        err.splitlines()[0] == f'td_jax: {place} is in a bucket and has no lock; start no second run with it.'
+    )
+    assert 'no lock' not in silent
+    for process in range(2):
+        assert (place / 'checkpoints' / '5' / checkpoints.DIGESTS.format(process=process)).exists()
+        assert (place / 'checkpoints' / '5' / 'state' / f'ocdbt.process_{process}').is_dir()
+    ((_, err),) = finish(launch(place, *mesh))
+    assert 'continues at step 5 of 8' in err
+    mine, theirs = last_parameters(place), last_parameters(alone)
+    assert mine.keys() == theirs.keys()
+    for name, array in mine.items():
+        # AdamW turns the rounding of a tiny gradient into a difference of a step, 0.001.
+        np.testing.assert_allclose(array, theirs[name], atol=3e-3, err_msg=name)
+        assert np.median(np.abs(array - theirs[name])) < 1e-5, name
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """ViT: the split, sizes, and runs that start from a public checkpoint."""
 
-import contextlib
 import pathlib
 import shutil
 
@@ -11,9 +10,9 @@ import pytest
 
 from configs import common, vit_tiny_cifar10
 from td_jax import pretrained
+from td_jax.devices import fingerprint
 from td_jax.devices.remat import POLICIES
 from td_jax.errors import UserError
-from td_jax.files import checkpoints
 from td_jax.models import MODELS, base, vit
 from td_jax.training import evaluation
 from td_jax.training import finished as finished_lib
@@ -145,22 +144,17 @@ def tiny(**changes):
     return config
 
 
-def saved(folder):
-    with contextlib.closing(checkpoints.Checkpoints(folder)) as found:
-        return found.restore()
-
-
-def test_a_student_starts_from_a_public_checkpoint_and_learns(cifar10_data, tmp_path, monkeypatch):
+def test_a_student_starts_from_a_public_checkpoint_and_learns(cifar10_data, tmp_path, monkeypatch, read_back):
     # What evaluation says after two steps is worth nothing here, and takes long.
     monkeypatch.setattr(evaluation, 'make_evaluation', lambda *_: lambda params, *_: np.zeros(2))
     config = tiny()
-    given = checkpoints.named(pretrained.read(config.teacher.pretrained).params)
+    given = fingerprint.named(pretrained.read(config.teacher.pretrained).params)
     result = train(config, tmp_path)
     # 10 labels of the checkpoint, 5 of the student.
     assert result['teacher'] is None
-    last, moved, _ = saved(tmp_path / 'checkpoints')
+    last, moved, _ = read_back(tmp_path / 'checkpoints')
     shutil.copytree(tmp_path / 'checkpoints' / '1', tmp_path / 'first' / '1')
-    first, arrays, _ = saved(tmp_path / 'first')
+    first, arrays, _ = read_back(tmp_path / 'first')
     assert (first, last) == (1, 2)
     copied = [name for name in given if f'params/student/{name}' in arrays]
     assert {'cls', 'pos_embedding', 'norm/scale', 'block_0/mlp_in/kernel', 'block_3/mlp_out/bias'} <= set(
