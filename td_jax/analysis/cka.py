@@ -105,7 +105,8 @@ ESTIMATORS = {
         4,
         -1.0,
         'linear CKA, debiased: the unbiased HSIC of Song et al. 2012 in the place of each HSIC (Nguyen, '
-        'Raghu and Kornblith 2020), tokens flattened; about 0 for independent features; 0 where features are constant',
+        'Raghu and Kornblith 2020), tokens flattened; about 0 for independent features; 0 where features are '
+        'constant',
     ),
     'biased': Estimator(
         lambda k: k,
