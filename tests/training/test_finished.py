@@ -44,7 +44,7 @@ train(config, epath.Path(sys.argv[2]))
 """
 EXPORT = """
 import sys
-from absl import app
+from td_jax import export
 sys.argv[1:] = [f'--workdir={sys.argv[1]}', '--format=stablehlo', f'--output={sys.argv[2]}']
 export.main()
 """
