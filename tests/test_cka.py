@@ -83,7 +83,7 @@ def test_the_command_writes_numbers_and_a_picture(runs, tmp_path):
         (['--workdir=RUN', '--examples=3'], '--examples is 3; debiased CKA needs at least 4'),
         (
             ['--workdir=RUN', '--estimator=biased', '--examples=2'],
-            '--examples is 2; biased CKA needs at least 3',
+            'is 2; biased CKA needs at least 3',
         ),
         (['--workdir=RUN', '--estimator=unbiased'], '--estimator=unbiased'),
         (['--workdir=RUN', '--output=RUN/config.json'], 'is no folder'),

@@ -1,9 +1,9 @@
 """How alike a student's representations are to its teacher's, class by class (arXiv 2310.03188, Figure 3).
 
 For each class, linear CKA over some evaluation examples between what the student computes (s_g, e_g and its
-message m_g) and what the teacher does (s_h, e_h, m_h), for every seed of a run. The paper shows m_g beside s_h
-and e_h; m_h is added. Several runs, say of TD and of a one-way method, stand side by side. A method without
-encoders has no messages, and its heat map no rows and columns for them.
+message m_g) and what the teacher does (s_h, e_h, m_h), for every seed of a run. The paper shows m_g beside
+s_h and e_h; m_h is added. Several runs, say of TD and of a one-way method, stand side by side. A method
+without encoders has no messages, and its heat map no rows and columns for them.
 """
 
 import json
@@ -71,8 +71,8 @@ def u_centred(k) -> np.ndarray:
 
         K_ij - sum_l K_il / (n - 2) - sum_l K_lj / (n - 2) + sum_kl K_kl / ((n - 1) (n - 2)),  0 for i = j
 
-    with sums that leave out the diagonal. The mean of the products of two of them, over n (n - 3), is the unbiased
-    estimator of HSIC of Song et al. 2012, equation 5 (Székely and Rizzo 2014 write it so).
+    with sums that leave out the diagonal. The sum of the products of two of them, over n (n - 3), is the
+    unbiased estimator of HSIC of Song et al. 2012 (Székely and Rizzo 2014 write it so).
 
     Args:
       k: [n, n], of n >= 4 examples.
@@ -104,8 +104,9 @@ ESTIMATORS = {
         # Of three nothing is left once rows and columns are centred.
         4,
         -1.0,
-        'linear CKA, debiased: the unbiased HSIC of Song et al. 2012 in the place of each HSIC (Nguyen, Raghu, '
-        'Kornblith 2020), tokens flattened; about 0 for independent features; 0 where features are constant',
+        'linear CKA, debiased: the unbiased HSIC of Song et al. 2012 in the place of each HSIC (Nguyen, '
+        'Raghu and Kornblith 2020), tokens flattened; about 0 for independent features; 0 where features are '
+        'constant',
     ),
     'biased': Estimator(
         lambda k: k,
@@ -113,8 +114,8 @@ ESTIMATORS = {
         3,
         0.0,
         'linear CKA, the biased estimator from HSIC: |Yc^T Xc|^2 / (|Xc^T Xc| |Yc^T Yc|), Frobenius norms, '
-        'features centred over examples, tokens flattened (Kornblith et al. 2019); far above 0 for independent '
-        'features if they are many; 0 where features are constant',
+        'features centred over examples, tokens flattened (Kornblith et al. 2019); far above 0 for '
+        'independent features if they are many; 0 where features are constant',
     ),
 }
 
@@ -139,9 +140,9 @@ def linear_cka(x, y, estimator: str = 'debiased') -> float:
     `biased` is |Yc^T Xc|^2 / (|Xc^T Xc| |Yc^T Yc|) with Frobenius norms, Xc and Yc centred over examples
     (Kornblith et al. 2019, section 3). With few examples and many features it is far above 0 even for
     representations that have nothing in common, and more so the more features there are. `debiased` has the
-    unbiased estimator of Song et al. 2012 in the place of each HSIC, as Nguyen, Raghu and Kornblith 2020
-    (equation 3): about 0 for those, and sometimes below. Both are computed from the Gram matrices of the examples,
-    whose size does not depend on the number of features.
+    unbiased estimator of Song et al. 2012 in the place of each HSIC, as Nguyen, Raghu and Kornblith 2020:
+    about 0 for those, and sometimes below. Both are computed from the Gram matrices of the examples, whose
+    size does not depend on the number of features.
 
     Args:
       x: [n, ...]
@@ -149,8 +150,8 @@ def linear_cka(x, y, estimator: str = 'debiased') -> float:
       estimator: a name of ESTIMATORS.
 
     Returns:
-      At most 1, which it is for representations that are alike but for a rotation, a scale and a shift; 0 where
-      one of them is the same for all examples.
+      At most 1, which it is for representations that are alike but for a rotation, a scale and a shift; 0
+      where one of them is the same for all examples.
 
     Raises:
       ValueError: too few examples, another number of them in y, or numbers that are not finite.
@@ -328,7 +329,8 @@ def analyse(folders, examples: int, estimator: str, seed_index: int | None = Non
             raise UserError(f'{folder} is a run on {run.source.name}, which has no classes to compare by.')
         if _task(run) != _task(firsts[0]):
             raise UserError(
-                f'{folders[0]} and {folder} are evaluated on different data: {_said(firsts[0])}, {_said(run)}.'
+                f'{folders[0]} and {folder} are evaluated on different data: {_said(firsts[0])}, '
+                f'{_said(run)}.'
             )
     label_names = [str(name) for name in firsts[0].source.label_names]
     found = gather(firsts[0].source, examples)
@@ -430,7 +432,8 @@ def to_markdown(found: Comparison) -> str:
     counts = ', '.join(f'{run} {len(seeds)}' for run, seeds in by_seed.items())
     lines += [
         '',
-        f'{found.estimator} linear CKA, mean over {len(found.used)} classes of {found.dataset} ({found.split}).',
+        f'{found.estimator} linear CKA, mean over {len(found.used)} classes of {found.dataset} '
+        f'({found.split}).',
         f'Seeds: {counts}; ± is half of the 95% t interval over them.',
     ]
     fewer = [f'{name} ({count})' for name, count in found.used.items() if count < found.asked]
@@ -450,12 +453,10 @@ def _cell(seeds, pair):
 
 
 def _difference(seeds, others, pair):
-    """The difference of two runs' numbers of a pair; '' where one has none, or their seeds are not the same."""
-    if seeds.keys() != others.keys() or any(
-        pair not in row for run in (seeds, others) for row in run.values()
-    ):
+    """The difference of two runs' numbers of a pair; '' where one has none, or they have other seeds."""
+    ours, theirs = ([row[pair] for row in run.values() if pair in row] for run in (seeds, others))
+    if seeds.keys() != others.keys() or not ours or not theirs:
         return ''
-    ours, theirs = ([row[pair] for row in run.values()] for run in (seeds, others))
     return _number(statistics.paired_difference(ours, theirs), '+.3f')
 
 

@@ -167,24 +167,21 @@ def together(check: Callable[[], Any]):
     """
     if jax.process_count() == 1:
         return check()
-    value, fault, refusal = None, None, b''
+    value, fault, refusal = None, None, None
     try:
         value = check()
     except UserError as error:
-        refusal = str(error).encode()
+        refusal = str(error)
     # Anything else must not leave the others waiting, either.
     except Exception as error:
-        fault, refusal = error, f'{type(error).__name__}: {error}'.encode()
-    sizes = multihost_utils.process_allgather(np.array(len(refusal)))
-    if not sizes.any():
-        return value
-    content = np.zeros(sizes.max(), np.uint8)
-    content[: len(refusal)] = np.frombuffer(refusal, np.uint8)
-    first = int(np.flatnonzero(sizes)[0])
-    said = bytes(multihost_utils.process_allgather(content)[first, : sizes[first]]).decode()
+        fault, refusal = error, f'{type(error).__name__}: {error}'
+    refusals = from_all(refusal)
     if fault:
         raise fault
-    raise UserError(f'{said} (process {first})')
+    for process, said in enumerate(refusals):
+        if said is not None:
+            raise UserError(f'{said} (process {process})')
+    return value
 
 
 def from_main(make: Callable[[], Any]):

@@ -20,7 +20,7 @@ from td_jax.training.run import train
 def from_unbiased_hsic(x, y):
     """The estimator of Song et al. 2012 as a U-statistic, summed over all different i, j, q, r.
 
-    HSIC is the mean of K_ij L_ij + K_ij L_qr - 2 K_ij L_iq (their equation 4, of which 5 is the closed form).
+    HSIC is the mean of K_ij L_ij + K_ij L_qr - 2 K_ij L_iq.
     """
 
     def unbiased_hsic(k, ell):
@@ -88,8 +88,8 @@ def test_the_debiased_number_is_that_of_the_u_statistic(pair):
 def test_four_examples_by_hand():
     """Of (0, 0, 1, 1) and (0, 1, 1, 0) off the diagonal K is 1 at (2, 3), and L at (1, 2).
 
-    U-centred, with row sums 0, 0, 1, 1 and a sum of 2: K_01 = 1/3, K_02 = -1/6, K_23 = 1 - 1 + 1/3 = 1/3, and so
-    on: pairs 01 and 23 have 1/3, the four others -1/6. L has 1/3 in 12 and 03. So the products add up to
+    U-centred, with row sums 0, 0, 1, 1 and a sum of 2: K_01 = 1/3, K_02 = -1/6, K_23 = 1 - 1 + 1/3 = 1/3, and
+    so on: pairs 01 and 23 have 1/3, the four others -1/6. L has 1/3 in 12 and 03. So the products add up to
     2 (4 (1/3)(-1/6) + 2 / 36) = -1/3, and the squares to 2 (2/9 + 4/36) = 2/3.
     """
     x, y = np.array([[0.0], [0], [1], [1]]), np.array([[0.0], [1], [1], [0]])

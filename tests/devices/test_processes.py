@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -48,10 +49,11 @@ def plain_environment():
     return {**left, 'JAX_PLATFORMS': 'cpu'}
 
 
-def launch(folder, *more, devices=1, flags=FLAGS):
+def launch(folder, *more, devices=1, flags=FLAGS, environment=None):
     """A process of td_jax.main with some CPU devices."""
     settings = {
         **os.environ,
+        **(environment or {}),
         'JAX_PLATFORMS': 'cpu',
         'JAX_NUM_CPU_DEVICES': str(devices),
     }
@@ -71,7 +73,8 @@ def free_port():
         return found.getsockname()[1]
 
 
-def launch_several(folder, count, *more, devices=1, flags=FLAGS):
+def launch_several(folder, count, *more, devices=1, flags=FLAGS, environments=None):
+    """Several processes of one run, each with an environment of its own where they are given."""
     port = free_port()
     return [
         launch(
@@ -82,6 +85,7 @@ def launch_several(folder, count, *more, devices=1, flags=FLAGS):
             *more,
             devices=devices,
             flags=flags,
+            environment=environments and environments[i],
         )
         for i in range(count)
     ]
@@ -117,7 +121,10 @@ def assert_same_run(found, expected, outcome, rtol=2e-4):
                 assert value == pytest.approx(b[name], rel=rtol, abs=1e-6), name
 
 
-@pytest.mark.parametrize(('devices', 'data', 'fsdp'), [(2, 2, 1), (4, 1, 4), (8, 8, 1), (8, 4, 2)])
+@pytest.mark.parametrize(
+    ('devices', 'data', 'fsdp'),
+    [*(pytest.param(*mesh, marks=pytest.mark.long) for mesh in ((2, 2, 1), (4, 1, 4), (8, 8, 1))), (8, 4, 2)],
+)
 def test_several_devices_compute_what_one_computes(alone, tmp_path, outcome, devices, data, fsdp):
     mesh = f'--config.mesh.data={data}', f'--config.mesh.fsdp={fsdp}'
     ((_, err),) = finish(launch(tmp_path / 'run', *mesh, devices=devices))
@@ -125,6 +132,7 @@ def test_several_devices_compute_what_one_computes(alone, tmp_path, outcome, dev
     assert_same_run(tmp_path / 'run', alone, outcome)
 
 
+@pytest.mark.long
 def test_two_processes_compute_what_one_computes_and_one_of_them_speaks(alone, tmp_path, outcome):
     running = launch_several(tmp_path / 'run', 2, devices=2)
     (out, err), (silent, noise) = finish(*running)
@@ -151,6 +159,7 @@ def last_parameters(read_back):
     return read
 
 
+@pytest.mark.long
 def test_a_run_goes_on_with_other_processes_and_devices(alone, tmp_path, last_parameters):
     """Eight devices, then two processes with two each, then one."""
     folder = tmp_path / 'run'
@@ -165,6 +174,7 @@ def test_a_run_goes_on_with_other_processes_and_devices(alone, tmp_path, last_pa
         np.testing.assert_allclose(array, theirs[name], atol=1e-5, err_msg=name)
 
 
+@pytest.mark.long
 def test_a_loss_that_is_not_finite_stops_every_process_at_its_step(tmp_path):
     running = launch_several(tmp_path / 'run', 2, '--config.optimizer.learning_rate=1e18')
     said = []
@@ -201,6 +211,7 @@ STREAM = (
 )
 
 
+@pytest.mark.long
 def test_two_processes_share_a_stream_and_a_public_teacher(imagenet_data, tmp_path, outcome, last_parameters):
     """Each example once: were one read twice or never, the sums of a step would differ."""
     finish(launch(tmp_path / 'alone', flags=STREAM))
@@ -221,6 +232,131 @@ def test_a_mistake_ends_every_process_with_one_line(tmp_path):
     assert not (tmp_path / 'run').exists()
 
 
+def refusals(running):
+    """The one line of each process, which say the same."""
+    lines = []
+    for _, err in finish(*running, code=2):
+        assert 'Traceback' not in err
+        (line,) = (line for line in err.splitlines() if line.startswith('td_jax: '))
+        lines.append(line)
+    return lines
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('blind', [0, 1])
+def test_a_teacher_that_one_process_cannot_see_ends_all_of_them(alone, tmp_path, blind):
+    homes = [tmp_path if process == blind else alone for process in range(2)]
+    running = launch_several(
+        tmp_path / 'run',
+        2,
+        '--config.teacher.checkpoint=~/teacher',
+        environments=[{'HOME': str(home)} for home in homes],
+    )
+    first, second = refusals(running)
+    assert first == second
+    assert first == (
+        f'td_jax: teacher.checkpoint {tmp_path}/teacher is not the workdir of a finished run: config.json or '
+        f'result.json is missing. (process {blind})'
+    )
+    assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.long
+def test_a_public_teacher_that_one_process_cannot_see_ends_all_of_them(tmp_path):
+    (tmp_path / 'sees').mkdir()
+    shutil.copy(ROOT / 'tests' / 'golden' / 'vit_tiny.npz', tmp_path / 'sees')
+    running = launch_several(
+        tmp_path / 'run',
+        2,
+        '--config.teacher.pretrained=~/vit_tiny.npz',
+        '--config.teacher.model.name=vit',
+        environments=[{'HOME': str(tmp_path / name)} for name in ('sees', 'is_blind')],
+    )
+    first, second = refusals(running)
+    assert first == second
+    assert 'vit_tiny.npz' in first
+    assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures('movielens_data')
+def test_data_that_one_process_cannot_read_ends_all_of_them(tmp_path):
+    name = 'movielens/100k-ratings'
+    there = pathlib.Path(os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets')).expanduser()
+    shutil.copytree(there / name, tmp_path / 'data' / name)
+    for file in (tmp_path / 'data').rglob('*.tfrecord*'):
+        file.write_bytes(file.read_bytes()[:1000])
+    running = launch_several(
+        tmp_path / 'run',
+        2,
+        flags=('--config=configs/movielens.py', '--config.num_seeds=1', '--config.num_steps=2'),
+        environments=[{}, {'TFDS_DATA_DIR': str(tmp_path / 'data')}],
+    )
+    first, second = refusals(running)
+    assert first == second
+    assert first.startswith(f'td_jax: dataset {name} cannot be read: ')
+    assert first.endswith('(process 1)')
+    assert not (tmp_path / 'run').exists()
+
+
+# What two processes make of one that refuses or fails.
+AGREE = """
+import sys
+from td_jax.devices import processes
+from td_jax.errors import UserError
+
+processes.start(sys.argv[1], 2, int(sys.argv[2]), False)
+import jax
+
+me = jax.process_index()
+
+def fails(error):
+    raise error
+
+def told(call):
+    try:
+        return call()
+    except Exception as error:
+        return f'{type(error).__name__}: {error}'
+
+print(told(lambda: processes.together(lambda: f'value {me}')))
+print(told(lambda: processes.together(lambda: me and fails(UserError('no ä')))))
+print(told(lambda: processes.together(lambda: fails(UserError(f'no {me}')))))
+print(told(lambda: processes.together(lambda: me and fails(ValueError('a fault')))))
+print(told(lambda: processes.from_main(lambda: f'value {me}')))
+print(told(lambda: processes.from_main(lambda: fails(UserError(f'no {me}')))))
+print(told(lambda: processes.from_main(lambda: fails(ValueError(f'a fault {me}')))))
+"""
+
+
+def test_what_one_process_refuses_all_of_them_hear():
+    port = free_port()
+    running = [
+        subprocess.Popen(
+            [sys.executable, '-c', AGREE, f'localhost:{port}', str(i)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env={**os.environ, 'JAX_PLATFORMS': 'cpu'},
+        )
+        for i in range(2)
+    ]
+    said = [out.splitlines()[-7:] for out, _ in finish(*running)]
+    first, second = said
+    assert first[0] == 'value 0'
+    assert second[0] == 'value 1'
+    assert first[1] == second[1] == 'UserError: no ä (process 1)'
+    assert first[2] == second[2] == 'UserError: no 0 (process 0)'
+    # A fault is raised as it is where it happened.
+    assert first[3] == 'UserError: ValueError: a fault (process 1)'
+    assert second[3] == 'ValueError: a fault'
+    assert first[4] == second[4] == 'value 0'
+    assert first[5] == second[5] == 'UserError: no 0'
+    assert first[6] == 'ValueError: a fault 0'
+    assert second[6] == 'UserError: ValueError: a fault 0'
+
+
 def wait_for(path, process, seconds=200):
     deadline = time.monotonic() + seconds
     while not path.exists():
@@ -232,6 +368,7 @@ def wait_for(path, process, seconds=200):
 LONG = ('--config.num_steps=400', '--config.save_every=300', '--config.log_every=400')
 
 
+@pytest.mark.long
 def test_a_terminated_run_saves_and_says_call_me_again(tmp_path, outcome):
     folder = tmp_path / 'run'
     process = launch(folder, *LONG)
@@ -249,6 +386,7 @@ def test_a_terminated_run_saves_and_says_call_me_again(tmp_path, outcome):
     assert outcome(folder)['arrays'] == outcome(tmp_path / 'undisturbed')['arrays']
 
 
+@pytest.mark.long
 def test_when_one_process_is_terminated_all_stop_at_one_step(tmp_path):
     folder = tmp_path / 'run'
     running = launch_several(folder, 2, *LONG)
