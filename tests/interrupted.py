@@ -3,8 +3,8 @@
     python tests/interrupted.py ACTION MOMENT COUNT FLAGS...
 
 ACTION happens the COUNT-th time that MOMENT comes. It is a part of a path: just before the process opens,
-makes, moves or removes a file whose path contains it. Or it is MODULE:FUNCTION, of td_jax: as the function is
-called.
+makes, moves or removes a file whose path contains it. Or it is gs://PART: just before it opens an object of a
+bucket whose path contains PART. Or it is MODULE:FUNCTION, of td_jax: as the function is called.
 """
 
 import importlib
@@ -37,7 +37,18 @@ def main():
         if event in EVENTS and any(isinstance(path, str) and moment in path for path in arguments):
             has_come()
 
-    if moment.startswith('td_jax.'):
+    if moment.startswith('gs://'):
+        import gcsfs
+
+        opens = gcsfs.GCSFileSystem._open
+
+        def opened(system, path, *arguments, **named):
+            if moment.removeprefix('gs://') in path:
+                has_come()
+            return opens(system, path, *arguments, **named)
+
+        gcsfs.GCSFileSystem._open = opened
+    elif moment.startswith('td_jax.'):
         module, _, name = moment.partition(':')
         module = importlib.import_module(module)
         function = getattr(module, name)

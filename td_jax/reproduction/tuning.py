@@ -116,7 +116,7 @@ def check(name: str, columns, methods, target: epath.Path):
     dataset = cells.base_config(name).dataset.name
     for column in columns:
         config_lib.check_choice('--columns', column, tables.GENRES if dataset == 'movielens' else (dataset,))
-    if not target.parent.is_dir():
+    if not workdir.is_in_bucket(target) and not target.parent.is_dir():
         raise UserError(f'--output {target} cannot be written: its folder is missing.')
 
 

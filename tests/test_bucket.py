@@ -1,0 +1,184 @@
+"""Every command with a run in a bucket, gs://, on a server of the GCS API on this machine."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from etils import epath
+from tensorboard.backend.event_processing import event_accumulator
+
+from configs import digits
+from td_jax import config
+from td_jax.files import metric_log, workdir
+from td_jax.reproduction import cells
+from td_jax.training.run import describe, train
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+@pytest.fixture(scope='module')
+def settings(small_config):
+    """A config with several saves."""
+    return small_config(num_steps=8, eval_every=digits.get_config().eval_every)
+
+
+@pytest.fixture(scope='module')
+def flags(settings):
+    """The command line that means `settings`."""
+    plain = config.flatten(digits.get_config())
+    overrides = {key: value for key, value in config.flatten(settings).items() if value != plain[key]}
+    return ['--config=configs/digits.py', *(f'--config.{key}={value}' for key, value in overrides.items())]
+
+
+@pytest.fixture(scope='module')
+def in_a_folder(settings, tmp_path_factory):
+    """The workdir of the same run on the disk, and its result."""
+    folder = tmp_path_factory.mktemp('local') / 'run'
+    return folder, train(settings, folder)
+
+
+@pytest.fixture(scope='module')
+def in_a_bucket(settings, bucket):
+    """The workdir of the run in the bucket."""
+    place = epath.Path(f'{bucket}/finished/run')
+    train(settings, place)
+    return place
+
+
+def ended(*arguments):
+    """(exit code, stdout, stderr) of a command."""
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env={**os.environ, 'PYTHONPATH': str(ROOT), 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '1e9'},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def events(place, folder):
+    """[(step, name)] of a run's events in a bucket, by way of a folder."""
+    folder.mkdir()
+    for path in place.glob(metric_log.EVENTS):
+        path.copy(folder / path.name)
+    found = event_accumulator.EventAccumulator(str(folder), size_guidance={'tensors': 0}).Reload()
+    return sorted((event.step, tag) for tag in found.Tags()['tensors'] for event in found.Tensors(tag))
+
+
+def test_a_run_in_a_bucket_is_the_run_in_a_folder(in_a_folder, in_a_bucket, outcome, tmp_path):
+    assert outcome(in_a_bucket) == outcome(in_a_folder[0])
+    assert outcome(in_a_bucket / 'teacher') == outcome(in_a_folder[0] / 'teacher')
+    lines = metric_log.read(in_a_bucket)
+    assert events(in_a_bucket, tmp_path / 'events') == sorted(
+        (line['step'], name) for line in lines for name in line if name != 'step'
+    )
+
+
+@pytest.mark.long
+def test_the_same_command_finds_it_finished(in_a_bucket, in_a_folder, flags):
+    code, out, err = ended('-m', 'td_jax.main', *flags, f'--workdir={in_a_bucket}')
+    assert (code, out) == (0, describe(in_a_folder[1]) + '\n'), err
+    assert 'Traceback' not in err
+
+
+@pytest.mark.long
+def test_a_run_in_a_bucket_killed_in_a_save_goes_on_bit_for_bit(
+    in_a_folder, place, settings, flags, outcome, tmp_path
+):
+    moments = (
+        # The arrays are there, and nothing says yet that they are all.
+        (f'{place}/checkpoints/2/state/commit_success.txt', 1),
+        # The same of the whole checkpoint.
+        (f'{place}/checkpoints/4/commit_success.txt', 1),
+        # It is whole; its digests are not there.
+        (f'{place}/checkpoints/6/digests-0.json', 1),
+    )
+    found = []
+    for part, count in moments:
+        program = ('tests/interrupted.py', 'kill', part, str(count))
+        code, _, err = ended(*program, *flags, f'--workdir={place}')
+        there = {path.name for path in (place / 'checkpoints').iterdir()}
+        whole = sorted(
+            int(name)
+            for name in there
+            if name.isdigit() and (place / 'checkpoints' / name / 'commit_success.txt').exists()
+        )
+        found.append((code, whole))
+    killed = -signal.SIGKILL
+    assert found == [(killed, []), (killed, [2]), (killed, [4, 6])], err
+    train(settings, place)
+    assert outcome(place) == outcome(in_a_folder[0])
+    assert len(list(place.glob(metric_log.EVENTS))) == 1
+
+
+def test_a_teacher_is_read_from_a_bucket(in_a_bucket, in_a_folder, settings, tmp_path, outcome):
+    """By a run on the disk, whose result is that of the run that trained this teacher itself."""
+    other = settings.copy_and_resolve_references()
+    other.teacher.checkpoint = f'{in_a_bucket}/teacher'
+    train(other, tmp_path / 'run')
+    mine, theirs = outcome(tmp_path / 'run'), outcome(in_a_folder[0])
+    assert mine.pop('config')['teacher'].pop('checkpoint') == f'{in_a_bucket}/teacher'
+    del theirs['config']
+    assert mine == theirs
+
+
+@pytest.mark.long
+def test_a_student_is_exported_to_the_bucket(in_a_bucket, place):
+    target = place / 'student.bin'
+    code, out, err = ended(
+        '-m', 'td_jax.export', f'--workdir={in_a_bucket}', '--format=stablehlo', f'--output={target}'
+    )
+    assert code == 0, err
+    assert out.splitlines()[0] == str(target)
+    assert target.stat().length > 1000
+    code, out, err = ended(
+        '-m', 'td_jax.export', f'--workdir={in_a_bucket}', '--format=stablehlo', f'--output={target}'
+    )
+    assert (code, out) == (2, '')
+    assert err.splitlines()[-1].startswith(f'td_jax: {target} is there already')
+
+
+@pytest.mark.long
+def test_a_comparison_is_drawn_in_the_bucket(in_a_bucket, place):
+    code, _, err = ended('-m', 'td_jax.cka', f'--workdir={in_a_bucket}', f'--output={place}')
+    assert code == 0, err
+    assert {'.json', '.png'} <= {path.suffix for path in place.iterdir()}
+
+
+def test_cells_of_a_table_are_kept_in_the_bucket(small_config, place):
+    cell = small_config(num_steps=2, teacher__num_steps=1, num_seeds=1)
+    result = cells.run_cell(place, cell)
+    assert cells.stored_cell(place, cell) == result
+    assert cells.run_cell(place, cell) == result
+    assert np.isfinite(result['mean'])
+
+
+@pytest.mark.parametrize(
+    'address',
+    [
+        'gs://nobody-made-this/run',
+        *(pytest.param(a, marks=pytest.mark.long) for a in ('s3://bucket/run', 'gs://')),
+    ],
+)
+def test_a_place_that_cannot_be_is_one_line(bucket, flags, address):
+    code, out, err = ended('-m', 'td_jax.main', *flags, f'--workdir={address}')
+    assert (code, out) == (2, '')
+    *said, last = err.splitlines()
+    assert last.startswith('td_jax: ')
+    assert address in last
+    assert all('has no lock' in line for line in said)
+
+
+@pytest.mark.long
+def test_a_config_of_another_run_in_the_bucket_is_refused(in_a_bucket, flags):
+    code, out, err = ended('-m', 'td_jax.main', *flags, '--config.seed=7', f'--workdir={in_a_bucket}')
+    assert (code, out) == (2, '')
+    (line,) = err.splitlines()
+    assert line.startswith(f'td_jax: {in_a_bucket} holds a run with another config: seed')
+    assert workdir.read_json(in_a_bucket / workdir.RESULT)['steps'] == 8
