@@ -22,8 +22,10 @@ check_type
 check_workdir pod ''
 [[ $max_restarts =~ ^[0-9]{1,6}$ ]] || fail "--max_restarts=$max_restarts is no number; write --max_restarts=3."
 check_training --workdir --distributed
-for word in "$image" "$workdir" "$service_account" "$namespace" ${ENVIRONMENT[@]+"${ENVIRONMENT[@]}"} "${TRAINING[@]}"; do
-  [[ $word != *[[:cntrl:]]* ]] || fail "$(quoted "${word%%[[:cntrl:]]*}")... has a line break or another control character; leave it out."
+for word in "$image" "$workdir" "$service_account" "$namespace" ${ENVIRONMENT[@]+"${ENVIRONMENT[@]}"} \
+  "${TRAINING[@]}"; do
+  [[ $word != *[[:cntrl:]]* ]] ||
+    fail "${word%%[[:cntrl:]]*}... has a line break or another control character; leave it out."
 done
 [ -z "$apply" ] || command -v kubectl >/dev/null || fail '--apply needs kubectl; install it, or leave --apply out.'
 

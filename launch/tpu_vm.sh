@@ -48,7 +48,8 @@ fi
 [[ $worker =~ ^(all|[0-9]+)$ ]] || fail "--worker=$worker is no worker; write its number, or all."
 [ -n "$dry_run" ] || command -v gcloud >/dev/null || fail 'gcloud is not installed; see docs/cloud.md.'
 if [[ $verb = setup || $verb = run ]]; then
-  commit=$(git rev-parse HEAD 2>/dev/null) || fail 'this folder is no git repository, so no commit can be copied; clone it with git.'
+  commit=$(git rev-parse HEAD 2>/dev/null) ||
+    fail 'this folder is no git repository, so no commit can be copied; clone it with git.'
 fi
 
 pause=${TD_JAX_PAUSE:-30} # Seconds between one look and the next.
@@ -143,7 +144,10 @@ create() {
         remove || sleep "$pause"
         passes <<<"$REASON" || exit 1
         ;;
-      STOPPED | HIDDEN) say "$name is $STATE; start it, or delete it with launch/tpu_vm.sh delete $name --zone=$zone" && exit 1 ;;
+      STOPPED | HIDDEN)
+        say "$name is $STATE; start it, or delete it with launch/tpu_vm.sh delete $name --zone=$zone"
+        exit 1
+        ;;
       *)
         [ "$STATE" = "$before" ] || say "$name is $STATE; waiting"
         sleep "$pause"

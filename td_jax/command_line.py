@@ -4,9 +4,38 @@ import math
 import sys
 import traceback
 
+import ml_collections
 from absl import app, flags, logging
+from ml_collections.config_flags import config_flags
 
 from td_jax.errors import CALL_AGAIN, Stopped, UserError
+
+
+class _ConfigFile(config_flags.ConfigFileFlagParser):
+    """Reads a config file, and names it where it returns something else than a config."""
+
+    def parse(self, path):
+        config = super().parse(path)
+        is_unread = isinstance(config, config_flags._ErrorConfig)  # says why when it is looked at
+        if not is_unread and not isinstance(config, ml_collections.ConfigDict):
+            kind = 'None' if config is None else f'a value of type {type(config).__name__}'
+            raise UserError(
+                f'--{self.name}={path}: get_config returns {kind}; it has to return a ConfigDict that '
+                'common.get_config() gave it.'
+            )
+        return config
+
+
+def define_config():
+    """Defines the flag --config, a config file, and --config.KEY for each of its keys."""
+    holder = config_flags.DEFINE_config_file('config', None, 'A config file; --config.KEY=VALUE overrides.')
+    flags.FLAGS[holder.name].parser = _ConfigFile(holder.name)
+    return holder
+
+
+def typed_keys() -> list[str]:
+    """The keys of the config that were set on the command line."""
+    return list(config_flags.get_override_values(flags.FLAGS['config']))
 
 
 def run(command, required):
@@ -21,13 +50,15 @@ def run(command, required):
     """
 
     def parse(argv):
+        # What a library warns of while a flag is parsed would stand beside the one line that refuses it.
+        logging.set_verbosity(logging.ERROR)
         try:
             _, *left = flags.FLAGS(argv)
             if left:
                 raise UserError(f'{" ".join(left)} is not a flag; every flag starts with --.')
             for name in required:
                 value = flags.FLAGS[name].value
-                if not value:
+                if value is None or value in ('', []):
                     raise UserError(f'--{name} is missing.')
                 # The first look at a config raises why its file could not be read.
                 hasattr(value, 'items')

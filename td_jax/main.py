@@ -4,14 +4,13 @@ python -m td_jax.main --config=configs/movielens.py --workdir=runs/drama --confi
 """
 
 from absl import flags
-from ml_collections import config_flags
 
 import td_jax
 from td_jax import command_line
 
 
 def main():
-    config = config_flags.DEFINE_config_file('config', None, 'A config file; --config.KEY=VALUE overrides.')
+    config = command_line.define_config()
     folder = flags.DEFINE_string('workdir', None, 'Folder of the run, made if missing.')
     cluster = flags.DEFINE_bool(
         'distributed', False, 'Join the other processes that the cluster (a TPU pod, Slurm, GKE) started.'
@@ -33,10 +32,9 @@ def main():
         processes.start(coordinator.value, num_processes.value, process_id.value, cluster.value)
         processes.stop_on_sigterm()
         with processes.ending_together():
-            typed = config_flags.get_override_values(flags.FLAGS['config'])
             config_lib.check(config.value)
-            for key, reason in config_lib.without_effect(config.value, typed).items():
-                processes.say(f'{key} has no effect: {reason}')
+            for line in config_lib.said_of(config.value, command_line.typed_keys()):
+                processes.say(line)
             result = train(config.value, workdir.resolve(folder.value))
             if processes.is_main():
                 print(describe(result))

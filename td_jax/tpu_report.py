@@ -7,20 +7,24 @@ import json
 
 import jax
 from absl import flags
-from ml_collections import config_flags
 
 from td_jax import command_line
+from td_jax import config as config_lib
 from td_jax.analysis import tpu
+from td_jax.devices import processes
 
 
 def main():
-    config = config_flags.DEFINE_config_file('config', None, 'A config file; --config.KEY=VALUE overrides.')
+    config = command_line.define_config()
     name = flags.DEFINE_string('topology', None, f'Chips, as in v5e:2x2: {", ".join(tpu.CHIPS)}.')
     as_json = flags.DEFINE_bool('json', False, 'Print JSON.')
 
     def command():
         # Only compiles: no device of this machine is of any use.
         jax.config.update('jax_platforms', 'cpu')
+        config_lib.check(config.value)
+        for line in config_lib.said_of(config.value, command_line.typed_keys()):
+            processes.say(line)
         found = tpu.report(config.value, name.value)
         print(json.dumps(found, indent=2) if as_json.value else tpu.describe(found))
 

@@ -7,6 +7,7 @@ import pytest
 
 from configs import common, movielens
 from td_jax import config as config_lib
+from td_jax.config import checks, effect
 from td_jax.errors import UserError
 from td_jax.method import objectives
 
@@ -86,6 +87,59 @@ def test_values_that_cannot_work_are_refused(key, value, words):
     assert_refused(with_value(key, value), key, words)
 
 
+@pytest.mark.parametrize(
+    ('key', 'value'),
+    [
+        *(
+            (key, value)
+            for key, value in config_lib.flatten(common.get_config()).items()
+            if not isinstance(value, (str, bool))
+        ),
+        ('model.embeddings.user', 4),
+    ],
+)
+def test_no_number_is_larger_than_what_computes_with_it(key, value):
+    config = common.get_config()
+    config.model.embeddings.user = 4
+    large = 1e39 if isinstance(value, float) else 2**31
+    config.update_from_flattened_dict({key: (large,) * 2 if isinstance(value, tuple) else large})
+    assert_refused(config, key, str(large))
+
+
+@pytest.mark.parametrize(
+    ('key', 'value', 'words'),
+    [
+        ('optimizer.learning_rate', 1e308, 'inf in float32; there, too, it must be more than 0'),
+        ('teacher.optimizer.learning_rate', 1e-60, '0 in float32'),
+        ('model.dropout', 1 - 1e-12, '1 in float32; there, too, it must be from 0 to less than 1'),
+        ('td.weights.interact', 1e40, 'inf in float32'),
+        ('seed', 2**31, 'at most 2147483647'),
+        ('teacher.seed', 10**20, 'at most 2147483647'),
+        ('num_seeds', 10**12, 'at most 2147483647'),
+        ('batch_size', 10**20, 'at most 2147483647'),
+        ('model.hidden', (4, 10**20), 'at most 2147483647'),
+        ('dataset.classes', (10**20,), 'at most 2147483647'),
+        ('teacher.model.layers', 1001, 'from 0 to 1000'),
+    ],
+)
+def test_numbers_that_are_too_large_or_too_small_are_refused(key, value, words):
+    assert_refused(with_value(key, value), key, words)
+
+
+def test_the_last_seed_is_a_seed():
+    config = common.get_config()
+    config.seed = 2**31 - 1
+    config_lib.check(config)
+    config.num_seeds = 2
+    assert_refused(config, 'seed is 2147483647 and num_seeds is 2', 'at most 2147483647')
+
+
+def test_two_teachers_are_refused():
+    config = common.get_config()
+    config.teacher.checkpoint, config.teacher.pretrained = 'runs/a', 'vit.npz'
+    assert_refused(config, 'teacher.checkpoint is runs/a', 'teacher.pretrained is vit.npz', 'one teacher')
+
+
 def test_an_embedding_is_a_whole_number_wide():
     config = movielens.get_config()
     with config.model.embeddings.unlocked(), config.model.embeddings.ignore_type():
@@ -108,7 +162,7 @@ def test_ramp_up_longer_than_training_is_td_alone():
     ],
 )
 def test_an_unknown_name_lists_the_known_ones_and_the_nearest(key, value, nearest):
-    assert_refused(with_value(key, value), f'Did you mean {nearest}?', *config_lib.CHOICES[key])
+    assert_refused(with_value(key, value), f'Did you mean {nearest}?', *checks.CHOICES[key])
 
 
 def test_a_key_that_is_not_declared_is_refused_with_the_nearest():
@@ -202,8 +256,8 @@ def with_effect(key):
         ('reference',): {'td.rounds': 2},
         ('shuffle_buffer',): {'dataset.name': 'imagenet'},
         ('classes', 'examples_per_class'): {'dataset.name': 'digits'},
-        config_lib.OF_DATASETS['cifar10'][2:]: {'dataset.name': 'cifar10'},
-        config_lib.OF_MODELS['vit']: {f'{side}model.name': 'vit'},
+        effect.OF_DATASETS['cifar10'][2:]: {'dataset.name': 'cifar10'},
+        effect.OF_MODELS['vit']: {f'{side}model.name': 'vit'},
     }
     return next((others for names, others in needed.items() if name in names), {})
 
@@ -368,3 +422,13 @@ def test_every_knob_has_an_effect_in_some_run():
         silent &= config_lib.without_effect(config, silent).keys()
     # The task of the teacher has what a task has.
     assert silent == set()
+
+
+@pytest.mark.parametrize('key', ['dataset.image_mean', 'teacher.dataset.image_std'])
+@pytest.mark.parametrize('value', [(0.5,), (0.5,) * 4])
+def test_colours_are_three(key, value):
+    assert_refused(with_value(key, value), key, str(value), 'three numbers, for red, green and blue')
+
+
+def test_colours_need_not_be_whole():
+    config_lib.check(with_value('dataset.image_mean', (0.485, 0, 1)))

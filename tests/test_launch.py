@@ -179,8 +179,8 @@ def test_everything_is_tested_before_it_is_merged():
 
 # $CLOUD/queued is what the queued resource is in, $CLOUD/state its VM, $CLOUD/worker-N the home of worker N.
 # Lines of $CLOUD/course are what the queued resource comes to be in, one a look, and then it is ACTIVE. Lines
-# of $CLOUD/refusals are what `create`, of $CLOUD/deaf what `ssh` and `scp`, and of $CLOUD/trouble what all
-# but `create` say instead, one a call.
+# of $CLOUD/refusals are what `create`, of $CLOUD/deaf what `ssh` and `scp`, of $CLOUD/cut what `ssh` that
+# follows the log, and of $CLOUD/trouble what all but `create` say instead, one a call.
 GCLOUD = r"""#!/usr/bin/env bash
 set -eu
 cd "$CLOUD"
@@ -258,6 +258,7 @@ case $kind,$verb in
   tpu-vm,ssh | tpu-vm,scp)
     [ "$state" = READY ] || refuse "the VM is $state"
     refuse_by deaf
+    [[ $command != *follow ]] || refuse_by cut
     processes=() code=0
     for ((i = 0; i < WORKERS; i++)); do
       [[ $worker = all || $worker = "$i" ]] || continue
@@ -702,6 +703,19 @@ def test_workers_that_cannot_be_reached_end_a_run(cloud):
     assert 'Permission denied (publickey).' in err
     assert 'tpu_vm.sh: the installation failed; what it said is above' in err.splitlines()
     assert 'vit is still there and costs money' in err
+
+
+def test_a_log_that_is_cut_off_is_followed_again(cloud):
+    cloud.trains('wait')
+    cloud.script('cut', *['Connection reset by peer'] * 2)
+    process = cloud.start_until_it_trains()
+    (cloud.folder / 'go').touch()
+    assert process.wait(timeout=20) == 0
+    err = (cloud.folder / 'err').read_text()
+    assert err.count('the connection was lost; training goes on') == 2
+    # Training that ends meanwhile is not started again.
+    commands = [options.get('command', '') for _, _, options in cloud.calls()]
+    assert sum('worker.sh start' in command for command in commands) == 1
 
 
 @pytest.mark.parametrize('lines', [5, 1000])

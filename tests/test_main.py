@@ -178,7 +178,7 @@ def test_a_run_killed_while_it_saves_ends_the_same(uninterrupted, compiled, taug
         # All is written, but not yet under its name.
         (f'{checkpoints}/6.orbax-checkpoint-tmp/commit_success.txt', 1),
         # The checkpoint is whole, its digests are not there.
-        (f'{checkpoints}/8/digests.json', 1),
+        (f'{checkpoints}/8/digests-0.json', 1),
         # The last one is there, the result is not.
         (f'{taught}/result.json', 3),
     )
@@ -331,6 +331,7 @@ CONFIGS = {
     'wrong.py': "from configs import common\n\ndef get_config():\n    common.get_config().seed = 'x'\n",
     'broken.py': 'def get_config(:\n',
     'number.py': 'def get_config():\n    return 3\n',
+    'forgotten.py': 'from configs import common\n\ndef get_config():\n    common.get_config()\n',
 }
 DIGITS = '--config=configs/digits.py'
 
@@ -350,8 +351,12 @@ DIGITS = '--config=configs/digits.py'
         (['--config=raises.py'], ['division by zero (ZeroDivisionError in ', 'raises.py, line 2)']),
         (['--config=wrong.py'], ['--config=', 'wrong.py', "Could not override field 'seed'"]),
         (['--config=broken.py'], ['invalid syntax', 'broken.py, line 1']),
+        (['--config=number.py'], ['--config=number.py: get_config returns a value of type int']),
+        (['--config=forgotten.py'], ['--config=forgotten.py: get_config returns None']),
+        (['--config=forgotten.py', '--config.seed=3'], ['--config=forgotten.py: get_config returns None']),
         # What needs JAX to be refused is as clear.
-        (['--config=number.py'], ['the config is a int']),
+        ([DIGITS, '--config.seed=2147483648'], ['seed is 2147483648; it must be at most 2147483647.']),
+        ([DIGITS, '--config.optimizer.learning_rate=1e308'], ['optimizer.learning_rate is 1e+308']),
         ([DIGITS, '--config.batch_size=51'], ['batch_size is 51, but digits 5, 6, 7, 8, 9 has 50 training']),
     ],
 )

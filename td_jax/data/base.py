@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from td_jax.errors import UserError
+
 
 class TrainStream(NamedTuple):
     """Training examples that do not fit in memory.
@@ -55,6 +57,63 @@ class Source(NamedTuple):
 def count(examples: dict | TrainStream | EvaluationStream) -> int:
     """How many examples there are."""
     return len(examples['labels']) if isinstance(examples, dict) else examples.count
+
+
+def check(source: Source):
+    """Refuses a data set that cannot be trained on or evaluated; of a stream only its counts are known here.
+
+    Raises:
+      UserError: no examples, a number that is not finite, or a label outside its range; names the data set,
+        the part, the field, and the first row that is wrong.
+    """
+    for part, examples in (('training', source.train), ('evaluation', source.evaluation)):
+        if not count(examples):
+            raise UserError(f'dataset {source.name} has no {part} examples.')
+        if not isinstance(examples, dict):
+            continue
+        name = f'dataset {source.name}, {part} examples'
+        for field, array in examples.items():
+            if np.issubdtype(array.dtype, np.floating):
+                refuse_rows(name, field, array, np.isfinite(array), 'a finite number')
+        if source.task == 'classification':
+            check_labels(name, examples['labels'], len(source.label_names))
+
+
+def check_labels(name: str, labels: np.ndarray, num_labels: int):
+    """Refuses labels outside 0 to num_labels - 1, where a loss would be NaN or that of another class.
+
+    Args:
+      name: of the data set or a part of it.
+      labels: [examples], whole numbers.
+      num_labels: how many there are.
+
+    Raises:
+      UserError: names the first row that is wrong.
+    """
+    is_right = (labels >= 0) & (labels < num_labels)
+    refuse_rows(name, 'label', labels, is_right, f'from 0 to {num_labels - 1}')
+
+
+def refuse_rows(name: str, field: str, values, is_right: np.ndarray, what: str):
+    """Refuses a field of a data set that holds a wrong value.
+
+    Args:
+      name: of the data set or a part of it.
+      field: its name.
+      values: [rows, ...], what is in it.
+      is_right: of the same shape.
+      what: what each must be.
+
+    Raises:
+      UserError: names the first row that holds a wrong value, and that.
+    """
+    if is_right.all():
+        return
+    index = np.unravel_index(np.argmin(is_right), is_right.shape)
+    raise UserError(
+        f'{name}: {field} of row {index[0]} {"is" if len(index) == 1 else "holds"} {values[index]!s:.40}; it '
+        f'must be {what}. Mend or prepare the data set anew.'
+    )
 
 
 def one_example(source: Source) -> dict[str, np.ndarray]:

@@ -7,7 +7,7 @@ import functools
 
 import numpy as np
 
-from td_jax.data import images, prepared
+from td_jax.data import base, images, prepared
 from td_jax.data.base import Source
 from td_jax.errors import UserError
 
@@ -80,12 +80,18 @@ def read(name: str):
       ({part: [images, 32, 32, 3] uint8}, {part: [images] class numbers}, class names), parts train and test.
 
     Raises:
-      UserError: they are not prepared and cannot be downloaded.
+      UserError: they are not prepared and cannot be downloaded, or hold what they must not.
     """
     builder = prepared.builder(name)
     pixels, labels = {}, {}
+    names = tuple(builder.info.features['label'].names)
     for part in ('train', 'test'):
-        batches = list(builder.as_dataset(split=part, batch_size=1000).as_numpy_iterator())
+        with prepared.reading(name):
+            batches = list(builder.as_dataset(split=part, batch_size=1000).as_numpy_iterator())
+        if not batches:
+            raise UserError(f'dataset {name} has no images in its part {part}. Prepare it anew.')
         pixels[part] = np.concatenate([batch['image'] for batch in batches])
         labels[part] = np.concatenate([batch['label'] for batch in batches])
-    return pixels, labels, tuple(builder.info.features['label'].names)
+        # Here, because an image of no class is in no class's cut, and would be left out.
+        base.check_labels(f'dataset {name}, {part}', labels[part], len(names))
+    return pixels, labels, names

@@ -9,7 +9,6 @@ that it falls in.
 import functools
 import itertools
 import os
-import re
 from typing import NamedTuple
 
 import numpy as np
@@ -357,7 +356,7 @@ def _batches(records, example, features, batch_size):
       Iterator over {name: [rows, ...]}.
 
     Raises:
-      UserError: from the iterator, where a file cannot be read or an image not be decoded.
+      UserError: from the iterator, where a file cannot be read, an image not be decoded, or a label is none.
     """
     tf = _tensorflow()
     delivered = 0
@@ -370,6 +369,11 @@ def _batches(records, example, features, batch_size):
         except tf.errors.OpError as error:
             failed = records.skip(delivered * batch_size).take(batch_size)
             raise UserError(_what_failed(failed, features, error)) from error
+        labels = batch['labels']
+        is_right = (labels >= 0) & (labels < features['label'].num_classes)
+        if not is_right.all():
+            skipped = delivered * batch_size + int(np.argmin(is_right))
+            raise UserError(_what_is_labelled(records.skip(skipped).take(1), features))
         yield batch
         delivered += 1
 
@@ -387,6 +391,17 @@ def side_by_side(records, example, batch_size: int):
     return examples.batch(batch_size).prefetch(PREFETCHED).with_options(options)
 
 
+def _what_is_labelled(record, features):
+    """Says which image has a label that is none; `record` is a dataset of that one."""
+    ((_, encoded),) = record
+    parsed = _parsed(features, encoded)
+    return (
+        f'dataset {NAME}: the label of the image {parsed["file_name"].numpy().decode(errors="replace")} is '
+        f'{int(parsed["label"])}; it must be from 0 to {features["label"].num_classes - 1}. Mend or prepare '
+        'the data set anew.'
+    )
+
+
 def _what_failed(records, features, error):
     """Says which of the records cannot be decoded; where it is none of them, what the error says."""
     tf = _tensorflow()
@@ -397,16 +412,10 @@ def _what_failed(records, features, error):
                 decoded(parsed['image'])
             except tf.errors.OpError as reason:
                 name = parsed['file_name'].numpy().decode()
-                return f'{NAME}: the image {name} cannot be decoded ({_line(reason)}).'
+                return f'{NAME}: the image {name} cannot be decoded ({prepared.reason(reason)}).'
     except tf.errors.OpError as reason:
         error = reason
-    return f'{NAME} cannot be read: {_line(error)}.'
-
-
-def _line(error):
-    """An error's message without the operations it came through."""
-    message = re.sub(r'\{\{.*?\}\}|\[+Op:.*|\[\[.*', '', error.message).strip()
-    return message.split('\n', 1)[0].strip(' .')
+    return f'{NAME} cannot be read: {prepared.reason(error)}.'
 
 
 @functools.cache

@@ -15,13 +15,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from td_jax.data import prepared
+from td_jax.data import base, prepared
 from td_jax.data.base import Source
 from td_jax.errors import UserError
 
 NAME = 'movielens/100k-ratings'
 TRAIN_SHARE = 0.9
 OUT_OF_VOCABULARY = 0
+# The lowest and the highest.
+RATINGS = 1, 5
 
 
 def load(config, task) -> Source:
@@ -112,23 +114,27 @@ def read_ratings() -> Ratings:
     """Reads the ratings through TFDS.
 
     Raises:
-      UserError: they are not prepared and cannot be downloaded.
+      UserError: they are not prepared and cannot be downloaded, or hold what they must not.
     """
     builder = prepared.builder(NAME)
     columns = collections.defaultdict(list)
     movie_genres = {}
-    for batch in builder.as_dataset(split='train').ragged_batch(4096):
-        for field in ('user_id', 'movie_id', 'movie_title', 'timestamp', 'user_rating'):
-            columns[field].append(batch[field].numpy())
-        # What belongs to a movie is looked up by its id: 18 titles belong to more than one.
-        movie_genres.update(zip(columns['movie_id'][-1], batch['movie_genres'].to_list(), strict=True))
+    with prepared.reading(NAME):
+        for batch in builder.as_dataset(split='train').ragged_batch(4096):
+            for field in ('user_id', 'movie_id', 'movie_title', 'timestamp', 'user_rating'):
+                columns[field].append(batch[field].numpy())
+            # What belongs to a movie is looked up by its id: 18 titles belong to more than one.
+            movie_genres.update(zip(columns['movie_id'][-1], batch['movie_genres'].to_list(), strict=True))
+    if not columns:
+        raise UserError(f'dataset {NAME} has no ratings. Prepare it anew.')
     table = {field: np.concatenate(parts) for field, parts in columns.items()}
+    genre_names = tuple(builder.info.features['movie_genres'].feature.names)
+    _check(table, movie_genres, len(genre_names))
 
     users, movies = table['user_id'].astype(int), table['movie_id'].astype(int)
     order = np.lexsort((movies, users, table['timestamp']))
     user_ids, user = np.unique(users[order], return_inverse=True)
     movie_ids, first, movie = np.unique(movies[order], return_index=True, return_inverse=True)
-    genre_names = tuple(builder.info.features['movie_genres'].feature.names)
     genres = np.zeros((len(movie_ids), len(genre_names)), np.float32)
     for row, movie_id in enumerate(movie_ids):
         genres[row, movie_genres[str(movie_id).encode()]] = 1
@@ -141,6 +147,34 @@ def read_ratings() -> Ratings:
         genres,
         genre_names,
     )
+
+
+def _check(table, movie_genres, num_genres):
+    """Refuses ratings that cannot be read as what they are meant to be; names the field and the first row."""
+    name = f'dataset {NAME}'
+    for field in ('user_id', 'movie_id'):
+        # Eighteen digits are an int64.
+        is_right = np.array([value.isdigit() and len(value) <= 18 for value in table[field]])
+        base.refuse_rows(name, field, table[field], is_right, 'a whole number in digits')
+    is_right = np.array([_is_utf8(title) for title in table['movie_title']])
+    base.refuse_rows(name, 'movie_title', table['movie_title'], is_right, 'text in UTF-8')
+    low, high = RATINGS
+    is_right = (table['user_rating'] >= low) & (table['user_rating'] <= high)
+    base.refuse_rows(name, 'user_rating', table['user_rating'], is_right, f'from {low} to {high}')
+    for movie, genres in movie_genres.items():
+        if not all(0 <= genre < num_genres for genre in genres):
+            raise UserError(
+                f'{name}: movie_genres of the movie with id {movie.decode()} is {genres}; they must be '
+                f'from 0 to {num_genres - 1}. Mend or prepare the data set anew.'
+            )
+
+
+def _is_utf8(text: bytes) -> bool:
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _split(count: int, split: str):

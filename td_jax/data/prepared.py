@@ -1,9 +1,34 @@
 """Data sets that TFDS has prepared, or can."""
 
+import contextlib
+import re
 import socket
 import urllib.parse
 
 from td_jax.errors import UserError
+
+
+def reason(error) -> str:
+    """What an error of TensorFlow or the file system says, in one line without the operations behind it."""
+    message = re.sub(r'\{\{.*?\}\}|\[+Op:.*|\[\[.*', '', getattr(error, 'message', str(error))).strip()
+    return message.split('\n', 1)[0].strip(' .') or type(error).__name__
+
+
+@contextlib.contextmanager
+def reading(name: str):
+    """Makes one line of what TFDS, TensorFlow and the file system raise while a prepared data set is read.
+
+    Raises:
+      UserError: instead of it.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f'dataset {name} cannot be read: {reason(error)[:300]}. Prepare it anew with `tfds build {name}`.'
+        ) from error
 
 
 def builder(name: str):

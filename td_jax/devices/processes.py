@@ -22,7 +22,7 @@ from jax.experimental import multihost_utils
 from td_jax.errors import CALL_AGAIN, UserError
 
 # Seconds without a sign of life after which the other processes give a process up.
-HEARTBEAT_SECONDS = 30
+HEARTBEAT_SECONDS = 45
 # Seconds that a process waits for the others before it ends.
 SHUTDOWN_SECONDS = 60
 # What an error of JAX says where another process does not answer, in small letters.
@@ -167,19 +167,21 @@ def together(check: Callable[[], Any]):
     """
     if jax.process_count() == 1:
         return check()
-    value, refusal = None, b''
+    value, fault, refusal = None, None, None
     try:
         value = check()
     except UserError as error:
-        refusal = str(error).encode()
-    sizes = multihost_utils.process_allgather(np.array(len(refusal)))
-    if not sizes.any():
-        return value
-    content = np.zeros(sizes.max(), np.uint8)
-    content[: len(refusal)] = np.frombuffer(refusal, np.uint8)
-    first = int(np.flatnonzero(sizes)[0])
-    said = bytes(multihost_utils.process_allgather(content)[first, : sizes[first]]).decode()
-    raise UserError(f'{said} (process {first})')
+        refusal = str(error)
+    # Anything else must not leave the others waiting, either.
+    except Exception as error:
+        fault, refusal = error, f'{type(error).__name__}: {error}'
+    refusals = from_all(refusal)
+    if fault:
+        raise fault
+    for process, said in enumerate(refusals):
+        if said is not None:
+            raise UserError(f'{said} (process {process})')
+    return value
 
 
 def from_main(make: Callable[[], Any]):
@@ -190,16 +192,21 @@ def from_main(make: Callable[[], Any]):
     """
     if jax.process_count() == 1:
         return make()
-    said = b''
+    said, fault = b'', None
     if is_main():
         try:
             said = json.dumps({'value': make()}).encode()
         except UserError as error:
             said = json.dumps({'error': str(error)}).encode()
+        # Anything else must not leave the others waiting, either.
+        except Exception as error:
+            fault, said = error, json.dumps({'error': f'{type(error).__name__}: {error}'}).encode()
     size = int(multihost_utils.broadcast_one_to_all(np.array(len(said))))
     content = np.zeros(size, np.uint8)
     content[: len(said)] = np.frombuffer(said, np.uint8)
     outcome = json.loads(bytes(np.asarray(multihost_utils.broadcast_one_to_all(content))))
+    if fault:
+        raise fault
     if 'error' in outcome:
         raise UserError(outcome['error'])
     return outcome['value']

@@ -167,12 +167,12 @@ def summary(mesh: Mesh, config, trees: dict) -> str:
         f'process{"es" if jax.process_count() > 1 else ""}: mesh data={mesh.shape[DATA]} '
         f'fsdp={mesh.shape[FSDP]}; {config.batch_size // devices} examples a device'
     ]
-    sizes = ', '.join(f'{name} {_bytes(tree) / 1e6:.1f}' for name, tree in trees.items())
+    sizes = ', '.join(f'{name} {bytes_on_device(tree) / 1e6:.1f}' for name, tree in trees.items())
     return '\n'.join([*lines, f'MB a device: {sizes}'])
 
 
-def _bytes(tree) -> int:
-    """Bytes of a tree's arrays on one device."""
+def bytes_on_device(tree) -> int:
+    """Bytes of a tree on one device; its leaves are placed arrays, or what `abstract` makes of any."""
     total = 0
     for leaf in jax.tree.leaves(tree):
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):

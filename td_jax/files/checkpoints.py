@@ -35,6 +35,11 @@ class Unreadable(Exception):
     """A checkpoint that is missing, damaged, or not of the names and shapes that were asked for."""
 
 
+def holds_any(folder: epath.Path) -> bool:
+    """Whether a folder of checkpoints holds one, readable or not; what was never whole does not count."""
+    return folder.exists() and any('.orbax-checkpoint-tmp' not in path.name for path in folder.iterdir())
+
+
 def described(folder: epath.Path, step: int) -> dict[str, jax.ShapeDtypeStruct]:
     """The names, shapes and types of a checkpoint's arrays, which are not read.
 
@@ -321,14 +326,16 @@ def _first(damage):
 
 
 def _files(folder) -> list[str]:
-    """The names of a checkpoint's files."""
+    """The names of the files that Orbax wrote, which nothing adds to any more."""
     if workdir.is_in_bucket(folder):
-        return sorted(_objects(folder))
-    return [
-        os.path.relpath(os.path.join(place, name), folder)
-        for place, _, names in os.walk(folder)
-        for name in names
-    ]
+        names = _objects(folder)
+    else:
+        names = [
+            os.path.relpath(os.path.join(place, name), folder)
+            for place, _, inside in os.walk(folder)
+            for name in inside
+        ]
+    return [name for name in names if name.split('/')[0] in (STATE, FACTS)]
 
 
 def _share(names) -> list[str]:

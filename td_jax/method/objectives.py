@@ -36,8 +36,10 @@ class Objective(NamedTuple):
     terms(params, student, teacher, labels, config, key) -> {name: [batch]}, from two Participants;
       labels are [batch]; a key of None leaves out dropout and noise. Only terms whose weight is not 0
       are computed.
-    reads: what of the teacher the terms read, {'states' or 'logits': names of the terms}; {} without a
-      teacher. Models whose states or labels do not fit each other are refused by this.
+    reads: what of the teacher the terms read, {'states', 'logits' or 'bridged_logits': names of the terms};
+      {} without a teacher. Logits are bridged by `logits_terms`, where teacher.labels says how; 'logits'
+      are the teacher's as they are, which only labels that are the student's allow. Models whose states or
+      labels do not fit each other are refused by this.
     """
 
     init: Callable[..., dict]
@@ -285,11 +287,13 @@ def td_terms(params, student, teacher, labels, config, key):
 
 METHODS = {
     'supervised': Objective(no_parameters, supervised_terms, {}),
-    'ld': Objective(init_logits, ld_terms, {'logits': ('logits',)}),
+    'ld': Objective(init_logits, ld_terms, {'bridged_logits': ('logits',)}),
     'fd': Objective(init_fd, fd_terms, {'states': ('feature',)}),
     'fitnet': Objective(init_fitnet, fitnet_terms, {'states': ('state',)}),
-    'hybrid': Objective(init_hybrid, hybrid_terms, {'states': ('feature',), 'logits': ('logits',)}),
-    'td': Objective(init_td, td_terms, {'states': ('interact', 'message', 'state'), 'logits': ('logits',)}),
+    'hybrid': Objective(init_hybrid, hybrid_terms, {'states': ('feature',), 'bridged_logits': ('logits',)}),
+    'td': Objective(
+        init_td, td_terms, {'states': ('interact', 'message', 'state'), 'bridged_logits': ('logits',)}
+    ),
 }
 
 
@@ -306,7 +310,7 @@ def reads_teacher(config) -> bool:
 
 
 def reads(config, part: str) -> bool:
-    """Whether a term of the configured method with a weight reads the teacher's 'states' or 'logits'."""
+    """Whether a term of the configured method with a weight reads a part of the teacher."""
     return bool(_weighted(config, part))
 
 
@@ -326,23 +330,31 @@ def check_labels(config, student_labels, teacher_labels):
       UserError: names both counts, the first labels and the modes that bridge the two; or a teacher without
         a head, and what does without.
     """
-    if not reads(config, 'logits'):
+    plain, bridged = _weighted(config, 'logits'), _weighted(config, 'bridged_logits')
+    probed = bridged and config.teacher.labels == 'probe'
+    if not plain and (probed or not bridged):
         return
-    if not teacher_labels and config.teacher.labels != 'probe':
-        weights = ', '.join(f'{config.method}.weights.{term}' for term in _weighted(config, 'logits'))
+    if not teacher_labels:
+        weights = ', '.join(f'{config.method}.weights.{term}' for term in (*plain, *bridged))
         others = ' or '.join(name for name, method in METHODS.items() if method.reads.keys() == {'states'})
+        probe = '' if plain else 'teacher.labels to probe, or '
         raise UserError(
             f'method {config.method} compares predictions, but the teacher has no head to make any: set '
-            f'teacher.labels to probe, or {weights} to 0, or compare states with method {others}.'
+            f'{probe}{weights} to 0, or compare states with method {others}.'
         )
-    if config.teacher.labels != 'shared':
+    if tuple(student_labels) == tuple(teacher_labels) or (not plain and config.teacher.labels != 'shared'):
         return
-    if tuple(student_labels) != tuple(teacher_labels):
-        raise UserError(
-            f'method {config.method} compares predictions, but the teacher predicts '
-            f'{len(teacher_labels)} labels ({preview(teacher_labels)}) and the student '
-            f'{len(student_labels)} ({preview(student_labels)}): set teacher.labels to probe or auxiliary.'
+    cure = 'set teacher.labels to probe or auxiliary'
+    if plain:
+        cure = (
+            f'the term {", ".join(plain)} reads them as they are, whatever teacher.labels says; give both '
+            'models the same labels, or let the term compare what objectives.logits_terms bridges'
         )
+    raise UserError(
+        f'method {config.method} compares predictions, but the teacher predicts {len(teacher_labels)} labels '
+        f'({preview(teacher_labels)}) and the student {len(student_labels)} ({preview(student_labels)}): '
+        f'{cure}.'
+    )
 
 
 def preview(labels) -> str:

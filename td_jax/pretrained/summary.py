@@ -76,7 +76,11 @@ def report(location: str) -> str:
             'As a teacher (at another dataset.image_size the position embeddings are resized):',
             '',
             ' '.join(flags),
-            *(['', 'And with a student that starts from it:', '', ' '.join(student)] if student else []),
+            *(
+                ['', 'And with a student that starts from it, beside its sizes:', '', ' '.join(student)]
+                if student
+                else []
+            ),
         ]
     )
 

@@ -14,8 +14,14 @@ PUBLIC_LABELS = 21_843
 
 
 def load_source(config, task) -> data.Source:
-    """The data of `config.dataset`, cut for a task: `config.dataset` or `config.teacher.dataset`."""
-    return SOURCES[config.dataset.name](config.dataset, task)
+    """The data of `config.dataset`, cut for a task: `config.dataset` or `config.teacher.dataset`.
+
+    Raises:
+      UserError: it is not there, or cannot be trained on or evaluated.
+    """
+    source = SOURCES[config.dataset.name](config.dataset, task)
+    data.check(source)
+    return source
 
 
 def build_model(config, model_config, source: data.Source) -> base.Model:

@@ -6,20 +6,19 @@ import numpy as np
 
 from td_jax.data import base as data
 from td_jax.devices import sharding
+from td_jax.method import objectives
 from td_jax.models import base
 
 
-def _squared_error(predictions, labels):
-    return jnp.square(predictions[:, 0] - labels)
-
-
 def _is_correct(predictions, labels):
-    return (predictions.argmax(axis=-1) == labels).astype(jnp.float32)
+    is_correct = (predictions.argmax(axis=-1) == labels).astype(jnp.float32)
+    # argmax takes the first NaN for the largest, which would be right as often as class 0 is.
+    return jnp.where(jnp.isfinite(predictions).all(axis=-1), is_correct, jnp.nan)
 
 
 # task -> (metric, value of each example [batch], what becomes of the mean, whether less is better)
 METRICS = {
-    'regression': ('rmse', _squared_error, np.sqrt, True),
+    'regression': ('rmse', objectives.squared_error, np.sqrt, True),
     'classification': ('accuracy', _is_correct, lambda mean: mean, False),
 }
 
@@ -35,26 +34,30 @@ def make_evaluation(model: base.Model, source: data.Source, batch_size: int, mes
 
     Returns:
       evaluate(params, examples=source.evaluation) -> [seeds], the metric of each seed, from parameters
-      of all seeds stacked on their first axis. Every process must call it.
+      of all seeds stacked on their first axis; not finite where a prediction is not. Every process must
+      call it.
     """
     _, value_of, finish, _ = METRICS[source.task]
-    batch_size = -(-batch_size // mesh.devices.size) * mesh.devices.size
+    devices = mesh.devices.size
     whole = sharding.replicated(mesh)
 
     def batch_sum(params, tables, examples, mask):
         inputs = source.inputs(tables, examples, None)
         predictions = base.activations(model, params, inputs).logits
-        return jnp.sum(value_of(predictions, examples['labels']) * mask)
+        # What fills a batch up may be anything, of which a product with 0 may be NaN.
+        return jnp.sum(jnp.where(mask > 0, value_of(predictions, examples['labels']), 0.0))
 
     sums = jax.jit(jax.vmap(batch_sum, in_axes=(0, None, None, None)), out_shardings=whole)
 
     def evaluate(params, examples=None):
         examples = source.evaluation if examples is None else examples
+        # Not more rows than there are examples, rounded up to a multiple of the devices.
+        size = -(-min(batch_size, data.count(examples)) // devices) * devices
         tables = sharding.place(source.tables, whole)
         # Summed over batches in float64 on the host: float32 would round with the batch size.
         total = 0.0
-        for batch, mask in _batches(examples, batch_size, mesh):
-            placed = sharding.place_rows((batch, mask), mesh, batch_size)
+        for batch, mask in _batches(examples, size, mesh):
+            placed = sharding.place_rows((batch, mask), mesh, size)
             total += np.asarray(sums(params, tables, *placed), np.float64)
         return finish(total / data.count(examples))
 

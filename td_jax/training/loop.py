@@ -35,14 +35,13 @@ class Loop:
         self.keys = dispatch.seed_keys(config)
         self.folder = workdir / finished.CHECKPOINTS
         self.checkpoints = checkpoints.Checkpoints(self.folder)
+        self.is_saved = False  # whether there is a checkpoint
 
     def finish(self) -> dict:
         """Trains the steps that are missing; -> the result, which is then on disk."""
-        with contextlib.closing(self.checkpoints):
+        with self._opened_checkpoints():
             step, state = self._restore_or_init()
             self._describe_devices(state)
-            # A run that is continued may have become longer.
-            self._write(workdir_lib.CONFIG, config_lib.to_json(self.config))
             with self._opened_log(step) as log:
                 state = self._train(step, state, log)
                 values = self._evaluate(self.config.num_steps, state, log)
@@ -50,6 +49,17 @@ class Loop:
         result = self._result(values)
         self._write(workdir_lib.RESULT, json.dumps(result, indent=2) + '\n')
         return result
+
+    @contextlib.contextmanager
+    def _opened_checkpoints(self):
+        try:
+            with contextlib.closing(self.checkpoints):
+                yield
+        except UserError:
+            # Without a checkpoint there is nothing that another config must not continue.
+            if processes.is_main() and not checkpoints.holds_any(self.folder):
+                (self.workdir / workdir_lib.CONFIG).unlink(missing_ok=True)
+            raise
 
     def _write(self, name, text):
         if processes.is_main():
@@ -74,6 +84,7 @@ class Loop:
         """-> (step, TrainState), the newest readable one or the first."""
         state = self.dispatch.init(self.keys)
         restored = self.checkpoints.restore(state, self._check_facts)
+        self.is_saved = restored is not None
         if restored is None:
             return 0, state
         step, state, _ = restored
@@ -123,7 +134,7 @@ class Loop:
             saves = stops or step % config.save_every == 0 or step == config.num_steps
             # The parameters can overflow in the very step whose loss was the last finite one.
             if not _on_host(progress.finite) or (saves and not _is_finite(state.params)):
-                raise UserError(self._diverged(int(_on_host(state.step)[0])))
+                raise UserError(self._diverged('loss', int(_on_host(state.step)[0])))
             # In float64: the sum of large losses of several seeds is more than float32 holds.
             means = {
                 name: np.asarray(total, np.float64) / (step - before)
@@ -147,17 +158,23 @@ class Loop:
 
     def _save(self, step, state, log):
         """Starts a save, which goes on beside training."""
+        self.is_saved = True
+        # Not before: until something is saved, the folder is open to any config. With every save: a run that
+        # is continued may have become longer.
+        self._write(workdir_lib.CONFIG, config_lib.to_json(self.config))
         # After the metrics: a run that continues here does not write them again.
         if log:
             log.flush()
         self.checkpoints.save(step, state, {'teacher': self.teacher_facts['fingerprint']})
 
-    def _diverged(self, step):
+    def _diverged(self, what, step):
         weights = '' if self.config.method == 'supervised' else f' or {self.config.method}.weights'
+        kept, place = 'nothing is saved', 'the same --workdir'
+        if self.is_saved:
+            kept, place = f'{self.workdir} is as it was before', 'another --workdir'
         return (
-            f'the loss of {self.config.method} on {self.source.name} is not finite at step {step}; '
-            f'{self.folder} is as it was before. Lower {self.prefix}optimizer.learning_rate'
-            f'{weights}, with another --workdir.'
+            f'the {what} of {self.config.method} on {self.source.name} is not finite at step {step}; {kept}. '
+            f'Lower {self.prefix}optimizer.learning_rate{weights}, with {place}.'
         )
 
     def _eval_intervals(self):
@@ -189,7 +206,7 @@ class Loop:
     def _evaluate(self, step, state, log):
         values = self.evaluate(state.params[train_step.STUDENT])
         if not np.isfinite(values).all():
-            raise UserError(self._diverged(step))
+            raise UserError(self._diverged(self.metric, step))
         mean, _ = evaluation.mean_and_stderr(values)
         seeds = self.config.seed + np.arange(self.config.num_seeds)
         by_seed = {f'{self.score_name}/seed_{seed}': v for seed, v in zip(seeds, values, strict=True)}

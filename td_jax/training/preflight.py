@@ -3,7 +3,6 @@
 import os
 from typing import NamedTuple
 
-import jax
 from etils import epath
 from jax.sharding import Mesh
 
@@ -15,7 +14,7 @@ from td_jax.errors import UserError
 from td_jax.files import checkpoints, workdir
 from td_jax.method import objectives
 from td_jax.models import base
-from td_jax.training import assembly, dispatch, finished, teachers
+from td_jax.training import assembly, dispatch, finished, memory, teachers
 
 
 class Plan(NamedTuple):
@@ -52,10 +51,14 @@ def _check_alone(config, folder, mesh) -> Plan:
     _check_task(config, source)
     assembly.build_model(config, config.model, source)
     if not config_lib.has_teacher(config):
+        _check_step(config, source, None, mesh, 'student')
         return Plan(mesh, source, None, None)
     teacher_source = _check_teacher(config, folder, source)
-    _check_shapes(config, source, teacher_source, mesh)
+    _check_states(config, source, teacher_source)
+    _check_step(config, source, teacher_source, mesh, 'student')
     is_there = config.teacher.pretrained or config.teacher.checkpoint
+    if not is_there:
+        _check_step(config_lib.teacher_run(config), teacher_source, None, mesh, 'teacher')
     teacher = teachers.load(config, folder, teacher_source, mesh) if is_there else None
     return Plan(mesh, source, teacher_source, teacher)
 
@@ -72,7 +75,7 @@ def check_workdir(config, folder: epath.Path) -> dict | None:
         raise UserError(f'{saved} cannot be written; make it so, or choose another --workdir.')
     stored = workdir.read_json(folder / workdir.CONFIG)
     if stored is None:
-        if saved.exists():
+        if checkpoints.holds_any(saved):
             raise UserError(
                 f'{folder} holds {finished.CHECKPOINTS} but no {workdir.CONFIG} to say of what; '
                 'choose another --workdir.'
@@ -80,7 +83,7 @@ def check_workdir(config, folder: epath.Path) -> dict | None:
         return None
     changed = config_lib.differences(config, stored)
     old_steps = config_lib.completed(stored)['num_steps']
-    if isinstance(old_steps, int) and config.optimizer.schedule == 'constant':
+    if isinstance(old_steps, int):
         changed.pop('num_steps', None)
     if changed:
         raise UserError(
@@ -134,7 +137,7 @@ def _check_batch(config, source):
 
 def _check_task(config, source):
     """Refuses a comparison of predictions that does not fit the student's task."""
-    compares = objectives.reads(config, 'logits') and source.task != 'classification'
+    compares = objectives.reads(config, 'bridged_logits') and source.task != 'classification'
     if compares and config.logits.distance == 'kl':
         raise UserError(
             f'logits.distance kl compares distributions over classes, but {source.name} is '
@@ -191,34 +194,36 @@ def _check_start(config, student_source, teacher_source):
         )
 
 
-def _check_shapes(config, source, teacher_source, mesh):
-    """Refuses models whose states cannot be compared: traces the whole step without computing it."""
-    teacher = assembly.abstract_teacher(config, teacher_source)
-    if objectives.reads(config, 'states'):
-        states = {}
-        for name, model_config, of in (
-            ('student', config.model, source),
-            ('teacher', config.teacher.model, teacher_source),
-        ):
-            model = assembly.build_model(config, model_config, of)
-            shapes = assembly.parameter_shapes(config, model_config, of)
-            found = jax.eval_shape(
-                lambda params, model=model, of=of: base.activations(model, params, assembly.one_input(of)),
-                shapes,
-            )
-            states[name] = found.lower.shape[1:-1]
-        if states['student'] != states['teacher']:
-            words = {name: f'{list(shape) or "no"} tokens' for name, shape in states.items()}
-            raise UserError(
-                f'method {config.method} compares states, but those of the student have {words["student"]} '
-                f'and those of the teacher {words["teacher"]}; give model and teacher.model the same kind '
-                'and patch, or use method ld.'
-            )
+def _check_states(config, source, teacher_source):
+    """Refuses models whose states cannot be compared."""
+    if not objectives.reads(config, 'states'):
+        return
+    tokens = [
+        memory.activations(config, model_config, of).lower.shape[1:-1]
+        for model_config, of in ((config.model, source), (config.teacher.model, teacher_source))
+    ]
+    if tokens[0] != tokens[1]:
+        of_student, of_teacher = (f'{shape[0]} tokens' if shape else 'no tokens' for shape in tokens)
+        raise UserError(
+            f'method {config.method} compares states, but those of the student have {of_student} and those '
+            f'of the teacher {of_teacher}; give model and teacher.model the same kind and patch, or use '
+            'method ld.'
+        )
+
+
+def _check_step(config, source, teacher_source, mesh, name):
+    """Refuses what cannot be computed or does not fit in memory: traces the whole step, computes nothing."""
     try:
-        assembly.abstract(config, source, teacher, mesh)
-    except (TypeError, ValueError) as error:
+        memory.check_parameters(config, config.model, source, config.num_seeds, mesh, name)
+        teacher = None
+        if teacher_source:
+            memory.check_parameters(config, config.teacher.model, teacher_source, 1, mesh, 'teacher')
+            teacher = assembly.abstract_teacher(config, teacher_source)
+        found = assembly.abstract(config, source, teacher, mesh)
+    # What JAX raises where shapes do not fit each other, or are larger than it counts.
+    except (TypeError, ValueError, OverflowError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f'method {config.method} cannot be computed for model and teacher.model as they are: '
-            f'{reason[:300]}'
+            f'method {config.method} cannot be computed for the models as they are: {reason[:300]}'
         ) from error
+    memory.check(config, source, teacher, found, name)

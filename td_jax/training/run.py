@@ -8,7 +8,7 @@ from etils import epath
 from td_jax import config as config_lib
 from td_jax.devices import processes
 from td_jax.files import workdir as workdir_lib
-from td_jax.training import finished, loop, preflight, teachers
+from td_jax.training import finished, loop, memory, preflight, teachers
 
 
 def train(config: ml_collections.ConfigDict, workdir: epath.Path, prefix: str = '') -> dict:
@@ -35,14 +35,16 @@ def train(config: ml_collections.ConfigDict, workdir: epath.Path, prefix: str = 
         result = processes.from_main(lambda: preflight.check_workdir(config, workdir))
         if result:
             return result
-        if processes.is_main() and not (workdir / workdir_lib.CONFIG).exists():
-            workdir_lib.write(workdir / workdir_lib.CONFIG, config_lib.to_json(config))
         teacher = plan.teacher
         if plan.teacher_source and not teacher:
             train(config_lib.teacher_run(config), workdir / finished.TEACHER, 'teacher.')
-            teacher = teachers.load(config, workdir, plan.teacher_source, plan.mesh)
-        facts = teachers.facts(config, teacher, plan.source, plan.mesh)
-        return loop.Loop(config, workdir, plan.source, teacher, facts, prefix, plan.mesh).finish()
+            # Every process reads for itself what all of them wrote; one may see another disk.
+            teacher = processes.together(
+                lambda: teachers.load(config, workdir, plan.teacher_source, plan.mesh)
+            )
+        with memory.told():
+            facts = teachers.facts(config, teacher, plan.source, plan.mesh)
+            return loop.Loop(config, workdir, plan.source, teacher, facts, prefix, plan.mesh).finish()
 
 
 @contextlib.contextmanager

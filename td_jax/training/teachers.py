@@ -1,6 +1,7 @@
 """Where a teacher comes from: a finished run or a public checkpoint."""
 
 import contextlib
+import math
 
 import flax
 import jax
@@ -95,7 +96,7 @@ def load(config, folder: epath.Path, source: data.Source, mesh: Mesh | None = No
         checkpoint = labels.ordered(pretrained.read(config.teacher.pretrained), source.label_names)
         params, report = fit.fit(checkpoint, shapes)
         said = [fit.describe(report), checkpoint.assumed, _said_of_labels(checkpoint, source)]
-        processes.say(f'{config.teacher.pretrained}: {"; ".join(filter(None, said))}')
+        processes.say(f'{config.teacher.pretrained}: ' + '\n'.join(filter(None, said)))
         params = _with_initial(params, report.initialised, config, model, source)
         if mesh:
             params = sharding.place(params, sharding.of_parameters(mesh, params))
@@ -105,7 +106,17 @@ def load(config, folder: epath.Path, source: data.Source, mesh: Mesh | None = No
         # A run with several seeds teaches with its first.
         params = finished.read_parameters(place, 0, mesh, f'{train_step.STUDENT}/')
         finished.check_fit(place, params, shapes)
+    _check_finite(params[train_step.STUDENT], f'the teacher in {place}')
     return dispatch.Teacher(model, source, params[train_step.STUDENT])
+
+
+def _check_finite(params, place):
+    """Refuses parameters of which this process sees one that is not finite."""
+    for path, array in jax.tree_util.tree_leaves_with_path(params):
+        shards = [shard.data for shard in getattr(array, 'addressable_shards', ())] or [array]
+        if not all(np.isfinite(np.asarray(shard)).all() for shard in shards):
+            name = jax.tree_util.keystr(path, simple=True, separator='/')
+            raise UserError(f'{place} cannot teach: its parameter {name} is not finite.')
 
 
 def _with_initial(params, names, config, model, source):
@@ -204,6 +215,9 @@ def facts(config, teacher: dispatch.Teacher | None, student_source: data.Source,
     """What results and checkpoints say of a teacher: its fingerprint and its score on the task.
 
     The score is None where it predicts other labels; both are None without a teacher.
+
+    Raises:
+      UserError: the score is not finite.
     """
     if teacher is None:
         return {'fingerprint': None, 'score': None}
@@ -213,6 +227,12 @@ def facts(config, teacher: dispatch.Teacher | None, student_source: data.Source,
         shapes = jax.eval_shape(_stacked, teacher.params)
         stacked = jax.jit(_stacked, out_shardings=sharding.of_parameters(mesh, shapes, first_axis=1))
         score = float(evaluate(stacked(teacher.params), student_source.evaluation)[0])
+        if not math.isfinite(score):
+            raise UserError(
+                f'the teacher cannot teach: its {evaluation.METRICS[teacher.source.task][0]} on '
+                f'{student_source.name} is {score}. Choose another teacher.checkpoint or teacher.pretrained, '
+                'or train one with a lower teacher.optimizer.learning_rate.'
+            )
     return {'fingerprint': fingerprint.of(teacher.params), 'score': score}
 
 

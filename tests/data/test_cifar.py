@@ -7,9 +7,10 @@ import jax
 import numpy as np
 import pytest
 
-from configs import common
+from configs import common, vit_tiny_cifar10
 from td_jax.data import SOURCES, cifar, images, prepared
 from td_jax.errors import UserError
+from td_jax.training import assembly
 
 HALF = (0.5, 0.5, 0.5)
 pytestmark = pytest.mark.usefixtures('cifar10_data')
@@ -152,3 +153,62 @@ def test_data_that_is_missing_is_told_with_the_folder_that_was_searched(monkeypa
         prepared.builder(name)
     assert f'under {tmp_path} and' in str(caught.value)
     assert f'tfds build {name}' in str(caught.value)
+
+
+def write(write_prepared, labels):
+    """Writes {part: labels} of black images as CIFAR-10."""
+    import tensorflow_datasets as tfds
+
+    features = {
+        'id': tfds.features.Text(),
+        'image': tfds.features.Image(shape=(32, 32, 3)),
+        'label': tfds.features.ClassLabel(num_classes=30),
+    }
+    image = np.zeros((32, 32, 3), np.uint8)
+    splits = {
+        part: [{'id': f'{part}_{i}', 'image': image, 'label': label} for i, label in enumerate(found)]
+        for part, found in labels.items()
+    }
+    return write_prepared('cifar10', '3.0.2', 'image_classification.cifar', features, splits)
+
+
+@pytest.fixture
+def unread():
+    """Nothing is in the cache before and after."""
+    cifar.read.cache_clear()
+    yield
+    cifar.read.cache_clear()
+
+
+@pytest.mark.usefixtures('unread')
+def test_images_of_no_class_are_refused_and_not_left_out(write_prepared):
+    write(write_prepared, {'train': [3] * 10 + [12] + [4] * 9, 'test': [1]})
+    with pytest.raises(UserError, match=r'^dataset cifar10, train: label of row \d+ is 12; .* from 0 to 9\.'):
+        load()
+
+
+@pytest.mark.usefixtures('unread')
+@pytest.mark.parametrize(
+    ('labels', 'classes', 'message'),
+    [
+        ({'train': [3] * 20, 'test': [4]}, (3, 5), 'cifar10 3, 5 has no evaluation examples'),
+        ({'train': [4] * 20, 'test': [3]}, (3, 5), 'cifar10 3, 5 has no training examples'),
+        ({'train': [3] * 20, 'test': []}, (), 'cifar10 '),
+        ({'train': [], 'test': [1]}, (), 'cifar10 '),
+    ],
+)
+def test_a_part_without_images_is_refused(write_prepared, labels, classes, message):
+    write(write_prepared, labels)
+    config = vit_tiny_cifar10.get_config()
+    config.dataset.classes, config.dataset.examples_per_class = classes, 0
+    with pytest.raises(UserError, match=f'^dataset {message}[^\n]*$'):
+        assembly.load_source(config, config.dataset)
+
+
+@pytest.mark.usefixtures('unread')
+def test_images_that_are_damaged_are_refused(write_prepared):
+    place = write(write_prepared, {'train': [3] * 20, 'test': [4]})
+    (file,) = place.glob('*train.tfrecord*')
+    file.write_bytes(file.read_bytes()[:-50])
+    with pytest.raises(UserError, match=r'^dataset cifar10 cannot be read: [^\n]+$'):
+        load()

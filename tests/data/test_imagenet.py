@@ -15,7 +15,7 @@ import PIL.Image
 import pytest
 
 from configs import common
-from td_jax.data import SOURCES, imagenet, images
+from td_jax.data import SOURCES, base, imagenet, images
 from td_jax.errors import UserError
 
 # A small data set of several files: 13 records each, the last file of training 2.
@@ -55,14 +55,14 @@ def noise(seed, height=24, width=20):
     return np.asarray(PIL.Image.fromarray(rough).resize((width, height), PIL.Image.Resampling.BICUBIC))
 
 
-def write(folder, splits, a_file=A_FILE, file_format='tfrecord'):
+def write(folder, splits, a_file=A_FILE, file_format='tfrecord', first_label=0):
     """Writes {split: [encoded image, ...]}, labels counting up, where TFDS looks for imagenet2012."""
     import tensorflow_datasets as tfds
 
     features = tfds.features.FeaturesDict(
         {
             'image': tfds.features.Image(encoding_format='jpeg'),
-            'label': tfds.features.ClassLabel(num_classes=1000),
+            'label': tfds.features.ClassLabel(num_classes=2000),
             'file_name': tfds.features.Text(),
         }
     )
@@ -80,7 +80,7 @@ def write(folder, splits, a_file=A_FILE, file_format='tfrecord'):
     writer.initialize_splits(list(splits))
     for split, examples in splits.items():
         rows = [
-            {'image': io.BytesIO(image), 'label': number, 'file_name': f'{split}_{number}.JPEG'}
+            {'image': io.BytesIO(image), 'label': first_label + number, 'file_name': f'{split}_{number}.JPEG'}
             for number, image in enumerate(examples)
         ]
         writer.add_examples({split: rows})
@@ -293,6 +293,33 @@ def test_evaluation_sees_whole_images_plainly_resized():
     np.testing.assert_array_equal(inputs, images.normalize(examples['image'], (0.5,) * 3, (0.5,) * 3))
 
 
+def by_pil(split):
+    """Images [32, 32, 3], decoded by TFDS and resized by PIL, whose bilinear resize smooths."""
+    import tensorflow_datasets as tfds
+
+    resized = [
+        PIL.Image.fromarray(example['image'].numpy()).resize((32, 32), PIL.Image.Resampling.BILINEAR)
+        for example in tfds.load('imagenet2012', split=split)
+    ]
+    return np.stack([np.asarray(image, np.int32) for image in resized])
+
+
+@pytest.mark.usefixtures('imagenet_data')
+def test_antialiasing_is_that_of_pil():
+    """Both round to whole numbers, PIL twice. Without it, images of 32 pixels are far from that."""
+    config = {'image_size': 32, 'min_crop_area': 1.0, 'mirror_rate': 0.0}
+    smooth = load(split='test', resize='bilinear_antialias', **config)
+    expected = by_pil('validation[:16]')
+    examples, _ = next(smooth.evaluation.open(16, 0, 1))
+    assert np.abs(examples['image'] - expected).max() <= 1
+    plainly, _ = next(real().evaluation.open(16, 0, 1))
+    assert np.abs(plainly['image'] - expected).mean() > 5
+    # Training resizes alike: each image of a step is one of all.
+    expected = by_pil('train')
+    for image in batches(smooth, 1)['image'][0]:
+        assert np.abs(expected - image).max(axis=(1, 2, 3)).min() <= 1
+
+
 @pytest.mark.usefixtures('imagenet_data')
 def test_a_real_epoch_has_each_image_once():
     shown, labels = plain('train')
@@ -435,6 +462,24 @@ def test_a_damaged_file_is_told(monkeypatch, tmp_path):
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(UserError, match=r'^imagenet2012 cannot be read: [^\n]+\.$'):
         batches(load(), 9, batch_size=1)
+
+
+def test_a_label_that_is_none_is_refused_with_its_image(monkeypatch, tmp_path):
+    stored = [encoded(noise(number)) for number in range(4)]
+    write(tmp_path, {'train': stored, 'validation': stored}, first_label=997)
+    look_in(monkeypatch, tmp_path)
+    message = r'^dataset imagenet2012: the label of the image {}_3\.JPEG is 1000; it must be from 0 to 999\.'
+    with pytest.raises(UserError, match=message.format('train')):
+        batches(load(), 9, batch_size=1)
+    with pytest.raises(UserError, match=message.format('validation')):
+        list(load().evaluation.open(2, 0, 1))
+
+
+def test_a_split_without_images_is_refused(monkeypatch, tmp_path):
+    write(tmp_path, {'train': [encoded(noise(number)) for number in range(5)], 'validation': []})
+    look_in(monkeypatch, tmp_path)
+    with pytest.raises(UserError, match=r'^dataset imagenet2012 has no evaluation examples\.$'):
+        base.check(load())
 
 
 @pytest.mark.parametrize(

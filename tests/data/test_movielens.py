@@ -2,6 +2,7 @@
 
 import collections
 import functools
+import re
 import socket
 
 import jax
@@ -246,3 +247,101 @@ def test_data_that_is_missing_says_how_to_get_it(monkeypatch, tmp_path):
     assert '`tfds build movielens/100k-ratings`' in message
     assert 'TFDS_DATA_DIR' in message
     assert not list(tmp_path.iterdir())
+
+
+# --- Ratings that are none -------------------------------------------------------------------------
+
+
+def written_ratings(write_prepared, changes, count=20):
+    """Writes ratings of which the fourth has some other fields, and reads them."""
+    import tensorflow_datasets as tfds
+
+    features = {
+        'user_id': tfds.features.Tensor(shape=(), dtype=np.bytes_),
+        'movie_id': tfds.features.Tensor(shape=(), dtype=np.bytes_),
+        'movie_title': tfds.features.Tensor(shape=(), dtype=np.bytes_),
+        'movie_genres': tfds.features.Sequence(tfds.features.ClassLabel(num_classes=30)),
+        'timestamp': np.int64,
+        'user_rating': np.float32,
+        # What is not read.
+        'bucketized_user_age': np.float32,
+        'raw_user_age': np.float32,
+        'user_gender': np.bool_,
+        'user_occupation_label': np.int64,
+        'user_occupation_text': tfds.features.Text(),
+        'user_zip_code': tfds.features.Text(),
+    }
+    rest = {
+        'bucketized_user_age': 1.0,
+        'raw_user_age': 1.0,
+        'user_gender': True,
+        'user_occupation_label': 1,
+        'user_occupation_text': 'cook',
+        'user_zip_code': '12345',
+    }
+    examples = [
+        {
+            'user_id': str(number % 4).encode(),
+            'movie_id': str(number % 5).encode(),
+            'movie_title': f'Film {number % 5} (1990)'.encode(),
+            'movie_genres': [number % 5],
+            'timestamp': number,
+            'user_rating': 1.0 + number % 5,
+            **rest,
+        }
+        for number in range(count)
+    ]
+    if count:
+        examples[3] |= changes
+    module, version = 'structured.movielens', '0.1.1'
+    write_prepared(movielens.NAME, version, module, features, {'train': examples})
+    # The function behind the cache, which the other tests fill.
+    return movielens.read_ratings.__wrapped__()
+
+
+def test_ratings_that_are_written_are_read(write_prepared):
+    ratings = written_ratings(write_prepared, {'movie_title': 'Amélie'.encode()})
+    assert ratings.labels.tolist() == [1.0 + number % 5 for number in range(20)]
+    assert ratings.titles[3] == 'Amélie'
+    assert ratings.genres.sum() == 5
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'user_id': b'anna'}, r"user_id of row \d+ is b'anna'; it must be a whole number in digits"),
+        ({'movie_id': b'-3'}, r"movie_id of row \d+ is b'-3'; it must be a whole number in digits"),
+        ({'movie_id': b'9' * 30}, r'movie_id of row \d+ is b.9+.* must be a whole number in digits'),
+        ({'movie_title': 'Amélie'.encode('latin-1')}, r"movie_title of row \d+ is b'Am\\xe9lie'; .* UTF-8"),
+        ({'user_rating': np.nan}, r'user_rating of row \d+ is nan; it must be from 1 to 5'),
+        ({'user_rating': np.inf}, r'user_rating of row \d+ is inf; it must be from 1 to 5'),
+        ({'user_rating': 0.0}, r'user_rating of row \d+ is 0\.0; it must be from 1 to 5'),
+        (
+            {'movie_id': b'77', 'movie_genres': [2, 25]},
+            r'movie_genres of the movie with id 77 is \[2, 25\]; .* from 0 to 20',
+        ),
+    ],
+)
+def test_a_rating_that_is_none_is_refused_by_field_and_row(write_prepared, changes, message):
+    with pytest.raises(UserError, match=f'^dataset movielens/100k-ratings: {message}') as raised:
+        written_ratings(write_prepared, changes)
+    assert '\n' not in str(raised.value)
+    row = re.search(r'of row (\d+)', str(raised.value))
+    # TFDS shuffles what it writes.
+    assert row is None or 0 <= int(row[1]) < 20
+
+
+def test_no_ratings_at_all_are_refused(write_prepared):
+    with pytest.raises(UserError, match=r'^dataset movielens/100k-ratings [^\n]*$'):
+        written_ratings(write_prepared, {}, count=0)
+
+
+def test_ratings_that_are_damaged_are_refused(write_prepared):
+    written_ratings(write_prepared, {})
+    import tensorflow_datasets as tfds
+
+    place = tfds.builder(movielens.NAME).data_path
+    (file,) = place.glob('*.tfrecord*')
+    file.write_bytes(file.read_bytes()[:-50])
+    with pytest.raises(UserError, match=r'^dataset movielens/100k-ratings cannot be read: [^\n]+$'):
+        movielens.read_ratings.__wrapped__()

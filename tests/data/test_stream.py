@@ -1,6 +1,5 @@
 """Runs on data that streams: the real ImageNet sample through the same experiment as everything else."""
 
-import contextlib
 import json
 import os
 import pathlib
@@ -16,7 +15,7 @@ from configs import vit_imagenet
 from td_jax.data import SOURCES
 from td_jax.devices import sharding
 from td_jax.errors import UserError
-from td_jax.files import checkpoints, metric_log, workdir
+from td_jax.files import metric_log, workdir
 from td_jax.training import assembly, dispatch
 from td_jax.training.run import train
 
@@ -100,14 +99,15 @@ def test_a_killed_run_sees_the_same_examples_and_ends_in_the_same_parameters(und
     assert outcome(tmp_path / 'run')['result'] == outcome(undisturbed)['result']
 
 
-def test_a_loss_that_is_not_finite_stops_at_its_step_and_keeps_what_was_saved(imagenet_data, tmp_path):
+def test_a_loss_that_is_not_finite_stops_at_its_step_and_keeps_what_was_saved(
+    imagenet_data, tmp_path, read_back
+):
     bad = small(optimizer__learning_rate=1e18, optimizer__clip_norm=0.0, log_every=12, save_every=1)
     with pytest.raises(UserError, match=r'not finite at step (\d+);') as caught:
         train(bad, tmp_path)
     step = int(str(caught.value).split('at step ')[1].split(';')[0])
     assert 1 <= step <= 12
-    with contextlib.closing(checkpoints.Checkpoints(tmp_path / 'checkpoints')) as saved:
-        last, arrays, _ = saved.restore()
+    last, arrays, _ = read_back(tmp_path / 'checkpoints')
     assert last < step
     assert all(np.isfinite(array).all() for array in arrays.values())
 

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,7 +17,7 @@ import pytest
 from td_jax import command_line
 from td_jax.devices import processes
 from td_jax.errors import UserError
-from td_jax.files import workdir
+from td_jax.files import checkpoints, workdir
 
 ROOT = pathlib.Path(__file__).parents[2]
 # A run of a few seconds that saves, validates and logs on its way, and is the same but for rounding if sums
@@ -42,10 +43,17 @@ FLAGS = (
 )
 
 
-def launch(folder, *more, devices=1, flags=FLAGS):
+def plain_environment():
+    """The environment of a person's shell, without what JAX has set in this process."""
+    left = {name: value for name, value in os.environ.items() if name != 'TF_CPP_MIN_LOG_LEVEL'}
+    return {**left, 'JAX_PLATFORMS': 'cpu'}
+
+
+def launch(folder, *more, devices=1, flags=FLAGS, environment=None):
     """A process of td_jax.main with some CPU devices."""
     settings = {
         **os.environ,
+        **(environment or {}),
         'JAX_PLATFORMS': 'cpu',
         'JAX_NUM_CPU_DEVICES': str(devices),
     }
@@ -65,7 +73,8 @@ def free_port():
         return found.getsockname()[1]
 
 
-def launch_several(folder, count, *more, devices=1, flags=FLAGS):
+def launch_several(folder, count, *more, devices=1, flags=FLAGS, environments=None):
+    """Several processes of one run, each with an environment of its own where they are given."""
     port = free_port()
     return [
         launch(
@@ -76,6 +85,7 @@ def launch_several(folder, count, *more, devices=1, flags=FLAGS):
             *more,
             devices=devices,
             flags=flags,
+            environment=environments and environments[i],
         )
         for i in range(count)
     ]
@@ -222,6 +232,131 @@ def test_a_mistake_ends_every_process_with_one_line(tmp_path):
     assert not (tmp_path / 'run').exists()
 
 
+def refusals(running):
+    """The one line of each process, which say the same."""
+    lines = []
+    for _, err in finish(*running, code=2):
+        assert 'Traceback' not in err
+        (line,) = (line for line in err.splitlines() if line.startswith('td_jax: '))
+        lines.append(line)
+    return lines
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('blind', [0, 1])
+def test_a_teacher_that_one_process_cannot_see_ends_all_of_them(alone, tmp_path, blind):
+    homes = [tmp_path if process == blind else alone for process in range(2)]
+    running = launch_several(
+        tmp_path / 'run',
+        2,
+        '--config.teacher.checkpoint=~/teacher',
+        environments=[{'HOME': str(home)} for home in homes],
+    )
+    first, second = refusals(running)
+    assert first == second
+    assert first == (
+        f'td_jax: teacher.checkpoint {tmp_path}/teacher is not the workdir of a finished run: config.json or '
+        f'result.json is missing. (process {blind})'
+    )
+    assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.long
+def test_a_public_teacher_that_one_process_cannot_see_ends_all_of_them(tmp_path):
+    (tmp_path / 'sees').mkdir()
+    shutil.copy(ROOT / 'tests' / 'golden' / 'vit_tiny.npz', tmp_path / 'sees')
+    running = launch_several(
+        tmp_path / 'run',
+        2,
+        '--config.teacher.pretrained=~/vit_tiny.npz',
+        '--config.teacher.model.name=vit',
+        environments=[{'HOME': str(tmp_path / name)} for name in ('sees', 'is_blind')],
+    )
+    first, second = refusals(running)
+    assert first == second
+    assert 'vit_tiny.npz' in first
+    assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures('movielens_data')
+def test_data_that_one_process_cannot_read_ends_all_of_them(tmp_path):
+    name = 'movielens/100k-ratings'
+    there = pathlib.Path(os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets')).expanduser()
+    shutil.copytree(there / name, tmp_path / 'data' / name)
+    for file in (tmp_path / 'data').rglob('*.tfrecord*'):
+        file.write_bytes(file.read_bytes()[:1000])
+    running = launch_several(
+        tmp_path / 'run',
+        2,
+        flags=('--config=configs/movielens.py', '--config.num_seeds=1', '--config.num_steps=2'),
+        environments=[{}, {'TFDS_DATA_DIR': str(tmp_path / 'data')}],
+    )
+    first, second = refusals(running)
+    assert first == second
+    assert first.startswith(f'td_jax: dataset {name} cannot be read: ')
+    assert first.endswith('(process 1)')
+    assert not (tmp_path / 'run').exists()
+
+
+# What two processes make of one that refuses or fails.
+AGREE = """
+import sys
+from td_jax.devices import processes
+from td_jax.errors import UserError
+
+processes.start(sys.argv[1], 2, int(sys.argv[2]), False)
+import jax
+
+me = jax.process_index()
+
+def fails(error):
+    raise error
+
+def told(call):
+    try:
+        return call()
+    except Exception as error:
+        return f'{type(error).__name__}: {error}'
+
+print(told(lambda: processes.together(lambda: f'value {me}')))
+print(told(lambda: processes.together(lambda: me and fails(UserError('no ä')))))
+print(told(lambda: processes.together(lambda: fails(UserError(f'no {me}')))))
+print(told(lambda: processes.together(lambda: me and fails(ValueError('a fault')))))
+print(told(lambda: processes.from_main(lambda: f'value {me}')))
+print(told(lambda: processes.from_main(lambda: fails(UserError(f'no {me}')))))
+print(told(lambda: processes.from_main(lambda: fails(ValueError(f'a fault {me}')))))
+"""
+
+
+def test_what_one_process_refuses_all_of_them_hear():
+    port = free_port()
+    running = [
+        subprocess.Popen(
+            [sys.executable, '-c', AGREE, f'localhost:{port}', str(i)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env={**os.environ, 'JAX_PLATFORMS': 'cpu'},
+        )
+        for i in range(2)
+    ]
+    said = [out.splitlines()[-7:] for out, _ in finish(*running)]
+    first, second = said
+    assert first[0] == 'value 0'
+    assert second[0] == 'value 1'
+    assert first[1] == second[1] == 'UserError: no ä (process 1)'
+    assert first[2] == second[2] == 'UserError: no 0 (process 0)'
+    # A fault is raised as it is where it happened.
+    assert first[3] == 'UserError: ValueError: a fault (process 1)'
+    assert second[3] == 'ValueError: a fault'
+    assert first[4] == second[4] == 'value 0'
+    assert first[5] == second[5] == 'UserError: no 0'
+    assert first[6] == 'ValueError: a fault 0'
+    assert second[6] == 'UserError: ValueError: a fault 0'
+
+
 def wait_for(path, process, seconds=200):
     deadline = time.monotonic() + seconds
     while not path.exists():
@@ -265,6 +400,90 @@ def test_when_one_process_is_terminated_all_stop_at_one_step(tmp_path):
     assert first == second
     finish(*launch_several(folder, 2, *LONG))
     assert json.loads((folder / workdir.RESULT).read_text())['steps'] == 400
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('killed', [0, 1])
+def test_when_one_process_dies_the_others_end_with_one_line(tmp_path, read_back, killed):
+    folder = tmp_path / 'run'
+    running = launch_several(folder, 2, '--config.num_steps=100000', '--config.save_every=8')
+    wait_for(folder / 'checkpoints' / '8', running[0])
+    running[killed].kill()
+    out, err = running[1 - killed].communicate(timeout=60)
+    assert running[1 - killed].returncode == command_line.CALL_AGAIN, (out, err)
+    running[killed].communicate()
+    said = [line for line in err.splitlines() if not line.startswith(('td digits', 'supervised', *DEVICES))]
+    assert len(said) == 1
+    assert said[0].startswith('td_jax: another process of the run is gone')
+    assert said[0].endswith('; the same command continues.')
+    # There is something to continue from.
+    assert read_back(folder / 'checkpoints')[0] >= 8
+
+
+# What a process says at the start of its devices.
+DEVICES = ('2 cpu devices of 2 processes:', 'MB a device:')
+
+WAITS = """
+import sys, time
+import td_jax
+td_jax.silence_cpp()
+from td_jax.devices import processes
+processes.start(sys.argv[1], 2, int(sys.argv[2]), False)
+with processes.ending_together():
+    processes.from_all('there')
+    print('there', flush=True)
+    time.sleep(200)
+"""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('killed', [0, 1])
+def test_a_process_that_computes_nothing_with_the_others_hears_of_a_death(killed):
+    port = free_port()
+    running = [
+        subprocess.Popen(
+            [sys.executable, '-c', WAITS, f'localhost:{port}', str(i)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env=plain_environment(),
+        )
+        for i in range(2)
+    ]
+    for process in running:
+        while process.stdout.readline() != 'there\n':
+            assert process.poll() is None, process.communicate()
+    running[killed].kill()
+    _, err = running[1 - killed].communicate(timeout=60)
+    running[killed].communicate()
+    assert running[1 - killed].returncode == command_line.CALL_AGAIN
+    assert err == (
+        'td_jax: another process of the run is gone, or JAX failed (TF_CPP_MIN_LOG_LEVEL=0 shows how); '
+        'the same command continues.\n'
+    )
+
+
+@pytest.mark.long
+def test_two_processes_save_one_cut_state_in_a_bucket_and_one_goes_on(alone, place, last_parameters):
+    """Every process writes its shards to the bucket, and the one that goes on reads all of them."""
+    mesh = '--config.mesh.data=1', '--config.mesh.fsdp=-1'
+    (_, err), (_, silent) = finish(*launch_several(place, 2, *mesh, '--config.num_steps=5'))
+    assert (
+        err.splitlines()[0] == f'td_jax: {place} is in a bucket and has no lock; start no second run with it.'
+    )
+    assert 'no lock' not in silent
+    for process in range(2):
+        assert (place / 'checkpoints' / '5' / checkpoints.DIGESTS.format(process=process)).exists()
+        assert (place / 'checkpoints' / '5' / 'state' / f'ocdbt.process_{process}').is_dir()
+    ((_, err),) = finish(launch(place, *mesh))
+    assert 'continues at step 5 of 8' in err
+    mine, theirs = last_parameters(place), last_parameters(alone)
+    assert mine.keys() == theirs.keys()
+    for name, array in mine.items():
+        # AdamW turns the rounding of a tiny gradient into a difference of a step, 0.001.
+        np.testing.assert_allclose(array, theirs[name], atol=3e-3, err_msg=name)
+        assert np.median(np.abs(array - theirs[name])) < 1e-5, name
 
 
 @pytest.mark.parametrize(

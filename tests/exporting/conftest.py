@@ -34,9 +34,9 @@ def images(monkeypatch):
 
 @pytest.fixture
 def vit_config(small_config):
-    """A function (**changes of config.model) -> the config of a small supervised ViT."""
+    """A function (dataset, **changes of config.model) -> the config of a small supervised ViT."""
 
-    def make(**changes):
+    def make(dataset=None, **changes):
         model = {'name': 'vit', 'width': 10, 'layers': 2, 'mlp': 7, 'heads': 2, 'patch': 16, **changes}
         return small_config(
             method='supervised',
@@ -45,6 +45,7 @@ def vit_config(small_config):
             dataset__classes=(2, 0),
             dataset__examples_per_class=0,
             teacher__dataset__classes=(),
+            **{f'dataset__{key}': value for key, value in (dataset or {}).items()},
             **{f'model__{key}': value for key, value in model.items()},
         )
 

@@ -1,8 +1,12 @@
 """The size and the speed of a student."""
 
+import re
+
+import jax
 import numpy as np
 
 from td_jax.exporting import comparison
+from td_jax.models import base
 from td_jax.training import finished as finished_runs
 
 
@@ -10,3 +14,31 @@ def test_fewer_examples_than_are_timed_are_repeated(mlp_run):
     source = finished_runs.load(mlp_run).source
     few = source._replace(evaluation={'labels': np.arange(3)})
     np.testing.assert_array_equal(comparison.examples_of(few, 7)['labels'], [0, 1, 2, 0, 1, 2, 0])
+
+
+def test_a_model_without_a_head_is_timed_whole(monkeypatch):
+    """What is timed computes the states, which no logits of width 0 would ask for."""
+    compiled = []
+    jit = jax.jit
+
+    def watched(function):
+        made = jit(function)
+
+        def run(*arguments):
+            if not compiled:
+                compiled.append(made.lower(*arguments).compile().as_text())
+            return made(*arguments)
+
+        return run
+
+    monkeypatch.setattr(comparison.jax, 'jit', watched)
+    monkeypatch.setattr(comparison, 'REPEATS', 1)
+    model = base.Model(
+        init=None,
+        lower=lambda params, inputs, key: inputs['image'] @ params['lower'],
+        upper=lambda params, s, key: s @ params['upper'],
+        head=lambda params, e: e @ params['head'],
+    )
+    params = {'lower': np.ones((5, 7)), 'upper': np.ones((7, 3)), 'head': np.ones((3, 0))}
+    assert comparison.milliseconds(model, params, {'image': np.ones((2, 5))}) > 0
+    assert len(re.findall(r' dot\(', compiled[0])) == 2

@@ -4,6 +4,7 @@ import json
 import pathlib
 
 import numpy as np
+import PIL.Image
 import pytest
 import safetensors.numpy
 
@@ -11,7 +12,7 @@ from td_jax import pretrained
 from td_jax.errors import UserError
 from td_jax.exporting import formats
 from td_jax.models import base
-from td_jax.pretrained.architecture import module_of
+from td_jax.pretrained.architecture import Shown, module_of
 from td_jax.training import finished as finished_runs
 from td_jax.training.run import train
 
@@ -47,17 +48,40 @@ def test_safetensors_comes_back_with_identical_logits(
         assert file.metadata() == {'format': 'pt'}
 
 
-def test_the_folder_says_how_images_are_shown(finished_vit, tmp_path):
-    """A pixel on its way through the two steps that the folder names is what we make of it."""
-    finished = finished_vit()
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+SHOWN = {'image_mean': MEAN, 'image_std': STD}
+
+
+@pytest.mark.parametrize('dataset', [{}, SHOWN])
+def test_the_folder_says_how_images_are_shown(finished_vit, tmp_path, dataset):
+    """Pixels on their way through the two steps that the folder names are what we make of them."""
+    finished = finished_vit(dataset=dataset)
     formats.FORMATS['safetensors'].write(tmp_path / 'made', finished)
     how = json.loads((tmp_path / 'made' / 'preprocessor_config.json').read_text())
-    pixels = np.arange(0, 256, 51)
-    theirs = (pixels * how['rescale_factor'] - how['image_mean'][0]) / how['image_std'][0]
-    examples = {'image': np.broadcast_to(pixels.astype(np.uint8)[:, None, None, None], (6, 32, 32, 3))}
-    ours = finished.source.inputs((), examples, None)['image']
-    np.testing.assert_allclose(ours[:, 0, 0, 0], theirs, atol=1e-6)
+    pixels = np.random.default_rng(5).integers(0, 256, (6, 32, 32, 3), np.uint8)
+    theirs = (pixels * how['rescale_factor'] - how['image_mean']) / how['image_std']
+    ours = finished.source.inputs((), {'image': pixels}, None)['image']
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
     assert how['size'] == {'height': 32, 'width': 32}
+
+
+@pytest.mark.parametrize('resize', ['bilinear', 'bilinear_antialias'])
+def test_the_folder_promises_no_resize_that_the_student_does_not_know(finished_vit, tmp_path, resize):
+    """Hugging Face resizes by PIL: where the folder says so, an image becomes what we make of it."""
+    finished = finished_vit(dataset={'resize': resize})
+    formats.FORMATS['safetensors'].write(tmp_path / 'made', finished)
+    how = json.loads((tmp_path / 'made' / 'preprocessor_config.json').read_text())
+    image = np.random.default_rng(5).integers(0, 256, (101, 77, 3), np.uint8)
+    theirs = PIL.Image.fromarray(image).resize((32, 32), PIL.Image.Resampling(how['resample']))
+    ours = finished.source.inputs((), {'image': image[None]}, None)['image'][0]
+    difference = np.abs((np.asarray(ours) + 1) * 127.5 - np.asarray(theirs, np.float32))
+    assert how['do_resize'] == (resize == 'bilinear_antialias') == bool(difference.max() <= 1.01)
+    # The importer takes the folder at its word.
+    shown = pretrained.read(str(tmp_path / 'made')).shown
+    assert shown == Shown((0.5,) * 3, (0.5,) * 3, resize if how['do_resize'] else None)
+    note = formats.FORMATS['safetensors'].note(finished.config)
+    assert (note is None) == how['do_resize']
+    assert note is None or 'leaves resizing out: with dataset.resize=bilinear ' in note
 
 
 def test_a_trained_vit_goes_out_and_comes_back(vit_config, images, shown, tmp_path, logits_of):
@@ -65,7 +89,8 @@ def test_a_trained_vit_goes_out_and_comes_back(vit_config, images, shown, tmp_pa
     train(vit_config(), tmp_path / 'run')
     first, second = (finished_runs.load(tmp_path / 'run', i) for i in range(2))
     text = formats.export(tmp_path / 'run', 'safetensors', seed_index=1)
-    made, *_, student, where = text.splitlines()
+    made, note, *_, student, where = text.splitlines()
+    assert note.startswith('preprocessor_config.json leaves resizing out')
     assert made == str(tmp_path / 'run' / 'student_safetensors')
     assert sorted(path.name for path in pathlib.Path(made).iterdir()) == [
         'config.json',
@@ -87,10 +112,16 @@ def test_a_trained_vit_goes_out_and_comes_back(vit_config, images, shown, tmp_pa
         ({'epsilon': 1e-3}, 'npz', 'use --format=safetensors or --format=stablehlo.'),
         ({'pre_logits': True}, 'safetensors', 'use --format=npz or --format=stablehlo.'),
         ({'pre_logits': True, 'epsilon': 1e-3}, 'npz', 'use --format=stablehlo.'),
+        (
+            {'dataset': SHOWN},
+            'npz',
+            'dataset.image_mean (0.5, 0.5, 0.5), and that of this student is (0.485',
+        ),
+        ({'dataset': {'resize': 'bilinear_antialias'}}, 'npz', 'means dataset.resize bilinear, and that of '),
     ],
 )
-def test_a_format_that_would_change_the_model_is_refused(small_config, changes, name, text):
-    config = small_config(model__name='vit', **{f'model__{key}': value for key, value in changes.items()})
+def test_a_format_that_would_change_the_model_is_refused(vit_config, changes, name, text):
+    config = vit_config(**changes)
     with pytest.raises(UserError) as error:
         formats.check_format(name, config)
     assert text in str(error.value)

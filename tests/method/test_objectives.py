@@ -5,6 +5,7 @@ import types
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from configs import common
@@ -233,6 +234,94 @@ def test_different_labels_are_refused_with_the_way_out():
     objectives.check_labels(config, ('7', '8'), ('7', '8'))
     config.method = 'td'
     objectives.check_labels(config, ('7', '8'), tuple('01234'))
+
+
+# --- What a method says that it reads --------------------------------------------------------------
+
+
+def terms_without(method, parts, **changes):
+    """(config, {term: [batch]}) of a method whose terms all count, with NaN for some parts of its teacher.
+
+    What its upper layers make of anything is part of its states.
+    """
+    config = common.get_config()
+    config.method = method
+    config.td.weights.logits = 1.0
+    config.communication.hidden, config.communication.message = 13, 11
+    config.update_from_flattened_dict({key.replace('__', '.'): value for key, value in changes.items()})
+    keys = jax.random.split(jax.random.key(0), 7)
+
+    def activations(keys, lower, upper):
+        shapes = (BATCH, lower), (BATCH, upper), (BATCH, CLASSES)
+        return base.Activations(*map(jax.random.normal, keys, shapes))
+
+    g, h = activations(keys[:3], LOWER, UPPER), activations(keys[3:6], TEACHER_LOWER, TEACHER_UPPER)
+    objective = objectives.METHODS[method]
+    params = objective.init(keys[6], g, h, config, CLASSES)
+    h = h._replace(**{part: jnp.full_like(getattr(h, part), jnp.nan) for part in parts})
+    unknown = jnp.nan if 'upper' in parts else 1.0
+    student = objectives.Participant(g, lambda s, key: s[:, :UPPER])
+    teacher = objectives.Participant(h, lambda s, key: s[:, :TEACHER_UPPER] * unknown)
+    return config, objective.terms(params, student, teacher, LABELS, config, None)
+
+
+PARTS = {'states': ('lower', 'upper'), 'logits': ('logits',), 'bridged_logits': ('logits',)}
+
+
+@pytest.mark.parametrize('method', objectives.METHODS)
+@pytest.mark.parametrize('part', ['states', 'logits'])
+def test_a_method_reads_what_it_says(method, part):
+    """Whatever a term reads of the teacher, NaN in it reaches the term; and nothing else does."""
+    declared = {
+        term
+        for said, terms in objectives.METHODS[method].reads.items()
+        if PARTS[said] == PARTS[part]
+        for term in terms
+    }
+    config, terms = terms_without(method, PARTS[part])
+    assert {name for name, value in terms.items() if np.isnan(value).all()} == declared
+    assert set(terms) == {name for name in objectives.weights_of(config) if name != 'probe'}
+
+
+@pytest.mark.parametrize('method', [m for m, o in objectives.METHODS.items() if 'bridged_logits' in o.reads])
+def test_bridged_logits_are_not_those_of_the_teacher(method):
+    """A probe reads states alone, so what is bridged asks nothing of the teacher's own labels."""
+    _, terms = terms_without(method, PARTS['logits'], teacher__labels='probe')
+    assert not any(np.isnan(value).any() for value in terms.values())
+    assert {'logits', 'probe'} <= set(terms)
+
+
+def cosine_terms(params, student, teacher, labels, config, key):
+    """1 - cos(y_g, y_h), per example."""
+    return {'angle': optax.losses.cosine_distance(student.activations.logits, teacher.activations.logits)}
+
+
+@pytest.fixture
+def cosine(monkeypatch):
+    """A function (**changes) -> a config of a method that is added as the README says."""
+    method = objectives.Objective(objectives.no_parameters, cosine_terms, {'logits': ('angle',)})
+    monkeypatch.setitem(objectives.METHODS, 'cosine', method)
+
+    def make(**changes):
+        config = common.get_config()
+        config.method = 'cosine'
+        with config.unlocked():
+            config.cosine = {'weights': {'angle': 1.0}}
+        config.update_from_flattened_dict({key.replace('__', '.'): value for key, value in changes.items()})
+        return config
+
+    return make
+
+
+@pytest.mark.parametrize('labels', ['shared', 'probe', 'auxiliary'])
+def test_a_term_of_another_name_that_reads_logits_is_held_to_their_labels(cosine, labels):
+    config, five = cosine(teacher__labels=labels), tuple('56789')
+    objectives.check_labels(config, five, five)
+    with pytest.raises(UserError, match=r'5 labels \(0, 1, 2, .* the term angle reads them as they are'):
+        objectives.check_labels(config, five, tuple('01234'))
+    with pytest.raises(UserError, match=r'no head to make any: set cosine\.weights\.angle to 0, or compare'):
+        objectives.check_labels(config, five, ())
+    objectives.check_labels(cosine(teacher__labels=labels, cosine__weights__angle=0.0), five, tuple('01234'))
 
 
 # --- The task --------------------------------------------------------------------------------------

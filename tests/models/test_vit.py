@@ -1,6 +1,5 @@
 """ViT: the split, sizes, and runs that start from a public checkpoint."""
 
-import contextlib
 import pathlib
 import shutil
 
@@ -11,12 +10,11 @@ import pytest
 
 from configs import common, vit_tiny_cifar10
 from td_jax import pretrained
+from td_jax.devices import fingerprint
 from td_jax.devices.remat import POLICIES
 from td_jax.errors import UserError
-from td_jax.files import checkpoints
 from td_jax.models import MODELS, base, vit
-from td_jax.training import evaluation
-from td_jax.training import finished as finished_lib
+from td_jax.training import evaluation, teachers
 from td_jax.training.run import train
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
@@ -67,7 +65,7 @@ def test_what_is_kept_changes_memory_alone():
         size = sum(array.nbytes for array in jax.tree.leaves(backward))
         found[policy] = size, jax.tree.leaves((logits, backward(jnp.ones_like(logits))))
     for _, arrays in found.values():
-        for ours, theirs in zip(arrays, found['everything'][1], strict=True):
+        for ours, theirs in zip(arrays, found['everything_saveable'][1], strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
     sizes = [size for size, _ in found.values()]
     assert sizes == sorted(set(sizes), reverse=True)
@@ -145,22 +143,17 @@ def tiny(**changes):
     return config
 
 
-def saved(folder):
-    with contextlib.closing(checkpoints.Checkpoints(folder)) as found:
-        return found.restore()
-
-
-def test_a_student_starts_from_a_public_checkpoint_and_learns(cifar10_data, tmp_path, monkeypatch):
+def test_a_student_starts_from_a_public_checkpoint_and_learns(cifar10_data, tmp_path, monkeypatch, read_back):
     # What evaluation says after two steps is worth nothing here, and takes long.
     monkeypatch.setattr(evaluation, 'make_evaluation', lambda *_: lambda params, *_: np.zeros(2))
     config = tiny()
-    given = checkpoints.named(pretrained.read(config.teacher.pretrained).params)
+    given = fingerprint.named(pretrained.read(config.teacher.pretrained).params)
     result = train(config, tmp_path)
     # 10 labels of the checkpoint, 5 of the student.
     assert result['teacher'] is None
-    last, moved, _ = saved(tmp_path / 'checkpoints')
+    last, moved, _ = read_back(tmp_path / 'checkpoints')
     shutil.copytree(tmp_path / 'checkpoints' / '1', tmp_path / 'first' / '1')
-    first, arrays, _ = saved(tmp_path / 'first')
+    first, arrays, _ = read_back(tmp_path / 'first')
     assert (first, last) == (1, 2)
     copied = [name for name in given if f'params/student/{name}' in arrays]
     assert {'cls', 'pos_embedding', 'norm/scale', 'block_0/mlp_in/kernel', 'block_3/mlp_out/bias'} <= set(
@@ -177,7 +170,7 @@ def test_a_student_starts_from_a_public_checkpoint_and_learns(cifar10_data, tmp_
     for name in ('params/student/block_0/mlp_in/kernel', 'params/communication/teacher_decoder/lower/kernel'):
         assert not np.allclose(moved[name], arrays[name], atol=1e-6)
 
-    finished = finished_lib.load(tmp_path, 1)
+    finished = teachers.finished_with_teacher(tmp_path, 1)
     np.testing.assert_array_equal(finished.params['student']['cls'], moved['params/student/cls'][1])
     np.testing.assert_array_equal(finished.teacher.params['cls'], given['cls'])
 

@@ -113,3 +113,47 @@ def test_mean_and_standard_error_are_scipys(count):
 
 def test_one_value_has_no_standard_error():
     assert evaluation.mean_and_stderr(jax.numpy.array([0.25])) == (0.25, None)
+
+
+@pytest.mark.parametrize('value', [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize('task', ['regression', 'classification'])
+def test_a_prediction_that_is_not_finite_leaves_its_seed_without_a_score(task, value):
+    """One of 47 examples, in a batch that is filled up, of one of two seeds."""
+    model, source, params, _ = make_case(task)
+    shown = source.evaluation['x'].copy()
+    # A feature that the second seed alone reads.
+    shown[46, 2], params[0][2] = value, 0
+    shown[:46, 2] = 0
+    examples = {**source.evaluation, 'x': shown}
+    source = source._replace(
+        inputs=lambda tables, examples, key: {'x': examples['x'], 'odd': examples['x'][:, 2:]}
+    )
+    model = model._replace(
+        lower=lambda params, inputs, key: (
+            jnp.where(params[2:] == 0, 0.0, inputs['odd'] * params[2:]) + inputs['x'][:, :2] @ params[:2]
+        )
+    )
+    values = evaluation.make_evaluation(model, source, 10, MESH)(params, examples)
+    finite = shown[:, :2] @ params[0][:2]
+    np.testing.assert_allclose(values[0], sklearn_metric(task, finite, examples['labels']), rtol=1e-5)
+    assert not np.isfinite(values[1])
+
+
+def test_a_model_of_nans_has_no_score():
+    model, source, params, _ = make_case('classification')
+    values = evaluation.make_evaluation(model, source, 16, MESH)(np.full_like(params, np.nan))
+    assert np.isnan(values).all()
+
+
+@pytest.mark.parametrize('batch_size', [COUNT, 2**31 - 1])
+def test_a_batch_is_no_larger_than_the_examples(batch_size):
+    model, source, params, predictions = make_case('regression')
+    rows = []
+    inputs = source.inputs
+    source = source._replace(
+        inputs=lambda tables, examples, key: rows.append(len(examples['x'])) or inputs(tables, examples, key)
+    )
+    values = evaluation.make_evaluation(model, source, batch_size, MESH)(params)
+    expected = [sklearn_metric('regression', p, source.evaluation['labels']) for p in predictions]
+    np.testing.assert_allclose(values, expected, rtol=1e-5)
+    assert set(rows) == {COUNT}

@@ -13,6 +13,7 @@ import td_jax
 from configs import movielens as movielens_config
 from td_jax import config
 from td_jax.data import SOURCES, movielens
+from td_jax.devices import fingerprint
 from td_jax.errors import UserError
 from td_jax.files import checkpoints, metric_log, workdir
 from td_jax.training import assembly, evaluation
@@ -54,12 +55,10 @@ def files(folder):
     }
 
 
-def restored(folder):
-    """(step, arrays, facts) of a run's newest checkpoint."""
-    saved = checkpoints.Checkpoints(folder / 'checkpoints')
-    found = saved.restore()
-    saved.close()
-    return found
+@pytest.fixture(scope='session')
+def restored(read_back):
+    """A function (workdir) -> (step, arrays, facts) of a run's newest checkpoint."""
+    return lambda folder: read_back(folder / 'checkpoints')
 
 
 def changed(original, **changes):
@@ -174,7 +173,7 @@ def test_result_json_says_what_was_measured(finished, td_config):
     )
 
 
-def test_values_are_those_of_the_saved_students(finished, td_config):
+def test_values_are_those_of_the_saved_students(finished, td_config, restored):
     """The accuracy of the arrays on disk, computed in NumPy."""
     _, arrays, _ = restored(finished)
     source = SOURCES['digits'](td_config.dataset, td_config.dataset)
@@ -201,7 +200,7 @@ def test_a_teacher_with_the_same_labels_has_its_score(small_config, tmp_path):
 # --- The teacher -----------------------------------------------------------------------------------
 
 
-def test_a_checkpoint_holds_the_student_and_the_modules_and_not_the_teacher(finished):
+def test_a_checkpoint_holds_the_student_and_the_modules_and_not_the_teacher(finished, restored):
     step, arrays, facts = restored(finished)
     assert step == arrays['step'][0] == 6
     params = {name for name in arrays if name.startswith('params/')}
@@ -221,15 +220,15 @@ def test_a_checkpoint_holds_the_student_and_the_modules_and_not_the_teacher(fini
     kernels = {array.shape[1:] for name, array in teacher.items() if name.endswith('kernel')}
     assert kernels == {(64, 7), (7, 11), (11, 5)}
     assert not kernels & {array.shape[1:] for array in arrays.values()}
-    assert set(facts) == {'teacher', 'fingerprint'}
+    assert set(facts) == {'teacher', 'fingerprints'}
 
 
-def test_the_fingerprint_in_a_checkpoint_is_that_of_the_teacher_on_disk(finished):
+def test_the_fingerprint_in_a_checkpoint_is_that_of_the_teacher_on_disk(finished, restored):
     _, arrays, _ = restored(finished / 'teacher')
     prefix = 'params/student/'
     teacher = {name.removeprefix(prefix): a[0] for name, a in arrays.items() if name.startswith(prefix)}
     tree = flax.traverse_util.unflatten_dict(teacher, sep='/')
-    assert restored(finished)[2]['teacher'] == checkpoints.fingerprint(tree)
+    assert restored(finished)[2]['teacher'] == fingerprint.of(tree)
 
 
 def test_the_teacher_is_a_supervised_run_of_its_own(finished, td_config, tmp_path, outcome):
@@ -256,7 +255,7 @@ def test_a_teacher_of_another_workdir_gives_the_same_and_stays_as_it_is(
     assert mine == theirs
 
 
-def test_a_teacher_of_several_seeds_teaches_with_its_first(finished, td_config, tmp_path):
+def test_a_teacher_of_several_seeds_teaches_with_its_first(finished, td_config, tmp_path, restored):
     several = config.teacher_run(td_config)
     several.num_seeds = 3
     train(several, tmp_path / 'teacher')
@@ -268,7 +267,7 @@ def test_a_teacher_of_several_seeds_teaches_with_its_first(finished, td_config, 
         if name.startswith('params/student/')
     }
     tree = flax.traverse_util.unflatten_dict(first, sep='/')
-    assert restored(tmp_path / 'run')[2]['teacher'] == checkpoints.fingerprint(tree)
+    assert restored(tmp_path / 'run')[2]['teacher'] == fingerprint.of(tree)
 
 
 def unfinished(folder):
@@ -654,7 +653,7 @@ EXPLODING = {
 }
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(small_config, tmp_path):
+def test_a_loss_that_is_not_finite_stops_the_run(small_config, tmp_path, restored):
     bad = small_config(method='supervised', **EXPLODING)
     with pytest.raises(UserError, match=r'is not finite at step 3; .*Lower optimizer\.learning_rate, with'):
         train(bad, tmp_path / 'run')
@@ -681,7 +680,7 @@ def test_a_teacher_whose_loss_is_not_finite_is_named(small_config, tmp_path):
     assert not (tmp_path / 'checkpoints').exists()
 
 
-def test_parameters_that_overflow_in_the_last_step_are_not_saved(small_config, tmp_path):
+def test_parameters_that_overflow_in_the_last_step_are_not_saved(small_config, tmp_path, restored):
     """The loss of the last step is finite; its update is not."""
     bad = small_config(
         method='supervised',

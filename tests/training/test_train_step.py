@@ -8,8 +8,7 @@ import optax
 import pytest
 
 from td_jax.data import SOURCES
-from td_jax.devices import sharding
-from td_jax.files import checkpoints
+from td_jax.devices import fingerprint, sharding
 from td_jax.method import objectives
 from td_jax.models import base
 from td_jax.training import assembly, dispatch, optimizer, train_step
@@ -58,12 +57,12 @@ def moved(before, after):
 def test_student_and_all_modules_move_and_the_teacher_does_not(small_config, inputs):
     config = small_config(optimizer__weight_decay=0.1, teacher__inputs=inputs)
     run, teacher, keys = build(config)
-    fingerprint = checkpoints.fingerprint(teacher.params)
+    before = fingerprint.of(teacher.params)
     state = run.init(keys)
     before = jax.tree.map(np.array, state.params)
     state, _, finite = advance(run, keys, state, 3)
     assert finite
-    assert checkpoints.fingerprint(run.constants.teacher_params) == fingerprint
+    assert fingerprint.of(run.constants.teacher_params) == before
     assert len(moved(before, state.params)) == len(jax.tree.leaves(before))
     assert set(before[train_step.COMMUNICATION]) == {
         'student_encoder',
@@ -135,7 +134,7 @@ def test_the_cut_of_the_steps_does_not_change_a_bit(small_config):
             progress, order = run.run(progress, order, keys, step, stop)
             np.testing.assert_array_equal(order, run.feed(keys, stop))
             step = stop
-        ends.append(checkpoints.fingerprint(progress))
+        ends.append(fingerprint.of(progress))
     assert ends[0] == ends[1]
 
 

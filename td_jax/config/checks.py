@@ -1,0 +1,225 @@
+"""Refuses values of a config that cannot work, before anything is built."""
+
+import difflib
+import math
+import numbers
+
+import ml_collections
+import numpy as np
+
+from configs import common
+from td_jax.config.tree import flatten
+from td_jax.data import SOURCES, images
+from td_jax.devices.remat import POLICIES
+from td_jax.errors import UserError
+from td_jax.method import objectives
+from td_jax.models import MODELS, vit
+from td_jax.training import optimizer
+
+# What a name may be, by key.
+CHOICES = {
+    'method': objectives.METHODS,
+    'dataset.name': SOURCES,
+    'dataset.split': ('validation', 'test'),
+    'dataset.resize': images.RESIZES,
+    'compute_dtype': ('float32', 'bfloat16'),
+    'model.initial': ('random', 'teacher'),
+    'teacher.model.initial': ('random',),
+    'model.activation': vit.ACTIVATIONS,
+    'teacher.model.activation': vit.ACTIVATIONS,
+    'model.remat_policy': POLICIES,
+    'teacher.model.remat_policy': POLICIES,
+    'td.remat_policy': POLICIES,
+    'model.name': MODELS,
+    'teacher.model.name': MODELS,
+    'optimizer.name': optimizer.OPTIMIZERS,
+    'optimizer.schedule': optimizer.SCHEDULES,
+    'optimizer.decayed': optimizer.DECAYED,
+    'teacher.optimizer.name': optimizer.OPTIMIZERS,
+    'teacher.optimizer.schedule': optimizer.SCHEDULES,
+    'teacher.optimizer.decayed': optimizer.DECAYED,
+    'teacher.inputs': ('clean', 'varied'),
+    'teacher.labels': ('shared', 'probe', 'auxiliary'),
+    'logits.distance': ('l2', 'kl'),
+    'td.reference': ('running', 'original'),
+}
+
+# Steps, seeds and sizes are int32 where they are computed with.
+LARGEST = 2**31 - 1
+# A ViT is traced and compiled block by block; the deepest that anybody published have less than a hundred.
+MOST_LAYERS = 1000
+
+# The last part of the key of every number -> (what it must be, the check).
+_POSITIVE = 'more than 0', lambda x: x > 0
+_NOT_NEGATIVE = '0 or more', lambda x: x >= 0
+_RATE = 'from 0 to less than 1', lambda x: 0 <= x < 1
+_DEVICES = 'more than 0, or -1 for what is left', lambda x: x > 0 or x == -1
+_CHANCE = 'from 0 to 1', lambda x: 0 <= x <= 1
+_SHARE = 'more than 0 and at most 1', lambda x: 0 < x <= 1
+NUMBERS = {
+    'num_seeds': _POSITIVE,
+    'num_steps': _POSITIVE,
+    'batch_size': _POSITIVE,
+    'eval_batch_size': _POSITIVE,
+    'micro_batches': _POSITIVE,
+    'eval_every': _POSITIVE,
+    'log_every': _POSITIVE,
+    'save_every': _POSITIVE,
+    'examples_per_class': _NOT_NEGATIVE,
+    'user_oov_rate': _RATE,
+    'movie_oov_rate': _RATE,
+    'min_title_word_count': _NOT_NEGATIVE,
+    'image_size': _POSITIVE,
+    'min_crop_area': _SHARE,
+    'mirror_rate': _CHANCE,
+    'image_mean': _CHANCE,
+    'image_std': _POSITIVE,
+    'shuffle_buffer': _POSITIVE,
+    'data': _DEVICES,
+    'fsdp': _DEVICES,
+    'layers': (f'from 0 to {MOST_LAYERS}', lambda x: 0 <= x <= MOST_LAYERS),
+    'width': _NOT_NEGATIVE,
+    'mlp': _NOT_NEGATIVE,
+    'heads': _NOT_NEGATIVE,
+    'patch': _NOT_NEGATIVE,
+    'epsilon': _POSITIVE,
+    'hidden': _POSITIVE,
+    'split': _NOT_NEGATIVE,
+    'dropout': _RATE,
+    'learning_rate': _POSITIVE,
+    'warmup_steps': _NOT_NEGATIVE,
+    'weight_decay': _NOT_NEGATIVE,
+    'momentum': _RATE,
+    'clip_norm': _NOT_NEGATIVE,
+    'message': _POSITIVE,
+    'temperature': _POSITIVE,
+    'rounds': _NOT_NEGATIVE,
+    'noise_std': _NOT_NEGATIVE,
+    'ramp_up': _NOT_NEGATIVE,
+    'seed': _NOT_NEGATIVE,
+    'classes': _NOT_NEGATIVE,
+}
+# Those among them that have a number for each of red, green and blue.
+COLOURS = ('image_mean', 'image_std')
+# The same by the part before it, where the last part is a free name.
+NUMBERS_IN = {'weights': _NOT_NEGATIVE, 'embeddings': _POSITIVE}
+
+
+def check(config):
+    """Refuses values that cannot work.
+
+    Raises:
+      UserError: one line that names the key, its value and what it may be.
+    """
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise UserError(
+            f'the config is a {type(config).__name__}; get_config returns what common.get_config() gave it.'
+        )
+    flat = flatten(config)
+    _check_keys(flat)
+    for key, known in CHOICES.items():
+        check_choice(key, flat[key], known)
+    for key, value in flat.items():
+        _check_numbers(key, value)
+    if config.seed + config.num_seeds - 1 > LARGEST:
+        raise UserError(
+            f'seed is {config.seed} and num_seeds is {config.num_seeds}, so the last seed would be '
+            f'{config.seed + config.num_seeds - 1}; it must be at most {LARGEST}.'
+        )
+    if config.teacher.checkpoint and config.teacher.pretrained:
+        raise UserError(
+            f'teacher.checkpoint is {config.teacher.checkpoint} and teacher.pretrained is '
+            f'{config.teacher.pretrained}; a run has one teacher: leave one of them empty.'
+        )
+    for prefix, steps in (('', config.num_steps), ('teacher.', config.teacher.num_steps)):
+        warmup = flat[f'{prefix}optimizer.warmup_steps']
+        if warmup >= steps:
+            raise UserError(
+                f'{prefix}optimizer.warmup_steps is {warmup}, but training has {steps} steps: '
+                f'lower it or raise {prefix}num_steps.'
+            )
+    _check_images(config)
+    if len(config.td.ramp_up) != 2:
+        raise UserError(
+            f'td.ramp_up is {config.td.ramp_up}; it is a pair, steps of the student alone and of the '
+            'communication modules alone.'
+        )
+    if sum(config.td.ramp_up) >= config.num_steps and config.method == 'td':
+        raise UserError(
+            f'td.ramp_up takes {sum(config.td.ramp_up)} steps of num_steps={config.num_steps}: none is '
+            'left to train everything together.'
+        )
+
+
+def _check_images(config):
+    """Refuses sizes of a ViT that do not fit each other or the images, and too few colours."""
+    for prefix, task in (('', config.dataset), ('teacher.', config.teacher.dataset)):
+        for key in COLOURS:
+            if len(task[key]) != 3:
+                raise UserError(
+                    f'{prefix}dataset.{key} is {tuple(task[key])}; it has three numbers, for red, green and '
+                    'blue.'
+                )
+    for prefix, model in (('', config.model), ('teacher.', config.teacher.model)):
+        try:
+            _, patch = vit.sizes_of(model)
+        except UserError as error:
+            raise UserError(f'{prefix}{error}') from error
+        if model.name == 'vit' and config.dataset.image_size % patch:
+            raise UserError(
+                f'dataset.image_size is {config.dataset.image_size}, which the patches of {prefix}model, '
+                f'{patch} pixels, do not divide; set dataset.image_size to a multiple, or '
+                f'{prefix}model.variant or .patch.'
+            )
+
+
+def _check_keys(flat):
+    known = flatten(common.get_config())
+    # The inputs that have an embedding are free names.
+    free = {key for key in flat if '.embeddings.' in key}
+    for key in sorted(flat.keys() - known.keys() - free):
+        nearest = difflib.get_close_matches(key, known, n=1)
+        hint = f' Did you mean {nearest[0]}?' if nearest else ''
+        raise UserError(f'{key} is not a key of the config.{hint}')
+    for key in sorted(known.keys() - flat.keys()):
+        raise UserError(f'{key} is missing in the config; start from what common.get_config() returns.')
+
+
+def check_choice(key, value, known):
+    """Raises a UserError that lists the known names, the nearest one first, unless value is among them."""
+    if value in known:
+        return
+    nearest = difflib.get_close_matches(str(value), known, n=1)
+    hint = f' Did you mean {nearest[0]}?' if nearest else ''
+    raise UserError(f'{key} {value!r} is not known.{hint} Known: {", ".join(known)}.')
+
+
+def _check_numbers(key, value):
+    *path, name = key.split('.')
+    if path and path[-1] in NUMBERS_IN:
+        what, is_right = NUMBERS_IN[path[-1]]
+    elif name in NUMBERS and not (name == 'split' and path[-1:] == ['dataset']):
+        # `dataset.split` is a name, `model.split` a number.
+        what, is_right = NUMBERS[name]
+    else:
+        return
+    is_many = isinstance(value, (tuple, list))
+    # ml_collections holds a single number to its type, but not those in a tuple or under a free name.
+    is_count = path[-1:] == ['embeddings'] or (is_many and name not in COLOURS)
+    kind = numbers.Integral if is_count else numbers.Real
+    for number in value if is_many else (value,):
+        is_number = isinstance(number, kind) and not isinstance(number, bool)
+        if not is_number or not math.isfinite(number) or not is_right(number):
+            integers = ', a whole number' if kind is numbers.Integral else ''
+            raise UserError(f'{key} is {value}; it must be {what}{integers}.')
+        if isinstance(number, numbers.Integral) and number > LARGEST:
+            raise UserError(f'{key} is {value}; it must be at most {LARGEST}.')
+        _check_float32(key, number, what, is_right)
+
+
+def _check_float32(key, number, what, is_right):
+    """Refuses a number that becomes another kind of number in what is computed: infinite, 0 or 1."""
+    with np.errstate(over='ignore', under='ignore'):
+        rounded = float(np.float32(number))
+    if not math.isfinite(rounded) or not is_right(rounded):
+        raise UserError(f'{key} is {number}, which is {rounded:g} in float32; there, too, it must be {what}.')

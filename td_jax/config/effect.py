@@ -1,0 +1,103 @@
+"""Which knobs a run reads."""
+
+from td_jax.config.tree import has_teacher
+from td_jax.method import objectives
+
+# The knobs of a model that one architecture reads and others do not, and those of one data set.
+OF_MODELS = {
+    'mlp': ('hidden', 'embeddings'),
+    'vit': (
+        *('variant', 'layers', 'width', 'mlp', 'heads', 'patch'),
+        *('activation', 'epsilon', 'pre_logits', 'remat_policy'),
+    ),
+}
+_CLASSES = ('classes', 'examples_per_class')
+_IMAGES = ('image_size', 'image_mean', 'image_std', 'resize', 'min_crop_area', 'mirror_rate')
+OF_DATASETS = {
+    'movielens': ('genre', 'user_oov_rate', 'movie_oov_rate', 'min_title_word_count'),
+    'digits': _CLASSES,
+    'cifar10': _CLASSES + _IMAGES,
+    'cifar100': _CLASSES + _IMAGES,
+    'imagenet': (*_CLASSES, *_IMAGES, 'shuffle_buffer'),
+}
+
+
+def without_effect(config, keys) -> dict[str, str]:
+    """{key: why} of those among some keys that a run of this config does not read.
+
+    Args:
+      config: of the run, checked.
+      keys: dotted keys, such as those that a person set on a command line.
+    """
+    reasons = unread(config)
+    return {
+        key: next(reason for start, reason in reasons.items() if key.startswith(start))
+        for key in keys
+        if key.startswith(tuple(reasons))
+    }
+
+
+def said_of(config, keys) -> list[str]:
+    """A line for a person of each of some keys that a run of this config does not read."""
+    return [f'{key} has no effect: {reason}' for key, reason in without_effect(config, keys).items()]
+
+
+def unread(config) -> dict[str, str]:
+    """{what keys start with: why}, of those that a run of this config does not read."""
+    reads = objectives.METHODS[config.method].reads
+    method = f'method is {config.method}'
+    found = {f'{other}.': method for other in objectives.METHODS if other != config.method}
+    if 'states' not in reads:
+        found['communication.'] = method
+    if 'bridged_logits' not in reads:
+        found |= {'logits.': method, 'teacher.labels': method}
+    elif config.logits.distance == 'l2':
+        found['logits.temperature'] = 'logits.distance is l2'
+    if not reads:
+        found['teacher.inputs'] = method
+    if not has_teacher(config):
+        found['teacher.'] = f'{method}, without a teacher'
+    elif config.teacher.pretrained:
+        # Its part of the data is not trained on; how it is shown images matters.
+        parts = ('genre', 'classes', 'examples_per_class')
+        untrained = 'teacher.num_steps', 'teacher.optimizer.', *(f'teacher.dataset.{part}' for part in parts)
+        found |= dict.fromkeys(untrained, 'teacher.pretrained is not trained here')
+    elif config.teacher.checkpoint:
+        reason = 'teacher.checkpoint is trained already'
+        found |= dict.fromkeys(('teacher.num_steps', 'teacher.optimizer.', 'teacher.seed'), reason)
+    # The test split is read once, at the end.
+    if config.dataset.split == 'test':
+        found['eval_every'] = 'dataset.split is test, which is read once, at the end'
+    if config.method == 'td':
+        if not config.td.rounds or not config.td.weights.interact:
+            knobs = 'reference', 'noise_std', 'remat_policy'
+            found |= {f'td.{knob}': 'there are no rounds of interaction' for knob in knobs}
+        elif config.td.rounds == 1:
+            found['td.reference'] = 'td.rounds is 1, and a first round knows one state only'
+    return found | _unread_of_parts(config)
+
+
+def _unread_of_parts(config):
+    """What `unread` finds in the models, optimizers and data of student and teacher."""
+    found = {}
+    for prefix in ('', 'teacher.'):
+        part = config.teacher if prefix else config
+        model, optimizer_config = part.model, part.optimizer
+        if optimizer_config.name != 'sgd':
+            found[f'{prefix}optimizer.momentum'] = f'{prefix}optimizer.name is {optimizer_config.name}'
+        if not optimizer_config.weight_decay:
+            found[f'{prefix}optimizer.decayed'] = f'{prefix}optimizer.weight_decay is 0'
+        found |= {
+            f'{prefix}model.{knob}': f'{prefix}model.name is {model.name}'
+            for name, knobs in OF_MODELS.items()
+            if name != model.name
+            for knob in knobs
+        }
+        ours = OF_DATASETS.get(config.dataset.name, ())
+        found |= {
+            f'{prefix}dataset.{knob}': f'dataset.name is {config.dataset.name}'
+            for knobs in OF_DATASETS.values()
+            for knob in knobs
+            if knob not in ours
+        }
+    return found

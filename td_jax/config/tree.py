@@ -1,0 +1,65 @@
+"""A config as a flat dict and as JSON, and the config of its teacher's run."""
+
+import json
+
+import ml_collections
+
+from configs import common
+from td_jax.errors import UserError
+from td_jax.method import objectives
+
+
+def flatten(config) -> dict:
+    """{dotted key: value} of a config or of the dict read back from its JSON."""
+    if isinstance(config, (ml_collections.ConfigDict, ml_collections.FrozenConfigDict)):
+        config = config.to_dict()
+    flat = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            flat |= {f'{key}.{rest}': inner for rest, inner in flatten(value).items()}
+        else:
+            flat[key] = value
+    return flat
+
+
+def to_json(config) -> str:
+    """The config as JSON text, keys sorted."""
+    return json.dumps(config.to_dict(), indent=2, sort_keys=True) + '\n'
+
+
+def from_json(stored: dict) -> ml_collections.ConfigDict:
+    """The config that `to_json` wrote, from the dict that was read back."""
+    config = common.get_config()
+    flat = flatten(stored)
+    for key in sorted(flat.keys() & flatten(config).keys()):
+        value = tuple(flat[key]) if isinstance(flat[key], list) else flat[key]
+        config.update_from_flattened_dict({key: value})
+    for key in flat.keys() - flatten(config).keys():
+        path, _, name = key.rpartition('.')
+        if not path.endswith('embeddings'):
+            raise UserError(f'{key} is a key of another version of td_jax.')
+        model = config.teacher.model if path.startswith('teacher') else config.model
+        model.embeddings[name] = flat[key]
+    return config
+
+
+# --- What makes two runs the same ------------------------------------------------------------------
+
+
+def has_teacher(config) -> bool:
+    """Whether a run has a teacher: its method reads one, or its student starts from one."""
+    return objectives.reads_teacher(config) or config.model.initial == 'teacher'
+
+
+def teacher_run(config):
+    """The config of the supervised run that makes `config`'s teacher."""
+    run = config.copy_and_resolve_references()
+    with run.unlocked():
+        run.method = 'supervised'
+        run.num_seeds = 1
+        run.seed = config.teacher.seed
+        run.num_steps = config.teacher.num_steps
+        run.model = config.teacher.model.copy_and_resolve_references()
+        run.optimizer = config.teacher.optimizer.copy_and_resolve_references()
+        run.dataset.update(config.teacher.dataset)
+    return run

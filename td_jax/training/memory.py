@@ -1,0 +1,144 @@
+"""What a run needs of memory at the least, before any of it is there."""
+
+import contextlib
+import math
+
+import jax
+
+from td_jax.data import base as data
+from td_jax.devices import memory, sharding
+from td_jax.errors import UserError
+from td_jax.method import objectives
+from td_jax.models import base
+from td_jax.training import assembly, dispatch
+
+
+def check_parameters(config, model_config, source: data.Source, num_seeds: int, mesh, name: str):
+    """Refuses a model whose parameters alone are larger than a device.
+
+    Args:
+      config: of the run.
+      model_config: `config.model` or `config.teacher.model`.
+      source: its data.
+      num_seeds: how many of it there are side by side.
+      mesh: the devices of the run.
+      name: what a person calls it.
+
+    Raises:
+      UserError: says how many GB it takes and how many there are.
+    """
+    shapes = assembly.parameter_shapes(config, model_config, source)
+    stacked = jax.tree.map(lambda x: jax.ShapeDtypeStruct((num_seeds, *x.shape), x.dtype), shapes)
+    placed = sharding.abstract(stacked, sharding.of_parameters(mesh, stacked, first_axis=1))
+    _compare(mesh, {f'parameters of the {name}': (sharding.bytes_on_device(placed), _sizes(name))})
+
+
+def check(config, source: data.Source, teacher: dispatch.Teacher | None, found: dispatch.Abstract, name: str):
+    """Refuses a run that needs more than a device or this machine has.
+
+    Counted is what has to be there all the time; gradients and what a step computes on its way come on top.
+
+    Args:
+      config: of the run.
+      source: the student's data.
+      teacher: its parameters may be shapes; None for a run without one.
+      found: the run's step, by assembly.abstract.
+      name: what a person calls who is trained: 'student', or 'teacher' where that is a run of its own.
+
+    Raises:
+      UserError: says how many GB of what it takes and how many there are.
+    """
+    state, constants = found.progress.state, found.constants
+    mesh = jax.tree.leaves(state.step)[0].sharding.mesh
+    # What there is -> (bytes, what to change where it is most of all).
+    parts = {
+        f'parameters of the {name}': (sharding.bytes_on_device(state.params), _sizes(name)),
+        'optimizer state': (sharding.bytes_on_device(state.opt_state), _sizes(name)),
+        'data': (
+            sharding.bytes_on_device((constants.train, constants.tables, constants.teacher_tables)),
+            'take a smaller part of the data',
+        ),
+        'teacher': (sharding.bytes_on_device(constants.teacher_params), _sizes('teacher')),
+    }
+    is_streamed = not isinstance(source.train, dict)
+    if is_streamed:
+        # The one that is read, and those on their way.
+        size = (1 + dispatch.IN_FLIGHT) * sharding.bytes_on_device(found.arguments[-1])
+        parts['batches'] = size, 'lower batch_size, num_seeds or dataset.image_size'
+    if teacher and objectives.reads_teacher(config):
+        states = activations(config, config.teacher.model, teacher.source)
+        if config.teacher.inputs == 'clean' and not is_streamed:
+            parts["teacher's states"] = (
+                data.count(source.train) * _bytes(states),
+                'set teacher.inputs to varied, which computes them in every step',
+            )
+        if config.method == 'td' and config.td.weights.interact:
+            own = activations(config, config.model, source)
+            rows = config.batch_size // (mesh.devices.size * config.micro_batches)
+            # The backward pass of a round starts from what the round started from.
+            carried = config.num_seeds * rows * _bytes((own.lower, own.upper, states.lower))
+            parts['conversation'] = (
+                max(config.td.rounds - 1, 0) * carried,
+                'lower td.rounds or num_seeds, or raise micro_batches',
+            )
+    _compare(mesh, parts)
+    # A checkpoint is written from a copy on the machine, of the parameters whole.
+    whole, there = _bytes(state._replace(step=None)), memory.of_machine()
+    if whole > there:
+        raise UserError(
+            f'a checkpoint of this run is {_gigabytes(whole)} GB, but this machine has {_gigabytes(there)} '
+            f'GB of memory: {_sizes(name)}.'
+        )
+
+
+@contextlib.contextmanager
+def told():
+    """Makes one line of what JAX raises where a device is full after all.
+
+    Raises:
+      UserError: instead of it.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if 'RESOURCE_EXHAUSTED' not in str(error):
+            raise
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f'a device has too little memory for this run ({reason[:300]}): lower num_seeds, batch_size or '
+            'eval_batch_size, or raise micro_batches.'
+        ) from error
+
+
+def activations(config, model_config, source: data.Source) -> base.Activations:
+    """The shapes and types of what a model computes for one example, nothing computed."""
+    model = assembly.build_model(config, model_config, source)
+    params = assembly.parameter_shapes(config, model_config, source)
+    return jax.eval_shape(lambda params: base.activations(model, params, assembly.one_input(source)), params)
+
+
+def _compare(mesh, parts):
+    """Refuses parts {name: (bytes, remedy)} that are more than a device has together, the largest first."""
+    needed, there = sum(size for size, _ in parts.values()), memory.of_device(mesh.local_devices[0])
+    if needed <= there:
+        return
+    largest = sorted(parts, key=lambda part: parts[part][0], reverse=True)
+    shown = ', '.join(f'{part} {_gigabytes(parts[part][0])}' for part in largest[:3])
+    raise UserError(
+        f'this run needs at least {_gigabytes(needed)} GB on a device that has {_gigabytes(there)} GB '
+        f'({shown}): {parts[largest[0]][1]}.'
+    )
+
+
+def _sizes(name):
+    model = 'num_seeds or the sizes of model and communication'
+    return f'lower {model if name == "student" else "the sizes of teacher.model"}, or raise mesh.fsdp'
+
+
+def _bytes(tree) -> int:
+    """Bytes of arrays or shapes, whole."""
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _gigabytes(size: int) -> str:
+    return f'{size / 1e9:,.1f}'

@@ -1,0 +1,306 @@
+"""What is refused of a run before anything is written or trained."""
+
+import contextlib
+import pathlib
+import re
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from configs import vit_tiny_cifar10
+from td_jax import config as config_lib
+from td_jax.devices import memory as devices_memory
+from td_jax.errors import UserError
+from td_jax.files import checkpoints
+from td_jax.method import objectives
+from td_jax.training import assembly, memory, preflight
+from td_jax.training.run import train
+
+GOLDEN = pathlib.Path(__file__).parents[1] / 'golden' / 'vit_tiny.npz'
+
+
+def refusal(config, folder):
+    """The line in which a run is refused that has written nothing."""
+    with pytest.raises(UserError) as raised:
+        train(config, folder)
+    assert len(str(raised.value).splitlines()) == 1
+    assert not folder.exists()
+    return str(raised.value)
+
+
+# --- Memory ----------------------------------------------------------------------------------------
+
+# Of the students of small_config: 64 pixels, layers of 5 and 3, 5 digits.
+PARAMETERS = 64 * 5 + 5 + 5 * 3 + 3 + 3 * 5 + 5
+
+
+@pytest.mark.parametrize(
+    ('changes', 'gigabytes', 'words'),
+    [
+        # Four bytes each.
+        (
+            {'num_seeds': 10**8},
+            4e8 * PARAMETERS / 1e9,
+            ('parameters of the student', 'lower num_seeds'),
+        ),
+        (
+            {'model__hidden': (10**6, 10**6)},
+            2 * 4 * (64e6 + 1e6 + 1e12 + 1e6 + 5e6 + 5) / 1e9,
+            ('parameters of the student', 'the sizes of model'),
+        ),
+        (
+            {'teacher__model__hidden': (10**6, 10**6)},
+            4 * (64e6 + 1e6 + 1e12 + 1e6 + 5e6 + 5) / 1e9,
+            ('parameters of the teacher', 'lower the sizes of teacher.model'),
+        ),
+        ({'communication__hidden': 2**31 - 1}, None, ('optimizer state', 'communication')),
+        # What a round starts from: 5 and 3 of the student and 7 of the teacher, of two seeds' eight examples.
+        (
+            {'td__rounds': 10**9},
+            (10**9 - 1) * 2 * 8 * 4 * (5 + 3 + 7) / 1e9,
+            ('conversation', 'lower td.rounds'),
+        ),
+        ({'model__hidden': (2**31 - 1, 2**31 - 1), 'method': 'supervised'}, None, ('parameters',)),
+    ],
+)
+def test_what_cannot_fit_is_refused_with_its_size(changes, gigabytes, words, small_config, tmp_path):
+    said = refusal(small_config(**changes), tmp_path / 'run')
+    for word in (*words, 'this run needs at least ', f'has {devices_memory.of_machine() / 1e9:,.1f} GB'):
+        assert word in said
+    if gigabytes:
+        found = float(re.search(r'at least ([\d,.]+) GB', said)[1].replace(',', ''))
+        np.testing.assert_allclose(found, gigabytes, rtol=1e-4)
+
+
+def test_a_run_fits_to_the_byte(small_config, tmp_path, monkeypatch):
+    """Students, two moments each, the counts of both groups, fifty images with their labels."""
+    config = small_config(method='supervised')
+    # 2 seeds; a count of steps for each of the two groups of parameters.
+    needed = 4 * (2 * 3 * PARAMETERS + 2 * 2 + 50 * (64 + 1))
+    monkeypatch.setattr(devices_memory, 'of_device', lambda device: needed)
+    assert preflight.check(config, tmp_path / 'run').source.name == 'digits 5, 6, 7, 8, 9'
+    monkeypatch.setattr(devices_memory, 'of_device', lambda device: needed - 1)
+    with pytest.raises(UserError, match='this run needs at least'):
+        preflight.check(config, tmp_path / 'run')
+
+
+def test_the_states_that_a_teacher_keeps_are_counted(small_config, tmp_path, monkeypatch):
+    """Of fifty images: 7, 11 and 5 numbers."""
+    monkeypatch.setattr(devices_memory, 'of_device', lambda device: 10)
+    monkeypatch.setattr(memory, 'check_parameters', lambda *arguments: None)
+    with pytest.raises(UserError) as raised:
+        preflight.check(small_config(num_seeds=1), tmp_path / 'run')
+    assert 'on a device that has 0.0 GB' in str(raised.value)
+    parts = {}
+    monkeypatch.setattr(memory, '_compare', lambda mesh, found: parts.update(found))
+    preflight.check(small_config(), tmp_path / 'run')
+    assert parts["teacher's states"][0] == 50 * 4 * (7 + 11 + 5)
+    parts.clear()
+    preflight.check(small_config(teacher__inputs='varied'), tmp_path / 'run')
+    assert "teacher's states" not in parts
+
+
+def test_a_checkpoint_has_to_fit_on_the_machine(small_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(devices_memory, 'of_device', lambda device: 10**15)
+    said = refusal(small_config(model__hidden=(10**6, 10**6)), tmp_path / 'run')
+    assert re.match(r'a checkpoint of this run is 24,\d{3}\.\d GB, but this machine has ', said)
+
+
+def test_a_device_that_is_full_after_all_is_one_line():
+    """A hundred terabytes, as JAX refuses them."""
+    with (
+        pytest.raises(UserError, match=r'^a device has too little memory for this run') as raised,
+        memory.told(),
+    ):
+        jax.numpy.zeros(25 * 10**12, np.float32).block_until_ready()
+    assert len(str(raised.value).splitlines()) == 1
+    with pytest.raises(ZeroDivisionError), memory.told():
+        print(1 / 0)
+
+
+def test_cpu_devices_share_the_memory_of_the_machine():
+    (device,) = jax.local_devices()
+    assert devices_memory.of_device(device) == devices_memory.of_machine()
+    total = int(re.search(r'MemTotal: +(\d+) kB', pathlib.Path('/proc/meminfo').read_text())[1])
+    assert 0 < devices_memory.of_machine() <= 1024 * total
+
+
+# --- Models that cannot be compared ----------------------------------------------------------------
+
+VIT = {'name': 'vit', 'width': 8, 'layers': 2, 'mlp': 8, 'heads': 2, 'split': 1, 'patch': 8}
+MLP = {'name': 'mlp', 'hidden': (6, 4), 'split': 1}
+# (student, teacher), whether their states can be compared
+PAIRS = {
+    'same patch, other widths': (VIT, {**VIT, 'width': 12}, True),
+    'same patch, other depths': (VIT, {**VIT, 'layers': 3}, True),
+    'a smaller patch': ({**VIT, 'patch': 4}, VIT, False),
+    'a larger patch': ({**VIT, 'patch': 16}, VIT, False),
+    'MLP and ViT': (MLP, VIT, False),
+    'ViT and MLP': (VIT, MLP, False),
+    'MLP and MLP': (MLP, {**MLP, 'hidden': (7, 5, 3)}, True),
+}
+
+
+def pair_config(method, pair, **changes):
+    student, teacher, _ = PAIRS[pair]
+    config = vit_tiny_cifar10.get_config()
+    config.method = method
+    config.num_seeds, config.num_steps, config.batch_size, config.eval_batch_size = 1, 2, 8, 500
+    config.optimizer.warmup_steps = config.teacher.optimizer.warmup_steps = 0
+    config.teacher.num_steps = 2
+    config.dataset.image_size = 16
+    config.dataset.examples_per_class = config.teacher.dataset.examples_per_class = 4
+    config.model.update(student)
+    config.model.initial = 'random'
+    config.teacher.model.update(teacher)
+    config.communication.hidden = config.communication.message = 4
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+def compares_states(method):
+    return 'states' in objectives.METHODS[method].reads
+
+
+@pytest.mark.usefixtures('cifar10_data')
+@pytest.mark.parametrize('pair', PAIRS)
+@pytest.mark.parametrize('method', objectives.METHODS)
+def test_states_that_cannot_be_compared_are_refused_first(method, pair, tmp_path):
+    config = pair_config(method, pair)
+    if PAIRS[pair][2] or not compares_states(method):
+        # The whole step was traced: it can be compiled.
+        assert preflight.check(config, tmp_path / 'run').source.task == 'classification'
+        assert not (tmp_path / 'run').exists()
+        return
+    said = refusal(config, tmp_path / 'run')
+    assert f'method {method} compares states, but those of the student have ' in said
+    assert 'tokens' in said
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures('cifar10_data')
+@pytest.mark.parametrize(
+    ('method', 'pair'),
+    [('ld', pair) for pair, (_, _, fits) in PAIRS.items() if not fits]
+    + [(method, 'same patch, other widths') for method in objectives.METHODS],
+)
+def test_what_is_not_refused_trains(method, pair, tmp_path):
+    assert np.isfinite(train(pair_config(method, pair), tmp_path)['mean'])
+
+
+@pytest.mark.usefixtures('cifar10_data')
+def test_states_that_no_weight_compares_may_differ(tmp_path):
+    weights = {f'td.weights.{term}': 0.0 for term in ('interact', 'message', 'state')}
+    config = pair_config('td', 'a smaller patch', **weights, **{'td.weights.logits': 1.0})
+    assert preflight.check(config, tmp_path / 'run').teacher is None
+
+
+@pytest.mark.usefixtures('cifar10_data')
+def test_a_student_that_cannot_start_from_its_teacher_is_refused(tmp_path):
+    config = pair_config('supervised', 'a smaller patch')
+    config.model.initial = 'teacher'
+    assert 'model.initial is teacher, but ' in refusal(config, tmp_path / 'run')
+
+
+def test_what_jax_refuses_to_trace_is_one_line(small_config, tmp_path, monkeypatch):
+    def fails(*arguments):
+        raise TypeError('shapes (3,) and (4,)\nare long to tell')
+
+    monkeypatch.setattr(assembly, 'abstract', fails)
+    said = refusal(small_config(), tmp_path / 'run')
+    assert said == 'method td cannot be computed for the models as they are: shapes (3,) and (4,)'
+
+
+# --- Teachers that cannot teach --------------------------------------------------------------------
+
+
+def golden_config(checkpoint, **changes):
+    """A student of the golden ViT, which knows ten classes."""
+    config = pair_config('ld', 'same patch, other depths')
+    config.dataset.image_size = 32
+    config.teacher.pretrained = str(checkpoint)
+    config.dataset.classes = ()
+    config.teacher.labels = 'shared'
+    config.teacher.model.update({'width': 48, 'layers': 6, 'mlp': 96, 'heads': 4})
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+def test_a_teacher_that_is_not_finite_is_refused_by_parameter(small_config, tmp_path):
+    place = tmp_path / 'teacher'
+    train(config_lib.teacher_run(small_config()), place)
+    saved = place / 'checkpoints'
+    arrays = checkpoints.read(saved, 4, checkpoints.described(saved, 4))
+    arrays['params/student/output_layer/bias'] = np.full((1, 5), np.nan, np.float32)
+    shutil.rmtree(saved / '4')
+    with contextlib.closing(checkpoints.Checkpoints(saved)) as again:
+        again.save(4, arrays, {'teacher': None})
+    said = refusal(small_config(teacher__checkpoint=str(place)), tmp_path / 'run')
+    assert said == f'the teacher in {place} cannot teach: its parameter output_layer/bias is not finite.'
+
+
+@pytest.mark.usefixtures('cifar10_data')
+def test_a_teacher_whose_predictions_are_not_finite_is_refused(tmp_path):
+    """Finite parameters, whose products overflow."""
+    arrays = {
+        name: np.full_like(array, 3e38) if name == 'head/kernel' else array
+        for name, array in np.load(GOLDEN).items()
+    }
+    np.savez(tmp_path / 'large.npz', **arrays)
+    with pytest.raises(UserError, match=r'^the teacher cannot teach: its accuracy on cifar10 .* is nan\.'):
+        train(golden_config(tmp_path / 'large.npz'), tmp_path / 'run')
+    assert not (tmp_path / 'run' / 'config.json').exists()
+
+
+# --- What a refused run leaves ---------------------------------------------------------------------
+
+# The first loss is finite; the second is that of parameters near 1e30.
+EXPLODING = {'optimizer__name': 'sgd', 'optimizer__learning_rate': 1e30, 'save_every': 6}
+
+
+@pytest.mark.parametrize(
+    'changes',
+    [
+        {'seed': 2**31},
+        {'num_seeds': 10**9},
+        {'dataset__classes': (5, 11)},
+        {'method': 'supervised', **EXPLODING},
+        EXPLODING,
+        {f'teacher__{key}': value for key, value in EXPLODING.items() if key != 'save_every'},
+    ],
+)
+def test_after_a_refusal_the_mended_command_works(changes, small_config, tmp_path):
+    with pytest.raises(UserError):
+        train(small_config(**changes), tmp_path / 'run')
+    assert not (tmp_path / 'run' / 'config.json').exists()
+    # Another config than the one that was refused, in more than what was wrong.
+    result = train(small_config(model__hidden=(6, 3), log_every=3), tmp_path / 'run')
+    assert result['steps'] == 6
+
+
+def test_a_first_save_that_fails_leaves_no_config(small_config, tmp_path, monkeypatch):
+    def fails(*arguments):
+        raise UserError('the disk is full')
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints.Checkpoints, 'save', fails)
+        with pytest.raises(UserError, match='the disk is full'):
+            train(small_config(method='supervised'), tmp_path)
+    assert not (tmp_path / 'config.json').exists()
+    assert train(small_config(method='supervised', model__hidden=(6, 3)), tmp_path)['steps'] == 6
+
+
+def test_a_refusal_after_a_save_keeps_what_was_saved(small_config, tmp_path):
+    bad = {**EXPLODING, 'save_every': 1, 'method': 'supervised'}
+    with pytest.raises(UserError, match=r'is as it was before\. Lower optimizer.* with another --workdir\.$'):
+        train(small_config(**bad), tmp_path)
+    assert (tmp_path / 'config.json').exists()
+    with pytest.raises(UserError, match='holds a run with another config'):
+        train(small_config(method='supervised'), tmp_path)
+
+
+def test_nothing_saved_is_said(small_config, tmp_path):
+    with pytest.raises(UserError, match=r'; nothing is saved\. Lower .*, with the same --workdir\.$'):
+        train(small_config(method='supervised', **EXPLODING), tmp_path)

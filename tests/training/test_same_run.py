@@ -1,0 +1,206 @@
+"""What makes two runs the same: what may change between two calls, and what is refused."""
+
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import pytest
+from etils import epath
+
+from td_jax import config as config_lib
+from td_jax.errors import UserError
+from td_jax.reproduction import cells
+from td_jax.training import loop, teachers
+from td_jax.training.run import train
+
+ROOT = pathlib.Path(__file__).parents[2]
+SMALL = {'model__dropout': 0.2, 'teacher__num_steps': 2, 'num_steps': 4}
+
+
+def changed(config, **changes):
+    """A copy of a config with some other values, keys as in small_config."""
+    other = config.copy_and_resolve_references()
+    other.update_from_flattened_dict({key.replace('__', '.'): value for key, value in changes.items()})
+    return other
+
+
+def never(self):
+    """In the place of a Loop's `finish`, where nothing is to be trained."""
+    raise AssertionError(f'{self.workdir} is trained')
+
+
+@pytest.fixture(scope='module')
+def made(small_config, tmp_path_factory):
+    """(config, workdir) of a finished run of TD with a teacher of its own; copy it before it is changed."""
+    config, folder = small_config(**SMALL), tmp_path_factory.mktemp('same') / 'run'
+    train(config, folder)
+    return config, folder
+
+
+@pytest.fixture
+def copied(made, tmp_path):
+    config, folder = made
+    return config, shutil.copytree(folder, tmp_path / 'run')
+
+
+# What has no effect, at values that it does not have in the small config.
+ANOTHER_WAY = {
+    'save_every': 3,
+    'log_every': 1,
+    'eval_batch_size': 7,
+    'mesh__data': 1,
+    'td__remat_policy': 'nothing_saveable',
+    'eval_every': 3,
+}
+
+
+def test_what_has_no_effect_has_none_on_the_result(made, tmp_path):
+    config, folder = made
+    shutil.copytree(folder / 'teacher', tmp_path / 'run' / 'teacher')
+    result = train(changed(config, **ANOTHER_WAY), tmp_path / 'run')
+    before = json.loads((folder / 'result.json').read_text())
+    assert result['values'] == before['values']
+    assert result['teacher_fingerprint'] == before['teacher_fingerprint']
+
+
+def test_what_has_no_effect_may_change_between_two_calls(copied, monkeypatch, capsys):
+    config, folder = copied
+    other = changed(config, **ANOTHER_WAY, ld__weights__logits=7.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Loop, 'finish', never)
+        assert train(other, folder)['steps'] == 4
+    assert train(changed(other, num_steps=6), folder)['steps'] == 6
+    assert 'continues at step 4 of 6' in capsys.readouterr().err
+    # The config that is there is then the one that was called last.
+    assert json.loads((folder / 'config.json').read_text())['save_every'] == 3
+
+
+TWO_DEVICES = """
+import json, pathlib, sys
+from etils import epath
+from td_jax import config as config_lib
+from td_jax.training.run import train
+folder = epath.Path(sys.argv[1])
+config = config_lib.from_json(json.loads((folder / 'config.json').read_text()))
+config.mesh.data, config.mesh.fsdp, config.num_steps = 1, 2, 6
+print(json.dumps(train(config, folder)['values']))
+"""
+
+
+def test_a_run_continues_on_other_devices(made, tmp_path):
+    config, folder = made
+    one, two = (shutil.copytree(folder, tmp_path / name) for name in ('one', 'two'))
+    done = subprocess.run(
+        [sys.executable, '-c', TWO_DEVICES, str(two)],
+        cwd=ROOT,
+        env={**os.environ, 'XLA_FLAGS': '--xla_force_host_platform_device_count=2', 'JAX_PLATFORMS': 'cpu'},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert 'continues at step 4 of 6' in done.stderr
+    assert json.loads(done.stdout) == pytest.approx(
+        train(changed(config, num_steps=6), one)['values'], abs=2e-3
+    )
+
+
+def test_a_key_that_is_not_in_a_stored_config_is_at_its_default(copied, monkeypatch):
+    config, folder = copied
+    stored = json.loads((folder / 'config.json').read_text())
+    del stored['td']['noise_std'], stored['teacher']['optimizer']
+    (folder / 'config.json').write_text(json.dumps(stored))
+    monkeypatch.setattr(loop.Loop, 'finish', never)
+    assert train(config, folder)['steps'] == 4
+    with pytest.raises(UserError, match=r'config: td\.noise_std \(0\.0 there, 0\.5 here\)\. Choose'):
+        train(changed(config, td__noise_std=0.5), folder)
+
+
+def test_a_key_that_is_not_known_is_refused_by_name(copied):
+    config, folder = copied
+    stored = json.loads((folder / 'config.json').read_text())
+    stored['td']['weights']['angle'] = 0.5
+    (folder / 'config.json').write_text(json.dumps(stored))
+    with pytest.raises(
+        UserError, match=r'td\.weights\.angle \(0\.5 there, not known to this version of td_jax\)'
+    ):
+        train(config, folder)
+
+
+# --- The teacher's place ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def taught(made, tmp_path):
+    """(config, workdir) of a finished run with a teacher in a folder of its own, and that folder."""
+    config, folder = made
+    teacher = shutil.copytree(folder / 'teacher', tmp_path / 'teacher')
+    config = changed(config, teacher__checkpoint=str(teacher))
+    train(config, tmp_path / 'run')
+    return config, tmp_path / 'run', teacher
+
+
+def test_a_teacher_is_known_by_its_fingerprint_wherever_it_lies(taught, tmp_path, monkeypatch):
+    config, folder, teacher = taught
+    result = json.loads((folder / 'result.json').read_text())
+    moved = changed(config, teacher__checkpoint=str(teacher.rename(tmp_path / 'moved')))
+    monkeypatch.setattr(loop.Loop, 'finish', never)
+    assert train(moved, folder) == result
+
+
+def test_a_result_of_another_teacher_is_refused(taught, tmp_path):
+    config, folder, _ = taught
+    train(changed(config_lib.teacher_run(config), seed=5), tmp_path / 'other')
+    for place in (str(tmp_path / 'other'), ''):
+        with pytest.raises(UserError, match=r'holds a run with another teacher: teacher\.checkpoint \(/'):
+            train(changed(config, teacher__checkpoint=place), folder)
+
+
+def test_a_folder_of_runs_may_be_moved(small_config, tmp_path, monkeypatch):
+    root = epath.Path(tmp_path / 'here')
+    config = small_config(method='ld', **SMALL)
+    result = cells.run_cell(root, config)
+    teacher = cells.teacher_folder(root, config)
+    there = epath.Path((tmp_path / 'here').rename(tmp_path / 'there'))
+    monkeypatch.setattr(loop.Loop, 'finish', never)
+    assert cells.stored_cell(there, config) == cells.run_cell(there, config) == result
+    # What reads a finished run back finds the teacher beside it.
+    run = teachers.finished_with_teacher(cells.run_folder(there, config))
+    assert run.config.teacher.checkpoint == str(there / teacher.relative_to(root))
+
+
+def test_a_run_is_not_read_back_with_another_teacher(taught, tmp_path):
+    config, folder, teacher = taught
+    shutil.rmtree(teacher)
+    train(changed(config_lib.teacher_run(config), seed=5), teacher)
+    with pytest.raises(UserError, match=f'the teacher in {teacher} is not the one that taught {folder}'):
+        teachers.finished_with_teacher(epath.Path(folder))
+
+
+# --- Checkpoints that are none of this run ---------------------------------------------------------
+
+
+def test_a_checkpoint_beyond_the_last_step_is_refused(copied):
+    config, folder = copied
+    shutil.copytree(folder / 'checkpoints' / '4', folder / 'checkpoints' / '8')
+    for name in (None, 'result.json'):
+        if name:
+            (folder / name).unlink()
+        with pytest.raises(
+            UserError, match='has a checkpoint of step 8, which is beyond num_steps=4; delete it'
+        ):
+            train(config, folder)
+    shutil.rmtree(folder / 'checkpoints' / '8')
+    assert train(config, folder)['steps'] == 4
+
+
+def test_a_checkpoint_under_another_name_is_refused(copied):
+    config, folder = copied
+    copy = shutil.copytree(folder / 'checkpoints' / '4', folder / 'checkpoints' / '6')
+    with pytest.raises(UserError, match=f'{copy} is the checkpoint of step 4 under another name; delete it'):
+        train(changed(config, num_steps=8), folder)
+    shutil.rmtree(copy)
+    assert train(changed(config, num_steps=8), folder)['steps'] == 8
