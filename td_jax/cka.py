@@ -17,7 +17,10 @@ def main():
     )
     examples = flags.DEFINE_integer('examples', 20, 'Evaluation examples of each class.')
     seed_index = flags.DEFINE_integer(
-        'seed_index', 0, 'Which seed of each run, counted from 0.', lower_bound=0
+        'seed_index', None, 'Which seed of each run, counted from 0; by default all.', lower_bound=0
+    )
+    estimator = flags.DEFINE_enum(
+        'estimator', 'debiased', list(cka.ESTIMATORS), 'How CKA is estimated from the examples.'
     )
     output = flags.DEFINE_string(
         'output', None, f'Folder that gets {cka.NUMBERS} and {cka.PICTURE}; by default the first run.'
@@ -28,7 +31,7 @@ def main():
         target = workdir.resolve(output.value) if output.value else paths[0]
         if target.exists() and not target.is_dir():
             raise UserError(f'--output {target} is no folder; choose another one.')
-        found = cka.analyse(paths, examples.value, seed_index.value)
+        found = cka.analyse(paths, examples.value, estimator.value, seed_index.value)
         cka.save(found, target)
         print(f'{cka.to_markdown(found)}\n\n{target / cka.NUMBERS}\n{target / cka.PICTURE}')
 

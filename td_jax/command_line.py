@@ -33,6 +33,11 @@ def define_config():
     return holder
 
 
+def typed_keys() -> list[str]:
+    """The keys of the config that were set on the command line."""
+    return list(config_flags.get_override_values(flags.FLAGS['config']))
+
+
 def run(command, required):
     """Parses flags, runs `command()` and exits.
 

@@ -4,7 +4,6 @@ python -m td_jax.main --config=configs/movielens.py --workdir=runs/drama --confi
 """
 
 from absl import flags
-from ml_collections import config_flags
 
 import td_jax
 from td_jax import command_line
@@ -33,10 +32,9 @@ def main():
         processes.start(coordinator.value, num_processes.value, process_id.value, cluster.value)
         processes.stop_on_sigterm()
         with processes.ending_together():
-            typed = config_flags.get_override_values(flags.FLAGS['config'])
             config_lib.check(config.value)
-            for key, reason in config_lib.without_effect(config.value, typed).items():
-                processes.say(f'{key} has no effect: {reason}')
+            for line in config_lib.said_of(config.value, command_line.typed_keys()):
+                processes.say(line)
             result = train(config.value, workdir.resolve(folder.value))
             if processes.is_main():
                 print(describe(result))

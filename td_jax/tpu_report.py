@@ -9,7 +9,9 @@ import jax
 from absl import flags
 
 from td_jax import command_line
+from td_jax import config as config_lib
 from td_jax.analysis import tpu
+from td_jax.devices import processes
 
 
 def main():
@@ -20,6 +22,9 @@ def main():
     def command():
         # Only compiles: no device of this machine is of any use.
         jax.config.update('jax_platforms', 'cpu')
+        config_lib.check(config.value)
+        for line in config_lib.said_of(config.value, command_line.typed_keys()):
+            processes.say(line)
         found = tpu.report(config.value, name.value)
         print(json.dumps(found, indent=2) if as_json.value else tpu.describe(found))
 

@@ -80,7 +80,12 @@ ALLOWED = {
         'td_jax.models.base',
         'td_jax.training.train_step',
     },
-    'td_jax.training.evaluation': {'td_jax.data.base', 'td_jax.devices', 'td_jax.models.base'},
+    'td_jax.training.evaluation': {
+        'td_jax.data.base',
+        'td_jax.devices',
+        'td_jax.method',
+        'td_jax.models.base',
+    },
     'td_jax.training': {
         'td_jax.errors',
         'td_jax.config',
@@ -91,6 +96,7 @@ ALLOWED = {
         'td_jax.models',
         'td_jax.pretrained',
     },
+    'td_jax.statistics': set(),
     'td_jax.reproduction.tables': {'td_jax.config'},
     'td_jax.reproduction': {
         'configs.common',
@@ -100,6 +106,7 @@ ALLOWED = {
         'td_jax.devices',
         'td_jax.files',
         'td_jax.method',
+        'td_jax.statistics',
         'td_jax.training',
     },
     'td_jax.analysis.heat_map': set(),
@@ -111,6 +118,7 @@ ALLOWED = {
         'td_jax.files',
         'td_jax.method',
         'td_jax.models',
+        'td_jax.statistics',
         'td_jax.training',
     },
 }

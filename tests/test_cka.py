@@ -46,7 +46,7 @@ def test_the_command_writes_numbers_and_a_picture(runs, tmp_path):
     assert sorted(path.name for path in output.iterdir()) == ['cka.json', 'cka.png']
     assert (content['examples'], content['split'], content['left_out']) == (20, 'test', {})
     assert content['examples_by_class'] == dict.fromkeys('56789', 20)
-    assert 'biased' in content['estimator']
+    assert content['estimator'].startswith('linear CKA, debiased')
     assert content['versions'].keys() == {'jax', 'flax', 'numpy', 'td_jax'}
     ours, theirs = ('s_g', 'e_g', 'm_g'), ('s_h', 'e_h', 'm_h')
     pairs = {
@@ -57,27 +57,35 @@ def test_the_command_writes_numbers_and_a_picture(runs, tmp_path):
         assert list(content['cka'][method]) == list('56789')
         for row in content['cka'][method].values():
             assert list(row) == names
-            assert all(0 <= value <= 1 for value in row.values())
+            assert all(-1 <= value <= 1 for value in row.values())
+        assert list(content['by_seed'][method]) == ['0', '1']
         for name in names:
-            mean = np.mean([row[name] for row in content['cka'][method].values()])
-            assert content['mean'][method][name] == pytest.approx(mean)
+            by_class = [row[name] for row in content['cka'][method].values()]
+            by_seed = [row[name] for row in content['by_seed'][method].values()]
+            assert np.mean(by_class) == pytest.approx(np.mean(by_seed))
     picture = (output / 'cka.png').read_bytes()
     assert picture[:8] == b'\x89PNG\r\n\x1a\n'
     width, height = (int.from_bytes(picture[i : i + 4], 'big') for i in (16, 20))
     assert width > 300
     assert height > 300
     lines = out.splitlines()
-    assert lines[:2] == ['| student, teacher | td | ld |', '| --- | --- | --- |']
-    mean = content['mean']
-    assert lines[2] == f'| s_g, s_h | {mean["td"]["s_g,s_h"]:.3f} | {mean["ld"]["s_g,s_h"]:.3f} |'
-    assert lines[10] == f'| m_g, m_h | {mean["td"]["m_g,m_h"]:.3f} |  |'
+    assert lines[:2] == ['| student, teacher | td | ld | ld less td, paired |', '| --- | --- | --- | --- |']
+    mean = np.mean([row['s_g,s_h'] for row in content['by_seed']['td'].values()])
+    assert lines[2].startswith(f'| s_g, s_h | {mean:.3f} ± ')
+    assert lines[10].startswith('| m_g, m_h | ')
+    assert lines[10].endswith(' |  |  |')
     assert lines[-2:] == [str(output / 'cka.json'), str(output / 'cka.png')]
 
 
 @pytest.mark.parametrize(
     ('arguments', 'text'),
     [
-        (['--workdir=RUN', '--examples=1'], '--examples is 1; CKA needs at least 3'),
+        (['--workdir=RUN', '--examples=3'], '--examples is 3; debiased CKA needs at least 4'),
+        (
+            ['--workdir=RUN', '--estimator=biased', '--examples=2'],
+            'is 2; biased CKA needs at least 3',
+        ),
+        (['--workdir=RUN', '--estimator=unbiased'], '--estimator=unbiased'),
         (['--workdir=RUN', '--output=RUN/config.json'], 'is no folder'),
         (['--workdir=RUN,'], 'RUN, has an empty name in its list'),
         (['--workdir=RUN', '--seed_index=2'], '--seed_index is 2, but RUN has 2 seeds, counted from 0.'),

@@ -56,3 +56,24 @@ def test_what_is_right_is_run():
         check=False,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, 'ran\n', '')
+
+
+def test_a_typed_knob_without_effect_is_said():
+    """Before anything else of the run, which is then refused for its batch."""
+    knobs = {'method': 'ld', 'td.rounds': 3, 'num_steps': 5, 'batch_size': 10_000}
+    done = subprocess.run(
+        [
+            *(sys.executable, '-m', 'td_jax.main', '--config=configs/digits.py', '--workdir=never'),
+            *(f'--config.{key}={value}' for key, value in knobs.items()),
+        ],
+        cwd=ROOT,
+        env=os.environ,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    said, refused = done.stderr.splitlines()
+    assert said == 'td.rounds has no effect: method is ld'
+    assert refused.startswith('td_jax: batch_size is 10000')
+    assert not (ROOT / 'never').exists()

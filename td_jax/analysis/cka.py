@@ -1,37 +1,32 @@
 """How alike a student's representations are to its teacher's, class by class (arXiv 2310.03188, Figure 3).
 
 For each class, linear CKA over some evaluation examples between what the student computes (s_g, e_g and its
-message m_g) and what the teacher does (s_h, e_h, m_h). The paper shows m_g beside s_h and e_h; m_h is added.
-Several runs, say of TD and of a one-way method, stand side by side. A method without encoders has no
-messages, and its heat map no rows and columns for them.
+message m_g) and what the teacher does (s_h, e_h, m_h), for every seed of a run. The paper shows m_g beside
+s_h and e_h; m_h is added. Several runs, say of TD and of a one-way method, stand side by side. A method
+without encoders has no messages, and its heat map no rows and columns for them.
 """
 
 import json
-import os
-import pathlib
-import tempfile
+from collections.abc import Callable
 from typing import NamedTuple
 
 import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 
 import td_jax
+from td_jax import statistics
 from td_jax.analysis import heat_map
 from td_jax.data import base as data
 from td_jax.errors import UserError
+from td_jax.files import workdir
 from td_jax.method import objectives
 from td_jax.models import base
 from td_jax.training import finished as finished_runs
 from td_jax.training import teachers, train_step
 
-ESTIMATOR = (
-    'linear CKA, the biased estimator from HSIC: |Yc^T Xc|^2 / (|Xc^T Xc| |Yc^T Yc|), Frobenius norms, '
-    'features centred over examples, tokens flattened (Kornblith et al. 2019); 0 where features are constant'
-)
-# Two centred examples are v and -v, whatever the features: their CKA is always 1 and says nothing.
-FEWEST = 3
 NUMBERS, PICTURE = 'cka.json', 'cka.png'
 STUDENT, TEACHER = ('s_g', 'e_g', 'm_g'), ('s_h', 'e_h', 'm_h')
 
@@ -71,37 +66,97 @@ def gram(x) -> np.ndarray:
     return centred @ centred.T
 
 
-def alignment(gram_x, gram_y) -> float:
-    """CKA of two Gram matrices: <K, L> / (|K| |L|), between 0 and 1; 0 where one of them is all zeros."""
-    if gram_x.shape != gram_y.shape:
-        raise ValueError(f'Grams {gram_x.shape} and {gram_y.shape} are not of the same examples.')
-    norms = np.linalg.norm(gram_x) * np.linalg.norm(gram_y)
-    return float(np.clip(np.sum(gram_x * gram_y) / norms, 0.0, 1.0)) if norms else 0.0
+def u_centred(k) -> np.ndarray:
+    """A Gram matrix without its diagonal and what its rows and columns have in common.
+
+        K_ij - sum_l K_il / (n - 2) - sum_l K_lj / (n - 2) + sum_kl K_kl / ((n - 1) (n - 2)),  0 for i = j
+
+    with sums that leave out the diagonal. The sum of the products of two of them, over n (n - 3), is the
+    unbiased estimator of HSIC of Song et al. 2012 (Székely and Rizzo 2014 write it so).
+
+    Args:
+      k: [n, n], of n >= 4 examples.
+
+    Returns:
+      [n, n]; all zeros where only rounding is left, as where one example alone differs from the others
+    """
+    n = len(k)
+    without = k - np.diag(np.diag(k))
+    sums = without.sum(axis=1)
+    centred = without - (sums[:, None] + sums[None, :]) / (n - 2) + sums.sum() / ((n - 1) * (n - 2))
+    np.fill_diagonal(centred, 0.0)
+    rounding = n * n * np.finfo(np.float64).eps
+    return centred if np.linalg.norm(centred) > rounding * np.linalg.norm(k) else np.zeros_like(k)
 
 
-def linear_cka(x, y) -> float:
-    """Linear CKA of two representations of the same examples.
+class Estimator(NamedTuple):
+    """How CKA is estimated from examples: <C(K), C(L)> / (|C(K)| |C(L)|) of Gram matrices K and L."""
 
-        CKA(X, Y) = |Yc^T Xc|^2 / (|Xc^T Xc| |Yc^T Yc|)
+    centre: Callable[[np.ndarray], np.ndarray]  # C, of a Gram matrix whose features are centred
+    fewest: int  # examples of which the number says something
+    lowest: float  # that it can be
+    text: str
 
-    with Frobenius norms, Xc and Yc centred over examples (Kornblith et al. 2019, section 3): the biased
-    estimator, HSIC(X, Y) / sqrt(HSIC(X, X) HSIC(Y, Y)). It is computed from the Gram matrices of the
-    examples, whose size does not depend on the number of features. With few examples and many features it
-    is far above 0 even for representations that have nothing in common: compare numbers of the same examples
-    and similar widths.
+
+ESTIMATORS = {
+    'debiased': Estimator(
+        u_centred,
+        # Of three nothing is left once rows and columns are centred.
+        4,
+        -1.0,
+        'linear CKA, debiased: the unbiased HSIC of Song et al. 2012 in the place of each HSIC (Nguyen, '
+        'Raghu and Kornblith 2020), tokens flattened; about 0 for independent features; 0 where features are '
+        'constant',
+    ),
+    'biased': Estimator(
+        lambda k: k,
+        # Two centred examples are v and -v, whatever the features: their CKA is always 1.
+        3,
+        0.0,
+        'linear CKA, the biased estimator from HSIC: |Yc^T Xc|^2 / (|Xc^T Xc| |Yc^T Yc|), Frobenius norms, '
+        'features centred over examples, tokens flattened (Kornblith et al. 2019); far above 0 for '
+        'independent features if they are many; 0 where features are constant',
+    ),
+}
+
+
+def alignment(k, ell, estimator: Estimator) -> float:
+    """CKA of two Gram matrices; 0 where one of them is all zeros.
+
+    Args:
+      k, ell: [n, n], as `gram` gives them, of the same examples.
+      estimator: of ESTIMATORS.
+    """
+    if k.shape != ell.shape:
+        raise ValueError(f'Grams {k.shape} and {ell.shape} are not of the same examples.')
+    k, ell = estimator.centre(k), estimator.centre(ell)
+    norms = np.linalg.norm(k) * np.linalg.norm(ell)
+    return float(np.clip(np.sum(k * ell) / norms, estimator.lowest, 1.0)) if norms else 0.0
+
+
+def linear_cka(x, y, estimator: str = 'debiased') -> float:
+    """Linear CKA of two representations of the same examples, HSIC(X, Y) / sqrt(HSIC(X, X) HSIC(Y, Y)).
+
+    `biased` is |Yc^T Xc|^2 / (|Xc^T Xc| |Yc^T Yc|) with Frobenius norms, Xc and Yc centred over examples
+    (Kornblith et al. 2019, section 3). With few examples and many features it is far above 0 even for
+    representations that have nothing in common, and more so the more features there are. `debiased` has the
+    unbiased estimator of Song et al. 2012 in the place of each HSIC, as Nguyen, Raghu and Kornblith 2020:
+    about 0 for those, and sometimes below. Both are computed from the Gram matrices of the examples, whose
+    size does not depend on the number of features.
 
     Args:
       x: [n, ...]
-      y: [n, ...], of the same n >= 2 examples.
+      y: [n, ...], of the same examples, 4 or more (biased: 2).
+      estimator: a name of ESTIMATORS.
 
     Returns:
-      Between 0 and 1. 1 for representations that are alike but for a rotation, a scale and a shift; 0 where
-      one of them is the same for all examples.
+      At most 1, which it is for representations that are alike but for a rotation, a scale and a shift; 0
+      where one of them is the same for all examples.
 
     Raises:
-      ValueError: fewer than two examples, another number of them in y, or numbers that are not finite.
+      ValueError: too few examples, another number of them in y, or numbers that are not finite.
     """
-    return alignment(gram(x), gram(y))
+    return alignment(gram(x), gram(y), ESTIMATORS[estimator])
 
 
 # --- The representations ---------------------------------------------------------------------------
@@ -175,15 +230,18 @@ def states_of(finished: finished_runs.Finished):
     return states
 
 
-def compare(finished: finished_runs.Finished, classes: dict) -> dict[int, dict[str, float]]:
+def compare(
+    finished: finished_runs.Finished, classes: dict, estimator: Estimator
+) -> dict[int, dict[str, float]]:
     """CKA of each class between all that the student and the teacher have.
 
     Args:
       finished: a run with a teacher.
-      classes: {class: examples}, at least two of each.
+      classes: {class: examples}, enough of each.
+      estimator: of ESTIMATORS.
 
     Returns:
-      {class: {'s_g,s_h': between 0 and 1, ...}}
+      {class: {'s_g,s_h': at most 1, ...}}
 
     Raises:
       UserError: a model computes numbers that are not finite.
@@ -198,7 +256,7 @@ def compare(finished: finished_runs.Finished, classes: dict) -> dict[int, dict[s
                 where = f'class {finished.source.label_names[label]}'
                 raise UserError(f'{name} of {finished.config.method} on {where}: {error}') from error
         values[label] = {
-            f'{ours},{theirs}': alignment(grams[ours], grams[theirs])
+            f'{ours},{theirs}': alignment(grams[ours], grams[theirs], estimator)
             for ours in STUDENT
             for theirs in TEACHER
             if ours in grams and theirs in grams
@@ -212,81 +270,99 @@ def compare(finished: finished_runs.Finished, classes: dict) -> dict[int, dict[s
 class Comparison(NamedTuple):
     """What the command finds."""
 
+    estimator: str
     dataset: str
     split: str
     asked: int  # examples of each class
     used: dict[str, int]  # {class: examples}
     left_out: dict[str, int]  # {class: examples}, too few to compare
-    values: dict[str, dict[str, dict[str, float]]]  # {run: {class: {pair: CKA}}}
-    runs: dict[str, dict]  # {run: where it is and which seed}
+    values: dict[str, dict[int, dict[str, dict[str, float]]]]  # {run: {seed: {class: {pair: CKA}}}}
+    runs: dict[str, dict]  # {run: where it is, and its method}
 
-    def means(self) -> dict[str, dict[str, float]]:
-        """{run: {pair: mean over classes}}."""
+    def by_class(self) -> dict[str, dict[str, dict[str, float]]]:
+        """{run: {class: {pair: mean over seeds}}}."""
         return {
-            run: {pair: float(np.mean([row[pair] for row in rows.values()])) for pair in _pairs(rows)}
-            for run, rows in self.values.items()
+            run: {label: _mean([rows[label] for rows in seeds.values()]) for label in self.used}
+            for run, seeds in self.values.items()
+        }
+
+    def by_seed(self) -> dict[str, dict[int, dict[str, float]]]:
+        """{run: {seed: {pair: mean over classes}}}."""
+        return {
+            run: {seed: _mean(list(rows.values())) for seed, rows in seeds.items()}
+            for run, seeds in self.values.items()
         }
 
 
-def _pairs(rows):
-    """The pairs of a run, the same for all of its classes."""
-    return list(next(iter(rows.values())))
+def _mean(rows):
+    """{pair: mean} of some {pair: value}, which have the same pairs."""
+    return {pair: float(np.mean([row[pair] for row in rows])) for pair in rows[0]}
 
 
-def analyse(folders, examples: int, seed_index: int = 0) -> Comparison:
+def analyse(folders, examples: int, estimator: str, seed_index: int | None = None) -> Comparison:
     """Compares student and teacher of some finished runs on the same examples.
 
     Args:
       folders: paths of their workdirs.
-      examples: of each class; classes that have fewer are compared on what is there, if it is FEWEST.
-      seed_index: which seed of each run, counted from 0.
+      examples: of each class; classes that have fewer are compared on what is there, if it is enough for the
+        estimator.
+      estimator: a name of ESTIMATORS.
+      seed_index: which seed of each run, counted from 0; None for all of them.
 
     Raises:
       UserError: no finished run, one without a teacher or classes, runs of different data, or too few
         examples.
     """
-    if examples < FEWEST:
+    fewest = ESTIMATORS[estimator].fewest
+    if examples < fewest:
         raise UserError(
-            f'--examples is {examples}; CKA needs at least {FEWEST} of a class (of two it is always 1).'
+            f'--examples is {examples}; {estimator} CKA needs at least {fewest} of a class to say anything.'
         )
     if len(set(folders)) < len(folders):
         raise UserError('--workdir names the same folder twice.')
-    runs = [teachers.finished_with_teacher(folder, seed_index) for folder in folders]
-    names = _names(runs, folders)
-    for folder, run in zip(folders, runs, strict=True):
+    firsts = [teachers.finished_with_teacher(folder, seed_index or 0) for folder in folders]
+    names = _names(firsts, folders)
+    for folder, run in zip(folders, firsts, strict=True):
         if run.teacher is None:
             raise UserError(f'{folder} is a run of {run.config.method} without a teacher to compare with.')
         if run.source.task != 'classification':
             raise UserError(f'{folder} is a run on {run.source.name}, which has no classes to compare by.')
-        if _task(run) != _task(runs[0]):
+        if _task(run) != _task(firsts[0]):
             raise UserError(
-                f'{folders[0]} and {folder} are evaluated on different data: {_said(runs[0])}, {_said(run)}.'
+                f'{folders[0]} and {folder} are evaluated on different data: {_said(firsts[0])}, '
+                f'{_said(run)}.'
             )
-    label_names = [str(name) for name in runs[0].source.label_names]
-    found = gather(runs[0].source, examples)
+    label_names = [str(name) for name in firsts[0].source.label_names]
+    found = gather(firsts[0].source, examples)
     counts = {i: len(found[i]['labels']) if i in found else 0 for i in range(len(label_names))}
-    if max(counts.values()) < FEWEST:
-        raise UserError(f'{_said(runs[0])} has no class with {FEWEST} evaluation examples to compare.')
+    if max(counts.values()) < fewest:
+        raise UserError(f'{_said(firsts[0])} has no class with {fewest} evaluation examples to compare.')
     values = {}
-    for name, run in zip(names, runs, strict=True):
+    for name, folder, first in zip(names, folders, firsts, strict=True):
         # Images may be kept at another size for another run.
         own = (
             found
-            if run is runs[0] or isinstance(run.source.evaluation, dict)
-            else gather(run.source, examples)
+            if first is firsts[0] or isinstance(first.source.evaluation, dict)
+            else gather(first.source, examples)
         )
-        compared = compare(run, {i: own[i] for i in own if counts[i] >= FEWEST})
-        values[name] = {label_names[i]: row for i, row in compared.items()}
+        classes = {i: own[i] for i in own if counts[i] >= fewest}
+        values[name] = {}
+        for i in range(first.config.num_seeds) if seed_index is None else [seed_index]:
+            is_first = i == (seed_index or 0)
+            run = first if is_first else teachers.finished_with_teacher(folder, i)
+            compared = compare(run, classes, ESTIMATORS[estimator])
+            values[name][run.config.seed + i] = {label_names[c]: row for c, row in compared.items()}
     return Comparison(
-        dataset=runs[0].source.name,
-        split=runs[0].config.dataset.split,
+        estimator=estimator,
+        dataset=firsts[0].source.name,
+        split=firsts[0].config.dataset.split,
         asked=examples,
-        used={label_names[i]: count for i, count in counts.items() if count >= FEWEST},
-        left_out={label_names[i]: count for i, count in counts.items() if count < FEWEST},
+        used={label_names[i]: count for i, count in counts.items() if count >= fewest},
+        left_out={label_names[i]: count for i, count in counts.items() if count < fewest},
         values=values,
         runs={
-            name: {'workdir': str(folder), 'method': run.config.method, 'seed': run.config.seed + seed_index}
-            for name, folder, run in zip(names, folders, runs, strict=True)
+            name: {'workdir': str(folder), 'method': run.config.method}
+            for name, folder, run in zip(names, folders, firsts, strict=True)
         },
     )
 
@@ -316,15 +392,15 @@ def _said(run):
 def to_json(found: Comparison) -> str:
     """The numbers, and what they are."""
     content = {
-        'estimator': ESTIMATOR,
+        'estimator': ESTIMATORS[found.estimator].text,
         'dataset': found.dataset,
         'split': found.split,
         'examples': found.asked,
         'examples_by_class': found.used,
         'left_out': found.left_out,
         'runs': found.runs,
-        'cka': found.values,
-        'mean': found.means(),
+        'cka': found.by_class(),
+        'by_seed': found.by_seed(),
         'versions': {
             'jax': jax.__version__,
             'flax': flax.__version__,
@@ -336,26 +412,60 @@ def to_json(found: Comparison) -> str:
 
 
 def to_markdown(found: Comparison) -> str:
-    """A table of the means over classes, a row a pair and a column a run, and what is to be said of it."""
-    means = found.means()
-    pairs = [f'{ours},{theirs}' for ours in STUDENT for theirs in TEACHER]
-    rows = [['student, teacher', *means], ['---'] * (1 + len(means))]
-    for pair in pairs:
-        cells = [f'{row[pair]:.3f}' if pair in row else '' for row in means.values()]
+    """A table of the means over classes and seeds, and what is to be said of it.
+
+    A row is a pair; a run's column is beside that of its difference to the first run, paired by seed.
+    """
+    by_seed = found.by_seed()
+    first, *others = by_seed
+    head = ['student, teacher', first]
+    for run in others:
+        head += [run, f'{run} less {first}, paired']
+    rows = [head, ['---'] * len(head)]
+    for pair in (f'{ours},{theirs}' for ours in STUDENT for theirs in TEACHER):
+        cells = [_cell(by_seed[first], pair)]
+        for run in others:
+            cells += [_cell(by_seed[run], pair), _difference(by_seed[run], by_seed[first], pair)]
         if any(cells):
             rows.append([pair.replace(',', ', '), *cells])
     lines = [f'| {" | ".join(row)} |' for row in rows]
-    lines += ['', f'Mean over {len(found.used)} classes of {found.dataset} ({found.split}).']
+    counts = ', '.join(f'{run} {len(seeds)}' for run, seeds in by_seed.items())
+    lines += [
+        '',
+        f'{found.estimator} linear CKA, mean over {len(found.used)} classes of {found.dataset} '
+        f'({found.split}).',
+        f'Seeds: {counts}; ± is half of the 95% t interval over them.',
+    ]
     fewer = [f'{name} ({count})' for name, count in found.used.items() if count < found.asked]
     if fewer:
         lines.append(f'Fewer than {found.asked} examples of {", ".join(fewer)}.')
     if found.left_out:
         gone = ', '.join(f'{name} ({count})' for name, count in found.left_out.items())
-        lines.append(f'Left out, with fewer than {FEWEST} examples: {gone}.')
+        fewest = ESTIMATORS[found.estimator].fewest
+        lines.append(f'Left out, with fewer than {fewest} examples: {gone}.')
     return '\n'.join(lines)
 
 
-def save(found: Comparison, folder: pathlib.Path):
+def _cell(seeds, pair):
+    """A run's number of a pair; '' where it has none."""
+    values = [row[pair] for row in seeds.values() if pair in row]
+    return _number(statistics.of(values), '.3f') if values else ''
+
+
+def _difference(seeds, others, pair):
+    """The difference of two runs' numbers of a pair; '' where one has none, or they have other seeds."""
+    ours, theirs = ([row[pair] for row in run.values() if pair in row] for run in (seeds, others))
+    if seeds.keys() != others.keys() or not ours or not theirs:
+        return ''
+    return _number(statistics.paired_difference(ours, theirs), '+.3f')
+
+
+def _number(estimate, form):
+    spread = '' if estimate.half_width is None else f' ± {estimate.half_width:.3f}'
+    return f'{estimate.mean:{form}}{spread}'
+
+
+def save(found: Comparison, folder: epath.Path):
     """Writes both files into a folder, each of them whole; what is there from before is replaced.
 
     Raises:
@@ -363,11 +473,8 @@ def save(found: Comparison, folder: pathlib.Path):
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix='.') as temporary:
-            made = pathlib.Path(temporary)
-            heat_map.draw(found.values, made / PICTURE)
-            (made / NUMBERS).write_text(to_json(found))
-            for name in (PICTURE, NUMBERS):
-                os.replace(made / name, folder / name)
     except OSError as error:
         raise UserError(f'--output {folder} cannot be written: {error.strerror or error}.') from error
+    with workdir.whole(folder / PICTURE) as picture, workdir.whole(folder / NUMBERS) as numbers:
+        heat_map.draw(found.by_class(), picture, f'linear CKA, {found.estimator}')
+        numbers.write_text(to_json(found))

@@ -8,12 +8,13 @@ import numpy as np
 NAMED_CLASSES = 20
 
 
-def draw(values: dict[str, dict[str, dict[str, float]]], path: pathlib.Path):
+def draw(values: dict[str, dict[str, dict[str, float]]], path: pathlib.Path, label: str):
     """A heat map a run, side by side: students' representations are rows, by class, teachers' are columns.
 
     Args:
-      values: {run: {class: {'s_g,s_h': between 0 and 1, ...}}}, the same classes for every run.
+      values: {run: {class: {'s_g,s_h': 1 at most, ...}}}, the same classes for every run.
       path: a PNG file, made or replaced.
+      label: what the numbers are.
     """
     # Only those who draw need it.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -27,12 +28,13 @@ def draw(values: dict[str, dict[str, dict[str, float]]], path: pathlib.Path):
     height = 1.2 + min(0.28 * tallest * len(classes), 30)
     figure = Figure(figsize=(width, height), layout='constrained')
     FigureCanvasAgg(figure)
+    lowest = min(0.0, *(x for rows in values.values() for row in rows.values() for x in row.values()))
     all_axes = figure.subplots(1, len(values), squeeze=False)[0]
     for axes, (run, rows) in zip(all_axes, values.items(), strict=True):
         ours, theirs = sides[run]
         # [classes * ours, theirs]
         grid = np.array([[rows[c][f'{g},{h}'] for h in theirs] for c in classes for g in ours])
-        image = axes.imshow(grid, vmin=0, vmax=1, cmap='viridis', aspect='auto', interpolation='nearest')
+        image = axes.imshow(grid, vmin=lowest, vmax=1, cmap='viridis', aspect='auto', interpolation='nearest')
         axes.set_title(run, fontsize=9)
         axes.set_xticks(range(len(theirs)), theirs)
         if in_detail:
@@ -47,7 +49,7 @@ def draw(values: dict[str, dict[str, dict[str, float]]], path: pathlib.Path):
             shown = range(0, len(classes), -(-len(classes) // 60))
             middles = [i * len(ours) + (len(ours) - 1) / 2 for i in shown]
             axes.set_yticks(middles, [classes[i][:20] for i in shown], fontsize=7)
-    figure.colorbar(image, ax=list(all_axes), label='linear CKA')
+    figure.colorbar(image, ax=list(all_axes), label=label)
     figure.supxlabel('teacher', fontsize=9)
     figure.supylabel('student, by class', fontsize=9)
     figure.savefig(path, dpi=150, format='png')

@@ -1,7 +1,7 @@
 """A run's config: what is refused of it, what makes two the same, and which of its knobs have an effect."""
 
 from td_jax.config.checks import check, check_choice
-from td_jax.config.effect import without_effect
+from td_jax.config.effect import said_of, without_effect
 from td_jax.config.identity import completed, describe, differences, digest
 from td_jax.config.tree import flatten, from_json, has_teacher, teacher_run, to_json
 
@@ -15,6 +15,7 @@ __all__ = [
     'flatten',
     'from_json',
     'has_teacher',
+    'said_of',
     'teacher_run',
     'to_json',
     'without_effect',

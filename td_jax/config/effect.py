@@ -37,6 +37,11 @@ def without_effect(config, keys) -> dict[str, str]:
     }
 
 
+def said_of(config, keys) -> list[str]:
+    """A line for a person of each of some keys that a run of this config does not read."""
+    return [f'{key} has no effect: {reason}' for key, reason in without_effect(config, keys).items()]
+
+
 def unread(config) -> dict[str, str]:
     """{what keys start with: why}, of those that a run of this config does not read."""
     reads = objectives.METHODS[config.method].reads

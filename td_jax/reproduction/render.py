@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from td_jax.reproduction import cells, statistics, tables
+from td_jax import statistics
+from td_jax.reproduction import cells, tables
 
 # What stands above a table.
 INTERVALS = (

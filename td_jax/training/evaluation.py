@@ -6,11 +6,8 @@ import numpy as np
 
 from td_jax.data import base as data
 from td_jax.devices import sharding
+from td_jax.method import objectives
 from td_jax.models import base
-
-
-def _squared_error(predictions, labels):
-    return jnp.square(predictions[:, 0] - labels)
 
 
 def _is_correct(predictions, labels):
@@ -21,7 +18,7 @@ def _is_correct(predictions, labels):
 
 # task -> (metric, value of each example [batch], what becomes of the mean, whether less is better)
 METRICS = {
-    'regression': ('rmse', _squared_error, np.sqrt, True),
+    'regression': ('rmse', objectives.squared_error, np.sqrt, True),
     'classification': ('accuracy', _is_correct, lambda mean: mean, False),
 }
 

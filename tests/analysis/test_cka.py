@@ -1,17 +1,37 @@
 """Linear CKA: the number against its other formulas, and what is compared of a run."""
 
+import functools
+import itertools
 import json
 import pathlib
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
 from td_jax.analysis import cka
 from td_jax.data import base as data
 from td_jax.errors import UserError
 from td_jax.training import teachers, train_step
 from td_jax.training.run import train
+
+
+def from_unbiased_hsic(x, y):
+    """The estimator of Song et al. 2012 as a U-statistic, summed over all different i, j, q, r.
+
+    HSIC is the mean of K_ij L_ij + K_ij L_qr - 2 K_ij L_iq.
+    """
+
+    def unbiased_hsic(k, ell):
+        terms = [
+            k[i, j] * (ell[i, j] + ell[q, r] - 2 * ell[i, q])
+            for i, j, q, r in itertools.permutations(range(len(k)), 4)
+        ]
+        return np.mean(terms)
+
+    k, ell = x @ x.T, y @ y.T
+    return unbiased_hsic(k, ell) / np.sqrt(unbiased_hsic(k, k) * unbiased_hsic(ell, ell))
 
 
 def hsic(k, ell):
@@ -53,13 +73,53 @@ def runs(small_config, tmp_path_factory):
 
 # --- The number ------------------------------------------------------------------------------------
 
+biased_cka = functools.partial(cka.linear_cka, estimator='biased')
+
+
+def test_the_debiased_number_is_that_of_the_u_statistic(pair):
+    x, y = pair
+    found = cka.linear_cka(x, y)
+    assert found == pytest.approx(from_unbiased_hsic(x, y), rel=1e-10)
+    assert cka.linear_cka(y, x) == pytest.approx(found, rel=1e-14)
+    assert cka.linear_cka(x, x) == pytest.approx(1, rel=1e-14)
+    assert abs(found - biased_cka(x, y)) > 0.05
+
+
+def test_four_examples_by_hand():
+    """Of (0, 0, 1, 1) and (0, 1, 1, 0) off the diagonal K is 1 at (2, 3), and L at (1, 2).
+
+    U-centred, with row sums 0, 0, 1, 1 and a sum of 2: K_01 = 1/3, K_02 = -1/6, K_23 = 1 - 1 + 1/3 = 1/3, and
+    so on: pairs 01 and 23 have 1/3, the four others -1/6. L has 1/3 in 12 and 03. So the products add up to
+    2 (4 (1/3)(-1/6) + 2 / 36) = -1/3, and the squares to 2 (2/9 + 4/36) = 2/3.
+    """
+    x, y = np.array([[0.0], [0], [1], [1]]), np.array([[0.0], [1], [1], [0]])
+    assert cka.linear_cka(x, y) == pytest.approx(-0.5, rel=1e-12)
+
+
+@pytest.mark.parametrize('width', [3, 512])
+def test_independent_noise_has_nothing_in_common_at_twenty_examples(width):
+    rng = np.random.default_rng(0)
+    draws = [(rng.normal(size=(20, 512)), rng.normal(size=(20, width))) for _ in range(200)]
+    debiased = np.array([cka.linear_cka(*draw) for draw in draws])
+    # The mean of 200 is within four of its standard errors of 0, with the biased estimator far beyond.
+    assert abs(debiased.mean()) < 4 * debiased.std() / np.sqrt(200)
+    assert np.mean([biased_cka(*draw) for draw in draws]) > 0.3
+
+
+def test_one_example_that_differs_says_nothing():
+    """What is left of it, U-centred, is rounding."""
+    x = np.zeros((6, 4))
+    x[2] = [0.1, 0.7, -0.3, 1e3]
+    assert cka.linear_cka(x, np.random.default_rng(0).normal(size=(6, 3))) == 0.0
+    assert cka.linear_cka(x, x) == 0.0
+
 
 def test_it_is_what_hsic_and_the_features_give(pair):
     x, y = pair
-    assert cka.linear_cka(x, y) == pytest.approx(from_hsic(x, y), rel=1e-12)
-    assert cka.linear_cka(x, y) == pytest.approx(from_features(x, y), rel=1e-12)
-    assert cka.linear_cka(y, x) == pytest.approx(cka.linear_cka(x, y), rel=1e-14)
-    assert 0.1 < cka.linear_cka(x, y) < 0.99
+    assert biased_cka(x, y) == pytest.approx(from_hsic(x, y), rel=1e-12)
+    assert biased_cka(x, y) == pytest.approx(from_features(x, y), rel=1e-12)
+    assert biased_cka(y, x) == pytest.approx(biased_cka(x, y), rel=1e-14)
+    assert 0.1 < biased_cka(x, y) < 0.99
 
 
 def test_what_two_rows_and_three_give_by_hand():
@@ -68,21 +128,23 @@ def test_what_two_rows_and_three_give_by_hand():
     (0, 1, 5) is (-2, -1, 3), whose product with the first is 5: 25 / (2 * 14).
     """
     x = np.array([[0.0], [1.0], [2.0]])
-    assert cka.linear_cka(x, np.array([[0.0], [3.0], [0.0]])) == 0.0
-    assert cka.linear_cka(x, np.array([[0.0], [1.0], [5.0]])) == pytest.approx(25 / 28, rel=1e-14)
+    assert biased_cka(x, np.array([[0.0], [3.0], [0.0]])) == 0.0
+    assert biased_cka(x, np.array([[0.0], [1.0], [5.0]])) == pytest.approx(25 / 28, rel=1e-14)
     # Two examples are v and -v once they are centred.
     two = np.array([[1.0, 2.0], [3.0, 5.0]]), np.array([[7.0, 0.0], [0.0, 1.0]])
-    assert cka.linear_cka(*two) == pytest.approx(1, rel=1e-14)
+    assert biased_cka(*two) == pytest.approx(1, rel=1e-14)
 
 
-def test_a_rotation_a_scale_and_a_shift_change_nothing(pair):
+@pytest.mark.parametrize('estimator', cka.ESTIMATORS)
+def test_a_rotation_a_scale_and_a_shift_change_nothing(pair, estimator):
+    linear_cka = functools.partial(cka.linear_cka, estimator=estimator)
     x, y = pair
     rotation, _ = np.linalg.qr(np.random.default_rng(1).normal(size=(5, 5)))
-    assert cka.linear_cka(x, -7 * x @ rotation + 2) == pytest.approx(1, rel=1e-12)
-    assert cka.linear_cka(0.01 * x @ rotation - 1, y) == pytest.approx(cka.linear_cka(x, y), rel=1e-10)
+    assert linear_cka(x, -7 * x @ rotation + 2) == pytest.approx(1, rel=1e-12)
+    assert linear_cka(0.01 * x @ rotation - 1, y) == pytest.approx(linear_cka(x, y), rel=1e-10)
     # Another map than a rotation does.
-    assert cka.linear_cka(x * np.array([9.0, 1, 1, 1, 1]), y) != pytest.approx(cka.linear_cka(x, y), rel=1e-3)
-    assert cka.linear_cka(x, x) == pytest.approx(1, rel=1e-14)
+    assert linear_cka(x * np.array([9.0, 1, 1, 1, 1]), y) != pytest.approx(linear_cka(x, y), rel=1e-3)
+    assert linear_cka(x, x) == pytest.approx(1, rel=1e-14)
 
 
 def test_examples_must_be_paired(pair):
@@ -94,7 +156,7 @@ def test_examples_must_be_paired(pair):
 def test_tokens_are_flattened(pair):
     x, y = pair
     tokens = np.stack([x, 2 * x, x**2], axis=1)  # [7, 3, 5]
-    assert cka.linear_cka(tokens, y) == pytest.approx(
+    assert biased_cka(tokens, y) == pytest.approx(
         from_features(np.concatenate([x, 2 * x, x**2], axis=1), y), rel=1e-12
     )
 
@@ -122,7 +184,7 @@ def test_a_difference_of_one_rounding_is_none(pair):
     x[3, 0] = np.nextafter(np.float32(0.1), np.float32(1))
     assert cka.linear_cka(x, pair[1]) == 0.0
     x[:, 1] = pair[0][:, 1]
-    assert cka.linear_cka(x, pair[0][:, 1:2].astype(np.float32)) == pytest.approx(1, rel=1e-14)
+    assert cka.linear_cka(x, pair[0][:, 1:2].astype(np.float32)) == pytest.approx(1, rel=1e-12)
 
 
 def test_no_features_at_all_are_constant(pair):
@@ -186,7 +248,7 @@ def test_a_stream_is_read_until_all_classes_are_full():
 def test_it_is_of_what_both_models_compute(runs):
     """One pair of one class, from the models themselves."""
     finished = teachers.finished_with_teacher(runs / 'td', 1)
-    found = cka.analyse([runs / 'td'], examples=6, seed_index=1)
+    found = cka.analyse([runs / 'td'], 6, 'biased', seed_index=1)
     rows = np.flatnonzero(finished.source.evaluation['labels'] == 2)[:6]
     inputs = {'image': finished.source.evaluation['image'][rows]}
     params = finished.params[train_step.STUDENT]
@@ -194,13 +256,18 @@ def test_it_is_of_what_both_models_compute(runs):
     e_g = finished.student.upper(params, s_g)
     s_h = finished.teacher.model.lower(finished.teacher.params, inputs)
     e_h = finished.teacher.model.upper(finished.teacher.params, s_h)
-    row = found.values['td']['7']
+    row = found.values['td'][1]['7']
     for name, x, y in (('s_g,s_h', s_g, s_h), ('e_g,e_h', e_g, e_h), ('s_g,e_h', s_g, e_h)):
         assert row[name] == pytest.approx(from_features(np.float64(x), np.float64(y)), abs=1e-5)
     assert len(row) == 9
-    assert found.runs['td']['seed'] == 1
-    other = cka.analyse([runs / 'td'], examples=6)
-    assert other.values['td']['7'] != row
+    assert list(found.values['td']) == [1]
+    both = cka.analyse([runs / 'td'], 6, 'biased')
+    assert list(both.values['td']) == [0, 1]
+    assert both.values['td'][1]['7'] == row
+    assert both.values['td'][0]['7'] != row
+    pair = 'm_g,s_h'
+    means = [both.values['td'][seed]['7'][pair] for seed in (0, 1)]
+    assert both.by_class()['td']['7'][pair] == pytest.approx(np.mean(means))
 
 
 @pytest.fixture
@@ -222,23 +289,23 @@ def few(monkeypatch):
 
 
 def test_classes_with_few_examples_are_named(runs, few, tmp_path):
-    few({0: 0, 1: 1, 2: 2, 3: 3})
-    found = cka.analyse([runs / 'ld'], examples=4)
-    assert found.used == {'8': 3, '9': 4}
-    assert found.left_out == {'5': 0, '6': 1, '7': 2}
-    assert list(found.values['ld']) == ['8', '9']
+    few({0: 0, 1: 1, 2: 3, 3: 4})
+    found = cka.analyse([runs / 'ld'], 5, 'debiased')
+    assert found.used == {'8': 4, '9': 5}
+    assert found.left_out == {'5': 0, '6': 1, '7': 3}
+    assert list(found.values['ld'][0]) == ['8', '9']
     text = cka.to_markdown(found)
-    assert 'Mean over 2 classes of digits 5, 6, 7, 8, 9 (test).' in text
-    assert 'Fewer than 4 examples of 8 (3).' in text
-    assert 'Left out, with fewer than 3 examples: 5 (0), 6 (1), 7 (2).' in text
+    assert 'debiased linear CKA, mean over 2 classes of digits 5, 6, 7, 8, 9 (test).' in text
+    assert 'Fewer than 5 examples of 8 (4).' in text
+    assert 'Left out, with fewer than 4 examples: 5 (0), 6 (1), 7 (3).' in text
     cka.save(found, tmp_path)
-    assert json.loads((tmp_path / 'cka.json').read_text())['left_out'] == {'5': 0, '6': 1, '7': 2}
+    assert json.loads((tmp_path / 'cka.json').read_text())['left_out'] == {'5': 0, '6': 1, '7': 3}
 
 
 def test_no_class_with_enough_examples_is_refused(runs, few):
     few(dict.fromkeys(range(5), 1))
-    with pytest.raises(UserError, match='has no class with 3 evaluation examples to compare'):
-        cka.analyse([runs / 'td'], examples=20)
+    with pytest.raises(UserError, match='has no class with 4 evaluation examples to compare'):
+        cka.analyse([runs / 'td'], 20, 'debiased')
 
 
 def test_a_student_that_computes_the_same_for_all_is_aligned_with_nothing(runs, monkeypatch):
@@ -255,8 +322,39 @@ def test_a_student_that_computes_the_same_for_all_is_aligned_with_nothing(runs, 
         return finished._replace(params=params, student=student)
 
     monkeypatch.setattr(teachers, 'finished_with_teacher', dead)
-    found = cka.analyse([runs / 'ld'], examples=5)
-    assert {value for row in found.values['ld'].values() for value in row.values()} == {0.0}
+    found = cka.analyse([runs / 'ld'], 5, 'debiased')
+    rows = found.by_class()['ld'].values()
+    assert {value for row in rows for value in row.values()} == {0.0}
+
+
+def comparison(values):
+    """A Comparison of one class with these numbers, {run: {seed: {pair: CKA}}}."""
+    by_class = {run: {seed: {'cat': row} for seed, row in seeds.items()} for run, seeds in values.items()}
+    return cka.Comparison('debiased', 'some', 'test', 20, {'cat': 20}, {}, by_class, {})
+
+
+def test_runs_are_compared_seed_by_seed():
+    ours, theirs = np.random.default_rng(0).uniform(size=(2, 4))
+    found = comparison(
+        {
+            'td': {seed: {'s_g,s_h': value, 'm_g,m_h': value} for seed, value in enumerate(theirs)},
+            'fd': {seed: {'s_g,s_h': value} for seed, value in enumerate(ours)},
+        }
+    )
+    lines = cka.to_markdown(found).splitlines()
+    assert lines[0] == '| student, teacher | td | fd | fd less td, paired |'
+    interval = scipy.stats.ttest_rel(ours, theirs).confidence_interval()
+    half = (interval.high - interval.low) / 2
+    assert lines[2].endswith(f'| {np.mean(ours - theirs):+.3f} ± {half:.3f} |')
+    # One of them has no messages.
+    assert lines[3].startswith(f'| m_g, m_h | {theirs.mean():.3f} ± ')
+    assert lines[3].endswith('|  |  |')
+    assert 'Seeds: td 4, fd 4; ± is half of the 95% t interval over them.' in lines
+
+
+def test_other_seeds_are_not_paired_and_one_has_no_interval():
+    found = comparison({'td': {0: {'s_g,s_h': 0.5}}, 'fd': {3: {'s_g,s_h': 0.25}}})
+    assert cka.to_markdown(found).splitlines()[2] == '| s_g, s_h | 0.500 | 0.250 |  |'
 
 
 def test_runs_of_one_method_go_by_their_folders():
@@ -274,7 +372,7 @@ def test_runs_of_one_method_go_by_their_folders():
 
 def test_runs_that_cannot_be_compared_are_refused(runs, monkeypatch):
     with pytest.raises(UserError, match='the same folder twice'):
-        cka.analyse([runs / 'td', runs / 'td'], examples=5)
+        cka.analyse([runs / 'td', runs / 'td'], 5, 'debiased')
     load = teachers.finished_with_teacher
 
     def changed(folder, seed_index=0):
@@ -284,7 +382,7 @@ def test_runs_that_cannot_be_compared_are_refused(runs, monkeypatch):
 
     monkeypatch.setattr(teachers, 'finished_with_teacher', changed)
     with pytest.raises(UserError, match=r'different data: some \(test\), other \(test\)\.'):
-        cka.analyse([runs / 'td', runs / 'ld'], examples=5)
+        cka.analyse([runs / 'td', runs / 'ld'], 5, 'debiased')
 
     def ratings(folder, seed_index=0):
         finished = load(folder, seed_index)
@@ -292,4 +390,4 @@ def test_runs_that_cannot_be_compared_are_refused(runs, monkeypatch):
 
     monkeypatch.setattr(teachers, 'finished_with_teacher', ratings)
     with pytest.raises(UserError, match='has no classes to compare by'):
-        cka.analyse([runs / 'td'], examples=5)
+        cka.analyse([runs / 'td'], 5, 'debiased')

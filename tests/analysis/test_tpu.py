@@ -70,11 +70,13 @@ def reports():
     return {'devices': devices, **dict(zip(CASES, found, strict=True))}
 
 
+@pytest.mark.long
 def test_a_device_is_a_chip(reports):
     """The figures of CHIPS are those of a whole chip."""
     assert set(reports['devices'].values()) == {4}
 
 
+@pytest.mark.long
 def test_operations_a_device_do_not_change_as_batch_and_devices_grow(reports):
     small, large = reports[CASES[0]], reports[CASES[1]]
     assert (small['devices'], large['devices']) == (4, 16)
@@ -82,6 +84,7 @@ def test_operations_a_device_do_not_change_as_batch_and_devices_grow(reports):
     assert large['operations_by_compiler'] == pytest.approx(small['operations_by_compiler'], rel=0.02)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('case', [CASES[0], CASES[1]])
 def test_data_parallel_devices_sum_trained_parameters_and_metrics_and_nothing_else(reports, case):
     found = reports[case]
@@ -96,17 +99,20 @@ def test_data_parallel_devices_sum_trained_parameters_and_metrics_and_nothing_el
     assert size < student + communication + teacher
 
 
+@pytest.mark.long
 def test_a_conversation_sends_nothing_else(reports):
     """Nothing but sums in the loop over rounds either, and the teacher speaks there."""
     assert set(reports[CASES[3]]['collectives']) == {'all-reduce'}
 
 
+@pytest.mark.long
 def test_fsdp_keeps_less_and_gathers(reports):
     whole, cut = reports[CASES[0]], reports[CASES[2]]
     assert cut['memory']['arguments'] < whole['memory']['arguments']
     assert set(cut['collectives']) & {'all-gather', 'reduce-scatter', 'all-to-all'}
 
 
+@pytest.mark.long
 def test_a_longer_conversation_is_not_a_larger_program(reports):
     three, six = reports[CASES[3]], reports[CASES[4]]
     assert six['operations'] > 1.5 * three['operations']
@@ -116,6 +122,7 @@ def test_a_longer_conversation_is_not_a_larger_program(reports):
     assert six['operations_by_compiler'] == pytest.approx(three['operations_by_compiler'], rel=0.05)
 
 
+@pytest.mark.long
 def test_the_roofline_is_what_takes_longest(reports):
     found = reports[CASES[0]]
     chip, times = tpu.CHIPS['v5e'], found['roofline']

@@ -91,6 +91,7 @@ def run_and_kill(folder, after_steps):
     return process.returncode
 
 
+@pytest.mark.long
 def test_a_killed_run_sees_the_same_examples_and_ends_in_the_same_parameters(undisturbed, tmp_path, outcome):
     assert run_and_kill(tmp_path / 'run', 6) == -signal.SIGKILL
     train(small(), tmp_path / 'run')

@@ -80,7 +80,7 @@ for names in ((), ('x', 'y'), (None, 'y'), ('x',)):
     done = subprocess.run(
         [sys.executable, '-c', program],
         cwd=ROOT,
-        env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '--xla_force_host_platform_device_count=8'},
+        env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'JAX_NUM_CPU_DEVICES': '8'},
         capture_output=True,
         text=True,
         check=True,

@@ -43,13 +43,19 @@ FLAGS = (
 )
 
 
+def plain_environment():
+    """The environment of a person's shell, without what JAX has set in this process."""
+    left = {name: value for name, value in os.environ.items() if name != 'TF_CPP_MIN_LOG_LEVEL'}
+    return {**left, 'JAX_PLATFORMS': 'cpu'}
+
+
 def launch(folder, *more, devices=1, flags=FLAGS, environment=None):
     """A process of td_jax.main with some CPU devices."""
     settings = {
         **os.environ,
         **(environment or {}),
         'JAX_PLATFORMS': 'cpu',
-        'XLA_FLAGS': f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count={devices}',
+        'JAX_NUM_CPU_DEVICES': str(devices),
     }
     return subprocess.Popen(
         [sys.executable, '-m', 'td_jax.main', f'--workdir={folder}', *flags, *more],
@@ -115,7 +121,10 @@ def assert_same_run(found, expected, outcome, rtol=2e-4):
                 assert value == pytest.approx(b[name], rel=rtol, abs=1e-6), name
 
 
-@pytest.mark.parametrize(('devices', 'data', 'fsdp'), [(2, 2, 1), (4, 1, 4), (8, 8, 1), (8, 4, 2)])
+@pytest.mark.parametrize(
+    ('devices', 'data', 'fsdp'),
+    [*(pytest.param(*mesh, marks=pytest.mark.long) for mesh in ((2, 2, 1), (4, 1, 4), (8, 8, 1))), (8, 4, 2)],
+)
 def test_several_devices_compute_what_one_computes(alone, tmp_path, outcome, devices, data, fsdp):
     mesh = f'--config.mesh.data={data}', f'--config.mesh.fsdp={fsdp}'
     ((_, err),) = finish(launch(tmp_path / 'run', *mesh, devices=devices))
@@ -123,6 +132,7 @@ def test_several_devices_compute_what_one_computes(alone, tmp_path, outcome, dev
     assert_same_run(tmp_path / 'run', alone, outcome)
 
 
+@pytest.mark.long
 def test_two_processes_compute_what_one_computes_and_one_of_them_speaks(alone, tmp_path, outcome):
     running = launch_several(tmp_path / 'run', 2, devices=2)
     (out, err), (silent, noise) = finish(*running)
@@ -149,6 +159,7 @@ def last_parameters(read_back):
     return read
 
 
+@pytest.mark.long
 def test_a_run_goes_on_with_other_processes_and_devices(alone, tmp_path, last_parameters):
     """Eight devices, then two processes with two each, then one."""
     folder = tmp_path / 'run'
@@ -163,6 +174,7 @@ def test_a_run_goes_on_with_other_processes_and_devices(alone, tmp_path, last_pa
         np.testing.assert_allclose(array, theirs[name], atol=1e-5, err_msg=name)
 
 
+@pytest.mark.long
 def test_a_loss_that_is_not_finite_stops_every_process_at_its_step(tmp_path):
     running = launch_several(tmp_path / 'run', 2, '--config.optimizer.learning_rate=1e18')
     said = []
@@ -199,6 +211,7 @@ STREAM = (
 )
 
 
+@pytest.mark.long
 def test_two_processes_share_a_stream_and_a_public_teacher(imagenet_data, tmp_path, outcome, last_parameters):
     """Each example once: were one read twice or never, the sums of a step would differ."""
     finish(launch(tmp_path / 'alone', flags=STREAM))
@@ -355,6 +368,7 @@ def wait_for(path, process, seconds=200):
 LONG = ('--config.num_steps=400', '--config.save_every=300', '--config.log_every=400')
 
 
+@pytest.mark.long
 def test_a_terminated_run_saves_and_says_call_me_again(tmp_path, outcome):
     folder = tmp_path / 'run'
     process = launch(folder, *LONG)
@@ -372,6 +386,7 @@ def test_a_terminated_run_saves_and_says_call_me_again(tmp_path, outcome):
     assert outcome(folder)['arrays'] == outcome(tmp_path / 'undisturbed')['arrays']
 
 
+@pytest.mark.long
 def test_when_one_process_is_terminated_all_stop_at_one_step(tmp_path):
     folder = tmp_path / 'run'
     running = launch_several(folder, 2, *LONG)
@@ -432,7 +447,7 @@ def test_a_process_that_computes_nothing_with_the_others_hears_of_a_death(killed
             stderr=subprocess.PIPE,
             text=True,
             cwd=ROOT,
-            env={**os.environ, 'JAX_PLATFORMS': 'cpu'},
+            env=plain_environment(),
         )
         for i in range(2)
     ]

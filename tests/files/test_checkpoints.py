@@ -344,7 +344,7 @@ def on_eight_devices(folder, action):
     done = subprocess.run(
         [sys.executable, '-c', EIGHT, str(folder), action],
         cwd=ROOT,
-        env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '--xla_force_host_platform_device_count=8'},
+        env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'JAX_NUM_CPU_DEVICES': '8'},
         capture_output=True,
         text=True,
         check=False,

@@ -86,7 +86,8 @@ def test_a_teacher_is_shared_by_all_that_would_train_the_same(small_config):
         td__rounds=5, communication__hidden=9, log_every=1, teacher__labels='auxiliary'
     )
     assert teacher() != teacher(dataset__split='validation')
-    assert teacher() != teacher(dataset__movie_oov_rate=0.3)
+    assert teacher() == teacher(dataset__movie_oov_rate=0.3)  # MovieLens alone has films
+    assert teacher() != teacher(batch_size=4)
     assert teacher() != teacher(teacher__optimizer__learning_rate=0.1)
 
 

@@ -130,13 +130,6 @@ def test_a_key_that_is_not_known_is_refused_by_name(copied):
         train(config, folder)
 
 
-def test_a_longer_run_with_a_rate_that_falls_to_its_end_is_another_one(small_config, tmp_path):
-    config = small_config(method='supervised', num_steps=2, optimizer__schedule='cosine')
-    train(config, tmp_path)
-    with pytest.raises(UserError, match=r'another config: num_steps \(2 there, 4 here\)'):
-        train(changed(config, num_steps=4), tmp_path)
-
-
 # --- The teacher's place ---------------------------------------------------------------------------
 
 

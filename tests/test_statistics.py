@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from td_jax.reproduction import statistics
+from td_jax import statistics
 
 
 @pytest.mark.parametrize('count', [2, 3, 5, 20])

@@ -1,0 +1,106 @@
+"""A finished run is read on any machine, whatever devices it was trained on."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.export
+import numpy as np
+import pytest
+from etils import epath
+
+from td_jax import config as config_lib
+from td_jax.devices import sharding
+from td_jax.training import dispatch, finished, teachers, train_step
+from td_jax.training.run import train
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def on_devices(count, script, *arguments):
+    """Runs a script where there are so many devices; -> what it printed."""
+    flags = f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count={count}'
+    process = subprocess.run(
+        [sys.executable, '-c', script, *map(str, arguments)],
+        cwd=ROOT,
+        env={**os.environ, 'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu'},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr
+    return process.stdout
+
+
+TRAIN = """
+import json, pathlib, sys
+from etils import epath
+from td_jax import config as config_lib
+from td_jax.training.run import train
+config = config_lib.from_json(json.loads(pathlib.Path(sys.argv[1]).read_text()))
+train(config, epath.Path(sys.argv[2]))
+"""
+EXPORT = """
+import sys
+from td_jax import export
+sys.argv[1:] = [f'--workdir={sys.argv[1]}', '--format=stablehlo', f'--output={sys.argv[2]}']
+export.main()
+"""
+
+
+@pytest.mark.long
+def test_a_run_that_was_cut_over_devices_is_read_on_one(small_config, tmp_path):
+    config = small_config(model__hidden=(6, 4), teacher__model__hidden=(8, 4), mesh__fsdp=2)
+    (tmp_path / 'config.json').write_text(config_lib.to_json(config))
+    on_devices(2, TRAIN, tmp_path / 'config.json', tmp_path / 'run')
+    assert len(jax.devices()) == 1
+    run = teachers.finished_with_teacher(epath.Path(tmp_path / 'run'), 1)
+    kernel = run.params[train_step.STUDENT]['hidden_layers_0']['kernel']
+    assert kernel.shape == (64, 6)
+    assert run.teacher.params['hidden_layers_0']['kernel'].shape == (64, 8)
+    # The accuracy of what was read, in NumPy, is the one that the run measured on its two devices.
+    x, params = run.source.evaluation['image'], run.params[train_step.STUDENT]
+    for name in ('hidden_layers_0', 'hidden_layers_1'):
+        x = np.maximum(x @ params[name]['kernel'] + params[name]['bias'], 0)
+    logits = x @ params['output_layer']['kernel'] + params['output_layer']['bias']
+    accuracy = np.mean(logits.argmax(-1) == run.source.evaluation['labels'])
+    values = finished.read_result(epath.Path(tmp_path / 'run'))['values']
+    np.testing.assert_allclose(accuracy, values[1], atol=1e-6)
+
+
+@pytest.mark.long
+def test_a_run_is_exported_on_more_devices_than_divide_its_batch(small_config, tmp_path):
+    config = small_config(method='supervised', batch_size=9)
+    train(config, epath.Path(tmp_path / 'run'))
+    on_devices(4, EXPORT, tmp_path / 'run', tmp_path / 'student')
+    program = jax.export.deserialize(bytearray((tmp_path / 'student').read_bytes()))
+    run = finished.load(epath.Path(tmp_path / 'run'))
+    images = run.source.evaluation['image'][:7]
+    params = run.params[train_step.STUDENT]
+    expected = run.student.head(
+        params, run.student.upper(params, run.student.lower(params, {'image': images}, None), None)
+    )
+    np.testing.assert_allclose(program.call(images), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_finished_run_is_read_without_a_mesh_a_step_or_its_teacher(small_config, tmp_path, monkeypatch):
+    folder = epath.Path(tmp_path / 'run')
+    train(small_config(num_steps=2, teacher__num_steps=1), folder)
+
+    def never(*arguments, **named):
+        raise AssertionError('reading a finished run needs none of this')
+
+    monkeypatch.setattr(sharding, 'make_mesh', never)
+    monkeypatch.setattr(train_step, 'make_step', never)
+    monkeypatch.setattr(dispatch, 'make_dispatch', never)
+    monkeypatch.setattr(teachers, 'load', never)
+    run = finished.load(folder)
+    assert run.teacher is None
+    assert set(run.params[train_step.COMMUNICATION]) == {
+        'student_encoder',
+        'student_decoder',
+        'teacher_encoder',
+        'teacher_decoder',
+    }
