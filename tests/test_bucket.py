@@ -2,7 +2,9 @@
 
 import os
 import pathlib
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 
@@ -182,3 +184,50 @@ def test_a_config_of_another_run_in_the_bucket_is_refused(in_a_bucket, flags):
     (line,) = err.splitlines()
     assert line.startswith(f'td_jax: {in_a_bucket} holds a run with another config: seed')
     assert workdir.read_json(in_a_bucket / workdir.RESULT)['steps'] == 8
+
+
+@pytest.mark.long
+def test_the_workers_of_a_pod_train_into_the_bucket(place, flags, tmp_path, free_port):
+    """launch/worker.sh as launch/tpu_vm.sh calls it, on two workers that Slurm has told of each other."""
+    workers = [tmp_path / f'worker-{i}' for i in range(2)]
+    for i, folder in enumerate(workers):
+        (folder / '.venv' / 'bin').mkdir(parents=True)
+        shutil.copytree(ROOT / 'launch', folder / 'launch')
+        for name in ('td_jax', 'configs'):
+            (folder / name).symlink_to(ROOT / name)
+        python = folder / '.venv' / 'bin' / 'python'
+        python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+        python.chmod(0o755)
+        slurm = {'JOB_ID': free_port, 'STEP_NODELIST': 'localhost', 'NTASKS': 2, 'PROCID': i, 'LOCALID': i}
+        subprocess.run(
+            ['bash', 'launch/worker.sh', 'start', *flags, '--config.batch_size=16', f'--workdir={place}'],
+            cwd=folder,
+            env={
+                **{name: value for name, value in os.environ.items() if name != 'TF_CPP_MIN_LOG_LEVEL'},
+                **{f'SLURM_{name}': str(value) for name, value in slurm.items()},
+                'JAX_COORDINATOR_PORT': str(free_port),
+                'JAX_PLATFORMS': 'cpu',
+            },
+            check=True,
+        )
+    logs = []
+    for folder in workers:
+        subprocess.run(['bash', 'launch/worker.sh', 'follow'], cwd=folder, capture_output=True, check=True)
+        said = subprocess.run(
+            ['bash', 'launch/worker.sh', 'code'], cwd=folder, capture_output=True, text=True, check=True
+        )
+        logs.append((folder / '.run' / 'log').read_text())
+        assert said.stdout == 'td_jax: 0\n', logs
+    result = workdir.read_json(place / workdir.RESULT)
+    assert result['steps'] == 8
+    assert describe(result) in logs[0]
+    assert describe(result) not in logs[1]
+    assert (place / 'checkpoints' / '8' / 'commit_success.txt').exists()
+    assert np.isfinite(result['mean'])
+
+
+@pytest.fixture
+def free_port():
+    with socket.socket() as found:
+        found.bind(('localhost', 0))
+        return found.getsockname()[1]

@@ -61,7 +61,7 @@ print(largest.nbytes, largest.addressable_shards[0].data.nbytes, max(seen))
 
 
 def test_a_teacher_that_is_cut_is_whole_on_no_device(small_config, tmp_path):
-    """Of a kernel of 256 by 512 a device gets 64 kB, and nothing larger while it is read, placed and scored."""
+    """Of a kernel of 256 by 512 a device gets 64 kB, and nothing larger while it is placed and scored."""
     config = small_config(teacher__model__hidden=(256, 512), teacher__num_steps=1)
     train(config_lib.teacher_run(config), tmp_path / 'teacher')
     done = subprocess.run(
