@@ -27,6 +27,7 @@ def settings(small_config):
     return small_config(
         num_steps=24,
         log_every=4,
+        eval_every=digits.get_config().eval_every,  # without effect, which another value would be told
         batch_size=9,
         optimizer__weight_decay=0.1,
         model__dropout=0.2,

@@ -5,6 +5,9 @@ import pathlib
 import re
 import tomllib
 
+from packaging.requirements import Requirement
+from packaging.version import Version
+
 import td_jax
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -43,3 +46,18 @@ def test_what_the_package_reads_goes_with_it():
     kept = {path for room in ('td_jax', 'configs') for path in (ROOT / room).rglob('*.json')}
     assert packed == kept
     assert kept
+
+
+def versions(file, operator):
+    """{(package, marker): its version after the operator} of a file of requirements."""
+    lines = [line.partition('#')[0].strip() for line in (ROOT / file).read_text().splitlines()]
+    found = {}
+    for requirement in map(Requirement, filter(None, lines)):
+        (bound,) = requirement.specifier
+        assert bound.operator == operator, requirement
+        found[requirement.name, str(requirement.marker)] = Version(bound.version)
+    return found
+
+
+def test_the_oldest_versions_are_the_lower_bounds():
+    assert versions('requirements-oldest.txt', '==') == versions('requirements.txt', '>=')

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from td_jax.errors import UserError
@@ -129,7 +130,7 @@ def take(examples: dict, rows) -> dict:
 
 def epoch_order(key: jax.Array, epoch, num_examples: int) -> jax.Array:
     """The order of the examples in an epoch, [num_examples]; depends on key and epoch alone."""
-    return jax.random.permutation(jax.random.fold_in(key, epoch), num_examples)
+    return jax.random.permutation(jax.random.fold_in(key, epoch), jnp.arange(num_examples, dtype=jnp.int32))
 
 
 def batch_rows(order: jax.Array, step, batch_size: int) -> jax.Array:

@@ -60,14 +60,14 @@ def crop_boxes(key, batch: int, height: int, width: int, min_area: float):
       fractions of them.
     """
     area_key, ratio_key, place_key = jax.random.split(key, 3)
-    area = jax.random.uniform(area_key, (batch,), minval=min_area) * height * width
+    area = jax.random.uniform(area_key, (batch,), jnp.float32, min_area) * height * width
     low, high = map(math.log, ASPECT_RATIOS)
-    ratio = jnp.exp(jax.random.uniform(ratio_key, (batch,), minval=low, maxval=high))
+    ratio = jnp.exp(jax.random.uniform(ratio_key, (batch,), jnp.float32, low, high))
     size = jnp.stack(
         [jnp.minimum(jnp.sqrt(area / ratio), height), jnp.minimum(jnp.sqrt(area * ratio), width)], axis=1
     )
-    place = jax.random.uniform(place_key, (batch, 2))
-    return place * (jnp.array([[height, width]]) - size), size
+    place = jax.random.uniform(place_key, (batch, 2), jnp.float32)
+    return place * (jnp.array([[height, width]], jnp.float32) - size), size
 
 
 def varied(images, size: int, key, min_area: float, mirror_rate: float, resize: str):
@@ -86,7 +86,7 @@ def varied(images, size: int, key, min_area: float, mirror_rate: float, resize: 
     """
     batch, height, width, channels = images.shape
     box_key, mirror_key = jax.random.split(key)
-    mirror = jax.random.bernoulli(mirror_key, mirror_rate, (batch,))
+    mirror = jax.random.bernoulli(mirror_key, np.float32(mirror_rate), (batch,))
     images = images.astype(jnp.float32)
     if min_area >= 1:
         return _mirrored(resized(images, size, resize), mirror)

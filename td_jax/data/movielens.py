@@ -86,7 +86,7 @@ def _inputs(tables, examples, key, *, rates):
     user = jnp.asarray(tables['user_rows'])[examples['user']]
     movie = jnp.asarray(tables['movie_rows'])[examples['movie']]
     if key is not None:
-        chance = jax.random.uniform(key, (2, *user.shape))
+        chance = jax.random.uniform(key, (2, *user.shape), jnp.float32)
         user = jnp.where(chance[0] < rates[0], OUT_OF_VOCABULARY, user)
         movie = jnp.where(chance[1] < rates[1], OUT_OF_VOCABULARY, movie)
     return {

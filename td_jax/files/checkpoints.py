@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import os
+import sys
 
 import fsspec
 import jax
@@ -227,7 +228,8 @@ class Checkpoints:
 
     def _set_aside(self, step):
         """Moves an unreadable checkpoint out of the way of later saves of the same step."""
-        self._manager.close()
+        with contextlib.suppress(Exception):
+            self._manager.close()
         processes.from_main(lambda: _move_away(self._folder, step))
         self._manager = self._open()
 
@@ -237,7 +239,9 @@ class Checkpoints:
             self.wait()
         finally:
             self._worker.shutdown()
-            self._manager.close()
+            # Every save was waited for; what failed was told then, and Orbax says it again.
+            with contextlib.suppress(Exception):
+                self._manager.close()
 
 
 def _move_away(folder, step):
@@ -385,5 +389,20 @@ def _is_no_failure_of_orbax(record) -> bool:
     return not (record.levelno >= logging.WARNING and '/orbax/' in record.pathname)
 
 
+def _except_late_news(hook):
+    """A hook of errors that nobody can catch, which drops one kind of them.
+
+    Where one write of a save fails, Orbax ends its event loop, and TensorStore, which has the other writes to
+    tell of, says from a thread of its own that it is closed.
+    """
+
+    def dropping(found):
+        if found.exc_type is not RuntimeError or str(found.exc_value) != 'Event loop is closed':
+            hook(found)
+
+    return dropping
+
+
 # Every failure is raised, and told in one line.
 logging.getLogger('absl').addFilter(_is_no_failure_of_orbax)
+sys.unraisablehook = _except_late_news(sys.unraisablehook)

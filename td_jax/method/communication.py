@@ -44,10 +44,10 @@ class NormalizedDense(nn.Module):
         # Of the joined width, not that of a part.
         kernel_init = nn.initializers.truncated_normal(width**-0.5 / TRUNCATED)
         kernels = [
-            self.param(f'kernel_{i}', kernel_init, (part.shape[-1], self.features))
+            self.param(f'kernel_{i}', kernel_init, (part.shape[-1], self.features), jnp.float32)
             for i, part in enumerate(parts)
         ]
-        bias = self.param('bias', nn.initializers.zeros, (self.features,))
+        bias = self.param('bias', nn.initializers.zeros, (self.features,), jnp.float32)
         # Statistics in float32, whatever the parts are in.
         wide = [part.astype(jnp.float32) for part in parts]
         mean = sum(part.sum(axis=-1, keepdims=True) for part in wide) / width
@@ -175,7 +175,7 @@ def communicate(
       [batch]
     """
     if rounds == 0:
-        return jnp.zeros(teacher_lower.shape[0])
+        return jnp.zeros(teacher_lower.shape[0], jnp.float32)
 
     def keys_of(key):
         return (None,) * 6 if key is None else jax.random.split(key, 6)

@@ -226,7 +226,7 @@ def hybrid_terms(params, student, teacher, labels, config, key):
 def init_td(key, student, teacher, config, num_labels):
     """Encoder and decoder of both models, and the bridge of an optional logits term."""
     keys = jax.random.split(key, 4)
-    message = jnp.zeros((*student.lower.shape[:-1], config.communication.message))
+    message = jnp.zeros((*student.lower.shape[:-1], config.communication.message), jnp.float32)
     params = {
         **init_fd(keys[0], student, teacher, config, num_labels),
         'student_decoder': decoder_of(config, student).init(keys[1], message)['params'],

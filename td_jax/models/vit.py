@@ -134,8 +134,9 @@ class ViT(nn.Module):
         """[batch, height, width, 3] -> [batch, 1 + patches, width]."""
         x = self.embedding(patches_of(images, self.patch).astype(self.dtype))
         batch, count, width = x.shape
-        cls = self.param('cls', nn.initializers.zeros, (1, 1, width))
-        position = self.param('pos_embedding', nn.initializers.normal(0.02), (1, 1 + count, width))
+        cls = self.param('cls', nn.initializers.zeros, (1, 1, width), jnp.float32)
+        initial = nn.initializers.normal(0.02)
+        position = self.param('pos_embedding', initial, (1, 1 + count, width), jnp.float32)
         cls = jnp.broadcast_to(cls.astype(x.dtype), (batch, 1, width))
         x = jnp.concatenate([cls, x], axis=1) + position.astype(x.dtype)
         return self.dropout_layer(x, deterministic=deterministic)

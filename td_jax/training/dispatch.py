@@ -74,7 +74,7 @@ class Dispatch(NamedTuple):
 
 def seed_keys(config) -> jax.Array:
     """One key a seed, [num_seeds]."""
-    return jax.vmap(jax.random.key)(config.seed + jnp.arange(config.num_seeds))
+    return jax.vmap(jax.random.key)(config.seed + jnp.arange(config.num_seeds, dtype=jnp.int32))
 
 
 def streams(key):

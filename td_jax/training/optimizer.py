@@ -1,6 +1,7 @@
 """From a config to an optax optimizer and its learning rate."""
 
 import jax
+import jax.numpy as jnp
 import optax
 
 # name -> f(optimizer config) -> GradientTransformation, before weight decay and the learning rate
@@ -51,13 +52,14 @@ def make_optimizer(config, num_steps: int):
       -learning_rate(step), and that function. The step is that of the run, whatever part of it a group rests.
     """
     warmup = config.warmup_steps
-    learning_rate = SCHEDULES[config.schedule](config.learning_rate, num_steps - warmup)
+    schedule = SCHEDULES[config.schedule](config.learning_rate, num_steps - warmup)
     if warmup:
         rise = optax.linear_schedule(0.0, config.learning_rate, warmup)
-        learning_rate = optax.join_schedules([rise, learning_rate], [warmup])
+        schedule = optax.join_schedules([rise, schedule], [warmup])
     parts = [OPTIMIZERS[config.name](config)]
     if config.clip_norm:
         parts.insert(0, optax.clip_by_global_norm(config.clip_norm))
     if config.weight_decay:
         parts.append(optax.add_decayed_weights(config.weight_decay, DECAYED[config.decayed]))
-    return optax.chain(*parts), learning_rate
+    # In float32 whatever JAX_ENABLE_X64 says.
+    return optax.chain(*parts), lambda step: jnp.asarray(schedule(step), jnp.float32)

@@ -312,6 +312,56 @@ def test_a_checkpoint_that_is_not_there_is_not_read(folder):
     assert not (folder / '7').exists()
 
 
+FILLS = """
+import resource, sys
+import jax.numpy as jnp
+from absl import logging
+from td_jax.errors import UserError
+from td_jax.files import checkpoints
+
+logging.set_verbosity(logging.WARNING)
+left = int(sys.argv[2])
+
+
+def fill(event, arguments):
+    global left
+    if any(isinstance(path, str) and '2.orbax-checkpoint-tmp' in path for path in arguments):
+        left -= event in ('open', 'os.mkdir', 'os.rename')
+        if left == 0:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+
+
+sys.addaudithook(fill)
+state = {name: jnp.arange(3000.0) for name in 'abcdefgh'}
+saved = checkpoints.Checkpoints(sys.argv[1])
+try:
+    try:
+        for step in (1, 2, 3):
+            saved.save(step, state, {})
+    finally:
+        saved.close()
+except UserError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize('moment', [1, 3, 5, 7])
+def test_a_disk_that_is_full_is_one_line_wherever_orbax_meets_it(tmp_path, moment):
+    done = subprocess.run(
+        [sys.executable, '-c', FILLS, str(tmp_path / 'saved'), str(moment)],
+        cwd=ROOT,
+        env={**os.environ, 'JAX_PLATFORMS': 'cpu'},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, '')
+    assert done.stdout == (
+        f'the checkpoint of step 2 could not be written to {tmp_path}/saved: File too large\n'
+    )
+    assert restored(tmp_path / 'saved', {name: jnp.zeros(3000) for name in 'abcdefgh'})[0] == 1
+
+
 # --- On several devices ----------------------------------------------------------------------------
 
 EIGHT = """
