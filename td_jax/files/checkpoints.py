@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import sys
+import warnings
 
 import fsspec
 import jax
@@ -403,6 +404,7 @@ def _except_late_news(hook):
     return dropping
 
 
-# Every failure is raised, and told in one line.
+# Every failure is raised, and told in one line. What Orbax had still to do after one is no news.
+warnings.filterwarnings('ignore', "coroutine '.*' was never awaited", RuntimeWarning)
 logging.getLogger('absl').addFilter(_is_no_failure_of_orbax)
 sys.unraisablehook = _except_late_news(sys.unraisablehook)
