@@ -51,12 +51,7 @@ def plain_environment():
 
 def launch(folder, *more, devices=1, flags=FLAGS, environment=None):
     """A process of td_jax.main with some CPU devices."""
-    settings = {
-        **os.environ,
-        **(environment or {}),
-        'JAX_PLATFORMS': 'cpu',
-        'JAX_NUM_CPU_DEVICES': str(devices),
-    }
+    settings = {**plain_environment(), **(environment or {}), 'JAX_NUM_CPU_DEVICES': str(devices)}
     return subprocess.Popen(
         [sys.executable, '-m', 'td_jax.main', f'--workdir={folder}', *flags, *more],
         stdout=subprocess.PIPE,

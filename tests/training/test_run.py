@@ -141,7 +141,7 @@ def test_events_hold_what_metrics_jsonl_holds(finished):
     assert found == expected
 
 
-def test_result_json_says_what_was_measured(finished, td_config):
+def test_result_json_says_what_was_measured(finished, td_config, restored):
     result = json.loads((finished / 'result.json').read_text())
     assert tuple(result) == finished_runs.RESULT_KEYS
     values = result.pop('values')

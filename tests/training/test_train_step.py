@@ -57,12 +57,12 @@ def moved(before, after):
 def test_student_and_all_modules_move_and_the_teacher_does_not(small_config, inputs):
     config = small_config(optimizer__weight_decay=0.1, teacher__inputs=inputs)
     run, teacher, keys = build(config)
-    before = fingerprint.of(teacher.params)
+    of_teacher = fingerprint.of(teacher.params)
     state = run.init(keys)
     before = jax.tree.map(np.array, state.params)
     state, _, finite = advance(run, keys, state, 3)
     assert finite
-    assert fingerprint.of(run.constants.teacher_params) == before
+    assert fingerprint.of(run.constants.teacher_params) == of_teacher
     assert len(moved(before, state.params)) == len(jax.tree.leaves(before))
     assert set(before[train_step.COMMUNICATION]) == {
         'student_encoder',
@@ -81,8 +81,8 @@ def test_no_gradient_of_the_teacher_is_computed(small_config):
     assert teacher_shapes == {(64, 7), (7, 11), (11, 5)}
     for leaf in jax.tree.leaves(state):
         assert leaf.shape[1:] not in teacher_shapes
-    arguments = run.started(state), run.feed(keys, 0), keys
-    text = str(jax.make_jaxpr(lambda *arguments: run.run(*arguments, 0, 1))(*arguments))
+    arguments = run.started(state), run.feed(keys, 0), run.constants, keys, 1
+    text = str(jax.make_jaxpr(run.jitted)(*arguments))
     # Its kernels enter products as inputs; a gradient of one would be a product with its shape.
     for rows, columns in ((7, 11), (11, 5)):
         assert f'f32[{columns},{rows}] = dot_general' not in text
