@@ -37,6 +37,9 @@ SIGNS_OF_LOSS = (
     'unavailable',
 )
 
+# What no error says for another reason.
+SIGNS_IN_ANY_ERROR = ('gloo/', 'coordination service', 'heartbeat timeout')
+
 # Whether this process heard SIGTERM, and how often all of them asked whether to stop.
 _stop = {'asked': False, 'calls': 0}
 
@@ -131,10 +134,14 @@ def _on_abort(_):
 
 
 def _is_loss(error):
-    """Whether an error came of one that JAX raises where another process does not answer."""
+    """Whether an error came of one that JAX raises where another process does not answer.
+
+    Orbax and others tell such an error on as one of their own, with what it said in the text.
+    """
     while error is not None:
-        if isinstance(error, jax.errors.JaxRuntimeError):
-            return any(sign in str(error).lower() for sign in SIGNS_OF_LOSS)
+        signs = SIGNS_OF_LOSS if isinstance(error, jax.errors.JaxRuntimeError) else SIGNS_IN_ANY_ERROR
+        if any(sign in str(error).lower() for sign in signs):
+            return True
         error = error.__cause__ or error.__context__
     return False
 

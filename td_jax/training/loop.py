@@ -47,7 +47,8 @@ class Loop:
                 values = self._evaluate(self.config.num_steps, state, log)
             self.checkpoints.wait()
         result = self._result(values)
-        self._write(workdir_lib.RESULT, json.dumps(result, indent=2) + '\n')
+        # All wait for it: each of them reads the result of a teacher next.
+        processes.from_main(lambda: self._write(workdir_lib.RESULT, json.dumps(result, indent=2) + '\n'))
         return result
 
     @contextlib.contextmanager

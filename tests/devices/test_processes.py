@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 
@@ -503,3 +504,21 @@ def test_flags_that_do_not_fit_are_refused(arguments, words):
         processes.start(*arguments)
     assert words in str(caught.value)
     assert '\n' not in str(caught.value)
+
+
+def test_a_lost_process_is_known_by_what_others_say_of_it():
+    """An error of JAX, also where somebody else tells it on in words alone; nothing else is taken for one."""
+    lost = jax.errors.JaxRuntimeError('INTERNAL: Gloo all-gather failed: Connection reset by peer')
+    told = UserError(
+        'cannot be written: allgather failed: [external/gloo/gloo/transport/tcp/pair.cc:538] Read'
+    )
+    caused = UserError('the checkpoint of step 8 could not be written')
+    caused.__cause__ = lost
+    for error in (lost, told, caused):
+        assert processes._is_loss(error)
+    for error in (
+        jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: out of memory'),
+        UserError('the connection to hf://a/b is closed'),
+        ValueError('no'),
+    ):
+        assert not processes._is_loss(error)
