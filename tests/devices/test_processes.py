@@ -93,7 +93,13 @@ def launch_several(folder, count, *more, devices=1, flags=FLAGS, environments=No
 
 def finish(*running, code=0):
     """(stdout, stderr) of processes that end with a code."""
-    outputs = [process.communicate(timeout=300) for process in running]
+    try:
+        # A bound for processes that wait for each other, not for a machine that is busy.
+        outputs = [process.communicate(timeout=1800) for process in running]
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
     for process, (out, err) in zip(running, outputs, strict=True):
         assert process.returncode == code, (out, err)
     return outputs
@@ -357,7 +363,7 @@ def test_what_one_process_refuses_all_of_them_hear():
     assert second[6] == 'UserError: ValueError: a fault 0'
 
 
-def wait_for(path, process, seconds=200):
+def wait_for(path, process, seconds=1800):
     deadline = time.monotonic() + seconds
     while not path.exists():
         assert process.poll() is None, process.communicate()
