@@ -22,7 +22,7 @@ from jax.experimental import multihost_utils
 from td_jax.errors import CALL_AGAIN, UserError
 
 # Seconds without a sign of life after which the other processes give a process up.
-HEARTBEAT_SECONDS = 45
+HEARTBEAT_SECONDS = 40
 # Seconds that a process waits for the others before it ends.
 SHUTDOWN_SECONDS = 60
 # What an error of JAX says where another process does not answer, in small letters.
