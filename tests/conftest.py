@@ -29,16 +29,11 @@ def pytest_configure(config):
     """Lets a worker and all processes that it starts share what they compile: most of what tests wait for.
 
     Each worker has a folder of its own, because JAX may read there what another process has half written.
-    Alone, the quick tests compile without most optimizations; with the long ones, as everybody does.
     """
-    if config.option.markexpr == 'not long':
-        os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', 'true')
     config.compiled = tempfile.mkdtemp(prefix='td_jax_compiled_')
     os.environ['JAX_COMPILATION_CACHE_DIR'] = config.compiled
     os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
-    # JAX was imported before, and has read none of them.
-    is_quick = os.environ.get('JAX_DISABLE_MOST_OPTIMIZATIONS', 'false').lower() in ('true', '1')
-    jax.config.update('jax_disable_most_optimizations', is_quick)
+    # JAX was imported before, and has read neither.
     jax.config.update('jax_compilation_cache_dir', config.compiled)
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
 
