@@ -73,7 +73,7 @@ ALLOWED = {
         'td_jax.training.optimizer',
     },
     'td_jax.training.optimizer': set(),
-    'td_jax.training.train_step': {'td_jax.method', 'td_jax.models.base'},
+    'td_jax.training.train_step': {'td_jax.method', 'td_jax.models.base', 'td_jax.training.optimizer'},
     'td_jax.training.dispatch': {
         'td_jax.data.base',
         'td_jax.devices',

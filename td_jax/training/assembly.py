@@ -7,7 +7,7 @@ from td_jax.data import SOURCES, images
 from td_jax.data import base as data
 from td_jax.method import objectives
 from td_jax.models import MODELS, base
-from td_jax.training import dispatch, optimizer, train_step
+from td_jax.training import dispatch, train_step
 
 # Classes of ImageNet-21k, which the public checkpoints predict.
 PUBLIC_LABELS = 21_843
@@ -78,10 +78,9 @@ def abstract(config, source: data.Source, teacher: dispatch.Teacher | None, mesh
 
 def _parts(config, source, teacher, mesh):
     student = build_model(config, config.model, source)
-    tx, learning_rate = optimizer.make_optimizer(config.optimizer, config.num_steps)
     copies_head = teacher is not None and same_labels(source, teacher.source)
     num_labels = len(source.label_names)
-    step = train_step.make_step(student, tx, learning_rate, source.task, num_labels, config, copies_head)
+    step = train_step.make_step(student, source.task, num_labels, config, copies_head)
     # A student that only starts from its teacher does not listen to it.
     listened_to = teacher if objectives.reads_teacher(config) else None
     start = teacher.params if config.model.initial == 'teacher' else None

@@ -40,6 +40,7 @@ class Constants(NamedTuple):
     teacher_tables: Any
     teacher_params: Any
     teacher_states: base.Activations | None  # of every training example, where they are computed once
+    numbers: train_step.Numbers
 
 
 class Progress(NamedTuple):
@@ -226,7 +227,7 @@ class _Parts:
         def teacher_upper(s):
             return self.teacher.model.upper(constants.teacher_params, s)
 
-        return self.step.update(state, training_key, teacher_upper, batch)
+        return self.step.update(state, training_key, teacher_upper, batch, constants.numbers)
 
     def all_seeds(self, constants, state, keys, examples, teacher_activations):
         """A step of every seed; examples and teacher_activations have a leading axis of seeds."""
@@ -321,6 +322,7 @@ def _constants(source, teacher, config, mesh, place):
         teacher_tables=teacher and place(teacher.source.tables, whole),
         teacher_params=teacher and place(teacher.params, sharding.of_parameters(mesh, teacher.params)),
         teacher_states=None,
+        numbers=place(train_step.numbers_of(config), whole),
     )
     if teacher and config.teacher.inputs == 'clean' and not is_streamed and place is sharding.place:
         count = data.count(source.train)

@@ -1,5 +1,7 @@
 """From a config to an optax optimizer and its learning rate."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -33,7 +35,14 @@ DECAYED = {
 }
 
 
-def make_optimizer(config, num_steps: int):
+class Rates(NamedTuple):
+    """What an optimizer multiplies by: numbers, or scalars of a compiled step."""
+
+    learning_rate: jax.Array | float  # its peak
+    weight_decay: jax.Array | float
+
+
+def make_optimizer(config, num_steps: int, rates: Rates | None = None):
     """Makes the optimizer of one group of parameters.
 
         g <- g min(1, clip_norm / |g|)
@@ -46,20 +55,22 @@ def make_optimizer(config, num_steps: int):
     Args:
       config: the fields of `configs.common.optimizer_config`, checked.
       num_steps: length of the run, where a decaying learning rate reaches 0.
+      rates: in place of the config's own, of which it is still asked whether there is any weight decay.
 
     Returns:
       (tx, learning_rate): an optax GradientTransformation whose updates are to be multiplied by
       -learning_rate(step), and that function. The step is that of the run, whatever part of it a group rests.
     """
+    rates = rates or Rates(config.learning_rate, config.weight_decay)
     warmup = config.warmup_steps
-    schedule = SCHEDULES[config.schedule](config.learning_rate, num_steps - warmup)
+    schedule = SCHEDULES[config.schedule](rates.learning_rate, num_steps - warmup)
     if warmup:
-        rise = optax.linear_schedule(0.0, config.learning_rate, warmup)
+        rise = optax.linear_schedule(0.0, rates.learning_rate, warmup)
         schedule = optax.join_schedules([rise, schedule], [warmup])
     parts = [OPTIMIZERS[config.name](config)]
     if config.clip_norm:
         parts.insert(0, optax.clip_by_global_norm(config.clip_norm))
     if config.weight_decay:
-        parts.append(optax.add_decayed_weights(config.weight_decay, DECAYED[config.decayed]))
+        parts.append(optax.add_decayed_weights(rates.weight_decay, DECAYED[config.decayed]))
     # In float32 whatever JAX_ENABLE_X64 says.
     return optax.chain(*parts), lambda step: jnp.asarray(schedule(step), jnp.float32)

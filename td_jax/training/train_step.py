@@ -4,10 +4,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from td_jax.method import objectives
 from td_jax.models import base
+from td_jax.training import optimizer
 
 # The two groups of trained parameters: the student, and what a method learns beside it.
 STUDENT, COMMUNICATION = 'student', 'communication'
@@ -31,12 +33,30 @@ class TrainState(NamedTuple):
     opt_state: dict[str, Any]  # one optimizer state a group
 
 
+class Numbers(NamedTuple):
+    """The numbers of a config that a compiled step is given as arguments.
+
+    Runs that differ in nothing else have the same program, which JAX_COMPILATION_CACHE_DIR then keeps for all
+    of them. Whether a number is 0 belongs to the program: what a 0 switches off is not computed.
+    """
+
+    weights: dict[str, jax.Array]  # of the method's terms
+    rates: optimizer.Rates
+
+
+def numbers_of(config) -> Numbers:
+    """The numbers of a config, float32 scalars."""
+    weights = {name: np.float32(weight) for name, weight in objectives.weights_of(config).items()}
+    rates = config.optimizer.learning_rate, config.optimizer.weight_decay
+    return Numbers(weights, optimizer.Rates(*map(np.float32, rates)))
+
+
 class Step(NamedTuple):
     """A run's functions, pure and for one seed; vmap them for many.
 
     init(key, Batch, start) -> TrainState, from a batch of at least one example; where `start` is not None,
       the student starts from these parameters of its teacher
-    update(state, key, teacher_upper, Batch) -> (TrainState, {metric: scalar})
+    update(state, key, teacher_upper, Batch, Numbers) -> (TrainState, {metric: scalar})
     """
 
     init: Any
@@ -45,8 +65,6 @@ class Step(NamedTuple):
 
 def make_step(
     student: base.Model,
-    tx,
-    learning_rate,
     task: str,
     num_labels: int,
     config,
@@ -56,8 +74,6 @@ def make_step(
 
     Args:
       student: the model that is trained.
-      tx: optax optimizer by make_optimizer, applied to each group of parameters.
-      learning_rate: step -> learning rate, which multiplies its updates.
       task: a name of objectives.TASK_LOSSES.
       num_labels: outputs of the task.
       config: the run's config.
@@ -65,7 +81,8 @@ def make_step(
     """
     objective = objectives.METHODS[config.method]
     task_loss = objectives.TASK_LOSSES[task]
-    weights = objectives.weights_of(config)
+    # A method whose weights are all 0 is the student from scratch, and costs as much.
+    is_taught = any(weight for term, weight in objectives.weights_of(config).items() if term != 'probe')
 
     def init(key, batch: Batch, start=None) -> TrainState:
         student_key, objective_key = jax.random.split(key)
@@ -75,15 +92,16 @@ def make_step(
         activations = base.activations(student, student_params, batch.student_inputs)
         communication = objective.init(objective_key, activations, batch.teacher, config, num_labels)
         params = {STUDENT: student_params, COMMUNICATION: communication}
+        tx, _ = optimizer.make_optimizer(config.optimizer, config.num_steps)
+        # Each group by itself: what is learned beside the student never scales the student's gradient.
         opt_state = {group: tx.init(tree) for group, tree in params.items()}
         return TrainState(jnp.zeros((), jnp.int32), params, opt_state)
 
-    def loss_fn(params, key, teacher_upper, batch: Batch, stage):
+    def loss_fn(params, key, teacher_upper, batch: Batch, weights, stage):
         student_key, terms_key = jax.random.split(key)
         activations = base.activations(student, params[STUDENT], batch.student_inputs, student_key)
         terms = {'task': task_loss(activations.logits, batch.labels)}
-        # A method whose weights are all 0 is the student from scratch, and costs as much.
-        if objective.reads and any(weights[term] for term in weights if term != 'probe'):
+        if is_taught:
             speaking = objectives.Participant(
                 activations, lambda s, key: student.upper(params[STUDENT], s, key)
             )
@@ -103,11 +121,12 @@ def make_step(
 
     differentiate = jax.value_and_grad(loss_fn, has_aux=True)
 
-    def update(state: TrainState, key, teacher_upper, batch: Batch):
+    def update(state: TrainState, key, teacher_upper, batch: Batch, numbers: Numbers):
+        tx, learning_rate = optimizer.make_optimizer(config.optimizer, config.num_steps, numbers.rates)
         step_key = jax.random.fold_in(key, state.step)
         stage = ramp_up_stage(state.step, config)
         metrics, grads = accumulated(
-            lambda key, part: differentiate(state.params, key, teacher_upper, part, stage),
+            lambda key, part: differentiate(state.params, key, teacher_upper, part, numbers.weights, stage),
             step_key,
             batch,
             config.micro_batches,
@@ -116,7 +135,6 @@ def make_step(
         metrics['learning_rate'] = learning_rate(state.step)
         params, opt_state = {}, {}
         for group, old in state.params.items():
-            # Each group by itself: what is learned beside the student never scales the student's gradient.
             directions, opt_state[group] = tx.update(grads[group], state.opt_state[group], old)
             updates = jax.tree.map(lambda d: -metrics['learning_rate'] * d, directions)
             params[group] = optax.apply_updates(old, updates)

@@ -6,7 +6,7 @@ import pytest
 
 from td_jax.devices import flops
 from td_jax.models import MODELS, base
-from td_jax.training import optimizer, train_step
+from td_jax.training import train_step
 
 A, B = jnp.ones((3, 5)), jnp.ones((5, 7))
 PRODUCT = 2 * 3 * 5 * 7
@@ -59,13 +59,16 @@ def test_products_by_hand(function, expected):
 def operations(config):
     """Of a step of a student of 64 inputs and 5 labels on a batch of 8, the teacher's states given."""
     student = MODELS['mlp'](config.model, {}, 5, 'float32')
-    tx, learning_rate = optimizer.make_optimizer(config.optimizer, config.num_steps)
-    step = train_step.make_step(student, tx, learning_rate, 'classification', 5, config)
+    step, numbers = train_step.make_step(student, 'classification', 5, config), train_step.numbers_of(config)
     heard = base.Activations(jnp.ones((8, 7)), jnp.ones((8, 11)), jnp.ones((8, 5)))
     batch = train_step.Batch({'image': jnp.ones((8, 64))}, jnp.zeros(8, jnp.int32), jnp.ones(8), heard)
     key = jax.random.key(0)
     state = jax.eval_shape(step.init, key, batch)
-    return flops.of(lambda state: step.update(state, key, lambda s: s @ jnp.ones((7, 11)), batch), state)
+
+    def update(state):
+        return step.update(state, key, lambda s: s @ jnp.ones((7, 11)), batch, numbers)
+
+    return flops.of(update, state)
 
 
 def test_a_step_from_scratch_by_hand(small_config):

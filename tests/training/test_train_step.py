@@ -153,8 +153,7 @@ def step_of(config, task='regression'):
         upper=lambda params, s, key: s,
         head=lambda params, e: e,
     )
-    tx, learning_rate = optimizer.make_optimizer(config.optimizer, config.num_steps)
-    return train_step.make_step(student, tx, learning_rate, task, 1, config)
+    return train_step.make_step(student, task, 1, config)
 
 
 def number_batch(x, labels, mask):
@@ -172,7 +171,7 @@ def test_one_step_of_sgd_by_hand(small_config):
     # Two real examples and a padding one: d/dw mean((wx - y)^2) = mean(2x(wx - y)) = (2*1*-1 + 2*3*2) / 2.
     batch = number_batch([1.0, 3.0, 99.0], [2.0, 1.0, 5.0], [1.0, 1.0, 0.0])
     state = step.init(jax.random.key(0), batch)
-    state, metrics = step.update(state, jax.random.key(1), None, batch)
+    state, metrics = step.update(state, jax.random.key(1), None, batch, train_step.numbers_of(config))
     np.testing.assert_allclose(state.params['student']['w'], 1 - 0.1 * 5, rtol=1e-6)
     np.testing.assert_allclose(metrics['loss'], (1 + 4) / 2)
     np.testing.assert_allclose(metrics['gradient_norm'], 5)
@@ -191,8 +190,34 @@ def test_the_gradient_is_clipped_by_its_norm(small_config, clip, expected):
     )
     step = step_of(config)
     batch = number_batch([1.0, 3.0], [2.0, 1.0], [1.0, 1.0])
-    state, _ = step.update(step.init(jax.random.key(0), batch), jax.random.key(1), None, batch)
+    state = step.init(jax.random.key(0), batch)
+    state, _ = step.update(state, jax.random.key(1), None, batch, train_step.numbers_of(config))
     np.testing.assert_allclose(state.params['student']['w'], expected, rtol=1e-6)
+
+
+def test_numbers_are_arguments_of_one_program(small_config):
+    """Runs that differ in weights, learning rate and decay alone: each computes its own, by the same program."""
+    changes = {
+        'td__weights__interact': 30.0,
+        'td__weights__state': 0.3,
+        'optimizer__learning_rate': 0.02,
+        'optimizer__weight_decay': 0.5,
+    }
+    run, _, keys = build(small_config(optimizer__weight_decay=0.1))
+    other, _, _ = build(small_config(**changes))
+    texts = [
+        one.jitted.lower(one.started(one.init(keys)), one.feed(keys, 0), one.constants, keys, 2).as_text()
+        for one in (run, other)
+    ]
+    assert texts[0] == texts[1]
+    ends = [advance(one, keys, one.init(keys), 2) for one in (run, other)]
+    np.testing.assert_allclose(ends[1].sums['learning_rate'], 2 * 0.02, rtol=1e-6)
+    sums = jax.tree.map(np.asarray, ends[1].sums)
+    total = sums['task'] + 30 * sums['interact'] + sums['message'] + 0.3 * sums['state']
+    np.testing.assert_allclose(sums['loss'], total, rtol=1e-5)
+    assert len(moved(ends[0].state.params, ends[1].state.params)) == len(
+        jax.tree.leaves(ends[0].state.params)
+    )
 
 
 def test_ramp_up_trains_one_group_then_the_other_then_both(small_config):
