@@ -151,10 +151,13 @@ def get_config():
     # How the student is trained, a name of td_jax.method.objectives.METHODS: supervised (from scratch, no
     # teacher), ld, fd, fitnet, hybrid or td.
     config.method = 'td'
-    # The first seed; run i of num_seeds uses seed + i for its initial parameters, data order and noise.
+    # The first seed; student i of num_seeds uses seed + i seed_step for its initial parameters, data order and
+    # noise.
     config.seed = 0
     # Students trained side by side, which differ in their seed alone.
     config.num_seeds = 1
+    # From one seed to the next; with 5, say, seeds 2 and 7 are one run, and the others are left to other runs.
+    config.seed_step = 1
     # Training steps of the student.
     config.num_steps = 1000
     # Examples a training step.

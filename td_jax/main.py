@@ -30,7 +30,7 @@ def main():
         from td_jax.training.run import describe, train
 
         processes.start(coordinator.value, num_processes.value, process_id.value, cluster.value)
-        processes.stop_on_sigterm()
+        processes.hear_signals()
         with processes.ending_together():
             config_lib.check(config.value)
             for line in config_lib.said_of(config.value, command_line.typed_keys()):

@@ -9,7 +9,7 @@ from absl import flags
 
 from td_jax import command_line
 from td_jax.files import workdir
-from td_jax.reproduction import cells, render, tables
+from td_jax.reproduction import cells, jobs, render, tables
 
 
 def main():
@@ -20,6 +20,9 @@ def main():
     only_show = flags.DEFINE_bool('only_show', False, 'Run nothing; mark what is missing.')
     dry_run = flags.DEFINE_bool(
         'dry_run', False, 'Run nothing; print the runs of images, their operations and their time.'
+    )
+    count = flags.DEFINE_integer(
+        'jobs', 1, 'Runs at once, each kept to its share of the cores.', lower_bound=1
     )
     tflops = flags.DEFINE_float(
         'device_tflops',
@@ -34,7 +37,8 @@ def main():
         if dry_run.value:
             print(render.plan(cells.plan(names.value, *columns, root), tflops.value))
             return
-        results = cells.make(names.value, *columns, root, only_show.value)
+        jobs.check(count.value)
+        results = cells.make(names.value, *columns, root, only_show.value, count.value)
         text = render.make(names.value, results, *columns)
         if not only_show.value:
             workdir.write(root / f'tables_{"_".join(names.value)}.md', text)

@@ -1,45 +1,54 @@
 """Chooses the knobs of each method on the validation slice; the test period is never read.
 
-    python -m td_jax.tune --config=movielens --columns=Drama,War --trials=12 --workdir=runs/tune \
-        --output=configs/tuned/movielens.json
+    python -m td_jax.tune --config=movielens --split_by=user --jobs=2 --workdir=runs/tune \
+        --journals=docs/results/search --output=configs/tuned/movielens.json
 
-Restartable: a finished trial is read from its folder.
+Restartable: called again, it goes on, on another machine from the journals alone.
 """
+
+import json
 
 from absl import flags
 
 from td_jax import command_line
 from td_jax.files import workdir
-from td_jax.reproduction import tuning
+from td_jax.method import objectives
+from td_jax.reproduction import jobs, tables, tuning
 
 
 def main():
     name = flags.DEFINE_string('config', None, f'A module of configs/: {", ".join(tuning.CONFIGS)}.')
-    columns = flags.DEFINE_list('columns', None, 'Genres to tune for, or the data set name.')
-    methods = flags.DEFINE_list(
-        'methods', [tuning.TEACHER, *tuning.SPACES], 'Methods to tune, the teacher first.'
+    split_by = flags.DEFINE_string('split_by', 'time', 'MovieLens: how ratings are split, time or user.')
+    columns = flags.DEFINE_list(
+        'columns', None, 'Genres whose mean chooses; three by default.'
     )
-    trials = flags.DEFINE_integer('trials', 12, 'Trials a method, at least one a stage.', lower_bound=2)
-    seeds = flags.DEFINE_integer('seeds', 3, 'Seeds a trial.', lower_bound=1)
-    steps = flags.DEFINE_integer('steps', 1000, 'Longest run.', lower_bound=1)
-    folder = flags.DEFINE_string('workdir', None, 'Folder of all trials; called again, it goes on.')
+    methods = flags.DEFINE_list(
+        'methods',
+        [tuning.TEACHER, *objectives.METHODS, *tables.VARIANTS],
+        'Methods, the teacher first.',
+    )
+    trials = flags.DEFINE_integer('trials', 40, 'Trials a method.', lower_bound=1)
+    seeds = flags.DEFINE_integer('seeds', 1, 'Students of a run, with seeds of their own.', lower_bound=1)
+    steps = flags.DEFINE_integer('steps', 1500, 'Steps of a run, the most that can be chosen.', lower_bound=1)
+    count = flags.DEFINE_integer(
+        'jobs', 1, 'Methods searched at once, each kept to its share of the cores.', lower_bound=1
+    )
+    folder = flags.DEFINE_string('workdir', None, 'Folder of all runs; called again, it goes on.')
+    journals = flags.DEFINE_string(
+        'journals', None, 'Folder of the journals of all trials, from which another machine goes on.'
+    )
     output = flags.DEFINE_string('output', None, 'JSON file that gets the choices, others kept.')
 
     def command():
-        records = tuning.tune(
-            name.value,
-            columns.value,
-            methods.value,
-            trials.value,
-            seeds.value,
-            steps.value,
-            workdir.resolve(folder.value),
-            workdir.resolve(output.value),
+        jobs.check(count.value)
+        search = tuning.search_of(
+            name.value, split_by.value, columns.value, trials.value, seeds.value, steps.value
         )
-        for record in records:
-            print(f'{record}', flush=True)
+        places = (workdir.resolve(flag.value) for flag in (folder, journals, output))
+        for searched, record in tuning.tune(search, methods.value, *places, count.value):
+            print(f'{searched}: {json.dumps(record)}', flush=True)
 
-    command_line.run(command, required=('config', 'columns', 'methods', 'workdir', 'output'))
+    command_line.run(command, required=('config', 'methods', 'workdir', 'journals', 'output'))
 
 
 if __name__ == '__main__':

@@ -287,7 +287,9 @@ SMALL_VIT = {
 DATA_OF = {'movielens': 'movielens_data', 'cifar10': 'cifar10_data', 'imagenet': 'imagenet_data'}
 
 
-@pytest.mark.parametrize('name', CONFIGS)
+@pytest.mark.parametrize(
+    'name', [name if name == 'digits' else pytest.param(name, marks=pytest.mark.long) for name in CONFIGS]
+)
 def test_every_config_trains(request, tmp_path, name):
     config = importlib.import_module(f'configs.{name}').get_config()
     # CIFAR-100 differs in its labels alone.

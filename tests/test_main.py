@@ -211,6 +211,7 @@ def is_interrupted(process):
     return last == 'td_jax: interrupted; the same command continues.'
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures('hears_control_c')
 def test_control_c_is_one_line_and_the_same_command_continues(
     uninterrupted, taught, flags, settings, outcome
@@ -228,6 +229,7 @@ def test_control_c_is_one_line_and_the_same_command_continues(
     assert outcome(taught) == outcome(uninterrupted[0])
 
 
+@pytest.mark.long
 def test_a_disk_that_is_full_at_the_last_save(uninterrupted, taught, flags, settings, outcome):
     part = f'{taught}/checkpoints/24.orbax-checkpoint-tmp'
     arguments = [*flags, f'--workdir={taught}']

@@ -24,8 +24,8 @@ from td_jax.errors import UserError
 from td_jax.files import workdir
 from td_jax.method import objectives
 from td_jax.models import base
+from td_jax.training import dispatch, teachers, train_step
 from td_jax.training import finished as finished_runs
-from td_jax.training import teachers, train_step
 
 NUMBERS, PICTURE = 'cka.json', 'cka.png'
 STUDENT, TEACHER = ('s_g', 'e_g', 'm_g'), ('s_h', 'e_h', 'm_h')
@@ -351,7 +351,7 @@ def analyse(folders, examples: int, estimator: str, seed_index: int | None = Non
             is_first = i == (seed_index or 0)
             run = first if is_first else teachers.finished_with_teacher(folder, i)
             compared = compare(run, classes, ESTIMATORS[estimator])
-            values[name][run.config.seed + i] = {label_names[c]: row for c, row in compared.items()}
+            values[name][dispatch.seeds(run.config)[i]] = {label_names[c]: row for c, row in compared.items()}
     return Comparison(
         estimator=estimator,
         dataset=firsts[0].source.name,

@@ -58,6 +58,7 @@ _CHANCE = 'from 0 to 1', lambda x: 0 <= x <= 1
 _SHARE = 'more than 0 and at most 1', lambda x: 0 < x <= 1
 NUMBERS = {
     'num_seeds': _POSITIVE,
+    'seed_step': _POSITIVE,
     'num_steps': _POSITIVE,
     'batch_size': _POSITIVE,
     'eval_batch_size': _POSITIVE,
@@ -121,10 +122,12 @@ def check(config):
         check_choice(key, flat[key], known)
     for key, value in flat.items():
         _check_numbers(key, value)
-    if config.seed + config.num_seeds - 1 > LARGEST:
+    last_seed = config.seed + (config.num_seeds - 1) * config.seed_step
+    if last_seed > LARGEST:
+        step = '' if config.seed_step == 1 else f' and seed_step is {config.seed_step}'
         raise UserError(
-            f'seed is {config.seed} and num_seeds is {config.num_seeds}, so the last seed would be '
-            f'{config.seed + config.num_seeds - 1}; it must be at most {LARGEST}.'
+            f'seed is {config.seed} and num_seeds is {config.num_seeds}{step}, so the last seed would be '
+            f'{last_seed}; it must be at most {LARGEST}.'
         )
     if config.teacher.checkpoint and config.teacher.pretrained:
         raise UserError(

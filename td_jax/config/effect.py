@@ -65,6 +65,8 @@ def unread(config) -> dict[str, str]:
     elif config.teacher.checkpoint:
         reason = 'teacher.checkpoint is trained already'
         found |= dict.fromkeys(('teacher.num_steps', 'teacher.optimizer.', 'teacher.seed'), reason)
+    if config.num_seeds == 1:
+        found['seed_step'] = 'num_seeds is 1'
     # The test split is read once, at the end.
     if config.dataset.split == 'test':
         found['eval_every'] = 'dataset.split is test, which is read once, at the end'

@@ -40,8 +40,8 @@ SIGNS_OF_LOSS = (
 # What no error says for another reason.
 SIGNS_IN_ANY_ERROR = ('gloo/', 'coordination service', 'heartbeat timeout')
 
-# Whether this process heard SIGTERM, and how often all of them asked whether to stop.
-_stop = {'asked': False, 'calls': 0}
+# Whether this process heard SIGTERM or Ctrl-C, and how often all of them asked whether to stop.
+_stop = {'asked': False, 'interrupted': False, 'calls': 0}
 
 
 def start(coordinator: str | None, num_processes: int | None, process_id: int | None, cluster: bool):
@@ -231,16 +231,30 @@ def from_all(value) -> list:
     return [json.loads(bytes(row[:size])) for row, size in zip(rows, sizes, strict=True)]
 
 
-def stop_on_sigterm():
-    """From now on SIGTERM, which a machine gets before it is taken away, asks the run to stop."""
-    _stop['asked'] = False
+def hear_signals():
+    """From now on SIGTERM, which a machine gets before it is taken away, and Ctrl-C ask the run to stop."""
+    _stop.update(asked=False, interrupted=False)
     if jax.process_count() == 1:
         signal.signal(signal.SIGTERM, lambda *_: _stop.update(asked=True))
+        # Unless the one who started this process lets it ignore Ctrl-C.
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, _interrupt)
+
+
+def _interrupt(*_):
+    """Raises KeyboardInterrupt, here and where the run next asks whether to stop.
+
+    Python may hear Ctrl-C within a finalizer, say, which swallows what is raised in it.
+    """
+    _stop['interrupted'] = True
+    raise KeyboardInterrupt
 
 
 def is_asked_to_stop() -> bool:
     """Whether the run is to stop now; every process asks as often, and all hear the same."""
     if jax.process_count() == 1:
+        if _stop['interrupted']:
+            raise KeyboardInterrupt
         return _stop['asked']
     # JAX lets all of them stop at the call after the last that one of them had made; it counts by ones.
     _stop['calls'] += 1

@@ -1,11 +1,12 @@
 """The cells of a table: what each runs, where, and what came of it.
 
-Every cell is a run of td_jax.training.run in a folder of its own, whose name holds a digest of its config: a
-table may be interrupted and made again, and a changed config is a new run. Runs that would train the same
-teacher share one.
+A cell is one run of td_jax.training.run, or one for each teacher, in a folder of its own, whose name holds a
+digest of its config: a table may be interrupted and made again, and a changed config is a new run. Runs that
+would train the same teacher share one.
 """
 
 import importlib
+import json
 import pathlib
 from typing import NamedTuple
 
@@ -15,8 +16,8 @@ from etils import epath
 from td_jax import config as config_lib
 from td_jax.devices import flops, sharding
 from td_jax.files import workdir
-from td_jax.reproduction import tables
-from td_jax.training import assembly
+from td_jax.reproduction import jobs, tables
+from td_jax.training import assembly, evaluation
 from td_jax.training.run import train
 
 TUNED = pathlib.Path(__file__).parents[2] / 'configs' / 'tuned'
@@ -32,14 +33,16 @@ def tuned(name: str) -> dict:
     return workdir.read_json(TUNED / f'{name}.json') or {}
 
 
-def column_key(config) -> str:
-    """What a config's tuned values are filed under."""
-    return config.dataset.genre if config.dataset.name == 'movielens' else config.dataset.name
+def setting(config) -> str:
+    """What a config's tuned values are filed under: how ratings are split, or the data set of images."""
+    dataset = config.dataset
+    return f'{dataset.name}_by_{dataset.split_by}' if dataset.name == 'movielens' else dataset.name
 
 
-def apply_tuned(config, choices: dict, method: str):
-    """Sets what was chosen for a method and for the teacher; lists in JSON are tuples in a config."""
-    found = {**choices.get('teacher', {}), **choices.get(column_key(config), {}).get(method, {})}
+def apply_tuned(config, choices: dict, name: str):
+    """Sets what was chosen for a method or a variant, and for the teacher; lists in JSON are tuples in a config."""
+    chosen = choices.get(setting(config), {})
+    found = {**chosen.get('teacher', {}), **chosen.get(name, {})}
     config.update_from_flattened_dict(
         {key: tuple(value) if isinstance(value, list) else value for key, value in found.items()}
     )
@@ -59,6 +62,22 @@ def cell_config(table: tables.Table, column: str, row: str):
     return config
 
 
+def runs_of(table: tables.Table, column: str, row: str) -> list:
+    """The configs of a cell's runs: one for each teacher, or a single one."""
+    config = cell_config(table, column, row)
+    if table.students:
+        config.num_seeds = table.students
+    if table.teachers == 1 or not config_lib.has_teacher(config) or config.teacher.pretrained:
+        return [config]
+    runs = []
+    for i in range(table.teachers):
+        run = config.copy_and_resolve_references()
+        run.teacher.seed, run.seed, run.seed_step = config.teacher.seed + i, config.seed + i, table.teachers
+        run.num_seeds = len(range(i, config.num_seeds, table.teachers))
+        runs.append(run)
+    return runs
+
+
 def run_folder(root: epath.Path, config) -> epath.Path:
     """Where a cell's run is, by method and content."""
     return root / config.dataset.name / f'{config.method}-{config_lib.digest(config)}'
@@ -76,8 +95,18 @@ def share_teacher(root: epath.Path, config) -> epath.Path:
     return folder
 
 
-def run_cell(root: epath.Path, config) -> dict:
-    """The result of a cell, run now if it is missing."""
+def own_teachers(root: epath.Path, configs) -> list:
+    """The configs, one for each, of the teachers that some runs need and that are trained for them."""
+    needed = {
+        teacher_folder(root, config): config
+        for config in configs
+        if config_lib.has_teacher(config) and not config.teacher.pretrained
+    }
+    return list(needed.values())
+
+
+def run_one(root: epath.Path, config) -> dict:
+    """The result of a run, which is run now if it is missing."""
     folder = run_folder(root, config)
     config = config.copy_and_resolve_references()
     if config_lib.has_teacher(config) and not config.teacher.pretrained:
@@ -88,12 +117,67 @@ def run_cell(root: epath.Path, config) -> dict:
     return result
 
 
-def stored_cell(root: epath.Path, config) -> dict | None:
-    """The result of a cell, or None where it is missing."""
-    return workdir.read_json(run_folder(root, config) / workdir.RESULT)
+def stored(root: epath.Path, configs) -> dict | None:
+    """The result of a cell from its runs, or None where one is missing.
+
+    What a result.json has; of several runs, `values` and `seeds` in the order of the seeds, `teacher` the mean
+    of the teachers' scores, and beside them `teachers`, the seed of each student's teacher.
+    """
+    results = [workdir.read_json(run_folder(root, config) / workdir.RESULT) for config in configs]
+    if None in results:
+        return None
+    students = sorted(
+        (seed, value, config.teacher.seed)
+        for config, result in zip(configs, results, strict=True)
+        for seed, value in zip(result['seeds'], result['values'], strict=True)
+    )
+    seeds, values, teachers = (list(column) for column in zip(*students, strict=True))
+    mean, stderr = evaluation.mean_and_stderr(values)
+    scores = [result['teacher'] for result in results if result['teacher'] is not None]
+    return {
+        **results[0],
+        'seeds': seeds,
+        'values': values,
+        'mean': mean,
+        'stderr': stderr,
+        'teacher': sum(scores) / len(scores) if scores else None,
+        'teachers': teachers,
+    }
 
 
-def make(names, genres, datasets, root: epath.Path, only_show: bool) -> dict:
+def run_missing(root: epath.Path, configs, processes: int):
+    """Runs what is missing of some configs, after the teachers that they need.
+
+    Args:
+      root: folder of all runs.
+      configs: of the runs.
+      processes: how many at once.
+
+    Raises:
+      UserError: what a run raises.
+    """
+    missing = {run_folder(root, config): config for config in configs if stored(root, [config]) is None}
+    if missing and processes > 1:
+        root.mkdir(parents=True, exist_ok=True)
+    for function, wanted, what in (
+        (_teacher_task, own_teachers(root, missing.values()), 'teachers'),
+        (_run_task, missing.values(), 'runs'),
+    ):
+        tasks = [(str(root), config_lib.to_json(config)) for config in wanted]
+        jobs.each(function, tasks, processes, root, what)
+
+
+def _teacher_task(task):
+    root, text = task
+    share_teacher(epath.Path(root), config_lib.from_json(json.loads(text)))
+
+
+def _run_task(task):
+    root, text = task
+    run_one(epath.Path(root), config_lib.from_json(json.loads(text)))
+
+
+def make(names, genres, datasets, root: epath.Path, only_show: bool, processes: int = 1) -> dict:
     """Runs what is missing for some tables.
 
     Args:
@@ -101,6 +185,7 @@ def make(names, genres, datasets, root: epath.Path, only_show: bool) -> dict:
       genres, datasets: the columns to keep.
       root: folder of all runs.
       only_show: whether to run nothing.
+      processes: how many runs at once.
 
     Returns:
       {table: {column: {row: result, or None where it is missing}}}, tables that others are made of among them
@@ -109,11 +194,15 @@ def make(names, genres, datasets, root: epath.Path, only_show: bool) -> dict:
       UserError: an unknown table, genre or data set, or what a run raises.
     """
     tables.check_names(names, genres, datasets)
+    runs = {
+        (name, column, row): runs_of(tables.TABLES[name], column, row)
+        for name, column, row in tables.wanted_cells(names, genres, datasets)
+    }
+    if not only_show:
+        run_missing(root, [config for configs in runs.values() for config in configs], processes)
     results = {}
-    for name, column, row in tables.wanted_cells(names, genres, datasets):
-        config = cell_config(tables.TABLES[name], column, row)
-        found = stored_cell(root, config) if only_show else run_cell(root, config)
-        results.setdefault(name, {}).setdefault(column, {})[row] = found
+    for (name, column, row), configs in runs.items():
+        results.setdefault(name, {}).setdefault(column, {})[row] = stored(root, configs)
     return results
 
 
@@ -141,13 +230,13 @@ def plan(names, genres, datasets, root: epath.Path) -> list[Planned]:
     found = {}
     for cell in tables.wanted_cells(names, genres, datasets):
         name, column, row = cell
-        config = cell_config(tables.TABLES[name], column, row)
-        folder = run_folder(root, config)
-        if folder in found:
-            continue
-        config_lib.check(config)
-        abstract = assembly.abstract_images(config, sharding.make_mesh(config))
-        of_step = flops.of(abstract.jitted, *abstract.arguments)
-        is_there = stored_cell(root, config) is not None
-        found[folder] = Planned(cell, is_there, of_step, config.num_steps, config.num_seeds)
+        for config in runs_of(tables.TABLES[name], column, row):
+            folder = run_folder(root, config)
+            if folder in found:
+                continue
+            config_lib.check(config)
+            abstract = assembly.abstract_images(config, sharding.make_mesh(config))
+            of_step = flops.of(abstract.jitted, *abstract.arguments)
+            is_there = stored(root, [config]) is not None
+            found[folder] = Planned(cell, is_there, of_step, config.num_steps, config.num_seeds)
     return list(found.values())

@@ -24,6 +24,10 @@ class Table(NamedTuple):
     columns: dict[str, dict]  # the paper's column -> what it changes
     rows: dict[str, dict | str]  # the paper's row -> what it changes, or TEACHER
     baseline: str  # the row that the others are compared with
+    # Students of a cell, and how many teachers they have between them: student i has teacher i mod teachers.
+    # 0 students are as many as the config says.
+    students: int = 0
+    teachers: int = 1
 
 
 class Derived(NamedTuple):
@@ -70,6 +74,15 @@ def _groups(ratings, images):
         'ML(Sparse)': Group(ratings, _SPARSE, ratings_baseline, -1),
         **{column: Group(images, (column,), images_baseline, 1) for column in IMAGES},
     }
+
+
+# What is searched beside the methods by their own default weights -> what it changes in a config.
+VARIANTS = {'td_ld': {'method': 'td', 'td.weights.logits': 1.0}}
+
+
+def variant(name: str) -> dict:
+    """What the name of a method, or of one of VARIANTS, changes in a config."""
+    return VARIANTS.get(name, {'method': name})
 
 
 TABLES = {

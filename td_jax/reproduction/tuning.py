@@ -1,177 +1,265 @@
-"""Chooses the knobs of each method on the validation slice; the test period is never read.
+"""Chooses the knobs of each method on validation data; the test split is never read.
 
-A random search of the same number of trials for every method, in two stages: the weights of its terms, at
-the learning rate, dropout and weight decay that the student from scratch chose, and then these at the best
-weights. (Drawn all at once, a good learning rate meets good weights too rarely.) Each trial is a run of
-td_jax.training.run on the training period without its last tenth, evaluated there every `eval_every` steps;
-the best mean over the seeds chooses the trial and, as the learning rate is constant, the number of steps.
-Restartable: a finished trial is read from its folder.
+One set of knobs for a method and a setting (how ratings are split, or a data set of images), chosen on the
+mean over some columns, such as a dense, a middle and a sparse genre: a mean averages noise away, and is what
+a user could do, too. Every method has as many trials and the same rungs.
+
+A trial draws knobs by Optuna's tree-structured Parzen estimator and climbs RUNGS rungs. On each it is trained
+anew on every column, with other seeds and, of ratings, on another slice of time; its score is the best mean
+validation metric, over all runs so far, of a common step: the learning rate is constant, so that this step is
+the number of steps that is chosen. By successive halving one of REDUCTION trials goes on to the next rung.
+
+Restartable: a trial is in Optuna's journal, a file for each method that another machine goes on from, and a
+finished run is read from its folder. The knobs of a trial depend on the trials before it and on their number
+alone, so an interrupted search ends where an uninterrupted one does.
 """
 
-import itertools
+import collections
 import json
+import math
+from typing import NamedTuple
 
-import numpy as np
+import optuna
 from etils import epath
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.storages.journal import JournalFileBackend, JournalStorage
+from optuna.trial import TrialState
 
 from td_jax import config as config_lib
-from td_jax.data import SOURCES
-from td_jax.errors import UserError
+from td_jax.data import SOURCES, movielens
+from td_jax.errors import Diverged, UserError
 from td_jax.files import metric_log, workdir
 from td_jax.method import objectives
-from td_jax.reproduction import cells, tables
-from td_jax.training import evaluation
+from td_jax.reproduction import cells, jobs, tables
+from td_jax.training import evaluation, finished
 
-_WEIGHTS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
-# What the second stage draws from, for every method; the only one of supervised runs.
-COMMON = {
-    'optimizer.learning_rate': (3e-4, 1e-3, 3e-3),
-    'model.dropout': (0.0, 0.2, 0.4),
-    'optimizer.weight_decay': (0.0, 1e-2),
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+# The modules of configs/ whose runs are short enough to be searched -> the columns whose mean is the score.
+CONFIGS = {
+    'movielens': ('Drama', 'Adventure', 'War'),
+    'digits': ('digits',),
+    'vit_tiny_cifar10': ('cifar10',),
 }
-# What the first stage draws from for one of them, and its share of the trials.
-SPACES = {
-    'supervised': {},
-    'ld': {'ld.weights.logits': _WEIGHTS},
-    'fd': {'fd.weights.feature': _WEIGHTS},
-    'fitnet': {'fitnet.weights.state': _WEIGHTS},
-    'hybrid': {'hybrid.weights.logits': _WEIGHTS, 'hybrid.weights.feature': _WEIGHTS},
-    'td': {
-        'td.weights.interact': _WEIGHTS,
-        'td.weights.message': _WEIGHTS,
-        'td.weights.state': _WEIGHTS,
-        'td.rounds': (1, 2, 3),
-    },
-}
-FIRST_STAGE = 0.75
-# The modules of configs/ whose runs are short enough to be searched.
-CONFIGS = ('movielens', 'digits', 'vit_tiny_cifar10')
 TEACHER = 'teacher'
+RUNGS = 3
+REDUCTION = 3
+# Trials that are drawn at random before the estimator has something to go by.
+RANDOM_TRIALS = 10
+
+# Validations of a run.
+CURVE_POINTS = 30
+
+WEIGHT = FloatDistribution(0.1, 1000.0, log=True)
+# What is drawn for every method; all that is drawn for one without a teacher.
+COMMON = {
+    'optimizer.learning_rate': FloatDistribution(1e-4, 3e-3, log=True),
+    'optimizer.weight_decay': FloatDistribution(1e-2, 10.0, log=True),
+    'model.dropout': CategoricalDistribution((0.0, 0.2, 0.4)),
+}
+ROUNDS = {'td.rounds': IntDistribution(0, 3)}
 
 
-def draw(space: dict, trials: int) -> list[dict]:
-    """The values of each trial: different points of the grid that a space spans, the same in every call."""
-    grid = list(itertools.product(*space.values()))
-    chosen = np.random.default_rng(0).permutation(len(grid))[:trials]
-    return [dict(zip(space, grid[i], strict=True)) for i in chosen]
+class Search(NamedTuple):
+    """What is searched, for every method alike."""
+
+    name: str  # of CONFIGS
+    setting: dict  # what it changes in the config, such as {'dataset.split_by': 'user'}
+    columns: tuple[str, ...]
+    trials: int  # of each method
+    seeds: int  # of a run
+    steps: int  # of a run
 
 
-def best_step(lines: list[dict], metric: str, less_is_better: bool):
-    """(step, value) of the best validation in the lines of a metrics.jsonl."""
-    curve = [(line[metric], line['step']) for line in lines if metric in line]
-    value, step = min(curve) if less_is_better else max(curve)
-    return step, value
+def space(name: str) -> dict:
+    """{config key: distribution}, what is drawn for TEACHER, a method or a variant of one.
 
-
-def tune_one(config, space: dict, trials: int, root: epath.Path) -> dict:
-    """Runs the trials of one method on one column.
-
-    Args:
-      config: where the first stage stands.
-      space: what the first stage draws from; empty for a method without weights.
-      trials: of both stages together.
-      root: folder of all trials.
-
-    Returns:
-      {'values': the chosen knobs with num_steps, 'score': their validation metric, 'trials': all scores}
+    A weight that a variant does not give its method stays 0.
     """
-    task = SOURCES[config.dataset.name](config.dataset, config.dataset).task
-    metric, _, _, less_is_better = evaluation.METRICS[task]
-    sign = 1 if less_is_better else -1
-    start = {key: config_lib.flatten(config)[key] for key in COMMON}
-    outcomes = []
-
-    def try_out(values):
-        run = config.copy_and_resolve_references()
-        run.update_from_flattened_dict(values)
-        cells.run_cell(root, run)
-        lines = metric_log.read(cells.run_folder(root, run))
-        step, score = best_step(lines, f'validation_{metric}', less_is_better)
-        outcomes.append((sign * score, {**values, 'num_steps': step}))
-
-    def best():
-        return min(outcomes, key=lambda outcome: outcome[0])
-
-    if space:
-        for weights in draw(space, int(FIRST_STAGE * trials)):
-            try_out({**start, **weights})
-    weights = {key: best()[1][key] for key in space}
-    # The point that the first stage stood on is known already.
-    common = [values for values in draw(COMMON, trials + 1) if not space or values != start]
-    for values in common[: trials - len(outcomes)]:
-        try_out({**values, **weights})
-    score, values = best()
-    return {'values': values, 'score': sign * score, 'trials': [sign * score for score, _ in outcomes]}
+    if name == TEACHER:
+        return COMMON
+    config = cells.base_config('digits')
+    config.update_from_flattened_dict(tables.variant(name))
+    weights = {
+        f'{config.method}.weights.{term}': WEIGHT
+        for term, weight in objectives.weights_of(config).items()
+        if weight and term != 'probe'
+    }
+    return {**COMMON, **weights, **(ROUNDS if config.method == 'td' else {})}
 
 
-def check(name: str, columns, methods, target: epath.Path):
-    """Refuses what cannot be tuned.
+def search_of(name: str, split_by: str, columns, trials: int, seeds: int, steps: int) -> Search:
+    """A Search; columns may be None.
+
+    Raises:
+      UserError: a name that is not known, or a split of what is not split.
+    """
+    config_lib.check_choice('--config', name, CONFIGS)
+    setting = {}
+    if cells.base_config(name).dataset.name == 'movielens':
+        config_lib.check_choice('--split_by', split_by, movielens.SPLITS_BY)
+        setting = {'dataset.split_by': split_by}
+    elif split_by != 'time':
+        raise UserError(f'--split_by is {split_by}, but {name} has no ratings to split; leave it out.')
+    return Search(name, setting, tuple(columns or CONFIGS[name]), trials, seeds, steps)
+
+
+def check(search: Search, names, target: epath.Path):
+    """Refuses what cannot be searched.
 
     Raises:
       UserError: a name that is not known, or a file that cannot be written.
     """
-    config_lib.check_choice('--config', name, CONFIGS)
-    for method in methods:
-        config_lib.check_choice('--methods', method, (TEACHER, *objectives.METHODS))
-    dataset = cells.base_config(name).dataset.name
-    for column in columns:
-        config_lib.check_choice('--columns', column, tables.GENRES if dataset == 'movielens' else (dataset,))
+    for name in names:
+        config_lib.check_choice('--methods', name, (TEACHER, *objectives.METHODS, *tables.VARIANTS))
+    is_movielens = cells.base_config(search.name).dataset.name == 'movielens'
+    for column in search.columns:
+        config_lib.check_choice('--columns', column, tables.GENRES if is_movielens else CONFIGS[search.name])
     if not workdir.is_in_bucket(target) and not target.parent.is_dir():
         raise UserError(f'--output {target} cannot be written: its folder is missing.')
 
 
-def tune(name, columns, methods, trials, seeds, steps, root: epath.Path, target: epath.Path):
-    """Tunes some methods on some columns; what was chosen is written after each of them.
+def prepared(search: Search, name: str, column: str, rung: int):
+    """The config that the runs of a method or a variant, or of TEACHER, start from on one rung."""
+    config = cells.base_config(search.name)
+    config.update_from_flattened_dict(search.setting)
+    config.dataset.split = 'validation'
+    if config.dataset.name == 'movielens':
+        config.dataset.genre = column
+        config.dataset.validation_slice = rung
+    config.num_steps, config.eval_every = search.steps, max(1, search.steps // CURVE_POINTS)
+    config.log_every = config.save_every = search.steps
+    config.num_seeds, config.seed = search.seeds, rung * search.seeds
+    config.teacher.seed = rung
+    if name == TEACHER:
+        run = config_lib.teacher_run(config)
+        run.num_steps = search.steps
+        return run
+    config.update_from_flattened_dict(tables.variant(name))
+    return config
+
+
+def tune(search: Search, names, root: epath.Path, journals: epath.Path, target: epath.Path, processes: int):
+    """Searches the knobs of some methods; what was chosen is written after the teacher and after all.
 
     Args:
-      name: of CONFIGS.
-      columns: genres, or the data set's name.
-      methods: names, TEACHER among them or not; it is tuned first.
-      trials: of each method.
-      seeds: of each trial; the teacher has one.
-      steps: of the longest run.
-      root: folder of all trials.
+      search: what is searched.
+      names: methods or variants, TEACHER among them or not; it is searched first.
+      root: folder of all runs.
+      journals: local folder of Optuna's journals.
       target: JSON file that gets the choices; others in it stay.
+      processes: methods that are searched at once.
 
     Yields:
-      (column or TEACHER, method or TEACHER, what `tune_one` returns), as they come
+      (name, what `search_one` returns), as they come
 
     Raises:
       UserError: what `check` or a run raises.
     """
-    check(name, columns, methods, target)
-    choices = workdir.read_json(target) or {}
+    check(search, names, target)
+    for folder in (root, journals):
+        folder.mkdir(parents=True, exist_ok=True)
+    setting = cells.setting(prepared(search, TEACHER, search.columns[0], 0))
+    for part in ([name for name in names if name == TEACHER], [name for name in names if name != TEACHER]):
+        choices = workdir.read_json(target) or {}
+        taught_by = choices.get(setting, {}).get(TEACHER, {})
+        tasks = [(search, name, taught_by, str(root), str(journals)) for name in part]
+        for name, record in zip(part, jobs.each(_task, tasks, processes, root, 'searches'), strict=True):
+            prefix = 'teacher.' if name == TEACHER else ''
+            values = {f'{prefix}{key}': value for key, value in record['chosen'].items()}
+            choices.setdefault(setting, {})[name] = values
+            workdir.write(target, json.dumps(choices, indent=2, sort_keys=True) + '\n')
+            yield name, record
 
-    def keep():
-        workdir.write(target, json.dumps(choices, indent=2, sort_keys=True) + '\n')
 
-    def prepared():
-        config = cells.base_config(name)
-        config.dataset.split = 'validation'
-        config.num_seeds, config.num_steps, config.eval_every = seeds, steps, 50
-        config.log_every = config.save_every = steps
-        return config
+def _task(task):
+    search, name, taught_by, root, journals = task
+    return search_one(search, name, taught_by, epath.Path(root), epath.Path(journals))
 
-    if TEACHER in methods:
-        config = config_lib.teacher_run(prepared())
-        config.num_steps, config.num_seeds = steps, 1
-        record = tune_one(config, {}, trials, root)
-        choices[TEACHER] = {f'teacher.{key}': value for key, value in record['values'].items()}
-        keep()
-        yield TEACHER, TEACHER, record
-    for column in columns:
-        for method in methods:
-            if method == TEACHER:
-                continue
-            config = prepared()
-            if config.dataset.name == 'movielens':
-                config.dataset.genre = column
-            config.method = method
-            # A method starts where the student from scratch ended; the longest run is for all the same.
-            scratch = choices.get(column, {}).get('supervised', {})
-            known = {key: value for key, value in scratch.items() if key in COMMON}
-            cells.apply_tuned(config, {TEACHER: choices.get(TEACHER, {}), column: {method: known}}, method)
-            record = tune_one(config, SPACES[method], trials, root)
-            choices.setdefault(column, {})[method] = record['values']
-            keep()
-            yield column, method, record
+
+def search_one(search: Search, name: str, taught_by: dict, root: epath.Path, journals: epath.Path) -> dict:
+    """Runs the trials of one method that are missing.
+
+    Args:
+      search: what is searched.
+      name: of a method or a variant, or TEACHER.
+      taught_by: {config key: value}, the teacher's knobs.
+      root: folder of all runs.
+      journals: folder of the journals.
+
+    Returns:
+      {'chosen': the best trial's knobs with num_steps, 'score': its validation metric, 'scores': those of all
+      trials that reached the last rung}
+    """
+    first, drawn = prepared(search, name, search.columns[0], 0), space(name)
+    task = SOURCES[first.dataset.name](first.dataset, first.dataset).task
+    metric, _, _, less_is_better = evaluation.METRICS[task]
+    study = _opened(journals / f'{cells.setting(first)}-{name}.journal', less_is_better)
+    columns = search.columns if name != TEACHER else search.columns[:1]
+    while (number := _count(study)) < search.trials:
+        study.sampler = optuna.samplers.TPESampler(seed=number, n_startup_trials=RANDOM_TRIALS)
+        trial = study.ask(drawn)
+        curves = collections.defaultdict(list)
+        for rung in range(RUNGS):
+            for column in columns:
+                run = prepared(search, name, column, rung)
+                run.update_from_flattened_dict({**taught_by, **trial.params})
+                for step, value in _curve(root, run, f'validation_{metric}').items():
+                    curves[step].append(value)
+            # A run that diverged has no more steps, and no step that they all have is none to choose.
+            whole = {s: sum(v) / len(v) for s, v in curves.items() if len(v) == (rung + 1) * len(columns)}
+            worst = math.inf if less_is_better else -math.inf
+            step, score = best(whole, less_is_better) if whole else (0, worst)
+            trial.set_user_attr('num_steps', step)
+            trial.report(score, REDUCTION**rung)
+            if not whole or (rung < RUNGS - 1 and trial.should_prune()):
+                study.tell(trial, state=TrialState.PRUNED)
+                break
+        else:
+            study.tell(trial, score)
+    done = study.get_trials(states=[TrialState.COMPLETE])
+    chosen = study.best_trial
+    return {
+        'chosen': {**chosen.params, 'num_steps': chosen.user_attrs['num_steps']},
+        'score': chosen.value,
+        'scores': [trial.value for trial in done],
+    }
+
+
+def best(curve: dict, less_is_better: bool):
+    """(step, value) of the best value of a curve {step: value}, the first of several."""
+    return min(curve.items(), key=lambda point: (point[1] if less_is_better else -point[1], point[0]))
+
+
+def _count(study) -> int:
+    """Trials that are over."""
+    return len(study.get_trials(states=[TrialState.COMPLETE, TrialState.PRUNED]))
+
+
+def _opened(path, less_is_better):
+    """The study in a journal; a trial that was interrupted is tried again."""
+    study = optuna.create_study(
+        storage=JournalStorage(JournalFileBackend(str(path))),
+        study_name=path.stem,
+        direction='minimize' if less_is_better else 'maximize',
+        pruner=optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=REDUCTION),
+        load_if_exists=True,
+    )
+    for trial in study.get_trials(states=[TrialState.RUNNING]):
+        study.tell(trial.number, state=TrialState.FAIL)
+        study.enqueue_trial(trial.params)
+    return study
+
+
+def _curve(root, config, name) -> dict:
+    """{step: value} of the metric in a run's log, run now if it is missing; what diverged has none."""
+    folder = cells.run_folder(root, config)
+    try:
+        cells.run_one(root, config)
+    except Diverged:
+        return {}
+    # Hundreds of runs would fill the disk; what was measured stays.
+    saved = folder / finished.CHECKPOINTS
+    if saved.exists():
+        saved.rmtree()
+    return {line['step']: line[name] for line in metric_log.read(folder) if name in line}

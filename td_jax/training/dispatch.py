@@ -75,7 +75,12 @@ class Dispatch(NamedTuple):
 
 def seed_keys(config) -> jax.Array:
     """One key a seed, [num_seeds]."""
-    return jax.vmap(jax.random.key)(config.seed + jnp.arange(config.num_seeds, dtype=jnp.int32))
+    return jax.vmap(jax.random.key)(jnp.asarray(seeds(config), jnp.int32))
+
+
+def seeds(config) -> list[int]:
+    """The seed of each student of a run."""
+    return [config.seed + i * config.seed_step for i in range(config.num_seeds)]
 
 
 def streams(key):
@@ -287,9 +292,7 @@ def _streamed(jitted, constants, source, config, mesh):
 
     def feed(keys, step):
         # One for every seed, whose examples come in its own order.
-        opened = [
-            source.train.open(config.seed + i, step, config.batch_size, rows) for i in range(config.num_seeds)
-        ]
+        opened = [source.train.open(seed, step, config.batch_size, rows) for seed in seeds(config)]
         for batches in zip(*opened, strict=True):
             stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
             yield sharding.place_rows(stacked, mesh, config.batch_size, axis=1)

@@ -12,7 +12,7 @@ import numpy as np
 import td_jax
 from td_jax import config as config_lib
 from td_jax.devices import processes, sharding
-from td_jax.errors import Stopped, UserError
+from td_jax.errors import Diverged, Stopped, UserError
 from td_jax.files import checkpoints, metric_log
 from td_jax.files import workdir as workdir_lib
 from td_jax.training import assembly, dispatch, evaluation, finished, train_step
@@ -135,7 +135,7 @@ class Loop:
             saves = stops or step % config.save_every == 0 or step == config.num_steps
             # The parameters can overflow in the very step whose loss was the last finite one.
             if not _on_host(progress.finite) or (saves and not _is_finite(state.params)):
-                raise UserError(self._diverged('loss', int(_on_host(state.step)[0])))
+                raise Diverged(self._diverged('loss', int(_on_host(state.step)[0])))
             # In float64: the sum of large losses of several seeds is more than float32 holds.
             means = {
                 name: np.asarray(total, np.float64) / (step - before)
@@ -207,9 +207,9 @@ class Loop:
     def _evaluate(self, step, state, log):
         values = self.evaluate(state.params[train_step.STUDENT])
         if not np.isfinite(values).all():
-            raise UserError(self._diverged(self.metric, step))
+            raise Diverged(self._diverged(self.metric, step))
         mean, _ = evaluation.mean_and_stderr(values)
-        seeds = self.config.seed + np.arange(self.config.num_seeds)
+        seeds = dispatch.seeds(self.config)
         by_seed = {f'{self.score_name}/seed_{seed}': v for seed, v in zip(seeds, values, strict=True)}
         if log:
             log.write(step, {self.score_name: mean, **by_seed})
@@ -227,7 +227,7 @@ class Loop:
             'mean': mean,
             'stderr': stderr,
             'steps': config.num_steps,
-            'seeds': [config.seed + i for i in range(config.num_seeds)],
+            'seeds': dispatch.seeds(config),
             'teacher': self.teacher_facts['score'],
             'teacher_fingerprint': self.teacher_facts['fingerprint'],
             'versions': {

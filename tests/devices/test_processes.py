@@ -1,5 +1,6 @@
 """Several real processes on one machine, and runs that are asked to stop."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -123,10 +124,8 @@ def assert_same_run(found, expected, outcome, rtol=2e-4):
                 assert value == pytest.approx(b[name], rel=rtol, abs=1e-6), name
 
 
-@pytest.mark.parametrize(
-    ('devices', 'data', 'fsdp'),
-    [*(pytest.param(*mesh, marks=pytest.mark.long) for mesh in ((2, 2, 1), (4, 1, 4), (8, 8, 1))), (8, 4, 2)],
-)
+@pytest.mark.long
+@pytest.mark.parametrize(('devices', 'data', 'fsdp'), [(2, 2, 1), (4, 1, 4), (8, 8, 1), (8, 4, 2)])
 def test_several_devices_compute_what_one_computes(alone, tmp_path, outcome, devices, data, fsdp):
     mesh = f'--config.mesh.data={data}', f'--config.mesh.fsdp={fsdp}'
     ((_, err),) = finish(launch(tmp_path / 'run', *mesh, devices=devices))
@@ -522,3 +521,21 @@ def test_a_lost_process_is_known_by_what_others_say_of_it():
         ValueError('no'),
     ):
         assert not processes._is_loss(error)
+
+
+def test_control_c_that_a_finalizer_swallowed_is_heard_by_the_run():
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        processes.hear_signals()
+        assert not processes.is_asked_to_stop()
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            processes.is_asked_to_stop()
+        # A run that was asked before is over.
+        processes.hear_signals()
+        assert not processes.is_asked_to_stop()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

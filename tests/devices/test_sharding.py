@@ -89,6 +89,7 @@ def step_of(config):
     return before, *jax.tree.map(np.array, (progress.state.params, progress.sums))
 
 
+@pytest.mark.long
 def test_micro_batches_change_nothing(comparable_config):
     """Without dropout a batch cut in four has the gradient of the whole."""
     before, params, sums = step_of(comparable_config(batch_size=16, td__rounds=2))
@@ -119,6 +120,7 @@ def test_the_gradient_of_micro_batches_is_that_of_the_batch():
         assert float(metrics['loss']) == pytest.approx(2 * 2.5)
 
 
+@pytest.mark.long
 def test_bfloat16_trains_near_float32_with_float32_parameters_and_metrics(comparable_config):
     _, _, sums = step_of(comparable_config(td__rounds=2))
     _, low_params, low_sums = step_of(comparable_config(td__rounds=2, compute_dtype='bfloat16'))

@@ -84,6 +84,7 @@ def test_the_folder_promises_no_resize_that_the_student_does_not_know(finished_v
     assert note is None or 'leaves resizing out: with dataset.resize=bilinear ' in note
 
 
+@pytest.mark.long
 def test_a_trained_vit_goes_out_and_comes_back(vit_config, images, shown, tmp_path, logits_of):
     """The whole way, of the second seed, which is not the first."""
     train(vit_config(), tmp_path / 'run')

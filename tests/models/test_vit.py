@@ -51,6 +51,7 @@ def test_patches_are_what_a_strided_convolution_sees():
         vit.patches_of(images, 7)
 
 
+@pytest.mark.long
 def test_what_is_kept_changes_memory_alone():
     found = {}
     for policy in POLICIES:
@@ -143,6 +144,7 @@ def tiny(**changes):
     return config
 
 
+@pytest.mark.long
 def test_a_student_starts_from_a_public_checkpoint_and_learns(cifar10_data, tmp_path, monkeypatch, read_back):
     # What evaluation says after two steps is worth nothing here, and takes long.
     monkeypatch.setattr(evaluation, 'make_evaluation', lambda *_: lambda params, *_: np.zeros(2))

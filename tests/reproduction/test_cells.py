@@ -158,6 +158,7 @@ def test_only_what_is_missing_is_run(tiny, tmp_path):
     assert tiny[3:] == ['ld']
 
 
+@pytest.mark.long
 def test_a_dry_run_counts_what_is_missing(tmp_path):
     planned = cells.plan(['6'], ['Drama'], ['CIFAR10'], tmp_path)
     _, _, *rows, _, total = render.plan(planned, device_tflops=50.0).splitlines()

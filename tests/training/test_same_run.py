@@ -90,6 +90,7 @@ print(json.dumps(train(config, folder)['values']))
 """
 
 
+@pytest.mark.long
 def test_a_run_continues_on_other_devices(made, tmp_path):
     config, folder = made
     one, two = (shutil.copytree(folder, tmp_path / name) for name in ('one', 'two'))

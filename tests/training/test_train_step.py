@@ -196,7 +196,7 @@ def test_the_gradient_is_clipped_by_its_norm(small_config, clip, expected):
 
 
 def test_numbers_are_arguments_of_one_program(small_config):
-    """Runs that differ in weights, learning rate and decay alone: each computes its own, by the same program."""
+    """Runs that differ in weights, learning rate and decay alone have one program, and each its own end."""
     changes = {
         'td__weights__interact': 30.0,
         'td__weights__state': 0.3,

@@ -52,6 +52,7 @@ print(json.dumps(found))
 TYPES = {'float32', 'int32', 'uint32', 'uint8', 'bool', 'key<fry>'}
 
 
+@pytest.mark.long
 def test_every_step_takes_and_gives_32_bits():
     done = subprocess.run(
         [sys.executable, '-c', TRACED], capture_output=True, text=True, cwd=ROOT, env=X64, check=False

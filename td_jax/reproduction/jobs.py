@@ -1,0 +1,142 @@
+"""Many runs, one after the other or side by side in processes of their own, each kept to its cores."""
+
+import concurrent.futures
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+import jax
+from etils import epath
+
+from td_jax.errors import UserError
+
+# Of compiled programs that are kept for later runs: bytes in a folder.
+COMPILED_BYTES = 4 * 2**30
+
+
+def each(function: Callable, tasks: Iterable, count: int, folder: epath.Path, what: str) -> list[Any]:
+    """What a function gives for some tasks, in their order; how far it is, is said after each.
+
+    Args:
+      function: of one task; of a module, so that another process can import it. What it needs beyond its task
+        it reads from disk, and what must not be lost it writes there.
+      tasks: what it is called with.
+      count: processes side by side; 1 calls it here.
+      folder: gets what the processes print, `job_0.log` and so on.
+      what: the tasks, for a person, such as 'runs'.
+
+    Raises:
+      UserError: of the first task that raised one; the others are stopped. Or a process died.
+    """
+    tasks, began = list(tasks), time.monotonic()
+    if count == 1 or len(tasks) <= 1:
+        results = []
+        for task in tasks:
+            results.append(function(task))
+            _say(what, len(results), 1, len(tasks), began)
+        return results
+    count = min(count, len(tasks))
+    context = multiprocessing.get_context('spawn')
+    places = context.SimpleQueue()
+    for place in range(count):
+        places.put(place)
+    settings = places, shares(count), str(folder)
+    pool = concurrent.futures.ProcessPoolExecutor(count, context, initializer=_settle, initargs=settings)
+    try:
+        futures = [pool.submit(function, task) for task in tasks]
+        for done, future in enumerate(concurrent.futures.as_completed(futures), start=1):
+            future.result()
+            _say(what, done, count, len(tasks), began)
+    except BrokenProcessPool as error:
+        raise UserError(
+            f'a process of --jobs={count} died, killed or out of memory; {folder} has what it printed. The '
+            'same command goes on, with fewer jobs if memory was short.'
+        ) from error
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        # None is left at work where a task failed; each run goes on from its last checkpoint.
+        for process in multiprocessing.active_children():
+            process.terminate()
+    return [future.result() for future in futures]
+
+
+def shares(count: int) -> list[list[int]]:
+    """The cores of this process in `count` parts, of one size but for one core; [] where they are unknown.
+
+    With fewer cores than parts, some parts have the same core.
+    """
+    if not hasattr(os, 'sched_getaffinity'):
+        return []
+    cores = sorted(os.sched_getaffinity(0))
+    return [cores[i::count] or [cores[i % len(cores)]] for i in range(count)]
+
+
+def check(count: int):
+    """Says what cannot be kept to its cores; raises a UserError for more jobs than cores."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+    if count > cores:
+        raise UserError(f'--jobs is {count}, but this process has {cores} cores; choose at most as many.')
+    if count > 1 and jax.default_backend() != 'cpu':
+        raise UserError(
+            f'--jobs is {count}, but runs are on {jax.default_backend()}, which one process keeps for itself; '
+            'leave --jobs out, or set JAX_PLATFORMS=cpu.'
+        )
+
+
+def keep_compiled(folder: epath.Path):
+    """From now on compiled programs are kept in a folder, for this process and all that it starts."""
+    # JAX reads the one now, and a new process the other.
+    for name, value in (
+        ('jax_compilation_cache_dir', str(folder)),
+        ('jax_persistent_cache_min_compile_time_secs', 0),
+        # A bounded cache has a lock, which processes side by side need.
+        ('jax_compilation_cache_max_size', COMPILED_BYTES),
+    ):
+        jax.config.update(name, value)
+        os.environ[name.upper()] = str(value)
+
+
+def _settle(places, cores, folder):
+    """Prepares a process: its cores, where it prints to, and that it does not outlive the one it works for."""
+    place = places.get()
+    if cores:
+        # Before JAX counts them.
+        os.sched_setaffinity(0, cores[place])
+    # Ctrl-C is the business of the process that started this one.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    log = os.open(os.path.join(folder, f'job_{place}.log'), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+        os.dup2(log, stream.fileno())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent():
+    multiprocessing.parent_process().join()
+    with contextlib.suppress(OSError):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _say(what, done, running, total, began):
+    left = total - done
+    running = min(running, left)
+    seconds = (time.monotonic() - began) / done * left
+    print(
+        f'{what}: {done} done, {running} running, {left - running} waiting; about {_duration(seconds)} left',
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def _duration(seconds):
+    minutes = round(seconds / 60)
+    if minutes < 1:
+        return f'{seconds:.0f} s'
+    return f'{minutes} min' if minutes < 120 else f'{minutes / 60:.1f} h'
