@@ -99,6 +99,12 @@ def dataset_config():
     # What is evaluated: 'validation' (a slice cut from training data, for choosing knobs) or 'test'
     # (trains on the slice as well).
     dataset.split = 'test'
+    # MovieLens: what the test is, and a validation slice: the last tenth of all ratings ('time'), or of each
+    # user's own ('user'), in order of time.
+    dataset.split_by = 'time'
+    # MovieLens: which tenth of the training part the validation slice is, counted backwards from the test; 0
+    # to 5. Training is only what lies before it.
+    dataset.validation_slice = 0
     # MovieLens: share of user ids and of movie ids that become the out-of-vocabulary id in training.
     dataset.user_oov_rate = 0.5
     dataset.movie_oov_rate = 0.1

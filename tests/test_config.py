@@ -120,6 +120,7 @@ def test_no_number_is_larger_than_what_computes_with_it(key, value):
         ('model.hidden', (4, 10**20), 'at most 2147483647'),
         ('dataset.classes', (10**20,), 'at most 2147483647'),
         ('teacher.model.layers', 1001, 'from 0 to 1000'),
+        ('dataset.validation_slice', 6, 'from 0 to 5'),
     ],
 )
 def test_numbers_that_are_too_large_or_too_small_are_refused(key, value, words):
@@ -395,6 +396,8 @@ def test_flatten_joins_keys_with_dots():
         ({'dataset.name': 'cifar10'}, 'dataset.shuffle_buffer', 'dataset.name is cifar10'),
         ({'dataset.name': 'movielens'}, 'dataset.classes', 'dataset.name is movielens'),
         ({}, 'eval_every', 'dataset.split is test, which is read once, at the end'),
+        ({}, 'dataset.validation_slice', 'dataset.split is test'),
+        ({'dataset.name': 'digits'}, 'dataset.split_by', 'dataset.name is digits'),
         ({'teacher.checkpoint': 'runs/t'}, 'teacher.seed', 'teacher.checkpoint is trained already'),
     ],
 )

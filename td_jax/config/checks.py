@@ -9,7 +9,7 @@ import numpy as np
 
 from configs import common
 from td_jax.config.tree import flatten
-from td_jax.data import SOURCES, images
+from td_jax.data import SOURCES, images, movielens
 from td_jax.devices.remat import POLICIES
 from td_jax.errors import UserError
 from td_jax.method import objectives
@@ -21,6 +21,7 @@ CHOICES = {
     'method': objectives.METHODS,
     'dataset.name': SOURCES,
     'dataset.split': ('validation', 'test'),
+    'dataset.split_by': movielens.SPLITS_BY,
     'dataset.resize': images.RESIZES,
     'compute_dtype': ('float32', 'bfloat16'),
     'model.initial': ('random', 'teacher'),
@@ -67,6 +68,10 @@ NUMBERS = {
     'log_every': _POSITIVE,
     'save_every': _POSITIVE,
     'examples_per_class': _NOT_NEGATIVE,
+    'validation_slice': (
+        f'from 0 to {movielens.LAST_SLICE}',
+        lambda x: 0 <= x <= movielens.LAST_SLICE,
+    ),
     'user_oov_rate': _RATE,
     'movie_oov_rate': _RATE,
     'min_title_word_count': _NOT_NEGATIVE,

@@ -14,7 +14,10 @@ OF_MODELS = {
 _CLASSES = ('classes', 'examples_per_class')
 _IMAGES = ('image_size', 'image_mean', 'image_std', 'resize', 'min_crop_area', 'mirror_rate')
 OF_DATASETS = {
-    'movielens': ('genre', 'user_oov_rate', 'movie_oov_rate', 'min_title_word_count'),
+    'movielens': (
+        *('genre', 'split_by', 'validation_slice'),
+        *('user_oov_rate', 'movie_oov_rate', 'min_title_word_count'),
+    ),
     'digits': _CLASSES,
     'cifar10': _CLASSES + _IMAGES,
     'cifar100': _CLASSES + _IMAGES,
@@ -70,6 +73,7 @@ def unread(config) -> dict[str, str]:
     # The test split is read once, at the end.
     if config.dataset.split == 'test':
         found['eval_every'] = 'dataset.split is test, which is read once, at the end'
+        found['dataset.validation_slice'] = 'dataset.split is test'
     if config.method == 'td':
         if not config.td.rounds or not config.td.weights.interact:
             knobs = 'reference', 'noise_std', 'remat_policy'

@@ -1,6 +1,7 @@
 """A data set as training sees it, and the order in which its examples are drawn."""
 
-from collections.abc import Callable, Iterator
+import types
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -53,6 +54,11 @@ class Source(NamedTuple):
     # inputs(tables, examples, key) -> {name: [batch, ...]}, what a model is given; a key adds the random
     # variation of training, None leaves it out.
     inputs: Callable[..., dict[str, jax.Array]]
+    # What statistics need of evaluation examples in memory. [examples], the number of the unit that each belongs
+    # to, such as a user: what a bootstrap draws. None: each is a unit of its own.
+    units: np.ndarray | None = None
+    # {name: [examples] bool}, parts that have a metric of their own.
+    groups: Mapping[str, np.ndarray] = types.MappingProxyType({})
 
 
 def count(examples: dict | TrainStream | EvaluationStream) -> int:

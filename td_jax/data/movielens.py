@@ -1,9 +1,10 @@
 """MovieLens100k as TFDS stores it, split by time and cut by genre.
 
-The protocol: sort by (timestamp, user id, movie id); the first 90% are the training period and the
-rest is the test period; the genre filter comes after the split. The last tenth of the training period
-is the validation slice. Ids that a task's own training examples never show share row 0 of their
-embedding, which training teaches by sending a share of all ids there.
+The protocol: sort by (timestamp, user id, movie id); the first 90% are for training and the rest is the
+test, of all ratings (`split_by` 'time') or of each user's own ('user'); the genre filter comes after the
+split. The validation slice is the last tenth of the training part, or, for a higher number of it, one of the
+tenths before; training then has what lies before the slice alone. Ids that a task's own training examples
+never show share row 0 of their embedding, which training teaches by sending a share of all ids there.
 """
 
 import collections
@@ -21,6 +22,9 @@ from td_jax.errors import UserError
 
 NAME = 'movielens/100k-ratings'
 TRAIN_SHARE = 0.9
+SPLITS_BY = 'time', 'user'
+# The highest number of a validation slice; before it, four tenths of the training part are left.
+LAST_SLICE = 5
 OUT_OF_VOCABULARY = 0
 # The lowest and the highest.
 RATINGS = 1, 5
@@ -33,7 +37,8 @@ def load(config, task) -> Source:
     'genres': [batch, genres], bags whose weights add up to 1}; labels: ratings from 1 to 5.
 
     Args:
-      config: `config.dataset`, for the split, the out-of-vocabulary rates and the title words.
+      config: `config.dataset`, for the split, which is the same for teacher and student, the out-of-vocabulary
+        rates and the title words.
       task: `config.dataset` or `config.teacher.dataset`, for the genre.
 
     Raises:
@@ -43,19 +48,20 @@ def load(config, task) -> Source:
     if task.genre not in ('all', *ratings.genre_names):
         known = ', '.join(ratings.genre_names)
         raise UserError(f'dataset.genre {task.genre!r} is not known; choose all, or one of: {known}.')
-    train, evaluation = _split(len(ratings.labels), config.split)
+    train, evaluation = _split(ratings.user, config)
     if task.genre != 'all':
         has_genre = ratings.genres[ratings.movie, ratings.genre_names.index(task.genre)] > 0
         train, evaluation = train[has_genre[train]], evaluation[has_genre[evaluation]]
-    for rows, period in ((train, 'training'), (evaluation, config.split)):
+    for rows, part in ((train, 'training'), (evaluation, config.split)):
         if not len(rows):
-            raise UserError(f'dataset.genre {task.genre!r} has no ratings in the {period} period.')
+            raise UserError(f'dataset.genre {task.genre!r} has no ratings in the {part} part.')
 
     user_rows, num_users = _vocabulary(ratings.user[train], ratings.num_users)
     movie_rows, num_movies = _vocabulary(ratings.movie[train], len(ratings.titles))
     title_words = _title_bags(ratings.titles, ratings.movie[train], config.min_title_word_count)
     examples = {'user': ratings.user, 'movie': ratings.movie, 'labels': ratings.labels}
     rates = config.user_oov_rate, config.movie_oov_rate
+    is_known = user_rows[ratings.user[evaluation]] != OUT_OF_VOCABULARY
     return Source(
         name=f'{NAME} {task.genre}',
         train={name: array[train] for name, array in examples.items()},
@@ -75,6 +81,8 @@ def load(config, task) -> Source:
             'genres': ratings.genres / np.maximum(ratings.genres.sum(axis=1, keepdims=True), 1),
         },
         inputs=functools.partial(_inputs, rates=rates),
+        units=ratings.user[evaluation],
+        groups={'known_users': is_known, 'unknown_users': ~is_known},
     )
 
 
@@ -177,13 +185,37 @@ def _is_utf8(text: bytes) -> bool:
     return True
 
 
-def _split(count: int, split: str):
-    """Row numbers of (training, evaluation), in order of time."""
-    test_start = int(count * TRAIN_SHARE)
+def _split(users, config):
+    """Row numbers of (training, evaluation), in order of time.
+
+    Args:
+      users: [ratings], who gave each, in order of time.
+      config: `config.dataset`.
+    """
+    if config.split_by == 'time':
+        # All ratings are one series.
+        users = np.zeros(len(users), np.int32)
+    counts = np.bincount(users)
+    start, stop = _evaluated(counts, config.split, config.validation_slice)
+    # Each rating's place among its user's own, from 0.
+    order = np.argsort(users, kind='stable')
+    place = np.empty(len(users), np.int64)
+    place[order] = np.arange(len(users)) - (np.cumsum(counts) - counts)[users[order]]
+    is_evaluated = (place >= start[users]) & (place < stop[users])
+    return np.flatnonzero(place < start[users]), np.flatnonzero(is_evaluated)
+
+
+def _evaluated(counts, split, validation_slice):
+    """Where what is evaluated begins and ends in series of some lengths: [series], [series].
+
+    What lies before is for training. All validation slices of a series are as long as its last one.
+    """
+    test_start = (counts * TRAIN_SHARE).astype(int)
     if split == 'test':
-        return np.arange(test_start), np.arange(test_start, count)
-    validation_start = int(test_start * TRAIN_SHARE)
-    return np.arange(validation_start), np.arange(validation_start, test_start)
+        return test_start, counts
+    length = test_start - (test_start * TRAIN_SHARE).astype(int)
+    stop = np.maximum(test_start - validation_slice * length, 0)
+    return np.maximum(stop - length, 0), stop
 
 
 def _vocabulary(numbers, count):

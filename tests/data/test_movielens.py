@@ -193,21 +193,126 @@ def test_a_genre_that_does_not_exist_is_refused_with_those_that_do():
 @pytest.mark.usefixtures('movielens_data')
 @pytest.mark.parametrize('genre', ['IMAX', '(no genres listed)'])
 def test_a_genre_without_ratings_is_refused(genre):
-    with pytest.raises(UserError, match='has no ratings in the training period'):
+    with pytest.raises(UserError, match='has no ratings in the training part'):
         load(genre)
 
 
 # --- By hand, without data -------------------------------------------------------------------------
 
 
+def split_of(users, **changes):
+    config = movielens_config.get_config()
+    config.dataset.update(changes)
+    return [rows.tolist() for rows in movielens._split(np.array(users), config.dataset)]
+
+
 @pytest.mark.parametrize(
-    ('split', 'train', 'evaluation'),
-    [('test', range(180), range(180, 200)), ('validation', range(162), range(162, 180))],
+    ('changes', 'train', 'evaluation'),
+    [
+        ({'split': 'test'}, range(180), range(180, 200)),
+        ({'split': 'test', 'validation_slice': 2}, range(180), range(180, 200)),
+        ({'split': 'validation'}, range(162), range(162, 180)),
+        # 180 ratings for training, in slices of 18.
+        ({'split': 'validation', 'validation_slice': 1}, range(144), range(144, 162)),
+        ({'split': 'validation', 'validation_slice': 5}, range(72), range(72, 90)),
+    ],
 )
-def test_split_by_hand(split, train, evaluation):
-    rows = movielens._split(200, split)
-    np.testing.assert_array_equal(rows[0], train)
-    np.testing.assert_array_equal(rows[1], evaluation)
+def test_split_by_time_by_hand(changes, train, evaluation):
+    assert split_of([0, 1] * 100, **changes) == [list(train), list(evaluation)]
+
+
+@pytest.mark.parametrize('count', [1, 7, 9, 10, 11, 33, 99_999, 100_000])
+def test_a_split_by_time_rounds_down(count):
+    """Of 33 ratings 29 are for training, and 26 before the validation slice."""
+    users, test_start = [0] * count, int(count * 0.9)
+    assert split_of(users, split='test') == [list(range(test_start)), list(range(test_start, count))]
+    start = int(test_start * 0.9)
+    assert split_of(users, split='validation') == [list(range(start)), list(range(start, test_start))]
+
+
+# Of three users: 10 ratings of user 0 in the even rows below 20, 10 of user 2 in the odd ones, then 21 of user 1.
+USERS = [0, 2] * 10 + [1] * 21
+
+
+@pytest.mark.parametrize(
+    ('changes', 'evaluation'),
+    [
+        # Users 0 and 2: 9 ratings for training, the last one is the test. User 1: 18, then 3.
+        ({'split': 'test'}, [18, 19, 38, 39, 40]),
+        # int(9 * 0.9) is 8: their ninth. int(18 * 0.9) is 16: user 1's 17th and 18th.
+        ({'split': 'validation'}, [16, 17, 36, 37]),
+        ({'split': 'validation', 'validation_slice': 1}, [14, 15, 34, 35]),
+        ({'split': 'validation', 'validation_slice': 5}, [6, 7, 26, 27]),
+    ],
+)
+def test_split_by_user_by_hand(changes, evaluation):
+    train, found = split_of(USERS, split_by='user', **changes)
+    assert found == evaluation
+    # What each user gave before.
+    first = {user: min(row for row in evaluation if USERS[row] == user) for user in range(3)}
+    assert train == [row for row, user in enumerate(USERS) if row < first[user]]
+
+
+def test_a_user_with_too_few_ratings_is_only_evaluated():
+    assert split_of([0] * 10 + [1], split_by='user', split='test') == [list(range(9)), [9, 10]]
+    # int(0.9) is 0: nothing of user 1 is for training or validation. Slices of 1 of the 9 ratings of user 0.
+    assert split_of([0] * 10 + [1], split_by='user', split='validation') == [list(range(8)), [8]]
+
+
+@functools.cache
+def small_ratings():
+    """20 ratings of user 0, then 2 of user 1; movies 0 and 1 in turn, of which 1 alone is a War movie."""
+    return movielens.Ratings(
+        user=np.array([0] * 20 + [1] * 2, np.int32),
+        movie=np.array([0, 1] * 11, np.int32),
+        labels=np.arange(22, dtype=np.float32) % 5 + 1,
+        num_users=2,
+        titles=['one', 'two'],
+        genres=np.array([[1, 0], [0, 1]], np.float32),
+        genre_names=('Drama', 'War'),
+    )
+
+
+def test_units_are_users_and_groups_who_is_known(monkeypatch):
+    monkeypatch.setattr(movielens, 'read_ratings', small_ratings)
+    source = load('War', split_by='time')
+    # int(22 * 0.9) is 19: rows 19, 20 and 21 are the test, of which 19 and 21 are of a War movie.
+    np.testing.assert_array_equal(source.units, [0, 1])
+    np.testing.assert_array_equal(source.groups['known_users'], [True, False])
+    np.testing.assert_array_equal(source.groups['unknown_users'], [False, True])
+    np.testing.assert_array_equal(inputs_of(source, source.evaluation)['user'], [1, 0])
+    # By user: user 0's last two ratings, and the last one of user 1, whose first, row 20, is no War movie.
+    source = load('War', split_by='user')
+    np.testing.assert_array_equal(source.evaluation['labels'], [19 % 5 + 1, 21 % 5 + 1])
+    np.testing.assert_array_equal(source.groups['known_users'], [True, False])
+    source = load(split_by='user')
+    np.testing.assert_array_equal(source.units, [0, 0, 1])
+    np.testing.assert_array_equal(source.groups['known_users'], [True] * 3)
+
+
+@pytest.mark.usefixtures('movielens_data')
+def test_each_users_own_last_tenth():
+    config = {'split_by': 'user', 'genre': 'all'}
+    test_run, validation_run = load(**config), load(split='validation', **config)
+    of_user = collections.Counter(user for _, user, *_ in raw_ratings())
+    expected = [of_user[user] - int(of_user[user] * 0.9) for user in sorted(of_user)]
+    np.testing.assert_array_equal(np.bincount(test_run.units), expected)
+    assert test_run.groups['known_users'].all()
+    # The same ratings in all: training of the one is training and validation of the other.
+    both = [validation_run.train, validation_run.evaluation]
+    rows = np.concatenate([part['user'] for part in both])
+    np.testing.assert_array_equal(np.bincount(rows), np.bincount(test_run.train['user']))
+
+
+@pytest.mark.usefixtures('movielens_data')
+def test_known_users_of_drama():
+    """By the split by time 71% of Drama's test ratings are of users that its training does not know."""
+    source = load('Drama')
+    share = source.groups['unknown_users'].mean()
+    assert share == pytest.approx(0.71, abs=0.005)
+    np.testing.assert_array_equal(source.groups['known_users'], ~source.groups['unknown_users'])
+    known = np.isin(source.evaluation['user'], source.train['user'])
+    np.testing.assert_array_equal(source.groups['known_users'], known)
 
 
 def test_vocabulary_by_hand():

@@ -608,7 +608,7 @@ def movielens_run(**changes):
     [
         ({'dataset__genre': 'Dramma'}, r"^dataset\.genre 'Dramma' is not known.*Action.*Western"),
         ({'teacher__dataset__genre': 'drama'}, r"^teacher\.dataset\.genre 'drama' is not known.*Drama"),
-        ({'dataset__genre': 'IMAX'}, r"^dataset\.genre 'IMAX' has no ratings in the training period"),
+        ({'dataset__genre': 'IMAX'}, r"^dataset\.genre 'IMAX' has no ratings in the training part"),
         ({'batch_size': 40_000}, '^batch_size is 40000, but movielens/100k-ratings Drama has 35771'),
         ({'method': 'ld', 'logits__distance': 'kl'}, r'^logits\.distance kl .* set logits\.distance to l2'),
         ({'method': 'ld', 'teacher__labels': 'probe'}, r'^teacher\.labels probe learns classes'),
