@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from td_jax.method import objectives
+from td_jax.method import objectives, shared
 from td_jax.models import base
 
 # The two groups of trained parameters: the student, and what a method learns beside it.
@@ -84,10 +84,8 @@ def make_step(
         terms = {'task': task_loss(activations.logits, batch.labels)}
         # A method whose weights are all 0 is the student from scratch, and costs as much.
         if objective.reads and any(weights[term] for term in weights if term != 'probe'):
-            speaking = objectives.Participant(
-                activations, lambda s, key: student.upper(params[STUDENT], s, key)
-            )
-            listening = objectives.Participant(batch.teacher, lambda s, key: teacher_upper(s))
+            speaking = shared.Participant(activations, lambda s, key: student.upper(params[STUDENT], s, key))
+            listening = shared.Participant(batch.teacher, lambda s, key: teacher_upper(s))
             terms |= objective.terms(
                 params[COMMUNICATION], speaking, listening, batch.labels, config, terms_key
             )
@@ -135,7 +133,8 @@ def accumulated(differentiate, key, batch: Batch, micro_batches: int):
       differentiate: (key, Batch) -> ((loss, metrics), gradient), means over the batch.
       key: for dropout; every part has its own.
       batch: a whole batch.
-      micro_batches: number of parts, which divides the batch.
+      micro_batches: number of parts, which divides the batch. A term that relates examples to each other
+        relates those of a part.
 
     Returns:
       (metrics, gradient), means over the real examples of the batch.
