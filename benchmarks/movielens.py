@@ -23,7 +23,11 @@ from td_jax.method import objectives
 from td_jax.training import assembly, dispatch
 
 CASES = {
-    **{method: {'method': method} for method in objectives.METHODS if method != 'td'},
+    **{
+        name: {'method': name}
+        for name, method in objectives.METHODS.items()
+        if name != 'td' and 'regression' in method.tasks
+    },
     **{f'td, {rounds} rounds': {'method': 'td', 'td.rounds': rounds} for rounds in range(4)},
 }
 

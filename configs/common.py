@@ -147,7 +147,45 @@ def teacher_config():
     # head on the frozen teacher learns the student's labels in the same run) or 'auxiliary' (a second
     # head of the student predicts the teacher's labels).
     teacher.labels = 'shared'
+    # A teacher that knows nothing of use, to see what of a method's gain its knowledge is: 'none', the
+    # teacher as it is; 'untrained', with the parameters that its own training would start from, by
+    # teacher.seed; 'shuffled', with states and predictions of the next example of the batch (which may be of
+    # the same class) instead of this one's. Its layers in a conversation stay as they are.
+    teacher.control = 'none'
     return teacher
+
+
+def add_one_way_methods(config):
+    """The knobs of the methods in which nobody answers."""
+    # Weights of each method's terms beside the task loss; 0 switches a term off.
+    config.ld = ml_collections.ConfigDict()
+    config.ld.weights = ml_collections.ConfigDict({'logits': 1.0})
+    config.fd = ml_collections.ConfigDict()
+    config.fd.weights = ml_collections.ConfigDict({'feature': 1.0})
+    config.fitnet = ml_collections.ConfigDict()
+    config.fitnet.weights = ml_collections.ConfigDict({'state': 1.0})
+    config.hybrid = ml_collections.ConfigDict()
+    config.hybrid.weights = ml_collections.ConfigDict({'logits': 1.0, 'feature': 1.0})
+
+    config.rkd = ml_collections.ConfigDict()
+    config.rkd.weights = ml_collections.ConfigDict({'distance': 1.0, 'angle': 1.0})
+    config.crd = ml_collections.ConfigDict()
+    config.crd.weights = ml_collections.ConfigDict({'contrast': 1.0})
+    # What a cosine is divided by before the softmax over the batch. Projections have the width of a message.
+    config.crd.temperature = 0.07
+    config.srd = ml_collections.ConfigDict()
+    config.srd.weights = ml_collections.ConfigDict({'projection': 1.0})
+    # Power of the differences that are summed; the paper's is 4.
+    config.srd.alpha = 4.0
+    # The paper's alpha and beta.
+    config.dkd = ml_collections.ConfigDict()
+    config.dkd.weights = ml_collections.ConfigDict({'target': 1.0, 'others': 8.0})
+    # Logits are divided by it, and the terms multiplied by its square; so in dist.
+    config.dkd.temperature = 4.0
+    # The paper's beta and gamma.
+    config.dist = ml_collections.ConfigDict()
+    config.dist.weights = ml_collections.ConfigDict({'inter': 1.0, 'intra': 1.0})
+    config.dist.temperature = 1.0
 
 
 def get_config():
@@ -155,21 +193,22 @@ def get_config():
     config = ml_collections.ConfigDict()
 
     # How the student is trained, a name of td_jax.method.objectives.METHODS: supervised (from scratch, no
-    # teacher), ld, fd, fitnet, hybrid or td.
+    # teacher), ld, fd, fitnet, hybrid, td, rkd, crd or srd; for classification alone dkd or dist.
     config.method = 'td'
-    # The first seed; student i of num_seeds uses seed + i seed_step for its initial parameters, data order and
-    # noise.
+    # The first seed; student i of num_seeds uses seed + i * seed_step for its initial parameters, data order
+    # and noise.
     config.seed = 0
     # Students trained side by side, which differ in their seed alone.
     config.num_seeds = 1
-    # From one seed to the next; with 5, say, seeds 2 and 7 are one run, and the others are left to other runs.
+    # From one seed to the next; by 5, say, seeds 2 and 7 are in one run, and others are left to other runs.
     config.seed_step = 1
     # Training steps of the student.
     config.num_steps = 1000
     # Examples a training step.
     config.batch_size = 256
     # Parts of a batch that are computed one after the other, their gradients added up; changes memory and
-    # dropout, nothing else.
+    # dropout, nothing else, but for what relates the examples of a batch to each other, which then relates
+    # those of a part: rkd, crd, srd, dist and td.scale.
     config.micro_batches = 1
     # What products are computed in: 'float32' or 'bfloat16'. Parameters, statistics, softmax, losses and
     # metrics are float32 in any case.
@@ -212,15 +251,7 @@ def get_config():
     config.logits.distance = 'l2'
     config.logits.temperature = 1.0
 
-    # Weights of each method's terms beside the task loss; 0 switches a term off.
-    config.ld = ml_collections.ConfigDict()
-    config.ld.weights = ml_collections.ConfigDict({'logits': 1.0})
-    config.fd = ml_collections.ConfigDict()
-    config.fd.weights = ml_collections.ConfigDict({'feature': 1.0})
-    config.fitnet = ml_collections.ConfigDict()
-    config.fitnet.weights = ml_collections.ConfigDict({'state': 1.0})
-    config.hybrid = ml_collections.ConfigDict()
-    config.hybrid.weights = ml_collections.ConfigDict({'logits': 1.0, 'feature': 1.0})
+    add_one_way_methods(config)
 
     config.td = ml_collections.ConfigDict()
     config.td.weights = ml_collections.ConfigDict(
@@ -231,6 +262,13 @@ def get_config():
     # What a round's decoded states are compared with: the student's 'running' states, as in
     # Algorithm 1, or its 'original' ones.
     config.td.reference = 'running'
+    # What each distance is divided by: 'none', or the 'variance' of its target over the batch, without a
+    # gradient, so that a weight means the same for every model. Targets are the teacher's message, the states
+    # that are to be decoded, and the state that a round is compared with.
+    config.td.scale = 'none'
+    # Whether these targets count as given: nothing that they depend on then moves towards what should be like
+    # them.
+    config.td.stop_target = False
     # Standard deviation of the Gaussian noise on what the teacher decodes, before it interprets it.
     config.td.noise_std = 0.0
     # What the forward pass saves of a round for the gradient, as in model.remat_policy; counts from three

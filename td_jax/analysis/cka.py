@@ -22,7 +22,7 @@ from td_jax.analysis import heat_map
 from td_jax.data import base as data
 from td_jax.errors import UserError
 from td_jax.files import workdir
-from td_jax.method import objectives
+from td_jax.method import shared
 from td_jax.models import base
 from td_jax.training import dispatch, teachers, train_step
 from td_jax.training import finished as finished_runs
@@ -199,7 +199,7 @@ def states_of(finished: finished_runs.Finished):
     The names are those of STUDENT and TEACHER, the messages among them where the method has encoders.
     """
     config, teacher = finished.config, finished.teacher
-    encoder = objectives.encoder_of(config)
+    encoder = shared.encoder_of(config)
     models = (
         (STUDENT, finished.student, finished.source, 'student_encoder'),
         (TEACHER, teacher.model, teacher.source, 'teacher_encoder'),
@@ -213,7 +213,7 @@ def states_of(finished: finished_runs.Finished):
             s, e, _ = base.activations(model, params, source.inputs(source.tables, examples, None))
             states |= {s_name: s, e_name: e}
             if encoder_name in communication:
-                states[m_name] = objectives.bind(encoder, communication[encoder_name])(s, e, None)
+                states[m_name] = shared.bind(encoder, communication[encoder_name])(s, e, None)
         return states
 
     both_params = {STUDENT[0]: finished.params[train_step.STUDENT], TEACHER[0]: teacher.params}

@@ -12,7 +12,7 @@ from td_jax.config.tree import flatten
 from td_jax.data import SOURCES, images, movielens
 from td_jax.devices.remat import POLICIES
 from td_jax.errors import UserError
-from td_jax.method import objectives
+from td_jax.method import objectives, shared
 from td_jax.models import MODELS, vit
 from td_jax.training import optimizer
 
@@ -40,9 +40,11 @@ CHOICES = {
     'teacher.optimizer.schedule': optimizer.SCHEDULES,
     'teacher.optimizer.decayed': optimizer.DECAYED,
     'teacher.inputs': ('clean', 'varied'),
-    'teacher.labels': ('shared', 'probe', 'auxiliary'),
+    'teacher.labels': shared.BRIDGES,
+    'teacher.control': ('none', 'untrained', 'shuffled'),
     'logits.distance': ('l2', 'kl'),
     'td.reference': ('running', 'original'),
+    'td.scale': ('none', 'variance'),
 }
 
 # Steps, seeds and sizes are int32 where they are computed with.
@@ -99,6 +101,7 @@ NUMBERS = {
     'clip_norm': _NOT_NEGATIVE,
     'message': _POSITIVE,
     'temperature': _POSITIVE,
+    'alpha': ('1 or more', lambda x: x >= 1),
     'rounds': _NOT_NEGATIVE,
     'noise_std': _NOT_NEGATIVE,
     'ramp_up': _NOT_NEGATIVE,
@@ -139,6 +142,8 @@ def check(config):
             f'teacher.checkpoint is {config.teacher.checkpoint} and teacher.pretrained is '
             f'{config.teacher.pretrained}; a run has one teacher: leave one of them empty.'
         )
+    _check_control(config)
+    _check_method(config)
     for prefix, steps in (('', config.num_steps), ('teacher.', config.teacher.num_steps)):
         warmup = flat[f'{prefix}optimizer.warmup_steps']
         if warmup >= steps:
@@ -157,6 +162,40 @@ def check(config):
             f'td.ramp_up takes {sum(config.td.ramp_up)} steps of num_steps={config.num_steps}: none is '
             'left to train everything together.'
         )
+
+
+def _check_control(config):
+    """Refuses an untrained teacher beside one that is given."""
+    given = [place for place in ('checkpoint', 'pretrained') if config.teacher[place]]
+    if config.teacher.control == 'untrained' and given:
+        raise UserError(
+            f'teacher.control is untrained, which makes a teacher here, but teacher.{given[0]} is '
+            f'{config.teacher[given[0]]}; leave one of them out.'
+        )
+
+
+def _check_method(config):
+    """Refuses what the terms of a method cannot do with the config as it is."""
+    method, labels = objectives.METHODS[config.method], config.teacher.labels
+    if 'bridged_logits' in method.reads and labels not in method.bridges:
+        raise UserError(
+            f'teacher.labels is {labels}, but method {config.method} has to know which of the compared '
+            f'classes an example is of; set teacher.labels to {" or ".join(method.bridges)}.'
+        )
+    at_once = config.batch_size // config.micro_batches
+    # What relates examples to each other, how many there are, how many it takes.
+    related = [(f'method {config.method}', at_once, method.smallest_batch)]
+    if config.method == 'td' and config.td.scale == 'variance':
+        related.append(('td.scale variance', at_once, 2))
+    if method.reads and config.teacher.control == 'shuffled':
+        related.append(('teacher.control shuffled', config.batch_size, 2))
+    for what, there, needed in related:
+        if there < needed and needed > 1:
+            raise UserError(
+                f'{what} relates {needed} examples of a batch or more to each other, but batch_size is '
+                f'{config.batch_size} and micro_batches is {config.micro_batches}; raise batch_size or lower '
+                'micro_batches.'
+            )
 
 
 def _check_images(config):

@@ -23,6 +23,8 @@ OF_DATASETS = {
     'cifar100': _CLASSES + _IMAGES,
     'imagenet': (*_CLASSES, *_IMAGES, 'shuffle_buffer'),
 }
+# What a method that does not talk reads of config.communication.
+OF_COMMUNICATION = {'crd': ('message',)}
 
 
 def without_effect(config, keys) -> dict[str, str]:
@@ -47,17 +49,7 @@ def said_of(config, keys) -> list[str]:
 
 def unread(config) -> dict[str, str]:
     """{what keys start with: why}, of those that a run of this config does not read."""
-    reads = objectives.METHODS[config.method].reads
-    method = f'method is {config.method}'
-    found = {f'{other}.': method for other in objectives.METHODS if other != config.method}
-    if 'states' not in reads:
-        found['communication.'] = method
-    if 'bridged_logits' not in reads:
-        found |= {'logits.': method, 'teacher.labels': method}
-    elif config.logits.distance == 'l2':
-        found['logits.temperature'] = 'logits.distance is l2'
-    if not reads:
-        found['teacher.inputs'] = method
+    found, method = _unread_of_method(config), f'method is {config.method}'
     if not has_teacher(config):
         found['teacher.'] = f'{method}, without a teacher'
     elif config.teacher.pretrained:
@@ -68,6 +60,9 @@ def unread(config) -> dict[str, str]:
     elif config.teacher.checkpoint:
         reason = 'teacher.checkpoint is trained already'
         found |= dict.fromkeys(('teacher.num_steps', 'teacher.optimizer.', 'teacher.seed'), reason)
+    elif config.teacher.control == 'untrained':
+        reason = 'teacher.control is untrained'
+        found |= dict.fromkeys(('teacher.num_steps', 'teacher.optimizer.'), reason)
     if config.num_seeds == 1:
         found['seed_step'] = 'num_seeds is 1'
     # The test split is read once, at the end.
@@ -75,12 +70,37 @@ def unread(config) -> dict[str, str]:
         found['eval_every'] = 'dataset.split is test, which is read once, at the end'
         found['dataset.validation_slice'] = 'dataset.split is test'
     if config.method == 'td':
+        if not objectives.reads(config, 'states'):
+            found |= dict.fromkeys(('td.scale', 'td.stop_target'), 'no distance of states has a weight')
         if not config.td.rounds or not config.td.weights.interact:
             knobs = 'reference', 'noise_std', 'remat_policy'
             found |= {f'td.{knob}': 'there are no rounds of interaction' for knob in knobs}
         elif config.td.rounds == 1:
             found['td.reference'] = 'td.rounds is 1, and a first round knows one state only'
     return found | _unread_of_parts(config)
+
+
+def _unread_of_method(config):
+    """What `unread` finds in the knobs of methods, and of what some of them share."""
+    reads = objectives.METHODS[config.method].reads
+    method = f'method is {config.method}'
+    found = {f'{other}.': method for other in objectives.METHODS if other != config.method}
+    if 'states' not in reads:
+        kept = OF_COMMUNICATION.get(config.method, ())
+        knobs = [knob for knob in config.communication if knob not in kept]
+        found |= dict.fromkeys([f'communication.{knob}' for knob in knobs], method)
+    if 'bridged_logits' not in reads:
+        found['teacher.labels'] = method
+    # A term of this name compares by config.logits; others by themselves.
+    if 'logits' not in reads.get('bridged_logits', ()):
+        found['logits.'] = method
+    elif config.logits.distance == 'l2':
+        found['logits.temperature'] = 'logits.distance is l2'
+    if not reads:
+        found['teacher.inputs'] = method
+        if config.teacher.control == 'shuffled':
+            found['teacher.control'] = method
+    return found
 
 
 def _unread_of_parts(config):

@@ -51,6 +51,12 @@ def has_teacher(config) -> bool:
     return objectives.reads_teacher(config) or config.model.initial == 'teacher'
 
 
+def trains_teacher(config) -> bool:
+    """Whether a run's teacher is a run, too: not a public checkpoint, and not left untrained."""
+    is_given = config.teacher.pretrained or config.teacher.control == 'untrained'
+    return has_teacher(config) and not is_given
+
+
 def teacher_run(config):
     """The config of the supervised run that makes `config`'s teacher."""
     run = config.copy_and_resolve_references()

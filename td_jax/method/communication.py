@@ -147,6 +147,7 @@ def communicate(
     *,
     rounds: int,
     reference: str,
+    measure: Callable[[State, State], jax.Array] = distance,
     noise_std: float,
     remat_policy: Callable[..., bool],
     key: jax.Array | None,
@@ -166,6 +167,7 @@ def communicate(
       rounds: how many; 0 gives zeros.
       reference: 'running' compares a round with the state that the student spoke from (Algorithm 1),
         'original' with `state`.
+      measure: (what is compared with, what the student decodes) -> [batch].
       noise_std: standard deviation of the noise on s'_h before the teacher interprets it.
       remat_policy: what of a round is saved for the gradient, one of jax.checkpoint_policies; changes no
         result.
@@ -191,7 +193,7 @@ def communicate(
         message = teacher.encode(teacher_lower, interpreted, encode_key)
         decoded = student.decode(message, decode_key)
         compared = spoken_from if reference == 'running' else state
-        return decoded, distance(compared, decoded)
+        return decoded, measure(compared, decoded)
 
     def full_round(carry, round_key):
         spoken_from, teacher_lower = carry

@@ -5,6 +5,7 @@ digest of its config: a table may be interrupted and made again, and a changed c
 would train the same teacher share one.
 """
 
+import functools
 import importlib
 import json
 import pathlib
@@ -40,7 +41,7 @@ def setting(config) -> str:
 
 
 def apply_tuned(config, choices: dict, name: str):
-    """Sets what was chosen for a method or a variant, and for the teacher; lists in JSON are tuples in a config."""
+    """Sets what was chosen for a method or a variant, and for the teacher; a list in JSON is a tuple."""
     chosen = choices.get(setting(config), {})
     found = {**chosen.get('teacher', {}), **chosen.get(name, {})}
     config.update_from_flattened_dict(
@@ -49,16 +50,26 @@ def apply_tuned(config, choices: dict, name: str):
 
 
 def cell_config(table: tables.Table, column: str, row: str):
-    """The config of one cell: the table's, its column's, what was tuned for its method, its row's."""
+    """The config of one cell: the table's, its column's, what was tuned for its method, its row's.
+
+    The row with the operations of another is the only one that needs the data for that.
+    """
     module = table.config if isinstance(table.config, str) else table.config[column]
     config = base_config(module)
     config.update_from_flattened_dict(table.columns[column])
-    method = table.rows[row]['method']
-    apply_tuned(config, tuned(module), method)
+    name = table.variants.get(row, table.rows[row]['method'])
+    config.update_from_flattened_dict(tables.variant(name))
+    apply_tuned(config, tuned(module), name)
     config.update_from_flattened_dict(table.rows[row])
+    config.update_from_flattened_dict(
+        {key: config_lib.flatten(config)[other] for key, other in table.copied.get(row, {}).items()}
+    )
     if 'td.ramp_up' in table.rows[row]:
         # The steps that train the parts alone come before those, chosen on validation data, that train all.
         config.num_steps += sum(config.td.ramp_up)
+    if row in table.as_many_operations_as:
+        other = cell_config(table, column, table.as_many_operations_as[row])
+        config.num_steps = round(other.num_steps * operations(other) / operations(config))
     return config
 
 
@@ -76,6 +87,22 @@ def runs_of(table: tables.Table, column: str, row: str) -> list:
         run.num_seeds = len(range(i, config.num_seeds, table.teachers))
         runs.append(run)
     return runs
+
+
+def operations(config) -> int:
+    """Of one training step of all seeds of a run on data in memory: those of its matrix products."""
+    return _operations(config_lib.to_json(config))
+
+
+@functools.cache
+def _operations(stored: str) -> int:
+    config = config_lib.from_json(json.loads(stored))
+    source, teacher = assembly.load_source(config, config.dataset), None
+    if config_lib.has_teacher(config):
+        task = assembly.load_source(config, config.teacher.dataset)
+        teacher = assembly.abstract_teacher(config, task)
+    found = assembly.abstract(config, source, teacher, sharding.make_mesh(config))
+    return flops.of(found.jitted, *found.arguments)
 
 
 def run_folder(root: epath.Path, config) -> epath.Path:
@@ -109,7 +136,7 @@ def run_one(root: epath.Path, config) -> dict:
     """The result of a run, which is run now if it is missing."""
     folder = run_folder(root, config)
     config = config.copy_and_resolve_references()
-    if config_lib.has_teacher(config) and not config.teacher.pretrained:
+    if config_lib.trains_teacher(config):
         config.teacher.checkpoint = str(share_teacher(root, config))
     result = train(config, folder)
     # Hundreds of compiled programs in one process would fill the memory.
@@ -120,8 +147,8 @@ def run_one(root: epath.Path, config) -> dict:
 def stored(root: epath.Path, configs) -> dict | None:
     """The result of a cell from its runs, or None where one is missing.
 
-    What a result.json has; of several runs, `values` and `seeds` in the order of the seeds, `teacher` the mean
-    of the teachers' scores, and beside them `teachers`, the seed of each student's teacher.
+    What a result.json has; of several runs, `values` and `seeds` in the order of the seeds, `teacher` the
+    mean of the teachers' scores, and beside them `teachers`, the seed of each student's teacher.
     """
     results = [workdir.read_json(run_folder(root, config) / workdir.RESULT) for config in configs]
     if None in results:

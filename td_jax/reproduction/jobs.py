@@ -85,8 +85,8 @@ def check(count: int):
         raise UserError(f'--jobs is {count}, but this process has {cores} cores; choose at most as many.')
     if count > 1 and jax.default_backend() != 'cpu':
         raise UserError(
-            f'--jobs is {count}, but runs are on {jax.default_backend()}, which one process keeps for itself; '
-            'leave --jobs out, or set JAX_PLATFORMS=cpu.'
+            f'--jobs is {count}, but runs are on {jax.default_backend()}, which one process keeps for '
+            'itself; leave --jobs out, or set JAX_PLATFORMS=cpu.'
         )
 
 
@@ -104,7 +104,7 @@ def keep_compiled(folder: epath.Path):
 
 
 def _settle(places, cores, folder):
-    """Prepares a process: its cores, where it prints to, and that it does not outlive the one it works for."""
+    """Prepares a process: its cores, where it prints to, and that it ends with the one it works for."""
     place = places.get()
     if cores:
         # Before JAX counts them.

@@ -36,10 +36,17 @@ def with_teacher(table: tables.Table, results: dict) -> dict:
     """{column: {row: result or None}}, the teacher's row filled with what another row says of it."""
     filled = {}
     for column, rows in results.items():
-        scores = [result['teacher'] for result in rows.values() if result and result['teacher'] is not None]
+        # Not that of a row with a teacher of its own.
+        usual = [row for row in rows if not any(key.startswith('teacher.') for key in _changed(table, row))]
+        scores = [rows[row]['teacher'] for row in usual if rows[row] and rows[row]['teacher'] is not None]
         said = {'mean': scores[0], 'stderr': None} if scores else None
         filled[column] = {row: said if table.rows[row] == tables.TEACHER else rows[row] for row in table.rows}
     return filled
+
+
+def _changed(table, row):
+    """The keys that a row sets."""
+    return (*(table.rows[row] if table.rows[row] != tables.TEACHER else ()), *table.copied.get(row, ()))
 
 
 def number(mean, spread=None, signed=False, digits=4) -> str:

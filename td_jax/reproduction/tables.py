@@ -6,6 +6,8 @@ are in paper_tables.json.
 
 import json
 import pathlib
+import types
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from td_jax import config as config_lib
@@ -14,6 +16,8 @@ GENRES = ('Drama', 'Comedy', 'Action', 'Thriller', 'Romance', 'Adventure', 'Sci-
 PAPER = pathlib.Path(__file__).parent / 'paper_tables.json'
 # The row whose number is the teacher's own score, which every distilled run reports.
 TEACHER = 'teacher'
+
+_NONE = types.MappingProxyType({})
 
 
 class Table(NamedTuple):
@@ -28,6 +32,12 @@ class Table(NamedTuple):
     # 0 students are as many as the config says.
     students: int = 0
     teachers: int = 1
+    # Row -> a name of VARIANTS, under which it is tuned.
+    variants: Mapping[str, str] = _NONE
+    # Row -> {key: another key of the same cell, whose value it gets}.
+    copied: Mapping[str, dict[str, str]] = _NONE
+    # Row -> another row: trained for as many steps as take the operations of that one's training.
+    as_many_operations_as: Mapping[str, str] = _NONE
 
 
 class Derived(NamedTuple):
@@ -65,6 +75,23 @@ _METHODS = {
 _DISTILLED = {row: change for row, change in _METHODS.items() if row not in ('Train from scratch', 'Teacher')}
 _TD = {'method': 'td'}
 
+# What is tuned under a name of its own, beside the methods -> where its search starts: what was chosen wins.
+VARIANTS = {
+    'td_ld': {'method': 'td', 'td.weights.logits': 1.0},
+}
+_WITH_LD = 'TD + LD'
+_RECENT = {_WITH_LD: _TD, **{method.upper(): {'method': method} for method in ('rkd', 'crd', 'srd')}}
+_OF_CLASSES = {method.upper(): {'method': method} for method in ('dkd', 'dist')}
+# What remains of the gain of TD against these is what talking to a teacher who knows more gives.
+_SMALL_TEACHER = "TD, teacher of the student's size and genre"
+_AS_LONG = 'Train from scratch, operations of TD'
+_CONTROLS = {
+    'TD, untrained teacher': {**_TD, 'teacher.control': 'untrained'},
+    'TD, shuffled teacher': {**_TD, 'teacher.control': 'shuffled'},
+    _SMALL_TEACHER: _TD,
+    _AS_LONG: {'method': 'supervised'},
+}
+
 
 def _groups(ratings, images):
     """The columns of Tables 1 and 2, from a table of ratings and one of images."""
@@ -74,10 +101,6 @@ def _groups(ratings, images):
         'ML(Sparse)': Group(ratings, _SPARSE, ratings_baseline, -1),
         **{column: Group(images, (column,), images_baseline, 1) for column in IMAGES},
     }
-
-
-# What is searched beside the methods by their own default weights -> what it changes in a config.
-VARIANTS = {'td_ld': {'method': 'td', 'td.weights.logits': 1.0}}
 
 
 def variant(name: str) -> dict:
@@ -90,8 +113,16 @@ TABLES = {
         'Handwritten digits 5 to 9 from ten examples each, taught by a teacher of 0 to 4',
         'digits',
         {'5 to 9': {}},
-        {row: change for row, change in _METHODS.items() if change != TEACHER},
+        {**_SCRATCH, **_DISTILLED},
         'Train from scratch',
+    ),
+    'digits_x': Table(
+        'Handwritten digits 5 to 9 from ten examples each, with recent methods',
+        'digits',
+        {'5 to 9': {}},
+        {**_SCRATCH, **_DISTILLED, **_RECENT, **_OF_CLASSES},
+        'Train from scratch',
+        variants={_WITH_LD: 'td_ld'},
     ),
     '1': Derived(
         'Relative improvement over a student without distillation',
@@ -114,12 +145,32 @@ TABLES = {
         _METHODS,
         'Train from scratch',
     ),
+    '3x': Table(
+        'MovieLens100k rating prediction by genre, with recent methods and controls',
+        'movielens',
+        _GENRE_COLUMNS,
+        {**_METHODS, **_RECENT, **_CONTROLS},
+        'Train from scratch',
+        variants={_WITH_LD: 'td_ld'},
+        copied={
+            _SMALL_TEACHER: {'teacher.model.hidden': 'model.hidden', 'teacher.dataset.genre': 'dataset.genre'}
+        },
+        as_many_operations_as={_AS_LONG: 'TD'},
+    ),
     '4': Table(
         'Image classification accuracy',
         IMAGES,
         _IMAGE_COLUMNS,
         {'No distillation': {'method': 'supervised'}, **_DISTILLED},
         'No distillation',
+    ),
+    '4x': Table(
+        'Image classification accuracy, with recent methods',
+        IMAGES,
+        _IMAGE_COLUMNS,
+        {'No distillation': {'method': 'supervised'}, **_DISTILLED, **_RECENT, **_OF_CLASSES},
+        'No distillation',
+        variants={_WITH_LD: 'td_ld'},
     ),
     '6': Table(
         'Image classification by number of rounds',
@@ -148,8 +199,16 @@ TABLES = {
         'CIFAR-10 in small: five classes from few images, taught by a small ViT of the other five',
         'vit_tiny_cifar10',
         {'bird, cat, deer, dog, frog': {}},
-        {row: change for row, change in _METHODS.items() if change != TEACHER},
+        {**_SCRATCH, **_DISTILLED},
         'Train from scratch',
+    ),
+    'vit_tiny_x': Table(
+        'CIFAR-10 in small: five classes from few images, with recent methods',
+        'vit_tiny_cifar10',
+        {'bird, cat, deer, dog, frog': {}},
+        {**_SCRATCH, **_DISTILLED, **_RECENT, **_OF_CLASSES},
+        'Train from scratch',
+        variants={_WITH_LD: 'td_ld'},
     ),
     '5': Table(
         'MovieLens100k by number of rounds',

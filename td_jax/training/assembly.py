@@ -47,10 +47,12 @@ def same_labels(student_source: data.Source, teacher_source: data.Source) -> boo
 
 
 def untrained_teacher(config, source: data.Source) -> dispatch.Teacher:
-    """A teacher with random parameters, which costs as much as a trained one."""
+    """A teacher with the random parameters that its own run starts from, by teacher.seed."""
     model = build_model(config, config.teacher.model, source)
-    params = model.init(jax.random.key(config.teacher.seed), one_input(source))
-    return dispatch.Teacher(model, source, params)
+    # As dispatch and train_step come to the key of a student.
+    initial_key, *_ = dispatch.streams(jax.random.key(config.teacher.seed))
+    student_key, _ = jax.random.split(initial_key)
+    return dispatch.Teacher(model, source, model.init(student_key, one_input(source)))
 
 
 def abstract_teacher(config, source: data.Source) -> dispatch.Teacher:

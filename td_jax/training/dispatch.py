@@ -153,7 +153,7 @@ def make_abstract(
 ) -> Abstract:
     """What `make_dispatch` would compile; takes the same, of which any array may be a ShapeDtypeStruct.
 
-    The devices of the mesh need not be there. Teacher states are not computed ahead.
+    The devices of the mesh need not be there. Teacher states that would be computed once are shapes, too.
     """
     constants = _constants(source, teacher, config, mesh, sharding.abstract)
     parts = _Parts(step, source, teacher, config, mesh)
@@ -228,6 +228,9 @@ class _Parts:
         batch = self.batch(
             constants, examples, teacher_activations, jax.random.fold_in(input_key, state.step)
         )
+        if self.config.teacher.control == 'shuffled':
+            # What the teacher makes of the next example; an epoch's order is random.
+            batch = batch._replace(teacher=jax.tree.map(lambda x: jnp.roll(x, -1, axis=0), batch.teacher))
 
         def teacher_upper(s):
             return self.teacher.model.upper(constants.teacher_params, s)
@@ -327,7 +330,12 @@ def _constants(source, teacher, config, mesh, place):
         teacher_states=None,
         numbers=place(train_step.numbers_of(config), whole),
     )
-    if teacher and config.teacher.inputs == 'clean' and not is_streamed and place is sharding.place:
+    if not teacher or config.teacher.inputs != 'clean' or is_streamed:
+        return constants
+    if place is sharding.abstract:
+        states = jax.eval_shape(lambda known: _activations_of(teacher, known, known.train, None), constants)
+        states = place(states, whole)
+    else:
         count = data.count(source.train)
         batches, _ = data.padded_batches(source.train, min(TEACHER_BATCH, count))
 
@@ -339,5 +347,5 @@ def _constants(source, teacher, config, mesh, place):
             # [batches, batch, ...] -> [examples, ...]
             return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count], states)
 
-        constants = constants._replace(teacher_states=states_of(constants, place(batches, whole)))
-    return constants
+        states = states_of(constants, place(batches, whole))
+    return constants._replace(teacher_states=states)

@@ -56,7 +56,7 @@ def _check_alone(config, folder, mesh) -> Plan:
     teacher_source = _check_teacher(config, folder, source)
     _check_states(config, source, teacher_source)
     _check_step(config, source, teacher_source, mesh, 'student')
-    is_there = config.teacher.pretrained or config.teacher.checkpoint
+    is_there = not config_lib.trains_teacher(config) or config.teacher.checkpoint
     if not is_there:
         _check_step(config_lib.teacher_run(config), teacher_source, None, mesh, 'teacher')
     teacher = teachers.load(config, folder, teacher_source, mesh) if is_there else None
@@ -115,7 +115,7 @@ def _check_teacher_of_result(config, folder, stored, result):
     moved = {place: (before[place], now[place]) for place in places if before[place] != now[place]}
     if not config_lib.has_teacher(config) or not moved:
         return
-    is_there = config.teacher.pretrained or config.teacher.checkpoint
+    is_there = not config_lib.trains_teacher(config) or config.teacher.checkpoint
     if is_there or teachers.folder_of(config, folder).exists():
         teacher = teachers.found(config, folder, assembly.load_source(config, config.dataset))
         if teachers.is_the_same(teacher, result):
@@ -136,7 +136,13 @@ def _check_batch(config, source):
 
 
 def _check_task(config, source):
-    """Refuses a comparison of predictions that does not fit the student's task."""
+    """Refuses a method or a comparison of predictions that does not fit the student's task."""
+    tasks = objectives.METHODS[config.method].tasks
+    if source.task not in tasks:
+        raise UserError(
+            f'method {config.method} compares probabilities of classes, but {source.name} is {source.task}; '
+            'use a method for every task, such as ld.'
+        )
     compares = objectives.reads(config, 'bridged_logits') and source.task != 'classification'
     if compares and config.logits.distance == 'kl':
         raise UserError(
@@ -164,7 +170,7 @@ def _check_teacher(config, folder, student_source) -> data.Source:
         )
     if config.teacher.checkpoint:
         teachers.check_run(config, teachers.folder_of(config, folder))
-    elif not config.teacher.pretrained:
+    elif config_lib.trains_teacher(config):
         _check_batch(config_lib.teacher_run(config), source)
     if config.model.initial == 'teacher':
         _check_start(config, student_source, source)

@@ -1,4 +1,4 @@
-"""Where a teacher comes from: a finished run or a public checkpoint."""
+"""Where a teacher comes from: a finished run, a public checkpoint, or, as a control, nowhere."""
 
 import contextlib
 import math
@@ -77,7 +77,7 @@ def folder_of(config, folder: epath.Path) -> epath.Path:
 
 
 def load(config, folder: epath.Path, source: data.Source, mesh: Mesh | None = None) -> dispatch.Teacher:
-    """A config's teacher, whose run is finished or whose checkpoint is public.
+    """A config's teacher, whose run is finished, whose checkpoint is public, or who is left untrained.
 
     Each process reads for itself; no device ever has more of the parameters than its shards.
 
@@ -100,6 +100,11 @@ def load(config, folder: epath.Path, source: data.Source, mesh: Mesh | None = No
         params = _with_initial(params, report.initialised, config, model, source)
         if mesh:
             params = sharding.place(params, sharding.of_parameters(mesh, params))
+        return dispatch.Teacher(model, source, params)
+    if config.teacher.control == 'untrained':
+        placed = sharding.of_parameters(mesh, shapes) if mesh else None
+        initial = jax.jit(lambda: assembly.untrained_teacher(config, source).params, out_shardings=placed)
+        params = initial() if mesh else jax.tree.map(np.asarray, initial())
         return dispatch.Teacher(model, source, params)
     place = folder_of(config, folder)
     with under('the teacher: '):
@@ -143,7 +148,7 @@ def found(config, folder: epath.Path, student_source: data.Source) -> dispatch.T
     Raises:
       UserError: it is not there, not finished, or does not fit the config.
     """
-    if not config.teacher.pretrained:
+    if config_lib.trains_teacher(config):
         check_run(config, folder_of(config, folder))
     return load(config, folder, source_of(config, student_source))
 
@@ -171,7 +176,7 @@ def finished_with_teacher(folder: epath.Path, seed_index: int = 0) -> finished.F
         return run
     place = folder_of(run.config, folder)
     beside = folder.parent / place.name
-    if not run.config.teacher.pretrained and not place.exists() and beside.exists():
+    if config_lib.trains_teacher(run.config) and not place.exists() and beside.exists():
         run.config.teacher.checkpoint = str(beside)
     teacher = found(run.config, folder, run.source)
     if not is_the_same(teacher, finished.read_result(folder)):

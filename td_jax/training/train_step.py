@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from td_jax.method import objectives
+from td_jax.method import objectives, shared
 from td_jax.models import base
 from td_jax.training import optimizer
 
@@ -102,10 +102,8 @@ def make_step(
         activations = base.activations(student, params[STUDENT], batch.student_inputs, student_key)
         terms = {'task': task_loss(activations.logits, batch.labels)}
         if is_taught:
-            speaking = objectives.Participant(
-                activations, lambda s, key: student.upper(params[STUDENT], s, key)
-            )
-            listening = objectives.Participant(batch.teacher, lambda s, key: teacher_upper(s))
+            speaking = shared.Participant(activations, lambda s, key: student.upper(params[STUDENT], s, key))
+            listening = shared.Participant(batch.teacher, lambda s, key: teacher_upper(s))
             terms |= objective.terms(
                 params[COMMUNICATION], speaking, listening, batch.labels, config, terms_key
             )
@@ -153,7 +151,8 @@ def accumulated(differentiate, key, batch: Batch, micro_batches: int):
       differentiate: (key, Batch) -> ((loss, metrics), gradient), means over the batch.
       key: for dropout; every part has its own.
       batch: a whole batch.
-      micro_batches: number of parts, which divides the batch.
+      micro_batches: number of parts, which divides the batch. A term that relates examples to each other
+        relates those of a part.
 
     Returns:
       (metrics, gradient), means over the real examples of the batch.

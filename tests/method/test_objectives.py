@@ -10,7 +10,7 @@ import pytest
 
 from configs import common
 from td_jax.errors import UserError
-from td_jax.method import objectives
+from td_jax.method import logits, objectives, shared
 from td_jax.models import base
 
 BATCH, LOWER, UPPER, CLASSES = 3, 5, 2, 4
@@ -33,7 +33,7 @@ def make_case(method, **changes):
             jax.random.normal(keys[2], (BATCH, upper)),
             jax.random.normal(keys[3], (BATCH, CLASSES)),
         )
-        return objectives.Participant(activations, lambda s, key: jnp.tanh(s @ weight)), weight
+        return shared.Participant(activations, lambda s, key: jnp.tanh(s @ weight)), weight
 
     student, student_weight = participant(keys[:4], LOWER, UPPER)
     teacher, teacher_weight = participant(keys[4:8], TEACHER_LOWER, TEACHER_UPPER)
@@ -173,20 +173,20 @@ def test_td_takes_a_logits_term():
 def test_kl_of_a_hand_worked_case():
     teacher, student = jnp.array([[2.0, 0.0]]), jnp.array([[0.0, 0.0]])
     # KL(softmax([1, 0]) || [0.5, 0.5]) = log 2 - H = 0.1109, times T^2 = 4.
-    np.testing.assert_allclose(objectives.kl_divergence(student, teacher, 2.0), [0.4438], atol=5e-5)
-    np.testing.assert_allclose(objectives.kl_divergence(student, teacher, 2.0) / 4, [0.1109], atol=5e-5)
+    np.testing.assert_allclose(logits.kl_divergence(student, teacher, 2.0), [0.4438], atol=5e-5)
+    np.testing.assert_allclose(logits.kl_divergence(student, teacher, 2.0) / 4, [0.1109], atol=5e-5)
 
 
 def test_kl_of_huge_logits_is_finite():
     teacher, student = jnp.array([[1e4, -1e4]]), jnp.array([[-1e4, 1e4]])
-    value, gradient = jax.value_and_grad(lambda s: objectives.kl_divergence(s, teacher, 1.0).sum())(student)
+    value, gradient = jax.value_and_grad(lambda s: logits.kl_divergence(s, teacher, 1.0).sum())(student)
     np.testing.assert_allclose(value, 2e4, rtol=1e-6)
     assert np.all(np.isfinite(gradient))
 
 
 def test_kl_is_per_example_and_so_blind_to_duplicates():
     case = make_case('ld', logits__distance='kl', logits__temperature=2.0)
-    twice = objectives.kl_divergence(
+    twice = logits.kl_divergence(
         jnp.concatenate([case.g.logits] * 2), jnp.concatenate([case.h.logits] * 2), 2.0
     )
     np.testing.assert_allclose(twice, np.concatenate([case.terms['logits']] * 2), rtol=1e-6)
@@ -210,11 +210,11 @@ def test_probe_learns_from_labels_and_teaches_the_student():
 
 def test_the_student_does_not_teach_the_probe():
     case = make_case('ld', teacher__labels='probe')
-    student = objectives.Participant(jax.tree.map(jnp.asarray, case.g), None)
-    teacher = objectives.Participant(jax.tree.map(jnp.asarray, case.h), None)
+    student = shared.Participant(jax.tree.map(jnp.asarray, case.g), None)
+    teacher = shared.Participant(jax.tree.map(jnp.asarray, case.h), None)
 
     def logits_term(params):
-        return objectives.ld_terms(params, student, teacher, LABELS, case.config, None)['logits'].sum()
+        return logits.ld_terms(params, student, teacher, LABELS, case.config, None)['logits'].sum()
 
     gradient = jax.grad(logits_term)(case.params)
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradient))
@@ -260,8 +260,8 @@ def terms_without(method, parts, **changes):
     params = objective.init(keys[6], g, h, config, CLASSES)
     h = h._replace(**{part: jnp.full_like(getattr(h, part), jnp.nan) for part in parts})
     unknown = jnp.nan if 'upper' in parts else 1.0
-    student = objectives.Participant(g, lambda s, key: s[:, :UPPER])
-    teacher = objectives.Participant(h, lambda s, key: s[:, :TEACHER_UPPER] * unknown)
+    student = shared.Participant(g, lambda s, key: s[:, :UPPER])
+    teacher = shared.Participant(h, lambda s, key: s[:, :TEACHER_UPPER] * unknown)
     return config, objective.terms(params, student, teacher, LABELS, config, None)
 
 
@@ -299,7 +299,7 @@ def cosine_terms(params, student, teacher, labels, config, key):
 @pytest.fixture
 def cosine(monkeypatch):
     """A function (**changes) -> a config of a method that is added as the README says."""
-    method = objectives.Objective(objectives.no_parameters, cosine_terms, {'logits': ('angle',)})
+    method = shared.Objective(shared.no_parameters, cosine_terms, {'logits': ('angle',)})
     monkeypatch.setitem(objectives.METHODS, 'cosine', method)
 
     def make(**changes):

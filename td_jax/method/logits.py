@@ -1,0 +1,174 @@
+"""Methods that compare predictions, and what bridges models that predict different labels."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from td_jax.method import communication
+from td_jax.models import base
+
+# Added to a sum of squares, whose root is divided by.
+EPSILON = 1e-12
+
+
+# --- The bridge ------------------------------------------------------------------------------------
+
+
+def init_bridge(key, student, teacher, config, num_labels):
+    """Parameters of the head that bridges two label spaces; none where they are shared."""
+    if config.teacher.labels == 'probe':
+        return {'probe': nn.Dense(num_labels).init(key, base.read_by_head(teacher.upper))['params']}
+    if config.teacher.labels == 'auxiliary':
+        num_teacher_labels = teacher.logits.shape[-1]
+        return {
+            'auxiliary': nn.Dense(num_teacher_labels).init(key, base.read_by_head(student.upper))['params']
+        }
+    return {}
+
+
+def bridged(params, student, teacher, labels, config):
+    """Predictions of both models that can be compared, by teacher.labels.
+
+    Args:
+      params: what `init_bridge` made, among others.
+      student, teacher: Participants.
+      labels: [batch], the student's.
+      config: of the run.
+
+    Returns:
+      (the student's [batch, outputs], the teacher's [batch, outputs], {name: [batch]} of what the bridge
+      learns from)
+    """
+    student_logits, teacher_logits = student.activations.logits, teacher.activations.logits
+    if config.teacher.labels == 'probe':
+        probe = nn.Dense(params['probe']['bias'].shape[0])
+        read = base.read_by_head(teacher.activations.upper).astype(jnp.float32)
+        probed = probe.apply({'params': params['probe']}, read)
+        learned = {'probe': optax.softmax_cross_entropy_with_integer_labels(probed, labels)}
+        # The student imitates the probe; the probe learns from the labels alone.
+        return student_logits, jax.lax.stop_gradient(probed), learned
+    if config.teacher.labels == 'auxiliary':
+        head = nn.Dense(teacher_logits.shape[-1])
+        read = base.read_by_head(student.activations.upper).astype(jnp.float32)
+        student_logits = head.apply({'params': params['auxiliary']}, read)
+    return student_logits, teacher_logits, {}
+
+
+# --- Label distillation ----------------------------------------------------------------------------
+
+
+def kl_divergence(student_logits, teacher_logits, temperature):
+    """T^2 KL(softmax(y_h / T) || softmax(y_g / T)), Hinton et al. 2015.
+
+    The factor keeps the gradient's size independent of the temperature.
+
+    Args:
+      student_logits, teacher_logits: [batch, classes].
+      temperature: T > 0.
+
+    Returns:
+      [batch]
+    """
+    student_log = jax.nn.log_softmax(student_logits / temperature)
+    teacher_log = jax.nn.log_softmax(teacher_logits / temperature)
+    return temperature**2 * optax.losses.kl_divergence_with_log_targets(student_log, teacher_log)
+
+
+def logits_distance(student_logits, teacher_logits, config):
+    """d(y_g, y_h) by config.logits: [batch, outputs] twice -> [batch]."""
+    if config.logits.distance == 'kl':
+        return kl_divergence(student_logits, teacher_logits, config.logits.temperature)
+    return communication.distance((student_logits,), (teacher_logits,))
+
+
+def logits_terms(params, student, teacher, labels, config):
+    """L_logit = d(y_g, y_h), and what its bridge learns from. -> {name: [batch]}."""
+    student_logits, teacher_logits, learned = bridged(params, student, teacher, labels, config)
+    return {**learned, 'logits': logits_distance(student_logits, teacher_logits, config)}
+
+
+def ld_terms(params, student, teacher, labels, config, key):
+    """Label distillation (Hinton et al. 2015): d(y_g, y_h)."""
+    return logits_terms(params, student, teacher, labels, config)
+
+
+# --- Decoupled knowledge distillation --------------------------------------------------------------
+
+
+def decoupled(student_logits, teacher_logits, labels, temperature):
+    """KL of the label against all others, and KL among the others (Zhao et al. 2022, equation 6).
+
+    With p = softmax(y / T), the label's class c and q_i = p_i / (1 - p_c) of the others, the divergence of
+    Hinton et al. is KL([p_c, 1 - p_c]) + (1 - p_c of the teacher) KL(q); here the two stand by themselves.
+    All in logarithms, so that a class of probability 0 or 1 is no trouble.
+
+    Args:
+      student_logits, teacher_logits: [batch, classes], at least two classes.
+      labels: [batch].
+      temperature: T > 0.
+
+    Returns:
+      (T^2 KL(teacher's [p_c, 1 - p_c] || student's), T^2 KL(teacher's q || student's)), [batch] each
+    """
+    is_label = jax.nn.one_hot(labels, student_logits.shape[-1], dtype=bool)
+
+    def parts(logits):
+        log_p = jax.nn.log_softmax(logits.astype(jnp.float32) / temperature)
+        # A finite number, so that 0 times it is 0, gradient included.
+        others = jnp.where(is_label, -1e9, log_p)
+        log_rest = jax.nn.logsumexp(others, axis=-1, keepdims=True)
+        log_label = jnp.sum(jnp.where(is_label, log_p, 0.0), axis=-1, keepdims=True)
+        return jnp.concatenate([log_label, log_rest], axis=-1), others - log_rest
+
+    student_target, student_others = parts(student_logits)
+    teacher_target, teacher_others = parts(teacher_logits)
+    target = optax.losses.kl_divergence_with_log_targets(student_target, teacher_target)
+    among = jnp.where(is_label, 0.0, jnp.exp(teacher_others) * (teacher_others - student_others))
+    return temperature**2 * target, temperature**2 * among.sum(axis=-1)
+
+
+def dkd_terms(params, student, teacher, labels, config, key):
+    """Decoupled knowledge distillation (Zhao et al. 2022): alpha and beta are the terms' weights.
+
+    It asks which of the compared classes the label is, so an auxiliary head for the teacher's own labels,
+    which no example has, does not do.
+    """
+    student_logits, teacher_logits, terms = bridged(params, student, teacher, labels, config)
+    target, others = decoupled(student_logits, teacher_logits, labels, config.dkd.temperature)
+    found = {'target': target, 'others': others}
+    return terms | {name: term for name, term in found.items() if config.dkd.weights[name]}
+
+
+# --- Distillation from a stronger teacher ----------------------------------------------------------
+
+
+def uncorrelated(a, b, axis):
+    """1 - Pearson's correlation of a and b along an axis, which goes; 1 where either is constant."""
+
+    def normalised(x):
+        x = x - x.mean(axis=axis, keepdims=True)
+        return x / jnp.sqrt(jnp.square(x).sum(axis=axis, keepdims=True) + EPSILON)
+
+    return 1.0 - jnp.sum(normalised(a) * normalised(b), axis=axis)
+
+
+def dist_terms(params, student, teacher, labels, config, key):
+    """DIST (Huang et al. 2022): probabilities that correlate, of an example and of a class.
+
+    With p = softmax(y / T), 'inter' is T^2 (1 - correlation over the classes of p_g and p_h) of each example,
+    and 'intra' T^2 times the mean over the classes of 1 - their correlation over the batch, the same for
+    every example. Beta and gamma are the terms' weights.
+    """
+    student_logits, teacher_logits, terms = bridged(params, student, teacher, labels, config)
+    temperature, weights = config.dist.temperature, config.dist.weights
+    p_g, p_h = (
+        jax.nn.softmax(logits.astype(jnp.float32) / temperature)
+        for logits in (student_logits, teacher_logits)
+    )
+    if weights.inter:
+        terms |= {'inter': temperature**2 * uncorrelated(p_g, p_h, axis=-1)}
+    if weights.intra:
+        intra = temperature**2 * uncorrelated(p_g, p_h, axis=0).mean()
+        terms |= {'intra': jnp.full(len(p_g), intra)}
+    return terms
