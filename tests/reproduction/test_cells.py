@@ -12,7 +12,7 @@ from td_jax import config as config_lib
 from td_jax.errors import UserError
 from td_jax.files import workdir
 from td_jax.method import objectives
-from td_jax.reproduction import cells, render, tables
+from td_jax.reproduction import cells, render, tables, tuning
 from td_jax.training import loop
 
 SCRATCH = 'Train from scratch'
@@ -27,27 +27,31 @@ def cells_of(text, row):
 @pytest.mark.parametrize('path', sorted(cells.TUNED.glob('*.json')), ids=lambda path: path.stem)
 def test_tuned_values_are_of_known_knobs(path):
     declared = config_lib.flatten(common.get_config())
-    for column, methods in cells.tuned(path.stem).items():
-        if column == 'teacher':
-            assert methods.keys() <= declared.keys()
-            continue
-        assert column in (*tables.GENRES, 'digits', 'cifar10')
-        for method, values in methods.items():
-            assert method in objectives.METHODS
+    config = cells.base_config(path.stem)
+    for setting, chosen in cells.tuned(path.stem).items():
+        if config.dataset.name == 'movielens':
+            config.dataset.split_by = setting.removeprefix('movielens_by_')
+            config_lib.check(config)
+        assert setting == cells.setting(config)
+        for name, values in chosen.items():
+            assert name in (tuning.TEACHER, *objectives.METHODS, *tables.VARIANTS)
             assert values.keys() <= declared.keys()
 
 
 def test_a_row_wins_over_what_was_tuned_and_that_over_the_column(monkeypatch):
     tuned = {
-        'teacher': {'teacher.num_steps': 7},
-        'War': {'td': {'td.rounds': 2, 'td.weights.state': 5.0, 'model.hidden': [8, 4], 'num_seeds': 3}},
-        'Drama': {'td': {'td.rounds': 9}},
+        'movielens_by_user': {
+            'teacher': {'teacher.num_steps': 7},
+            'td': {'td.rounds': 2, 'td.weights.state': 5.0, 'model.hidden': [8, 4], 'num_seeds': 3},
+            'ld': {'td.rounds': 8},
+        },
+        'movielens_by_time': {'td': {'td.rounds': 9}},
     }
     monkeypatch.setattr(cells, 'tuned', lambda name: tuned)
     table = tables.Table(
         'T',
         'movielens',
-        {'one': {'dataset.genre': 'War', 'num_seeds': 4, 'batch_size': 32}},
+        {'one': {'dataset.split_by': 'user', 'num_seeds': 4, 'batch_size': 32}},
         {'row': {'method': 'td', 'td.rounds': 1}},
         'row',
     )
