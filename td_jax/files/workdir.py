@@ -135,6 +135,16 @@ def _upload(made, path):
             raise UserError(f'{target} cannot be written: {reason(error)}.') from error
 
 
+def check_target(flag: str, path: epath.Path):
+    """Refuses a file that a flag names and that cannot be written, as far as can be told before.
+
+    Raises:
+      UserError: its folder is missing.
+    """
+    if not is_in_bucket(path) and not path.parent.is_dir():
+        raise UserError(f'{flag} {path} cannot be written: its folder is missing.')
+
+
 def write(path: epath.Path, text: str):
     """Writes a file whole or not at all, even if the machine stops.
 
