@@ -3,13 +3,19 @@
     python -m td_jax.reproduce --tables=3 --genres=Drama,War --workdir=runs/tables
 
 Every cell is a run in a folder of its own, so this may be interrupted and called again.
+
+    python -m td_jax.reproduce --tables=3 --workdir=runs/tables --errors=errors.npz
+    python -m td_jax.reproduce --tables=3 --from_errors=errors.npz
+
+The first also keeps what every interval of the table is computed from, the second computes them again.
 """
 
 from absl import flags
 
 from td_jax import command_line
+from td_jax.errors import UserError
 from td_jax.files import workdir
-from td_jax.reproduction import cells, jobs, render, tables
+from td_jax.reproduction import cells, errors, jobs, render, tables
 
 
 def main():
@@ -24,6 +30,8 @@ def main():
     count = flags.DEFINE_integer(
         'jobs', 1, 'Runs at once, each kept to its share of the cores.', lower_bound=1
     )
+    kept = flags.DEFINE_string('errors', None, 'A file to write that the intervals can be computed from.')
+    read = flags.DEFINE_string('from_errors', None, 'Show tables from such a file alone, without runs.')
     tflops = flags.DEFINE_float(
         'device_tflops',
         100.0,
@@ -32,8 +40,16 @@ def main():
     )
 
     def command():
-        root = workdir.resolve(folder.value)
         columns = genres.value, datasets.value
+        if read.value:
+            results = errors.of_tables(workdir.resolve(read.value), names.value, *columns)
+            print(render.make(names.value, results, *columns))
+            return
+        if not folder.value:
+            raise UserError('--workdir is missing.')
+        root, target = workdir.resolve(folder.value), kept.value and workdir.resolve(kept.value)
+        if target:
+            workdir.check_target('--errors', target)
         if dry_run.value:
             print(render.plan(cells.plan(names.value, *columns, root), tflops.value))
             return
@@ -42,9 +58,11 @@ def main():
         text = render.make(names.value, results, *columns)
         if not only_show.value:
             workdir.write(root / f'tables_{"_".join(names.value)}.md', text)
+        if target:
+            errors.write(target, results)
         print(text)
 
-    command_line.run(command, required=('tables', 'genres', 'datasets', 'workdir'))
+    command_line.run(command, required=('tables', 'genres', 'datasets'))
 
 
 if __name__ == '__main__':

@@ -6,9 +6,12 @@ import pathlib
 import subprocess
 import sys
 
+import numpy as np
+from etils import epath
+
 from td_jax import config as config_lib
 from td_jax.files import workdir
-from td_jax.reproduction import cells, tables
+from td_jax.reproduction import cells, errors, render, tables
 from td_jax.training import finished
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -54,6 +57,58 @@ def test_an_unknown_table_is_one_line_with_the_known_ones(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def kept_file(path, tables_of=('digits',)):
+    """A file of errors of two seeds of two rows."""
+    rng = np.random.default_rng(0)
+    results = {}
+    for name in tables_of:
+        column = next(iter(tables.TABLES[name].columns))
+        rows = {}
+        for row in ('Train from scratch', 'TD'):
+            values = (rng.random((2, 40)) < 0.7).astype(float)
+            rows[row] = fake(0.7) | {'values': values.mean(axis=1).tolist(), 'metric': 'accuracy'}
+            rows[row] |= {'teachers': [0, 1], 'errors': errors.by_unit(values, np.arange(40))}
+        results[name] = {column: rows}
+    errors.write(epath.Path(path), results)
+    return results
+
+
+def test_tables_are_shown_from_a_file_of_errors_alone(tmp_path):
+    path = tmp_path / 'errors.npz'
+    results = kept_file(path)
+    damaged = tmp_path / 'damaged.npz'
+    damaged.write_bytes(path.read_bytes()[:-100])
+    arguments = {
+        'shown': ('digits', path),
+        'of another table': ('3', path),
+        'damaged': ('digits', damaged),
+        'missing': ('digits', tmp_path / 'none.npz'),
+    }
+    running = {name: start(f'--tables={t}', f'--from_errors={p}') for name, (t, p) in arguments.items()}
+    running['no workdir'] = start('--tables=digits', f'--errors={path}')
+    running['no folder'] = start('--tables=digits', f'--workdir={tmp_path}', f'--errors={tmp_path}/a/b.npz')
+    outputs = {name: process.communicate() for name, process in running.items()}
+    text, said = outputs.pop('shown')
+    assert (running.pop('shown').returncode, said) == (0, '')
+    assert {process.returncode for process in running.values()} == {2}
+    rows = {row: None for row in tables.TABLES['digits'].rows} | results['digits']['5 to 9']
+    assert text == render.make(['digits'], {'digits': {'5 to 9': rows}}, tables.GENRES, ['CIFAR10']) + '\n'
+    assert ' to ' in cells_of(text, 'TD')[4]
+    messages = {name: err for name, (out, err) in outputs.items() if not out}
+    assert messages == {
+        'of another table': (
+            f'td_jax: {path} has nothing of table 3 in these columns; it holds digits: 5 to 9.\n'
+        ),
+        'damaged': messages['damaged'],
+        'missing': f'td_jax: {tmp_path}/none.npz is not there.\n',
+        'no workdir': 'td_jax: --workdir is missing.\n',
+        'no folder': f'td_jax: --errors {tmp_path}/a/b.npz cannot be written: its folder is missing.\n',
+    }
+    assert messages['damaged'].startswith(f'td_jax: {damaged} cannot be read as arrays (')
+    assert messages['damaged'].count('\n') == 1
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['damaged.npz', 'errors.npz']
+
+
 def test_the_command_writes_what_it_shows_unless_told_only_to_show(tmp_path):
     root, table = tmp_path / 'runs', tables.TABLES['digits']
     configs = [cells.cell_config(table, '5 to 9', row) for row in table.rows]
@@ -69,13 +124,18 @@ def test_the_command_writes_what_it_shows_unless_told_only_to_show(tmp_path):
     before = sorted(root.rglob('*'))
 
     # Everything is there, so that the first has nothing to run; nothing is there for the second.
-    written = start('--tables=digits', f'--workdir={root}')
+    kept = tmp_path / 'kept.npz'
+    written = start('--tables=digits', f'--workdir={root}', f'--errors={kept}')
     shown = start('--tables=digits', f'--workdir={tmp_path / "empty"}', '--only_show')
     (text, _), (missing, _) = outputs = written.communicate(), shown.communicate()
     assert (written.returncode, shown.returncode) == (0, 0)
     assert [err for _, err in outputs] == ['', '']
-    assert cells_of(text, 'TD') == ['TD', '2', '0.9000 ± 0.1271', '+0.0000 ± 0.0000']
-    assert cells_of(missing, 'TD') == ['TD', '', 'missing', '']
+    expected = ['TD', '2', '0.9000 ± 0.1271', '+0.0000 ± 0.0000', 'no errors kept', '1.0000']
+    assert cells_of(text, 'TD') == expected
+    assert cells_of(missing, 'TD') == ['TD', '', 'missing', '', '', '']
     assert (root / 'tables_digits.md').read_text() + '\n' == text
     assert sorted(root.rglob('*')) == sorted([*before, root / 'tables_digits.md'])
-    assert list(tmp_path.iterdir()) == [root]
+    assert sorted(tmp_path.iterdir()) == [kept, root]
+    # Without errors there are the values alone.
+    (cell,) = {json.dumps(c) for c in errors.read(epath.Path(kept))['digits']['5 to 9'].values()}
+    assert json.loads(cell) == fake(0.9, teacher=None) | {'errors': None}

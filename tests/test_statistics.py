@@ -1,10 +1,14 @@
 """Intervals against SciPy's own tests, and by hand."""
 
+import inspect
+import math
+
 import numpy as np
 import pytest
 import scipy.stats
 
 from td_jax import statistics
+from td_jax.training import evaluation
 
 
 @pytest.mark.parametrize('count', [2, 3, 5, 20])
@@ -37,3 +41,189 @@ def test_one_value_has_no_interval_and_equal_ones_have_one_of_no_width():
 def test_other_numbers_of_seeds_cannot_be_paired():
     with pytest.raises(ValueError, match='shape'):
         statistics.paired_difference([1.0, 2.0], [1.0, 2.0, 3.0])
+
+
+# --- p-values --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('count', [2, 3, 5, 20])
+def test_a_p_value_is_that_of_a_paired_t_test(count):
+    ours, theirs = np.random.default_rng(count).normal(size=(2, count))
+    assert statistics.paired_p_value(ours, theirs) == pytest.approx(
+        scipy.stats.ttest_rel(ours, theirs).pvalue
+    )
+
+
+def test_p_values_without_a_spread():
+    assert statistics.paired_p_value([1.0], [2.0]) is None
+    assert statistics.paired_p_value([1.0, 2.0], [1.0, 2.0]) == 1.0
+    assert statistics.paired_p_value([1.5, 2.5], [1.0, 2.0]) == 0.0
+
+
+@pytest.mark.parametrize(
+    ('p_values', 'expected'),
+    [
+        ([0.04], [0.04]),
+        # 3 * 0.01; 2 * 0.02; 0.03, but not less than the one before.
+        ([0.01, 0.02, 0.03], [0.03, 0.04, 0.04]),
+        # In any order. 4 * 0.005, 3 * 0.011, 2 * 0.02, 0.04.
+        ([0.02, 0.005, 0.04, 0.011], [0.04, 0.02, 0.04, 0.033]),
+        ([0.6, 0.5], [1.0, 1.0]),
+        # What was not tested is no part of the family: 2 * 0.01.
+        ([None, 0.01, 0.2, None], [None, 0.02, 0.2, None]),
+        ([0.01, 0.01], [0.02, 0.02]),
+        ([0.0, 1.0], [0.0, 1.0]),
+        ([], []),
+    ],
+)
+def test_holm_by_hand(p_values, expected):
+    assert statistics.holm(p_values) == [e if e is None else pytest.approx(e) for e in expected]
+
+
+# --- The bootstrap ---------------------------------------------------------------------------------
+
+
+def drawn(seeds, units, metric='rmse', key=0):
+    """Sums of two methods, whose values are alike, and the counts of each unit."""
+    rng = np.random.default_rng(key)
+    counts = rng.integers(1, 7, units)
+    if metric == 'accuracy':
+        baseline = rng.binomial(counts, 0.7, (seeds, units)).astype(float)
+        ours = np.minimum(baseline + rng.binomial(1, 0.1, (seeds, units)), counts)
+    else:
+        baseline = rng.gamma(counts, 1.0, (seeds, units))
+        ours = baseline * rng.uniform(0.8, 1.1, (seeds, units))
+    return statistics.Sums(ours, counts), statistics.Sums(baseline, counts)
+
+
+def pooled(metric, sums, counts):
+    mean = np.sum(sums) / np.sum(counts)
+    return math.sqrt(mean) if metric == 'rmse' else mean
+
+
+@pytest.mark.parametrize('metric', ['rmse', 'accuracy'])
+def test_a_bootstrap_of_one_cluster_is_scipys(metric):
+    """The same draws: SciPy has no clusters, so that there is one, and it takes tuples of paired units."""
+    ours, baseline = drawn(3, 41, metric)
+
+    def difference(*columns, axis):
+        *sums, counts = columns
+        metrics = [np.sum(s, axis) / np.sum(counts, axis) for s in sums]
+        metrics = [np.sqrt(m) if metric == 'rmse' else m for m in metrics]
+        return sum(metrics[:3]) / 3 - sum(metrics[3:]) / 3
+
+    rng = np.random.default_rng(5)
+    expected = scipy.stats.bootstrap(
+        (*ours.sums, *baseline.sums, ours.counts),
+        difference,
+        paired=True,
+        vectorized=True,
+        method='percentile',
+        n_resamples=500,
+        # Older versions of SciPy call it otherwise.
+        **{'rng' if 'rng' in inspect.signature(scipy.stats.bootstrap).parameters else 'random_state': rng},
+    ).confidence_interval
+    found = statistics.bootstrap_difference(ours, baseline, [7, 7, 7], metric, draws=500, seed=5)
+    assert found == pytest.approx((expected.low, expected.high), rel=1e-9)
+    assert found.low < found.high
+
+
+@pytest.mark.parametrize('metric', ['rmse', 'accuracy'])
+@pytest.mark.parametrize('clusters', [[3, 1, 3, 1, 2], [0, 1, 2, 3, 4], [9, 9, 9, 9, 9]])
+def test_a_bootstrap_is_that_of_a_plain_loop(metric, clusters, monkeypatch):
+    ours, baseline = drawn(5, 13, metric)
+    # In several pieces, which must not matter.
+    monkeypatch.setattr(statistics, 'AT_ONCE', 13 * 7)
+    found = statistics.bootstrap_difference(ours, baseline, clusters, metric, draws=60, seed=2)
+    of_units, of_clusters = np.random.default_rng(2), np.random.default_rng([2, 1])
+    names, means = sorted(set(clusters)), []
+    for _ in range(60):
+        units = [int(of_units.integers(0, 13)) for _ in range(13)]
+        came = [names[int(of_clusters.integers(0, len(names)))] for _ in names]
+        differences = []
+        for name in came:
+            for s, cluster in enumerate(clusters):
+                if cluster == name:
+                    a, b = (
+                        pooled(metric, [x.sums[s][u] for u in units], [x.counts[u] for u in units])
+                        for x in (ours, baseline)
+                    )
+                    differences.append(a - b)
+        means.append(sum(differences) / len(differences))
+    assert found == pytest.approx(tuple(np.percentile(means, [2.5, 97.5])))
+
+
+def test_clusters_that_differ_make_the_interval_wider():
+    """The seeds of one teacher are better by 1, those of the other by 0; half of all draws have one alone."""
+    counts = np.ones(50)
+    baseline = np.full((4, 50), 4.0)
+    ours = np.concatenate([np.full((2, 50), 1.0), np.full((2, 50), 4.0)])
+    pair = statistics.Sums(ours, counts), statistics.Sums(baseline, counts)
+    assert statistics.bootstrap_difference(*pair, [0, 0, 1, 1], 'rmse') == pytest.approx((-1.0, 0.0))
+    assert statistics.bootstrap_difference(*pair, [0, 0, 0, 0], 'rmse') == pytest.approx((-0.5, -0.5))
+
+
+def test_an_interval_covers_as_often_as_it_says():
+    """Accuracy of 200 users, one seed: the true difference is 0.1; 400 data sets, three standard errors."""
+    covered = 0
+    for key in range(400):
+        rng = np.random.default_rng([key, 3])
+        base = rng.random((1, 200)) < 0.5
+        ours = base | (rng.random((1, 200)) < 0.2)
+        sums = [statistics.Sums(x.astype(float), np.ones(200)) for x in (ours, base)]
+        low, high = statistics.bootstrap_difference(*sums, [0], 'accuracy', draws=400, seed=key)
+        covered += low <= 0.1 <= high
+    assert covered / 400 == pytest.approx(0.95, abs=3 * math.sqrt(0.95 * 0.05 / 400))
+
+
+def test_the_same_draws_for_the_same_seed_alone():
+    pair = drawn(2, 30)
+    first = statistics.bootstrap_difference(*pair, [0, 1], 'rmse')
+    assert statistics.bootstrap_difference(*pair, [0, 1], 'rmse') == first
+    assert statistics.bootstrap_difference(*pair, [0, 1], 'rmse', seed=1) != first
+
+
+def test_what_cannot_be_paired_is_refused():
+    ours, baseline = drawn(2, 30)
+    with pytest.raises(ValueError, match='not the same'):
+        statistics.bootstrap_difference(ours, drawn(3, 30)[1], [0, 1], 'rmse')
+    with pytest.raises(ValueError, match='not the same'):
+        other = baseline._replace(counts=baseline.counts + 1)
+        statistics.bootstrap_difference(ours, other, [0, 1], 'rmse')
+    with pytest.raises(ValueError, match='2 seeds have 3 clusters'):
+        statistics.bootstrap_difference(ours, baseline, [0, 1, 2], 'rmse')
+
+
+def test_every_metric_has_what_becomes_of_its_mean():
+    assert statistics.FINISH.keys() == {name for name, *_ in evaluation.METRICS.values()}
+    for name, _, finish, _ in evaluation.METRICS.values():
+        assert (
+            statistics.FINISH[name](np.array([0.25, 4.0])).tolist() == finish(np.array([0.25, 4.0])).tolist()
+        )
+
+
+# --- Verdicts --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ('intervals', 'of_rmse', 'of_accuracy'),
+    [
+        ([(-0.2, -0.1)], statistics.BETTER, statistics.WORSE),
+        ([(0.1, 0.2)], statistics.WORSE, statistics.BETTER),
+        ([(-0.2, 0.1)], statistics.TIED, statistics.TIED),
+        ([(-0.2, 0.0)], statistics.TIED, statistics.TIED),
+        ([(-0.2, -0.1), (-0.2, 0.1)], statistics.TIED, statistics.TIED),
+        ([(-0.2, -0.1), (-0.3, -0.05)], statistics.BETTER, statistics.WORSE),
+        ([(-0.2, -0.1), (0.1, 0.2)], statistics.TIED, statistics.TIED),
+        ([], statistics.TIED, statistics.TIED),
+    ],
+)
+def test_nothing_is_better_whose_interval_holds_0(intervals, of_rmse, of_accuracy):
+    intervals = [statistics.Interval(*bounds) for bounds in intervals]
+    assert statistics.verdict(intervals, less_is_better=True) == of_rmse
+    assert statistics.verdict(intervals, less_is_better=False) == of_accuracy
+
+
+def test_the_bounds_of_an_estimate():
+    assert statistics.Estimate(2.0, 0.5, 3).interval() == (1.5, 2.5)
+    assert statistics.Estimate(2.0, None, 1).interval() is None

@@ -54,8 +54,8 @@ class Source(NamedTuple):
     # inputs(tables, examples, key) -> {name: [batch, ...]}, what a model is given; a key adds the random
     # variation of training, None leaves it out.
     inputs: Callable[..., dict[str, jax.Array]]
-    # What statistics need of evaluation examples in memory. [examples], the number of the unit that each belongs
-    # to, such as a user: what a bootstrap draws. None: each is a unit of its own.
+    # What statistics need of evaluation examples in memory. [examples], the number of the unit that each
+    # belongs to, such as a user: what a bootstrap draws. None: each is a unit of its own.
     units: np.ndarray | None = None
     # {name: [examples] bool}, parts that have a metric of their own.
     groups: Mapping[str, np.ndarray] = types.MappingProxyType({})

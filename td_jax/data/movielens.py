@@ -37,8 +37,8 @@ def load(config, task) -> Source:
     'genres': [batch, genres], bags whose weights add up to 1}; labels: ratings from 1 to 5.
 
     Args:
-      config: `config.dataset`, for the split, which is the same for teacher and student, the out-of-vocabulary
-        rates and the title words.
+      config: `config.dataset`, for the split, which is the same for teacher and student, the
+        out-of-vocabulary rates and the title words.
       task: `config.dataset` or `config.teacher.dataset`, for the genre.
 
     Raises:

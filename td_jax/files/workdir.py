@@ -5,6 +5,7 @@ A path is an etils.epath.Path, which reads and writes both. Nothing is ever half
 
 import contextlib
 import fcntl
+import io
 import json
 import os
 import pathlib
@@ -14,11 +15,12 @@ import sys
 import tempfile
 
 import fsspec
+import numpy as np
 from etils import epath
 
 from td_jax.errors import UserError
 
-CONFIG, RESULT = 'config.json', 'result.json'
+CONFIG, RESULT, ERRORS = 'config.json', 'result.json', 'errors.npz'
 _BUCKETS = 'gs://'
 
 # Another process may have written what a listing of a bucket did not show a moment ago.
@@ -133,6 +135,16 @@ def _upload(made, path):
             raise UserError(f'{target} cannot be written: {reason(error)}.') from error
 
 
+def check_target(flag: str, path: epath.Path):
+    """Refuses a file that a flag names and that cannot be written, as far as can be told before.
+
+    Raises:
+      UserError: its folder is missing.
+    """
+    if not is_in_bucket(path) and not path.parent.is_dir():
+        raise UserError(f'{flag} {path} cannot be written: its folder is missing.')
+
+
 def write(path: epath.Path, text: str):
     """Writes a file whole or not at all, even if the machine stops.
 
@@ -141,6 +153,37 @@ def write(path: epath.Path, text: str):
     """
     with whole(path) as temporary:
         temporary.write_text(text)
+
+
+def write_arrays(path: epath.Path, arrays: dict[str, np.ndarray]):
+    """Writes arrays by name as a compressed .npz, whole or not at all.
+
+    Raises:
+      UserError: the disk is full, or the place cannot be written.
+      TypeError: an array of objects, which only the code that made it could read.
+    """
+    arrays = {name: np.asarray(array) for name, array in arrays.items()}
+    if any(array.dtype.hasobject for array in arrays.values()):
+        raise TypeError('arrays of objects are not written')
+    with whole(path) as temporary, temporary.open('wb') as file:
+        np.savez_compressed(file, **arrays)
+
+
+def read_arrays(path: epath.Path) -> dict[str, np.ndarray] | None:
+    """The arrays of a .npz by name, or None where there is no file.
+
+    Raises:
+      UserError: it is not readable as that.
+    """
+    try:
+        content = _content(path)
+        if content is None:
+            return None
+        with np.load(io.BytesIO(content)) as found:
+            return dict(found)
+    # A damaged archive raises errors of many kinds; a lone .npy has no context.
+    except Exception as error:
+        raise UserError(f'{path} cannot be read as arrays ({reason(error)}).') from error
 
 
 def read_text(path: epath.Path) -> str | None:

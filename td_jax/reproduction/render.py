@@ -1,15 +1,53 @@
 """Tables as Markdown: our numbers, what they differ from a baseline, and the paper's beside them."""
 
+from typing import NamedTuple
+
 import numpy as np
 
 from td_jax import statistics
 from td_jax.reproduction import cells, tables
+from td_jax.training import evaluation
 
+# metric -> whether less of it is better.
+_LESS_IS_BETTER = {metric: less for metric, _, _, less in evaluation.METRICS.values()}
+# What a bootstrap draws, by metric.
+_UNITS = {'rmse': 'users', 'accuracy': 'images'}
+# Parts of the examples that have a metric of their own, by what a person calls them.
+_GROUPS = {'known users': 'known_users', 'unknown users': 'unknown_users'}
 # What stands above a table.
 INTERVALS = (
     '± is half of the 95% t interval over the n seeds, of a difference over the differences of the same '
     'seeds; no interval is corrected for their number.'
 )
+
+
+# What is said once of all the columns of a table, and what stands above its count of verdicts.
+COMPARED = (
+    'The bootstrap draws {units} and teachers anew (seeds, where there is one teacher): between its bounds '
+    'are 95% of the differences. p is that of the paired t-test, corrected by Holm for the columns of the '
+    'row that are there.'
+)
+COUNTED = (
+    'Better or worse is a column whose intervals, that of t and that of the bootstrap where there is one, '
+    'are all on one side of 0; a column without paired seeds is not counted.'
+)
+
+
+class Comparison(NamedTuple):
+    """A result beside a baseline's."""
+
+    mean: float  # the difference
+    paired: statistics.Estimate | None  # None where their seeds are not the same
+    bootstrap: statistics.Interval | None  # None where errors are missing, or are not of the same examples
+    p_value: float | None  # of the paired t-test
+
+    def verdict(self, less_is_better: bool) -> str:
+        """What the intervals say, as statistics.verdict."""
+        of_seeds = self.paired and self.paired.interval()
+        return statistics.verdict(
+            [interval for interval in (of_seeds, self.bootstrap) if interval] if of_seeds else [],
+            less_is_better,
+        )
 
 
 def make(names, results: dict, genres, datasets) -> str:
@@ -25,7 +63,7 @@ def make(names, results: dict, genres, datasets) -> str:
         table = tables.TABLES[name]
         if isinstance(table, tables.Table):
             columns = tables.selected_columns(table, genres, datasets)
-            shown = {column: results[name][column] for column in columns}
+            shown = {column: results[name][column] for column in columns if column in results[name]}
             texts.append(of_runs(name, table, with_teacher(table, shown)))
         else:
             texts.append(of_others(name, table, results))
@@ -55,12 +93,57 @@ def number(mean, spread=None, signed=False, digits=4) -> str:
     return text if spread is None else f'{text} ± {spread:.{digits}f}'
 
 
-def difference(result: dict, baseline: dict) -> str:
-    """A result less a baseline's, with the interval of the paired difference if their seeds are the same."""
+def compare(result: dict, baseline: dict) -> Comparison:
+    """A result less a baseline's."""
+    mean = result['mean'] - baseline['mean']
     if result.get('seeds') != baseline['seeds']:
-        return f'{number(result["mean"] - baseline["mean"], signed=True)}, not paired'
-    found = statistics.paired_difference(result['values'], baseline['values'])
-    return number(found.mean, found.half_width, signed=True)
+        return Comparison(mean, None, None, None)
+    values = result['values'], baseline['values']
+    paired = statistics.paired_difference(*values)
+    return Comparison(paired.mean, paired, _bootstrap(result, baseline), statistics.paired_p_value(*values))
+
+
+def _bootstrap(result, baseline):
+    ours, theirs = result.get('errors'), baseline.get('errors')
+    if ours is None or theirs is None:
+        return None
+    if any(not np.array_equal(ours[key], theirs[key]) for key in ('units', 'counts')):
+        return None
+    # A baseline without a teacher has none to say; those of one teacher are drawn as what differs, the seeds.
+    clusters = next(
+        (
+            teachers
+            for teachers in (result.get('teachers'), baseline.get('teachers'))
+            if teachers and len(set(teachers)) > 1
+        ),
+        result['seeds'],
+    )
+    sums = (statistics.Sums(errors['sums'], errors['counts']) for errors in (ours, theirs))
+    return statistics.bootstrap_difference(*sums, clusters, result['metric'])
+
+
+def difference(found: Comparison) -> str:
+    """The difference, with the interval of the paired one if their seeds are the same."""
+    if found.paired is None:
+        return f'{number(found.mean, signed=True)}, not paired'
+    return number(found.mean, found.paired.half_width, signed=True)
+
+
+def bounds(found: Comparison) -> str:
+    """The interval of the bootstrap."""
+    if found.paired is None:
+        return ''
+    if found.bootstrap is None:
+        return 'no errors kept'
+    low, high = (number(bound, signed=True) for bound in found.bootstrap)
+    return f'{low} to {high}'
+
+
+def p_value(value: float | None) -> str:
+    """A p-value, '' where there is none."""
+    if value is None:
+        return ''
+    return '< 0.0001' if value < 1e-4 else f'{value:.4f}'
 
 
 def of_runs(name: str, table: tables.Table, results: dict) -> str:
@@ -72,37 +155,120 @@ def of_runs(name: str, table: tables.Table, results: dict) -> str:
       results: {column: {row: result or None}}.
     """
     paper = tables.paper(name)
+    metrics = [result['metric'] for rows in results.values() for result in rows.values() if _is_run(result)]
+    compared = {column: _compared(table, rows) for column, rows in results.items()}
+    adjusted = {row: _adjusted(compared, row) for row in table.rows}
     lines = [f'## {"Table " + name if paper else name}: {table.title}', '']
+    if metrics:
+        lines += [f'{INTERVALS} {COMPARED.format(units=_UNITS[metrics[0]])}', '']
     for column, rows in results.items():
         change = ' '.join(str(value) for value in table.columns[column].values())
-        shown = [result for result in rows.values() if result and 'values' in result]
+        shown = [result for result in rows.values() if _is_run(result)]
+        groups = _shown_groups(shown)
         lines += [f'### {column} {f"({change})" if change else ""}'.rstrip(), '']
         if shown:
-            lines += [f'{shown[0]["split"]} {shown[0]["metric"]}. {INTERVALS}', '']
+            parts = ', '.join(f'{group["count"]} of {said}' for said, group in groups.items())
+            lines += [
+                f'{shown[0]["split"]} {shown[0]["metric"]}{f"; examples: {parts}" if parts else ""}.',
+                '',
+            ]
         head = [
             'method',
             'n',
             'ours, mean ± 95%',
             f'ours, paired difference to {table.baseline}, mean ± 95%',
+            'ours, the same by bootstrap, 95%',
+            'ours, p by Holm',
+            *(f'ours, {said}, mean ± 95%' for said in groups),
         ]
         head += ['paper, mean ± standard error', 'paper, difference'] if paper else []
         lines += [_row(head), _row(['---'] * len(head))]
-        baseline = rows[table.baseline]
         for row in table.rows:
-            result = rows[row]
-            parts = [row, '', 'missing', '']
+            result, found = rows[row], compared[column].get(row)
+            parts = [row, '', 'missing', '', '', '']
             if result:
                 ours = statistics.of(result.get('values', [result['mean']]))
                 parts[1:3] = f'{ours.count}', number(ours.mean, ours.half_width)
-                if baseline and row != table.baseline:
-                    parts[3] = difference(result, baseline)
+            if found:
+                parts[3:6] = difference(found), bounds(found), p_value(adjusted[row].get(column))
+            parts += [_of_group(result, said) for said in groups]
             if paper:
                 mean, stderr = _paper_cell(paper, column, row)
                 base, _ = _paper_cell(paper, column, table.baseline)
                 parts += [number(mean, stderr), '' if row == table.baseline else f'{mean - base:+.4f}']
             lines.append(_row(parts))
         lines.append('')
+    if metrics:
+        lines += [*_counted(table, compared, _LESS_IS_BETTER[metrics[0]]), '']
     return '\n'.join(lines)
+
+
+def _is_run(result):
+    """Whether a cell is there and not a teacher's, of which only a mean is known."""
+    return bool(result) and 'values' in result
+
+
+def _compared(table, rows):
+    """{row: Comparison} of a column's rows to the baseline, of those that are there."""
+    baseline = rows[table.baseline]
+    return {
+        row: compare(result, baseline)
+        for row, result in rows.items()
+        if baseline and result and row != table.baseline
+    }
+
+
+def _adjusted(compared, row):
+    """{column: p-value by Holm} of a row over the columns where it is there."""
+    columns = [column for column, found in compared.items() if row in found]
+    return dict(
+        zip(columns, statistics.holm([compared[column][row].p_value for column in columns]), strict=True)
+    )
+
+
+def _shown_groups(shown):
+    """{what a person calls a group: the first result's}; {} where not both of them are there."""
+    for result in shown:
+        groups = {said: _group(result, said) for said in _GROUPS}
+        if all(groups.values()):
+            return groups
+    return {}
+
+
+def _group(result, said):
+    """A group of a result, or None; one of some of the seeds alone is none."""
+    group = (result or {}).get('groups', {}).get(_GROUPS[said])
+    return group if group and len(group['values']) == len(result['values']) else None
+
+
+def _of_group(result, said):
+    group = _group(result, said)
+    if not group:
+        return ''
+    found = statistics.of(group['values'])
+    return number(found.mean, found.half_width)
+
+
+def _counted(table, compared, less_is_better):
+    """Lines of how often each row is better and worse than the baseline."""
+    verdicts = statistics.BETTER, statistics.TIED, statistics.WORSE
+    columns = f'{len(compared)} column{"s" if len(compared) > 1 else ""}'
+    lines = [
+        f'### Beside {table.baseline}, of {columns}',
+        '',
+        COUNTED,
+        '',
+    ]
+    for row in table.rows:
+        found = [
+            rows[row].verdict(less_is_better)
+            for rows in compared.values()
+            if row in rows and rows[row].paired is not None
+        ]
+        if found:
+            counts = ', '.join(f'{found.count(verdict)} {verdict}' for verdict in verdicts)
+            lines.append(f'- {row}: {counts}')
+    return lines
 
 
 def of_others(name: str, table: tables.Derived, results: dict) -> str:

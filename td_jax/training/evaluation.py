@@ -1,5 +1,7 @@
 """Exact metrics: every example counts once, whatever the batch size."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +25,15 @@ METRICS = {
 }
 
 
+class Scores(NamedTuple):
+    """What an evaluation found."""
+
+    metric: np.ndarray  # [seeds]; not finite where a prediction is not
+    # [seeds, examples] float32, the squared error of each example or whether it is right, 0 or 1; None of a
+    # stream.
+    values: np.ndarray | None
+
+
 def make_evaluation(model: base.Model, source: data.Source, batch_size: int, mesh):
     """Makes the evaluation of a model on `source.evaluation`.
 
@@ -33,35 +44,61 @@ def make_evaluation(model: base.Model, source: data.Source, batch_size: int, mes
       mesh: the devices, by sharding.make_mesh.
 
     Returns:
-      evaluate(params, examples=source.evaluation) -> [seeds], the metric of each seed, from parameters
-      of all seeds stacked on their first axis; not finite where a prediction is not. Every process must
-      call it.
+      evaluate(params, examples=source.evaluation) -> Scores, from parameters of all seeds stacked on their
+      first axis. Every process must call it, and has all of them.
     """
     _, value_of, finish, _ = METRICS[source.task]
     devices = mesh.devices.size
     whole = sharding.replicated(mesh)
 
-    def batch_sum(params, tables, examples, mask):
+    def batch_values(params, tables, examples, mask):
         inputs = source.inputs(tables, examples, None)
         predictions = base.activations(model, params, inputs).logits
         # What fills a batch up may be anything, of which a product with 0 may be NaN.
-        return jnp.sum(jnp.where(mask > 0, value_of(predictions, examples['labels']), 0.0))
+        return jnp.where(mask > 0, value_of(predictions, examples['labels']), 0.0)
 
-    sums = jax.jit(jax.vmap(batch_sum, in_axes=(0, None, None, None)), out_shardings=whole)
+    values_of = jax.jit(jax.vmap(batch_values, in_axes=(0, None, None, None)), out_shardings=whole)
 
     def evaluate(params, examples=None):
         examples = source.evaluation if examples is None else examples
         # Not more rows than there are examples, rounded up to a multiple of the devices.
         size = -(-min(batch_size, data.count(examples)) // devices) * devices
         tables = sharding.place(source.tables, whole)
-        # Summed over batches in float64 on the host: float32 would round with the batch size.
-        total = 0.0
+        count, in_memory = data.count(examples), isinstance(examples, dict)
+        # Summed in float64 on the host: float32 would round with the batch size.
+        total, kept = 0.0, []
         for batch, mask in _batches(examples, size, mesh):
             placed = sharding.place_rows((batch, mask), mesh, size)
-            total += np.asarray(sums(params, tables, *placed), np.float64)
-        return finish(total / data.count(examples))
+            values = np.asarray(values_of(params, tables, *placed))
+            total += values.sum(axis=1, dtype=np.float64)
+            if in_memory:
+                kept.append(values)
+        # What fills up is at the end.
+        kept = np.concatenate(kept, axis=1)[:, :count] if in_memory else None
+        return Scores(finish(total / count), kept)
 
     return evaluate
+
+
+def of_groups(source: data.Source, values: np.ndarray) -> dict[str, dict]:
+    """The metric of each group of evaluation examples that is not empty.
+
+    Args:
+      source: of the examples, with its groups.
+      values: [seeds, examples], as Scores has them.
+
+    Returns:
+      {group: {'count': examples, 'values': [seeds] as a list}}
+    """
+    finish = METRICS[source.task][2]
+    return {
+        name: {
+            'count': int(is_in.sum()),
+            'values': finish(values[:, is_in].mean(axis=1, dtype=np.float64)).tolist(),
+        }
+        for name, is_in in source.groups.items()
+        if is_in.any()
+    }
 
 
 def _batches(examples, batch_size, mesh):

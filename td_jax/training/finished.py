@@ -9,6 +9,7 @@ from typing import NamedTuple
 import flax
 import jax
 import ml_collections
+import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
@@ -39,6 +40,13 @@ RESULT_KEYS = (
 )
 
 
+class Errors(NamedTuple):
+    """What each evaluation example of a run came to."""
+
+    values: np.ndarray  # [seeds, examples] float32, squared errors, or 1 where an example is right, else 0
+    units: np.ndarray  # [examples], the number of the unit, such as a user, that each belongs to
+
+
 class Finished(NamedTuple):
     """What a finished run left, of one of its seeds."""
 
@@ -63,6 +71,44 @@ def read_result(folder: epath.Path) -> dict | None:
             f'{path} is damaged, {", ".join(missing)} missing; delete it, and the same command makes it.'
         )
     return result
+
+
+def write_errors(folder: epath.Path, values: np.ndarray, units: np.ndarray | None, result: dict):
+    """Writes a run's errors, beside which its result is then written.
+
+    Args:
+      folder: its workdir.
+      values: [seeds, examples] float32, as evaluation.Scores has them.
+      units: [examples], as data.Source has them.
+      result: its steps and seeds are kept with them.
+    """
+    units = np.arange(values.shape[1]) if units is None else units
+    arrays = {'values': values, 'units': units, 'steps': result['steps'], 'seeds': result['seeds']}
+    workdir.write_arrays(folder / workdir.ERRORS, arrays)
+
+
+def read_errors(folder: epath.Path) -> Errors | None:
+    """The errors of a finished run; None where it has none, as a run on a stream or of an older version.
+
+    Raises:
+      UserError: the file is damaged, or is not of the run's result.
+    """
+    path, result = folder / workdir.ERRORS, read_result(folder)
+    arrays = workdir.read_arrays(path)
+    if arrays is None or result is None:
+        return None
+    try:
+        values, units = arrays['values'], arrays['units']
+        seeds, steps = arrays['seeds'].tolist(), arrays['steps'].tolist()
+        is_right = values.shape == (len(seeds), len(units)) and np.isfinite(values).all()
+    except (KeyError, TypeError, ValueError):
+        is_right = False
+    if not is_right or (seeds, steps) != (result['seeds'], result['steps']):
+        raise UserError(
+            f'{path} is damaged or not of the {workdir.RESULT} beside it; delete {workdir.RESULT}, and the '
+            'same command makes both.'
+        )
+    return Errors(values, units)
 
 
 def load(folder: epath.Path, seed_index: int = 0) -> Finished:

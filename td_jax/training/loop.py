@@ -44,12 +44,18 @@ class Loop:
             self._describe_devices(state)
             with self._opened_log(step) as log:
                 state = self._train(step, state, log)
-                values = self._evaluate(self.config.num_steps, state, log)
+                scores = self._evaluate(self.config.num_steps, state, log)
             self.checkpoints.wait()
-        result = self._result(values)
+        result = self._result(scores)
         # All wait for it: each of them reads the result of a teacher next.
-        processes.from_main(lambda: self._write(workdir_lib.RESULT, json.dumps(result, indent=2) + '\n'))
+        processes.from_main(lambda: self._write_outcome(scores, result))
         return result
+
+    def _write_outcome(self, scores, result):
+        """The result is last: a run that has one has its errors, too."""
+        if scores.values is not None:
+            finished.write_errors(self.workdir, scores.values, self.source.units, result)
+        self._write(workdir_lib.RESULT, json.dumps(result, indent=2) + '\n')
 
     @contextlib.contextmanager
     def _opened_checkpoints(self):
@@ -205,7 +211,8 @@ class Loop:
         )
 
     def _evaluate(self, step, state, log):
-        values = self.evaluate(state.params[train_step.STUDENT])
+        scores = self.evaluate(state.params[train_step.STUDENT])
+        values = scores.metric
         if not np.isfinite(values).all():
             raise Diverged(self._diverged(self.metric, step))
         mean, _ = evaluation.mean_and_stderr(values)
@@ -213,9 +220,10 @@ class Loop:
         by_seed = {f'{self.score_name}/seed_{seed}': v for seed, v in zip(seeds, values, strict=True)}
         if log:
             log.write(step, {self.score_name: mean, **by_seed})
-        return values
+        return scores
 
-    def _result(self, values):
+    def _result(self, scores):
+        values = scores.metric
         mean, stderr = evaluation.mean_and_stderr(values)
         config = self.config
         return {
@@ -235,6 +243,7 @@ class Loop:
                 'flax': flax.__version__,
                 'td_jax': td_jax.__version__,
             },
+            'groups': {} if scores.values is None else evaluation.of_groups(self.source, scores.values),
         }
 
 

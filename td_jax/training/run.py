@@ -3,6 +3,7 @@
 import contextlib
 
 import ml_collections
+import numpy as np
 from etils import epath
 
 from td_jax import config as config_lib
@@ -59,7 +60,14 @@ def describe(result: dict) -> str:
     spread = '' if result['stderr'] is None else f', standard error {result["stderr"]:.4f}'
     teacher = '' if result['teacher'] is None else f'; teacher {result["teacher"]:.4f}'
     seeds = f'{len(result["seeds"])} seed{"s" if len(result["seeds"]) > 1 else ""}'
+    # Of a run before there were groups, none. One alone is the whole.
+    groups = result.get('groups', {})
+    parts = [
+        f'{name.replace("_", " ")} {np.mean(group["values"]):.4f} ({group["count"]} examples)'
+        for name, group in groups.items()
+    ]
+    said = f'; {", ".join(parts)}' if len(parts) > 1 else ''
     return (
         f'{result["method"]} on {result["dataset"]}: {result["split"]} {result["metric"]} '
-        f'{result["mean"]:.4f}{spread} ({seeds}, {result["steps"]} steps{teacher})'
+        f'{result["mean"]:.4f}{spread} ({seeds}, {result["steps"]} steps{teacher}){said}'
     )

@@ -231,7 +231,7 @@ def facts(config, teacher: dispatch.Teacher | None, student_source: data.Source,
         evaluate = evaluation.make_evaluation(teacher.model, teacher.source, config.eval_batch_size, mesh)
         shapes = jax.eval_shape(_stacked, teacher.params)
         stacked = jax.jit(_stacked, out_shardings=sharding.of_parameters(mesh, shapes, first_axis=1))
-        score = float(evaluate(stacked(teacher.params), student_source.evaluation)[0])
+        score = float(evaluate(stacked(teacher.params), student_source.evaluation).metric[0])
         if not math.isfinite(score):
             raise UserError(
                 f'the teacher cannot teach: its {evaluation.METRICS[teacher.source.task][0]} on '

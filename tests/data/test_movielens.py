@@ -230,7 +230,7 @@ def test_a_split_by_time_rounds_down(count):
     assert split_of(users, split='validation') == [list(range(start)), list(range(start, test_start))]
 
 
-# Of three users: 10 ratings of user 0 in the even rows below 20, 10 of user 2 in the odd ones, then 21 of user 1.
+# 10 ratings of user 0 in the even rows below 20, 10 of user 2 in the odd ones, then 21 of user 1.
 USERS = [0, 2] * 10 + [1] * 21
 
 

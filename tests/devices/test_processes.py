@@ -15,11 +15,13 @@ import time
 import jax
 import numpy as np
 import pytest
+from etils import epath
 
 from td_jax import command_line
 from td_jax.devices import processes
 from td_jax.errors import UserError
 from td_jax.files import checkpoints, workdir
+from td_jax.training import finished
 
 ROOT = pathlib.Path(__file__).parents[2]
 # A run of a few seconds that saves, validates and logs on its way, and is the same but for rounding if sums
@@ -115,6 +117,12 @@ def assert_same_run(found, expected, outcome, rtol=2e-4):
     ours, theirs = (json.loads((folder / workdir.RESULT).read_text()) for folder in (found, expected))
     np.testing.assert_allclose(ours['values'], theirs['values'], atol=0.02)
     assert ours['seeds'] == theirs['seeds']
+    for folder, result in ((found, ours), (expected, theirs)):
+        errors = finished.read_errors(epath.Path(folder))
+        np.testing.assert_allclose(errors.values.mean(axis=1), result['values'], rtol=1e-6)
+    theirs = finished.read_errors(epath.Path(expected))
+    # In the same order, though an image on the border may be right in one of them alone.
+    assert np.mean(errors.values == finished.read_errors(epath.Path(found)).values) > 0.9
     ours, theirs = (outcome(folder)['metrics'] for folder in (found, expected))
     assert [line['step'] for line in ours] == [line['step'] for line in theirs]
     for a, b in zip(ours, theirs, strict=True):

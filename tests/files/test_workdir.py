@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from etils import epath
 
@@ -220,6 +221,35 @@ def test_files_are_read_back_or_refused_anywhere(somewhere):
     workdir.write(path, '[1, 2]')
     with pytest.raises(UserError, match=r'a\.json does not hold a JSON object'):
         workdir.read_json(path)
+
+
+def test_arrays_are_read_back_or_refused_anywhere(somewhere):
+    path = somewhere / 'a.npz'
+    assert workdir.read_arrays(path) is None
+    arrays = {'x': np.arange(6, dtype=np.float32).reshape(2, 3), 'n': np.array(3)}
+    workdir.write_arrays(path, arrays)
+    found = workdir.read_arrays(path)
+    assert found.keys() == arrays.keys()
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(found[name], array)
+        assert found[name].dtype == array.dtype
+    assert names(somewhere) == ['a.npz']
+    content = path.read_bytes()
+    for damaged in (b'', b'text', content[:-30], content[:40] + bytes(20) + content[60:]):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=r'a\.npz cannot be read as arrays \(') as refused:
+            workdir.read_arrays(path)
+        assert '\n' not in str(refused.value)
+
+
+def test_arrays_of_objects_are_neither_written_nor_read(tmp_path):
+    objects = np.array([{}], dtype=object)
+    with pytest.raises(TypeError, match='objects'):
+        workdir.write_arrays(epath.Path(tmp_path / 'a.npz'), {'x': objects})
+    assert list(tmp_path.iterdir()) == []
+    np.savez(tmp_path / 'a.npz', x=objects)
+    with pytest.raises(UserError, match='cannot be read as arrays'):
+        workdir.read_arrays(epath.Path(tmp_path / 'a.npz'))
 
 
 def test_a_bucket_that_is_not_there_is_refused_in_one_line(bucket):

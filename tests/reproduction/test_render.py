@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from td_jax.reproduction import render, tables
+from td_jax import statistics
+from td_jax.reproduction import errors, render, tables
 
 PAPER = json.loads(tables.PAPER.read_text())['tables']
 DERIVED = {name: t for name, t in tables.TABLES.items() if isinstance(t, tables.Derived)}
 GENRE, SCRATCH = 'Genre 1', 'Train from scratch'
+TD_IS_BETTER = '- TD: 1 better, 0 not told apart, 0 worse'
 
 
 def fake(mean, seeds=(0, 1), teacher=0.9):
@@ -38,35 +40,43 @@ def test_a_table_shows_the_papers_numbers_and_what_is_missing():
     rows['Teacher'] = {'mean': 0.9, 'stderr': None}
     text = render.of_runs('3', table, {GENRE: rows})
     # t(0.975) of one degree of freedom is 12.7062, the standard error 0.01.
+    text, counted = text.split('### Beside')
     assert cells_of(text, 'TD') == [
         'TD',
         '2',
         '0.9800 ± 0.1271',
         '-0.0200 ± 0.0000',
+        'no errors kept',
+        '< 0.0001',
         '0.9965 ± 0.0001',
         '-0.0137',
     ]
-    assert cells_of(text, 'LD')[1:4] == ['', 'missing', '']
-    assert cells_of(text, 'LD')[4].startswith('1.0083')
-    assert cells_of(text, 'Teacher')[1:4] == ['1', '0.9000', '-0.1000, not paired']
-    assert cells_of(text, SCRATCH) == [SCRATCH, '2', '1.0000 ± 0.1271', '', '1.0102 ± 0.0003', '']
+    assert cells_of(text, 'LD')[1:6] == ['', 'missing', '', '', '']
+    assert cells_of(text, 'LD')[6].startswith('1.0083')
+    assert cells_of(text, 'Teacher')[1:6] == ['1', '0.9000', '-0.1000, not paired', '', '']
+    assert cells_of(text, SCRATCH) == [SCRATCH, '2', '1.0000 ± 0.1271', '', '', '', '1.0102 ± 0.0003', '']
+    assert [line for line in counted.splitlines() if line.startswith('- ')] == [TD_IS_BETTER]
     assert cells_of(text, 'method') == [
         'method',
         'n',
         'ours, mean ± 95%',
         'ours, paired difference to Train from scratch, mean ± 95%',
+        'ours, the same by bootstrap, 95%',
+        'ours, p by Holm',
         'paper, mean ± standard error',
         'paper, difference',
     ]
-    assert 'test rmse. ± is half of the 95% t interval over the n seeds' in text
+    assert '\n± is half of the 95% t interval over the n seeds' in text
+    assert 'draws users and teachers anew' in text
+    assert '\ntest rmse.\n' in text
     assert f'### {GENRE} (Drama)' in text
 
 
 def test_without_its_baseline_a_row_has_no_difference():
     table = tables.TABLES['3']
     text = render.of_runs('3', table, {GENRE: {row: None for row in table.rows} | {'TD': fake(0.98)}})
-    assert cells_of(text, SCRATCH)[1:4] == ['', 'missing', '']
-    assert cells_of(text, 'TD')[1:4] == ['2', '0.9800 ± 0.1271', '']
+    assert cells_of(text, SCRATCH)[1:6] == ['', 'missing', '', '', '']
+    assert cells_of(text, 'TD')[1:6] == ['2', '0.9800 ± 0.1271', '', '', '']
 
 
 def test_a_difference_has_the_interval_of_a_paired_t_test():
@@ -80,18 +90,24 @@ def test_a_difference_has_the_interval_of_a_paired_t_test():
     interval = scipy.stats.ttest_rel(ours, theirs).confidence_interval(0.95)
     half = (interval.high - interval.low) / 2
     assert cells_of(text, 'TD')[1] == '5'
+    assert cells_of(text, 'TD')[5] == f'{scipy.stats.ttest_rel(ours, theirs).pvalue:.4f}'
     assert cells_of(text, 'TD')[3] == f'{(interval.high + interval.low) / 2:+.4f} ± {half:.4f}'
 
 
 def test_other_seeds_cannot_be_paired():
-    assert render.difference(fake(1.0), fake(1.25, seeds=(3, 4))) == '-0.2500, not paired'
+    found = render.compare(fake(1.0), fake(1.25, seeds=(3, 4)))
+    assert render.difference(found) == '-0.2500, not paired'
+    assert (render.bounds(found), found.p_value) == ('', None)
+    assert found.verdict(less_is_better=True) == statistics.TIED
 
 
 def test_one_seed_has_no_interval():
     table = tables.TABLES['digits']
     one = fake(0.9, seeds=(0,)) | {'values': [0.9]}
     text = render.of_runs('digits', table, {'5 to 9': {row: one for row in table.rows}})
-    assert cells_of(text, 'LD') == ['LD', '1', '0.9000', '+0.0000']
+    text, counted = text.split('### Beside')
+    assert cells_of(text, 'LD') == ['LD', '1', '0.9000', '+0.0000', 'no errors kept', '']
+    assert '\n- LD: 0 better, 1 not told apart, 0 worse\n' in counted
 
 
 def test_the_teachers_row_is_what_another_row_says_of_it():
@@ -112,8 +128,147 @@ def test_the_teachers_row_is_what_another_row_says_of_it():
 def test_a_table_the_paper_does_not_have_shows_ours_alone():
     table = tables.TABLES['digits']
     text = render.of_runs('digits', table, {'5 to 9': {row: fake(0.9) for row in table.rows}})
-    assert cells_of(text, 'LD') == ['LD', '2', '0.9000 ± 0.1271', '+0.0000 ± 0.0000']
+    expected = ['LD', '2', '0.9000 ± 0.1271', '+0.0000 ± 0.0000', 'no errors kept', '1.0000']
+    assert cells_of(text, 'LD') == expected
     assert 'paper' not in text
+
+
+# --- With errors -----------------------------------------------------------------------------------
+
+UNITS = np.array([4, 4, 9, 9, 9, 2, 2, 2, 2, 7, 7, 7])
+
+
+def measured(values, teachers=None, groups=None):
+    """A result of squared errors, [seeds, examples]."""
+    values = np.asarray(values, float)
+    metric = np.sqrt(values.mean(axis=1))
+    return fake(float(metric.mean()), seeds=range(len(values))) | {
+        'values': metric.tolist(),
+        'teachers': teachers,
+        'errors': errors.by_unit(values, UNITS),
+        'groups': groups or {},
+    }
+
+
+def rounded(shape, low=0.0, high=2.0, key=0):
+    """Values that are rounded already."""
+    return np.rint(np.random.default_rng(key).uniform(low, high, shape) * 64) / 64
+
+
+@pytest.mark.parametrize(
+    ('ours', 'baseline', 'clusters'),
+    [
+        # One teacher is none that could be drawn: seeds are.
+        ([0, 0, 0, 0], [0, 0, 0, 0], [0, 1, 2, 3]),
+        (None, None, [0, 1, 2, 3]),
+        ([0, 1, 0, 1], [0, 0, 0, 0], [0, 1, 0, 1]),
+        ([0, 0, 0, 0], [2, 3, 3, 3], [2, 3, 3, 3]),
+    ],
+)
+def test_the_bootstrap_is_over_users_and_teachers(ours, baseline, clusters):
+    a, b = rounded((4, 12), key=1), rounded((4, 12), key=2)
+    found = render.compare(measured(a, ours), measured(b, baseline))
+    sums = [np.stack([v[:, u == UNITS].sum(axis=1) for u in (2, 4, 7, 9)], axis=1) for v in (a, b)]
+    counts = np.array([4, 2, 3, 3])
+    pair = [statistics.Sums(s, counts) for s in sums]
+    assert found.bootstrap == statistics.bootstrap_difference(*pair, clusters, 'rmse')
+    low, high = found.bootstrap
+    assert render.bounds(found) == f'{low:+.4f} to {high:+.4f}'
+
+
+def test_errors_of_other_examples_have_no_bootstrap():
+    ours, theirs = measured(rounded((3, 12), key=1)), measured(rounded((3, 12), key=2))
+    theirs['errors'] = errors.by_unit(rounded((3, 12)), UNITS + 1)
+    assert render.bounds(render.compare(ours, theirs)) == 'no errors kept'
+
+
+def table_of(cells):
+    """Table 3 as text of {genre's number: {row: result}}."""
+    table = tables.TABLES['3']
+    columns = {f'Genre {i}': dict.fromkeys(table.rows) | rows for i, rows in cells.items()}
+    return render.of_runs('3', table, columns)
+
+
+def test_p_values_are_corrected_over_the_columns_of_a_row():
+    cells, p_values = {}, []
+    for genre in (1, 2, 3):
+        base, ours = rounded((5, 12), key=genre), rounded((5, 12), high=1.8, key=10 + genre)
+        cells[genre] = {SCRATCH: measured(base), 'TD': measured(ours)}
+        pair = (cells[genre][row]['values'] for row in ('TD', SCRATCH))
+        p_values.append(scipy.stats.ttest_rel(*pair).pvalue)
+    # A row that is there in one column alone is a family of one; a column without a row is no part of it.
+    cells[1]['LD'] = cells[1]['TD']
+    cells[4] = {SCRATCH: measured(rounded((5, 12)))}
+    blocks = table_of(cells).split('### ')
+    expected = statistics.holm(p_values)
+    assert expected != pytest.approx(p_values)
+    for block, p in zip(blocks[1:4], expected, strict=True):
+        assert cells_of(block, 'TD')[5] == f'{p:.4f}'
+    assert cells_of(blocks[1], 'LD')[5] == f'{p_values[0]:.4f}'
+    assert cells_of(blocks[4], 'TD')[3:6] == ['', '', '']
+
+
+def test_verdicts_are_counted_over_the_columns():
+    base = rounded((5, 12), 1.0, 2.0)
+
+    def shifted(by_seed, by_example=0.0):
+        return measured(base + np.reshape(by_seed, (-1, 1)) + by_example)
+
+    few = np.where(UNITS == 2, -0.9, 0.5)  # much better for one user, worse for three
+    cells = {
+        1: {SCRATCH: measured(base), 'TD': shifted([-0.5] * 5), 'LD': shifted([0.25] * 5)},
+        2: {SCRATCH: measured(base), 'TD': shifted([-0.5, -0.25, -0.5, -0.25, -0.5])},
+        3: {SCRATCH: measured(base), 'TD': shifted([0.5, -0.5, 0.5, -0.5, 0.25])},
+        4: {SCRATCH: measured(base), 'TD': shifted([-0.125] * 5, few)},
+    }
+    found = render.compare(cells[4]['TD'], cells[4][SCRATCH])
+    # All seeds agree, but with other users the sign is another.
+    assert found.paired.interval().high < 0 or found.paired.interval().low > 0
+    assert found.bootstrap.low < 0 < found.bootstrap.high
+    _, counted = table_of(cells).split(f'### Beside {SCRATCH}, of 4 columns\n')
+    assert [line for line in counted.splitlines() if line.startswith('- ')] == [
+        '- LD: 0 better, 0 not told apart, 1 worse',
+        '- TD: 2 better, 2 not told apart, 0 worse',
+    ]
+
+
+def test_more_is_better_where_the_metric_is_accuracy():
+    table = tables.TABLES['digits']
+    rows = dict.fromkeys(table.rows) | {
+        SCRATCH: fake(0.5) | {'metric': 'accuracy'},
+        'TD': fake(0.75) | {'metric': 'accuracy'},
+    }
+    text, counted = render.of_runs('digits', table, {'5 to 9': rows}).split('### Beside')
+    assert TD_IS_BETTER in counted
+    assert 'draws images and teachers anew' in text
+
+
+def test_known_and_unknown_users_have_columns_where_both_are_there():
+    groups = {
+        'known_users': {'count': 5, 'values': [0.9, 1.0]},
+        'unknown_users': {'count': 7, 'values': [1.25, 1.25]},
+    }
+    one = {'known_users': {'count': 12, 'values': [1.0, 1.0]}}
+    values = rounded((2, 12))
+    cells = {
+        1: {SCRATCH: measured(values, groups=groups), 'TD': measured(values), 'LD': None},
+        2: {SCRATCH: measured(values, groups=one)},
+    }
+    both, one_alone = table_of(cells).split('### ')[1:3]
+    assert cells_of(both, 'method')[6:8] == [
+        'ours, known users, mean ± 95%',
+        'ours, unknown users, mean ± 95%',
+    ]
+    # 12.7062 times 0.05.
+    assert cells_of(both, SCRATCH)[6:8] == ['0.9500 ± 0.6353', '1.2500 ± 0.0000']
+    assert (
+        cells_of(both, 'TD')[6:8] == cells_of(both, 'LD')[6:8] == cells_of(both, 'Teacher')[6:8] == ['', '']
+    )
+    assert 'examples: 5 of known users, 7 of unknown users.' in both
+    assert 'known' not in one_alone
+    # Those of some seeds alone say nothing of the others.
+    groups['known_users']['values'] = [0.9]
+    assert 'known' not in table_of(cells)
 
 
 @pytest.mark.parametrize('name', DERIVED)

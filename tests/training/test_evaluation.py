@@ -60,16 +60,72 @@ def test_metrics_are_those_of_sklearn_for_every_batch_size(task):
     assert expected[0] != expected[1]
     values = {}
     for batch_size in (1, 7, COUNT, COUNT + 3):
-        values[batch_size] = evaluation.make_evaluation(model, source, batch_size, MESH)(jnp.asarray(params))
+        evaluate = evaluation.make_evaluation(model, source, batch_size, MESH)
+        values[batch_size] = evaluate(jnp.asarray(params)).metric
         assert values[batch_size].shape == (SEEDS,)
         np.testing.assert_allclose(values[batch_size], expected, rtol=1e-6)
     if task == 'classification':
         # Counts are exact, so these are the same to the last bit.
         assert len({value.tobytes() for value in values.values()}) == 1
         np.testing.assert_array_equal(values[1], expected)
-    # A squared error is rounded before it is added, and that differs by what is added at once.
+    # What a product is rounded to may differ by what is computed at once.
     for value in values.values():
         np.testing.assert_allclose(value, values[1], rtol=3e-7)
+
+
+@pytest.mark.parametrize('batch_size', [7, COUNT, 2 * COUNT])
+@pytest.mark.parametrize('task', ['regression', 'classification'])
+def test_each_example_has_its_value(task, batch_size):
+    model, source, params, predictions = make_case(task)
+    labels = source.evaluation['labels']
+    scores = evaluation.make_evaluation(model, source, batch_size, MESH)(params)
+    if task == 'regression':
+        expected = [(p[:, 0].astype(np.float64) - labels) ** 2 for p in predictions]
+        finish = np.sqrt
+    else:
+        expected = [p.argmax(axis=1) == labels for p in predictions]
+        finish = np.asarray
+    assert scores.values.shape == (SEEDS, COUNT)
+    assert scores.values.dtype == np.float32
+    np.testing.assert_allclose(scores.values, expected, rtol=1e-4, atol=1e-6)
+    # The metric is that of these values, to the last bit.
+    sums = [sum(map(float, values)) for values in scores.values]
+    np.testing.assert_allclose(scores.metric, finish(np.array(sums) / COUNT), rtol=1e-14)
+
+
+@pytest.mark.parametrize('task', ['regression', 'classification'])
+def test_the_metric_of_each_group_is_that_of_its_examples_alone(task):
+    model, source, params, predictions = make_case(task)
+    labels, is_even = source.evaluation['labels'], np.arange(COUNT) % 2 == 0
+    groups = {'even': is_even, 'odd': ~is_even, 'none': np.zeros(COUNT, bool)}
+    source = source._replace(groups=groups)
+    scores = evaluation.make_evaluation(model, source, 13, MESH)(params)
+    found = evaluation.of_groups(source, scores.values)
+    assert found.keys() == {'even', 'odd'}
+    for name, group in found.items():
+        rows = np.flatnonzero(groups[name])
+        expected = [sklearn_metric(task, p[rows], labels[rows]) for p in predictions]
+        np.testing.assert_allclose(group['values'], expected, rtol=1e-6)
+        assert group['count'] == {'even': 24, 'odd': 23}[name]
+        assert all(type(value) is float for value in group['values'])
+
+
+def test_a_stream_has_a_metric_and_no_values():
+    model, source, params, predictions = make_case('regression')
+    examples = source.evaluation
+
+    def opened(batch_size, part, parts):
+        assert (part, parts) == (0, 1)
+        batches, mask = data.padded_batches(examples, batch_size)
+        for i in range(len(mask)):
+            yield data.take(batches, i), mask[i]
+
+    stream = data.EvaluationStream(COUNT, opened)
+    source = source._replace(evaluation=stream)
+    scores = evaluation.make_evaluation(model, source, 10, MESH)(params)
+    expected = [sklearn_metric('regression', p, examples['labels']) for p in predictions]
+    np.testing.assert_allclose(scores.metric, expected, rtol=1e-6)
+    assert scores.values is None
 
 
 def test_other_examples_than_the_sources_can_be_evaluated():
@@ -77,7 +133,9 @@ def test_other_examples_than_the_sources_can_be_evaluated():
     evaluate = evaluation.make_evaluation(model, source, 13, MESH)
     rows = np.arange(5, 22)
     expected = [sklearn_metric('regression', p[rows], source.evaluation['labels'][rows]) for p in predictions]
-    np.testing.assert_allclose(evaluate(params, data.take(source.evaluation, rows)), expected, rtol=1e-6)
+    found = evaluate(params, data.take(source.evaluation, rows))
+    np.testing.assert_allclose(found.metric, expected, rtol=1e-6)
+    assert found.values.shape == (SEEDS, len(rows))
 
 
 def test_evaluation_has_no_dropout_and_no_variation():
@@ -133,7 +191,7 @@ def test_a_prediction_that_is_not_finite_leaves_its_seed_without_a_score(task, v
             jnp.where(params[2:] == 0, 0.0, inputs['odd'] * params[2:]) + inputs['x'][:, :2] @ params[:2]
         )
     )
-    values = evaluation.make_evaluation(model, source, 10, MESH)(params, examples)
+    values = evaluation.make_evaluation(model, source, 10, MESH)(params, examples).metric
     finite = shown[:, :2] @ params[0][:2]
     np.testing.assert_allclose(values[0], sklearn_metric(task, finite, examples['labels']), rtol=1e-5)
     assert not np.isfinite(values[1])
@@ -141,7 +199,7 @@ def test_a_prediction_that_is_not_finite_leaves_its_seed_without_a_score(task, v
 
 def test_a_model_of_nans_has_no_score():
     model, source, params, _ = make_case('classification')
-    values = evaluation.make_evaluation(model, source, 16, MESH)(np.full_like(params, np.nan))
+    values = evaluation.make_evaluation(model, source, 16, MESH)(np.full_like(params, np.nan)).metric
     assert np.isnan(values).all()
 
 
@@ -153,7 +211,7 @@ def test_a_batch_is_no_larger_than_the_examples(batch_size):
     source = source._replace(
         inputs=lambda tables, examples, key: rows.append(len(examples['x'])) or inputs(tables, examples, key)
     )
-    values = evaluation.make_evaluation(model, source, batch_size, MESH)(params)
+    values = evaluation.make_evaluation(model, source, batch_size, MESH)(params).metric
     expected = [sklearn_metric('regression', p, source.evaluation['labels']) for p in predictions]
     np.testing.assert_allclose(values, expected, rtol=1e-5)
     assert set(rows) == {COUNT}

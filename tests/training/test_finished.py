@@ -1,5 +1,6 @@
 """A finished run is read on any machine, whatever devices it was trained on."""
 
+import json
 import os
 import pathlib
 import subprocess
@@ -13,6 +14,8 @@ from etils import epath
 
 from td_jax import config as config_lib
 from td_jax.devices import sharding
+from td_jax.errors import UserError
+from td_jax.files import workdir
 from td_jax.training import dispatch, finished, teachers, train_step
 from td_jax.training.run import train
 
@@ -104,3 +107,49 @@ def test_a_finished_run_is_read_without_a_mesh_a_step_or_its_teacher(small_confi
         'teacher_encoder',
         'teacher_decoder',
     }
+
+
+RESULT = {**dict.fromkeys(finished.RESULT_KEYS), 'steps': 3, 'seeds': [4, 5]}
+VALUES = np.array([[0.25, 4, 1], [1, 0, 2.25]], np.float32)
+
+
+def write_run(folder, values=VALUES, units=None, **changes):
+    """A folder with errors and the result of a run, of which some keys are changed after the errors."""
+    finished.write_errors(folder, values, units, RESULT)
+    workdir.write(folder / workdir.RESULT, json.dumps(RESULT | changes))
+
+
+@pytest.mark.parametrize(('units', 'expected'), [(None, [0, 1, 2]), (np.array([7, 3, 7]), [7, 3, 7])])
+def test_errors_are_read_as_they_were_written(units, expected, tmp_path):
+    folder = epath.Path(tmp_path)
+    write_run(folder, units=units)
+    found = finished.read_errors(folder)
+    np.testing.assert_array_equal(found.values, VALUES)
+    assert found.values.dtype == np.float32
+    np.testing.assert_array_equal(found.units, expected)
+
+
+def test_a_run_without_errors_has_none(tmp_path):
+    folder = epath.Path(tmp_path)
+    assert finished.read_errors(folder) is None
+    workdir.write(folder / workdir.RESULT, json.dumps(RESULT))
+    assert finished.read_errors(folder) is None
+
+
+@pytest.mark.parametrize(
+    'run',
+    [
+        {'steps': 9},
+        {'seeds': [4, 6]},
+        {'values': VALUES[:1]},
+        {'units': np.arange(2)},
+        {'values': np.array([[np.nan, 1, 2], [1, 2, 3]], np.float32)},
+        {'values': np.array([['a', 'b', 'c']] * 2)},
+    ],
+)
+def test_errors_that_are_not_of_the_result_are_refused(run, tmp_path):
+    folder = epath.Path(tmp_path)
+    write_run(folder, **run)
+    with pytest.raises(UserError, match=r'errors\.npz is damaged or not of the result\.json') as refused:
+        finished.read_errors(folder)
+    assert '\n' not in str(refused.value)

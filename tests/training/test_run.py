@@ -76,7 +76,7 @@ def test_a_workdir_holds_these_files_and_no_other(finished):
         names = {path.name for path in folder.iterdir()}
         events = {name for name in names if name.startswith('events.out.tfevents.')}
         assert len(events) == 1
-        others = {'.lock', 'checkpoints', 'config.json', 'metrics.jsonl', 'result.json'}
+        others = {'.lock', 'checkpoints', 'config.json', 'metrics.jsonl', 'result.json', 'errors.npz'}
         assert names == events | others | more
 
 
@@ -143,7 +143,7 @@ def test_events_hold_what_metrics_jsonl_holds(finished):
 
 def test_result_json_says_what_was_measured(finished, td_config, restored):
     result = json.loads((finished / 'result.json').read_text())
-    assert tuple(result) == finished_runs.RESULT_KEYS
+    assert tuple(result) == (*finished_runs.RESULT_KEYS, 'groups')
     values = result.pop('values')
     assert len(values) == 2
     assert result.pop('teacher_fingerprint') == restored(finished)[2]['teacher']
@@ -162,6 +162,7 @@ def test_result_json_says_what_was_measured(finished, td_config, restored):
             'flax': flax.__version__,
             'td_jax': td_jax.__version__,
         },
+        'groups': {},
     }
     teacher = json.loads((finished / 'teacher' / 'result.json').read_text())
     assert (teacher['method'], teacher['dataset'], teacher['steps'], teacher['seeds'], teacher['stderr']) == (
@@ -184,8 +185,12 @@ def test_values_are_those_of_the_saved_students(finished, td_config, restored):
             kernel, bias = (arrays[f'params/student/{name}/{part}'][seed] for part in ('kernel', 'bias'))
             x = x @ kernel + bias
             x = x if name == 'output_layer' else np.maximum(x, 0)
-        predictions = np.argmax(x, axis=1)
-        np.testing.assert_allclose(value, np.mean(predictions == source.evaluation['labels']), rtol=1e-6)
+        is_right = np.argmax(x, axis=1) == source.evaluation['labels']
+        np.testing.assert_allclose(value, np.mean(is_right), rtol=1e-6)
+        errors = finished_runs.read_errors(finished)
+        np.testing.assert_array_equal(errors.values[seed], is_right)
+        # Each image is a unit of its own.
+        np.testing.assert_array_equal(errors.units, np.arange(len(is_right)))
 
 
 def test_a_teacher_with_the_same_labels_has_its_score(small_config, tmp_path):
@@ -344,6 +349,18 @@ def test_a_finished_run_gives_its_result_and_is_left_alone(copied, td_config):
     assert {path: path.stat().st_mtime_ns for path in copied.rglob('*')} == times
 
 
+def test_a_run_that_was_finished_before_errors_were_kept_is_finished(copied, td_config, monkeypatch):
+    (copied / 'errors.npz').unlink()
+    result = json.loads((copied / 'result.json').read_text())
+    del result['groups']
+    (copied / 'result.json').write_text(json.dumps(result))
+    before = files(copied)
+    assert train(td_config, copied) == result
+    assert files(copied) == before
+    assert finished_runs.read_errors(copied) is None
+    assert describe(result).startswith('td on digits')
+
+
 def test_a_finished_run_needs_neither_its_data_nor_its_teacher(copied, td_config, monkeypatch):
     shutil.rmtree(copied / 'teacher')
     monkeypatch.setattr(assembly, 'SOURCES', {})
@@ -472,6 +489,52 @@ def test_a_workdir_that_is_deep_and_relative(small_config, tmp_path, monkeypatch
     for path, expected in (('a/b/../c', 'a/c'), ('~/d/e', 'home/d/e')):
         train(small_config(method='supervised', num_steps=1), workdir.resolve(path))
         assert (tmp_path / expected / 'result.json').is_file()
+
+
+def test_a_result_is_there_only_after_its_errors(copied, td_config, monkeypatch):
+    """A disk that is full then leaves a run that is not finished."""
+    (copied / 'result.json').unlink()
+    (copied / 'errors.npz').unlink()
+    write = workdir.write_arrays
+
+    def full(path, arrays):
+        raise UserError(f'{path} cannot be written: No space left on device.')
+
+    monkeypatch.setattr(workdir, 'write_arrays', full)
+    with pytest.raises(UserError, match=r'errors\.npz cannot be written'):
+        train(td_config, copied)
+    assert not (copied / 'result.json').exists()
+    monkeypatch.setattr(workdir, 'write_arrays', write)
+    train(td_config, copied)
+    assert finished_runs.read_errors(copied).values.shape[0] == 2
+
+
+def test_groups_are_in_the_result_and_in_the_one_line(small_config, tmp_path, monkeypatch):
+    load = SOURCES['digits']
+
+    def grouped(dataset, task):
+        source = load(dataset, task)
+        is_five = source.evaluation['labels'] == 0
+        units = source.evaluation['labels'] + 10
+        groups = {'known_users': is_five, 'unknown_users': ~is_five, 'nobody': is_five & False}
+        return source._replace(units=units, groups=groups)
+
+    monkeypatch.setitem(SOURCES, 'digits', grouped)
+    config = small_config(method='supervised')
+    result = train(config, tmp_path)
+    source, errors = grouped(config.dataset, config.dataset), finished_runs.read_errors(tmp_path)
+    np.testing.assert_array_equal(errors.units, source.units)
+    assert result['groups'].keys() == {'known_users', 'unknown_users'}
+    for name, group in result['groups'].items():
+        is_in = source.groups[name]
+        assert group['count'] == is_in.sum()
+        np.testing.assert_allclose(group['values'], errors.values[:, is_in].mean(axis=1), rtol=1e-6)
+    means = [np.mean(group['values']) for group in result['groups'].values()]
+    counts = [group['count'] for group in result['groups'].values()]
+    said = f'known users {means[0]:.4f} ({counts[0]} examples), unknown users {means[1]:.4f} ({counts[1]} ex'
+    assert f'; {said}' in describe(result)
+    del result['groups']['unknown_users']
+    assert 'users' not in describe(result)
 
 
 # --- When the evaluation split is read -------------------------------------------------------------

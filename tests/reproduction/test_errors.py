@@ -1,0 +1,210 @@
+"""Errors by unit, and the file of a whole table: small, exact, and refused where it is damaged."""
+
+import json
+
+import numpy as np
+import pytest
+from etils import epath
+
+from td_jax.errors import UserError
+from td_jax.files import workdir
+from td_jax.reproduction import errors, render, tables
+from td_jax.training import finished
+
+SCRATCH = 'Train from scratch'
+
+
+def result(values, units, **more):
+    """A cell's result of squared errors, [seeds, examples]."""
+    values = np.asarray(values, float)
+    metric = np.sqrt(values.mean(axis=1))
+    return {
+        'metric': 'rmse',
+        'split': 'test',
+        'values': metric.tolist(),
+        'mean': float(metric.mean()),
+        'stderr': None,
+        'seeds': list(range(len(values))),
+        'teachers': [i % 2 for i in range(len(values))],
+        'teacher': 0.9,
+        'groups': {},
+        'errors': errors.by_unit(values, units),
+        **more,
+    }
+
+
+def test_errors_are_added_up_by_unit():
+    values = [[1, 0.5, 0.25, 4], [0, 2, 1, 3]]
+    found = errors.by_unit(values, [9, 3, 9, 5])
+    assert found.keys() == {'units', 'counts', 'sums'}
+    np.testing.assert_array_equal(found['units'], [3, 5, 9])
+    np.testing.assert_array_equal(found['counts'], [1, 1, 2])
+    np.testing.assert_array_equal(found['sums'], [[0.5, 4, 1.25], [2, 3, 1]])
+
+
+def test_sums_are_rounded_to_a_step_and_the_metric_hardly_moves():
+    """900 users with 4,000 ratings: an error of 1e-5 of the mean is about a standard deviation."""
+    rng = np.random.default_rng(0)
+    units = np.concatenate([np.arange(900), rng.integers(0, 900, 3100)])
+    values = rng.gamma(1.0, 1.0, (10, 4000)).astype(np.float32)
+    found = errors.by_unit(values, units)
+    assert (found['sums'] / errors.STEP == np.rint(found['sums'] / errors.STEP)).all()
+    exact = np.stack([np.bincount(units, row) for row in values.astype(float)])
+    assert np.abs(found['sums'] - exact).max() <= errors.STEP / 2
+    means = found['sums'].sum(axis=1) / 4000
+    np.testing.assert_allclose(means, values.mean(axis=1, dtype=float), atol=4e-5)
+    right = (rng.random((3, 4000)) < 0.5).astype(np.float32)
+    np.testing.assert_array_equal(errors.by_unit(right, units)['sums'].sum(axis=1), right.sum(axis=1))
+
+
+def some_results():
+    """Of two tables; a cell is missing, one has no errors, one has other examples, one a long-tailed unit."""
+    rng = np.random.default_rng(0)
+    units = rng.integers(0, 30, 200)
+    cells = {row: result(rng.gamma(1.0, 1.0, (4, 200)), units) for row in (SCRATCH, 'TD')}
+    cells['LD'] = result(1000 * rng.gamma(1.0, 1.0, (4, 200)), units)
+    cells['FD'] = result(rng.gamma(1.0, 1.0, (2, 200)), units)
+    cells['FitNet'] = result(rng.gamma(1.0, 1.0, (2, 150)), units[:150])
+    cells['Hybrid'] = cells['FD'] | {'errors': None}
+    return {'3': {'Genre 1': cells | {'missing': None}, 'Genre 2': {'TD': cells['TD']}}, '5': {'Genre 1': {}}}
+
+
+def test_a_file_holds_what_was_written(tmp_path):
+    path, results = epath.Path(tmp_path / 'a.npz'), some_results()
+    errors.write(path, results)
+    read = errors.read(path)
+    del results['3']['Genre 1']['missing']
+    assert {name: columns.keys() for name, columns in read.items()} == {
+        name: columns.keys() for name, columns in results.items()
+    }
+    for name, columns in results.items():
+        for column, rows in columns.items():
+            assert read[name][column].keys() == rows.keys()
+            for row, cell in rows.items():
+                found = read[name][column][row]
+                assert {k: v for k, v in found.items() if k != 'errors'} == {
+                    k: v for k, v in cell.items() if k != 'errors'
+                }
+                assert (found['errors'] is None) == (cell['errors'] is None)
+                for key in cell['errors'] or ():
+                    np.testing.assert_array_equal(found['errors'][key], cell['errors'][key])
+
+
+def test_a_table_from_a_file_is_that_of_the_runs(tmp_path):
+    """To the last digit: every interval."""
+    path, genres = epath.Path(tmp_path / 'a.npz'), ('Drama', 'Comedy')
+    rng, units = np.random.default_rng(1), np.random.default_rng(2).integers(0, 30, 200)
+    results = {'3': {}}
+    for column in ('Genre 1', 'Genre 2'):
+        rows = {row for row, change in tables.TABLES['3'].rows.items() if change != tables.TEACHER}
+        results['3'][column] = dict.fromkeys(rows)
+        for row in (SCRATCH, 'TD', 'LD'):
+            results['3'][column][row] = result(rng.gamma(1.0, 1.0, (4, 200)), units)
+    errors.write(path, results)
+    text = render.make(['3'], results, genres, ['CIFAR10'])
+    assert text.count(' to ') > 4
+    assert render.make(['3'], errors.of_tables(path, ['3'], genres, ['CIFAR10']), genres, ['CIFAR10']) == text
+    # Columns that are not in the file are left out.
+    every = errors.of_tables(path, ['3'], tables.GENRES, ['CIFAR10'])
+    assert render.make(['3'], every, tables.GENRES, ['CIFAR10']) == text
+    # Tables that are made of others, too.
+    ours = errors.of_tables(path, ['1'], genres, ['CIFAR10'])
+    assert ours['3']['Genre 1']['TD']['values'] == results['3']['Genre 1']['TD']['values']
+
+
+def test_all_tables_of_two_splits_are_small(tmp_path):
+    """15 rows of 10 seeds of 900 users, eight genres, two splits: 5 MB at most, a column a sixteenth of it.
+
+    Errors of models that are as unlike as two seeds are: a tenth of the noise of a rating.
+    """
+    rng, path = np.random.default_rng(0), epath.Path(tmp_path / 'a.npz')
+    units = np.concatenate([np.arange(900), rng.integers(0, 900, 3600)])
+    noise = rng.normal(0, 0.95, len(units))
+    rows = {str(row): result((noise + rng.normal(0, 0.1, (10, len(units)))) ** 2, units) for row in range(15)}
+    errors.write(path, {'3': {'Genre 1': rows}})
+    assert path.stat().length < 5e6 / 16
+
+
+def test_a_file_that_is_damaged_is_one_line(tmp_path):
+    path = epath.Path(tmp_path / 'a.npz')
+    with pytest.raises(UserError, match=r'a\.npz is not there\.$'):
+        errors.read(path)
+    errors.write(path, some_results())
+    arrays = workdir.read_arrays(path)
+    index = json.loads(str(arrays['index']))
+
+    def refused(changes, message):
+        workdir.write_arrays(path, {k: v for k, v in (arrays | changes).items() if v is not None})
+        with pytest.raises(UserError, match=message) as error:
+            errors.read(path)
+        assert '\n' not in str(error.value)
+
+    def with_index(change):
+        other = json.loads(json.dumps(index))
+        change(other)
+        return {'index': np.array(json.dumps(other))}
+
+    def cell(other):
+        return other['columns'][0]['cells']['TD']
+
+    damaged = r'a\.npz is damaged or holds something else than the errors of tables\.$'
+    refused({'index': None}, damaged)
+    refused({'index': np.array('{')}, damaged)
+    refused({'index': np.array('[]')}, damaged)
+    refused({'index': np.array('{"format": 1}')}, damaged)
+    refused({'changes_0': None}, damaged)
+    refused({'changes_0': arrays['changes_0'][:3]}, damaged)
+    refused({'counts_0': arrays['counts_0'][:-1]}, damaged)
+    refused({'counts_0': 0 * arrays['counts_0']}, damaged)
+    refused(with_index(lambda other: cell(other).pop('values')), damaged)
+    refused(with_index(lambda other: cell(other)['values'].pop()), damaged)
+    refused(with_index(lambda other: cell(other).update(values=[float('nan')] * 4)), damaged)
+    refused(with_index(lambda other: cell(other).update(place=[9, 0])), damaged)
+    refused(with_index(lambda other: cell(other).update(place=[0, 99])), damaged)
+    refused(with_index(lambda other: other.update(format=9)), 'its format is 9')
+
+
+def test_a_file_of_another_table_is_one_line(tmp_path):
+    path, columns = epath.Path(tmp_path / 'a.npz'), (['Drama'], ['CIFAR10'])
+    units = np.arange(6)
+    errors.write(path, {'3': {'Genre 1': {'TD': result(np.ones((2, 6)), units)}}})
+    with pytest.raises(UserError, match=r'has nothing of table 5 in these columns; it holds 3: Genre 1\.$'):
+        errors.of_tables(path, ['3', '5'], *columns)
+    with pytest.raises(UserError, match=r'has nothing of table 3 in these columns'):
+        errors.of_tables(path, ['3'], ['War'], ['CIFAR10'])
+    with pytest.raises(UserError, match="--tables '33' is not known"):
+        errors.of_tables(path, ['33'], *columns)
+    errors.write(path, {'3': {'Genre 1': {'Other': result(np.ones((2, 6)), units)}}})
+    with pytest.raises(UserError, match='is of another table 3: it has a row Other, which this one does not'):
+        errors.of_tables(path, ['3'], *columns)
+
+
+def test_a_cell_of_several_runs_has_the_errors_of_all_in_its_order(tmp_path):
+    values = np.arange(20, dtype=np.float32).reshape(5, 4)
+    units = np.array([1, 0, 1, 2])
+    folders, seeds = [], ([0, 2, 4], [1, 3])
+    for number, of_run in enumerate(seeds):
+        folder = epath.Path(tmp_path / str(number))
+        folder.mkdir()
+        said = dict.fromkeys(finished.RESULT_KEYS) | {'seeds': of_run, 'steps': 7}
+        finished.write_errors(folder, values[of_run], units, said)
+        workdir.write(folder / workdir.RESULT, json.dumps(said))
+        folders.append(folder)
+    # Places of the seeds 0 to 4 in 0, 2, 4, 1, 3.
+    order = [0, 3, 1, 4, 2]
+    found, expected = errors.of_runs(folders, order), errors.by_unit(values, units)
+    for key, array in expected.items():
+        np.testing.assert_array_equal(found[key], array)
+    (folders[1] / workdir.ERRORS).unlink()
+    assert errors.of_runs(folders, order) is None
+    finished.write_errors(folders[1], values[seeds[1]], units + 1, {'seeds': seeds[1], 'steps': 7})
+    assert errors.of_runs(folders, order) is None
+
+    def run(known, **more):
+        return {'groups': {'known_users': {'count': 9, 'values': known}, **more}}
+
+    groups = errors.groups_of_runs([run([0.0, 0.2, 0.4]), run([0.1, 0.3])], order)
+    assert groups == {'known_users': {'count': 9, 'values': [0.0, 0.1, 0.2, 0.3, 0.4]}}
+    other = {'unknown_users': {'count': 3, 'values': [1.0, 2.0, 3.0]}}
+    assert errors.groups_of_runs([run([0.0, 0.2, 0.4], **other), run([0.1, 0.3])], order) == groups
+    assert errors.groups_of_runs([{}, run([0.1, 0.3])], order) == {}
