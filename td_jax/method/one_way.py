@@ -94,7 +94,8 @@ def relations(x):
     lengths = jnp.diagonal(products)
     both = lengths[:, None] + lengths[None, :]
     square = both - 2.0 * products
-    apart = (square > SAME_PLACE * both) & ~jnp.eye(len(x), dtype=bool)
+    # What is not finite stays so.
+    apart = ~(square <= SAME_PLACE * both) & ~jnp.eye(len(x), dtype=bool)
     # The root has no gradient at 0.
     return products, jnp.where(apart, jnp.sqrt(jnp.where(apart, square, 1.0)), 0.0)
 
@@ -129,7 +130,7 @@ def rkd_angles(of_student, of_teacher):
         # (x_i - x_j) (x_k - x_j) of vertex j.
         inner = products - row[:, None] - row[None, :] + row[vertex]
         lengths = apart[:, None] * apart[None, :]
-        return jnp.where(lengths > 0, inner / jnp.where(lengths > 0, lengths, 1.0), 0.0)
+        return jnp.where(lengths != 0, inner / jnp.where(lengths != 0, lengths, 1.0), 0.0)
 
     @jax.checkpoint
     def at(vertex):
