@@ -318,6 +318,16 @@ def test_every_config_trains(request, tmp_path, name):
     assert np.isfinite(result['mean'])
 
 
+def test_every_method_is_where_a_person_looks_for_it():
+    readme, common_config = (ROOT / name for name in ('README.md', 'configs/common.py'))
+    (line,) = re.findall(
+        r'name of td_jax.method.objectives.METHODS(.*?)config.method', common_config.read_text(), re.S
+    )
+    for method in objectives.METHODS:
+        assert f'| `{method}` |' in readme.read_text()
+        assert re.search(rf'\b{method}\b', line), method
+
+
 def test_every_file_in_configs_differs_from_common_in_values_alone():
     assert CONFIGS
     declared = config_lib.flatten(common.get_config()).keys()
