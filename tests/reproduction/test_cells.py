@@ -57,7 +57,7 @@ def test_a_row_wins_over_what_was_tuned_and_that_over_the_column(monkeypatch):
 
 
 def test_a_variant_is_tuned_under_its_own_name(monkeypatch):
-    """It starts where VARIANTS says; what was chosen for it wins, what was chosen for its method is not its."""
+    """It starts where VARIANTS says; what was chosen for it wins, what was for its method is not its own."""
     tuned = {'War': {'td': {'td.rounds': 3, 'td.weights.state': 5.0}}}
     monkeypatch.setattr(cells, 'tuned', lambda name: tuned)
     war = tables.TABLES['3x']
@@ -97,7 +97,7 @@ def products(config):
     """Multiplications and additions of one student's step on digits, by hand: [batch, m] @ [m, n] thrice."""
     inputs, (first, second), outputs = 64, config.model.hidden, 5
     forward = inputs * first + first * second + second * outputs
-    # Backward there is one product for the kernel and one for the input, which the first layer has no use for.
+    # Backward there is one product for the kernel and one for the input, which nobody wants of the first.
     return 2 * config.batch_size * config.num_seeds * (3 * forward - inputs * first)
 
 
