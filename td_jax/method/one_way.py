@@ -144,8 +144,8 @@ def rkd_angles(of_student, of_teacher):
         others = ~jnp.eye(count, dtype=bool)
         return jnp.sum(difference * others) / ((count - 1) * (count - 2))
 
-    # What belongs to a vertex comes from the scan: taken by its index, of a batch that is cut over devices and
-    # under vmap, it had a wrong gradient.
+    # What belongs to a vertex comes from the scan: taken by its index, of a batch that is cut over devices
+    # and under vmap, it had a wrong gradient.
     vertices = tuple(
         (products, distances, jnp.diagonal(products)) for products, distances in (of_student, of_teacher)
     )

@@ -86,6 +86,7 @@ def test_controls_differ_from_td_in_their_teacher_alone():
             'TD, untrained teacher': {'teacher.control': 'untrained'},
             'TD, shuffled teacher': {'teacher.control': 'shuffled'},
             "TD, teacher of the student's size and genre": {
+                'teacher.seed': 100,
                 'teacher.model.hidden': [128, 64],
                 'teacher.dataset.genre': genre,
             },
