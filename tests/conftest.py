@@ -156,6 +156,8 @@ def comparable_config(small_config):
             'optimizer__learning_rate': 0.01,
             'model__hidden': (64, 32),
             'teacher__model__hidden': (64, 32),
+            # Of a student's size and seed, it would be the student to begin with.
+            'teacher__seed': 9,
             'communication__message': 16,
         }
         return small_config(**{**settings, **changes})

@@ -44,7 +44,23 @@ ALLOWED = {
     'td_jax.data': {'td_jax.errors'},
     'td_jax.models': {'td_jax.errors', 'td_jax.devices.remat'},
     'td_jax.method.communication': set(),
-    'td_jax.method': {'td_jax.errors', 'td_jax.devices.remat', 'td_jax.models.base'},
+    'td_jax.method.shared': {'td_jax.method.communication', 'td_jax.models.base'},
+    'td_jax.method.logits': {'td_jax.method.communication', 'td_jax.models.base'},
+    'td_jax.method.one_way': {
+        'td_jax.method.communication',
+        'td_jax.method.logits',
+        'td_jax.method.shared',
+        'td_jax.models.base',
+    },
+    'td_jax.method.talking': {
+        'td_jax.devices.remat',
+        'td_jax.method.communication',
+        'td_jax.method.logits',
+        'td_jax.method.one_way',
+        'td_jax.method.shared',
+    },
+    # The table of methods: what all others read.
+    'td_jax.method': {'td_jax.errors'},
     'td_jax.pretrained': {'td_jax.errors', 'td_jax.files.workdir', 'td_jax.models.vit'},
     # What the command `inspect` prints.
     'td_jax.pretrained.summary': {
@@ -302,6 +318,16 @@ def test_every_config_trains(request, tmp_path, name):
     result = train(config, tmp_path)
     assert result['steps'] == 2
     assert np.isfinite(result['mean'])
+
+
+def test_every_method_is_where_a_person_looks_for_it():
+    readme, common_config = (ROOT / name for name in ('README.md', 'configs/common.py'))
+    (line,) = re.findall(
+        r'name of td_jax.method.objectives.METHODS(.*?)config.method', common_config.read_text(), re.S
+    )
+    for method in objectives.METHODS:
+        assert f'| `{method}` |' in readme.read_text()
+        assert re.search(rf'\b{method}\b', line), method
 
 
 def test_every_file_in_configs_differs_from_common_in_values_alone():

@@ -135,6 +135,48 @@ def test_the_last_seed_is_a_seed():
     assert_refused(config, 'seed is 2147483647 and num_seeds is 2', 'at most 2147483647')
 
 
+@pytest.mark.parametrize(
+    ('changes', 'words'),
+    [
+        ({'method': 'rkd', 'batch_size': 2}, 'method rkd relates 3 examples of a batch or more'),
+        ({'method': 'srd', 'batch_size': 8, 'micro_batches': 8}, 'micro_batches is 8; raise batch_size'),
+        ({'method': 'crd', 'batch_size': 1}, 'method crd relates 2 examples'),
+        ({'method': 'dist', 'batch_size': 1}, 'method dist relates 2 examples'),
+        ({'td.scale': 'variance', 'batch_size': 4, 'micro_batches': 4}, 'td.scale variance relates 2'),
+        ({'teacher.control': 'shuffled', 'batch_size': 1}, 'teacher.control shuffled relates 2'),
+    ],
+)
+def test_too_few_examples_to_relate_are_refused(changes, words):
+    config = common.get_config()
+    config.update_from_flattened_dict(changes)
+    assert_refused(config, words)
+
+
+def test_as_few_examples_as_can_be_related_are_accepted():
+    for method, size in (('rkd', 3), ('srd', 2), ('crd', 2), ('dkd', 1)):
+        config = with_value('batch_size', size)
+        config.method = method
+        config_lib.check(config)
+    config = with_value('teacher.control', 'shuffled')
+    config.batch_size = config.micro_batches = 2
+    config_lib.check(config)
+
+
+def test_a_label_that_no_example_has_is_refused():
+    config = with_value('method', 'dkd')
+    config.teacher.labels = 'auxiliary'
+    assert_refused(config, 'teacher.labels is auxiliary', 'method dkd', 'to shared or probe')
+    config.method = 'dist'
+    config_lib.check(config)
+
+
+@pytest.mark.parametrize('place', ['checkpoint', 'pretrained'])
+def test_an_untrained_teacher_is_not_given(place):
+    config = with_value(f'teacher.{place}', 'runs/a')
+    config.teacher.control = 'untrained'
+    assert_refused(config, 'teacher.control is untrained', f'teacher.{place} is runs/a')
+
+
 def test_two_teachers_are_refused():
     config = common.get_config()
     config.teacher.checkpoint, config.teacher.pretrained = 'runs/a', 'vit.npz'
@@ -225,15 +267,12 @@ WITHOUT_EFFECT = {
 }
 # Sections that some methods read -> these methods.
 READ_BY = {
+    'communication.message': {'fd', 'fitnet', 'hybrid', 'td', 'crd'},
     'communication.': {'fd', 'fitnet', 'hybrid', 'td'},
     'logits.': {'ld', 'hybrid', 'td'},
-    'teacher.labels': {'ld', 'hybrid', 'td'},
-    'teacher.': {'ld', 'fd', 'fitnet', 'hybrid', 'td'},
-    'ld.': {'ld'},
-    'fd.': {'fd'},
-    'fitnet.': {'fitnet'},
-    'hybrid.': {'hybrid'},
-    'td.': {'td'},
+    'teacher.labels': {'ld', 'hybrid', 'td', 'dkd', 'dist'},
+    'teacher.': objectives.METHODS.keys() - {'supervised'},
+    **{f'{method}.': {method} for method in objectives.METHODS if method != 'supervised'},
 }
 
 
@@ -382,6 +421,22 @@ def test_flatten_joins_keys_with_dots():
         ({'method': 'ld'}, 'td.rounds', 'method is ld'),
         ({'method': 'ld'}, 'communication.message', 'method is ld'),
         ({'method': 'fd'}, 'logits.temperature', 'method is fd'),
+        ({'method': 'dkd'}, 'logits.temperature', 'method is dkd'),
+        ({'method': 'dist'}, 'communication.message', 'method is dist'),
+        ({'method': 'crd'}, 'communication.hidden', 'method is crd'),
+        ({'method': 'rkd'}, 'teacher.labels', 'method is rkd'),
+        ({'method': 'rkd'}, 'srd.alpha', 'method is rkd'),
+        ({'teacher.control': 'untrained'}, 'teacher.num_steps', 'teacher.control is untrained'),
+        (
+            {f'td.weights.{term}': 0.0 for term in ('interact', 'message', 'state')},
+            'td.scale',
+            'no distance of states has a weight',
+        ),
+        (
+            {'method': 'supervised', 'model.initial': 'teacher', 'teacher.control': 'shuffled'},
+            'teacher.control',
+            'method is supervised',
+        ),
         ({'method': 'ld'}, 'logits.temperature', 'logits.distance is l2'),
         ({'method': 'supervised'}, 'teacher.num_steps', 'method is supervised, without a teacher'),
         ({'td.rounds': 0}, 'td.noise_std', 'there are no rounds of interaction'),

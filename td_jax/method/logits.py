@@ -114,12 +114,12 @@ def decoupled(student_logits, teacher_logits, labels, temperature):
     is_label = jax.nn.one_hot(labels, student_logits.shape[-1], dtype=bool)
 
     def parts(logits):
-        log_p = jax.nn.log_softmax(logits.astype(jnp.float32) / temperature)
+        y = logits.astype(jnp.float32) / temperature
         # A finite number, so that 0 times it is 0, gradient included.
-        others = jnp.where(is_label, -1e9, log_p)
-        log_rest = jax.nn.logsumexp(others, axis=-1, keepdims=True)
-        log_label = jnp.sum(jnp.where(is_label, log_p, 0.0), axis=-1, keepdims=True)
-        return jnp.concatenate([log_label, log_rest], axis=-1), others - log_rest
+        others = jnp.where(is_label, -1e9, y)
+        label = jnp.sum(jnp.where(is_label, y, 0.0), axis=-1)
+        two = jnp.stack([label, jax.nn.logsumexp(others, axis=-1)], axis=-1)
+        return jax.nn.log_softmax(two), jax.nn.log_softmax(others)
 
     student_target, student_others = parts(student_logits)
     teacher_target, teacher_others = parts(teacher_logits)

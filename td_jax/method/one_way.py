@@ -94,7 +94,8 @@ def relations(x):
     lengths = jnp.diagonal(products)
     both = lengths[:, None] + lengths[None, :]
     square = both - 2.0 * products
-    apart = (square > SAME_PLACE * both) & ~jnp.eye(len(x), dtype=bool)
+    # What is not finite stays so.
+    apart = ~(square <= SAME_PLACE * both) & ~jnp.eye(len(x), dtype=bool)
     # The root has no gradient at 0.
     return products, jnp.where(apart, jnp.sqrt(jnp.where(apart, square, 1.0)), 0.0)
 
@@ -123,23 +124,32 @@ def rkd_angles(of_student, of_teacher):
     """
     count = len(of_student[0])
 
-    def cosines(relations, vertex):
-        products, distances = relations
-        row, apart = products[vertex], distances[vertex]
+    def cosines(products, at_vertex):
         # (x_i - x_j) (x_k - x_j) of vertex j.
-        inner = products - row[:, None] - row[None, :] + row[vertex]
-        lengths = apart[:, None] * apart[None, :]
-        return jnp.where(lengths > 0, inner / jnp.where(lengths > 0, lengths, 1.0), 0.0)
+        row, distances, own = at_vertex
+        inner = products - row[:, None] - row[None, :] + own
+        lengths = distances[:, None] * distances[None, :]
+        return jnp.where(lengths != 0, inner / jnp.where(lengths != 0, lengths, 1.0), 0.0)
 
     @jax.checkpoint
     def at(vertex):
-        difference = optax.losses.huber_loss(cosines(of_student, vertex), cosines(of_teacher, vertex))
+        difference = optax.losses.huber_loss(
+            *(
+                cosines(products, at_vertex)
+                for (products, _), at_vertex in zip((of_student, of_teacher), vertex, strict=True)
+            )
+        )
         # With the vertex itself there is no angle, and its own is 0 in both; nor is there one of an example
         # with itself.
         others = ~jnp.eye(count, dtype=bool)
         return jnp.sum(difference * others) / ((count - 1) * (count - 2))
 
-    return jax.lax.map(at, jnp.arange(count))
+    # What belongs to a vertex comes from the scan: taken by its index, of a batch that is cut over devices
+    # and under vmap, it had a wrong gradient.
+    vertices = tuple(
+        (products, distances, jnp.diagonal(products)) for products, distances in (of_student, of_teacher)
+    )
+    return jax.lax.map(at, vertices)
 
 
 def rkd_terms(params, student, teacher, labels, config, key):

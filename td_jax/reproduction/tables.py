@@ -88,7 +88,8 @@ _AS_LONG = 'Train from scratch, operations of TD'
 _CONTROLS = {
     'TD, untrained teacher': {**_TD, 'teacher.control': 'untrained'},
     'TD, shuffled teacher': {**_TD, 'teacher.control': 'shuffled'},
-    _SMALL_TEACHER: _TD,
+    # A teacher of a student's seed would be that student to begin with.
+    _SMALL_TEACHER: {**_TD, 'teacher.seed': 100},
     _AS_LONG: {'method': 'supervised'},
 }
 

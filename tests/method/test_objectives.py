@@ -1,5 +1,6 @@
 """Every method's terms against NumPy, written from the paper's equations."""
 
+import itertools
 import types
 
 import jax
@@ -10,7 +11,8 @@ import pytest
 
 from configs import common
 from td_jax.errors import UserError
-from td_jax.method import logits, objectives, shared
+from td_jax.method import logits as of_logits
+from td_jax.method import objectives, shared
 from td_jax.models import base
 
 BATCH, LOWER, UPPER, CLASSES = 3, 5, 2, 4
@@ -73,7 +75,7 @@ def decode(params, m):
     return dense(params['lower'], x), dense(params['upper'], x)
 
 
-def d(a, b):
+def mean_square(a, b):
     return np.mean((np.concatenate(a, -1) - np.concatenate(b, -1)) ** 2, axis=-1)
 
 
@@ -88,23 +90,99 @@ def numpy_ld(case):
 def numpy_fd(case):
     m_g = encode(case.params['student_encoder'], case.g.lower, case.g.upper)
     m_h = encode(case.params['teacher_encoder'], case.h.lower, case.h.upper)
-    return {'feature': d([m_g], [m_h])}
+    return {'feature': mean_square([m_g], [m_h])}
 
 
 def numpy_fitnet(case):
     heard = np.concatenate([case.h.lower, case.h.upper], -1)
-    return {'state': d([case.g.lower, case.g.upper], decode(case.params['student_decoder'], heard))}
+    return {'state': mean_square([case.g.lower, case.g.upper], decode(case.params['student_decoder'], heard))}
 
 
 def numpy_hybrid(case):
     return {**numpy_ld(case), **numpy_fd(case)}
 
 
+def read_by_heads(case):
+    return case.g.upper.astype(np.float64), case.h.upper.astype(np.float64)
+
+
+def numpy_rkd(case):
+    """Pair by pair and triple by triple, as the paper writes it."""
+    terms = {'distance': np.zeros(BATCH), 'angle': np.zeros(BATCH)}
+
+    def huber(a, b):
+        return (a - b) ** 2 / 2 if abs(a - b) <= 1 else abs(a - b) - 1 / 2
+
+    def cosine(x, i, j, k):
+        a, b = x[i] - x[j], x[k] - x[j]
+        return a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+
+    def distances(x):
+        found = {(i, j): np.linalg.norm(x[i] - x[j]) for i, j in itertools.permutations(range(BATCH), 2)}
+        mean = np.mean(list(found.values()))
+        return {pair: value / mean for pair, value in found.items()}
+
+    models = read_by_heads(case)
+    of_g, of_h = map(distances, models)
+    for i, j in of_g:
+        terms['distance'][i] += huber(of_g[i, j], of_h[i, j]) / (BATCH - 1)
+    for i, j, k in itertools.permutations(range(BATCH), 3):
+        terms['angle'][j] += huber(*(cosine(x, i, j, k) for x in models)) / ((BATCH - 1) * (BATCH - 2))
+    return terms
+
+
+def numpy_crd(case):
+    sides = zip(('student', 'teacher'), read_by_heads(case), strict=True)
+    z_g, z_h = (dense(case.params[f'{side}_projection'], x) for side, x in sides)
+    z_g, z_h = (z / np.linalg.norm(z, axis=-1, keepdims=True) for z in (z_g, z_h))
+    similarity = np.exp(z_g @ z_h.T / case.config.crd.temperature)
+    own = np.diagonal(similarity)
+    return {'contrast': -(np.log(own / similarity.sum(1)) + np.log(own / similarity.sum(0))) / 2}
+
+
+def numpy_srd(case):
+    e_g, e_h = read_by_heads(case)
+    g, h = ((x - x.mean(0)) / np.sqrt(x.var(0) + 1e-4) for x in (dense(case.params['projector'], e_g), e_h))
+    return {'projection': np.full(BATCH, np.log(np.sum(np.abs(g - h) ** case.config.srd.alpha)))}
+
+
+def softmax(y, temperature):
+    p = np.exp(y.astype(np.float64) / temperature)
+    return p / p.sum(-1, keepdims=True)
+
+
+def numpy_dkd(case):
+    """Zhao et al. 2022, equations 3 to 7, example by example."""
+    temperature, terms = case.config.dkd.temperature, {'target': [], 'others': []}
+    for y_g, y_h, label in zip(case.g.logits, case.h.logits, LABELS, strict=True):
+        p_g, p_h = softmax(y_g, temperature), softmax(y_h, temperature)
+        b_g, b_h = (np.array([p[label], 1 - p[label]]) for p in (p_g, p_h))
+        q_g, q_h = (np.delete(p, label) / (1 - p[label]) for p in (p_g, p_h))
+        terms['target'].append(temperature**2 * np.sum(b_h * np.log(b_h / b_g)))
+        terms['others'].append(temperature**2 * np.sum(q_h * np.log(q_h / q_g)))
+    return terms
+
+
+def numpy_dist(case):
+    temperature = case.config.dist.temperature
+    p_g, p_h = (softmax(y, temperature) for y in (case.g.logits, case.h.logits))
+    inter = [1 - np.corrcoef(g, h)[0, 1] for g, h in zip(p_g, p_h, strict=True)]
+    intra = np.mean([1 - np.corrcoef(g, h)[0, 1] for g, h in zip(p_g.T, p_h.T, strict=True)])
+    return {'inter': temperature**2 * np.array(inter), 'intra': np.full(BATCH, temperature**2 * intra)}
+
+
 def numpy_td(case):
+    def d(target, found):
+        """The distance, over the variance of its target if that is asked for."""
+        value = mean_square(target, found)
+        if case.config.td.scale == 'none':
+            return value
+        return value / (np.concatenate(target, -1).var(axis=0).mean() + 1e-6)
+
     p, (s_g, e_g, _), (s_h, e_h, _) = case.params, case.g, case.h
     m_g, m_h = encode(p['student_encoder'], s_g, e_g), encode(p['teacher_encoder'], s_h, e_h)
     terms = {
-        'message': d([m_g], [m_h]),
+        'message': d([m_h], [m_g]),
         'state': d([s_g, e_g], decode(p['student_decoder'], m_h))
         + d([s_h, e_h], decode(p['teacher_decoder'], m_g)),
     }
@@ -127,6 +205,11 @@ REFERENCES = {
     'fitnet': numpy_fitnet,
     'hybrid': numpy_hybrid,
     'td': numpy_td,
+    'rkd': numpy_rkd,
+    'crd': numpy_crd,
+    'srd': numpy_srd,
+    'dkd': numpy_dkd,
+    'dist': numpy_dist,
 }
 
 
@@ -134,7 +217,7 @@ def assert_terms(case, expected):
     assert set(case.terms) == set(expected)
     for name, value in expected.items():
         assert case.terms[name].shape == (BATCH,)
-        np.testing.assert_allclose(case.terms[name], value, rtol=2e-5, err_msg=name)
+        np.testing.assert_allclose(case.terms[name], value, rtol=2e-5, atol=2e-6, err_msg=name)
 
 
 @pytest.mark.parametrize('method', objectives.METHODS)
@@ -151,9 +234,46 @@ def test_td_terms_for_any_number_of_rounds(rounds, reference):
     assert_terms(case, numpy_td(case))
 
 
+@pytest.mark.parametrize('rounds', [1, 3])
+@pytest.mark.parametrize('reference', ['running', 'original'])
+def test_scaled_distances_are_over_the_variance_of_their_targets(rounds, reference):
+    case = make_case('td', td__rounds=rounds, td__reference=reference, td__scale='variance')
+    assert_terms(case, numpy_td(case))
+    plain = make_case('td', td__rounds=rounds, td__reference=reference)
+    assert not np.allclose(plain.terms['interact'], case.terms['interact'], rtol=0.1)
+
+
+@pytest.mark.parametrize(
+    ('method', 'knob', 'value'),
+    [
+        ('crd', 'temperature', 0.5),
+        ('srd', 'alpha', 2.0),
+        ('dkd', 'temperature', 1.0),
+        ('dist', 'temperature', 4.0),
+    ],
+)
+def test_a_knob_of_a_method_is_that_of_its_equations(method, knob, value):
+    case = make_case(method, **{f'{method}__{knob}': value})
+    assert_terms(case, REFERENCES[method](case))
+
+
+@pytest.mark.parametrize('method', ['dkd', 'dist'])
+def test_predictions_are_compared_with_those_of_a_probe(method):
+    """As those of a teacher with the same labels that predicts what the probe does."""
+    case = make_case(method, teacher__labels='probe')
+    probed = dense(case.params['probe'], case.h.upper)
+    case.h = case.h._replace(logits=probed)
+    assert_terms(case, {'probe': cross_entropy(probed), **REFERENCES[method](case)})
+
+
 @pytest.mark.parametrize(
     ('method', 'term'),
-    [('td', 'interact'), ('td', 'message'), ('td', 'state'), ('hybrid', 'logits'), ('hybrid', 'feature')],
+    [
+        (method, term)
+        for method in ('td', 'hybrid', 'rkd', 'dkd', 'dist')
+        for term in common.get_config()[method].weights
+        if (method, term) != ('td', 'logits')
+    ],
 )
 def test_a_weight_of_zero_switches_a_term_off(method, term):
     case = make_case(method, **{f'{method}__weights__{term}': 0.0})
@@ -173,20 +293,20 @@ def test_td_takes_a_logits_term():
 def test_kl_of_a_hand_worked_case():
     teacher, student = jnp.array([[2.0, 0.0]]), jnp.array([[0.0, 0.0]])
     # KL(softmax([1, 0]) || [0.5, 0.5]) = log 2 - H = 0.1109, times T^2 = 4.
-    np.testing.assert_allclose(logits.kl_divergence(student, teacher, 2.0), [0.4438], atol=5e-5)
-    np.testing.assert_allclose(logits.kl_divergence(student, teacher, 2.0) / 4, [0.1109], atol=5e-5)
+    np.testing.assert_allclose(of_logits.kl_divergence(student, teacher, 2.0), [0.4438], atol=5e-5)
+    np.testing.assert_allclose(of_logits.kl_divergence(student, teacher, 2.0) / 4, [0.1109], atol=5e-5)
 
 
 def test_kl_of_huge_logits_is_finite():
     teacher, student = jnp.array([[1e4, -1e4]]), jnp.array([[-1e4, 1e4]])
-    value, gradient = jax.value_and_grad(lambda s: logits.kl_divergence(s, teacher, 1.0).sum())(student)
+    value, gradient = jax.value_and_grad(lambda s: of_logits.kl_divergence(s, teacher, 1.0).sum())(student)
     np.testing.assert_allclose(value, 2e4, rtol=1e-6)
     assert np.all(np.isfinite(gradient))
 
 
 def test_kl_is_per_example_and_so_blind_to_duplicates():
     case = make_case('ld', logits__distance='kl', logits__temperature=2.0)
-    twice = logits.kl_divergence(
+    twice = of_logits.kl_divergence(
         jnp.concatenate([case.g.logits] * 2), jnp.concatenate([case.h.logits] * 2), 2.0
     )
     np.testing.assert_allclose(twice, np.concatenate([case.terms['logits']] * 2), rtol=1e-6)
@@ -214,7 +334,7 @@ def test_the_student_does_not_teach_the_probe():
     teacher = shared.Participant(jax.tree.map(jnp.asarray, case.h), None)
 
     def logits_term(params):
-        return logits.ld_terms(params, student, teacher, LABELS, case.config, None)['logits'].sum()
+        return of_logits.ld_terms(params, student, teacher, LABELS, case.config, None)['logits'].sum()
 
     gradient = jax.grad(logits_term)(case.params)
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradient))
@@ -265,7 +385,12 @@ def terms_without(method, parts, **changes):
     return config, objective.terms(params, student, teacher, LABELS, config, None)
 
 
-PARTS = {'states': ('lower', 'upper'), 'logits': ('logits',), 'bridged_logits': ('logits',)}
+PARTS = {
+    'states': ('lower', 'upper'),
+    'representations': ('upper',),
+    'logits': ('logits',),
+    'bridged_logits': ('logits',),
+}
 
 
 @pytest.mark.parametrize('method', objectives.METHODS)
@@ -275,7 +400,7 @@ def test_a_method_reads_what_it_says(method, part):
     declared = {
         term
         for said, terms in objectives.METHODS[method].reads.items()
-        if PARTS[said] == PARTS[part]
+        if set(PARTS[said]) & set(PARTS[part])
         for term in terms
     }
     config, terms = terms_without(method, PARTS[part])
@@ -288,7 +413,13 @@ def test_bridged_logits_are_not_those_of_the_teacher(method):
     """A probe reads states alone, so what is bridged asks nothing of the teacher's own labels."""
     _, terms = terms_without(method, PARTS['logits'], teacher__labels='probe')
     assert not any(np.isnan(value).any() for value in terms.values())
-    assert {'logits', 'probe'} <= set(terms)
+    assert {*objectives.METHODS[method].reads['bridged_logits'], 'probe'} <= set(terms)
+
+
+@pytest.mark.parametrize('method', [m for m, o in objectives.METHODS.items() if 'representations' in o.reads])
+def test_a_representation_is_no_lower_state(method):
+    _, terms = terms_without(method, ('lower',))
+    assert not any(np.isnan(value).any() for value in terms.values())
 
 
 def cosine_terms(params, student, teacher, labels, config, key):

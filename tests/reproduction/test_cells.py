@@ -60,6 +60,89 @@ def test_a_row_wins_over_what_was_tuned_and_that_over_the_column(monkeypatch):
     assert (config.teacher.num_steps, config.model.hidden) == (7, (8, 4))
 
 
+def test_a_variant_is_tuned_under_its_own_name(monkeypatch):
+    """It starts where VARIANTS says; what was chosen for it wins, what was for its method is not its own."""
+    tuned = {'War': {'td': {'td.rounds': 3, 'td.weights.state': 5.0}}}
+    monkeypatch.setattr(cells, 'tuned', lambda name: tuned)
+    war = tables.TABLES['3x']
+    config = cells.cell_config(war, 'Genre 8', 'TD + LD')
+    assert (config.method, config.td.weights.logits, config.td.rounds) == ('td', 1.0, 1)
+    tuned['War']['td_ld'] = {'td.weights.logits': 7.0, 'td.rounds': 2}
+    config = cells.cell_config(war, 'Genre 8', 'TD + LD')
+    assert (config.td.weights.logits, config.td.rounds) == (7.0, 2)
+    config = cells.cell_config(war, 'Genre 8', 'TD')
+    assert (config.td.weights.logits, config.td.rounds, config.td.weights.state) == (0.0, 3, 5.0)
+
+
+def test_controls_differ_from_td_in_their_teacher_alone():
+    table, found = tables.TABLES['3x'], {}
+    for column in ('Genre 1', 'Genre 8'):
+        td = json.loads(config_lib.to_json(cells.cell_config(table, column, 'TD')))
+        for row, change in table.rows.items():
+            if change != tables.TEACHER and row.startswith('TD, '):
+                config = cells.cell_config(table, column, row)
+                changed = config_lib.differences(config, td)
+                found[column, row] = {key: value for key, (_, value) in changed.items()}
+    assert found == {
+        (column, row): changes
+        for column, genre in (('Genre 1', 'Drama'), ('Genre 8', 'War'))
+        for row, changes in {
+            'TD, untrained teacher': {'teacher.control': 'untrained'},
+            'TD, shuffled teacher': {'teacher.control': 'shuffled'},
+            "TD, teacher of the student's size and genre": {
+                'teacher.seed': 100,
+                'teacher.model.hidden': [128, 64],
+                'teacher.dataset.genre': genre,
+            },
+        }.items()
+    }
+
+
+def products(config):
+    """Multiplications and additions of one student's step on digits, by hand: [batch, m] @ [m, n] thrice."""
+    inputs, (first, second), outputs = 64, config.model.hidden, 5
+    forward = inputs * first + first * second + second * outputs
+    # Backward there is one product for the kernel and one for the input, which nobody wants of the first.
+    return 2 * config.batch_size * config.num_seeds * (3 * forward - inputs * first)
+
+
+def test_operations_are_those_of_the_products(small_config):
+    config = small_config(method='supervised')
+    assert cells.operations(config) == products(config)
+    # RKD relates a batch of 8 by inner products of 3 and 11 numbers, the teacher's states known beforehand.
+    related = products(config) + 2 * 2 * 8 * 8 * (3 + 11 + 2 * 3)
+    assert cells.operations(small_config(method='rkd')) == related
+    varied = 2 * 2 * 8 * (64 * 7 + 7 * 11 + 11 * 5)
+    assert cells.operations(small_config(method='rkd', teacher__inputs='varied')) == related + varied
+
+
+def test_a_row_may_have_the_operations_of_another(monkeypatch, small_config):
+    table = tables.Table(
+        'T',
+        'digits',
+        {'all': {}},
+        {'scratch': {'method': 'supervised'}, 'TD': {'method': 'td', 'td.rounds': 2, 'num_steps': 50}},
+        'TD',
+        as_many_operations_as={'scratch': 'TD'},
+    )
+    monkeypatch.setattr(cells, 'tuned', lambda name: {})
+    monkeypatch.setattr(cells, 'base_config', lambda name: small_config())
+    scratch, td = (cells.cell_config(table, 'all', row) for row in ('scratch', 'TD'))
+    whole = [config.num_steps * cells.operations(config) for config in (scratch, td)]
+    assert scratch.num_steps > 50
+    assert abs(whole[0] - whole[1]) <= cells.operations(scratch) / 2
+
+
+def test_the_teacher_of_a_table_is_not_that_of_a_control():
+    table, score = tables.TABLES['3x'], {'teacher': 0.5}
+    controls = {
+        row: {'teacher': 0.9} for row in table.rows if row.startswith('TD, ') and 'shuffled' not in row
+    }
+    rows = {row: None for row in table.rows if row != 'Teacher'} | controls
+    assert render.with_teacher(table, {'Genre 1': rows})['Genre 1']['Teacher'] is None
+    assert render.with_teacher(table, {'Genre 1': rows | {'TD': score}})['Genre 1']['Teacher']['mean'] == 0.5
+
+
 def test_steps_that_train_the_parts_apart_come_before_those_that_were_tuned():
     table = tables.TABLES['8']
     together = cells.cell_config(table, 'Genre 1', 'Train together')

@@ -7,6 +7,7 @@ import pytest
 from configs import common
 from td_jax import config as config_lib
 from td_jax.errors import UserError
+from td_jax.method import objectives
 from td_jax.reproduction import cells, tables
 
 PAPER = json.loads(tables.PAPER.read_text())['tables']
@@ -15,9 +16,15 @@ GENRE, SCRATCH = 'Genre 1', 'Train from scratch'
 
 
 @pytest.mark.parametrize('name', WITH_RUNS)
-def test_a_table_is_made_of_what_there_is(name):
+def test_a_table_is_made_of_what_there_is(name, monkeypatch):
     table = WITH_RUNS[name]
     declared = config_lib.flatten(common.get_config())
+    for rows in (table.variants, table.copied, table.as_many_operations_as):
+        assert rows.keys() <= table.rows.keys()
+    assert set(table.variants.values()) <= tables.VARIANTS.keys()
+    assert set(table.as_many_operations_as.values()) <= table.rows.keys()
+    # Counted from the data, which need not be there.
+    monkeypatch.setattr(cells, 'operations', lambda config: 3 if config.method == 'td' else 2)
     for change in (*table.columns.values(), *table.rows.values()):
         if change != tables.TEACHER:
             assert change.keys() <= declared.keys()
@@ -29,6 +36,26 @@ def test_a_table_is_made_of_what_there_is(name):
         for row, change in table.rows.items():
             if change != tables.TEACHER:
                 config_lib.check(cells.cell_config(table, column, row))
+
+
+def test_every_method_has_a_row():
+    for names in (('3x', '4x'), ('digits_x',), ('vit_tiny_x',)):
+        rows = [change for name in names for change in tables.TABLES[name].rows.values()]
+        assert {change['method'] for change in rows if change != tables.TEACHER} == objectives.METHODS.keys()
+
+
+def test_a_table_with_more_rows_has_those_of_the_table():
+    """And the same runs for them, so that nothing is trained twice."""
+    for name in ('3', '4', 'digits', 'vit_tiny'):
+        more = tables.TABLES[f'{name}x' if name in PAPER else f'{name}_x']
+        less = tables.TABLES[name]
+        assert less.rows.items() <= more.rows.items()
+        for column in less.columns:
+            assert less.columns[column] == more.columns[column]
+            for row, change in less.rows.items():
+                if change != tables.TEACHER:
+                    configs = (cells.cell_config(table, column, row) for table in (less, more))
+                    assert len({config_lib.digest(config) for config in configs}) == 1
 
 
 def test_the_papers_numbers_are_the_papers():

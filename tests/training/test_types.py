@@ -32,6 +32,7 @@ for method, optimizer in [*((method, 'adamw') for method in objectives.METHODS),
         each.optimizer.schedule, each.optimizer.warmup_steps = 'cosine', 2
         each.optimizer.clip_norm, each.optimizer.weight_decay = 1.0, 0.1
         each.batch_size, each.micro_batches, each.num_seeds = 8, 2, 2
+        each.td.scale, each.teacher.control = 'variance', 'shuffled'
         each.model.dropout = each.communication.dropout = each.td.noise_std = 0.1
         each.td.rounds, each.td.ramp_up = 3, (2, 2)
     vit.model.initial = 'random'
@@ -59,7 +60,7 @@ def test_every_step_takes_and_gives_32_bits():
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert len(found) == 14
+    assert len(found) == 24
     for name, types in found.items():
         assert 'float32' in types
         assert set(types) <= TYPES, name

@@ -1,0 +1,219 @@
+"""Teachers that know nothing of use, through the step of a run; and what relates the examples of a batch."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+
+from td_jax import config as config_lib
+from td_jax.data import base as data
+from td_jax.devices import fingerprint, sharding
+from td_jax.errors import UserError
+from td_jax.models import base
+from td_jax.training import assembly, dispatch, optimizer, teachers, train_step
+from td_jax.training.run import train
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+class Case:
+    """A run of digits with one seed before its first step, its teacher untrained or as given."""
+
+    def __init__(self, config, path, change_teacher=lambda params: params):
+        self.config, self.path = config, path
+        self.source, theirs = (
+            assembly.load_source(config, task) for task in (config.dataset, config.teacher.dataset)
+        )
+        teacher = assembly.untrained_teacher(config, theirs)
+        self.teacher = teacher._replace(params=change_teacher(teacher.params))
+        self.keys = dispatch.seed_keys(config)
+        source, examples = self.source, self.source.train
+        if path == 'stream':
+            stream = data.TrainStream(
+                len(examples['labels']),
+                data.one_example(source),
+                lambda seed, step, size, rows: iter([data.take(examples, np.arange(size))]),
+            )
+            source = source._replace(train=stream)
+        self.run = assembly.assemble(config, source, self.teacher, sharding.make_mesh(config))
+        self.state = self.run.init(self.keys)
+        self.before = jax.tree.map(np.array, self.state)
+
+    def examples(self):
+        """Those of the first step."""
+        rows = np.arange(self.config.batch_size)
+        if self.path != 'stream':
+            (order,) = self.run.feed(self.keys, 0)
+            rows = data.batch_rows(order, 0, self.config.batch_size)
+        return data.take(self.source.train, np.asarray(rows))
+
+    def stepped(self):
+        """(parameters after a step, {metric: value})."""
+        progress, _ = self.run.run(self.run.started(self.state), self.run.feed(self.keys, 0), self.keys, 0, 1)
+        assert progress.finite
+        return jax.tree.map(lambda x: np.array(x)[0], (progress.state.params, progress.sums))
+
+
+def expected_step(case, shift):
+    """The same of a step on a batch that is made by hand, the teacher's rows shifted."""
+    config, examples = case.config, case.examples()
+    inputs = case.teacher.source.inputs(case.teacher.source.tables, examples, None)
+    activations = base.activations(case.teacher.model, case.teacher.params, inputs)
+    rows = (np.arange(config.batch_size) + shift) % config.batch_size
+    batch = train_step.Batch(
+        case.source.inputs(case.source.tables, examples, None),
+        examples['labels'],
+        np.ones(config.batch_size, np.float32),
+        jax.tree.map(lambda x: x[rows], activations),
+    )
+    # What the step knows nothing of.
+    plain = config.copy_and_resolve_references()
+    plain.teacher.control = 'none'
+    student = assembly.build_model(config, config.model, case.source)
+    parts = optimizer.make_optimizer(config.optimizer, config.num_steps)
+    step = train_step.make_step(student, *parts, case.source.task, len(case.source.label_names), plain)
+
+    def upper(s):
+        return case.teacher.model.upper(case.teacher.params, s)
+
+    state = jax.tree.map(lambda x: x[0], case.before)
+    _, _, _, training_key = dispatch.streams(case.keys[0])
+    state, metrics = jax.jit(step.update, static_argnums=2)(state, training_key, upper, batch)
+    return state.params, metrics
+
+
+def assert_same_step(found, expected):
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ('path', 'micro_batches'),
+    [('clean', 1), ('clean', 2), ('varied', 1), ('varied', 2), ('stream', 1), ('stream', 2)],
+)
+@pytest.mark.parametrize('method', ['td', 'hybrid'])
+def test_a_shuffled_teacher_speaks_of_the_next_example(comparable_config, method, path, micro_batches):
+    """Its states and predictions are; its layers, in the conversation, are what they were."""
+    config = comparable_config(
+        method=method,
+        num_seeds=1,
+        micro_batches=micro_batches,
+        teacher__control='shuffled',
+        teacher__inputs='clean' if path == 'clean' else 'varied',
+    )
+    case = Case(config, path)
+    assert (case.run.constants.teacher_states is not None) == (path == 'clean')
+    found = case.stepped()
+    assert_same_step(found, expected_step(case, 1))
+    own = expected_step(case, 0)
+    terms = set(config[method].weights) & set(own[1])
+    assert terms
+    assert all(not np.allclose(found[1][name], own[1][name], rtol=1e-3) for name in terms - {'interact'})
+
+
+def test_a_teacher_who_says_the_same_of_all_cannot_be_shuffled(comparable_config):
+    """All of its states are 0 where all of its parameters are."""
+    ends = []
+    for control in ('none', 'shuffled'):
+        config = comparable_config(num_seeds=1, teacher__control=control)
+        ends.append(Case(config, 'clean', lambda params: jax.tree.map(np.zeros_like, params)).stepped())
+    for a, b in zip(*map(jax.tree.leaves, ends), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_seeds_shuffle_within_their_own_batches(comparable_config):
+    changes = {'teacher__control': 'shuffled', 'method': 'fd'}
+    together = Case(comparable_config(num_seeds=2, **changes), 'clean')
+    progress, _ = together.run.run(
+        together.run.started(together.state), together.run.feed(together.keys, 0), together.keys, 0, 1
+    )
+    alone = Case(comparable_config(num_seeds=1, seed=1, **changes), 'clean').stepped()
+    assert_same_step(jax.tree.map(lambda x: np.array(x)[1], progress.state.params), alone[0])
+
+
+def test_an_untrained_teacher_is_that_of_its_runs_beginning(small_config, tmp_path):
+    """Nothing is trained for it; another seed is another teacher."""
+    prints = {}
+    for seed in (0, 1):
+        config = small_config(teacher__control='untrained', teacher__seed=seed, num_steps=2)
+        folder = epath.Path(tmp_path / f'{seed}')
+        result = train(config, folder)
+        assert not (folder / 'teacher').exists()
+        source = assembly.load_source(config, config.teacher.dataset)
+        run_config = config_lib.teacher_run(config)
+        run = assembly.assemble(run_config, source, None, sharding.make_mesh(run_config))
+        initial = jax.tree.map(lambda x: x[0], run.init(dispatch.seed_keys(run_config)).params['student'])
+        assert result['teacher_fingerprint'] == fingerprint.of(initial)
+        prints[seed] = result['teacher_fingerprint']
+        # It is there again when the run is read.
+        finished = teachers.finished_with_teacher(folder)
+        assert fingerprint.of(finished.teacher.params) == prints[seed]
+        assert train(config, folder) == result
+    assert prints[0] != prints[1]
+
+
+def test_an_untrained_teacher_is_another_run(small_config):
+    def digest(**changes):
+        return config_lib.digest(small_config(**changes))
+
+    untrained = digest(teacher__control='untrained')
+    assert len({digest(), untrained, digest(teacher__control='shuffled')}) == 3
+    # What it is not trained by.
+    assert digest(teacher__control='untrained', teacher__num_steps=99) == untrained
+    assert digest(teacher__control='untrained', teacher__seed=5) != untrained
+
+
+@pytest.mark.usefixtures('movielens_data')
+@pytest.mark.parametrize('method', ['dkd', 'dist'])
+def test_ratings_have_no_classes_to_compare(method, tmp_path):
+    from configs import movielens
+
+    config = movielens.get_config()
+    config.method = method
+    with pytest.raises(
+        UserError, match=f'^method {method} compares probabilities of classes, but .* regression'
+    ):
+        train(config, tmp_path / 'run')
+    assert not (tmp_path / 'run').exists()
+
+
+# Steps of two seeds, on one device and on two: the sums of their metrics and the parameters.
+ON_TWO_DEVICES = """
+import json, sys
+import jax
+import numpy as np
+from td_jax import config as config_lib
+from td_jax.devices import sharding
+from td_jax.training import assembly, dispatch
+
+assert len(jax.devices()) == 2
+config = config_lib.from_json(json.loads(sys.stdin.read()))
+source, theirs = (assembly.load_source(config, x) for x in (config.dataset, config.teacher.dataset))
+teacher, keys, found = assembly.untrained_teacher(config, theirs), dispatch.seed_keys(config), []
+for count in (1, 2):
+    mesh = sharding.make_mesh(config, jax.devices()[:count])
+    run = assembly.assemble(config, source, teacher, mesh)
+    progress, _ = run.run(run.started(run.init(keys)), run.feed(keys, 0), keys, 0, 2)
+    found.append(jax.tree.map(np.asarray, (progress.sums, progress.state.params)))
+for one, two in zip(*map(jax.tree.leaves, found), strict=True):
+    np.testing.assert_allclose(two, one, rtol=1e-4, atol=1e-6)
+"""
+
+
+def test_a_teacher_is_shuffled_over_all_devices(comparable_config):
+    config = comparable_config(method='fitnet', teacher__control='shuffled', teacher__seed=9)
+    done = subprocess.run(
+        [sys.executable, '-c', ON_TWO_DEVICES],
+        input=config_lib.to_json(config),
+        cwd=ROOT,
+        env={**os.environ, 'XLA_FLAGS': '--xla_force_host_platform_device_count=2', 'JAX_PLATFORMS': 'cpu'},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
