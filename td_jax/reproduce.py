@@ -53,7 +53,8 @@ def main():
         if dry_run.value:
             print(render.plan(cells.plan(names.value, *columns, root), tflops.value))
             return
-        jobs.check(count.value)
+        if not only_show.value:
+            jobs.prepare(count.value, root)
         results = cells.make(names.value, *columns, root, only_show.value, count.value)
         text = render.make(names.value, results, *columns)
         if not only_show.value:

@@ -12,8 +12,7 @@ from absl import flags
 
 from td_jax import command_line
 from td_jax.files import workdir
-from td_jax.method import objectives
-from td_jax.reproduction import jobs, tables, tuning
+from td_jax.reproduction import jobs, tuning
 
 
 def main():
@@ -21,9 +20,7 @@ def main():
     split_by = flags.DEFINE_string('split_by', 'time', 'MovieLens: how ratings are split, time or user.')
     columns = flags.DEFINE_list('columns', None, 'Genres whose mean chooses; three by default.')
     methods = flags.DEFINE_list(
-        'methods',
-        [tuning.TEACHER, *objectives.METHODS, *tables.VARIANTS],
-        'Methods, the teacher first.',
+        'methods', None, f'Methods, variants and {tuning.TEACHER}, which is first; all by default.'
     )
     trials = flags.DEFINE_integer('trials', 40, 'Trials a method.', lower_bound=1)
     seeds = flags.DEFINE_integer('seeds', 1, 'Students of a run, with seeds of their own.', lower_bound=1)
@@ -38,15 +35,17 @@ def main():
     output = flags.DEFINE_string('output', None, 'JSON file that gets the choices, others kept.')
 
     def command():
-        jobs.check(count.value)
         search = tuning.search_of(
             name.value, split_by.value, columns.value, trials.value, seeds.value, steps.value
         )
-        places = (workdir.resolve(flag.value) for flag in (folder, journals, output))
-        for searched, record in tuning.tune(search, methods.value, *places, count.value):
+        names = tuning.names_for(name.value) if methods.value is None else methods.value
+        root, *places = (workdir.resolve(flag.value) for flag in (folder, journals, output))
+        tuning.check(search, names, *places)
+        jobs.prepare(count.value, root)
+        for searched, record in tuning.tune(search, names, root, *places, count.value):
             print(f'{searched}: {json.dumps(record)}', flush=True)
 
-    command_line.run(command, required=('config', 'methods', 'workdir', 'journals', 'output'))
+    command_line.run(command, required=('config', 'workdir', 'journals', 'output'))
 
 
 if __name__ == '__main__':

@@ -17,7 +17,7 @@ from etils import epath
 from td_jax import config as config_lib
 from td_jax.devices import flops, sharding
 from td_jax.files import workdir
-from td_jax.reproduction import jobs, tables
+from td_jax.reproduction import errors, jobs, tables
 from td_jax.training import assembly, evaluation
 from td_jax.training.run import train
 
@@ -144,21 +144,32 @@ def run_one(root: epath.Path, config) -> dict:
     return result
 
 
+def is_there(root: epath.Path, config) -> bool:
+    """Whether a run has a result."""
+    return workdir.read_json(run_folder(root, config) / workdir.RESULT) is not None
+
+
 def stored(root: epath.Path, configs) -> dict | None:
     """The result of a cell from its runs, or None where one is missing.
 
-    What a result.json has; of several runs, `values` and `seeds` in the order of the seeds, `teacher` the
-    mean of the teachers' scores, and beside them `teachers`, the seed of each student's teacher.
+    What a result.json has; of several runs, `values` and `seeds` in the order of the seeds, and `teacher` the
+    mean of the teachers' scores. Beside them `teachers`, the seed of each student's teacher, and `errors` of
+    its examples, as `errors.by_unit` gives them, or None.
+
+    Raises:
+      UserError: a file of errors is damaged.
     """
-    results = [workdir.read_json(run_folder(root, config) / workdir.RESULT) for config in configs]
+    folders = [run_folder(root, config) for config in configs]
+    results = [workdir.read_json(folder / workdir.RESULT) for folder in folders]
     if None in results:
         return None
-    students = sorted(
+    students = [
         (seed, value, config.teacher.seed)
         for config, result in zip(configs, results, strict=True)
         for seed, value in zip(result['seeds'], result['values'], strict=True)
-    )
-    seeds, values, teachers = (list(column) for column in zip(*students, strict=True))
+    ]
+    order = sorted(range(len(students)), key=lambda i: students[i][0])
+    seeds, values, teachers = (list(column) for column in zip(*(students[i] for i in order), strict=True))
     mean, stderr = evaluation.mean_and_stderr(values)
     scores = [result['teacher'] for result in results if result['teacher'] is not None]
     return {
@@ -169,6 +180,8 @@ def stored(root: epath.Path, configs) -> dict | None:
         'stderr': stderr,
         'teacher': sum(scores) / len(scores) if scores else None,
         'teachers': teachers,
+        'errors': errors.of_runs(folders, order),
+        'groups': errors.groups_of_runs(results, order),
     }
 
 
@@ -183,15 +196,20 @@ def run_missing(root: epath.Path, configs, processes: int):
     Raises:
       UserError: what a run raises.
     """
-    missing = {run_folder(root, config): config for config in configs if stored(root, [config]) is None}
+    missing = {run_folder(root, config): config for config in configs if not is_there(root, config)}
     if missing and processes > 1:
         root.mkdir(parents=True, exist_ok=True)
-    for function, wanted, what in (
-        (_teacher_task, own_teachers(root, missing.values()), 'teachers'),
-        (_run_task, missing.values(), 'runs'),
-    ):
-        tasks = [(str(root), config_lib.to_json(config)) for config in wanted]
-        jobs.each(function, tasks, processes, root, what)
+    train_teachers(root, missing.values(), processes)
+    jobs.each(_run_task, _tasks(root, missing.values()), processes, root, 'runs')
+
+
+def train_teachers(root: epath.Path, configs, processes: int):
+    """Trains the teachers that some runs need, each once: two runs would be in each other's way."""
+    jobs.each(_teacher_task, _tasks(root, own_teachers(root, configs)), processes, root, 'teachers')
+
+
+def _tasks(root, configs):
+    return [(str(root), config_lib.to_json(config)) for config in configs]
 
 
 def _teacher_task(task):
@@ -264,6 +282,5 @@ def plan(names, genres, datasets, root: epath.Path) -> list[Planned]:
             config_lib.check(config)
             abstract = assembly.abstract_images(config, sharding.make_mesh(config))
             of_step = flops.of(abstract.jitted, *abstract.arguments)
-            is_there = stored(root, [config]) is not None
-            found[folder] = Planned(cell, is_there, of_step, config.num_steps, config.num_seeds)
+            found[folder] = Planned(cell, is_there(root, config), of_step, config.num_steps, config.num_seeds)
     return list(found.values())

@@ -16,8 +16,9 @@ import jax
 from etils import epath
 
 from td_jax.errors import UserError
+from td_jax.files import workdir
 
-# Of compiled programs that are kept for later runs: bytes in a folder.
+# The most that compiled programs take which are kept for later runs.
 COMPILED_BYTES = 4 * 2**30
 
 
@@ -36,7 +37,7 @@ def each(function: Callable, tasks: Iterable, count: int, folder: epath.Path, wh
       UserError: of the first task that raised one; the others are stopped. Or a process died.
     """
     tasks, began = list(tasks), time.monotonic()
-    if count == 1 or len(tasks) <= 1:
+    if count == 1 or not tasks:
         results = []
         for task in tasks:
             results.append(function(task))
@@ -78,8 +79,14 @@ def shares(count: int) -> list[list[int]]:
     return [cores[i::count] or [cores[i % len(cores)]] for i in range(count)]
 
 
-def check(count: int):
-    """Says what cannot be kept to its cores; raises a UserError for more jobs than cores."""
+def prepare(count: int, folder: epath.Path):
+    """Checks that so many can run at once; compiled programs are kept in a folder `compiled` from now on.
+
+    Where JAX_COMPILATION_CACHE_DIR is set, they are kept there; with runs in a bucket, nowhere.
+
+    Raises:
+      UserError: there are fewer cores, or the device is one that a process keeps for itself.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
     if count > cores:
         raise UserError(f'--jobs is {count}, but this process has {cores} cores; choose at most as many.')
@@ -88,13 +95,11 @@ def check(count: int):
             f'--jobs is {count}, but runs are on {jax.default_backend()}, which one process keeps for '
             'itself; leave --jobs out, or set JAX_PLATFORMS=cpu.'
         )
-
-
-def keep_compiled(folder: epath.Path):
-    """From now on compiled programs are kept in a folder, for this process and all that it starts."""
+    if jax.config.jax_compilation_cache_dir or workdir.is_in_bucket(folder):
+        return
     # JAX reads the one now, and a new process the other.
     for name, value in (
-        ('jax_compilation_cache_dir', str(folder)),
+        ('jax_compilation_cache_dir', str(folder / 'compiled')),
         ('jax_persistent_cache_min_compile_time_secs', 0),
         # A bounded cache has a lock, which processes side by side need.
         ('jax_compilation_cache_max_size', COMPILED_BYTES),

@@ -16,7 +16,6 @@ alone, so an interrupted search ends where an uninterrupted one does.
 
 import collections
 import json
-import math
 from typing import NamedTuple
 
 import optuna
@@ -26,7 +25,7 @@ from optuna.storages.journal import JournalFileBackend, JournalStorage
 from optuna.trial import TrialState
 
 from td_jax import config as config_lib
-from td_jax.data import SOURCES, movielens
+from td_jax.data import movielens
 from td_jax.errors import Diverged, UserError
 from td_jax.files import metric_log, workdir
 from td_jax.method import objectives
@@ -71,14 +70,14 @@ class Search(NamedTuple):
     steps: int  # of a run
 
 
-def space(name: str) -> dict:
+def space(module: str, name: str) -> dict:
     """{config key: distribution}, what is drawn for TEACHER, a method or a variant of one.
 
-    A weight that a variant does not give its method stays 0.
+    A weight that a module of configs/ or a variant leaves at 0 stays there.
     """
     if name == TEACHER:
         return COMMON
-    config = cells.base_config('digits')
+    config = cells.base_config(module)
     config.update_from_flattened_dict(tables.variant(name))
     weights = {
         f'{config.method}.weights.{term}': WEIGHT
@@ -86,6 +85,17 @@ def space(name: str) -> dict:
         if weight and term != 'probe'
     }
     return {**COMMON, **weights, **(ROUNDS if config.method == 'td' else {})}
+
+
+def task_of(module: str) -> str:
+    """What the models of a module of CONFIGS do, a name of evaluation.METRICS."""
+    return 'regression' if cells.base_config(module).dataset.name == 'movielens' else 'classification'
+
+
+def names_for(module: str) -> list[str]:
+    """All that a module of CONFIGS can be searched for: TEACHER, methods of its task, variants of these."""
+    methods = [name for name, method in objectives.METHODS.items() if task_of(module) in method.tasks]
+    return [TEACHER, *methods, *tables.VARIANTS]
 
 
 def search_of(name: str, split_by: str, columns, trials: int, seeds: int, steps: int) -> Search:
@@ -96,7 +106,7 @@ def search_of(name: str, split_by: str, columns, trials: int, seeds: int, steps:
     """
     config_lib.check_choice('--config', name, CONFIGS)
     setting = {}
-    if cells.base_config(name).dataset.name == 'movielens':
+    if task_of(name) == 'regression':
         config_lib.check_choice('--split_by', split_by, movielens.SPLITS_BY)
         setting = {'dataset.split_by': split_by}
     elif split_by != 'time':
@@ -104,17 +114,20 @@ def search_of(name: str, split_by: str, columns, trials: int, seeds: int, steps:
     return Search(name, setting, tuple(columns or CONFIGS[name]), trials, seeds, steps)
 
 
-def check(search: Search, names, target: epath.Path):
+def check(search: Search, names, journals: epath.Path, target: epath.Path):
     """Refuses what cannot be searched.
 
     Raises:
-      UserError: a name that is not known, or a file that cannot be written.
+      UserError: a name that is not known, a method of another task, journals in a bucket, or a file that
+        cannot be written.
     """
     for name in names:
-        config_lib.check_choice('--methods', name, (TEACHER, *objectives.METHODS, *tables.VARIANTS))
-    is_movielens = cells.base_config(search.name).dataset.name == 'movielens'
+        config_lib.check_choice('--methods', name, names_for(search.name))
+    known = tables.GENRES if task_of(search.name) == 'regression' else CONFIGS[search.name]
     for column in search.columns:
-        config_lib.check_choice('--columns', column, tables.GENRES if is_movielens else CONFIGS[search.name])
+        config_lib.check_choice('--columns', column, known)
+    if workdir.is_in_bucket(journals):
+        raise UserError(f'--journals {journals} is in a bucket, which no journal can grow in; name a folder.')
     if not workdir.is_in_bucket(target) and not target.parent.is_dir():
         raise UserError(f'--output {target} cannot be written: its folder is missing.')
 
@@ -139,12 +152,23 @@ def prepared(search: Search, name: str, column: str, rung: int):
     return config
 
 
+def knobs_of(search: Search, name: str, rung: int, values: dict, column: str | None = None):
+    """The config of one run of a trial; in the first column, if none is named.
+
+    Args:
+      values: {config key: value}, what the trial drew, and the teacher's knobs.
+    """
+    config = prepared(search, name, column or search.columns[0], rung)
+    config.update_from_flattened_dict(values)
+    return config
+
+
 def tune(search: Search, names, root: epath.Path, journals: epath.Path, target: epath.Path, processes: int):
     """Searches the knobs of some methods; what was chosen is written after the teacher and after all.
 
     Args:
       search: what is searched.
-      names: methods or variants, TEACHER among them or not; it is searched first.
+      names: methods or variants, TEACHER among them or not; it is searched first. `check` has seen them.
       root: folder of all runs.
       journals: local folder of Optuna's journals.
       target: JSON file that gets the choices; others in it stay.
@@ -154,15 +178,16 @@ def tune(search: Search, names, root: epath.Path, journals: epath.Path, target: 
       (name, what `search_one` returns), as they come
 
     Raises:
-      UserError: what `check` or a run raises.
+      UserError: what a run raises.
     """
-    check(search, names, target)
     for folder in (root, journals):
         folder.mkdir(parents=True, exist_ok=True)
     setting = cells.setting(prepared(search, TEACHER, search.columns[0], 0))
     for part in ([name for name in names if name == TEACHER], [name for name in names if name != TEACHER]):
         choices = workdir.read_json(target) or {}
         taught_by = choices.get(setting, {}).get(TEACHER, {})
+        needed = [knobs_of(search, name, rung, taught_by) for name in part for rung in range(RUNGS)]
+        cells.train_teachers(root, needed, processes)
         tasks = [(search, name, taught_by, str(root), str(journals)) for name in part]
         for name, record in zip(part, jobs.each(_task, tasks, processes, root, 'searches'), strict=True):
             prefix = 'teacher.' if name == TEACHER else ''
@@ -190,34 +215,40 @@ def search_one(search: Search, name: str, taught_by: dict, root: epath.Path, jou
     Returns:
       {'chosen': the best trial's knobs with num_steps, 'score': its validation metric, 'scores': those of all
       trials that reached the last rung}
+
+    Raises:
+      UserError: a journal that is damaged or of another search, no trial that did not diverge, or what a run
+        raises.
     """
-    first, drawn = prepared(search, name, search.columns[0], 0), space(name)
-    task = SOURCES[first.dataset.name](first.dataset, first.dataset).task
-    metric, _, _, less_is_better = evaluation.METRICS[task]
-    study = _opened(journals / f'{cells.setting(first)}-{name}.journal', less_is_better)
+    metric, _, _, less_is_better = evaluation.METRICS[task_of(search.name)]
+    setting, drawn = cells.setting(prepared(search, name, search.columns[0], 0)), space(search.name, name)
+    study = _opened(journals / f'{setting}-{name}.journal', search, taught_by, less_is_better)
     columns = search.columns if name != TEACHER else search.columns[:1]
-    while (number := _count(study)) < search.trials:
+    while (number := len(_over(study))) < search.trials:
         study.sampler = optuna.samplers.TPESampler(seed=number, n_startup_trials=RANDOM_TRIALS)
         trial = study.ask(drawn)
         curves = collections.defaultdict(list)
         for rung in range(RUNGS):
             for column in columns:
-                run = prepared(search, name, column, rung)
-                run.update_from_flattened_dict({**taught_by, **trial.params})
+                run = knobs_of(search, name, rung, {**taught_by, **trial.params}, column)
                 for step, value in _curve(root, run, f'validation_{metric}').items():
                     curves[step].append(value)
             # A run that diverged has no more steps, and no step that they all have is none to choose.
             whole = {s: sum(v) / len(v) for s, v in curves.items() if len(v) == (rung + 1) * len(columns)}
-            worst = math.inf if less_is_better else -math.inf
-            step, score = best(whole, less_is_better) if whole else (0, worst)
+            if not whole:
+                study.tell(trial, state=TrialState.PRUNED)
+                break
+            step, score = best(whole, less_is_better)
             trial.set_user_attr('num_steps', step)
             trial.report(score, REDUCTION**rung)
-            if not whole or (rung < RUNGS - 1 and trial.should_prune()):
+            if rung < RUNGS - 1 and trial.should_prune():
                 study.tell(trial, state=TrialState.PRUNED)
                 break
         else:
             study.tell(trial, score)
     done = study.get_trials(states=[TrialState.COMPLETE])
+    if not done:
+        raise UserError(f'every trial of {name} diverged; raise --trials, now {search.trials}.')
     chosen = study.best_trial
     return {
         'chosen': {**chosen.params, 'num_steps': chosen.user_attrs['num_steps']},
@@ -231,20 +262,33 @@ def best(curve: dict, less_is_better: bool):
     return min(curve.items(), key=lambda point: (point[1] if less_is_better else -point[1], point[0]))
 
 
-def _count(study) -> int:
-    """Trials that are over."""
-    return len(study.get_trials(states=[TrialState.COMPLETE, TrialState.PRUNED]))
+def _over(study):
+    """The trials that are over."""
+    return study.get_trials(states=[TrialState.COMPLETE, TrialState.PRUNED])
 
 
-def _opened(path, less_is_better):
+def _opened(path, search, taught_by, less_is_better):
     """The study in a journal; a trial that was interrupted is tried again."""
-    study = optuna.create_study(
-        storage=JournalStorage(JournalFileBackend(str(path))),
-        study_name=path.stem,
-        direction='minimize' if less_is_better else 'maximize',
-        pruner=optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=REDUCTION),
-        load_if_exists=True,
-    )
+    try:
+        study = optuna.create_study(
+            storage=JournalStorage(JournalFileBackend(str(path))),
+            study_name=path.stem,
+            direction='minimize' if less_is_better else 'maximize',
+            pruner=optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=REDUCTION),
+            load_if_exists=True,
+        )
+    except (ValueError, LookupError) as error:
+        raise UserError(f'{path} is damaged; delete it, and its search begins anew.') from error
+    # Not the trials, of which there may be more later.
+    made_by = json.loads(json.dumps({**search._replace(trials=None)._asdict(), 'taught_by': taught_by}))
+    there = study.user_attrs.get('search', made_by)
+    for key, value in made_by.items():
+        if there[key] != value:
+            raise UserError(
+                f'{path} is of another search: its {key} is {there[key]}, here {value}; choose other '
+                '--journals.'
+            )
+    study.set_user_attr('search', made_by)
     for trial in study.get_trials(states=[TrialState.RUNNING]):
         study.tell(trial.number, state=TrialState.FAIL)
         study.enqueue_trial(trial.params)
