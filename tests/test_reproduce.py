@@ -12,7 +12,7 @@ from etils import epath
 from td_jax import config as config_lib
 from td_jax.files import workdir
 from td_jax.reproduction import cells, errors, render, tables
-from td_jax.training import finished
+from td_jax.training import dispatch, finished
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -111,16 +111,20 @@ def test_tables_are_shown_from_a_file_of_errors_alone(tmp_path):
 
 def test_the_command_writes_what_it_shows_unless_told_only_to_show(tmp_path):
     root, table = tmp_path / 'runs', tables.TABLES['digits']
-    configs = [cells.cell_config(table, '5 to 9', row) for row in table.rows]
-    teacher = cells.teacher_folder(root, configs[-1])
-    runs = {cells.run_folder(root, config): config for config in configs}
-    for folder, config in {teacher: config_lib.teacher_run(configs[-1]), **runs}.items():
-        if config.method != 'supervised':
-            config.teacher.checkpoint = str(teacher)
-        result = dict.fromkeys(finished.RESULT_KEYS) | fake(0.9, teacher=None) | {'steps': config.num_steps}
+    configs = [config for row in table.rows for config in cells.runs_of(table, '5 to 9', row)]
+    taught = [config for config in configs if config.method != 'supervised']
+    runs = {cells.teacher_folder(root, config): config_lib.teacher_run(config) for config in taught}
+    runs |= {cells.run_folder(root, config): config for config in configs}
+    assert len(runs) == 5 + 1 + 5 * 5
+    for config in taught:
+        config.teacher.checkpoint = str(cells.teacher_folder(root, config))
+    for folder, config in runs.items():
+        seeds = dispatch.seeds(config)
+        values = [0.89 if seed < 5 else 0.91 for seed in seeds]
+        result = dict.fromkeys(finished.RESULT_KEYS) | fake(0.9, seeds, teacher=None) | {'values': values}
         folder.mkdir(parents=True)
         workdir.write(folder / workdir.CONFIG, config_lib.to_json(config))
-        workdir.write(folder / workdir.RESULT, json.dumps(result))
+        workdir.write(folder / workdir.RESULT, json.dumps(result | {'steps': config.num_steps}))
     before = sorted(root.rglob('*'))
 
     # Everything is there, so that the first has nothing to run; nothing is there for the second.
@@ -128,14 +132,17 @@ def test_the_command_writes_what_it_shows_unless_told_only_to_show(tmp_path):
     written = start('--tables=digits', f'--workdir={root}', f'--errors={kept}')
     shown = start('--tables=digits', f'--workdir={tmp_path / "empty"}', '--only_show')
     (text, _), (missing, _) = outputs = written.communicate(), shown.communicate()
-    assert (written.returncode, shown.returncode) == (0, 0)
+    assert (written.returncode, shown.returncode) == (0, 0), outputs
     assert [err for _, err in outputs] == ['', '']
-    expected = ['TD', '2', '0.9000 ± 0.1271', '+0.0000 ± 0.0000', 'no errors kept', '1.0000']
+    # Half of the interval: t(0.975) of nine degrees of freedom, 2.2622, times the standard error, 0.01 / 3.
+    expected = ['TD', '10', '0.9000 ± 0.0075', '+0.0000 ± 0.0000', 'no errors kept', '1.0000']
     assert cells_of(text, 'TD') == expected
     assert cells_of(missing, 'TD') == ['TD', '', 'missing', '', '', '']
     assert (root / 'tables_digits.md').read_text() + '\n' == text
     assert sorted(root.rglob('*')) == sorted([*before, root / 'tables_digits.md'])
     assert sorted(tmp_path.iterdir()) == [kept, root]
     # Without errors there are the values alone.
-    (cell,) = {json.dumps(c) for c in errors.read(epath.Path(kept))['digits']['5 to 9'].values()}
-    assert json.loads(cell) == fake(0.9, teacher=None) | {'errors': None}
+    for row, cell in errors.read(epath.Path(kept))['digits']['5 to 9'].items():
+        assert cell['errors'] is None
+        assert (cell['seeds'], cell['values']) == (list(range(10)), [0.89] * 5 + [0.91] * 5)
+        assert cell['teachers'] == ([0] * 10 if row == 'Train from scratch' else [0, 1, 2, 3, 4] * 2)

@@ -1,40 +1,65 @@
 """The command that tunes, in processes of its own."""
 
+import json
 import os
 import pathlib
 import subprocess
 import sys
 
+import pytest
+
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-def test_what_cannot_be_tuned_is_one_line(tmp_path):
-    def start(*flags):
-        command = [sys.executable, '-m', 'td_jax.tune', '--columns=digits', f'--workdir={tmp_path / "t"}']
-        return subprocess.Popen(
-            [*command, f'--output={tmp_path / "o.json"}', *flags],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-            env=os.environ,
-        )
-
-    processes = (
-        start('--config=digit'),
-        start('--config=digits', '--trials=1'),
-        start('--config=movielens', '--columns=Horror'),
-        start('--config=digits', f'--output={tmp_path / "missing" / "o.json"}'),
+def start(tmp_path, *flags):
+    places = [f'--{flag}={tmp_path / flag}' for flag in ('workdir', 'journals', 'output')]
+    return subprocess.Popen(
+        [sys.executable, '-m', 'td_jax.tune', *places, *flags],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env=os.environ,
     )
+
+
+def test_what_cannot_be_tuned_is_one_line(tmp_path):
+    mistakes = {
+        ('--config=digit',): "--config 'digit' is not known. Did you mean digits? Known: ",
+        ('--config=digits', '--trials=0'): 'flag --trials=0: ',
+        ('--config=movielens', '--columns=Horror'): "--columns 'Horror' is not known. Known: Drama, ",
+        ('--config=movielens', '--methods=dkd'): "--methods 'dkd' is not known. ",
+        ('--config=digits', '--split_by=user'): '--split_by is user, but digits has no ratings to split; ',
+        ('--config=digits', '--journals=gs://bucket/j'): '--journals gs://bucket/j is in a bucket',
+        ('--config=digits', '--jobs=999'): '--jobs is 999, but this process has ',
+        (
+            '--config=digits',
+            f'--output={tmp_path / "missing" / "o.json"}',
+        ): f'--output {tmp_path / "missing" / "o.json"} cannot be written: its folder is missing.',
+    }
+    processes = [start(tmp_path, *flags) for flags in mistakes]
     outputs = [process.communicate() for process in processes]
     assert [process.returncode for process in processes] == [2] * len(processes)
-    assert [out for out, _ in outputs] == [''] * len(processes)
-    (unknown,), (single,), (genre,), (folder,) = (err.splitlines() for _, err in outputs)
-    assert unknown.startswith("td_jax: --config 'digit' is not known. Did you mean digits? Known: ")
-    assert single.startswith('td_jax: flag --trials=1: ')
-    assert genre.startswith("td_jax: --columns 'Horror' is not known. Known: Drama, ")
-    assert (
-        folder
-        == f'td_jax: --output {tmp_path / "missing" / "o.json"} cannot be written: its folder is missing.'
-    )
+    for (out, err), said in zip(outputs, mistakes.values(), strict=True):
+        (line,) = err.splitlines()
+        assert line.startswith(f'td_jax: {said}')
+        assert out == ''
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.long
+def test_a_search_over_two_processes_chooses_what_one_does(tmp_path):
+    flags = '--config=digits', '--methods=teacher,ld,supervised', '--trials=2', '--steps=30'
+    found = []
+    for jobs in (1, min(2, os.cpu_count())):
+        place = tmp_path / str(jobs)
+        place.mkdir(exist_ok=True)
+        process = start(place, *flags, f'--jobs={jobs}')
+        out, err = process.communicate()
+        assert process.returncode == 0, err
+        found.append((out, json.loads((place / 'output').read_text())))
+    assert found[0] == found[1]
+    out, chosen = found[0]
+    assert [line.partition(':')[0] for line in out.splitlines()] == ['teacher', 'ld', 'supervised']
+    assert chosen['digits'].keys() == {'teacher', 'ld', 'supervised'}
+    assert all(key.startswith('teacher.') for key in chosen['digits']['teacher'])

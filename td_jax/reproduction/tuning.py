@@ -185,7 +185,7 @@ def tune(search: Search, names, root: epath.Path, journals: epath.Path, target: 
     setting = cells.setting(prepared(search, TEACHER, search.columns[0], 0))
     for part in ([name for name in names if name == TEACHER], [name for name in names if name != TEACHER]):
         choices = workdir.read_json(target) or {}
-        taught_by = choices.get(setting, {}).get(TEACHER, {})
+        taught_by = {} if TEACHER in part else choices.get(setting, {}).get(TEACHER, {})
         needed = [knobs_of(search, name, rung, taught_by) for name in part for rung in range(RUNGS)]
         cells.train_teachers(root, needed, processes)
         tasks = [(search, name, taught_by, str(root), str(journals)) for name in part]
@@ -277,7 +277,8 @@ def _opened(path, search, taught_by, less_is_better):
             pruner=optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=REDUCTION),
             load_if_exists=True,
         )
-    except (ValueError, LookupError) as error:
+    # Whatever does not read back as what was written; Optuna asserts some of it.
+    except (ValueError, LookupError, TypeError, AttributeError, AssertionError) as error:
         raise UserError(f'{path} is damaged; delete it, and its search begins anew.') from error
     # Not the trials, of which there may be more later.
     made_by = json.loads(json.dumps({**search._replace(trials=None)._asdict(), 'taught_by': taught_by}))

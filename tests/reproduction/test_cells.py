@@ -1,11 +1,13 @@
 """The cells of a table: what each runs, where, and which of them are run again."""
 
 import json
+import os
 import pathlib
 
 import numpy as np
 import pytest
 import scipy.stats
+from etils import epath
 
 from configs import common
 from td_jax import config as config_lib
@@ -14,6 +16,7 @@ from td_jax.files import workdir
 from td_jax.method import objectives
 from td_jax.reproduction import cells, render, tables, tuning
 from td_jax.training import loop
+from td_jax.training.run import train
 
 SCRATCH = 'Train from scratch'
 
@@ -62,12 +65,12 @@ def test_a_row_wins_over_what_was_tuned_and_that_over_the_column(monkeypatch):
 
 def test_a_variant_is_tuned_under_its_own_name(monkeypatch):
     """It starts where VARIANTS says; what was chosen for it wins, what was for its method is not its own."""
-    tuned = {'War': {'td': {'td.rounds': 3, 'td.weights.state': 5.0}}}
+    tuned = {'movielens_by_time': {'td': {'td.rounds': 3, 'td.weights.state': 5.0}}}
     monkeypatch.setattr(cells, 'tuned', lambda name: tuned)
     war = tables.TABLES['3x']
     config = cells.cell_config(war, 'Genre 8', 'TD + LD')
     assert (config.method, config.td.weights.logits, config.td.rounds) == ('td', 1.0, 1)
-    tuned['War']['td_ld'] = {'td.weights.logits': 7.0, 'td.rounds': 2}
+    tuned['movielens_by_time']['td_ld'] = {'td.weights.logits': 7.0, 'td.rounds': 2}
     config = cells.cell_config(war, 'Genre 8', 'TD + LD')
     assert (config.td.weights.logits, config.td.rounds) == (7.0, 2)
     config = cells.cell_config(war, 'Genre 8', 'TD')
@@ -243,6 +246,47 @@ def test_only_what_is_missing_is_run(tiny, tmp_path):
     results['ld'].unlink()
     assert made(tmp_path, only_show=False) == text
     assert tiny[3:] == ['ld']
+
+
+def several(only_show=False, processes=1, root=None):
+    """The results of the tiny table's only column, three students and two teachers a cell."""
+    table = tables.TABLES['tiny']._replace(students=3, teachers=2)
+    tables.TABLES['tiny'] = table
+    return cells.make(['tiny'], ['Drama'], ['CIFAR10'], root, only_show, processes)['tiny']['all']
+
+
+def test_students_have_teachers_in_turn(tiny, tmp_path):
+    root = epath.Path(tmp_path / 'table')
+    rows = several(root=root)
+    # Students without a teacher are one run; each teacher has a run of its own students.
+    assert sorted(tiny) == ['ld'] * 2 + ['supervised'] * 3
+    taught, scratch = rows['LD'], rows[SCRATCH]
+    assert taught['seeds'] == scratch['seeds'] == [0, 1, 2]
+    assert taught['teachers'] == [0, 1, 0]
+    config = cells.cell_config(tables.TABLES['tiny'], 'all', 'LD')
+    scores = set()
+    for seed, value in enumerate(taught['values']):
+        config.seed, config.num_seeds, config.teacher.seed = seed, 1, seed % 2
+        alone = train(config, epath.Path(tmp_path / f'{seed}'))
+        assert value == alone['values'][0]
+        scores.add(alone['teacher'])
+    assert taught['teacher'] == pytest.approx(np.mean(list(scores)))
+    assert taught['mean'] == pytest.approx(np.mean(taught['values']))
+    assert taught['stderr'] == pytest.approx(scipy.stats.sem(taught['values']))
+    # What the bootstrap draws from says the same.
+    errors = taught['errors']
+    np.testing.assert_allclose(errors['sums'].sum(axis=1) / errors['counts'].sum(), taught['values'])
+    assert several(only_show=True, root=root)['LD']['values'] == taught['values']
+
+
+@pytest.mark.long
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason='two processes side by side need two cores')
+def test_runs_side_by_side_are_those_one_after_the_other(tiny, tmp_path):
+    alone = several(root=epath.Path(tmp_path / 'alone'))
+    together = several(processes=2, root=epath.Path(tmp_path / 'together'))
+    for row in (SCRATCH, 'LD'):
+        for key in ('seeds', 'teachers', 'values'):
+            assert alone[row][key] == together[row][key]
 
 
 @pytest.mark.long

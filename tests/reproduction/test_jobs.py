@@ -1,0 +1,190 @@
+"""Runs side by side, in real processes."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import textwrap
+
+import jax
+import pytest
+from etils import epath
+
+from td_jax.errors import UserError
+from td_jax.reproduction import jobs
+
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else 0
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def test_one_after_the_other_in_this_process(capsys, tmp_path):
+    found = []
+    assert jobs.each(found.append, [3, 1, 2], 1, epath.Path(tmp_path), 'runs') == [None] * 3
+    assert found == [3, 1, 2]
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(';')[0] for line in lines] == [
+        'runs: 1 done, 1 running, 1 waiting',
+        'runs: 2 done, 1 running, 0 waiting',
+        'runs: 3 done, 0 running, 0 waiting',
+    ]
+    assert lines[-1].endswith('about 0 s left')
+    assert jobs.each(found.append, [], 2, epath.Path(tmp_path), 'runs') == []
+
+
+@pytest.mark.parametrize(
+    ('seconds', 'said'), [(0.4, '0 s'), (29, '29 s'), (60, '1 min'), (7140, '119 min'), (9000, '2.5 h')]
+)
+def test_duration(seconds, said):
+    assert jobs._duration(seconds) == said
+
+
+@pytest.mark.skipif(not CORES, reason='this system does not say what cores a process has')
+@pytest.mark.parametrize('count', [1, 2, 3, 7])
+def test_every_core_is_in_one_share(monkeypatch, count):
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda process: {4, 2, 9, 0, 5, 1, 8})
+    shares = jobs.shares(count)
+    assert len(shares) == count
+    assert sorted(core for share in shares for core in share) == [0, 1, 2, 4, 5, 8, 9]
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_more_jobs_than_cores_are_refused(tmp_path):
+    cores = CORES or os.cpu_count()
+    with pytest.raises(UserError, match=f'--jobs is {cores + 1}, but this process has {cores} cores'):
+        jobs.prepare(cores + 1, epath.Path(tmp_path))
+
+
+def test_a_device_that_one_process_keeps_is_not_shared(monkeypatch, tmp_path):
+    monkeypatch.setattr(jax, 'default_backend', lambda: 'tpu')
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda process: range(4), raising=False)
+    with pytest.raises(UserError, match='--jobs is 2, but runs are on tpu'):
+        jobs.prepare(2, epath.Path(tmp_path))
+
+
+def started(tmp_path, code, **more):
+    """A process that runs a script, which can import the module `work` with the functions of tasks."""
+    (tmp_path / 'work.py').write_text(
+        textwrap.dedent("""
+            import os, sys, time
+            from td_jax.errors import UserError
+            def cores(task):
+                print('heard of', task)
+                time.sleep(0.5)
+                return task, os.getpid(), sorted(os.sched_getaffinity(0)) if CORES else []
+            def compiled(task):
+                import jax
+                jax.jit(lambda x: x + task)(1.0)
+                return os.environ.get('JAX_COMPILATION_CACHE_DIR')
+            def refuse(task):
+                if task == 2:
+                    raise UserError(f'{task} is wrong.')
+                time.sleep(60 * (task == 3))
+                return task
+            def die(task):
+                os.kill(os.getpid(), 9)
+            def wait(task):
+                open(f'{task}.pid', 'w').write(str(os.getpid()))
+                time.sleep(600)
+        """).replace('CORES', str(bool(CORES)))
+    )
+    (tmp_path / 'script.py').write_text(
+        'import work\nfrom etils import epath\nfrom td_jax.errors import UserError\n'
+        'from td_jax.reproduction import jobs\n'
+        f'if __name__ == "__main__":\n{textwrap.indent(textwrap.dedent(code), "    ")}'
+    )
+    paths = os.pathsep.join((str(ROOT), str(tmp_path)))
+    return subprocess.Popen(
+        [sys.executable, 'script.py'],
+        cwd=tmp_path,
+        env={**os.environ, 'PYTHONPATH': paths, **more},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+two_cores = pytest.mark.skipif(CORES < 2, reason='two processes side by side need two cores')
+
+
+@two_cores
+def test_side_by_side_each_on_its_cores_with_a_log_and_one_folder_of_programs(tmp_path):
+    process = started(
+        tmp_path,
+        """
+        here = epath.Path('.').absolute()
+        jobs.prepare(2, here)
+        print(jobs.each(work.cores, [5, 6, 7], 2, here, 'runs'))
+        print(jobs.each(work.compiled, [1, 2], 2, here, 'runs'))
+        """,
+        JAX_COMPILATION_CACHE_DIR='',
+    )
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    first, second = map(eval, out.splitlines())
+    assert [task for task, _, _ in first] == [5, 6, 7]
+    shares = {process: cores for _, process, cores in first}
+    assert len(shares) == 2
+    assert sorted(shares.values()) == sorted(jobs.shares(2))
+    logs = [(tmp_path / f'job_{place}.log').read_text() for place in range(2)]
+    assert sorted(line for log in logs for line in log.splitlines()) == [f'heard of {i}' for i in (5, 6, 7)]
+    assert second == [str(tmp_path / 'compiled')] * 2
+    assert list((tmp_path / 'compiled').iterdir())
+    assert 'runs: 3 done, 0 running, 0 waiting' in err
+
+
+@two_cores
+def test_what_one_refuses_ends_all(tmp_path):
+    """The task that would sleep for a minute is stopped."""
+    process = started(
+        tmp_path,
+        """
+        try:
+            jobs.each(work.refuse, [1, 3, 2, 4], 2, epath.Path('.').absolute(), 'runs')
+        except UserError as error:
+            print(error)
+        """,
+    )
+    out, err = process.communicate(timeout=50)
+    assert (process.returncode, out) == (0, '2 is wrong.\n'), err
+
+
+@two_cores
+def test_a_process_that_dies_is_one_line(tmp_path):
+    process = started(
+        tmp_path,
+        """
+        try:
+            jobs.each(work.die, [1, 2], 2, epath.Path('.').absolute(), 'runs')
+        except UserError as error:
+            print(error)
+        """,
+    )
+    out, err = process.communicate(timeout=50)
+    assert process.returncode == 0, err
+    assert out.startswith('a process of --jobs=2 died, killed or out of memory; ')
+    assert out.count('\n') == 1
+
+
+@two_cores
+@pytest.mark.long
+def test_processes_end_with_the_one_they_work_for(tmp_path):
+    process = started(tmp_path, "jobs.each(work.wait, [1, 2], 2, epath.Path('.').absolute(), 'runs')")
+    files = [tmp_path / '1.pid', tmp_path / '2.pid']
+    while not all(path.exists() and path.read_text() for path in files):
+        assert process.poll() is None
+    children = [int(path.read_text()) for path in files]
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    for child in children:
+        while is_alive(child):
+            pass
+
+
+def is_alive(process):
+    """Whether a process runs; one that nobody has buried is dead."""
+    try:
+        state = pathlib.Path(f'/proc/{process}/stat').read_text().rpartition(') ')[2][0]
+    except OSError:
+        return False
+    return state != 'Z'
