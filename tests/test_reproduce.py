@@ -110,12 +110,12 @@ def test_tables_are_shown_from_a_file_of_errors_alone(tmp_path):
 
 
 def test_the_command_writes_what_it_shows_unless_told_only_to_show(tmp_path):
-    root, table = tmp_path / 'runs', tables.TABLES['digits']
+    root, table = tmp_path / 'runs', tables.TABLES['digits_x']
     configs = [config for row in table.rows for config in cells.runs_of(table, '5 to 9', row)]
     taught = [config for config in configs if config.method != 'supervised']
     runs = {cells.teacher_folder(root, config): config_lib.teacher_run(config) for config in taught}
     runs |= {cells.run_folder(root, config): config for config in configs}
-    assert len(runs) == 5 + 1 + 5 * 5
+    assert len(runs) == 5 + 1 + 5 * 11
     for config in taught:
         config.teacher.checkpoint = str(cells.teacher_folder(root, config))
     for folder, config in runs.items():
@@ -129,8 +129,8 @@ def test_the_command_writes_what_it_shows_unless_told_only_to_show(tmp_path):
 
     # Everything is there, so that the first has nothing to run; nothing is there for the second.
     kept = tmp_path / 'kept.npz'
-    written = start('--tables=digits', f'--workdir={root}', f'--errors={kept}')
-    shown = start('--tables=digits', f'--workdir={tmp_path / "empty"}', '--only_show')
+    written = start('--tables=digits_x', f'--workdir={root}', f'--errors={kept}')
+    shown = start('--tables=digits_x', f'--workdir={tmp_path / "empty"}', '--only_show')
     (text, _), (missing, _) = outputs = written.communicate(), shown.communicate()
     assert (written.returncode, shown.returncode) == (0, 0), outputs
     assert [err for _, err in outputs] == ['', '']
@@ -138,11 +138,11 @@ def test_the_command_writes_what_it_shows_unless_told_only_to_show(tmp_path):
     expected = ['TD', '10', '0.9000 ± 0.0075', '+0.0000 ± 0.0000', 'no errors kept', '1.0000']
     assert cells_of(text, 'TD') == expected
     assert cells_of(missing, 'TD') == ['TD', '', 'missing', '', '', '']
-    assert (root / 'tables_digits.md').read_text() + '\n' == text
-    assert sorted(root.rglob('*')) == sorted([*before, root / 'tables_digits.md'])
+    assert (root / 'tables_digits_x.md').read_text() + '\n' == text
+    assert sorted(root.rglob('*')) == sorted([*before, root / 'tables_digits_x.md'])
     assert sorted(tmp_path.iterdir()) == [kept, root]
     # Without errors there are the values alone.
-    for row, cell in errors.read(epath.Path(kept))['digits']['5 to 9'].items():
+    for row, cell in errors.read(epath.Path(kept))['digits_x']['5 to 9'].items():
         assert cell['errors'] is None
         assert (cell['seeds'], cell['values']) == (list(range(10)), [0.89] * 5 + [0.91] * 5)
         assert cell['teachers'] == ([0] * 10 if row == 'Train from scratch' else [0, 1, 2, 3, 4] * 2)

@@ -126,7 +126,7 @@ TABLES = {
         {'5 to 9': {}},
         {**_SCRATCH, **_DISTILLED},
         'Train from scratch',
-        **_TEN,
+        students=10,
     ),
     'digits_x': Table(
         'Handwritten digits 5 to 9 from ten examples each, with recent methods',
