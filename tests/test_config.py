@@ -133,6 +133,10 @@ def test_the_last_seed_is_a_seed():
     config_lib.check(config)
     config.num_seeds = 2
     assert_refused(config, 'seed is 2147483647 and num_seeds is 2', 'at most 2147483647')
+    config.seed, config.seed_step = 2147483640, 7
+    config_lib.check(config)
+    config.seed_step = 8
+    assert_refused(config, 'num_seeds is 2 and seed_step is 8', 'at most 2147483647')
 
 
 @pytest.mark.parametrize(
@@ -291,6 +295,7 @@ def with_effect(key):
     side = 'teacher.' if path.startswith('teacher.') else ''
     needed = {
         ('momentum',): {f'{side}optimizer.name': 'sgd'},
+        ('seed_step',): {'num_seeds': 2},
         ('decayed',): {f'{side}optimizer.weight_decay': 0.1},
         ('temperature',): {'logits.distance': 'kl'},
         ('reference',): {'td.rounds': 2},
