@@ -474,6 +474,7 @@ def test_every_knob_has_an_effect_in_some_run():
         {'td.rounds': 2, 'dataset.split': 'validation', 'td.weights.logits': 1.0, 'logits.distance': 'kl'},
         {'dataset.name': 'imagenet', 'model.name': 'vit', 'teacher.model.name': 'vit'},
         *({'method': method} for method in objectives.METHODS),
+        {'num_seeds': 2},
         {
             f'{prefix}optimizer.{knob}': value
             for prefix in ('', 'teacher.')
