@@ -17,11 +17,13 @@ class TrainStream(NamedTuple):
     open(seed, step, batch_size, rows) -> iterator over the batches from `step` on, of each the `rows` (a
       slice) alone: {name: [rows, ...]}. What a batch holds, random variation included, depends on
       seed, step and batch_size and on nothing else. It never ends.
+    host_bytes: what an open one holds in the machine's memory, at the least.
     """
 
     count: int  # examples in an epoch
     example: dict[str, np.ndarray]  # {name: [1, ...]}, zeros of the right shapes and types
     open: Callable[..., Iterator[dict[str, np.ndarray]]]
+    host_bytes: int = 0
 
 
 class EvaluationStream(NamedTuple):

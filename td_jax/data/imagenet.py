@@ -73,6 +73,7 @@ def load(config, task) -> Source:
             count=_count(train),
             example={'image': np.zeros((1, size, size, 3), np.uint8), 'labels': np.zeros(1, np.int32)},
             open=functools.partial(_train_batches, train, features, config),
+            host_bytes=_shuffled_bytes(builder, config, _count(train)),
         ),
         evaluation=evaluation_stream(evaluation, features, config),
         task='classification',
@@ -89,6 +90,12 @@ def load(config, task) -> Source:
 def spans_of(builder, split: str) -> list[Span]:
     """Where the records of a split are, in order."""
     return [Span(str(s.filename), s.skip, s.take) for s in builder.info.splits[split].file_instructions]
+
+
+def _shuffled_bytes(builder, config, count):
+    """What the examples take that are shuffled at once; those read ahead come on top."""
+    whole = builder.info.splits['train']
+    return min(config.shuffle_buffer, count) * whole.num_bytes // max(whole.num_examples, 1)
 
 
 def _count(spans):

@@ -62,6 +62,11 @@ def check(config, source: data.Source, teacher: dispatch.Teacher | None, found: 
     }
     is_streamed = not isinstance(source.train, dict)
     if is_streamed:
+        _check_machine(
+            'the examples that are shuffled at once are',
+            source.train.host_bytes,
+            'lower dataset.shuffle_buffer',
+        )
         # The one that is read, and those on their way.
         size = (1 + dispatch.IN_FLIGHT) * sharding.bytes_on_device(found.arguments[-1])
         parts['batches'] = size, 'lower batch_size, num_seeds or dataset.image_size'
@@ -83,12 +88,7 @@ def check(config, source: data.Source, teacher: dispatch.Teacher | None, found: 
             )
     _compare(mesh, parts)
     # A checkpoint is written from a copy on the machine, of the parameters whole.
-    whole, there = _bytes(state._replace(step=None)), memory.of_machine()
-    if whole > there:
-        raise UserError(
-            f'a checkpoint of this run is {_gigabytes(whole)} GB, but this machine has {_gigabytes(there)} '
-            f'GB of memory: {_sizes(name)}.'
-        )
+    _check_machine('a checkpoint of this run is', _bytes(state._replace(step=None)), _sizes(name))
 
 
 @contextlib.contextmanager
@@ -128,6 +128,16 @@ def _compare(mesh, parts):
         f'this run needs at least {_gigabytes(needed)} GB on a device that has {_gigabytes(there)} GB '
         f'({shown}): {parts[largest[0]][1]}.'
     )
+
+
+def _check_machine(what, needed, remedy):
+    """Refuses what is larger than the memory of this machine."""
+    there = memory.of_machine()
+    if needed > there:
+        raise UserError(
+            f'{what} {_gigabytes(needed)} GB, but this machine has {_gigabytes(there)} GB of memory: '
+            f'{remedy}.'
+        )
 
 
 def _sizes(name):

@@ -13,7 +13,7 @@ import pytest
 
 from configs import vit_imagenet
 from td_jax.data import SOURCES
-from td_jax.devices import sharding
+from td_jax.devices import memory, sharding
 from td_jax.errors import UserError
 from td_jax.files import metric_log, workdir
 from td_jax.training import assembly, dispatch
@@ -53,6 +53,25 @@ def undisturbed(tmp_path_factory, imagenet_data):
     folder = tmp_path_factory.mktemp('undisturbed') / 'run'
     train(small(), folder)
     return folder
+
+
+def test_what_is_shuffled_at_once_has_to_fit_on_the_machine(imagenet_data, tmp_path, monkeypatch):
+    """Half of the images, and a buffer of more than there are."""
+    config = small(dataset__shuffle_buffer=120)
+    half = assembly.load_source(config, config.dataset).train.host_bytes
+    config.dataset.shuffle_buffer = 10**6
+    source = assembly.load_source(config, config.dataset).train
+    whole = source.host_bytes
+    files = pathlib.Path(os.environ['TFDS_DATA_DIR']).glob('imagenet2012/*/imagenet2012-train.tfrecord*')
+    # A record has 16 bytes around it in its file.
+    assert whole == sum(path.stat().st_size for path in files) - 16 * source.count
+    assert half == whole * 120 // source.count
+    monkeypatch.setattr(memory, 'of_machine', lambda: 10_000_000)
+    with pytest.raises(
+        UserError, match=r'shuffled at once are [\d.]+ GB.*: lower dataset\.shuffle_buffer\.$'
+    ):
+        train(config, tmp_path / 'run')
+    assert not (tmp_path / 'run').exists()
 
 
 def test_a_run_reads_every_evaluation_image_once(undisturbed):
