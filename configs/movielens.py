@@ -5,7 +5,7 @@ prediction, split by time, RMSE on the last tenth. The teacher (inputs 300 wide,
 256) is trained on all genres first, unless `config.teacher.checkpoint` names one.
 
 Cost: about a minute for five students and 800 steps of TD with one round on two CPU cores.
-Expect: an RMSE near 1.0 on Drama; docs/movielens.md has the measured table.
+Expect: an RMSE near 1.0 on Drama; docs/movielens.md has what was measured.
 
     python -m td_jax.main --config=configs/movielens.py --workdir=runs/drama
 """
