@@ -259,7 +259,14 @@ def test_a_knob_that_nothing_reads_is_found():
     assert unread({'a.read', 'by_key', 'only_said'}, sources) == {'only_said'}
 
 
-@pytest.mark.parametrize('method', [m for m in objectives.METHODS if m != 'supervised'])
+@pytest.mark.parametrize(
+    'method',
+    [
+        method if method in ('td', 'ld') else pytest.param(method, marks=pytest.mark.long)
+        for method in objectives.METHODS
+        if method != 'supervised'
+    ],
+)
 def test_every_weight_belongs_to_a_term(small_config, tmp_path, method):
     """Every method trains; what it logs beside the task is what it has weights for."""
     config = small_config(method=method, num_steps=2, teacher__num_steps=2, td__weights__logits=0.5)

@@ -5,6 +5,8 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
+
 ROOT = pathlib.Path(__file__).parents[2]
 
 PROGRAM = """
@@ -57,6 +59,7 @@ for method in ('rkd', 'crd', 'srd', 'dist', 'td'):
 """
 
 
+@pytest.mark.long
 def test_examples_are_related_over_all_devices():
     """Values and gradients of a batch that is cut over two devices are those of the whole, for every seed."""
     done = subprocess.run(

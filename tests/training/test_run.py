@@ -94,7 +94,9 @@ METRICS = {
 }
 
 
-@pytest.mark.parametrize('method', METRICS)
+@pytest.mark.parametrize(
+    'method', [m if m in ('td', 'ld') else pytest.param(m, marks=pytest.mark.long) for m in METRICS]
+)
 def test_metrics_have_one_line_an_interval_with_every_term(method, td_config, finished, tmp_path):
     folder = finished
     if method != 'td':

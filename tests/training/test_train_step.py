@@ -53,7 +53,7 @@ def moved(before, after):
     ]
 
 
-@pytest.mark.parametrize('inputs', ['clean', 'varied'])
+@pytest.mark.parametrize('inputs', ['clean', pytest.param('varied', marks=pytest.mark.long)])
 def test_student_and_all_modules_move_and_the_teacher_does_not(small_config, inputs):
     config = small_config(optimizer__weight_decay=0.1, teacher__inputs=inputs)
     run, teacher, keys = build(config)
@@ -102,7 +102,7 @@ def test_a_student_made_of_the_teachers_arrays_survives_donation(small_config):
     assert np.all(np.isfinite(jax.tree.leaves(run.constants.teacher_params)[0]))
 
 
-@pytest.mark.parametrize('method', ['supervised', 'hybrid', 'td'])
+@pytest.mark.parametrize('method', ['supervised', pytest.param('hybrid', marks=pytest.mark.long), 'td'])
 def test_seeds_side_by_side_are_seeds_one_by_one(comparable_config, method):
     changes = {'method': method, 'communication__dropout': 0.2, 'model__dropout': 0.2, 'td__noise_std': 0.1}
     before, together, _, _, _ = train(comparable_config(num_seeds=5, seed=3, **changes))
@@ -324,7 +324,14 @@ def test_decay_acts_on_kernels_alone(small_config):
     assert all(np.all(np.asarray(update) == -0.5) for update in jax.tree.leaves(updates))
 
 
-@pytest.mark.parametrize('method', sorted(objectives.METHODS.keys() - {'supervised'}))
+@pytest.mark.parametrize(
+    'method',
+    [
+        method if method in ('td', 'hybrid') else pytest.param(method, marks=pytest.mark.long)
+        for method in objectives.METHODS
+        if method != 'supervised'
+    ],
+)
 def test_a_method_without_weights_trains_the_student_from_scratch(small_config, method):
     """Bit for bit, with clipping, decay, dropout and a schedule on."""
     changes = {
