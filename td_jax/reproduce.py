@@ -7,7 +7,8 @@ Every cell is a run in a folder of its own, so this may be interrupted and calle
     python -m td_jax.reproduce --tables=3 --workdir=runs/tables --errors=errors.npz
     python -m td_jax.reproduce --tables=3 --from_errors=errors.npz
 
-The first also keeps what every interval of the table is computed from, the second computes them again.
+The first also keeps what every interval of the table is computed from, the second computes them again. With
+--figures=FOLDER either draws them.
 """
 
 from absl import flags
@@ -15,7 +16,7 @@ from absl import flags
 from td_jax import command_line
 from td_jax.errors import UserError
 from td_jax.files import workdir
-from td_jax.reproduction import cells, errors, jobs, render, tables
+from td_jax.reproduction import cells, errors, figures, jobs, render, tables
 
 
 def main():
@@ -31,6 +32,7 @@ def main():
         'jobs', 1, 'Runs at once, each kept to its share of the cores.', lower_bound=1
     )
     kept = flags.DEFINE_string('errors', None, 'A file to write that the intervals can be computed from.')
+    drawn = flags.DEFINE_string('figures', None, 'A folder that gets a figure of each table.')
     read = flags.DEFINE_string('from_errors', None, 'Show tables from such a file alone, without runs.')
     tflops = flags.DEFINE_float(
         'device_tflops',
@@ -41,10 +43,22 @@ def main():
 
     def command():
         columns = genres.value, datasets.value
+        tables.check_names(names.value, *columns)
+        pictures = drawn.value and workdir.resolve(drawn.value)
+        if pictures:
+            figures.check(names.value, pictures)
         if read.value:
             results = errors.of_tables(workdir.resolve(read.value), names.value, *columns)
-            print(render.make(names.value, results, *columns))
+        else:
+            results = made(columns)
+        if results is None:
             return
+        print(render.make(names.value, results, *columns))
+        if pictures:
+            figures.draw_all(names.value, results, pictures)
+
+    def made(columns):
+        """The results of runs, written beside them; None where only a plan was asked for."""
         if not folder.value:
             raise UserError('--workdir is missing.')
         root, target = workdir.resolve(folder.value), kept.value and workdir.resolve(kept.value)
@@ -52,16 +66,16 @@ def main():
             workdir.check_target('--errors', target)
         if dry_run.value:
             print(render.plan(cells.plan(names.value, *columns, root), tflops.value))
-            return
+            return None
         if not only_show.value:
             jobs.prepare(count.value, root)
         results = cells.make(names.value, *columns, root, only_show.value, count.value)
-        text = render.make(names.value, results, *columns)
         if not only_show.value:
+            text = render.make(names.value, results, *columns)
             workdir.write(root / f'tables_{"_".join(names.value)}.md', text)
         if target:
             errors.write(target, results)
-        print(text)
+        return results
 
     command_line.run(command, required=('tables', 'genres', 'datasets'))
 

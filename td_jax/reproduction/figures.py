@@ -1,0 +1,127 @@
+"""A figure of a table: what each row differs from the baseline by, with its intervals."""
+
+import pathlib
+from typing import NamedTuple
+
+from etils import epath
+
+from td_jax.errors import UserError
+from td_jax.files import workdir
+from td_jax.reproduction import render, tables
+
+# Panels side by side.
+ACROSS = 4
+
+
+class Point(NamedTuple):
+    """A cell's paired difference to the baseline of its column."""
+
+    column: str
+    mean: float
+    half_width: float  # of the 95% t interval over seeds
+    bootstrap: tuple[float, float] | None
+
+
+def points(table: tables.Table, results: dict) -> dict[str, list[Point]]:
+    """{row: its points}, of the rows and columns that have paired seeds.
+
+    Args:
+      table: what it is made of.
+      results: {column: {row: result or None}}.
+    """
+    found = {}
+    for column, rows in results.items():
+        baseline = rows.get(table.baseline)
+        for row in table.rows:
+            if row == table.baseline or not baseline or not rows.get(row):
+                continue
+            compared = render.compare(rows[row], baseline)
+            if compared.paired is not None and compared.paired.half_width is not None:
+                place = ', '.join(
+                    str(value) for key, value in table.columns[column].items() if 'genre' in key
+                )
+                point = place or column, compared.mean, compared.paired.half_width, compared.bootstrap
+                found.setdefault(row, []).append(Point(*point))
+    return found
+
+
+def check(names, folder: epath.Path):
+    """Refuses what cannot be drawn, as far as can be told before.
+
+    Raises:
+      UserError: a table that is made of others, or a folder that is missing.
+    """
+    for name in names:
+        if isinstance(tables.TABLES[name], tables.Derived):
+            raise UserError(f'table {name} is made of others and has no figure; leave it or --figures out.')
+    workdir.check_target('--figures', folder / _file(names[0]))
+
+
+def draw_all(names, results: dict, folder: epath.Path):
+    """Draws some tables, each into a file `table_NAME.png`.
+
+    Args:
+      names: of the tables.
+      results: as `cells.make` gives them.
+      folder: where the files go.
+
+    Raises:
+      UserError: what `draw` raises, or a file cannot be written.
+    """
+    for name in names:
+        with workdir.whole(folder / _file(name)) as path:
+            draw(name, tables.TABLES[name], results[name], path)
+
+
+def _file(name):
+    return f'table_{name}.png'
+
+
+def draw(name: str, table: tables.Table, results: dict, path: pathlib.Path):
+    """A panel a row: columns from left to right, each with its difference and both of its intervals.
+
+    Args:
+      name: of the table.
+      table: what it is made of.
+      results: {column: {row: result or None}}.
+      path: a PNG file, made or replaced.
+
+    Raises:
+      UserError: no row has seeds that are paired with those of the baseline.
+    """
+    found = points(table, results)
+    if not found:
+        raise UserError(
+            f'table {name} has no row with the seeds of {table.baseline}: there is nothing to draw.'
+        )
+    # Only those who draw need it.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = list(dict.fromkeys(point.column for row in found.values() for point in row))
+    across = min(ACROSS, len(found))
+    down = -(-len(found) // across)
+    size = 1.2 + across * (1.1 + 0.35 * len(columns)), 1.0 + 2.6 * down
+    figure = Figure(figsize=size, layout='constrained')
+    FigureCanvasAgg(figure)
+    all_axes = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True)
+    for axes, (row, of_row) in zip(all_axes.flat, found.items(), strict=False):
+        places = [columns.index(point.column) for point in of_row]
+        means, half_widths = [point.mean for point in of_row], [point.half_width for point in of_row]
+        for place, point in zip(places, of_row, strict=True):
+            if point.bootstrap:
+                axes.vlines(place, *point.bootstrap, color='tab:orange', alpha=0.45, linewidth=5)
+        axes.errorbar(places, means, half_widths, fmt='o', markersize=4, capsize=3, color='tab:blue')
+        axes.axhline(0, color='black', linewidth=0.8)
+        axes.set_title(row, fontsize=8)
+        axes.set_xlim(-0.6, len(columns) - 0.4)
+        axes.set_xticks(range(len(columns)), columns, rotation=60, ha='right', fontsize=7)
+        axes.tick_params(axis='y', labelsize=7)
+    for axes in list(all_axes.flat)[len(found) :]:
+        axes.set_axis_off()
+    metric = next(rows[table.baseline]['metric'] for rows in results.values() if rows.get(table.baseline))
+    figure.supylabel(f'difference of {metric} to {table.baseline}', fontsize=8)
+    figure.suptitle(
+        '95% intervals: bars over seeds; broad bands over users or images and teachers', fontsize=8
+    )
+    figure.savefig(path, dpi=110, format='png')

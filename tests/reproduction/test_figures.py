@@ -1,0 +1,67 @@
+"""The figure of a table: what is drawn, and what is refused."""
+
+import numpy as np
+import pytest
+import scipy.stats
+from etils import epath
+
+from td_jax import statistics
+from td_jax.errors import UserError
+from td_jax.reproduction import errors, figures, tables
+
+SCRATCH = 'Train from scratch'
+
+
+def result(values, seeds=(0, 1, 2), wrong=None):
+    """A cell with these values; with `wrong` [seeds, users], squared errors of one rating a user."""
+    made = {'values': list(values), 'mean': float(np.mean(values)), 'seeds': list(seeds), 'metric': 'rmse'}
+    return made | {'errors': None if wrong is None else errors.by_unit(wrong, np.arange(wrong.shape[1]))}
+
+
+def test_points_are_paired_differences_with_both_intervals():
+    rng = np.random.default_rng(0)
+    squared = {name: rng.random((3, 40)) for name in ('base', 'ours')}
+    values = {name: np.sqrt(found.mean(axis=1)) for name, found in squared.items()}
+    rows = {
+        SCRATCH: result(values['base'], wrong=squared['base']),
+        'LD': result(values['ours'], wrong=squared['ours']),
+    }
+    others = {'TD': result([0.5, 0.6, 0.7], seeds=(3, 4, 5)), 'FD': None, 'FitNet': result([1.0, 0.9, 0.7])}
+    found = figures.points(
+        tables.TABLES['3'], {'Genre 8': rows | others, 'Genre 1': {SCRATCH: None, 'LD': rows['LD']}}
+    )
+    # TD has other seeds, and the other genre no baseline.
+    assert found.keys() == {'LD', 'FitNet'}
+    (ld,), (fitnet,) = found['LD'], found['FitNet']
+    assert ld.column == 'War'
+    expected = scipy.stats.ttest_rel(values['ours'], values['base'])
+    interval = expected.confidence_interval()
+    np.testing.assert_allclose(ld.mean, (interval.low + interval.high) / 2)
+    np.testing.assert_allclose(ld.half_width, (interval.high - interval.low) / 2)
+    sums = [statistics.Sums(rows[row]['errors']['sums'], np.ones(40)) for row in ('LD', SCRATCH)]
+    assert ld.bootstrap == statistics.bootstrap_difference(*sums, [0, 1, 2], 'rmse')
+    assert fitnet.bootstrap is None
+
+
+def test_a_figure_is_drawn_whatever_is_missing(tmp_path):
+    rows = {SCRATCH: result([1.0, 0.9, 0.7]), **{row: result([0.9, 0.9, 0.8]) for row in ('LD', 'FD')}}
+    figures.draw_all(['3'], {'3': {'Genre 1': rows, 'Genre 8': {SCRATCH: None}}}, epath.Path(tmp_path))
+    (path,) = tmp_path.iterdir()
+    assert path.name == 'table_3.png'
+    picture = path.read_bytes()
+    assert picture.startswith(b'\x89PNG')
+    # Wider than high: two panels side by side.
+    assert int.from_bytes(picture[16:20], 'big') > int.from_bytes(picture[20:24], 'big') > 300
+
+
+def test_what_cannot_be_drawn_is_refused(tmp_path):
+    figures.check(['3', 'digits'], epath.Path(tmp_path))
+    with pytest.raises(UserError, match='table 1 is made of others and has no figure'):
+        figures.check(['3', '1'], epath.Path(tmp_path))
+    with pytest.raises(
+        UserError, match=r'--figures .*none/table_3\.png cannot be written: its folder is missing'
+    ):
+        figures.check(['3'], epath.Path(tmp_path / 'none'))
+    with pytest.raises(UserError, match='table 3 has no row with the seeds of Train from scratch'):
+        figures.draw_all(['3'], {'3': {'Genre 1': {SCRATCH: None}}}, epath.Path(tmp_path))
+    assert list(tmp_path.iterdir()) == []
