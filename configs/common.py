@@ -19,7 +19,8 @@ def model_config():
     model.initial = 'random'
     # MLP: widths of the hidden layers, input side first.
     model.hidden = (128, 64)
-    # How many hidden layers or blocks make up `lower`, whose output is the lower hidden state s.
+    # How many hidden layers or blocks make up `lower`, whose output is the lower hidden state s. MLP with
+    # embeddings: 0 makes them the lower state.
     model.split = 1
     # Dropout rate after each hidden layer while training; ViT: after the positions and in each block.
     model.dropout = 0.0

@@ -18,7 +18,7 @@ class MLP(nn.Module):
     Attributes:
       hidden: widths of the hidden layers, input side first.
       num_outputs: width of the prediction.
-      split: how many hidden layers belong to `lower`, at least 1 and at most len(hidden).
+      split: how many hidden layers belong to `lower`, at most len(hidden); 0 makes s of the embeddings.
       dropout: rate after each hidden layer.
       embeddings: (input name, vocabulary size, width), in the order of concatenation.
       dtype: of the computation; parameters and predictions are float32.
@@ -58,7 +58,7 @@ class MLP(nn.Module):
         return x
 
     def lower(self, inputs, deterministic=True):
-        """inputs -> s, [batch, hidden[split - 1]]."""
+        """inputs -> s, [batch, hidden[split - 1]]; the embeddings as they are where split is 0."""
         return self.run(self.hidden_layers[: self.split], self.embed(inputs), deterministic)
 
     def upper(self, s, deterministic=True):
@@ -85,9 +85,11 @@ def build(config, vocabularies: dict[str, int], num_outputs: int, dtype: str) ->
     Raises:
       UserError: a split outside the hidden layers, or embeddings that the data set does not have.
     """
-    if not 1 <= config.split <= len(config.hidden):
+    # Without embeddings nothing would be learned before a split at 0.
+    least = 0 if vocabularies else 1
+    if not least <= config.split <= len(config.hidden):
         raise UserError(
-            f'model.split is {config.split}; with {len(config.hidden)} hidden layers it is between 1 '
+            f'model.split is {config.split}; with {len(config.hidden)} hidden layers it is between {least} '
             f'and {len(config.hidden)}.'
         )
     if set(config.embeddings) != set(vocabularies):

@@ -47,21 +47,22 @@ def numpy_mlp(params, inputs, split, depth):
             for bag in inputs['title']
         ]
     )
-    x, states = np.concatenate([user, title, inputs['image'].reshape(BATCH, 6)], axis=1), []
+    x = np.concatenate([user, title, inputs['image'].reshape(BATCH, 6)], axis=1)
+    states = [x]
     for i in range(depth):
         x = np.maximum(dense(params[f'hidden_layers_{i}'], x), 0)
         states.append(x)
-    return states[split - 1], states[-1], dense(params['output_layer'], x)
+    return states[split], states[-1], dense(params['output_layer'], x)
 
 
-@pytest.mark.parametrize('split', [1, 2, 3])
+@pytest.mark.parametrize('split', [0, 1, 2, 3])
 def test_forward_is_embed_dense_relu_for_every_split(split):
     model, params, inputs = make_case(split=split)
     s, e, y = base.activations(model, params, inputs)
     for ours, expected in zip((s, e, y), numpy_mlp(params, inputs, split, 3), strict=True):
         np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-6)
     assert (s.shape, e.shape, y.shape) == (
-        (BATCH, (13, 5, 3)[split - 1]),
+        (BATCH, (USER_WIDTH + WORD_WIDTH + 6, 13, 5, 3)[split]),
         (BATCH, 3),
         (BATCH, OUTPUTS),
     )
@@ -128,6 +129,11 @@ def test_dropout_acts_with_a_key_alone():
 def test_a_split_outside_the_hidden_layers_is_refused(split):
     with pytest.raises(UserError, match=rf'model\.split is {split}; with 3 hidden layers.*between 1 and 3'):
         mlp.build(make_config(split=split), {}, OUTPUTS, 'float32')
+
+
+def test_a_split_in_front_of_all_layers_needs_embeddings():
+    with pytest.raises(UserError, match=r'model\.split is -1; with 3 hidden layers.*between 0 and 3'):
+        make_case(split=-1)
 
 
 @pytest.mark.parametrize('embeddings', [{}, {'user': 2}, {'user': 2, 'title': 3, 'genres': 5}])
