@@ -278,5 +278,7 @@ def get_config():
     # Steps that train the student alone, then steps that train only the communication modules, before
     # everything is trained together; both count towards num_steps.
     config.td.ramp_up = (0, 0)
+    # Steps over which the weights of all terms rise linearly from 0, after the student was trained alone.
+    config.td.warmup_steps = 0
 
     return config

@@ -97,7 +97,7 @@ def make_step(
         opt_state = {group: tx.init(tree) for group, tree in params.items()}
         return TrainState(jnp.zeros((), jnp.int32), params, opt_state)
 
-    def loss_fn(params, key, teacher_upper, batch: Batch, weights, stage):
+    def loss_fn(params, key, teacher_upper, batch: Batch, weights, share):
         student_key, terms_key = jax.random.split(key)
         activations = base.activations(student, params[STUDENT], batch.student_inputs, student_key)
         terms = {'task': task_loss(activations.logits, batch.labels)}
@@ -113,8 +113,7 @@ def make_step(
         loss = means['task']
         for name in terms:
             if name != 'task':
-                # While the student trains alone, nothing but the task counts.
-                loss += jnp.where(stage == 0, 0.0, weights[name]) * means[name]
+                loss += share * weights[name] * means[name]
         return loss, {'loss': loss, **means}
 
     differentiate = jax.value_and_grad(loss_fn, has_aux=True)
@@ -122,9 +121,9 @@ def make_step(
     def update(state: TrainState, key, teacher_upper, batch: Batch, numbers: Numbers):
         tx, learning_rate = optimizer.make_optimizer(config.optimizer, config.num_steps, numbers.rates)
         step_key = jax.random.fold_in(key, state.step)
-        stage = ramp_up_stage(state.step, config)
+        share = share_of_weights(state.step, config)
         metrics, grads = accumulated(
-            lambda key, part: differentiate(state.params, key, teacher_upper, part, numbers.weights, stage),
+            lambda key, part: differentiate(state.params, key, teacher_upper, part, numbers.weights, share),
             step_key,
             batch,
             config.micro_batches,
@@ -138,7 +137,7 @@ def make_step(
             params[group] = optax.apply_updates(old, updates)
         if has_ramp_up(config):
             new, old = (params, opt_state), (state.params, state.opt_state)
-            params, opt_state = freeze(new, old, stage)
+            params, opt_state = freeze(new, old, ramp_up_stage(state.step, config))
         return TrainState(state.step + 1, params, opt_state), metrics
 
     return Step(init, update)
@@ -188,6 +187,18 @@ def ramp_up_stage(step, config):
         return 2
     student_steps, communication_steps = config.td.ramp_up
     return jnp.where(step < student_steps, 0, jnp.where(step < student_steps + communication_steps, 1, 2))
+
+
+def share_of_weights(step, config):
+    """The share of its weight that each term beside the task's has in a step, a scalar from 0 to 1.
+
+    While the student trains alone, nothing but the task counts; with td.warmup_steps n, the share is then
+    1/n, 2/n, ... 1.
+    """
+    if config.method != 'td' or not (config.td.ramp_up[0] or config.td.warmup_steps):
+        return 1.0
+    passed = jnp.asarray(step - config.td.ramp_up[0] + 1, jnp.float32)
+    return jnp.clip(passed / max(config.td.warmup_steps, 1), 0.0, 1.0)
 
 
 def freeze(new, old, stage):

@@ -250,6 +250,19 @@ def test_ramp_up_starts_with_the_task_alone(comparable_config):
     assert moved(before.params['student'], ramped.params['student'])
 
 
+def test_weights_warm_up_after_the_student_was_alone(small_config):
+    weights = {'interact': 2.0, 'message': 3.0, 'state': 0.5}
+    config = small_config(td__ramp_up=(1, 0), td__warmup_steps=3, num_steps=6)
+    config.td.weights.update(weights)
+    run, _, keys = build(config)
+    state, shares = run.init(keys), []
+    for stop in range(1, 7):
+        state, sums, _ = advance(run, keys, state, stop)
+        terms = sum(weight * sums[term] for term, weight in weights.items())
+        shares.append((sums['loss'] - sums['task']) / terms)
+    np.testing.assert_allclose(shares, np.transpose([[0, 1 / 3, 2 / 3, 1, 1, 1]] * 2), atol=1e-5)
+
+
 def test_learning_rates(small_config):
     config = small_config(optimizer__learning_rate=0.5, optimizer__warmup_steps=4)
     _, rate = optimizer.make_optimizer(config.optimizer, 12)
