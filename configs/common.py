@@ -221,6 +221,11 @@ def get_config():
     # Steps between two lines in metrics.jsonl; a checkpoint and an evaluation end a line, too. The values
     # are means over the steps since the line before.
     config.log_every = 100
+    # Whether such a line, every log_every steps, before the first and after the last, also says of one batch
+    # what moves the student and whether messages say anything: each term's share of the gradient on the
+    # student, and standard deviation and effective rank of messages and states. Changes nothing that is
+    # trained, and takes a few steps' time.
+    config.diagnostics = True
     # Steps between two checkpoints; the last step always has one.
     config.save_every = 500
 

@@ -130,6 +130,7 @@ def small_config():
         config.num_steps = 6
         config.batch_size = 8
         config.eval_every = config.log_every = config.save_every = 2
+        config.diagnostics = False  # compiled for every run that has it
         config.model.hidden = (5, 3)
         config.teacher.model.hidden = (7, 11)
         config.teacher.num_steps = 4

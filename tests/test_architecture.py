@@ -90,10 +90,16 @@ ALLOWED = {
     },
     'td_jax.training.optimizer': set(),
     'td_jax.training.train_step': {'td_jax.method', 'td_jax.models.base', 'td_jax.training.optimizer'},
+    'td_jax.training.diagnostics': {
+        'td_jax.devices.processes',
+        'td_jax.method',
+        'td_jax.training.train_step',
+    },
     'td_jax.training.dispatch': {
         'td_jax.data.base',
         'td_jax.devices',
         'td_jax.models.base',
+        'td_jax.training.diagnostics',
         'td_jax.training.train_step',
     },
     'td_jax.training.evaluation': {
@@ -149,6 +155,7 @@ TRAINING = (
     'assembly',
     'dispatch',
     'evaluation',
+    'diagnostics',
     'train_step',
     'optimizer',
 )

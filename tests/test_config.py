@@ -259,6 +259,7 @@ def test_differences_name_both_values():
 # computed at once or again, where, or where the teacher is, which its fingerprint tells.
 WITHOUT_EFFECT = {
     'log_every',
+    'diagnostics',
     'save_every',
     'eval_batch_size',
     'mesh.data',
@@ -424,6 +425,8 @@ def test_flatten_joins_keys_with_dots():
     ('changes', 'key', 'reason'),
     [
         ({'method': 'ld'}, 'td.rounds', 'method is ld'),
+        ({'method': 'supervised'}, 'diagnostics', 'the task is the only term'),
+        ({'method': 'ld', 'ld.weights.logits': 0.0}, 'diagnostics', 'the task is the only term'),
         ({'method': 'ld'}, 'communication.message', 'method is ld'),
         ({'method': 'fd'}, 'logits.temperature', 'method is fd'),
         ({'method': 'dkd'}, 'logits.temperature', 'method is dkd'),

@@ -63,6 +63,8 @@ def unread(config) -> dict[str, str]:
     elif config.teacher.control == 'untrained':
         reason = 'teacher.control is untrained'
         found |= dict.fromkeys(('teacher.num_steps', 'teacher.optimizer.'), reason)
+    if not objectives.taught(config):
+        found['diagnostics'] = 'the task is the only term'
     if config.num_seeds == 1:
         found['seed_step'] = 'num_seeds is 1'
     # The test split is read once, at the end.

@@ -7,11 +7,12 @@ from configs import common
 from td_jax.config.effect import unread
 from td_jax.config.tree import flatten, to_json
 
-# Keys that cannot change the result: how often a run logs and saves, how much it computes at once, on which
-# devices, what it computes twice to save memory, and where its teacher lies. Every other key, a new one too,
-# is part of what a run is.
+# Keys that cannot change the result: how often a run logs and saves, what it says of itself, how much it
+# computes at once, on which devices, what it computes twice to save memory, and where its teacher lies. Every
+# other key, a new one too, is part of what a run is.
 WITHOUT_EFFECT = (
     'log_every',
+    'diagnostics',
     'save_every',
     'eval_batch_size',
     'mesh.data',

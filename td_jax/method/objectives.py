@@ -43,17 +43,19 @@ def supervised_terms(params, student, teacher, labels, config, key):
 METHODS = {
     'supervised': Objective(no_parameters, supervised_terms, {}),
     'ld': Objective(logits.init_bridge, logits.ld_terms, {'bridged_logits': ('logits',)}),
-    'fd': Objective(one_way.init_fd, one_way.fd_terms, {'states': ('feature',)}),
+    'fd': Objective(one_way.init_fd, one_way.fd_terms, {'states': ('feature',)}, messages=one_way.messages),
     'fitnet': Objective(one_way.init_fitnet, one_way.fitnet_terms, {'states': ('state',)}),
     'hybrid': Objective(
         one_way.init_hybrid,
         one_way.hybrid_terms,
         {'states': ('feature',), 'bridged_logits': ('logits',)},
+        messages=one_way.messages,
     ),
     'td': Objective(
         talking.init_td,
         talking.td_terms,
         {'states': ('interact', 'message', 'state'), 'bridged_logits': ('logits',)},
+        messages=one_way.messages,
     ),
     'rkd': Objective(
         no_parameters, one_way.rkd_terms, {'representations': ('distance', 'angle')}, smallest_batch=3
@@ -89,6 +91,11 @@ def weights_of(config) -> dict[str, float]:
     if config.method == 'supervised':
         return {}
     return {**config[config.method].weights.to_dict(), 'probe': 1.0}
+
+
+def taught(config) -> list[str]:
+    """The terms of the configured method that have a weight; none where the student learns its task alone."""
+    return [term for term, weight in weights_of(config).items() if weight and term != 'probe']
 
 
 def reads_teacher(config) -> bool:

@@ -28,14 +28,19 @@ def init_fd(key, student, teacher, config, num_labels):
     }
 
 
-def fd_terms(params, student, teacher, labels, config, key):
-    """Feature distillation (Heo et al. 2019): d(E_g(s_g, e_g), E_h(s_h, e_h))."""
+def messages(params, student, teacher, config, key):
+    """What the encoders of both Participants make of their states, (m_g, m_h)."""
     student_key, teacher_key = split(key, 2)
     encoder = encoder_of(config)
     s, e, _ = student.activations
     student_message = bind(encoder, params['student_encoder'])(s, e, student_key)
     s, e, _ = teacher.activations
-    teacher_message = bind(encoder, params['teacher_encoder'])(s, e, teacher_key)
+    return student_message, bind(encoder, params['teacher_encoder'])(s, e, teacher_key)
+
+
+def fd_terms(params, student, teacher, labels, config, key):
+    """Feature distillation (Heo et al. 2019): d(E_g(s_g, e_g), E_h(s_h, e_h))."""
+    student_message, teacher_message = messages(params, student, teacher, config, key)
     return {'feature': communication.distance((student_message,), (teacher_message,))}
 
 

@@ -37,6 +37,8 @@ class Objective(NamedTuple):
     tasks: what it can be used for, of TASKS.
     bridges: what teacher.labels may be, of BRIDGES.
     smallest_batch: how many examples its terms need at once, at the least.
+    messages(params, student, teacher, config, key) -> (the student's message, the teacher's), [batch, ...,
+      width] each, of what terms on 'states' compare; None where nobody speaks.
     """
 
     init: Callable[..., dict]
@@ -45,6 +47,7 @@ class Objective(NamedTuple):
     tasks: tuple[str, ...] = TASKS
     bridges: tuple[str, ...] = BRIDGES
     smallest_batch: int = 1
+    messages: Callable[..., tuple[jax.Array, jax.Array]] | None = None
 
 
 def no_parameters(key, student, teacher, config, num_labels):

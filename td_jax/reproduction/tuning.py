@@ -142,6 +142,7 @@ def prepared(search: Search, name: str, column: str, rung: int):
         config.dataset.validation_slice = rung
     config.num_steps, config.eval_every = search.steps, max(1, search.steps // CURVE_POINTS)
     config.log_every = config.save_every = search.steps
+    config.diagnostics = False
     config.num_seeds, config.seed = search.seeds, rung * search.seeds
     config.teacher.seed = rung
     if name == TEACHER:

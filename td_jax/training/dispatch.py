@@ -6,6 +6,7 @@ computes the same bits. With a stream, each step is a dispatch of its own, and n
 """
 
 import collections
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ import numpy as np
 from td_jax.data import base as data
 from td_jax.devices import sharding
 from td_jax.models import base
-from td_jax.training import train_step
+from td_jax.training import diagnostics, train_step
 
 # Steps of a stream that may be on their way to the device at once; each holds a batch.
 IN_FLIGHT = 2
@@ -62,6 +63,8 @@ class Dispatch(NamedTuple):
     run(progress, feed, keys, step, stop) -> (progress, feed)
       trains from `step`, where progress.state is, until `stop`, or until a loss is not finite. `feed` is that
       of `step`, and of `stop` again. A progress and an order are donated. It does not wait for the result.
+    diagnose(state, feed, keys) -> {name: [seeds]}
+      diagnostics.measured of the step that comes next; its batch stays in the feed, nothing is donated
     jitted: the jitted function behind `run`
     """
 
@@ -70,6 +73,7 @@ class Dispatch(NamedTuple):
     started: Callable[[train_step.TrainState], Progress]
     feed: Callable[..., Any]
     run: Callable[..., tuple[Progress, Any]]
+    diagnose: Callable[..., dict[str, jax.Array]]
     jitted: Callable[..., Any]
 
 
@@ -121,9 +125,15 @@ def make_dispatch(
 
     if not isinstance(source.train, dict):
         feed, run = _streamed(jitted, constants, source, config, mesh)
-        return Dispatch(constants, placed_init, started, feed, run, jitted)
+        measured = jax.jit(parts.measured, out_shardings=whole)
+
+        def diagnose_streamed(state, feed, keys):
+            return measured(constants, state, sharding.place(keys, whole), feed.peek(), None)
+
+        return Dispatch(constants, placed_init, started, feed, run, diagnose_streamed, jitted)
 
     order_of = jax.jit(parts.order, out_shardings=whole)
+    measured_in_order = jax.jit(parts.measured_in_order, out_shardings=whole)
 
     def feed(keys, step):
         return order_of(sharding.place(keys, whole), step)
@@ -131,7 +141,10 @@ def make_dispatch(
     def run(progress, order, keys, step, stop):
         return jitted(progress, order, constants, sharding.place(keys, whole), stop)
 
-    return Dispatch(constants, placed_init, started, feed, run, jitted)
+    def diagnose(state, order, keys):
+        return measured_in_order(constants, state, sharding.place(keys, whole), order)
+
+    return Dispatch(constants, placed_init, started, feed, run, diagnose, jitted)
 
 
 class Abstract(NamedTuple):
@@ -222,8 +235,8 @@ class _Parts:
             teacher=teacher_activations,
         )
 
-    def one_step(self, constants, state, keys, examples, teacher_activations):
-        """A step of one seed."""
+    def arguments(self, constants, state, keys, examples, teacher_activations):
+        """What a step of one seed is called with."""
         _, _, input_key, training_key = keys
         batch = self.batch(
             constants, examples, teacher_activations, jax.random.fold_in(input_key, state.step)
@@ -235,17 +248,32 @@ class _Parts:
         def teacher_upper(s):
             return self.teacher.model.upper(constants.teacher_params, s)
 
-        return self.step.update(state, training_key, teacher_upper, batch, constants.numbers)
+        return state, training_key, teacher_upper, batch, constants.numbers
 
-    def all_seeds(self, constants, state, keys, examples, teacher_activations):
-        """A step of every seed; examples and teacher_activations have a leading axis of seeds."""
+    def of_all_seeds(self, function, constants, state, keys, examples, teacher_activations):
+        """A function of a step's arguments, for every seed.
+
+        Examples and teacher_activations have a leading axis of seeds.
+        """
         examples, teacher_activations = jax.lax.with_sharding_constraint(
             (examples, teacher_activations), sharding.batched(self.mesh, axis=1)
         )
-        run = jax.vmap(self.one_step, in_axes=(None, 0, 0, 0, 0))
-        state, metrics = run(constants, state, jax.vmap(streams)(keys), examples, teacher_activations)
+        run = jax.vmap(lambda *inputs: function(*self.arguments(*inputs)), in_axes=(None, 0, 0, 0, 0))
+        return run(constants, state, jax.vmap(streams)(keys), examples, teacher_activations)
+
+    def all_seeds(self, *inputs):
+        """A step of every seed, of what `of_all_seeds` takes."""
+        state, metrics = self.of_all_seeds(self.step.update, *inputs)
         finite = jnp.all(jnp.isfinite(metrics['loss'] + metrics['gradient_norm']))
         return state, metrics, finite
+
+    def measured(self, *inputs):
+        """The diagnostics of every seed, of what `of_all_seeds` takes."""
+        return self.of_all_seeds(functools.partial(diagnostics.measured, self.step), *inputs)
+
+    def measured_in_order(self, constants, state, keys, order):
+        """The diagnostics of every seed on data that is on the device."""
+        return self.measured(constants, state, keys, *self.drawn(constants, order, state.step[0]))
 
     def order(self, keys, step):
         """[seeds, examples], the order of the examples in the epoch of a step."""
@@ -254,19 +282,21 @@ class _Parts:
             order_keys, step // self.steps_per_epoch, self.num_examples
         )
 
+    def drawn(self, constants, order, step):
+        """(examples, teacher_activations) of a step on data that is on the device."""
+        rows = jax.vmap(data.batch_rows, in_axes=(0, None, None))(order, step, self.config.batch_size)
+        examples = data.take(constants.train, rows)
+        if constants.teacher_states is None:
+            return examples, None
+        return examples, jax.tree.map(lambda states: states[rows], constants.teacher_states)
+
     def steps(self, progress, order, constants, keys, stop):
         """Steps until `stop` on data that is on the device."""
 
-        def drawn(order, step):
-            rows = jax.vmap(data.batch_rows, in_axes=(0, None, None))(order, step, self.config.batch_size)
-            examples = data.take(constants.train, rows)
-            if constants.teacher_states is None:
-                return examples, None
-            return examples, jax.tree.map(lambda states: states[rows], constants.teacher_states)
-
         def advance(carry):
             (state, sums, _), order = carry
-            state, metrics, finite = self.all_seeds(constants, state, keys, *drawn(order, state.step[0]))
+            drawn = self.drawn(constants, order, state.step[0])
+            state, metrics, finite = self.all_seeds(constants, state, keys, *drawn)
             step = state.step[0]  # the same for all seeds
             is_new = step % self.steps_per_epoch == 0
             order = jax.lax.cond(is_new, lambda: self.order(keys, step), lambda: order)
@@ -287,18 +317,41 @@ class _Parts:
         return Progress(new._replace(step=step), jax.tree.map(jnp.add, sums, metrics), finite & now_finite)
 
 
+class _Feed:
+    """An iterator over batches whose next one can be looked at before it is taken."""
+
+    def __init__(self, batches):
+        self._batches, self._seen = batches, []
+
+    def __next__(self):
+        return self._seen.pop() if self._seen else next(self._batches)
+
+    def peek(self):
+        """The next batch, which stays the next."""
+        if not self._seen:
+            self._seen.append(next(self._batches))
+        return self._seen[0]
+
+    def close(self):
+        """Closes what the batches come from."""
+        self._batches.close()
+
+
 def _streamed(jitted, constants, source, config, mesh):
     """feed and run of a stream."""
     rows = sharding.local_rows(mesh, config.batch_size)
     whole = sharding.replicated(mesh)
     in_flight = collections.deque()
 
-    def feed(keys, step):
+    def batches(step):
         # One for every seed, whose examples come in its own order.
         opened = [source.train.open(seed, step, config.batch_size, rows) for seed in seeds(config)]
         for batches in zip(*opened, strict=True):
             stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
             yield sharding.place_rows(stacked, mesh, config.batch_size, axis=1)
+
+    def feed(keys, step):
+        return _Feed(batches(step))
 
     def run(progress, feed, keys, step, stop):
         keys = sharding.place(keys, whole)

@@ -15,7 +15,7 @@ from td_jax.devices import processes, sharding
 from td_jax.errors import Diverged, Stopped, UserError
 from td_jax.files import checkpoints, metric_log
 from td_jax.files import workdir as workdir_lib
-from td_jax.training import assembly, dispatch, evaluation, finished, train_step
+from td_jax.training import assembly, diagnostics, dispatch, evaluation, finished, train_step
 
 
 class Loop:
@@ -42,7 +42,9 @@ class Loop:
         with self._opened_checkpoints():
             step, state = self._restore_or_init()
             self._describe_devices(state)
-            with self._opened_log(step) as log:
+            lines = self._logged_until(step) if processes.is_main() else []
+            self.watch = diagnostics.Watch(self.config, self.source.name, lines)
+            with self._opened_log(lines) as log:
                 state = self._train(step, state, log)
                 scores = self._evaluate(self.config.num_steps, state, log)
             self.checkpoints.wait()
@@ -72,10 +74,10 @@ class Loop:
         if processes.is_main():
             workdir_lib.write(self.workdir / name, text)
 
-    def _opened_log(self, step):
+    def _opened_log(self, lines):
         if not processes.is_main():
             return contextlib.nullcontext()
-        return metric_log.opened(self.workdir, self._logged_until(step))
+        return metric_log.opened(self.workdir, lines)
 
     def _describe_devices(self, state):
         if self.mesh.devices.size == 1:
@@ -113,6 +115,8 @@ class Loop:
 
     def _logged_until(self, step):
         """The lines of metrics.jsonl that a run continued at `step` does not write again."""
+        if step == 0:
+            return []
         is_over = step == self.config.num_steps
         return [
             line
@@ -125,6 +129,9 @@ class Loop:
         config = self.config
         started, compiled, pace = (time.monotonic(), step), None, _Pace(self.source)
         feed = self.dispatch.feed(self.keys, step)
+        if step == 0 and (scalars := self._diagnosed(0, state, feed)) and log:
+            # What messages are before anything is learned.
+            log.write(0, scalars)
         while step < config.num_steps:
             before, began = step, time.monotonic()
             # Every interval ends at a multiple of its own length, wherever the run was continued.
@@ -148,7 +155,7 @@ class Loop:
                 for name, total in _on_host(progress.sums).items()
             }
             now = time.monotonic()
-            self._log(log, step, before, means, now - began)
+            self._log(log, step, before, means, now - began, self._diagnosed(step, state, feed))
             if self._is_validated_at(step):
                 self._evaluate(step, state, log)
             if saves:
@@ -192,10 +199,21 @@ class Loop:
         intervals = self._eval_intervals()
         return any(step % n == 0 for n in intervals) and step < self.config.num_steps
 
-    def _log(self, log, step, before, means, seconds):
+    def _diagnosed(self, step, state, feed):
+        """{name: mean over the seeds} of a state's diagnostics, {} where this step has none; may warn."""
+        is_due = step % self.config.log_every == 0 or step == self.config.num_steps
+        if not diagnostics.applies(self.config) or not is_due:
+            return {}
+        found = _on_host(self.dispatch.diagnose(state, feed, self.keys))
+        scalars = {name: values.mean(dtype=np.float64) for name, values in found.items()}
+        self.watch.look(step, scalars)
+        return scalars
+
+    def _log(self, log, step, before, means, seconds, diagnosed):
         scalars = {f'train_{name}': value.mean() for name, value in means.items()}
         count = (step - before) * self.config.batch_size * self.config.num_seeds
         scalars['examples_per_second'] = count / seconds
+        scalars |= diagnosed
         if log:
             log.write(step, scalars)
 

@@ -1,5 +1,7 @@
-"""One training step, and many of them in one dispatch. The only place that differentiates."""
+"""One training step, and what its terms have to do with it. The only place that differentiates."""
 
+import functools
+import operator
 from typing import Any, NamedTuple
 
 import jax
@@ -57,10 +59,19 @@ class Step(NamedTuple):
     init(key, Batch, start) -> TrainState, from a batch of at least one example; where `start` is not None,
       the student starts from these parameters of its teacher
     update(state, key, teacher_upper, Batch, Numbers) -> (TrainState, {metric: scalar})
+    shares(state, key, teacher_upper, Batch, Numbers) -> {term: scalar}, the task among them: the norm of the
+      gradient of weight times term on the student's parameters, over the sum of all these norms. They are
+      those of an update with the same arguments, of several micro batches in the first. A term that a ramp-up
+      stage leaves out has 0; the probe, which teaches the student nothing, has none.
+    signals(params, Batch) -> {name: [batch, ..., width]}, of the first micro batch and without dropout: the
+      states of both models (student_lower, student_upper, teacher_lower, teacher_upper), and where a method
+      that speaks has a term on states, student_message and teacher_message
     """
 
     init: Any
     update: Any
+    shares: Any
+    signals: Any
 
 
 def make_step(
@@ -80,9 +91,7 @@ def make_step(
       copies_head: whether a student that starts from its teacher takes its head, too: they predict the same.
     """
     objective = objectives.METHODS[config.method]
-    task_loss = objectives.TASK_LOSSES[task]
-    # A method whose weights are all 0 is the student from scratch, and costs as much.
-    is_taught = any(weight for term, weight in objectives.weights_of(config).items() if term != 'probe')
+    terms_of = _make_terms(student, objective, objectives.TASK_LOSSES[task], config)
 
     def init(key, batch: Batch, start=None) -> TrainState:
         student_key, objective_key = jax.random.split(key)
@@ -97,23 +106,9 @@ def make_step(
         opt_state = {group: tx.init(tree) for group, tree in params.items()}
         return TrainState(jnp.zeros((), jnp.int32), params, opt_state)
 
-    def loss_fn(params, key, teacher_upper, batch: Batch, weights, share):
-        student_key, terms_key = jax.random.split(key)
-        activations = base.activations(student, params[STUDENT], batch.student_inputs, student_key)
-        terms = {'task': task_loss(activations.logits, batch.labels)}
-        if is_taught:
-            speaking = shared.Participant(activations, lambda s, key: student.upper(params[STUDENT], s, key))
-            listening = shared.Participant(batch.teacher, lambda s, key: teacher_upper(s))
-            terms |= objective.terms(
-                params[COMMUNICATION], speaking, listening, batch.labels, config, terms_key
-            )
-        # The mean over real examples is taken here and nowhere else.
-        count = jnp.maximum(batch.mask.sum(), 1.0)
-        means = {name: jnp.sum(term * batch.mask) / count for name, term in terms.items()}
-        loss = means['task']
-        for name in terms:
-            if name != 'task':
-                loss += share * weights[name] * means[name]
+    def loss_fn(params, *arguments):
+        added, means = terms_of(params, *arguments)
+        loss = functools.reduce(operator.add, added.values())
         return loss, {'loss': loss, **means}
 
     differentiate = jax.value_and_grad(loss_fn, has_aux=True)
@@ -140,7 +135,79 @@ def make_step(
             params, opt_state = freeze(new, old, ramp_up_stage(state.step, config))
         return TrainState(state.step + 1, params, opt_state), metrics
 
-    return Step(init, update)
+    return Step(init, update, _make_shares(terms_of, config), _make_signals(student, objective, config))
+
+
+def _make_terms(student, objective, task_loss, config):
+    """The function that gives what a step's loss is the sum of, and the means it logs."""
+    # A method whose weights are all 0 is the student from scratch, and costs as much.
+    is_taught = bool(objectives.taught(config))
+
+    def terms_of(params, key, teacher_upper, batch: Batch, weights, share):
+        """-> ({term: what it adds to the loss}, {term: mean over the batch})."""
+        student_key, terms_key = jax.random.split(key)
+        activations = base.activations(student, params[STUDENT], batch.student_inputs, student_key)
+        terms = {'task': task_loss(activations.logits, batch.labels)}
+        if is_taught:
+            speaking = shared.Participant(activations, lambda s, key: student.upper(params[STUDENT], s, key))
+            listening = shared.Participant(batch.teacher, lambda s, key: teacher_upper(s))
+            terms |= objective.terms(
+                params[COMMUNICATION], speaking, listening, batch.labels, config, terms_key
+            )
+        # The mean over real examples is taken here and nowhere else.
+        count = jnp.maximum(batch.mask.sum(), 1.0)
+        means = {name: jnp.sum(term * batch.mask) / count for name, term in terms.items()}
+        added = {
+            name: mean if name == 'task' else share * weights[name] * mean for name, mean in means.items()
+        }
+        return added, means
+
+    return terms_of
+
+
+def _make_shares(terms_of, config):
+    """Step.shares, of what `_make_terms` makes."""
+
+    def shares(state: TrainState, key, teacher_upper, batch: Batch, numbers: Numbers):
+        step_key = jax.random.fold_in(key, state.step)
+        part_key, part = first_part(step_key, batch, config.micro_batches)
+        share = share_of_weights(state.step, config)
+
+        def added_by(student_params):
+            params = {**state.params, STUDENT: student_params}
+            added, _ = terms_of(params, part_key, teacher_upper, part, numbers.weights, share)
+            return added
+
+        added, pull_back = jax.vjp(added_by, state.params[STUDENT])
+        names = [name for name in added if name != 'probe']
+        # One term after the other, so that there is one gradient at a time.
+        ones = {name: jnp.asarray([name == other for other in names], x.dtype) for name, x in added.items()}
+        norms = jax.lax.map(lambda one: optax.tree.norm(pull_back(one)), ones)
+        total = norms.sum()
+        return dict(zip(names, norms / jnp.where(total > 0, total, 1.0), strict=True))
+
+    return shares
+
+
+def _make_signals(student, objective, config):
+    """Step.signals."""
+    speaks = objective.messages and objectives.reads(config, 'states')
+
+    def signals(params, batch: Batch):
+        _, part = first_part(jax.random.key(0), batch, config.micro_batches)
+        activations = base.activations(student, params[STUDENT], part.student_inputs)
+        found = {
+            f'{side}_{name}': getattr(of_side, name)
+            for side, of_side in (('student', activations), ('teacher', part.teacher))
+            for name in ('lower', 'upper')
+        }
+        if speaks:
+            sides = (shared.Participant(of_side, None) for of_side in (activations, part.teacher))
+            messages = objective.messages(params[COMMUNICATION], *sides, config, None)
+            found |= dict(zip(('student_message', 'teacher_message'), messages, strict=True))
+        return found
+
+    return signals
 
 
 def accumulated(differentiate, key, batch: Batch, micro_batches: int):
@@ -160,9 +227,7 @@ def accumulated(differentiate, key, batch: Batch, micro_batches: int):
         (_, metrics), gradient = differentiate(key, batch)
         return metrics, gradient
     count = jnp.maximum(batch.mask.sum(), 1.0)
-    # Every part takes examples from all over the batch, so that each device has as many of it.
-    parts = jax.tree.map(lambda x: x.reshape(-1, micro_batches, *x.shape[1:]).swapaxes(0, 1), batch)
-    keys = jax.random.split(key, micro_batches)
+    keys, parts = cut(key, batch, micro_batches)
 
     def add(total, part_and_key):
         part, part_key = part_and_key
@@ -174,6 +239,21 @@ def accumulated(differentiate, key, batch: Batch, micro_batches: int):
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (metrics, gradient))
     total, _ = jax.lax.scan(add, zeros, (parts, keys))
     return total
+
+
+def cut(key, batch: Batch, micro_batches: int):
+    """Cuts a batch into parts: -> (their keys [parts], Batch [parts, examples, ...])."""
+    # Every part takes examples from all over the batch, so that each device has as many of it.
+    parts = jax.tree.map(lambda x: x.reshape(-1, micro_batches, *x.shape[1:]).swapaxes(0, 1), batch)
+    return jax.random.split(key, micro_batches), parts
+
+
+def first_part(key, batch: Batch, micro_batches: int):
+    """(key, Batch) of the first of the parts that `accumulated` computes."""
+    if micro_batches == 1:
+        return key, batch
+    keys, parts = cut(key, batch, micro_batches)
+    return keys[0], jax.tree.map(lambda x: x[0], parts)
 
 
 def has_ramp_up(config) -> bool:

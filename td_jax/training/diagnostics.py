@@ -1,0 +1,121 @@
+"""What a run says on its way of how it learns: who moves the student, and whether there is anything to say.
+
+It is computed apart from the training steps and changes none of them.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from td_jax.devices import processes
+from td_jax.method import objectives
+from td_jax.training import train_step
+
+# A term is inert when its share of the gradient on the student is less than this.
+INERT = 0.01
+# Messages have collapsed when their standard deviation is less than this times that of the first line, which
+# is that of encoders that have learned nothing yet.
+COLLAPSED = 0.1
+# Singular values less than this times the largest count as 0: float32 does not know their squares beside its.
+SMALLEST = 1e-3
+
+
+def applies(config) -> bool:
+    """Whether a run has diagnostics: it wants them, and something beside the task moves its student."""
+    return config.diagnostics and bool(objectives.taught(config))
+
+
+def measured(step: train_step.Step, state, key, teacher_upper, batch, numbers) -> dict[str, jax.Array]:
+    """The diagnostics of one seed.
+
+    Args:
+      step: the functions of a run to which diagnostics apply.
+      state, key, teacher_upper, batch, numbers: what the next update is called with.
+
+    Returns:
+      {name: scalar}: share_TERM, and SIGNAL_std and SIGNAL_rank of each of Step.signals
+    """
+    shares = step.shares(state, key, teacher_upper, batch, numbers)
+    found = {f'share_{term}': share for term, share in shares.items()}
+    for name, signal in step.signals(state.params, batch).items():
+        found[f'{name}_std'], found[f'{name}_rank'] = spread(signal)
+    return found
+
+
+def spread(signal) -> tuple[jax.Array, jax.Array]:
+    """How much a signal says of the examples of a batch, and in how many directions.
+
+    Of each number its mean over the examples is taken out first, at each token by itself: what differs from
+    token to token in the same way for every example says nothing of any. Then tokens count as examples.
+
+    Args:
+      signal: [batch, width] or [batch, tokens, width].
+
+    Returns:
+      (std, rank), float32 scalars. std: the root of the mean of the variances over the examples. rank: the
+      effective rank (Roy and Vetterli, EUSIPCO 2007), exp(-sum p_i log p_i) with p_i = s_i / sum_j s_j of the
+      singular values s of the centred [batch * tokens, width]; from 1 to width, or 0 where nothing differs.
+    """
+    x = signal.astype(jnp.float32)
+    x = x - x.mean(axis=0, keepdims=True)
+    x = x.reshape(-1, x.shape[-1])
+    # The largest is 1, so that no square of a small number is 0.
+    largest = jnp.max(jnp.abs(x))
+    x = x / jnp.where(largest > 0, largest, 1.0)
+    std = largest * jnp.sqrt(jnp.mean(jnp.square(x)))
+    rows, width = x.shape
+    gram = jnp.matmul(*((x, x.T) if rows < width else (x.T, x)), precision=jax.lax.Precision.HIGHEST)
+    squares = jnp.linalg.eigvalsh(gram)
+    is_there = (squares > SMALLEST**2 * squares[-1]) & (largest > 0)
+    singular = jnp.sqrt(jnp.where(is_there, squares, 0.0))
+    total = singular.sum()
+    p = singular / jnp.where(total > 0, total, 1.0)
+    rank = jnp.exp(-jnp.sum(jax.scipy.special.xlogy(p, p)))
+    return std, jnp.where(total > 0, rank, 0.0)
+
+
+class Watch:
+    """Warns of inert terms and of collapsed messages, of each once."""
+
+    def __init__(self, config, name: str, lines: list[dict]):
+        """A watch that goes on after some lines of metrics.jsonl; `name` is that of the data set."""
+        self._config, self._about = config, f'{config.method} {name}'
+        self._weights = f'{config.method}.weights'
+        self._first, self._warned = {}, set()
+        for line in lines:
+            self._remember(line)
+
+    def look(self, step: int, scalars: dict[str, float]):
+        """Looks at what was measured before a step, {name: mean over the seeds}."""
+        self._remember(scalars)
+        # Before the first step nothing has been learned; while a part rests or warms up, its terms need not
+        # matter.
+        is_whole = train_step.ramp_up_stage(step, self._config) == 2
+        if step and is_whole and train_step.share_of_weights(step, self._config) == 1:
+            for name, value in scalars.items():
+                if name.startswith('share_') and value < INERT:
+                    self._warn(name, step, self._inert(name.removeprefix('share_'), value))
+        for name, first in self._first.items():
+            if name in scalars and scalars[name] < COLLAPSED * first:
+                self._warn(name, step, self._collapsed(name.split('_')[0], scalars[name], first))
+
+    def _remember(self, line):
+        for side in ('student', 'teacher'):
+            name = f'{side}_message_std'
+            if name in line:
+                self._first.setdefault(name, line[name])
+
+    def _inert(self, term, share):
+        cure = f'lower {self._weights}' if term == 'task' else f'raise {self._weights}.{term}'
+        return f'the term {term} is inert: {100 * share:.2g}% of the gradient on the student; {cure}'
+
+    def _collapsed(self, side, std, first):
+        return (
+            f"the {side}'s messages have collapsed: their standard deviation was {first:.2g} at first and is "
+            f'{std:.2g}; what compares them is small because nothing is said: lower its weight in '
+            f'{self._weights}'
+        )
+
+    def _warn(self, name, step, text):
+        if name not in self._warned:
+            self._warned.add(name)
+            processes.say(f'{self._about}: step {step}/{self._config.num_steps}  warning: {text}')

@@ -1,0 +1,471 @@
+"""Shares and spreads against NumPy and hand-written losses; what is warned of, and when."""
+
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import vit_imagenet
+from td_jax.data import SOURCES
+from td_jax.devices import sharding
+from td_jax.files import metric_log
+from td_jax.method import objectives
+from td_jax.training import assembly, diagnostics, dispatch, train_step
+from td_jax.training.run import train
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def build(config):
+    """(Dispatch, keys, first TrainState, source, Teacher) of a config, the teacher untrained."""
+    source, teacher_source = (
+        SOURCES[config.dataset.name](config.dataset, task)
+        for task in (config.dataset, config.teacher.dataset)
+    )
+    teacher = assembly.untrained_teacher(config, teacher_source)
+    run = assembly.assemble(config, source, teacher, sharding.make_mesh(config))
+    keys = dispatch.seed_keys(config)
+    return run, keys, run.init(keys), source, teacher
+
+
+# --- Shares ----------------------------------------------------------------------------------------
+
+
+def mlp(params, x):
+    """(s, e, logits) of an MLP of two hidden layers."""
+    states = [x]
+    for name in ('hidden_layers_0', 'hidden_layers_1'):
+        states.append(jax.nn.relu(states[-1] @ params[name]['kernel'] + params[name]['bias'][None]))
+    output = params['output_layer']
+    return states[1], states[2], states[2] @ output['kernel'] + output['bias'][None]
+
+
+def decoded(params, s, e):
+    """What FitNet's decoder makes of states: LayerNorm, Dense, relu and two Dense."""
+    x = np.concatenate([s, e], axis=-1)
+    x = (x - x.mean(axis=-1, keepdims=True)) / np.sqrt(x.var(axis=-1, keepdims=True) + 1e-6)
+    hidden = params['hidden']
+    x = x @ np.concatenate([hidden['kernel_0'], hidden['kernel_1']]) + hidden['bias']
+    x = np.maximum(x, 0)
+    return [x @ params[name]['kernel'] + params[name]['bias'] for name in ('lower', 'upper')]
+
+
+def fitnet_by_hand(student, learned, theirs, x):
+    s, e, _ = mlp(student, x)
+    target = np.concatenate(decoded(learned['student_decoder'], *theirs[:2]), axis=-1)
+    return jnp.square(jnp.concatenate([s, e], axis=-1) - target).mean(axis=-1)
+
+
+def ld_by_hand(student, learned, theirs, x):
+    target = theirs[1] @ learned['probe']['kernel'] + learned['probe']['bias']
+    return jnp.square(mlp(student, x)[2] - target).mean(axis=-1)
+
+
+@pytest.mark.parametrize(
+    ('method', 'term', 'weight', 'by_hand'),
+    [('fitnet', 'state', 30.0, fitnet_by_hand), ('ld', 'logits', 0.2, ld_by_hand)],
+)
+def test_shares_are_those_of_gradients_by_hand(comparable_config, method, term, weight, by_hand):
+    config = comparable_config(method=method, num_seeds=2, **{f'{method}__weights__{term}': weight})
+    run, keys, state, source, teacher = build(config)
+    step = 3
+    progress, order = run.run(run.started(state), run.feed(keys, 0), keys, 0, step)
+    found = run.diagnose(progress.state, order, keys)
+    for seed in range(2):
+        params = jax.tree.map(lambda x, seed=seed: np.asarray(x)[seed], progress.state.params)
+        # The examples of the next step, in the order of the epoch.
+        rows = np.asarray(order)[seed, step * 8 : (step + 1) * 8]
+        x, labels = source.train['image'][rows], source.train['labels'][rows]
+        theirs = [np.asarray(state) for state in mlp(teacher.params, x)]
+
+        def task(student, x=x, labels=labels):
+            predicted = jax.nn.log_softmax(mlp(student, x)[2])
+            return -predicted[np.arange(8), labels].mean()
+
+        def other(student, x=x, theirs=theirs, params=params):
+            return weight * by_hand(student, params['communication'], theirs, x).mean()
+
+        norms = [
+            np.sqrt(sum(np.square(leaf, dtype=np.float64).sum() for leaf in jax.tree.leaves(gradient)))
+            for gradient in (jax.grad(task)(params['student']), jax.grad(other)(params['student']))
+        ]
+        shares = [found[f'share_{name}'][seed] for name in ('task', term)]
+        np.testing.assert_allclose(shares, norms / np.sum(norms), rtol=1e-3)
+        assert 0.05 < shares[1] < 0.95
+
+
+@pytest.mark.parametrize(
+    'method',
+    [
+        method if method == 'hybrid' else pytest.param(method, marks=pytest.mark.long)
+        for method in objectives.METHODS
+        if method != 'supervised'
+    ],
+)
+def test_every_term_has_a_share_and_every_state_a_spread(small_config, method):
+    changes = {'compute_dtype': 'bfloat16', 'micro_batches': 2, 'td__weights__logits': 0.5}
+    run, keys, state, _, _ = build(small_config(method=method, **changes))
+    feed = run.feed(keys, 0)
+    found = jax.eval_shape(lambda state: run.diagnose(state, feed, keys), state)
+    signals = {f'{side}_{part}' for side in ('student', 'teacher') for part in ('lower', 'upper')}
+    if method in ('td', 'fd', 'hybrid'):
+        signals |= {'student_message', 'teacher_message'}
+    terms = {'task', *small_config()[method].weights}
+    expected = {f'{signal}_{what}' for signal in signals for what in ('std', 'rank')}
+    assert found.keys() == expected | {f'share_{term}' for term in terms}
+    assert {(value.shape, value.dtype) for value in found.values()} == {((2,), np.dtype('float32'))}
+
+
+def test_where_no_distance_has_a_weight_there_are_no_messages(small_config):
+    config = small_config(method='hybrid', hybrid__weights__feature=0.0)
+    run, keys, state, _, _ = build(config)
+    feed = run.feed(keys, 0)
+    found = jax.eval_shape(lambda state: run.diagnose(state, feed, keys), state)
+    assert {name for name in found if name.startswith('share_')} == {'share_task', 'share_logits'}
+    assert not [name for name in found if 'message' in name]
+
+
+def one_seed(config, rows=slice(None)):
+    """(Step, TrainState, its other arguments) of a batch of eight examples, or of some of its rows."""
+    source = SOURCES['digits'](config.dataset, config.dataset)
+    theirs = SOURCES['digits'](config.dataset, config.teacher.dataset)
+    teacher = assembly.untrained_teacher(config, theirs)
+    step = train_step.make_step(assembly.build_model(config, config.model, source), source.task, 5, config)
+    examples = {name: array[:8][rows] for name, array in source.train.items()}
+    activations = [jnp.asarray(state) for state in mlp(teacher.params, examples['image'])]
+    batch = train_step.Batch(
+        source.inputs(source.tables, examples, None),
+        jnp.asarray(examples['labels']),
+        jnp.ones(len(examples['labels'])),
+        assembly.base.Activations(*activations),
+    )
+    state = step.init(jax.random.key(0), batch)
+
+    def teacher_upper(s):
+        return teacher.model.upper(teacher.params, s)
+
+    return step, state, (jax.random.key(1), teacher_upper, batch, train_step.numbers_of(config))
+
+
+def test_messages_are_what_the_terms_compare(comparable_config):
+    for method, term in (('td', 'message'), ('fd', 'feature')):
+        step, state, arguments = one_seed(comparable_config(method=method))
+        _, metrics = step.update(state, *arguments)
+        signals = step.signals(state.params, arguments[2])
+        difference = signals['student_message'] - signals['teacher_message']
+        np.testing.assert_allclose(metrics[term], np.mean(np.square(difference)), rtol=1e-5)
+
+
+@pytest.mark.long
+def test_of_several_micro_batches_the_first_is_looked_at(comparable_config):
+    step, state, arguments = one_seed(comparable_config(micro_batches=2))
+    whole = diagnostics.measured(step, state, *arguments)
+    step, _, arguments = one_seed(comparable_config(), rows=slice(None, None, 2))
+    first = diagnostics.measured(step, state, *arguments)
+    assert whole.keys() == first.keys()
+    for name, value in whole.items():
+        np.testing.assert_allclose(value, first[name], rtol=1e-5, err_msg=name)
+
+
+# --- Standard deviation and effective rank ---------------------------------------------------------
+
+
+def spread_by_svd(x):
+    """(std, effective rank) in float64, from the singular values themselves."""
+    x = np.asarray(x, np.float64)
+    x = x - x.mean(axis=0)
+    std = np.sqrt(x.reshape(len(x), -1).var(axis=0).mean())
+    singular = np.linalg.svd(x.reshape(-1, x.shape[-1]), compute_uv=False)
+    p = singular[singular > 1e-9 * singular[0]] / singular.sum()
+    return std, np.exp(-np.sum(p * np.log(p)))
+
+
+def examples_of(*shape, scale=1.0, mean=0.0):
+    return scale * np.random.default_rng(0).normal(size=shape).astype(np.float32) + np.float32(mean)
+
+
+LOW_RANK = examples_of(31, 2) @ np.array([[1, 0, 2, 0, 1, 3, 0], [0, 1, 0, 1, 1, 0, 5]], np.float32)
+
+
+@pytest.mark.parametrize(
+    'x',
+    [
+        examples_of(31, 7),
+        examples_of(5, 13),  # the smaller Gram matrix is that of the examples
+        examples_of(11, 3, 17),
+        LOW_RANK,
+        LOW_RANK[:, :1] * np.array([[1, 0, -2]], np.float32),
+        examples_of(31, 7, scale=1e-25),
+        examples_of(31, 7, mean=100.0),
+        examples_of(31, 7) * np.float32(0.2) ** np.arange(7, dtype=np.float32),
+    ],
+)
+def test_spread_is_that_of_the_singular_values(x):
+    np.testing.assert_allclose(diagnostics.spread(x), spread_by_svd(x), rtol=3e-3)
+
+
+def test_spread_of_directions_by_hand():
+    """Directions of one length are as many as they are; what all examples have in common is none."""
+    corners = np.array([[1, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0]], np.float32)
+    np.testing.assert_allclose(diagnostics.spread(corners), [np.sqrt(1 / 3), 2], rtol=1e-6)
+    np.testing.assert_allclose(diagnostics.spread(np.full((5, 3), 7.0)), [0, 0])
+    by_token = np.broadcast_to(examples_of(1, 4, 3), (6, 4, 3))
+    np.testing.assert_allclose(diagnostics.spread(by_token), [0, 0])
+
+
+def test_spread_of_bfloat16_is_computed_in_float32():
+    x = jnp.asarray(examples_of(31, 7), jnp.bfloat16)
+    std, rank = diagnostics.spread(x)
+    assert std.dtype == rank.dtype == jnp.float32
+    np.testing.assert_allclose([std, rank], spread_by_svd(x.astype(jnp.float32)), rtol=1e-4)
+
+
+# --- Warnings --------------------------------------------------------------------------------------
+
+
+def warnings(capsys):
+    return [line for line in capsys.readouterr().err.splitlines() if 'warning' in line]
+
+
+def test_an_inert_term_is_warned_of_once(small_config, tmp_path, capsys):
+    config = small_config(method='fitnet', diagnostics=True, fitnet__weights__state=1e-6, num_seeds=1)
+    train(config, tmp_path / 'run')
+    (line,) = warnings(capsys)
+    assert line.startswith('fitnet digits 5, 6, 7, 8, 9: step 2/6  warning: the term state is inert: ')
+    assert line.endswith('% of the gradient on the student; raise fitnet.weights.state')
+    config.teacher.checkpoint = str(tmp_path / 'run' / 'teacher')
+    config.fitnet.weights.state = 1.0
+    train(config, tmp_path / 'other')
+    assert warnings(capsys) == []
+    shares = [
+        [line['share_state'] for line in metric_log.read(tmp_path / name) if 'share_state' in line]
+        for name in ('run', 'other')
+    ]
+    assert [len(found) for found in shares] == [4, 4]
+    assert max(shares[0]) < 1e-4
+    assert min(shares[1]) > diagnostics.INERT
+
+
+def test_a_task_that_terms_drown_is_warned_of(small_config, capsys):
+    watch = diagnostics.Watch(small_config(method='ld'), 'digits', [])
+    watch.look(2, {'share_task': 0.009, 'share_logits': 0.991})
+    (line,) = warnings(capsys)
+    assert 'the term task is inert: 0.9% of the gradient on the student; lower ld.weights' in line
+
+
+@pytest.mark.parametrize('known', [[], [{'step': 0, 'student_message_std': 0.5, 'teacher_message_std': 0.3}]])
+def test_collapsed_messages_are_warned_of_once_a_side(small_config, capsys, known):
+    """Measured by the first line, that of a run that is continued, too."""
+    watch = diagnostics.Watch(small_config(method='fd'), 'digits', known)
+    for step, student, teacher in ((0, 0.5, 0.3), (2, 0.051, 0.031), (4, 0.049, 0.031), (6, 0.01, 0.02)):
+        if step or not known:
+            watch.look(step, {'student_message_std': student, 'teacher_message_std': teacher})
+        found = warnings(capsys)
+        if step < 4:
+            assert found == []
+        else:
+            (line,) = found
+            side, first, now = ('student', 0.5, 0.049) if step == 4 else ('teacher', 0.3, 0.02)
+            assert f"step {step}/6  warning: the {side}'s messages have collapsed" in line
+            assert f'was {first} at first and is {now};' in line
+            assert line.endswith('lower its weight in fd.weights')
+
+
+@pytest.mark.long
+def test_encoders_that_are_drawn_together_alone_collapse(small_config, tmp_path, capsys):
+    config = small_config(
+        method='fd',
+        diagnostics=True,
+        fd__weights__feature=1e4,
+        optimizer__learning_rate=0.03,
+        communication__message=8,
+        num_steps=60,
+        log_every=20,
+        save_every=60,
+        num_seeds=1,
+    )
+    train(config, tmp_path)
+    text = '\n'.join(warnings(capsys))
+    assert text.count('messages have collapsed') == 2
+    lines = [line for line in metric_log.read(tmp_path) if 'student_message_std' in line]
+    assert [line['step'] for line in lines] == [0, 20, 40, 60]
+    assert lines[-1]['student_message_std'] < 0.1 * lines[0]['student_message_std']
+
+
+@pytest.mark.long
+def test_while_a_ramp_up_rests_a_part_no_term_is_called_inert(small_config, tmp_path, capsys):
+    train(small_config(diagnostics=True, td__ramp_up=(2, 2), num_seeds=1), tmp_path)
+    for line in warnings(capsys):
+        assert 'step 4/6' in line or 'step 6/6' in line
+    first = metric_log.read(tmp_path)[0]
+    shares = {name: value for name, value in first.items() if name.startswith('share_')}
+    assert shares == {'share_task': 1.0, 'share_interact': 0, 'share_message': 0, 'share_state': 0}
+
+
+# --- A run -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope='module')
+def td_config(small_config):
+    """A run with all that may differ between two starts: dropout, noise, moments, an odd epoch."""
+    return small_config(
+        diagnostics=True,
+        model__dropout=0.2,
+        communication__dropout=0.1,
+        td__noise_std=0.1,
+        batch_size=9,
+    )
+
+
+@pytest.fixture(scope='module')
+def finished(td_config, tmp_path_factory):
+    """The workdir of a finished run of td_config; copy it before anything is done to it."""
+    folder = tmp_path_factory.mktemp('runs') / 'finished'
+    train(td_config, folder)
+    return folder
+
+
+def changed(config, **changes):
+    other = config.copy_and_resolve_references()
+    other.update(changes)
+    return other
+
+
+def test_a_run_ends_bit_for_bit_as_without_diagnostics(finished, td_config, tmp_path, outcome):
+    shutil.copytree(finished / 'teacher', tmp_path / 'run' / 'teacher')
+    train(changed(td_config, diagnostics=False), tmp_path / 'run')
+    mine, theirs = outcome(finished), outcome(tmp_path / 'run')
+    assert (mine.pop('config')['diagnostics'], theirs.pop('config')['diagnostics']) == (True, False)
+    first, *lines = mine.pop('metrics')
+    assert first['step'] == 0
+    assert all(name.startswith(('step', 'share_', 'student_', 'teacher_')) for name in first)
+    plain = theirs.pop('metrics')
+    assert [{name: line[name] for name in other} for line, other in zip(lines, plain, strict=True)] == plain
+    assert all(
+        line.keys() - other.keys() == first.keys() - {'step'}
+        for line, other in zip(lines[:-1], plain[:-1], strict=True)
+    )
+    for line in (first, *lines[:-1]):
+        assert sum(value for name, value in line.items() if name.startswith('share_')) == pytest.approx(1)
+    assert mine == theirs
+    # The teacher has one term.
+    assert not [name for line in metric_log.read(finished / 'teacher') for name in line if 'share' in name]
+
+
+@pytest.mark.parametrize('damaged', [[6], [4, 6]])
+def test_a_run_that_is_continued_writes_the_same_lines(
+    damaged, finished, td_config, tmp_path, outcome, capsys
+):
+    """From a step in the middle, and from the beginning."""
+    folder = shutil.copytree(finished, tmp_path / 'run')
+    (folder / 'result.json').unlink()
+    for step in damaged:
+        shutil.rmtree(folder / 'checkpoints' / str(step) / 'state')
+    train(td_config, folder)
+    assert ('continues at step 4 of 6' in capsys.readouterr().err) == (damaged == [6])
+    assert outcome(folder) == outcome(finished)
+
+
+@pytest.mark.long
+def test_diagnostics_can_be_switched_on_and_off_on_the_way(finished, td_config, tmp_path, outcome):
+    shutil.copytree(finished / 'teacher', tmp_path / 'run' / 'teacher')
+    for steps, is_on in ((2, False), (4, True), (6, False)):
+        train(changed(td_config, num_steps=steps, diagnostics=is_on), tmp_path / 'run')
+    assert outcome(tmp_path / 'run')['arrays'] == outcome(finished)['arrays']
+    lines = [line for line in metric_log.read(tmp_path / 'run') if 'train_loss' in line]
+    assert ['share_task' in line for line in lines] == [False, True, False]
+
+
+# --- Several devices -------------------------------------------------------------------------------
+
+PROGRAM = """
+import json, sys
+import jax
+import numpy as np
+from td_jax import config as config_lib
+from td_jax.data import SOURCES
+from td_jax.devices import sharding
+from td_jax.training import assembly, dispatch
+
+config = config_lib.from_json(json.loads(sys.argv[1]))
+source, theirs = (
+    SOURCES['digits'](config.dataset, task) for task in (config.dataset, config.teacher.dataset)
+)
+teacher = assembly.untrained_teacher(config, theirs)
+for method in ('td', 'hybrid', 'rkd'):
+    config.method, found = method, []
+    for devices, fsdp in ((1, 1), (4, 2)):
+        config.mesh.fsdp = fsdp
+        mesh = sharding.make_mesh(config, jax.devices()[:devices])
+        run = assembly.assemble(config, source, teacher, mesh)
+        keys = dispatch.seed_keys(config)
+        values = run.diagnose(run.init(keys), run.feed(keys, 0), keys)
+        assert all(value.sharding.is_fully_replicated for value in values.values())
+        found.append(jax.tree.map(np.asarray, values))
+    for name, value in found[0].items():
+        np.testing.assert_allclose(found[1][name], value, rtol=1e-3, atol=1e-5, err_msg=f'{method} {name}')
+"""
+
+
+@pytest.mark.long
+def test_several_devices_find_what_one_finds(comparable_config):
+    config = comparable_config(
+        batch_size=16, micro_batches=2, td__rounds=2, td__scale='variance', hybrid__weights__feature=30.0
+    )
+    done = subprocess.run(
+        [sys.executable, '-c', PROGRAM, json.dumps(config.to_dict())],
+        cwd=ROOT,
+        env={**os.environ, 'XLA_FLAGS': '--xla_force_host_platform_device_count=4', 'JAX_PLATFORMS': 'cpu'},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+# --- A stream --------------------------------------------------------------------------------------
+
+
+@pytest.mark.long
+def test_a_stream_loses_no_example_to_diagnostics(imagenet_data, tmp_path, outcome):
+    """Ends as without them, and cut and continued, with the same lines; a ViT's states are of tokens."""
+    config = vit_imagenet.get_config()
+    small = {
+        'method': 'td',
+        'num_steps': 4,
+        'batch_size': 8,
+        'eval_batch_size': 32,
+        'log_every': 2,
+        'save_every': 2,
+        'compute_dtype': 'float32',
+        'dataset.image_size': 32,
+        'dataset.shuffle_buffer': 64,
+        'optimizer.warmup_steps': 1,
+        'communication.hidden': 16,
+        'communication.message': 8,
+        'teacher.pretrained': str(ROOT / 'tests' / 'golden' / 'vit_tiny_prelogits.npz'),
+        'model.layers': 1,
+        'model.split': 1,
+        'teacher.model.layers': 6,
+    }
+    for model in ('model', 'teacher.model'):
+        small |= {f'{model}.{key}': n for key, n in {'patch': 8, 'width': 48, 'mlp': 96, 'heads': 4}.items()}
+    config.update_from_flattened_dict(small)
+    train(changed(config, num_steps=2), tmp_path / 'cut')
+    train(config, tmp_path / 'cut')
+    train(changed(config, diagnostics=False), tmp_path / 'without')
+    train(config, tmp_path / 'with')
+    cut, whole, without = (outcome(tmp_path / name) for name in ('cut', 'with', 'without'))
+    assert whole['arrays'] == without['arrays'] == cut['arrays']
+    lines = [[line for line in found['metrics'] if 'share_task' in line] for found in (cut, whole)]
+    assert lines[0] == lines[1]
+    assert [line['step'] for line in lines[0]] == [0, 2, 4]
+    assert all(np.isfinite(list(line.values())).all() for line in lines[0])
+    assert 1 <= lines[0][-1]['teacher_message_rank'] <= 8
