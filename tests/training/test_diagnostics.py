@@ -260,6 +260,14 @@ def test_a_task_that_terms_drown_is_warned_of(small_config, capsys):
     assert 'the term task is inert: 0.9% of the gradient on the student; lower ld.weights' in line
 
 
+def test_while_weights_warm_up_no_term_is_called_inert(small_config, capsys):
+    watch = diagnostics.Watch(small_config(td__warmup_steps=4), 'digits', [])
+    watch.look(2, {'share_state': 0.001})
+    assert warnings(capsys) == []
+    watch.look(4, {'share_state': 0.001})
+    assert len(warnings(capsys)) == 1
+
+
 @pytest.mark.parametrize('known', [[], [{'step': 0, 'student_message_std': 0.5, 'teacher_message_std': 0.3}]])
 def test_collapsed_messages_are_warned_of_once_a_side(small_config, capsys, known):
     """Measured by the first line, that of a run that is continued, too."""
