@@ -269,7 +269,7 @@ def test_a_knob_that_nothing_reads_is_found():
 @pytest.mark.parametrize(
     'method',
     [
-        method if method in ('td', 'ld') else pytest.param(method, marks=pytest.mark.long)
+        method if method == 'ld' else pytest.param(method, marks=pytest.mark.long)
         for method in objectives.METHODS
         if method != 'supervised'
     ],
@@ -317,9 +317,8 @@ SMALL_VIT = {
 DATA_OF = {'movielens': 'movielens_data', 'cifar10': 'cifar10_data', 'imagenet': 'imagenet_data'}
 
 
-@pytest.mark.parametrize(
-    'name', [name if name == 'digits' else pytest.param(name, marks=pytest.mark.long) for name in CONFIGS]
-)
+@pytest.mark.long
+@pytest.mark.parametrize('name', CONFIGS)
 def test_every_config_trains(request, tmp_path, name):
     config = importlib.import_module(f'configs.{name}').get_config()
     # CIFAR-100 differs in its labels alone.

@@ -17,6 +17,8 @@ INERT = 0.01
 COLLAPSED = 0.1
 # Singular values less than this times the largest count as 0: float32 does not know their squares beside its.
 SMALLEST = 1e-3
+# What differs by less than this times the largest number does so by rounding.
+ROUNDING = 1e-6
 
 
 def applies(config) -> bool:
@@ -55,17 +57,20 @@ def spread(signal) -> tuple[jax.Array, jax.Array]:
       effective rank (Roy and Vetterli, EUSIPCO 2007), exp(-sum p_i log p_i) with p_i = s_i / sum_j s_j of the
       singular values s of the centred [batch * tokens, width]; from 1 to width, or 0 where nothing differs.
     """
-    x = signal.astype(jnp.float32)
-    x = x - x.mean(axis=0, keepdims=True)
+    given = signal.astype(jnp.float32)
+    x = given - given.mean(axis=0, keepdims=True)
     x = x.reshape(-1, x.shape[-1])
-    # The largest is 1, so that no square of a small number is 0.
     largest = jnp.max(jnp.abs(x))
-    x = x / jnp.where(largest > 0, largest, 1.0)
+    # The mean is known to some roundings of what it is the mean of.
+    differs = largest > ROUNDING * jnp.max(jnp.abs(given))
+    largest = jnp.where(differs, largest, 0.0)
+    # The largest is 1, so that no square of a small number is 0.
+    x = jnp.where(differs, x / jnp.where(differs, largest, 1.0), 0.0)
     std = largest * jnp.sqrt(jnp.mean(jnp.square(x)))
     rows, width = x.shape
     gram = jnp.matmul(*((x, x.T) if rows < width else (x.T, x)), precision=jax.lax.Precision.HIGHEST)
     squares = jnp.linalg.eigvalsh(gram)
-    is_there = (squares > SMALLEST**2 * squares[-1]) & (largest > 0)
+    is_there = squares > SMALLEST**2 * squares[-1]
     singular = jnp.sqrt(jnp.where(is_there, squares, 0.0))
     total = singular.sum()
     p = singular / jnp.where(total > 0, total, 1.0)

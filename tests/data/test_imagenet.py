@@ -545,6 +545,7 @@ print('done')
 """
 
 
+@pytest.mark.long
 def test_streams_that_are_left_behind_do_not_hold_up_the_end(written):
     ended = subprocess.run(
         [sys.executable, '-W', 'error::ResourceWarning', '-c', 'import td_jax\n' + LEFT_BEHIND, str(written)],

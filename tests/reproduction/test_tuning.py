@@ -304,6 +304,7 @@ def test_best(task):
     assert tuning.best(curve, less_is_better) == ((20, 0.5) if less_is_better else (30, 0.9))
 
 
+@pytest.mark.long
 def test_a_real_search(tmp_path):
     """Its score is the mean of what its runs logged, and what diverges ends no search."""
     search = DIGITS._replace(trials=2, steps=4)

@@ -1,5 +1,6 @@
 """Shares and spreads against NumPy and hand-written losses; what is warned of, and when."""
 
+import functools
 import json
 import os
 import pathlib
@@ -104,7 +105,7 @@ def test_shares_are_those_of_gradients_by_hand(comparable_config, method, term, 
 @pytest.mark.parametrize(
     'method',
     [
-        method if method == 'hybrid' else pytest.param(method, marks=pytest.mark.long)
+        method if method in ('fd', 'ld') else pytest.param(method, marks=pytest.mark.long)
         for method in objectives.METHODS
         if method != 'supervised'
     ],
@@ -154,24 +155,26 @@ def one_seed(config, rows=slice(None)):
     return step, state, (jax.random.key(1), teacher_upper, batch, train_step.numbers_of(config))
 
 
-def test_messages_are_what_the_terms_compare(comparable_config):
-    for method, term in (('td', 'message'), ('fd', 'feature')):
-        step, state, arguments = one_seed(comparable_config(method=method))
-        _, metrics = step.update(state, *arguments)
-        signals = step.signals(state.params, arguments[2])
-        difference = signals['student_message'] - signals['teacher_message']
-        np.testing.assert_allclose(metrics[term], np.mean(np.square(difference)), rtol=1e-5)
+@pytest.mark.parametrize(('method', 'term'), [('td', 'message'), ('fd', 'feature')])
+def test_messages_are_what_the_terms_compare(comparable_config, method, term):
+    step, state, arguments = one_seed(comparable_config(method=method))
+    _, metrics = jax.jit(lambda state: step.update(state, *arguments))(state)
+    signals = jax.jit(step.signals)(state.params, arguments[2])
+    difference = signals['student_message'] - signals['teacher_message']
+    np.testing.assert_allclose(metrics[term], np.mean(np.square(difference)), rtol=1e-5)
 
 
 @pytest.mark.long
 def test_of_several_micro_batches_the_first_is_looked_at(comparable_config):
-    step, state, arguments = one_seed(comparable_config(micro_batches=2))
-    whole = diagnostics.measured(step, state, *arguments)
-    step, _, arguments = one_seed(comparable_config(), rows=slice(None, None, 2))
-    first = diagnostics.measured(step, state, *arguments)
-    assert whole.keys() == first.keys()
-    for name, value in whole.items():
-        np.testing.assert_allclose(value, first[name], rtol=1e-5, err_msg=name)
+    found = []
+    for micro_batches, rows in ((2, slice(None)), (1, slice(None, None, 2))):
+        config = comparable_config(method='fd', micro_batches=micro_batches)
+        step, state, arguments = one_seed(config, rows)
+        measured = jax.jit(functools.partial(diagnostics.measured, step), static_argnums=2)
+        found.append(measured(state, *arguments))
+    assert found[0].keys() == found[1].keys()
+    for name, value in found[0].items():
+        np.testing.assert_allclose(value, found[1][name], rtol=1e-5, err_msg=name)
 
 
 # --- Standard deviation and effective rank ---------------------------------------------------------
@@ -218,6 +221,8 @@ def test_spread_of_directions_by_hand():
     np.testing.assert_allclose(diagnostics.spread(np.full((5, 3), 7.0)), [0, 0])
     by_token = np.broadcast_to(examples_of(1, 4, 3), (6, 4, 3))
     np.testing.assert_allclose(diagnostics.spread(by_token), [0, 0])
+    # What only rounding tells apart is the same.
+    np.testing.assert_allclose(diagnostics.spread(corners * 1e-6 + 100), [0, 0])
 
 
 def test_spread_of_bfloat16_is_computed_in_float32():
@@ -307,14 +312,18 @@ def test_encoders_that_are_drawn_together_alone_collapse(small_config, tmp_path,
     assert lines[-1]['student_message_std'] < 0.1 * lines[0]['student_message_std']
 
 
-@pytest.mark.long
-def test_while_a_ramp_up_rests_a_part_no_term_is_called_inert(small_config, tmp_path, capsys):
-    train(small_config(diagnostics=True, td__ramp_up=(2, 2), num_seeds=1), tmp_path)
-    for line in warnings(capsys):
-        assert 'step 4/6' in line or 'step 6/6' in line
-    first = metric_log.read(tmp_path)[0]
-    shares = {name: value for name, value in first.items() if name.startswith('share_')}
-    assert shares == {'share_task': 1.0, 'share_interact': 0, 'share_message': 0, 'share_state': 0}
+def test_while_a_ramp_up_rests_a_part_no_term_is_called_inert(small_config, capsys):
+    config = small_config(td__ramp_up=(2, 2), td__rounds=0, num_seeds=1)
+    run, keys, state, source, _ = build(config)
+    feed, watch = run.feed(keys, 0), diagnostics.Watch(config, source.name, [])
+    found = []
+    for step in range(6):
+        state = state._replace(step=jnp.full(1, step, jnp.int32))
+        found.append({name: float(value[0]) for name, value in run.diagnose(state, feed, keys).items()})
+        alone = {'share_task': 1.0, 'share_message': 0.0, 'share_state': 0.0}
+        assert (alone.items() <= found[-1].items()) == (step < 2)
+        watch.look(step, {**found[-1], 'share_state': 0.0})
+        assert len(warnings(capsys)) == (step == 4)
 
 
 # --- A run -----------------------------------------------------------------------------------------
@@ -407,7 +416,7 @@ source, theirs = (
     SOURCES['digits'](config.dataset, task) for task in (config.dataset, config.teacher.dataset)
 )
 teacher = assembly.untrained_teacher(config, theirs)
-for method in ('td', 'hybrid', 'rkd'):
+for method in sys.argv[2:]:
     config.method, found = method, []
     for devices, fsdp in ((1, 1), (4, 2)):
         config.mesh.fsdp = fsdp
@@ -422,13 +431,13 @@ for method in ('td', 'hybrid', 'rkd'):
 """
 
 
-@pytest.mark.long
-def test_several_devices_find_what_one_finds(comparable_config):
+@pytest.mark.parametrize('methods', [['fd'], pytest.param(['td', 'rkd'], marks=pytest.mark.long)])
+def test_several_devices_find_what_one_finds(comparable_config, methods):
     config = comparable_config(
-        batch_size=16, micro_batches=2, td__rounds=2, td__scale='variance', hybrid__weights__feature=30.0
+        batch_size=16, micro_batches=2, td__rounds=2, td__scale='variance', fd__weights__feature=30.0
     )
     done = subprocess.run(
-        [sys.executable, '-c', PROGRAM, json.dumps(config.to_dict())],
+        [sys.executable, '-c', PROGRAM, json.dumps(config.to_dict()), *methods],
         cwd=ROOT,
         env={**os.environ, 'XLA_FLAGS': '--xla_force_host_platform_device_count=4', 'JAX_PLATFORMS': 'cpu'},
         capture_output=True,
@@ -439,6 +448,17 @@ def test_several_devices_find_what_one_finds(comparable_config):
 
 
 # --- A stream --------------------------------------------------------------------------------------
+
+
+def test_what_was_looked_at_is_still_there():
+    feed = dispatch._Feed(number for number in range(3))
+    assert [next(feed), feed.peek(), feed.peek(), next(feed), next(feed)] == [0, 1, 1, 1, 2]
+    feed = dispatch._Feed(number for number in range(3))
+    feed.peek()
+    feed.close()
+    assert next(feed) == 0
+    with pytest.raises(StopIteration):
+        next(feed)
 
 
 @pytest.mark.long

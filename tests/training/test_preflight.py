@@ -168,7 +168,7 @@ def compares_states(method):
 @pytest.mark.parametrize(
     ('method', 'pair'),
     [
-        (method, pair)
+        pytest.param(method, pair, marks=() if method in ('td', 'ld') else pytest.mark.long)
         for method in objectives.METHODS
         for pair in PAIRS
         if compares_states(method) or pair in ('a smaller patch', 'ViT and MLP')
@@ -270,12 +270,15 @@ EXPLODING = {'optimizer__name': 'sgd', 'optimizer__learning_rate': 1e30, 'save_e
 @pytest.mark.parametrize(
     'changes',
     [
-        {'seed': 2**31},
-        {'num_seeds': 10**9},
+        pytest.param({'seed': 2**31}, marks=pytest.mark.long),
+        pytest.param({'num_seeds': 10**9}, marks=pytest.mark.long),
         {'dataset__classes': (5, 11)},
-        {'method': 'supervised', **EXPLODING},
-        EXPLODING,
-        {f'teacher__{key}': value for key, value in EXPLODING.items() if key != 'save_every'},
+        pytest.param({'method': 'supervised', **EXPLODING}, marks=pytest.mark.long),
+        pytest.param(EXPLODING, marks=pytest.mark.long),
+        pytest.param(
+            {f'teacher__{key}': value for key, value in EXPLODING.items() if key != 'save_every'},
+            marks=pytest.mark.long,
+        ),
     ],
 )
 def test_after_a_refusal_the_mended_command_works(changes, small_config, tmp_path):

@@ -262,6 +262,7 @@ def test_a_teacher_of_another_workdir_gives_the_same_and_stays_as_it_is(
     assert mine == theirs
 
 
+@pytest.mark.long
 def test_a_teacher_of_several_seeds_teaches_with_its_first(finished, td_config, tmp_path, restored):
     several = config.teacher_run(td_config)
     several.num_seeds = 3

@@ -89,6 +89,7 @@ def test_no_gradient_of_the_teacher_is_computed(small_config):
         assert f'f32[{rows},{columns}] = dot_general' not in text
 
 
+@pytest.mark.long
 def test_a_student_made_of_the_teachers_arrays_survives_donation(small_config):
     config = small_config(model__hidden=(7, 11), num_seeds=1)
     run, teacher, keys = build(config)
@@ -102,7 +103,7 @@ def test_a_student_made_of_the_teachers_arrays_survives_donation(small_config):
     assert np.all(np.isfinite(jax.tree.leaves(run.constants.teacher_params)[0]))
 
 
-@pytest.mark.parametrize('method', ['supervised', pytest.param('hybrid', marks=pytest.mark.long), 'td'])
+@pytest.mark.parametrize('method', ['supervised', 'hybrid', pytest.param('td', marks=pytest.mark.long)])
 def test_seeds_side_by_side_are_seeds_one_by_one(comparable_config, method):
     changes = {'method': method, 'communication__dropout': 0.2, 'model__dropout': 0.2, 'td__noise_std': 0.1}
     before, together, _, _, _ = train(comparable_config(num_seeds=5, seed=3, **changes))
@@ -238,6 +239,7 @@ def test_ramp_up_trains_one_group_then_the_other_then_both(small_config):
     assert moves == [(True, False)] * 2 + [(False, True)] * 3 + [(True, True)] * 2
 
 
+@pytest.mark.long
 def test_ramp_up_starts_with_the_task_alone(comparable_config):
     before, ramped, _, _, _ = train(comparable_config(td__ramp_up=(3, 1)), steps=2)
     config = comparable_config(method='supervised')
@@ -340,7 +342,7 @@ def test_decay_acts_on_kernels_alone(small_config):
 @pytest.mark.parametrize(
     'method',
     [
-        method if method in ('td', 'hybrid') else pytest.param(method, marks=pytest.mark.long)
+        method if method == 'td' else pytest.param(method, marks=pytest.mark.long)
         for method in objectives.METHODS
         if method != 'supervised'
     ],
