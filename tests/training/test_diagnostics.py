@@ -320,22 +320,22 @@ def test_while_a_ramp_up_rests_a_part_no_term_is_called_inert(small_config, caps
 
 
 @pytest.fixture(scope='module')
-def run_config(small_config):
-    """A run with all that may differ between two starts: dropout, moments, an odd epoch."""
+def td_config(small_config):
+    """A run with all that may differ between two starts: dropout, noise, moments, an odd epoch."""
     return small_config(
-        method='fd',
         diagnostics=True,
         model__dropout=0.2,
         communication__dropout=0.1,
+        td__noise_std=0.1,
         batch_size=9,
     )
 
 
 @pytest.fixture(scope='module')
-def finished(run_config, tmp_path_factory):
-    """The workdir of a finished run of run_config; copy it before anything is done to it."""
+def finished(td_config, tmp_path_factory):
+    """The workdir of a finished run of td_config; copy it before anything is done to it."""
     folder = tmp_path_factory.mktemp('runs') / 'finished'
-    train(run_config, folder)
+    train(td_config, folder)
     return folder
 
 
@@ -345,9 +345,9 @@ def changed(config, **changes):
     return other
 
 
-def test_a_run_ends_bit_for_bit_as_without_diagnostics(finished, run_config, tmp_path, outcome):
+def test_a_run_ends_bit_for_bit_as_without_diagnostics(finished, td_config, tmp_path, outcome):
     shutil.copytree(finished / 'teacher', tmp_path / 'run' / 'teacher')
-    train(changed(run_config, diagnostics=False), tmp_path / 'run')
+    train(changed(td_config, diagnostics=False), tmp_path / 'run')
     mine, theirs = outcome(finished), outcome(tmp_path / 'run')
     assert (mine.pop('config')['diagnostics'], theirs.pop('config')['diagnostics']) == (True, False)
     first, *lines = mine.pop('metrics')
@@ -368,22 +368,22 @@ def test_a_run_ends_bit_for_bit_as_without_diagnostics(finished, run_config, tmp
 
 @pytest.mark.parametrize('damaged', [[6], [4, 6]])
 def test_a_run_that_is_continued_writes_the_same_lines(
-    damaged, finished, run_config, tmp_path, outcome, capsys
+    damaged, finished, td_config, tmp_path, outcome, capsys
 ):
     """From a step in the middle, and from the beginning."""
     folder = shutil.copytree(finished, tmp_path / 'run')
     (folder / 'result.json').unlink()
     for step in damaged:
         shutil.rmtree(folder / 'checkpoints' / str(step) / 'state')
-    train(run_config, folder)
+    train(td_config, folder)
     assert ('continues at step 4 of 6' in capsys.readouterr().err) == (damaged == [6])
     assert outcome(folder) == outcome(finished)
 
 
-def test_diagnostics_can_be_switched_on_and_off_on_the_way(finished, run_config, tmp_path, outcome):
+def test_diagnostics_can_be_switched_on_and_off_on_the_way(finished, td_config, tmp_path, outcome):
     shutil.copytree(finished / 'teacher', tmp_path / 'run' / 'teacher')
     for steps, is_on in ((2, False), (4, True), (6, False)):
-        train(changed(run_config, num_steps=steps, diagnostics=is_on), tmp_path / 'run')
+        train(changed(td_config, num_steps=steps, diagnostics=is_on), tmp_path / 'run')
     assert outcome(tmp_path / 'run')['arrays'] == outcome(finished)['arrays']
     lines = [line for line in metric_log.read(tmp_path / 'run') if 'train_loss' in line]
     assert ['share_task' in line for line in lines] == [False, True, False]
