@@ -45,13 +45,10 @@ parse() {
       *" $name "*) fail "$name takes no value; write $name alone." ;;
       *) fail "$name is not an option here; known are $OPTIONS, and flags of td_jax.main go after --." ;;
     esac
-    if [ "$name" != --env ]; then
-      printf -v "${name##*-}" %s "$value"
-    elif [[ $value =~ ^[A-Za-z_][A-Za-z0-9_]*= ]]; then
-      ENVIRONMENT+=("$value")
-    else
-      fail "--env=$value is no variable; write --env=NAME=VALUE."
-    fi
+    printf -v "${name##*-}" %s "$value"
+    [ "$name" = --env ] || continue
+    [[ $value =~ ^[A-Za-z_][A-Za-z0-9_]*= ]] || fail "--env=$value is no variable; write --env=NAME=VALUE."
+    ENVIRONMENT+=("$value")
   done
 }
 

@@ -50,23 +50,20 @@ trap 'rm -rf "$scratch"' EXIT
 exec 3>&1
 
 # Runs a command, or prints it, whatever becomes of its output here.
-invoke() {
-  if [ -n "$dry_run" ]; then quoted "$@" >&3; else "$@" </dev/null; fi
-}
+invoke() { if [ -n "$dry_run" ]; then quoted "$@" >&3; else "$@" </dev/null; fi; }
 
 # gcloud compute tpus ARGUMENTS, in the zone and the project. A VM and its place in the queue share the name.
 tpu() { invoke gcloud compute tpus "$@" --zone="$zone" ${project:+"--project=$project"} --quiet; }
+
+delete() { tpu queued-resources delete "$name" --force; }
 
 # A connection whose other end is gone is noticed within a minute.
 on_workers() { tpu tpu-vm ssh "$name" --worker="$worker" --ssh-flag=-oServerAliveInterval=20 --command="$1"; }
 
 worker_sh() { on_workers "bash td_jax/launch/worker.sh $*"; }
 
-# Ends with exit code $1 after saying what $2 says, the last of which is what costs money.
-leave() {
-  say "$2 costs money; bash launch/tpu_vm.sh delete $name --zone=$zone ends that"
-  exit "$1"
-}
+# Ends with exit code $1 after $2, which ends with what it is that costs money.
+leave() { say "$2 costs money; bash launch/tpu_vm.sh delete $name --zone=$zone ends that" && exit "$1"; }
 
 # Prints what gcloud says of a queued-resources or a tpu-vm, nothing where it is not there. An answer that does
 # not come is waited for a few times.
@@ -111,13 +108,10 @@ create() {
         ;;
       SUSPENDED | PREEMPTED | TERMINATED | FAILED)
         say "$name is $STATE${REASON:+ ($REASON)}; deleting it from the queue"
-        tpu queued-resources delete "$name" --force || sleep "$pause"
+        delete || sleep "$pause"
         [ "$STATE" != FAILED ] || passes <<<"$REASON" || exit 1
         ;;
-      STOPPED | HIDDEN)
-        say "$name is $STATE; start it, or delete it with launch/tpu_vm.sh delete $name --zone=$zone"
-        exit 1
-        ;;
+      STOPPED | HIDDEN) say "$name is $STATE; start it with gcloud, or delete it" && exit 1 ;;
       *)
         [ "$STATE" = "$before" ] || say "$name is $STATE; waiting"
         sleep "$pause"
@@ -164,7 +158,7 @@ run() {
     bash launch/worker.sh start --workdir="$workdir" "${TRAINING[@]}")"
   while true; do
     create
-    trap 'leave 130 "training goes on, and the same command shows it again; $name"' INT
+    trap 'leave 130 "training goes on; the same command shows it again. $name"' INT
     CODE=unknown
     if prepare && { [ $next = follow ] || on_workers "$command"; }; then
       next=follow
@@ -186,7 +180,7 @@ run() {
         [ "$STATE" != READY ] || leave "$CODE" "training failed with exit code $CODE; $name is still there and"
         ;;
     esac
-    [ $silent -lt 5 ] || leave 1 "$name does not answer or cannot be set up, as said above; it"
+    [ $silent -lt 6 ] || leave 1 "$name does not answer or cannot be set up, as said above; it still"
     sleep "$pause"
   done
 }
@@ -195,15 +189,6 @@ status() {
   find_state
   [ -n "$dry_run" ] || echo "$name: $STATE${REASON:+ ($REASON)}"
   [[ -z $dry_run && $STATE != READY ]] || worker_sh code
-}
-
-delete() {
-  find_state
-  if [[ -z $dry_run && $STATE = missing ]]; then
-    say "$name is not there (any more)"
-  else
-    tpu queued-resources delete "$name" --force
-  fi
 }
 
 "$verb"
