@@ -19,8 +19,7 @@ check_workdir pod ''
 [[ $max_restarts =~ ^[0-9]{1,6}$ ]] || fail "--max_restarts=$max_restarts is no number; write --max_restarts=3."
 check_training --workdir --distributed
 for word in "$@"; do
-  [[ $word != *[[:cntrl:]]* ]] ||
-    fail "${word%%[[:cntrl:]]*}... has a line break or another control character; leave it out."
+  [[ $word != *[[:cntrl:]]* ]] || fail "${word%%[[:cntrl:]]*}... has a line break or the like; leave it out."
 done
 
 # A string in double quotes, as YAML and JSON read it; Kubernetes would put a variable for $(NAME).

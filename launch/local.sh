@@ -3,7 +3,7 @@
 #
 #   bash launch/local.sh -n 2 [--restart] -- --config=configs/FILE.py --workdir=runs/NAME
 #
-# Every line is shown with the number of its process. SIGTERM and Ctrl-C go to all of them; a second one kills.
+# Every line is shown with the number of its process. SIGTERM and Ctrl-C go to all; a second one kills.
 # When one dies, the others end by themselves within a minute. The exit code is that of a failure, else 75 if
 # training was told to stop and has saved. --restart calls it again after 75, unless this script was told to
 # stop. PYTHON is what to call if not .venv/bin/python.

@@ -34,12 +34,9 @@ parse 1 "${@:2}"
 check_name
 [ -n "$zone" ] || fail '--zone is missing; write --zone=ZONE, such as --zone=us-central1-a.'
 [[ $verb != create && $verb != run ]] || check_type
-if [ "$verb" = run ]; then
-  check_workdir VM ', or the full path of a disk that stays,'
-  check_training --workdir --distributed
-elif [ ${#TRAINING[@]} -gt 0 ]; then
-  fail "what follows -- is for run; leave it out of $verb."
-fi
+[ "$verb" = run ] || [ ${#TRAINING[@]} -eq 0 ] || fail "what follows -- is for run; leave it out of $verb."
+[ "$verb" != run ] || check_workdir VM ', or the full path of a disk that stays,'
+[ "$verb" != run ] || check_training --workdir --distributed
 [ -n "$dry_run" ] || command -v gcloud >/dev/null || fail 'gcloud is not installed; see docs/cloud.md.'
 commit=$(git rev-parse HEAD 2>/dev/null) || [[ $verb != setup && $verb != run ]] ||
   fail 'this folder is no git repository, so no commit can be copied; clone it with git.'
@@ -55,6 +52,7 @@ invoke() { if [ -n "$dry_run" ]; then quoted "$@" >&3; else "$@" </dev/null; fi;
 # gcloud compute tpus ARGUMENTS, in the zone and the project. A VM and its place in the queue share the name.
 tpu() { invoke gcloud compute tpus "$@" --zone="$zone" ${project:+"--project=$project"} --quiet; }
 
+# Or its place in the queue.
 delete() { tpu queued-resources delete "$name" --force; }
 
 # A connection whose other end is gone is noticed within a minute.
@@ -97,7 +95,7 @@ create() {
     case $STATE in
       missing)
         say "queueing for $name ($type${spot:+, spot}); Google makes it when there is room"
-        # Nothing runs on a new one. The scope lets it write to the buckets that its service account may write to.
+        # Nothing runs on a new one. The scope lets it write to buckets that its service account may write to.
         code=0 next=start silent=0
         tpu queued-resources create "$name" --node-id="$name" --accelerator-type="$type" \
           --runtime-version="${version:-$RUNTIME}" ${spot:+--spot} \
@@ -127,9 +125,9 @@ setup() {
   [ -z "$(git status --porcelain --untracked-files=no)" ] || say 'changes that are not committed are left out'
   invoke git archive --format=tar.gz --output="$scratch/td_jax.tar.gz" "$commit" &&
     tpu tpu-vm scp "$scratch/td_jax.tar.gz" "$name:td_jax.tar.gz" --worker=all &&
-    on_workers "(! test -e td_jax/launch || bash td_jax/launch/worker.sh idle) && mkdir -p td_jax && cd td_jax && \
-find . -mindepth 1 -maxdepth 1 ! -name .venv ! -name .run -exec rm -rf {} + && tar -xzf ../td_jax.tar.gz && \
-bash launch/worker.sh setup $commit"
+    on_workers "(! test -e td_jax/launch || bash td_jax/launch/worker.sh idle) && mkdir -p td_jax && cd td_jax \
+&& find . -mindepth 1 -maxdepth 1 ! -name .venv ! -name .run -exec rm -rf {} + && tar -xzf ../td_jax.tar.gz \
+&& bash launch/worker.sh setup $commit"
 }
 
 # Sets up what is not, and leaves alone what runs.
@@ -141,9 +139,8 @@ prepare() {
 
 logs() { worker_sh follow; }
 
-# CODE becomes how training ended on all workers together: the code of a failure if there is one, else 75 if
-# it was told to stop anywhere, else 0. It is `running` or `none` where a worker says so, and `unknown` where one
-# does not answer.
+# CODE becomes how training ended on all workers together: the code of a failure if there is one, else 75 if it
+# was told to stop anywhere, else 0; `running` or `none` where a worker says so; `unknown` if one does not answer.
 find_code() {
   local codes
   codes=$(worker_sh code | sed -n 's/^td_jax: //p') || codes=''

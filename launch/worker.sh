@@ -31,14 +31,14 @@ case ${1-} in
     flock --wait 1 9 || { echo 'td_jax runs already.' && exit; }
     rm -f .run/code
     # In a session of its own, and with a trap to see how training ends when the machine stops both.
-    setsid bash -c 'trap : TERM; "$@"; echo $? >.run/code.new; mv .run/code.new .run/code' train \
-      env PYTHONUNBUFFERED=1 .venv/bin/python -m td_jax.main --distributed "${@:2}" >>.run/log 2>&1 </dev/null &
+    PYTHONUNBUFFERED=1 setsid bash -c 'trap : TERM; "$@"; echo $? >.run/new; mv .run/new .run/code' train \
+      .venv/bin/python -m td_jax.main --distributed "${@:2}" >>.run/log 2>&1 </dev/null &
     ;;
   follow)
     [ -e .run/log ] || exit 0
     flock .run/lock true &
     tail -s 0.05 -n 1000 --pid=$! -f .run/log | sed -u "s/^/[${HOSTNAME##*-w-}] /"
     ;;
-  code) if idle; then echo "td_jax: $(cat .run/code 2>/dev/null || echo none)"; else echo 'td_jax: running'; fi ;;
+  code) echo "td_jax: $(if idle; then cat .run/code 2>/dev/null || echo none; else echo running; fi)" ;;
   *) fail "'${1-}' is none of setup, ready, idle, start, follow and code." ;;
 esac

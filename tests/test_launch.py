@@ -535,6 +535,14 @@ def test_run_makes_a_preempted_vm_again_and_goes_on(tmp_path, checkout):
     assert cloud.starts() == 2
 
 
+def test_a_vm_may_be_preempted_as_often_as_it_takes(tmp_path, checkout):
+    cloud = Cloud(tmp_path, checkout, workers=1)
+    cloud.trains(*['preempted'] * 7, '0')
+    code, _, err = cloud(*RUN, *CONFIG)
+    assert code == 0, err
+    assert cloud.verbs().count('create') == 8
+
+
 @pytest.mark.parametrize('course', [[], ['SUSPENDING', 'SUSPENDING', 'SUSPENDED']])
 def test_a_queue_that_lags_behind_the_vm_is_no_trouble(course, cloud):
     cloud.script('queued', 'ACTIVE')
@@ -572,13 +580,13 @@ def test_run_shows_what_is_running_after_the_launcher_was_interrupted(cloud):
     assert status.splitlines() == ['vit: READY', 'td_jax: running', 'td_jax: running']
     # Nothing is put over code that runs.
     code, _, err = cloud('setup', 'vit', *PLACE)
-    assert (code, err.count('Training runs; its code is left as it is.')) == (1, 2)
+    assert (code, err.count('Training runs; its code is left as it is.')) == (2, 2)
     before = cloud.verbs()
     for worker in range(2):
         state = cloud.folder / f'worker-{worker}' / 'td_jax' / '.run'
         # It has a session of its own, so the end of the connection does not reach it.
         session = int((cloud.folder / f'session-{worker}').read_text())
-        assert session not in (os.getsid(process.pid), os.getsid(0))
+        assert session not in (process.pid, os.getsid(0))
         # The same if another commit is trained here by now.
         (state / 'commit').write_text('another\n')
     process = cloud.start_until_it_trains()
@@ -587,6 +595,19 @@ def test_run_shows_what_is_running_after_the_launcher_was_interrupted(cloud):
     assert cloud.verbs() == before
     assert cloud.starts() == 1
     assert cloud('status', 'vit', *PLACE)[1].splitlines() == ['vit: READY', 'td_jax: 0', 'td_jax: 0']
+
+
+def test_training_counts_as_running_when_only_what_started_it_was_killed(cloud):
+    cloud.trains('wait', '0')
+    process = cloud.start_until_it_trains()
+    for worker in range(2):
+        os.kill(int((cloud.folder / f'session-{worker}').read_text()), signal.SIGKILL)
+    status = cloud('status', 'vit', *PLACE)[1]
+    assert status.splitlines() == ['vit: READY', 'td_jax: running', 'td_jax: running']
+    # Nobody knows how it ends, so it is called again.
+    (cloud.folder / 'go').touch()
+    assert process.wait(timeout=20) == 0
+    assert cloud.starts() == 2
 
 
 def test_a_run_can_go_on_a_disk(cloud):
@@ -1260,7 +1281,7 @@ def test_slices_add_up(family, sizes, cores, accelerator):
         ([*POD, '--zone=z', *CONFIG], '--zone is not an option here; known are --type= --image= --workdir='),
         (
             [*POD, '--env=A=b\nc', *CONFIG],
-            '--env=A=b... has a line break or another control character; leave it out.',
+            '--env=A=b... has a line break or the like; leave it out.',
         ),
         ([*POD, *CONFIG, '--workdir=a'], "--workdir after -- is the launcher's to give"),
         (POD, '--config is missing; end with -- --config=configs/FILE.py.'),
