@@ -1,33 +1,26 @@
 #!/usr/bin/env bash
-# Trains on a TPU slice of a GKE cluster that has JobSet: prints the manifest.
+# Prints the manifest of a training on a TPU slice of a GKE cluster that has JobSet.
 #
 #   bash launch/gke.sh NAME --type=v5litepod-16 --image=IMAGE --workdir=gs://BUCKET/RUN [--spot] \
-#       --env=TFDS_DATA_DIR=gs://BUCKET/tfds -- --config=configs/FILE.py
+#       --env=TFDS_DATA_DIR=gs://BUCKET/tfds -- --config=configs/FILE.py | kubectl apply --filename=-
 #
-# --apply             hands it to kubectl instead
 # --max_restarts      how often a failed training is started again, 3; stops and preemptions do not count
 # --service_account   the Kubernetes account of the pods, which must be allowed to use the bucket
-# --namespace         other than kubectl's own
 # --env               NAME=VALUE for the training; may come many times
-set -euo pipefail
-cd "$(dirname "$0")/.."
-source launch/command_line.sh
+source "$(dirname "$0")/common.sh"
 
-type='' image='' workdir='' max_restarts=3 service_account='' namespace='' spot='' apply=''
-OPTIONS='--type --image --workdir --max_restarts --service_account --namespace --env' SWITCHES='--spot --apply'
-parse "$@"
-check_name gke.sh 1
+type='' image='' workdir='' max_restarts=3 service_account='' spot=''
+OPTIONS='--type= --image= --workdir= --max_restarts= --service_account= --env= --spot'
+parse 1 "$@"
+check_name
 check_type
 [ -n "$image" ] || fail '--image is missing; build one with launch/Dockerfile and write --image=IMAGE.'
 check_workdir pod ''
 [[ $max_restarts =~ ^[0-9]{1,6}$ ]] || fail "--max_restarts=$max_restarts is no number; write --max_restarts=3."
 check_training --workdir --distributed
-for word in "$image" "$workdir" "$service_account" "$namespace" ${ENVIRONMENT[@]+"${ENVIRONMENT[@]}"} \
-  "${TRAINING[@]}"; do
-  [[ $word != *[[:cntrl:]]* ]] ||
-    fail "${word%%[[:cntrl:]]*}... has a line break or another control character; leave it out."
+for word in "$@"; do
+  [[ $word != *[[:cntrl:]]* ]] || fail "${word%%[[:cntrl:]]*}... has a line break or the like; leave it out."
 done
-[ -z "$apply" ] || command -v kubectl >/dev/null || fail '--apply needs kubectl; install it, or leave --apply out.'
 
 # A string in double quotes, as YAML and JSON read it; Kubernetes would put a variable for $(NAME).
 string() {
@@ -41,20 +34,16 @@ for word in "--workdir=$workdir" "${TRAINING[@]}"; do args+=", $(string "$word")
 for word in ${ENVIRONMENT[@]+"${ENVIRONMENT[@]}"}; do
   env+=", {name: $(string "${word%%=*}"), value: $(string "${word#*=}")}"
 done
-[ -z "$namespace" ] || namespace="namespace: $(string "$namespace")"
-[ -z "$service_account" ] || service_account="serviceAccountName: $(string "$service_account")"
 if [ -n "$spot" ]; then
   selector=', cloud.google.com/gke-spot: "true"'
   tolerations='{key: cloud.google.com/gke-spot, operator: Equal, value: "true", effect: NoSchedule}'
 fi
 
-manifest=$(
-  cat <<YAML
+cat <<YAML
 apiVersion: jobset.x-k8s.io/v1alpha2
 kind: JobSet
 metadata:
   name: $(string "$name")
-  $namespace
   # All workers on one slice, and the slice for them alone.
   annotations: {alpha.jobset.sigs.k8s.io/exclusive-topology: cloud.google.com/gke-nodepool}
 spec:
@@ -76,7 +65,7 @@ spec:
           backoffLimit: 0
           podFailurePolicy:
             rules:
-              # Told to stop, and it has saved.
+              # Told to stop, and it has saved; or another worker is gone.
               - {action: FailJob, onExitCodes: {containerName: train, operator: In, values: [75]}}
               # The node was taken away.
               - {action: FailJob, onPodConditions: [{type: DisruptionTarget, status: "True"}]}
@@ -85,7 +74,7 @@ spec:
               restartPolicy: Never
               # To save in; a spot node that goes away gives less.
               terminationGracePeriodSeconds: 120
-              $service_account
+              ${service_account:+serviceAccountName: $(string "$service_account")}
               nodeSelector:
                 {cloud.google.com/gke-tpu-accelerator: $ACCELERATOR,
                  cloud.google.com/gke-tpu-topology: $TOPOLOGY$selector}
@@ -96,13 +85,5 @@ spec:
                   command: [.venv/bin/python, -m, td_jax.main]
                   args: [$args]
                   env: [$env]
-                  resources:
-                    requests: {google.com/tpu: "$CHIPS_PER_HOST"}
-                    limits: {google.com/tpu: "$CHIPS_PER_HOST"}
+                  resources: {limits: {google.com/tpu: "$CHIPS_PER_HOST"}}
 YAML
-)
-if [ -n "$apply" ]; then
-  kubectl apply --filename=- <<<"$manifest"
-else
-  echo "$manifest"
-fi

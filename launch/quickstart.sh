@@ -4,10 +4,7 @@
 # continues or prints what is there.
 #
 #   bash launch/quickstart.sh [WORKDIR]        WORKDIR is runs/quickstart if it is not given
-set -euo pipefail
-cd "$(dirname "$0")/.."
-source launch/command_line.sh
-source launch/environment.sh
+source "$(dirname "$0")/common.sh"
 [[ $# -le 1 && ${1-} != -* ]] || fail "'$*' is no WORKDIR; write quickstart.sh WORKDIR."
 make_environment requirements.txt
 exec .venv/bin/python -m td_jax.reproduce --tables=digits --workdir="${1:-runs/quickstart}"

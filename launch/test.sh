@@ -6,10 +6,7 @@
 #
 # --all          runs the long tests, too
 # --setup-only   stops after the environment
-set -euo pipefail
-cd "$(dirname "$0")/.."
-source launch/command_line.sh
-source launch/environment.sh
+source "$(dirname "$0")/common.sh"
 make_environment requirements-dev.txt
 # The TPU compiler, on a path of its own: where JAX finds it, it looks for a TPU and complains of none.
 if [ "$(uname -sm)" = 'Linux x86_64' ] && [ ! -d .venv/libtpu ]; then
