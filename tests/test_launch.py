@@ -753,8 +753,9 @@ def test_workers_that_cannot_be_reached_end_a_run(cloud):
     assert (
         'vit does not answer or cannot be set up, as said above; it still costs money' in err.splitlines()[-1]
     )
-    # What cannot be reached is not sent anything.
+    # What cannot be reached is not sent anything, and training not started where it may be half set up.
     assert cloud.verbs() == ['create']
+    assert not any('worker.sh start' in options.get('command', '') for _, _, options in cloud.calls())
 
 
 def test_a_log_that_is_cut_off_is_followed_again(cloud):
