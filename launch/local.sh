@@ -4,9 +4,9 @@
 #   bash launch/local.sh -n 2 [--restart] -- --config=configs/FILE.py --workdir=runs/NAME
 #
 # Every line is shown with the number of its process. SIGTERM and Ctrl-C go to all; a second one kills.
-# When one dies, the others end by themselves within a minute. The exit code is that of a failure, else 75 if
-# training was told to stop and has saved. --restart calls it again after 75, unless this script was told to
-# stop. PYTHON is what to call if not .venv/bin/python.
+# When one fails, the others are told to stop. The exit code is that of the first failure, else 75 if training
+# was told to stop and has saved. --restart calls it again after 75, unless this script was told to stop.
+# PYTHON is what to call if not .venv/bin/python.
 source "$(dirname "$0")/common.sh"
 
 n='' restart='' OPTIONS='-n= --restart'
@@ -42,12 +42,16 @@ while [[ -z $code || ($code -eq 75 && -n $restart && -z $told) ]]; do
     process "$i" "$port" &
     pids+=($!)
   done
-  for pid in "${pids[@]}"; do
-    # Unlike wait alone, not ended by a signal.
-    while kill -0 "$pid" 2>/dev/null; do sleep 0.1; done
-    own=0
-    wait "$pid" 2>/dev/null || own=$?
-    case $code in 0 | 75) [ "$own" -eq 0 ] || code=$own ;; esac
+  while [ ${#pids[@]} -gt 0 ]; do
+    sleep 0.1 # Unlike wait alone, not ended by a signal.
+    for i in "${!pids[@]}"; do
+      ! kill -0 "${pids[i]}" 2>/dev/null || continue
+      own=0
+      wait "${pids[i]}" 2>/dev/null || own=$?
+      unset "pids[i]"
+      case $code in 0 | 75) [ "$own" -eq 0 ] || code=$own ;; esac
+    done
+    case $code in 0 | 75) ;; *) [ -n "$told" ] || { all TERM && told=KILL; } ;; esac
   done
 done
 exit "$code"

@@ -92,11 +92,12 @@ create() {
   local code before=''
   while find_state && [ "$STATE" != READY ]; do
     trap 'leave 130 "$name stays in the queue, and once it is made it"' INT
+    next=start # What ran may have been ended. If it was not, that changes nothing.
     case $STATE in
       missing)
         say "queueing for $name ($type${spot:+, spot}); Google makes it when there is room"
-        # Nothing runs on a new one. The scope lets it write to buckets that its service account may write to.
-        code=0 next=start silent=0
+        # The scope lets it write to buckets that its service account may write to.
+        code=0 silent=0
         tpu queued-resources create "$name" --node-id="$name" --accelerator-type="$type" \
           --runtime-version="${version:-$RUNTIME}" ${spot:+--spot} \
           --scopes=https://www.googleapis.com/auth/cloud-platform 2>"$scratch/said" || code=$?
@@ -175,6 +176,7 @@ run() {
         [ -z "$spot" ] || sleep "$pause"
         find_state
         [ "$STATE" != READY ] || leave "$CODE" "training failed with exit code $CODE; $name is still there and"
+        next=start
         ;;
     esac
     [ $silent -lt 6 ] || leave 1 "$name does not answer or cannot be set up, as said above; it still"

@@ -10,7 +10,8 @@
 #   bash launch/worker.sh code            prints `td_jax: running`, its exit code or `none`
 source "$(dirname "$0")/common.sh"
 mkdir -p .run
-idle() { flock --nonblock .run/lock true; }
+# Training holds the lock alone; those that look at it do not keep each other from it.
+idle() { flock --shared --nonblock .run/lock true; }
 
 case ${1-} in
   setup)
@@ -36,7 +37,7 @@ case ${1-} in
     ;;
   follow)
     [ -e .run/log ] || exit 0
-    flock .run/lock true &
+    flock --shared .run/lock true &
     tail -s 0.05 -n 1000 --pid=$! -f .run/log | sed -u "s/^/[${HOSTNAME##*-w-}] /"
     ;;
   code) echo "td_jax: $(if idle; then cat .run/code 2>/dev/null || echo none; else echo running; fi)" ;;

@@ -1,6 +1,7 @@
 """The launchers, against a cloud that is a folder: a stand-in for gcloud whose machines are directories."""
 
 import copy
+import fcntl
 import itertools
 import math
 import os
@@ -258,9 +259,12 @@ case $kind,$verb in
       [ ! -e "worker-$i" ] || mv "worker-$i" "$(mktemp -d deleted-XXXX)"
     done
     ;;
-  tpu-vm,describe) echo "$state" ;;
+  tpu-vm,describe)
+    echo "$state"
+    case $state in REPAIRING | RESTARTING) echo READY >state ;; esac
+    ;;
   tpu-vm,ssh | tpu-vm,scp)
-    [ "$state" = READY ] || refuse "the VM is $state"
+    [[ $state = READY || $state = REPAIRING ]] || refuse "the VM is $state"
     refuse_by deaf
     [[ $command != *follow ]] || refuse_by cut
     processes=() code=0
@@ -346,6 +350,7 @@ case "$*" in
     sed -i 1d "$CLOUD/training-$WORKER"
     case $end in
       preempted) echo PREEMPTED >"$CLOUD/state" && echo SUSPENDED >"$CLOUD/queued" && exit 1 ;;
+      REPAIRING | RESTARTING) echo "$end" >"$CLOUD/state" && exit 1 ;;
       slow) sleep 0.3; exit 0 ;;
       wait) for _ in {1..1000}; do test -e "$CLOUD/go" && exit 0; sleep 0.02; done; exit 1 ;;
       *) exit "$end" ;;
@@ -525,22 +530,25 @@ def test_run_calls_again_what_was_told_to_stop(cloud):
 
 def test_run_makes_a_preempted_vm_again_and_goes_on(tmp_path, checkout):
     cloud = Cloud(tmp_path, checkout, workers=1)
-    cloud.trains('preempted', '75', '0')
+    # As often as it takes: more often than workers that do not answer are tried.
+    cloud.trains(*['preempted'] * 7, '75', '0')
     code, out, err = cloud(*RUN, *CONFIG)
     assert code == 0, err
-    assert cloud.verbs() == ['create', 'scp', 'delete', 'create', 'scp']
-    assert err.count('vit is SUSPENDED; deleting it from the queue') == 1
-    assert out.count('[0] argument --workdir=gs://b/run\n') >= 3
+    assert cloud.verbs() == ['create', 'scp', *['delete', 'create', 'scp'] * 7]
+    assert err.count('vit is SUSPENDED; deleting it from the queue') == 7
+    assert out.count('[0] argument --workdir=gs://b/run\n') >= 9
     # The VM is a new one, which was called twice.
     assert cloud.starts() == 2
 
 
-def test_a_vm_may_be_preempted_as_often_as_it_takes(tmp_path, checkout):
+@pytest.mark.parametrize('state', ['REPAIRING', 'RESTARTING'])
+def test_training_that_ended_with_a_vm_that_comes_back_is_called_again(state, tmp_path, checkout):
+    """Whether the VM still answers, so that the exit code is known, or not."""
     cloud = Cloud(tmp_path, checkout, workers=1)
-    cloud.trains(*['preempted'] * 7, '0')
-    code, _, err = cloud(*RUN, *CONFIG)
+    cloud.trains(state, '0')
+    code, _, err = cloud(*(word for word in RUN if word != '--spot'), *CONFIG)
     assert code == 0, err
-    assert cloud.verbs().count('create') == 8
+    assert (cloud.verbs(), cloud.starts()) == (['create', 'scp'], 2)
 
 
 @pytest.mark.parametrize('course', [[], ['SUSPENDING', 'SUSPENDING', 'SUSPENDED']])
@@ -594,7 +602,10 @@ def test_run_shows_what_is_running_after_the_launcher_was_interrupted(cloud):
     assert process.wait(timeout=20) == 0
     assert cloud.verbs() == before
     assert cloud.starts() == 1
-    assert cloud('status', 'vit', *PLACE)[1].splitlines() == ['vit: READY', 'td_jax: 0', 'td_jax: 0']
+    # Somebody else who looks at it at the same time does not look like training.
+    with open(cloud.folder / 'worker-0' / 'td_jax' / '.run' / 'lock') as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        assert cloud('status', 'vit', *PLACE)[1].splitlines() == ['vit: READY', 'td_jax: 0', 'td_jax: 0']
 
 
 def test_training_counts_as_running_when_only_what_started_it_was_killed(cloud):
@@ -610,16 +621,12 @@ def test_training_counts_as_running_when_only_what_started_it_was_killed(cloud):
     assert cloud.starts() == 2
 
 
-def test_a_run_can_go_on_a_disk(cloud):
+def test_nothing_of_an_earlier_commit_stays(cloud):
     cloud.trains('0')
+    # A run can go on a disk, too.
     code, _, err = cloud(*RUN, '--workdir=/mnt/disk/run', *CONFIG)
     assert code == 0, err
     assert [line for line in cloud.log(1) if 'workdir' in line] == ['argument --workdir=/mnt/disk/run']
-
-
-def test_nothing_of_an_earlier_commit_stays(cloud):
-    cloud.trains('0')
-    assert cloud(*RUN, *CONFIG)[0] == 0
     folder = cloud.folder / 'worker-0' / 'td_jax'
     (folder / 'old.py').touch()
     (folder / '.run' / 'commit').write_text('another\n')
@@ -939,7 +946,9 @@ echo "out of $id"
 echo "err of $id" >&2
 case $end in
   wait) trap 'exit 75' TERM; trap 'exit 130' INT; touch "$FOLDER/waits-$id"; idle ;;
+  early) touch "$FOLDER/waits-$id"; idle ;;
   stubborn) trap '' TERM INT; touch "$FOLDER/waits-$id"; idle ;;
+  after) until test -e "$FOLDER/waits-0"; do sleep 0.02; done; exit 7 ;;
   *) exit "$end" ;;
 esac
 """
@@ -1012,6 +1021,15 @@ def test_local_starts_processes_that_find_each_other(local):
 def test_local_ends_with_the_code_of_a_failure(ends, expected, local):
     local.does(*([end] for end in ends))
     assert local('-n', '2', *FLAGS)[0] == expected
+
+
+@pytest.mark.parametrize('other', ['wait', 'early'])
+def test_local_ends_the_others_when_one_fails(other, local):
+    """And the exit code is of the failure, not of one that SIGTERM ended before it could listen to it."""
+    local.does([other], ['after'])
+    code, _, _ = local('-n', '2', '--restart', *FLAGS)
+    assert code == 7
+    assert len(local.arguments(0)) == 1
 
 
 def test_local_calls_again_only_when_asked(local):
