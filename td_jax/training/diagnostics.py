@@ -15,8 +15,6 @@ INERT = 0.01
 # Messages have collapsed when their standard deviation is less than this times that of the first line, which
 # is that of encoders that have learned nothing yet.
 COLLAPSED = 0.1
-# Singular values less than this times the largest count as 0: float32 does not know their squares beside its.
-SMALLEST = 1e-3
 # What differs by less than this times the largest number does so by rounding.
 ROUNDING = 1e-6
 
@@ -54,8 +52,10 @@ def spread(signal) -> tuple[jax.Array, jax.Array]:
 
     Returns:
       (std, rank), float32 scalars. std: the root of the mean of the variances over the examples. rank: the
-      effective rank (Roy and Vetterli, EUSIPCO 2007), exp(-sum p_i log p_i) with p_i = s_i / sum_j s_j of the
-      singular values s of the centred [batch * tokens, width]; from 1 to width, or 0 where nothing differs.
+      effective rank as the participation ratio (Gao and others 2017), (sum l_i)^2 / sum l_i^2 of the
+      eigenvalues l of the covariance; from 1 to width, or 0 where nothing differs. Sums of eigenvalues and of
+      their squares are the trace and the squared norm of a matrix: nothing is decomposed, which XLA's CPU
+      backend can hang in where several decompositions run at once.
     """
     given = signal.astype(jnp.float32)
     x = given - given.mean(axis=0, keepdims=True)
@@ -69,13 +69,9 @@ def spread(signal) -> tuple[jax.Array, jax.Array]:
     std = largest * jnp.sqrt(jnp.mean(jnp.square(x)))
     rows, width = x.shape
     gram = jnp.matmul(*((x, x.T) if rows < width else (x.T, x)), precision=jax.lax.Precision.HIGHEST)
-    squares = jnp.linalg.eigvalsh(gram)
-    is_there = squares > SMALLEST**2 * squares[-1]
-    singular = jnp.sqrt(jnp.where(is_there, squares, 0.0))
-    total = singular.sum()
-    p = singular / jnp.where(total > 0, total, 1.0)
-    rank = jnp.exp(-jnp.sum(jax.scipy.special.xlogy(p, p)))
-    return std, jnp.where(total > 0, rank, 0.0)
+    # Scaled to a trace of 1.
+    gram = gram / jnp.where(differs, jnp.trace(gram), 1.0)
+    return std, jnp.where(differs, 1.0 / jnp.where(differs, jnp.sum(jnp.square(gram)), 1.0), 0.0)
 
 
 class Watch:
