@@ -62,7 +62,8 @@ def spread(signal) -> tuple[jax.Array, jax.Array]:
     x = x.reshape(-1, x.shape[-1])
     largest = jnp.max(jnp.abs(x))
     # The mean is known to some roundings of what it is the mean of.
-    differs = largest > ROUNDING * jnp.max(jnp.abs(given))
+    # What is not finite stays so.
+    differs = ~(largest <= ROUNDING * jnp.max(jnp.abs(given)))
     largest = jnp.where(differs, largest, 0.0)
     # The largest is 1, so that no square of a small number is 0.
     x = jnp.where(differs, x / jnp.where(differs, largest, 1.0), 0.0)
