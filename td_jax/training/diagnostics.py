@@ -61,8 +61,8 @@ def spread(signal) -> tuple[jax.Array, jax.Array]:
     x = given - given.mean(axis=0, keepdims=True)
     x = x.reshape(-1, x.shape[-1])
     largest = jnp.max(jnp.abs(x))
-    # The mean is known to some roundings of what it is the mean of.
-    differs = largest > ROUNDING * jnp.max(jnp.abs(given))
+    # The mean is known to some roundings of what it is the mean of. What is not finite stays so.
+    differs = ~(largest <= ROUNDING * jnp.max(jnp.abs(given)))
     largest = jnp.where(differs, largest, 0.0)
     # The largest is 1, so that no square of a small number is 0.
     x = jnp.where(differs, x / jnp.where(differs, largest, 1.0), 0.0)
@@ -70,12 +70,12 @@ def spread(signal) -> tuple[jax.Array, jax.Array]:
     rows, width = x.shape
     gram = jnp.matmul(*((x, x.T) if rows < width else (x.T, x)), precision=jax.lax.Precision.HIGHEST)
     squares = jnp.linalg.eigvalsh(gram)
-    is_there = squares > SMALLEST**2 * squares[-1]
+    is_there = ~(squares <= SMALLEST**2 * squares[-1])
     singular = jnp.sqrt(jnp.where(is_there, squares, 0.0))
     total = singular.sum()
     p = singular / jnp.where(total > 0, total, 1.0)
     rank = jnp.exp(-jnp.sum(jax.scipy.special.xlogy(p, p)))
-    return std, jnp.where(total > 0, rank, 0.0)
+    return std, jnp.where(total == 0, 0.0, rank)
 
 
 class Watch:
