@@ -231,6 +231,12 @@ def test_spread_of_bfloat16_is_computed_in_float32():
     np.testing.assert_allclose([std, rank], spread_by_svd(x.astype(jnp.float32)), rtol=1e-4)
 
 
+@pytest.mark.parametrize('bad', [np.nan, np.inf])
+def test_what_is_not_finite_is_not_called_collapsed(bad):
+    x = jnp.asarray(examples_of(11, 3)).at[2, 1].set(bad)
+    assert np.isnan(diagnostics.spread(x)).all()
+
+
 # --- Warnings --------------------------------------------------------------------------------------
 
 
