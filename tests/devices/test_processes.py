@@ -28,6 +28,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 # change their order, as by comparable_config.
 FLAGS = (
     '--config=configs/digits.py',
+    '--config.diagnostics=False',
     '--config.num_seeds=2',
     '--config.num_steps=8',
     '--config.batch_size=16',
@@ -197,6 +198,7 @@ def test_a_loss_that_is_not_finite_stops_every_process_at_its_step(tmp_path):
 # The golden checkpoint as the teacher, its first block and all around it as the student, on what streams.
 STREAM = (
     '--config=configs/vit_imagenet.py',
+    '--config.diagnostics=False',
     '--config.num_steps=4',
     '--config.batch_size=16',
     '--config.eval_batch_size=32',

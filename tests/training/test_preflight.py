@@ -146,7 +146,7 @@ PAIRS = {
 def pair_config(method, pair, **changes):
     student, teacher, _ = PAIRS[pair]
     config = vit_tiny_cifar10.get_config()
-    config.method = method
+    config.method, config.diagnostics = method, False
     config.num_seeds, config.num_steps, config.batch_size, config.eval_batch_size = 1, 2, 8, 500
     config.optimizer.warmup_steps = config.teacher.optimizer.warmup_steps = 0
     config.teacher.num_steps = 2
