@@ -171,7 +171,7 @@ def compares_states(method):
         pytest.param(method, pair, marks=() if method in ('td', 'ld') else pytest.mark.long)
         for method in objectives.METHODS
         for pair in PAIRS
-        if compares_states(method) or pair in ('a smaller patch', 'ViT and MLP')
+        if method == 'td' or pair in ('a smaller patch', 'ViT and MLP')[not compares_states(method) :]
     ],
 )
 def test_states_that_cannot_be_compared_are_refused_first(method, pair, tmp_path):
@@ -191,7 +191,8 @@ def test_states_that_cannot_be_compared_are_refused_first(method, pair, tmp_path
 @pytest.mark.parametrize(
     ('method', 'pair'),
     [('ld', pair) for pair, (_, _, fits) in PAIRS.items() if not fits]
-    + [(method, 'same patch, other widths') for method in objectives.METHODS],
+    # That every method trains is seen elsewhere.
+    + [(method, 'same patch, other widths') for method in ('td', 'srd', 'dkd')],
 )
 def test_what_is_not_refused_trains(method, pair, tmp_path):
     assert np.isfinite(train(pair_config(method, pair), tmp_path)['mean'])
@@ -270,7 +271,6 @@ EXPLODING = {'optimizer__name': 'sgd', 'optimizer__learning_rate': 1e30, 'save_e
 @pytest.mark.parametrize(
     'changes',
     [
-        pytest.param({'seed': 2**31}, marks=pytest.mark.long),
         pytest.param({'num_seeds': 10**9}, marks=pytest.mark.long),
         {'dataset__classes': (5, 11)},
         pytest.param({'method': 'supervised', **EXPLODING}, marks=pytest.mark.long),
