@@ -286,6 +286,7 @@ def test_every_weight_belongs_to_a_term(small_config, tmp_path, method):
 
 # Small enough to train in seconds.
 SMALL = {
+    'diagnostics': False,
     'optimizer.warmup_steps': 0,
     'teacher.optimizer.warmup_steps': 0,
     'num_seeds': 1,
