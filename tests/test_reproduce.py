@@ -85,6 +85,7 @@ def test_tables_are_shown_from_a_file_of_errors_alone(tmp_path):
         'missing': ('digits', tmp_path / 'none.npz'),
     }
     running = {name: start(f'--tables={t}', f'--from_errors={p}') for name, (t, p) in arguments.items()}
+    running['no folder to run in'] = start('--tables=digits', f'--workdir={path}')
     running['no workdir'] = start('--tables=digits', f'--errors={path}')
     running['no folder'] = start('--tables=digits', f'--workdir={tmp_path}', f'--errors={tmp_path}/a/b.npz')
     outputs = {name: process.communicate() for name, process in running.items()}
@@ -101,6 +102,9 @@ def test_tables_are_shown_from_a_file_of_errors_alone(tmp_path):
         ),
         'damaged': messages['damaged'],
         'missing': f'td_jax: {tmp_path}/none.npz is not there.\n',
+        'no folder to run in': (
+            f'td_jax: workdir {path} cannot be written (File exists); choose another --workdir.\n'
+        ),
         'no workdir': 'td_jax: --workdir is missing.\n',
         'no folder': f'td_jax: --errors {tmp_path}/a/b.npz cannot be written: its folder is missing.\n',
     }

@@ -77,13 +77,9 @@ def opened(path: epath.Path):
         )
         yield
         return
-    try:
+    with _told('workdir', path):
         path.mkdir(parents=True, exist_ok=True)
         lock = open(path / '.lock', 'w')
-    except OSError as error:
-        raise UserError(
-            f'workdir {path} cannot be written ({error.strerror}); choose another --workdir.'
-        ) from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -92,6 +88,26 @@ def opened(path: epath.Path):
                 f'workdir {path} is in use by another process; wait for it or choose another --workdir.'
             ) from error
         yield
+
+
+def make_folder(name: str, path: epath.Path):
+    """Makes the folder of the flag --NAME if it is missing.
+
+    Raises:
+      UserError: it cannot be made.
+    """
+    with _told(name, path):
+        path.mkdir(parents=True, exist_ok=True)
+
+
+@contextlib.contextmanager
+def _told(name, path):
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f'{name} {path} cannot be written ({reason(error)}); choose another --{name}.'
+        ) from error
 
 
 @contextlib.contextmanager

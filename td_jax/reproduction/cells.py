@@ -30,7 +30,7 @@ def base_config(name: str):
 
 
 def tuned(name: str) -> dict:
-    """{column key: {method: {config key: value}}}, chosen on validation data by td_jax.tune."""
+    """{setting: {'teacher', a method or a variant: {config key: value}}}, as td_jax.tune chose."""
     return workdir.read_json(TUNED / f'{name}.json') or {}
 
 
@@ -124,11 +124,7 @@ def share_teacher(root: epath.Path, config) -> epath.Path:
 
 def own_teachers(root: epath.Path, configs) -> list:
     """The configs, one for each, of the teachers that some runs need and that are trained for them."""
-    needed = {
-        teacher_folder(root, config): config
-        for config in configs
-        if config_lib.has_teacher(config) and not config.teacher.pretrained
-    }
+    needed = {teacher_folder(root, config): config for config in configs if config_lib.trains_teacher(config)}
     return list(needed.values())
 
 
@@ -197,8 +193,8 @@ def run_missing(root: epath.Path, configs, processes: int):
       UserError: what a run raises.
     """
     missing = {run_folder(root, config): config for config in configs if not is_there(root, config)}
-    if missing and processes > 1:
-        root.mkdir(parents=True, exist_ok=True)
+    if missing:
+        workdir.make_folder('workdir', root)
     train_teachers(root, missing.values(), processes)
     jobs.each(_run_task, _tasks(root, missing.values()), processes, root, 'runs')
 

@@ -16,7 +16,7 @@ ACROSS = 4
 class Point(NamedTuple):
     """A cell's paired difference to the baseline of its column."""
 
-    column: str
+    column: str  # its genre, if it has one
     mean: float
     half_width: float  # of the 95% t interval over seeds
     bootstrap: tuple[float, float] | None
@@ -37,11 +37,9 @@ def points(table: tables.Table, results: dict) -> dict[str, list[Point]]:
                 continue
             compared = render.compare(rows[row], baseline)
             if compared.paired is not None and compared.paired.half_width is not None:
-                place = ', '.join(
-                    str(value) for key, value in table.columns[column].items() if 'genre' in key
-                )
-                point = place or column, compared.mean, compared.paired.half_width, compared.bootstrap
-                found.setdefault(row, []).append(Point(*point))
+                genre = table.columns[column].get('dataset.genre', column)
+                point = Point(genre, compared.mean, compared.paired.half_width, compared.bootstrap)
+                found.setdefault(row, []).append(point)
     return found
 
 

@@ -30,7 +30,8 @@ def each(function: Callable, tasks: Iterable, count: int, folder: epath.Path, wh
         it reads from disk, and what must not be lost it writes there.
       tasks: what it is called with.
       count: processes side by side; 1 calls it here.
-      folder: gets what the processes print, `job_0.log` and so on.
+      folder: gets what the processes print, `job_0.log` and so on. With one in a bucket, which no file can
+        grow in, they print where this process does.
       what: the tasks, for a person, such as 'runs'.
 
     Raises:
@@ -48,7 +49,8 @@ def each(function: Callable, tasks: Iterable, count: int, folder: epath.Path, wh
     places = context.SimpleQueue()
     for place in range(count):
         places.put(place)
-    settings = places, shares(count), str(folder)
+    log_folder = None if workdir.is_in_bucket(folder) else folder
+    settings = places, shares(count), log_folder and str(log_folder)
     pool = concurrent.futures.ProcessPoolExecutor(count, context, initializer=_settle, initargs=settings)
     try:
         futures = [pool.submit(function, task) for task in tasks]
@@ -57,8 +59,9 @@ def each(function: Callable, tasks: Iterable, count: int, folder: epath.Path, wh
             _say(what, done, count, len(tasks), began)
     except BrokenProcessPool as error:
         raise UserError(
-            f'a process of --jobs={count} died, killed or out of memory; {folder} has what it printed. The '
-            'same command goes on, with fewer jobs if memory was short.'
+            f'a process of --jobs={count} died, killed or out of memory; what it printed is '
+            f'{f"in {log_folder}" if log_folder else "above"}. The same command goes on, with fewer jobs if '
+            'memory was short.'
         ) from error
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
@@ -73,10 +76,13 @@ def shares(count: int) -> list[list[int]]:
 
     With fewer cores than parts, some parts have the same core.
     """
-    if not hasattr(os, 'sched_getaffinity'):
-        return []
-    cores = sorted(os.sched_getaffinity(0))
-    return [cores[i::count] or [cores[i % len(cores)]] for i in range(count)]
+    cores = _cores()
+    return [cores[i::count] or [cores[i % len(cores)]] for i in range(count)] if cores else []
+
+
+def _cores():
+    """The numbers of the cores of this process, [] where the system does not say."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else []
 
 
 def prepare(count: int, folder: epath.Path):
@@ -87,7 +93,7 @@ def prepare(count: int, folder: epath.Path):
     Raises:
       UserError: there are fewer cores, or the device is one that a process keeps for itself.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+    cores = len(_cores()) or os.cpu_count()
     if count > cores:
         raise UserError(f'--jobs is {count}, but this process has {cores} cores; choose at most as many.')
     if count > 1 and jax.default_backend() != 'cpu':
@@ -116,10 +122,11 @@ def _settle(places, cores, folder):
         os.sched_setaffinity(0, cores[place])
     # Ctrl-C is the business of the process that started this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    log = os.open(os.path.join(folder, f'job_{place}.log'), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-        os.dup2(log, stream.fileno())
+    if folder:
+        log = os.open(os.path.join(folder, f'job_{place}.log'), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+            os.dup2(log, stream.fileno())
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

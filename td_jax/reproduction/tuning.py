@@ -79,11 +79,7 @@ def space(module: str, name: str) -> dict:
         return COMMON
     config = cells.base_config(module)
     config.update_from_flattened_dict(tables.variant(name))
-    weights = {
-        f'{config.method}.weights.{term}': WEIGHT
-        for term, weight in objectives.weights_of(config).items()
-        if weight and term != 'probe'
-    }
+    weights = {f'{config.method}.weights.{term}': WEIGHT for term in objectives.taught(config)}
     return {**COMMON, **weights, **(ROUNDS if config.method == 'td' else {})}
 
 
@@ -128,8 +124,7 @@ def check(search: Search, names, journals: epath.Path, target: epath.Path):
         config_lib.check_choice('--columns', column, known)
     if workdir.is_in_bucket(journals):
         raise UserError(f'--journals {journals} is in a bucket, which no journal can grow in; name a folder.')
-    if not workdir.is_in_bucket(target) and not target.parent.is_dir():
-        raise UserError(f'--output {target} cannot be written: its folder is missing.')
+    workdir.check_target('--output', target)
 
 
 def prepared(search: Search, name: str, column: str, rung: int):
@@ -181,8 +176,8 @@ def tune(search: Search, names, root: epath.Path, journals: epath.Path, target: 
     Raises:
       UserError: what a run raises.
     """
-    for folder in (root, journals):
-        folder.mkdir(parents=True, exist_ok=True)
+    for name, folder in (('workdir', root), ('journals', journals)):
+        workdir.make_folder(name, folder)
     setting = cells.setting(prepared(search, TEACHER, search.columns[0], 0))
     for part in ([name for name in names if name == TEACHER], [name for name in names if name != TEACHER]):
         choices = workdir.read_json(target) or {}

@@ -54,15 +54,14 @@ def spread(signal) -> tuple[jax.Array, jax.Array]:
       (std, rank), float32 scalars. std: the root of the mean of the variances over the examples. rank: the
       effective rank as the participation ratio (Gao and others 2017), (sum l_i)^2 / sum l_i^2 of the
       eigenvalues l of the covariance; from 1 to width, or 0 where nothing differs. Sums of eigenvalues and of
-      their squares are the trace and the squared norm of a matrix: nothing is decomposed, which XLA's CPU
-      backend can hang in where several decompositions run at once.
+      their squares are the trace and the squared norm of a matrix, so that nothing is decomposed: a program
+      of several decompositions hung on a CPU of two cores.
     """
     given = signal.astype(jnp.float32)
     x = given - given.mean(axis=0, keepdims=True)
     x = x.reshape(-1, x.shape[-1])
     largest = jnp.max(jnp.abs(x))
-    # The mean is known to some roundings of what it is the mean of.
-    # What is not finite stays so.
+    # The mean is known to some roundings of what it is the mean of. What is not finite stays so.
     differs = ~(largest <= ROUNDING * jnp.max(jnp.abs(given)))
     largest = jnp.where(differs, largest, 0.0)
     # The largest is 1, so that no square of a small number is 0.
@@ -70,9 +69,8 @@ def spread(signal) -> tuple[jax.Array, jax.Array]:
     std = largest * jnp.sqrt(jnp.mean(jnp.square(x)))
     rows, width = x.shape
     gram = jnp.matmul(*((x, x.T) if rows < width else (x.T, x)), precision=jax.lax.Precision.HIGHEST)
-    # Scaled to a trace of 1.
-    gram = gram / jnp.where(differs, jnp.trace(gram), 1.0)
-    return std, jnp.where(differs, 1.0 / jnp.where(differs, jnp.sum(jnp.square(gram)), 1.0), 0.0)
+    squared = jnp.sum(jnp.square(gram))
+    return std, jnp.where(squared == 0, 0.0, jnp.trace(gram) ** 2 / jnp.where(squared == 0, 1.0, squared))
 
 
 class Watch:

@@ -181,6 +181,21 @@ def test_a_teacher_is_shared_by_all_that_would_train_the_same(small_config):
     assert teacher() != teacher(teacher__optimizer__learning_rate=0.1)
 
 
+def test_only_teachers_that_are_trained_are_trained_first(small_config):
+    """A public one is there already, and one that stays untrained is none of a run."""
+    trained = small_config()
+    others = (
+        small_config(method='supervised'),
+        small_config(teacher__control='untrained'),
+        small_config(teacher__pretrained='teacher.npz'),
+        small_config(method='ld'),  # the same teacher again
+    )
+    found = cells.own_teachers(pathlib.Path('root'), [trained, *others])
+    assert [cells.teacher_folder(pathlib.Path(), config) for config in found] == [
+        cells.teacher_folder(pathlib.Path(), trained)
+    ]
+
+
 @pytest.fixture
 def tiny(monkeypatch, small_config):
     """A table of two rows, and the names of the methods that were trained for it."""

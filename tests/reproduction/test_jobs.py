@@ -134,6 +134,20 @@ def test_side_by_side_each_on_its_cores_with_a_log_and_one_folder_of_programs(tm
 
 
 @two_cores
+def test_processes_for_a_bucket_print_here(tmp_path):
+    process = started(
+        tmp_path,
+        """
+        print(len(jobs.each(work.cores, [5, 6], 2, epath.Path('gs://bucket/runs'), 'runs')))
+        """,
+    )
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    assert sorted(out.splitlines()) == ['2', 'heard of 5', 'heard of 6']
+    assert not list(tmp_path.glob('*.log'))
+
+
+@two_cores
 def test_what_one_refuses_ends_all(tmp_path):
     """The task that would sleep for a minute is stopped."""
     process = started(

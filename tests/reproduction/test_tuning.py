@@ -262,6 +262,16 @@ def test_places_that_cannot_be_written_are_refused(tmp_path):
         tuning.check(DIGITS, ['td'], here[0], epath.Path(tmp_path / 'a' / 'o.json'))
 
 
+@pytest.mark.parametrize('name', ['workdir', 'journals'])
+def test_folders_that_cannot_be_made_are_refused(tmp_path, name):
+    (tmp_path / name).write_text('a file')
+    places = (epath.Path(tmp_path / place) for place in ('workdir', 'journals', 'o.json'))
+    with pytest.raises(
+        UserError, match=rf'^{name} .*{name} cannot be written \(.*\); choose another --{name}\.$'
+    ):
+        list(tuning.tune(DIGITS, ['ld'], *places, 1))
+
+
 def test_a_split_of_what_is_not_split_is_refused():
     assert tuning.search_of('movielens', 'user', None, 4, 1, 9).columns == ('Drama', 'Adventure', 'War')
     with pytest.raises(UserError, match='--split_by is user, but digits has no ratings'):

@@ -335,23 +335,9 @@ def test_while_a_ramp_up_rests_a_part_no_term_is_called_inert(small_config, caps
 
 
 @pytest.fixture(scope='module')
-def td_config(small_config):
-    """A run with all that may differ between two starts: dropout, noise, moments, an odd epoch."""
-    return small_config(
-        diagnostics=True,
-        model__dropout=0.2,
-        communication__dropout=0.1,
-        td__noise_std=0.1,
-        batch_size=9,
-    )
-
-
-@pytest.fixture(scope='module')
-def finished(td_config, tmp_path_factory):
-    """The workdir of a finished run of td_config; copy it before anything is done to it."""
-    folder = tmp_path_factory.mktemp('runs') / 'finished'
-    train(td_config, folder)
-    return folder
+def td_config(td_config):
+    """The run of other tests, diagnosed."""
+    return changed(td_config, diagnostics=True)
 
 
 def changed(config, **changes):

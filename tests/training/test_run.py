@@ -21,26 +21,6 @@ from td_jax.training import finished as finished_runs
 from td_jax.training.run import describe, train
 
 
-@pytest.fixture(scope='module')
-def td_config(small_config):
-    """A run with all that may differ between two starts: dropout, noise, moments, an odd epoch."""
-    return small_config(
-        optimizer__weight_decay=0.1,
-        model__dropout=0.2,
-        communication__dropout=0.1,
-        td__noise_std=0.1,
-        batch_size=9,
-    )
-
-
-@pytest.fixture(scope='module')
-def finished(td_config, tmp_path_factory):
-    """The workdir of a finished run of td_config; copy it before anything is done to it."""
-    folder = tmp_path_factory.mktemp('runs') / 'finished'
-    train(td_config, folder)
-    return folder
-
-
 @pytest.fixture
 def copied(finished, tmp_path):
     return shutil.copytree(finished, tmp_path / 'run')
