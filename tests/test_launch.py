@@ -343,7 +343,7 @@ case "$*" in
   '-m pip '*) test ! -s "$CLOUD/broken" || { sed -i 1d "$CLOUD/broken"; exit 1; }; echo "$*" >>"$CLOUD/pip" ;;
   '-m td_jax.main '*)
     shift 2
-    ps -o sid= -p $$ >"$CLOUD/session-$WORKER"
+    ps -o sid= -p $$ >"$CLOUD/session-$WORKER.new" && mv "$CLOUD/session-$WORKER.new" "$CLOUD/session-$WORKER"
     for word in "$@"; do echo "argument $word"; done
     echo "data ${TFDS_DATA_DIR:-} ${STORAGE_EMULATOR_HOST:-}"
     end=$(head -n 1 "$CLOUD/training-$WORKER")
@@ -418,7 +418,10 @@ class Cloud:
         return done.returncode, done.stdout, done.stderr
 
     def start_until_it_trains(self):
-        """A launcher that has shown the log; what it says goes to the files out and err."""
+        """A launcher that has shown the log of a training that every worker has begun.
+
+        What it says goes to the files out and err.
+        """
         with open(self.folder / 'out', 'w') as out, open(self.folder / 'err', 'w') as err:
             process = subprocess.Popen(
                 self.command(*RUN, *CONFIG),
@@ -428,6 +431,7 @@ class Cloud:
                 start_new_session=True,
             )
         await_true(lambda: '[0] data' in (self.folder / 'out').read_text())
+        await_true(lambda: all((self.folder / f'session-{worker}').exists() for worker in range(2)))
         return process
 
     def calls(self):

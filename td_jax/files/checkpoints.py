@@ -390,6 +390,15 @@ def _is_no_failure_of_orbax(record) -> bool:
     return not (record.levelno >= logging.WARNING and '/orbax/' in record.pathname)
 
 
+def _is_no_news_of_orbax(record) -> bool:
+    """A filter of what asyncio logs: drops that nobody asked how one of Orbax's writes ended.
+
+    Where two writes of a save fail, Orbax asks the first only, which is raised.
+    """
+    said = record.getMessage()
+    return not ('exception was never retrieved' in said and '/orbax/' in said)
+
+
 def _except_late_news(hook):
     """A hook of errors that nobody can catch, which drops one kind of them.
 
@@ -407,4 +416,5 @@ def _except_late_news(hook):
 # Every failure is raised, and told in one line. What Orbax had still to do after one is no news.
 warnings.filterwarnings('ignore', "coroutine '.*' was never awaited", RuntimeWarning)
 logging.getLogger('absl').addFilter(_is_no_failure_of_orbax)
+logging.getLogger('asyncio').addFilter(_is_no_news_of_orbax)
 sys.unraisablehook = _except_late_news(sys.unraisablehook)

@@ -1,5 +1,7 @@
 """What is saved comes back, and what is damaged is passed over."""
 
+import asyncio
+import gc
 import json
 import logging
 import os
@@ -415,6 +417,25 @@ def test_one_device_reads_what_eight_saved_and_eight_what_one_saved(tmp_path):
     saved.close()
     devices, *shard, _ = on_eight_devices(tmp_path / 'one', 'read').split(' ')
     assert (devices, ' '.join(shard)) == ('8', '(3, 4)')
+
+
+# --- What Orbax says -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(('place', 'is_said'), [('site-packages/orbax/writer.py', False), ('ours.py', True)])
+def test_a_second_write_of_orbax_that_fails_is_no_traceback(place, is_said, caplog):
+    """Orbax asks the first of its writes that failed, and asyncio logs all others."""
+    found = {}
+    exec(compile('async def write():\n  raise ValueError("No space left on device")', place, 'exec'), found)
+
+    async def fails_unasked():
+        asyncio.get_running_loop().create_task(found['write']())
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        gc.collect()
+
+    asyncio.run(fails_unasked())
+    assert ('Task exception was never retrieved' in caplog.text) == is_said
 
 
 # --- In a bucket -----------------------------------------------------------------------------------
