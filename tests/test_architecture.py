@@ -23,7 +23,7 @@ MODULES = {
 }
 SCRIPTS = [
     path
-    for folder in ('td_jax', 'configs', 'tests', 'benchmarks', 'launch', '.ci')
+    for folder in ('td_jax', 'configs', 'examples', 'tests', 'benchmarks', 'launch', '.ci')
     for path in sorted((ROOT / folder).rglob('*'))
     if path.is_file() and path.suffix in ('.py', '.sh', '')
 ]
@@ -117,6 +117,16 @@ ALLOWED = {
         'td_jax.method',
         'td_jax.models',
         'td_jax.pretrained',
+    },
+    # What a caller brings stands in all three tables.
+    'td_jax.own': {
+        'td_jax.config',
+        'td_jax.data',
+        'td_jax.errors',
+        'td_jax.files.workdir',
+        'td_jax.method',
+        'td_jax.models',
+        'td_jax.training',
     },
     'td_jax.statistics': set(),
     'td_jax.reproduction.tables': {'td_jax.config'},

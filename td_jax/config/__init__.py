@@ -3,7 +3,15 @@
 from td_jax.config.checks import check, check_choice
 from td_jax.config.effect import said_of, without_effect
 from td_jax.config.identity import completed, describe, differences, digest
-from td_jax.config.tree import flatten, from_json, has_teacher, teacher_run, to_json, trains_teacher
+from td_jax.config.tree import (
+    flatten,
+    from_json,
+    has_teacher,
+    starts_and_stays,
+    teacher_run,
+    to_json,
+    trains_teacher,
+)
 
 __all__ = [
     'check',
@@ -16,6 +24,7 @@ __all__ = [
     'from_json',
     'has_teacher',
     'said_of',
+    'starts_and_stays',
     'teacher_run',
     'to_json',
     'trains_teacher',

@@ -8,7 +8,7 @@ import ml_collections
 import numpy as np
 
 from configs import common
-from td_jax.config.tree import flatten
+from td_jax.config.tree import flatten, starts_and_stays
 from td_jax.data import SOURCES, images, movielens
 from td_jax.devices.remat import POLICIES
 from td_jax.errors import UserError
@@ -62,6 +62,7 @@ _SHARE = 'more than 0 and at most 1', lambda x: 0 < x <= 1
 NUMBERS = {
     'num_seeds': _POSITIVE,
     'seed_step': _POSITIVE,
+    # Of the student; the teacher's may be 0.
     'num_steps': _POSITIVE,
     'batch_size': _POSITIVE,
     'eval_batch_size': _POSITIVE,
@@ -146,7 +147,7 @@ def check(config):
     _check_method(config)
     for prefix, steps in (('', config.num_steps), ('teacher.', config.teacher.num_steps)):
         warmup = flat[f'{prefix}optimizer.warmup_steps']
-        if warmup >= steps:
+        if warmup >= steps and steps:
             raise UserError(
                 f'{prefix}optimizer.warmup_steps is {warmup}, but training has {steps} steps: '
                 f'lower it or raise {prefix}num_steps.'
@@ -165,11 +166,12 @@ def check(config):
 
 
 def _check_control(config):
-    """Refuses an untrained teacher beside one that is given."""
+    """Refuses a teacher that is left as it starts beside one that is given."""
     given = [place for place in ('checkpoint', 'pretrained') if config.teacher[place]]
-    if config.teacher.control == 'untrained' and given:
+    if starts_and_stays(config) and given:
+        why = 'control is untrained' if config.teacher.control == 'untrained' else 'num_steps is 0'
         raise UserError(
-            f'teacher.control is untrained, which makes a teacher here, but teacher.{given[0]} is '
+            f'teacher.{why}, which makes a teacher here, but teacher.{given[0]} is '
             f'{config.teacher[given[0]]}; leave one of them out.'
         )
 
@@ -177,6 +179,7 @@ def _check_control(config):
 def _check_method(config):
     """Refuses what the terms of a method cannot do with the config as it is."""
     method, labels = objectives.METHODS[config.method], config.teacher.labels
+    _check_weights(config)
     if 'bridged_logits' in method.reads and labels not in method.bridges:
         raise UserError(
             f'teacher.labels is {labels}, but method {config.method} has to know which of the compared '
@@ -196,6 +199,21 @@ def _check_method(config):
                 f'{config.batch_size} and micro_batches is {config.micro_batches}; raise batch_size or lower '
                 'micro_batches.'
             )
+
+
+def _check_weights(config):
+    """Refuses a method that a caller brings without a weight for each of its terms."""
+    if config.method == 'supervised' or config.method in config:
+        return
+    weights = config.own.get(config.method, {}).get('weights', {})
+    terms = {term for part in objectives.METHODS[config.method].reads.values() for term in part}
+    missing = sorted(terms - set(weights))
+    if missing or not weights:
+        example = ', '.join(f'{term!r}: 1.0' for term in missing)
+        raise UserError(
+            f'own.{config.method}.weights has no weight for {", ".join(missing) or "any term"}; set '
+            f"config.own.{config.method} = {{'weights': {{{example}}}}}."
+        )
 
 
 def _check_images(config):
@@ -222,8 +240,8 @@ def _check_images(config):
 
 def _check_keys(flat):
     known = flatten(common.get_config())
-    # The inputs that have an embedding are free names.
-    free = {key for key in flat if '.embeddings.' in key}
+    # The inputs that have an embedding are free names, and so is what a caller brings.
+    free = {key for key in flat if '.embeddings.' in key or key.startswith('own.')}
     for key in sorted(flat.keys() - known.keys() - free):
         nearest = difflib.get_close_matches(key, known, n=1)
         hint = f' Did you mean {nearest[0]}?' if nearest else ''
@@ -245,6 +263,10 @@ def _check_numbers(key, value):
     *path, name = key.split('.')
     if path and path[-1] in NUMBERS_IN:
         what, is_right = NUMBERS_IN[path[-1]]
+    elif path[:1] == ['own']:
+        return
+    elif key == 'teacher.num_steps':
+        what, is_right = _NOT_NEGATIVE
     elif name in NUMBERS and not (name == 'split' and path[-1:] == ['dataset']):
         # `dataset.split` is a name, `model.split` a number.
         what, is_right = NUMBERS[name]

@@ -1,6 +1,6 @@
 """Which knobs a run reads."""
 
-from td_jax.config.tree import has_teacher
+from td_jax.config.tree import has_teacher, starts_and_stays
 from td_jax.method import objectives
 
 # The knobs of a model that one architecture reads and others do not, and those of one data set.
@@ -63,6 +63,8 @@ def unread(config) -> dict[str, str]:
     elif config.teacher.control == 'untrained':
         reason = 'teacher.control is untrained'
         found |= dict.fromkeys(('teacher.num_steps', 'teacher.optimizer.'), reason)
+    elif starts_and_stays(config):
+        found['teacher.optimizer.'] = 'teacher.num_steps is 0'
     if not objectives.taught(config):
         found['diagnostics'] = 'the task is the only term'
     if config.num_seeds == 1:
@@ -86,7 +88,8 @@ def _unread_of_method(config):
     """What `unread` finds in the knobs of methods, and of what some of them share."""
     reads = objectives.METHODS[config.method].reads
     method = f'method is {config.method}'
-    found = {f'{other}.': method for other in objectives.METHODS if other != config.method}
+    others = [other for other in objectives.METHODS if other != config.method]
+    found = {f'{start}{other}.': method for other in others for start in ('', 'own.')}
     if 'states' not in reads:
         kept = OF_COMMUNICATION.get(config.method, ())
         knobs = [knob for knob in config.communication if knob not in kept]
@@ -118,14 +121,15 @@ def _unread_of_parts(config):
         found |= {
             f'{prefix}model.{knob}': f'{prefix}model.name is {model.name}'
             for name, knobs in OF_MODELS.items()
-            if name != model.name
+            # A model that a caller brings may read any of them, and so may a data set.
+            if name != model.name and model.name in OF_MODELS
             for knob in knobs
         }
-        ours = OF_DATASETS.get(config.dataset.name, ())
+        ours = OF_DATASETS.get(config.dataset.name)
         found |= {
             f'{prefix}dataset.{knob}': f'dataset.name is {config.dataset.name}'
             for knobs in OF_DATASETS.values()
             for knob in knobs
-            if knob not in ours
+            if ours is not None and knob not in ours
         }
     return found

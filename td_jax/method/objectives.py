@@ -90,7 +90,9 @@ def weights_of(config) -> dict[str, float]:
     """{term: weight} of the configured method; the probe's own loss always counts once."""
     if config.method == 'supervised':
         return {}
-    return {**config[config.method].weights.to_dict(), 'probe': 1.0}
+    # Of a method that a caller brings, with what else is brought.
+    knobs = config.own if config.method in config.own else config
+    return {**dict(knobs[config.method].weights), 'probe': 1.0}
 
 
 def taught(config) -> list[str]:

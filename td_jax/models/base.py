@@ -11,6 +11,7 @@ is why a model is split and not one function (arXiv 2310.03188, section 3.1).
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import flax
 import flax.linen as nn
 import jax
 
@@ -78,6 +79,33 @@ def activations(model: Model, params, inputs, key=None) -> Activations:
 def read_by_head(e: jax.Array) -> jax.Array:
     """What a prediction reads of a higher hidden state: [batch, width], of a sequence its first token."""
     return e[:, 0] if e.ndim == 3 else e
+
+
+def with_parameters(model: Model, params) -> Model:
+    """A model that starts from parameters that it learned elsewhere: its `init` gives them, whatever the key.
+
+    Args:
+      model: of the parameters.
+      params: a tree of arrays, as `model.init` makes it.
+
+    Its `init` raises a UserError that names the first parameter that is missing, not the model's, or of
+    another shape.
+    """
+
+    def init(key, inputs):
+        there = flax.traverse_util.flatten_dict(params, sep='/')
+        wanted = flax.traverse_util.flatten_dict(jax.eval_shape(model.init, key, inputs), sep='/')
+        for name in sorted(there.keys() | wanted.keys()):
+            shapes = [found[name].shape if name in found else None for found in (there, wanted)]
+            if shapes[0] != shapes[1]:
+                says = ['is missing' if shape is None else f'has shape {shape}' for shape in shapes]
+                raise UserError(
+                    f'the parameters of a model do not fit it: {name} {says[0]} there and {says[1]} in the '
+                    'model.'
+                )
+        return params
+
+    return model._replace(init=init)
 
 
 def started_from(given: dict, initial: dict, copies_head: bool) -> dict:

@@ -14,11 +14,13 @@ from etils import epath
 from jax.sharding import Mesh
 
 from td_jax import config as config_lib
+from td_jax.data import SOURCES
 from td_jax.data import base as data
 from td_jax.devices import sharding
 from td_jax.errors import UserError
 from td_jax.files import checkpoints, workdir
-from td_jax.models import base
+from td_jax.method import objectives
+from td_jax.models import MODELS, base
 from td_jax.training import assembly, dispatch, train_step
 
 # Folders in a workdir: its checkpoints, and the workdir of a teacher that was trained for it.
@@ -127,6 +129,7 @@ def load(folder: epath.Path, seed_index: int = 0) -> Finished:
             f'{folder} is not the workdir of a finished run: {workdir.CONFIG} or {workdir.RESULT} is missing.'
         )
     config = config_lib.from_json(stored)
+    _check_brought(folder, config)
     config_lib.check(config)
     if not 0 <= seed_index < config.num_seeds:
         raise UserError(
@@ -137,6 +140,18 @@ def load(folder: epath.Path, seed_index: int = 0) -> Finished:
     params = read_parameters(folder, seed_index)
     check_fit(folder, params, assembly.parameter_shapes(config, config.model, source))
     return Finished(config, source, student, params)
+
+
+def _check_brought(folder, config):
+    """Refuses a run of which a part came from a caller's own file, where that part is not here."""
+    made_of = workdir.read_json(folder / workdir.MADE_OF) or {}
+    for key, table in (('models', MODELS), ('sources', SOURCES), ('methods', objectives.METHODS)):
+        for name, place in made_of.get(key, {}).items():
+            if name not in table:
+                raise UserError(
+                    f'{folder} is made of {name}, which {place["file"]} brought; read it from Python, with '
+                    f'td_jax.load({str(folder)!r}, {key}={{{name!r}: ...}}).'
+                )
 
 
 def read_parameters(folder: epath.Path, seed_index: int, mesh: Mesh | None = None, prefix: str = '') -> dict:

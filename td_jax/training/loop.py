@@ -24,9 +24,9 @@ class Loop:
     Each process saves and restores its part of the state; all other files are the business of process 0.
     """
 
-    def __init__(self, config, workdir, source, teacher, teacher_facts, prefix, mesh):
+    def __init__(self, config, workdir, source, teacher, teacher_facts, prefix, mesh, made_of=None):
         self.config, self.workdir, self.source = config, workdir, source
-        self.teacher_facts, self.prefix, self.mesh = teacher_facts, prefix, mesh
+        self.teacher_facts, self.prefix, self.mesh, self.made_of = teacher_facts, prefix, mesh, made_of
         student = assembly.build_model(config, config.model, source)
         self.dispatch = assembly.assemble(config, source, teacher, mesh)
         self.evaluate = evaluation.make_evaluation(student, source, config.eval_batch_size, mesh)
@@ -67,7 +67,8 @@ class Loop:
         except UserError:
             # Without a checkpoint there is nothing that another config must not continue.
             if processes.is_main() and not checkpoints.holds_any(self.folder):
-                (self.workdir / workdir_lib.CONFIG).unlink(missing_ok=True)
+                for name in (workdir_lib.CONFIG, workdir_lib.MADE_OF):
+                    (self.workdir / name).unlink(missing_ok=True)
             raise
 
     def _write(self, name, text):
@@ -176,6 +177,8 @@ class Loop:
         # Not before: until something is saved, the folder is open to any config. With every save: a run that
         # is continued may have become longer.
         self._write(workdir_lib.CONFIG, config_lib.to_json(self.config))
+        if self.made_of:
+            self._write(workdir_lib.MADE_OF, json.dumps(self.made_of, indent=2, sort_keys=True) + '\n')
         # After the metrics: a run that continues here does not write them again.
         if log:
             log.flush()

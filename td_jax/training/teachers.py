@@ -77,7 +77,7 @@ def folder_of(config, folder: epath.Path) -> epath.Path:
 
 
 def load(config, folder: epath.Path, source: data.Source, mesh: Mesh | None = None) -> dispatch.Teacher:
-    """A config's teacher, whose run is finished, whose checkpoint is public, or who is left untrained.
+    """A config's teacher, whose run is finished, whose checkpoint is public, or who is left as it starts.
 
     Each process reads for itself; no device ever has more of the parameters than its shards.
 
@@ -101,7 +101,14 @@ def load(config, folder: epath.Path, source: data.Source, mesh: Mesh | None = No
         if mesh:
             params = sharding.place(params, sharding.of_parameters(mesh, params))
         return dispatch.Teacher(model, source, params)
-    if config.teacher.control == 'untrained':
+    if config.teacher.num_steps == 0 and config.teacher.control == 'none':
+        # Not compiled: what a model brings would be in the program.
+        params = assembly.untrained_teacher(config, source).params
+        if mesh:
+            params = sharding.place(params, sharding.of_parameters(mesh, params))
+        _check_finite(params, 'teacher.model')
+        return dispatch.Teacher(model, source, params)
+    if config_lib.starts_and_stays(config):
         placed = sharding.of_parameters(mesh, shapes) if mesh else None
         initial = jax.jit(lambda: assembly.untrained_teacher(config, source).params, out_shardings=placed)
         params = initial() if mesh else jax.tree.map(np.asarray, initial())
