@@ -64,7 +64,7 @@ def test_every_knob_is_checked(key):
         ('num_seeds', 0, 'more than 0'),
         ('batch_size', 0, 'more than 0'),
         ('log_every', 0, 'more than 0'),
-        ('teacher.num_steps', 0, 'more than 0'),
+        ('teacher.num_steps', -1, '0 or more'),
         ('model.dropout', 1.0, 'less than 1'),
         ('communication.dropout', 1.5, 'less than 1'),
         ('dataset.user_oov_rate', 1.0, 'less than 1'),
@@ -435,6 +435,7 @@ def test_flatten_joins_keys_with_dots():
         ({'method': 'rkd'}, 'teacher.labels', 'method is rkd'),
         ({'method': 'rkd'}, 'srd.alpha', 'method is rkd'),
         ({'teacher.control': 'untrained'}, 'teacher.num_steps', 'teacher.control is untrained'),
+        ({'teacher.num_steps': 0}, 'teacher.optimizer.learning_rate', 'teacher.num_steps is 0'),
         (
             {f'td.weights.{term}': 0.0 for term in ('interact', 'message', 'state')},
             'td.scale',

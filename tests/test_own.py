@@ -1,6 +1,7 @@
 """What a caller brings: models, data sets and methods of its own file."""
 
 import importlib.util
+import json
 import pathlib
 
 import jax
@@ -74,6 +75,7 @@ def test_a_run_says_what_it_is_made_of(brought_run):
         td_jax.load(folder)
 
 
+@pytest.mark.long
 def test_the_example_trains_a_teacher_of_its_own(tmp_path, monkeypatch, capsys):
     """Its student's accuracy is what its parameters give, read back and applied by hand."""
     example = brought_module(ROOT / 'examples' / 'own_teacher.py', 'own_teacher')
@@ -182,7 +184,7 @@ def test_a_model_that_is_brought_may_read_any_knob(brought_config):
         assert config_lib.digest(changed(model__variant='S/32')) != one
         other = changed(own__hints__weights__state=4.0)
         assert config_lib.digest(other) != one
-        differences = config_lib.differences(other, brought_config.to_dict())
+        differences = config_lib.differences(other, json.loads(config_lib.to_json(brought_config)))
         assert differences == {'own.hints.weights.state': (3.0, 4.0)}
         # Of a method that is not used, as of td_jax's own.
         digests = {
