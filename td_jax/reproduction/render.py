@@ -33,6 +33,10 @@ COUNTED = (
 )
 
 
+# Two columns, where the trials of a search were run on the test split, too.
+ON_TEST = 'knobs chosen on the test split, which is no result'
+
+
 class Comparison(NamedTuple):
     """A result beside a baseline's."""
 
@@ -181,6 +185,9 @@ def of_runs(name: str, table: tables.Table, results: dict) -> str:
             'ours, p by Holm',
             *(f'ours, {said}, mean ± 95%' for said in groups),
         ]
+        has_on_test = any(_on_test(result) for result in rows.values())
+        if has_on_test:
+            head += [f'{ON_TEST}, mean ± 95%', f'{ON_TEST}, paired difference, mean ± 95%']
         head += ['paper, mean ± standard error', 'paper, difference'] if paper else []
         lines += [_row(head), _row(['---'] * len(head))]
         for row in table.rows:
@@ -192,6 +199,8 @@ def of_runs(name: str, table: tables.Table, results: dict) -> str:
             if found:
                 parts[3:6] = difference(found), bounds(found), p_value(adjusted[row].get(column))
             parts += [_of_group(result, said) for said in groups]
+            if has_on_test:
+                parts += _of_on_test(result, rows[table.baseline])
             if paper:
                 mean, stderr = _paper_cell(paper, column, row)
                 base, _ = _paper_cell(paper, column, table.baseline)
@@ -247,6 +256,25 @@ def _of_group(result, said):
         return ''
     found = statistics.of(group['values'])
     return number(found.mean, found.half_width)
+
+
+def _on_test(result):
+    """What the best trial on the test split gives, or None."""
+    return (result or {}).get('on_test')
+
+
+def _of_on_test(result, baseline):
+    ours, theirs = _on_test(result), _on_test(baseline)
+    if not ours:
+        return ['', '']
+    found = statistics.of(ours['values'])
+    said = f'{number(found.mean, found.half_width)}, best of {ours["trials"]}'
+    if not theirs or ours is theirs:
+        return [said, '']
+    if ours['seeds'] != theirs['seeds']:
+        return [said, f'{number(found.mean - theirs["mean"], signed=True)}, not paired']
+    paired = statistics.paired_difference(ours['values'], theirs['values'])
+    return [said, number(paired.mean, paired.half_width, signed=True)]
 
 
 def _counted(table, compared, less_is_better):
