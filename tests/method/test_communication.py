@@ -86,7 +86,8 @@ def test_scan_equals_the_unrolled_loop(rounds, reference, remat_policy):
     np.testing.assert_allclose(scanned(state), looped(state), rtol=1e-6)
     gradients = [jax.grad(lambda state, f=f: f(state).sum())(state) for f in (scanned, looped)]
     for ours, theirs in zip(*gradients, strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-7)
+        # An element that is the small difference of large sums has their rounding.
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6 * np.abs(theirs).max())
     assert (rounds == 0) == (not np.any(scanned(state)))
 
 
