@@ -140,8 +140,8 @@ def teacher_config():
     teacher.model = model_config()
     teacher.optimizer = optimizer_config()
     teacher.seed = 0
-    # Steps that the teacher is trained for; 0 leaves it as its model makes it, such as one of your own that
-    # brings the parameters it learned elsewhere (docs/own.md).
+    # Steps that the teacher is trained for; 0 leaves a model of your own as it makes itself, with parameters
+    # that it brings (docs/own.md).
     teacher.num_steps = 1000
     # What the teacher is shown in training: 'clean' inputs (its states are then computed once for the
     # whole data set) or 'varied' ones, with the random variation that the student sees.

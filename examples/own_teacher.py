@@ -1,19 +1,18 @@
 """A teacher of your own: any Flax module of three methods, here a small convolutional network.
 
-    python examples/own_teacher.py runs/own
+    python -m examples.own_teacher --workdir=runs/own
 
 It is trained on the digits 0 to 4 first, then talks with a student of the digits 5 to 9, an MLP. With
-parameters that it learned elsewhere, `base.with_parameters(model, params)` and `config.teacher.num_steps = 0`
-leave it as it is. A student, a data set or a loss of your own goes the same way (docs/own.md).
+parameters that it learned elsewhere it is left as it is; docs/own.md says how, and how to bring more.
 """
-
-import sys
 
 import flax.linen as nn
 import jax
+from absl import flags
 
 import td_jax
 from configs import digits
+from td_jax import command_line
 from td_jax.models import base
 
 
@@ -49,7 +48,7 @@ def build(model_config, vocabularies, num_outputs, dtype):
     return base.from_module(Convolutional(num_outputs))
 
 
-def main(workdir):
+def train(workdir):
     config = digits.get_config()
     config.teacher.model.name = 'convolutional'
     result = td_jax.train(config, workdir, models={'convolutional': build})
@@ -57,4 +56,5 @@ def main(workdir):
 
 
 if __name__ == '__main__':
-    main(*sys.argv[1:])
+    folder = flags.DEFINE_string('workdir', None, 'Folder of the run.')
+    command_line.run(lambda: train(folder.value), required=('workdir',))

@@ -11,20 +11,13 @@ the digest of its source.
 """
 
 import contextlib
-import hashlib
-import inspect
-import pathlib
 
+from configs import common
 from td_jax import config as config_lib
-from td_jax.data import SOURCES
 from td_jax.errors import UserError
 from td_jax.files import workdir as workdir_lib
-from td_jax.method import objectives, shared
-from td_jax.models import MODELS
-from td_jax.training import finished, run
-
-# What can be brought, by the name of its argument -> the table it stands in.
-TABLES = {'models': MODELS, 'sources': SOURCES, 'methods': objectives.METHODS}
+from td_jax.method import shared
+from td_jax.training import finished, made_of, run
 
 
 def train(config, workdir, *, models=None, sources=None, methods=None) -> dict:
@@ -47,11 +40,9 @@ def train(config, workdir, *, models=None, sources=None, methods=None) -> dict:
         was made of another source.
     """
     folder = workdir_lib.resolve(str(workdir))
-    with brought(models, sources, methods) as parts:
+    with brought(models, sources, methods):
         config_lib.check(config)
-        made_of = _made_of(config, parts)
-        _check_made_of(folder, made_of)
-        return run.train(config, folder, made_of=made_of)
+        return run.train(config, folder)
 
 
 def load(workdir, seed_index: int = 0, *, models=None, sources=None, methods=None) -> finished.Finished:
@@ -69,10 +60,8 @@ def load(workdir, seed_index: int = 0, *, models=None, sources=None, methods=Non
       UserError: no finished run is there, a part of it is not brought, or it was made of another source.
     """
     folder = workdir_lib.resolve(str(workdir))
-    with brought(models, sources, methods) as parts:
-        found = finished.load(folder, seed_index)
-        _check_made_of(folder, _made_of(found.config, parts))
-        return found
+    with brought(models, sources, methods):
+        return finished.load(folder, seed_index)
 
 
 @contextlib.contextmanager
@@ -81,9 +70,6 @@ def brought(models=None, sources=None, methods=None):
 
     Args:
       models, sources, methods: as in `train`.
-
-    Yields:
-      {argument: {name: part}}
 
     Raises:
       UserError: a name that td_jax has itself, or what is no part.
@@ -95,18 +81,18 @@ def brought(models=None, sources=None, methods=None):
             _check_part(argument, name, part)
     try:
         for argument, parts in given.items():
-            TABLES[argument].update(parts)
-        yield given
+            made_of.TABLES[argument].update(parts)
+        yield
     finally:
         for argument, parts in given.items():
             for name in parts:
-                TABLES[argument].pop(name, None)
+                made_of.TABLES[argument].pop(name, None)
 
 
 def _check_part(argument, name, part):
     if not isinstance(name, str) or not name.isidentifier():
         raise UserError(f'{argument} has {name!r}; the name of a part is a word of letters, digits and _.')
-    if name in TABLES[argument]:
+    if name in made_of.TABLES[argument] or name in common.get_config():
         raise UserError(f'{argument} has {name!r}, which td_jax has itself; give yours another name.')
     if argument == 'methods' and not isinstance(part, shared.Objective):
         raise UserError(
@@ -114,48 +100,3 @@ def _check_part(argument, name, part):
         )
     if argument != 'methods' and not callable(part):
         raise UserError(f'{argument} has {name!r}, a {type(part).__name__}; it must be a function.')
-
-
-def _made_of(config, given) -> dict:
-    """{argument: {name: {'file', 'sha256'}}} of what a config uses of what is brought."""
-    used = {
-        'models': {config.model.name, config.teacher.model.name},
-        'sources': {config.dataset.name},
-        'methods': {config.method},
-    }
-    found = {
-        argument: {name: _source_of(part) for name, part in sorted(parts.items()) if name in used[argument]}
-        for argument, parts in given.items()
-    }
-    return {argument: parts for argument, parts in found.items() if parts}
-
-
-def _source_of(part) -> dict:
-    """The name of the file that a part is from, and the digest of that file, or of the cell of a notebook."""
-    function = part.terms if isinstance(part, shared.Objective) else inspect.unwrap(part)
-    # Of functools.partial what it calls, of an object its class.
-    function = getattr(function, 'func', function)
-    described = function if hasattr(function, '__code__') or inspect.isclass(function) else type(function)
-    try:
-        file = pathlib.Path(inspect.getsourcefile(described) or '')
-        # What stands around a function is part of what it does; a cell of a notebook is no file.
-        source = file.read_text() if file.is_file() else inspect.getsource(described)
-    except (OSError, TypeError):
-        # Typed at a prompt, where no source is kept.
-        file, source = pathlib.Path(), getattr(described, '__code__', compile('', '', 'exec')).co_code.hex()
-    name = file.name if file.is_file() else 'a notebook'
-    return {'file': name, 'sha256': hashlib.sha256(source.encode()).hexdigest()}
-
-
-def _check_made_of(folder, made_of):
-    """Refuses to take a run for one of today's source that was made of another."""
-    path = folder / workdir_lib.MADE_OF
-    before = workdir_lib.read_json(path) or {}
-    for argument, parts in made_of.items():
-        for name, now in parts.items():
-            then = before.get(argument, {}).get(name, now)
-            if then != now:
-                raise UserError(
-                    f'{folder} was made of another {name}: {now["file"]} has changed since. Put it back, '
-                    f'choose another workdir, or delete {path} if the change is of no account.'
-                )

@@ -50,6 +50,9 @@ def main():
     def command():
         columns = genres.value, datasets.value
         tables.check_names(names.value, *columns)
+        for flag, is_given in (('from_errors', read.value), ('dry_run', dry_run.value)):
+            if journals.value and is_given:
+                raise UserError(f'--journals has no effect with --{flag}; leave one of them out.')
         pictures = drawn.value and workdir.resolve(drawn.value)
         if pictures:
             figures.check(names.value, pictures)
@@ -70,17 +73,16 @@ def main():
         root, target = workdir.resolve(folder.value), kept.value and workdir.resolve(kept.value)
         if target:
             workdir.check_target('--errors', target)
+        trials = {}
         if journals.value:
-            on_test.check(names.value, *columns, workdir.resolve(journals.value))
+            trials = on_test.candidates(names.value, *columns, workdir.resolve(journals.value))
         if dry_run.value:
             print(render.plan(cells.plan(names.value, *columns, root), tflops.value))
             return None
         if not only_show.value:
             jobs.prepare(count.value, root)
         results = cells.make(names.value, *columns, root, only_show.value, count.value)
-        if journals.value:
-            asked = names.value, *columns, root, workdir.resolve(journals.value)
-            on_test.add(results, *asked, only_show.value, count.value)
+        on_test.add(results, trials, root, only_show.value, count.value)
         if not only_show.value:
             text = render.make(names.value, results, *columns)
             workdir.write(root / f'tables_{"_".join(names.value)}.md', text)

@@ -64,7 +64,7 @@ def test_every_knob_is_checked(key):
         ('num_seeds', 0, 'more than 0'),
         ('batch_size', 0, 'more than 0'),
         ('log_every', 0, 'more than 0'),
-        ('teacher.num_steps', -1, '0 or more'),
+        ('teacher.num_steps', 0, 'more than 0'),
         ('model.dropout', 1.0, 'less than 1'),
         ('communication.dropout', 1.5, 'less than 1'),
         ('dataset.user_oov_rate', 1.0, 'less than 1'),

@@ -8,6 +8,7 @@ import ml_collections
 import numpy as np
 
 from configs import common
+from td_jax.config.effect import OF_MODELS
 from td_jax.config.tree import flatten, starts_and_stays
 from td_jax.data import SOURCES, images, movielens
 from td_jax.devices.remat import POLICIES
@@ -62,7 +63,6 @@ _SHARE = 'more than 0 and at most 1', lambda x: 0 < x <= 1
 NUMBERS = {
     'num_seeds': _POSITIVE,
     'seed_step': _POSITIVE,
-    # Of the student; the teacher's may be 0.
     'num_steps': _POSITIVE,
     'batch_size': _POSITIVE,
     'eval_batch_size': _POSITIVE,
@@ -129,8 +129,11 @@ def check(config):
     _check_keys(flat)
     for key, known in CHOICES.items():
         check_choice(key, flat[key], known)
+    # A model that a caller brings may bring what it learned, and then needs no steps.
+    is_learned = config.teacher.model.name not in OF_MODELS and config.teacher.num_steps == 0
     for key, value in flat.items():
-        _check_numbers(key, value)
+        if not (key == 'teacher.num_steps' and is_learned):
+            _check_numbers(key, value)
     last_seed = config.seed + (config.num_seeds - 1) * config.seed_step
     if last_seed > LARGEST:
         step = '' if config.seed_step == 1 else f' and seed_step is {config.seed_step}'
@@ -147,7 +150,7 @@ def check(config):
     _check_method(config)
     for prefix, steps in (('', config.num_steps), ('teacher.', config.teacher.num_steps)):
         warmup = flat[f'{prefix}optimizer.warmup_steps']
-        if warmup >= steps and steps:
+        if warmup >= steps and not (prefix and is_learned):
             raise UserError(
                 f'{prefix}optimizer.warmup_steps is {warmup}, but training has {steps} steps: '
                 f'lower it or raise {prefix}num_steps.'
@@ -205,13 +208,13 @@ def _check_weights(config):
     """Refuses a method that a caller brings without a weight for each of its terms."""
     if config.method == 'supervised' or config.method in config:
         return
-    weights = config.own.get(config.method, {}).get('weights', {})
+    flat, start = flatten(config.own), f'{config.method}.weights.'
     terms = {term for part in objectives.METHODS[config.method].reads.values() for term in part}
-    missing = sorted(terms - set(weights))
-    if missing or not weights:
-        example = ', '.join(f'{term!r}: 1.0' for term in missing)
+    missing = sorted(term for term in terms if start + term not in flat)
+    if missing or not any(key.startswith(start) for key in flat):
+        example = ', '.join(f'{term!r}: 1.0' for term in missing or ['TERM'])
         raise UserError(
-            f'own.{config.method}.weights has no weight for {", ".join(missing) or "any term"}; set '
+            f'own.{start.removesuffix(".")} has no weight for {", ".join(missing) or "any term"}; set '
             f"config.own.{config.method} = {{'weights': {{{example}}}}}."
         )
 
@@ -265,8 +268,6 @@ def _check_numbers(key, value):
         what, is_right = NUMBERS_IN[path[-1]]
     elif path[:1] == ['own']:
         return
-    elif key == 'teacher.num_steps':
-        what, is_right = _NOT_NEGATIVE
     elif name in NUMBERS and not (name == 'split' and path[-1:] == ['dataset']):
         # `dataset.split` is a name, `model.split` a number.
         what, is_right = NUMBERS[name]

@@ -36,7 +36,7 @@ def from_json(stored: dict) -> ml_collections.ConfigDict:
         config.update_from_flattened_dict({key: value})
     for key in flat.keys() - flatten(config).keys():
         path, _, name = key.rpartition('.')
-        if not path.endswith('embeddings') and not key.startswith('own.'):
+        if path not in ('model.embeddings', 'teacher.model.embeddings') and not key.startswith('own.'):
             raise UserError(f'{key} is a key of another version of td_jax.')
         place = config
         for part in path.split('.'):

@@ -81,28 +81,34 @@ def read_by_head(e: jax.Array) -> jax.Array:
     return e[:, 0] if e.ndim == 3 else e
 
 
+def misfit(params, shapes) -> str | None:
+    """The first parameter that is missing on one side or has another shape; None where all fit.
+
+    Args:
+      params: a tree of arrays.
+      shapes: a tree of what a model has, arrays or their shapes.
+    """
+    there, wanted = (flax.traverse_util.flatten_dict(tree, sep='/') for tree in (params, shapes))
+    for name in sorted(there.keys() | wanted.keys()):
+        found = [side[name].shape if name in side else None for side in (there, wanted)]
+        if found[0] != found[1]:
+            says = ['is missing' if shape is None else f'has shape {shape}' for shape in found]
+            return f'{name} {says[0]} there and {says[1]} in the model'
+    return None
+
+
 def with_parameters(model: Model, params) -> Model:
     """A model that starts from parameters that it learned elsewhere: its `init` gives them, whatever the key.
 
     Args:
       model: of the parameters.
-      params: a tree of arrays, as `model.init` makes it.
-
-    Its `init` raises a UserError that names the first parameter that is missing, not the model's, or of
-    another shape.
+      params: a tree of arrays, as `model.init` makes it; else `init` raises a UserError.
     """
 
     def init(key, inputs):
-        there = flax.traverse_util.flatten_dict(params, sep='/')
-        wanted = flax.traverse_util.flatten_dict(jax.eval_shape(model.init, key, inputs), sep='/')
-        for name in sorted(there.keys() | wanted.keys()):
-            shapes = [found[name].shape if name in found else None for found in (there, wanted)]
-            if shapes[0] != shapes[1]:
-                says = ['is missing' if shape is None else f'has shape {shape}' for shape in shapes]
-                raise UserError(
-                    f'the parameters of a model do not fit it: {name} {says[0]} there and {says[1]} in the '
-                    'model.'
-                )
+        wrong = misfit(params, jax.eval_shape(model.init, key, inputs))
+        if wrong:
+            raise UserError(f'the parameters of a model do not fit it: {wrong}.')
         return params
 
     return model._replace(init=init)

@@ -49,6 +49,11 @@ def apply_tuned(config, choices: dict, name: str):
     )
 
 
+def module_of(table: tables.Table, column: str) -> str:
+    """The module of configs/ that a column starts from."""
+    return table.config if isinstance(table.config, str) else table.config[column]
+
+
 def tuned_name(table: tables.Table, row: str) -> str:
     """The name of the method or the variant that a row's knobs were tuned for."""
     return table.variants.get(row, table.rows[row]['method'])
@@ -63,7 +68,7 @@ def cell_config(table: tables.Table, column: str, row: str, choices: dict | None
       table, column, row: which cell.
       choices: as `tuned` gives them, in place of those in configs/tuned/.
     """
-    module = table.config if isinstance(table.config, str) else table.config[column]
+    module = module_of(table, column)
     config = base_config(module)
     config.update_from_flattened_dict(table.columns[column])
     name = tuned_name(table, row)

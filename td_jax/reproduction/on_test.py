@@ -10,85 +10,62 @@ from etils import epath
 from td_jax.reproduction import cells, tables, tuning
 from td_jax.training import evaluation
 
-LESS_IS_BETTER = {metric: less for metric, _, _, less in evaluation.METRICS.values()}
 
-
-def check(names, genres, datasets, journals: epath.Path):
-    """Refuses journals that are not there or are damaged.
-
-    Raises:
-      UserError: what `tuning.trials_in` raises, or an unknown table, genre or data set.
-    """
-    _candidates(names, genres, datasets, journals)
-
-
-def add(
-    results: dict,
-    names,
-    genres,
-    datasets,
-    root: epath.Path,
-    journals: epath.Path,
-    only_show: bool,
-    processes: int,
-):
-    """Adds `on_test` to the results of the cells whose knobs are tuned and nothing else.
+def candidates(names, genres, datasets, journals: epath.Path) -> dict:
+    """{(table, column, row): the configs of the runs of each trial} of the cells with tuned knobs alone.
 
     Args:
-      results: {table: {column: {row: result or None}}}, as cells.make gives them; is changed. `on_test` is
-        {'values', 'seeds', 'mean', 'trials'}: of the best trial its students' metric, and of how many.
       names: of the tables.
       genres, datasets: the columns to keep.
-      root: folder of all runs.
       journals: folder of the journals of td_jax.tune.
-      only_show: whether to run nothing.
-      processes: how many runs at once.
 
     Raises:
-      UserError: a journal that is not there or damaged, or what a run raises.
+      UserError: an unknown name, or a journal that is not there or damaged.
     """
-    candidates = _candidates(names, genres, datasets, journals)
-    if not only_show:
-        runs = [config for trials in candidates.values() for configs in trials for config in configs]
-        cells.run_missing(root, runs, processes)
-    for (name, column, row), trials in candidates.items():
-        found = [cells.stored(root, configs) for configs in trials]
-        cell = results[name][column][row]
-        if cell is None or not found or None in found:
-            continue
-        sign = 1 if LESS_IS_BETTER[cell['metric']] else -1
-        chosen = min(found, key=lambda result: sign * result['mean'])
-        cell['on_test'] = {key: chosen[key] for key in ('values', 'seeds', 'mean')} | {'trials': len(found)}
-
-
-def _candidates(names, genres, datasets, journals):
-    """{(table, column, row): the configs of the runs of each trial} of the cells that a search was for."""
     tables.check_names(names, genres, datasets)
-    found = {}
+    trials, found = {}, {}
     for name, column, row in tables.wanted_cells(names, genres, datasets):
         table = tables.TABLES[name]
-        if not _is_tuned_alone(table, row):
+        # Not a row from which something is taken away, nor a control.
+        if set(table.rows[row]) != {'method'} or row in table.copied or row in table.as_many_operations_as:
             continue
         tuned_for, setting = (
             cells.tuned_name(table, row),
             cells.setting(cells.cell_config(table, column, row)),
         )
-        teacher = _chosen_teacher(table, column, setting)
+        path = journals / f'{setting}-{tuned_for}.journal'
+        if path not in trials:
+            trials[path] = tuning.trials_in(path)
+        chosen = cells.tuned(cells.module_of(table, column)).get(setting, {})
         found[name, column, row] = [
-            cells.runs_of(table, column, row, {setting: {**teacher, tuned_for: knobs}})
-            for knobs in tuning.trials_in(journals / f'{setting}-{tuned_for}.journal')
+            cells.runs_of(table, column, row, {setting: {**chosen, tuned_for: knobs}})
+            for knobs in trials[path]
         ]
     return found
 
 
-def _is_tuned_alone(table, row):
-    """Whether a row is a method or a variant with its knobs, and not one of which something is taken away."""
-    return set(table.rows[row]) == {'method'} and not (
-        row in table.copied or row in table.as_many_operations_as
-    )
+def add(results: dict, trials: dict, root: epath.Path, only_show: bool, processes: int):
+    """Adds `on_test` to cells: {'values', 'seeds', 'mean'} of the best trial, and of how many, 'trials'.
 
+    Args:
+      results: {table: {column: {row: result or None}}}, as cells.make gives them; is changed.
+      trials: as `candidates` gives them.
+      root: folder of all runs.
+      only_show: whether to run nothing; a cell of which a trial is missing then has none.
+      processes: how many runs at once.
 
-def _chosen_teacher(table, column, setting):
-    module = table.config if isinstance(table.config, str) else table.config[column]
-    chosen = cells.tuned(module).get(setting, {})
-    return {key: chosen[key] for key in (tuning.TEACHER,) if key in chosen}
+    Raises:
+      UserError: what a run raises.
+    """
+    if not only_show:
+        runs = [config for of_cell in trials.values() for configs in of_cell for config in configs]
+        cells.run_missing(root, runs, processes)
+    for (name, column, row), of_cell in trials.items():
+        found = [cells.stored(root, configs) for configs in of_cell]
+        cell = results[name][column][row]
+        if cell is None or not found or None in found:
+            continue
+        means = {number: result['mean'] for number, result in enumerate(found)}
+        number, _ = tuning.best(means, evaluation.LESS_IS_BETTER[cell['metric']])
+        cell['on_test'] = {key: found[number][key] for key in ('values', 'seeds', 'mean')}
+        cell['on_test']['trials'] = len(found)

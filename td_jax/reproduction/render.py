@@ -8,8 +8,6 @@ from td_jax import statistics
 from td_jax.reproduction import cells, tables
 from td_jax.training import evaluation
 
-# metric -> whether less of it is better.
-_LESS_IS_BETTER = {metric: less for metric, _, _, less in evaluation.METRICS.values()}
 # What a bootstrap draws, by metric.
 _UNITS = {'rmse': 'users', 'accuracy': 'images'}
 # Parts of the examples that have a metric of their own, by what a person calls them.
@@ -31,8 +29,6 @@ COUNTED = (
     'Better or worse is a column whose intervals, that of t and that of the bootstrap where there is one, '
     'are all on one side of 0; a column without paired seeds is not counted.'
 )
-
-
 # Two columns, where the trials of a search were run on the test split, too.
 ON_TEST = 'knobs chosen on the test split, which is no result'
 
@@ -208,7 +204,7 @@ def of_runs(name: str, table: tables.Table, results: dict) -> str:
             lines.append(_row(parts))
         lines.append('')
     if metrics:
-        lines += [*_counted(table, compared, _LESS_IS_BETTER[metrics[0]]), '']
+        lines += [*_counted(table, compared, evaluation.LESS_IS_BETTER[metrics[0]]), '']
     return '\n'.join(lines)
 
 
@@ -269,12 +265,7 @@ def _of_on_test(result, baseline):
         return ['', '']
     found = statistics.of(ours['values'])
     said = f'{number(found.mean, found.half_width)}, best of {ours["trials"]}'
-    if not theirs or ours is theirs:
-        return [said, '']
-    if ours['seeds'] != theirs['seeds']:
-        return [said, f'{number(found.mean - theirs["mean"], signed=True)}, not paired']
-    paired = statistics.paired_difference(ours['values'], theirs['values'])
-    return [said, number(paired.mean, paired.half_width, signed=True)]
+    return [said, '' if not theirs or ours is theirs else difference(compare(ours, theirs))]
 
 
 def _counted(table, compared, less_is_better):

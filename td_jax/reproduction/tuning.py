@@ -123,8 +123,7 @@ def check(search: Search, names, journals: epath.Path, target: epath.Path):
     known = tables.GENRES if task_of(search.name) == 'regression' else CONFIGS[search.name]
     for column in search.columns:
         config_lib.check_choice('--columns', column, known)
-    if workdir.is_in_bucket(journals):
-        raise UserError(f'--journals {journals} is in a bucket, which no journal can grow in; name a folder.')
+    _check_journals(journals)
     workdir.check_target('--output', target)
 
 
@@ -260,15 +259,21 @@ def trials_in(path: epath.Path) -> list[dict]:
     Raises:
       UserError: there is no such journal, or it is damaged.
     """
+    _check_journals(path.parent)
     if not path.exists():
         raise UserError(f'{path} is not there; td_jax.tune makes it.')
     with _undamaged(path):
         storage = JournalStorage(JournalFileBackend(str(path)))
         study = optuna.load_study(study_name=path.stem, storage=storage)
         done = study.get_trials(states=[TrialState.COMPLETE])
-    sign = 1 if study.direction == optuna.study.StudyDirection.MINIMIZE else -1
-    done.sort(key=lambda trial: (sign * trial.value, trial.number))
-    return [{**trial.params, 'num_steps': trial.user_attrs['num_steps']} for trial in done]
+        sign = 1 if study.direction == optuna.study.StudyDirection.MINIMIZE else -1
+        done.sort(key=lambda trial: (sign * trial.value, trial.number))
+        return [{**trial.params, 'num_steps': trial.user_attrs['num_steps']} for trial in done]
+
+
+def _check_journals(folder):
+    if workdir.is_in_bucket(folder):
+        raise UserError(f'--journals {folder} is in a bucket, which no journal can grow in; name a folder.')
 
 
 @contextlib.contextmanager
@@ -276,6 +281,10 @@ def _undamaged(path):
     """Makes one line of whatever does not read back as what was written; Optuna asserts some of it."""
     try:
         yield
+    except OSError as error:
+        raise UserError(
+            f'{path} cannot be read ({workdir.reason(error)}); choose other --journals.'
+        ) from error
     except (ValueError, LookupError, TypeError, AttributeError, AssertionError) as error:
         raise UserError(f'{path} is damaged; delete it, and its search begins anew.') from error
 

@@ -15,7 +15,7 @@ from td_jax.devices import processes, sharding
 from td_jax.errors import Diverged, Stopped, UserError
 from td_jax.files import checkpoints, metric_log
 from td_jax.files import workdir as workdir_lib
-from td_jax.training import assembly, diagnostics, dispatch, evaluation, finished, train_step
+from td_jax.training import assembly, diagnostics, dispatch, evaluation, finished, made_of, train_step
 
 
 class Loop:
@@ -24,9 +24,9 @@ class Loop:
     Each process saves and restores its part of the state; all other files are the business of process 0.
     """
 
-    def __init__(self, config, workdir, source, teacher, teacher_facts, prefix, mesh, made_of=None):
+    def __init__(self, config, workdir, source, teacher, teacher_facts, prefix, mesh):
         self.config, self.workdir, self.source = config, workdir, source
-        self.teacher_facts, self.prefix, self.mesh, self.made_of = teacher_facts, prefix, mesh, made_of
+        self.teacher_facts, self.prefix, self.mesh = teacher_facts, prefix, mesh
         student = assembly.build_model(config, config.model, source)
         self.dispatch = assembly.assemble(config, source, teacher, mesh)
         self.evaluate = evaluation.make_evaluation(student, source, config.eval_batch_size, mesh)
@@ -177,8 +177,8 @@ class Loop:
         # Not before: until something is saved, the folder is open to any config. With every save: a run that
         # is continued may have become longer.
         self._write(workdir_lib.CONFIG, config_lib.to_json(self.config))
-        if self.made_of:
-            self._write(workdir_lib.MADE_OF, json.dumps(self.made_of, indent=2, sort_keys=True) + '\n')
+        if processes.is_main():
+            made_of.write(self.config, self.workdir)
         # After the metrics: a run that continues here does not write them again.
         if log:
             log.flush()

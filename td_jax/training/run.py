@@ -12,16 +12,13 @@ from td_jax.files import workdir as workdir_lib
 from td_jax.training import finished, loop, memory, preflight, teachers
 
 
-def train(
-    config: ml_collections.ConfigDict, workdir: epath.Path, prefix: str = '', made_of: dict | None = None
-) -> dict:
+def train(config: ml_collections.ConfigDict, workdir: epath.Path, prefix: str = '') -> dict:
     """Trains what a config describes, from wherever its workdir stands, and evaluates it.
 
     Args:
       config: every knob of configs.common.
       workdir: folder of the run; made if missing, continued if it holds the same run.
       prefix: what the optimizer's keys are under where a person set them.
-      made_of: what a caller brought that the run is made of, by td_jax.own; kept beside its config.
 
     Returns:
       The content of result.json.
@@ -41,15 +38,14 @@ def train(
             return result
         teacher = plan.teacher
         if plan.teacher_source and not teacher:
-            train(config_lib.teacher_run(config), workdir / finished.TEACHER, 'teacher.', made_of)
+            train(config_lib.teacher_run(config), workdir / finished.TEACHER, 'teacher.')
             # Every process reads for itself what all of them wrote; one may see another disk.
             teacher = processes.together(
                 lambda: teachers.load(config, workdir, plan.teacher_source, plan.mesh)
             )
         with memory.told():
             facts = teachers.facts(config, teacher, plan.source, plan.mesh)
-            training = loop.Loop(config, workdir, plan.source, teacher, facts, prefix, plan.mesh, made_of)
-            return training.finish()
+            return loop.Loop(config, workdir, plan.source, teacher, facts, prefix, plan.mesh).finish()
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ from etils import epath
 from optuna.storages.journal import JournalFileBackend, JournalStorage
 
 from td_jax.errors import UserError
-from td_jax.reproduction import cells, errors, on_test, render, tables, tuning
+from td_jax.reproduction import cells, errors, on_test, render, tuning
 from td_jax.training.run import train
 
 SCRATCH = 'Train from scratch'
@@ -41,22 +41,14 @@ def journal(folder, name):
 
 
 @pytest.fixture
-def tiny(monkeypatch, small_config):
+def tiny(small_config, one_table):
     """A table of a method, and of a control that is not tuned by itself."""
-    table = tables.Table(
-        'Tiny',
-        'digits',
-        {'all': {}},
-        {
-            SCRATCH: {'method': 'supervised'},
-            'LD': {'method': 'ld'},
-            'Half': {'method': 'ld', 'seed': 7},
-        },
-        SCRATCH,
-    )
-    monkeypatch.setattr(tables, 'TABLES', {'tiny': table})
-    monkeypatch.setattr(cells, 'tuned', lambda name: {})
-    monkeypatch.setattr(cells, 'base_config', lambda name: small_config(num_steps=20))
+    rows = {
+        SCRATCH: {'method': 'supervised'},
+        'LD': {'method': 'ld'},
+        'Control': {'method': 'ld', 'teacher.control': 'shuffled'},
+    }
+    one_table(rows, lambda: small_config(num_steps=20))
 
 
 def test_trials_come_best_first_and_whole_alone(tmp_path):
@@ -71,9 +63,10 @@ def test_the_best_trial_on_the_test_split_is_a_column_of_its_own(tiny, small_con
         journal(tmp_path, name)
     root = epath.Path(tmp_path / 'runs')
     results = cells.make(['tiny'], *COLUMNS, root, only_show=False)
-    on_test.add(results, ['tiny'], *COLUMNS, root, epath.Path(tmp_path), only_show=False, processes=1)
+    trials = on_test.candidates(['tiny'], *COLUMNS, epath.Path(tmp_path))
+    on_test.add(results, trials, root, only_show=False, processes=1)
     rows = results['tiny']['all']
-    assert 'on_test' not in rows['Half']
+    assert 'on_test' not in rows['Control']
     for row, method in ((SCRATCH, 'supervised'), ('LD', 'ld')):
         # The same runs, made here.
         by_hand = [
@@ -108,7 +101,13 @@ def test_the_best_trial_on_the_test_split_is_a_column_of_its_own(tiny, small_con
 def test_journals_that_are_not_there_or_damaged_are_one_line(tiny, tmp_path):
     journal(tmp_path, 'supervised')
     with pytest.raises(UserError, match=r'digits-ld\.journal is not there; td_jax\.tune makes it'):
-        on_test.check(['tiny'], *COLUMNS, epath.Path(tmp_path))
+        on_test.candidates(['tiny'], *COLUMNS, epath.Path(tmp_path))
     (tmp_path / 'digits-ld.journal').write_text('{"op_code": 0}\n')
     with pytest.raises(UserError, match=r'digits-ld\.journal is damaged; delete it'):
-        on_test.check(['tiny'], *COLUMNS, epath.Path(tmp_path))
+        on_test.candidates(['tiny'], *COLUMNS, epath.Path(tmp_path))
+    (tmp_path / 'digits-ld.journal').unlink()
+    (tmp_path / 'digits-ld.journal').mkdir()
+    with pytest.raises(UserError, match=r'digits-ld\.journal cannot be read \(.*\); choose other --journals'):
+        on_test.candidates(['tiny'], *COLUMNS, epath.Path(tmp_path))
+    with pytest.raises(UserError, match='is in a bucket'):
+        on_test.candidates(['tiny'], *COLUMNS, epath.Path('gs://bucket/journals'))
