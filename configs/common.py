@@ -97,6 +97,8 @@ def dataset_config():
     # The data set, a name of td_jax.data.SOURCES: movielens, digits, cifar10, cifar100 or
     # imagenet.
     dataset.name = 'movielens'
+    # MovieLens: how large, a name of td_jax.data.movielens.SIZES: 100k, 1m, 20m, 25m or latest-small.
+    dataset.movielens = '100k'
     # What is evaluated: 'validation' (a slice cut from training data, for choosing knobs) or 'test'
     # (trains on the slice as well).
     dataset.split = 'test'

@@ -9,7 +9,7 @@ import numpy as np
 
 from configs import common
 from td_jax.config.tree import flatten
-from td_jax.data import SOURCES, images, movielens
+from td_jax.data import SOURCES, images, movielens, ratings
 from td_jax.devices.remat import POLICIES
 from td_jax.errors import UserError
 from td_jax.method import objectives, shared
@@ -21,7 +21,8 @@ CHOICES = {
     'method': objectives.METHODS,
     'dataset.name': SOURCES,
     'dataset.split': ('validation', 'test'),
-    'dataset.split_by': movielens.SPLITS_BY,
+    'dataset.split_by': ratings.SPLITS_BY,
+    'dataset.movielens': movielens.SIZES,
     'dataset.resize': images.RESIZES,
     'compute_dtype': ('float32', 'bfloat16'),
     'model.initial': ('random', 'teacher'),
@@ -71,8 +72,8 @@ NUMBERS = {
     'save_every': _POSITIVE,
     'examples_per_class': _NOT_NEGATIVE,
     'validation_slice': (
-        f'from 0 to {movielens.LAST_SLICE}',
-        lambda x: 0 <= x <= movielens.LAST_SLICE,
+        f'from 0 to {ratings.LAST_SLICE}',
+        lambda x: 0 <= x <= ratings.LAST_SLICE,
     ),
     'user_oov_rate': _RATE,
     'movie_oov_rate': _RATE,

@@ -15,7 +15,7 @@ _CLASSES = ('classes', 'examples_per_class')
 _IMAGES = ('image_size', 'image_mean', 'image_std', 'resize', 'min_crop_area', 'mirror_rate')
 OF_DATASETS = {
     'movielens': (
-        *('genre', 'split_by', 'validation_slice'),
+        *('movielens', 'genre', 'split_by', 'validation_slice'),
         *('user_oov_rate', 'movie_oov_rate', 'min_title_word_count'),
     ),
     'digits': _CLASSES,
