@@ -93,6 +93,7 @@ NUMBERS = {
     'patch': _NOT_NEGATIVE,
     'epsilon': _POSITIVE,
     'hidden': _POSITIVE,
+    'embedding_width': _NOT_NEGATIVE,
     'split': _NOT_NEGATIVE,
     'dropout': _RATE,
     'learning_rate': _POSITIVE,
@@ -153,6 +154,11 @@ def check(config):
                 f'lower it or raise {prefix}num_steps.'
             )
     _check_images(config)
+    for knob in ('words', 'categories'):
+        if not all(isinstance(name, str) and name for name in config.dataset[knob]):
+            raise UserError(
+                f"dataset.{knob} is {config.dataset[knob]}; it must be names of columns, such as ('title',)."
+            )
     if len(config.td.ramp_up) != 2:
         raise UserError(
             f'td.ramp_up is {config.td.ramp_up}; it is a pair, steps of the student alone and of the '

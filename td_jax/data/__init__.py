@@ -2,11 +2,12 @@
 
 import functools
 
-from td_jax.data import cifar, digits, imagenet, movielens
+from td_jax.data import cifar, digits, imagenet, movielens, ratings_file
 
 # name -> load(config.dataset, task) -> Source
 SOURCES = {
     'movielens': movielens.load,
+    'ratings': ratings_file.load,
     'digits': digits.load,
     'cifar10': functools.partial(cifar.load, 'cifar10'),
     'cifar100': functools.partial(cifar.load, 'cifar100'),

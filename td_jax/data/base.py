@@ -85,6 +85,8 @@ class Source(NamedTuple):
     # Of ratings: {field of the examples: what its numbers stand for}, `user` and what users rate. `inputs`
     # takes the number one beyond the last for an id that is not among them.
     ids: Mapping[str, Ids] = types.MappingProxyType({})
+    # A line for a person of what was left unread of the data; '' where there is nothing to say.
+    said: str = ''
 
 
 def count(examples: dict | TrainStream | EvaluationStream) -> int:

@@ -9,6 +9,7 @@ show share row 0 of their embedding, which training teaches by sending a share o
 
 import collections
 import functools
+import math
 from typing import NamedTuple
 
 import jax
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from td_jax.data.base import Ids, Source
+from td_jax.devices import memory
 from td_jax.errors import UserError
 
 TRAIN_SHARE = 0.9
@@ -179,11 +181,21 @@ def bags_of(values: list[list[str]], items: np.ndarray, min_count: int) -> np.nd
 
     Returns:
       [items + 1, columns] float32; 0 for an item without values. The last row is an item of unknown values.
+
+    Raises:
+      UserError: they are larger than this machine.
     """
     counts = collections.Counter(value for i in np.unique(items) for value in set(values[i]))
     kept = sorted(value for value, count in counts.items() if count >= min_count)
     column = {value: 1 + i for i, value in enumerate(kept)}
-    bags = np.zeros((len(values) + 1, len(kept) + 1), np.float32)
+    shape = len(values) + 1, len(kept) + 1
+    size = 4 * math.prod(shape)
+    if size > memory.of_machine():
+        raise UserError(
+            f'{len(kept)} values of {len(values)} items take {size / 1e9:,.1f} GB, but this machine has '
+            f'{memory.of_machine() / 1e9:,.1f} GB of memory: raise dataset.min_title_word_count.'
+        )
+    bags = np.zeros(shape, np.float32)
     for row, own in enumerate(values):
         for value in own:
             bags[row, column.get(value, OUT_OF_VOCABULARY)] += 1 / len(own)
