@@ -101,10 +101,13 @@ def dataset_config():
     """The knobs of the data, but for the part of it that the teacher is trained on."""
     dataset = task_config()
     # The data set, a name of td_jax.data.SOURCES: movielens, digits, cifar10, cifar100 or imagenet; of your
-    # own ratings.
+    # own ratings or images; or tfds.
     dataset.name = 'movielens'
-    # Ratings: a CSV or TSV with a first line that names its columns.
+    # Ratings: a CSV or TSV with a first line that names its columns. Images: a folder with a folder for each
+    # class, or with two, train and test, which have those.
     dataset.path = ''
+    # TFDS: what it calls a data set of images of one class each, such as oxford_flowers102.
+    dataset.tfds = ''
     # MovieLens: how large, a name of td_jax.data.movielens.SIZES: 100k, 1m, 20m, 25m or latest-small.
     dataset.movielens = '100k'
     # What is evaluated: 'validation' (a slice cut from training data, for choosing knobs) or 'test'
@@ -144,7 +147,11 @@ def dataset_config():
     dataset.min_crop_area = 0.05
     # Images: chance that a training image is mirrored.
     dataset.mirror_rate = 0.5
-    # ImageNet: examples that are shuffled at once, as many are read ahead; about 0.2 MB of memory each.
+    # Images and TFDS: they are kept in memory, as a byte a colour, where they take at most so many GB at the
+    # size that they are kept at; else they are streamed. 0 streams any.
+    dataset.kept_gb = 2.0
+    # Images that are streamed: examples that are shuffled at once, as many are read ahead; of ImageNet about
+    # 0.2 MB of memory each.
     dataset.shuffle_buffer = 16_384
     return dataset
 

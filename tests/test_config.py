@@ -13,7 +13,7 @@ from td_jax.method import objectives
 
 # Knobs whose text is free: what they may be is known where they are used.
 FREE_TEXT = {
-    *('teacher.checkpoint', 'teacher.pretrained', 'dataset.path', 'dataset.separator'),
+    *('teacher.checkpoint', 'teacher.pretrained', 'dataset.path', 'dataset.tfds', 'dataset.separator'),
     *(
         f'{side}dataset.{knob}'
         for side in ('', 'teacher.')
@@ -310,6 +310,7 @@ def with_effect(key):
         ('reference',): {'td.rounds': 2},
         ('shuffle_buffer',): {'dataset.name': 'imagenet'},
         ('classes', 'examples_per_class'): {'dataset.name': 'digits'},
+        ('tfds', 'kept_gb'): {'dataset.name': 'tfds'},
         effect.OF_DATASETS['ratings'][:10]: {'dataset.name': 'ratings'},
         effect.OF_DATASETS['cifar10'][2:]: {'dataset.name': 'cifar10'},
         effect.OF_MODELS['vit']: {f'{side}model.name': 'vit'},
@@ -493,6 +494,7 @@ def test_every_knob_has_an_effect_in_some_run():
         {'td.rounds': 2, 'dataset.split': 'validation', 'td.weights.logits': 1.0, 'logits.distance': 'kl'},
         {'dataset.name': 'imagenet', 'model.name': 'vit', 'teacher.model.name': 'vit'},
         {'dataset.name': 'ratings'},
+        {'dataset.name': 'tfds', 'model.name': 'vit'},
         *({'method': method} for method in objectives.METHODS),
         {'num_seeds': 2},
         {

@@ -84,6 +84,7 @@ NUMBERS = {
     'image_mean': _CHANCE,
     'image_std': _POSITIVE,
     'shuffle_buffer': _POSITIVE,
+    'kept_gb': _NOT_NEGATIVE,
     'data': _DEVICES,
     'fsdp': _DEVICES,
     'layers': (f'from 0 to {MOST_LAYERS}', lambda x: 0 <= x <= MOST_LAYERS),

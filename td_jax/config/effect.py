@@ -25,6 +25,8 @@ OF_DATASETS = {
     'cifar10': _CLASSES + _IMAGES,
     'cifar100': _CLASSES + _IMAGES,
     'imagenet': (*_CLASSES, *_IMAGES, 'shuffle_buffer'),
+    'images': (*_CLASSES, *_IMAGES, 'shuffle_buffer', 'path', 'kept_gb'),
+    'tfds': (*_CLASSES, *_IMAGES, 'shuffle_buffer', 'tfds', 'kept_gb'),
 }
 # What a method that does not talk reads of config.communication.
 OF_COMMUNICATION = {'crd': ('message',)}

@@ -2,7 +2,7 @@
 
 import functools
 
-from td_jax.data import cifar, digits, imagenet, movielens, ratings_file
+from td_jax.data import cifar, digits, folders, imagenet, movielens, ratings_file, tfds_images
 
 # name -> load(config.dataset, task) -> Source
 SOURCES = {
@@ -12,4 +12,6 @@ SOURCES = {
     'cifar10': functools.partial(cifar.load, 'cifar10'),
     'cifar100': functools.partial(cifar.load, 'cifar100'),
     'imagenet': imagenet.load,
+    'images': folders.load,
+    'tfds': tfds_images.load,
 }
