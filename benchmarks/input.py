@@ -22,7 +22,7 @@ from absl import flags
 from configs import common
 from td_jax import command_line, data
 from td_jax.data import base as batches
-from td_jax.data import imagenet, prepared
+from td_jax.data import imagenet, prepared, stream, tfds_images
 
 # What is ready before it is asked for, and more, so that it does not count.
 UNTIMED_BATCHES = 6
@@ -42,8 +42,8 @@ def bare_decode(split: str, batch_size: int):
         image = builder.info.features.deserialize_example(record, decoders=skip)['image']
         return tf.shape(tf.io.decode_jpeg(image, channels=3))
 
-    records = tf.data.TFRecordDataset([span.path for span in imagenet.spans_of(builder, split)])
-    return imagenet.side_by_side(records.repeat(), shape, batch_size).as_numpy_iterator()
+    records = tf.data.TFRecordDataset([span.path for span in tfds_images.spans_of(builder, split)])
+    return stream.side_by_side(records.repeat(), shape, batch_size).as_numpy_iterator()
 
 
 def training(size: int, batch_size: int):
@@ -59,8 +59,9 @@ def evaluation(size: int, batch_size: int):
     config = common.get_config().dataset
     config.name, config.image_size = 'imagenet', size
     builder = prepared.builder(imagenet.NAME)
-    spans = imagenet.spans_of(builder, 'validation') * PASSES
-    return imagenet.evaluation_stream(spans, builder.info.features, config).open(batch_size, 0, 1)
+    spans = tfds_images.spans_of(builder, 'validation') * PASSES
+    sizes = stream.Sizes(config.image_size, config.resize)
+    return stream.evaluation_stream(tfds_images.records_of(builder), spans, sizes).open(batch_size, 0, 1)
 
 
 def on_device(size: int, batch_size: int):

@@ -27,6 +27,9 @@ def model_config():
     # MLP: width of the embedding of each categorical or bag-of-words input, by input name; inputs
     # that are not named here enter as they are.
     model.embeddings = ml_collections.ConfigDict()
+    # MLP: width of the embedding of a categorical or bag-of-words input that model.embeddings does not name;
+    # 0 wants all of them named there.
+    model.embedding_width = 0
     # ViT: sizes by name, Ti, S, B or L, a slash, and the side of a patch in pixels: 8, 16 or 32.
     model.variant = 'B/32'
     # ViT: sizes other than the variant's; 0 keeps its own. Number of blocks, width of the hidden states,
@@ -80,6 +83,9 @@ def task_config():
     task = ml_collections.ConfigDict()
     # MovieLens: only movies of this genre, or 'all'.
     task.genre = 'all'
+    # Ratings: only items that have this value in this column of the file; '' and '' take them all.
+    task.filter_column = ''
+    task.filter_value = ''
     # Classification: only these classes of the data set, in this order; () takes them all.
     task.classes = ()
     # Classification: training examples kept of each class, the first ones; 0 keeps all.
@@ -94,22 +100,42 @@ def task_config():
 def dataset_config():
     """The knobs of the data, but for the part of it that the teacher is trained on."""
     dataset = task_config()
-    # The data set, a name of td_jax.data.SOURCES: movielens, digits, cifar10, cifar100 or
-    # imagenet.
+    # The data set, a name of td_jax.data.SOURCES: movielens, digits, cifar10, cifar100 or imagenet; of your
+    # own ratings or images; or tfds.
     dataset.name = 'movielens'
+    # Ratings: a CSV or TSV with a first line that names its columns. Images: a folder with a folder for each
+    # class, or with two, train and test, which have those.
+    dataset.path = ''
+    # TFDS: what it calls a data set of images of one class each, such as oxford_flowers102.
+    dataset.tfds = ''
+    # MovieLens: how large, a name of td_jax.data.movielens.SIZES: 100k, 1m, 20m, 25m or latest-small.
+    dataset.movielens = '100k'
     # What is evaluated: 'validation' (a slice cut from training data, for choosing knobs) or 'test'
     # (trains on the slice as well).
     dataset.split = 'test'
-    # MovieLens: what the test is, and a validation slice: the last tenth of all ratings ('time'), or of each
-    # user's own ('user'), in order of time.
+    # Ratings: the columns of the file with the ids of who rated and of what was rated, the rating, and when,
+    # in numbers or dates.
+    dataset.user_column = 'user'
+    dataset.item_column = 'item'
+    dataset.rating_column = 'rating'
+    dataset.timestamp_column = 'timestamp'
+    # Ratings: columns of the file that say what an item is, each an input of its name: of texts, which become
+    # bags of words, and of categories, of which a cell may hold several with the separator between them.
+    dataset.words = ()
+    dataset.categories = ()
+    dataset.separator = '|'
+    # MovieLens, ratings: what the test is, and a validation slice: the last tenth of all ratings ('time'), or
+    # of each user's own ('user'), in order of time.
     dataset.split_by = 'time'
-    # MovieLens: which tenth of the training part the validation slice is, counted backwards from the test; 0
-    # to 5. Training is only what lies before it.
+    # MovieLens, ratings: which tenth of the training part the validation slice is, counted backwards from the
+    # test; 0 to 5. Training is only what lies before it.
     dataset.validation_slice = 0
-    # MovieLens: share of user ids and of movie ids that become the out-of-vocabulary id in training.
+    # MovieLens, ratings: share of user ids, and of ids of movies or items, that become the out-of-vocabulary
+    # id in training.
     dataset.user_oov_rate = 0.5
     dataset.movie_oov_rate = 0.1
-    # MovieLens: a title word that occurs in fewer movies than this is out of vocabulary.
+    # MovieLens, ratings: a word that occurs in the titles, or texts, of fewer movies or items than this is
+    # out of vocabulary.
     dataset.min_title_word_count = 2
     # Images: side in pixels that a model is shown.
     dataset.image_size = 32
@@ -121,7 +147,11 @@ def dataset_config():
     dataset.min_crop_area = 0.05
     # Images: chance that a training image is mirrored.
     dataset.mirror_rate = 0.5
-    # ImageNet: examples that are shuffled at once, as many are read ahead; about 0.2 MB of memory each.
+    # Images and TFDS: they are kept in memory, as a byte a colour, where they take at most so many GB at the
+    # size that they are kept at; else they are streamed. 0 streams any.
+    dataset.kept_gb = 2.0
+    # Images that are streamed: examples that are shuffled at once, as many are read ahead; of ImageNet about
+    # 0.2 MB of memory each.
     dataset.shuffle_buffer = 16_384
     return dataset
 

@@ -12,7 +12,15 @@ from td_jax.errors import UserError
 from td_jax.method import objectives
 
 # Knobs whose text is free: what they may be is known where they are used.
-FREE_TEXT = {'dataset.genre', 'teacher.dataset.genre', 'teacher.checkpoint', 'teacher.pretrained'}
+FREE_TEXT = {
+    *('teacher.checkpoint', 'teacher.pretrained', 'dataset.path', 'dataset.tfds', 'dataset.separator'),
+    *(
+        f'{side}dataset.{knob}'
+        for side in ('', 'teacher.')
+        for knob in ('genre', 'filter_column', 'filter_value')
+    ),
+    *(f'dataset.{of}_column' for of in ('user', 'item', 'rating', 'timestamp')),
+}
 
 
 def with_value(key, value):
@@ -302,6 +310,8 @@ def with_effect(key):
         ('reference',): {'td.rounds': 2},
         ('shuffle_buffer',): {'dataset.name': 'imagenet'},
         ('classes', 'examples_per_class'): {'dataset.name': 'digits'},
+        ('tfds', 'kept_gb'): {'dataset.name': 'tfds'},
+        effect.OF_DATASETS['ratings'][:10]: {'dataset.name': 'ratings'},
         effect.OF_DATASETS['cifar10'][2:]: {'dataset.name': 'cifar10'},
         effect.OF_MODELS['vit']: {f'{side}model.name': 'vit'},
     }
@@ -462,6 +472,13 @@ def test_flatten_joins_keys_with_dots():
         ({}, 'eval_every', 'dataset.split is test, which is read once, at the end'),
         ({}, 'dataset.validation_slice', 'dataset.split is test'),
         ({'dataset.name': 'digits'}, 'dataset.split_by', 'dataset.name is digits'),
+        ({'dataset.name': 'digits'}, 'teacher.model.embedding_width', 'dataset.name is digits'),
+        ({'dataset.name': 'ratings'}, 'dataset.min_title_word_count', 'dataset.words is empty'),
+        (
+            {'teacher.pretrained': 'a.npz', 'dataset.name': 'ratings'},
+            'teacher.dataset.filter_value',
+            'teacher.pretrained is not trained here',
+        ),
         ({'teacher.checkpoint': 'runs/t'}, 'teacher.seed', 'teacher.checkpoint is trained already'),
     ],
 )
@@ -477,6 +494,8 @@ def test_every_knob_has_an_effect_in_some_run():
     for changes in (
         {'td.rounds': 2, 'dataset.split': 'validation', 'td.weights.logits': 1.0, 'logits.distance': 'kl'},
         {'dataset.name': 'imagenet', 'model.name': 'vit', 'teacher.model.name': 'vit'},
+        {'dataset.name': 'ratings'},
+        {'dataset.name': 'tfds', 'model.name': 'vit'},
         *({'method': method} for method in objectives.METHODS),
         {'num_seeds': 2},
         {

@@ -10,7 +10,7 @@ import numpy as np
 from configs import common
 from td_jax.config.effect import OF_MODELS
 from td_jax.config.tree import flatten, starts_and_stays
-from td_jax.data import SOURCES, images, movielens
+from td_jax.data import SOURCES, images, movielens, ratings
 from td_jax.devices.remat import POLICIES
 from td_jax.errors import UserError
 from td_jax.method import objectives, shared
@@ -22,7 +22,8 @@ CHOICES = {
     'method': objectives.METHODS,
     'dataset.name': SOURCES,
     'dataset.split': ('validation', 'test'),
-    'dataset.split_by': movielens.SPLITS_BY,
+    'dataset.split_by': ratings.SPLITS_BY,
+    'dataset.movielens': movielens.SIZES,
     'dataset.resize': images.RESIZES,
     'compute_dtype': ('float32', 'bfloat16'),
     'model.initial': ('random', 'teacher'),
@@ -72,8 +73,8 @@ NUMBERS = {
     'save_every': _POSITIVE,
     'examples_per_class': _NOT_NEGATIVE,
     'validation_slice': (
-        f'from 0 to {movielens.LAST_SLICE}',
-        lambda x: 0 <= x <= movielens.LAST_SLICE,
+        f'from 0 to {ratings.LAST_SLICE}',
+        lambda x: 0 <= x <= ratings.LAST_SLICE,
     ),
     'user_oov_rate': _RATE,
     'movie_oov_rate': _RATE,
@@ -84,6 +85,7 @@ NUMBERS = {
     'image_mean': _CHANCE,
     'image_std': _POSITIVE,
     'shuffle_buffer': _POSITIVE,
+    'kept_gb': _NOT_NEGATIVE,
     'data': _DEVICES,
     'fsdp': _DEVICES,
     'layers': (f'from 0 to {MOST_LAYERS}', lambda x: 0 <= x <= MOST_LAYERS),
@@ -93,6 +95,7 @@ NUMBERS = {
     'patch': _NOT_NEGATIVE,
     'epsilon': _POSITIVE,
     'hidden': _POSITIVE,
+    'embedding_width': _NOT_NEGATIVE,
     'split': _NOT_NEGATIVE,
     'dropout': _RATE,
     'learning_rate': _POSITIVE,
@@ -156,6 +159,11 @@ def check(config):
                 f'lower it or raise {prefix}num_steps.'
             )
     _check_images(config)
+    for knob in ('words', 'categories'):
+        if not all(isinstance(name, str) and name for name in config.dataset[knob]):
+            raise UserError(
+                f"dataset.{knob} is {config.dataset[knob]}; it must be names of columns, such as ('title',)."
+            )
     if len(config.td.ramp_up) != 2:
         raise UserError(
             f'td.ramp_up is {config.td.ramp_up}; it is a pair, steps of the student alone and of the '

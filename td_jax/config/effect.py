@@ -5,7 +5,7 @@ from td_jax.method import objectives
 
 # The knobs of a model that one architecture reads and others do not, and those of one data set.
 OF_MODELS = {
-    'mlp': ('hidden', 'embeddings'),
+    'mlp': ('hidden', 'embeddings', 'embedding_width'),
     'vit': (
         *('variant', 'layers', 'width', 'mlp', 'heads', 'patch'),
         *('activation', 'epsilon', 'pre_logits', 'remat_policy'),
@@ -13,15 +13,20 @@ OF_MODELS = {
 }
 _CLASSES = ('classes', 'examples_per_class')
 _IMAGES = ('image_size', 'image_mean', 'image_std', 'resize', 'min_crop_area', 'mirror_rate')
+_RATINGS = 'split_by', 'validation_slice', 'user_oov_rate', 'movie_oov_rate', 'min_title_word_count'
 OF_DATASETS = {
-    'movielens': (
-        *('genre', 'split_by', 'validation_slice'),
-        *('user_oov_rate', 'movie_oov_rate', 'min_title_word_count'),
+    'movielens': ('movielens', 'genre', *_RATINGS),
+    'ratings': (
+        *('path', 'user_column', 'item_column', 'rating_column', 'timestamp_column'),
+        *('words', 'categories', 'separator', 'filter_column', 'filter_value'),
+        *_RATINGS,
     ),
     'digits': _CLASSES,
     'cifar10': _CLASSES + _IMAGES,
     'cifar100': _CLASSES + _IMAGES,
     'imagenet': (*_CLASSES, *_IMAGES, 'shuffle_buffer'),
+    'images': (*_CLASSES, *_IMAGES, 'shuffle_buffer', 'path', 'kept_gb'),
+    'tfds': (*_CLASSES, *_IMAGES, 'shuffle_buffer', 'tfds', 'kept_gb'),
 }
 # What a method that does not talk reads of config.communication.
 OF_COMMUNICATION = {'crd': ('message',)}
@@ -54,7 +59,7 @@ def unread(config) -> dict[str, str]:
         found['teacher.'] = f'{method}, without a teacher'
     elif config.teacher.pretrained:
         # Its part of the data is not trained on; how it is shown images matters.
-        parts = ('genre', 'classes', 'examples_per_class')
+        parts = ('genre', 'filter_column', 'filter_value', 'classes', 'examples_per_class')
         untrained = 'teacher.num_steps', 'teacher.optimizer.', *(f'teacher.dataset.{part}' for part in parts)
         found |= dict.fromkeys(untrained, 'teacher.pretrained is not trained here')
     elif config.teacher.checkpoint:
@@ -132,4 +137,8 @@ def _unread_of_parts(config):
             for knob in knobs
             if ours is not None and knob not in ours
         }
+        if config.dataset.name in OF_DATASETS and set(_RATINGS).isdisjoint(ours):
+            found[f'{prefix}model.embedding_width'] = f'dataset.name is {config.dataset.name}'
+    if config.dataset.name == 'ratings' and not config.dataset.words:
+        found['dataset.min_title_word_count'] = 'dataset.words is empty'
     return found

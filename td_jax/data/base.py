@@ -38,6 +38,25 @@ class EvaluationStream(NamedTuple):
     open: Callable[..., Iterator[tuple[dict[str, np.ndarray], np.ndarray]]]
 
 
+class Picture(NamedTuple):
+    """How an image of any size becomes an example, for who has a file of it and not the data set."""
+
+    size: int  # side in pixels that it is resized to
+    resize: str  # a name of images.RESIZES
+    is_rounded: bool  # whether its pixels are whole numbers then, as where examples are kept resized
+    # example(pixels [batch, size, size, 3], float32 from 0 to 255, red, green and blue)
+    # -> {name: [batch, ...]}, what `inputs` reads of an example, without labels.
+    example: Callable[[jax.Array], dict[str, jax.Array]]
+
+
+class Ids(NamedTuple):
+    """What the numbers in a field of the examples stand for, for who has ids and not the data set."""
+
+    column: str  # what a table of such ids calls them
+    raw: np.ndarray  # [ids], text; a number is the place of its id
+    is_known: np.ndarray  # [ids] bool, whether training shows it; others are as good as unknown ids
+
+
 class Source(NamedTuple):
     """A data set cut for one task.
 
@@ -61,6 +80,13 @@ class Source(NamedTuple):
     units: np.ndarray | None = None
     # {name: [examples] bool}, parts that have a metric of their own.
     groups: Mapping[str, np.ndarray] = types.MappingProxyType({})
+    # Of images.
+    picture: Picture | None = None
+    # Of ratings: {field of the examples: what its numbers stand for}, `user` and what users rate. `inputs`
+    # takes the number one beyond the last for an id that is not among them.
+    ids: Mapping[str, Ids] = types.MappingProxyType({})
+    # A line for a person of what was left unread of the data; '' where there is nothing to say.
+    said: str = ''
 
 
 def count(examples: dict | TrainStream | EvaluationStream) -> int:

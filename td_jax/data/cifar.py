@@ -32,44 +32,14 @@ def load(name: str, config, task) -> Source:
         prepared.
     """
     pixels, labels, names = read(name)
-    classes = tuple(task.classes) or tuple(range(len(names)))
-    if not set(classes) <= set(range(len(names))) or len(set(classes)) != len(classes):
-        raise UserError(
-            f'dataset.classes is {classes}; {name} has different numbers from 0 to {len(names) - 1}.'
-        )
-    train_count = len(labels['train'])
-    kept = train_count - round(train_count * VALIDATION_SHARE)
+    count = len(labels['train'])
+    kept = count - round(count * VALIDATION_SHARE)
     cuts = {
         'validation': (('train', slice(0, kept)), ('train', slice(kept, None))),
         'test': (('train', slice(None)), ('test', slice(None))),
     }
-    train_cut, evaluation_cut = cuts[config.split]
-
-    def examples(cut, of_each=None):
-        part, rows = cut
-        own_labels = labels[part][rows]
-        found = [np.flatnonzero(own_labels == c) for c in classes]
-        if of_each and of_each > min(map(len, found)):
-            raise UserError(
-                f'dataset.examples_per_class is {of_each}; only {min(map(len, found))} training images of a '
-                'class are there.'
-            )
-        chosen = np.sort(np.concatenate([rows_of_class[:of_each] for rows_of_class in found]))
-        position = np.zeros(len(names), np.int32)
-        position[list(classes)] = np.arange(len(classes))
-        return {'image': pixels[part][rows][chosen], 'labels': position[own_labels[chosen]]}
-
-    shown = ', '.join(names[c] for c in classes) if len(classes) <= 10 else f'{len(classes)} classes'
-    return Source(
-        name=f'{name} {shown}',
-        train=examples(train_cut, task.examples_per_class or None),
-        evaluation=examples(evaluation_cut),
-        task='classification',
-        label_names=tuple(names[c] for c in classes),
-        vocabularies={},
-        tables=(),
-        inputs=images.inputs_of(config, task, is_kept=True),
-    )
+    parts = [{'image': pixels[part][rows], 'labels': labels[part][rows]} for part, rows in cuts[config.split]]
+    return images.kept_source(name, names, parts, config, task)
 
 
 @functools.cache

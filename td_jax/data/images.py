@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from td_jax.data import base as data
+from td_jax.devices import memory
 from td_jax.errors import UserError
 
 # The aspect ratio of a random crop, width over height, is drawn from this range (Szegedy et al. 2014).
@@ -112,6 +113,11 @@ def _mirrored(images, mirror):
     return jnp.where(mirror[:, None, None, None], images[:, :, ::-1], images)
 
 
+def picture_of(config, is_kept: bool) -> data.Picture:
+    """How an image of any size becomes an example of `inputs_of`, which takes the same."""
+    return data.Picture(config.image_size, config.resize, not is_kept, lambda pixels: {'image': pixels})
+
+
 def inputs_of(config, task, is_kept: bool):
     """Makes Source.inputs of an image data set: {'image': [batch, size, size, 3]}, in float32.
 
@@ -135,8 +141,114 @@ def inputs_of(config, task, is_kept: bool):
     return inputs
 
 
+def is_kept(count: int, side: int, config) -> bool:
+    """Whether some images are few and small enough to be kept in memory.
+
+    It depends on the data and on `config.kept_gb`, and not on the machine: what a run computes may.
+
+    Args:
+      count: how many there are, of training and evaluation.
+      side: in pixels, as they would be kept.
+      config: `config.dataset`.
+
+    Raises:
+      UserError: they should be, but are larger than this machine.
+    """
+    size = 3 * count * side * side
+    if size / 1e9 > config.kept_gb:
+        return False
+    if size > memory.of_machine():
+        raise UserError(
+            f'dataset.kept_gb is {config.kept_gb} and the images take {size / 1e9:,.1f} GB, but this machine '
+            f'has {memory.of_machine() / 1e9:,.1f} GB of memory: lower dataset.kept_gb, which streams them.'
+        )
+    return True
+
+
+def kept_source(
+    name: str, label_names: tuple[str, ...], parts, config, task, is_resized: bool = False
+) -> data.Source:
+    """A Source of images in memory, cut to the classes of a task.
+
+    Inputs: {'image': [batch, size, size, 3]}, by inputs_of; labels: position of the class in the task's
+    classes.
+
+    Args:
+      name: what a person calls the data set.
+      label_names: of all classes.
+      parts: (training, evaluation), {'image': [images, side, side, 3] uint8, 'labels': [images]} each.
+      config: `config.dataset`, for the image size, the resize and the random variation.
+      task: `config.dataset` or `config.teacher.dataset`, for the classes, the mean and the standard
+        deviation.
+      is_resized: whether they were resized to be kept, and so had their pixels rounded.
+
+    Raises:
+      UserError: classes that are not there, or more examples of a class than there are.
+    """
+    classes = checked_classes(name, label_names, task)
+    train, evaluation = parts
+    return data.Source(
+        name=f'{name} {said_of(label_names, classes)}',
+        train=_of_classes(train, label_names, classes, task.examples_per_class or None),
+        evaluation=_of_classes(evaluation, label_names, classes),
+        task='classification',
+        label_names=tuple(label_names[c] for c in classes),
+        vocabularies={},
+        tables=(),
+        inputs=inputs_of(config, task, is_kept=True),
+        picture=picture_of(config, is_kept=not is_resized),
+    )
+
+
+def checked_classes(name: str, label_names: tuple[str, ...], task) -> tuple[int, ...]:
+    """The numbers of a task's classes, in its order.
+
+    Args:
+      name: what a person calls the data set.
+      label_names: of all classes.
+      task: `config.dataset` or `config.teacher.dataset`.
+
+    Raises:
+      UserError: they are not there, or one is there twice.
+    """
+    classes = tuple(task.classes) or tuple(range(len(label_names)))
+    if not set(classes) <= set(range(len(label_names))) or len(set(classes)) != len(classes):
+        raise UserError(
+            f'dataset.classes is {classes}; {name} has different numbers from 0 to {len(label_names) - 1}.'
+        )
+    return classes
+
+
+def said_of(label_names: tuple[str, ...], classes: tuple[int, ...]) -> str:
+    """Some classes for a person."""
+    return ', '.join(label_names[c] for c in classes) if len(classes) <= 10 else f'{len(classes)} classes'
+
+
+def too_few(wanted: int, there: int) -> UserError:
+    """The refusal of dataset.examples_per_class, of which there are too few."""
+    return UserError(
+        f'dataset.examples_per_class is {wanted}; only {there} training images of a class are there.'
+    )
+
+
+def _of_classes(examples, label_names, classes, of_each=None):
+    """Examples of some classes, the first `of_each` of each, labels their positions."""
+    labels = examples['labels']
+    if classes == tuple(range(len(label_names))) and not of_each:
+        return {'image': examples['image'], 'labels': labels.astype(np.int32)}
+    found = [np.flatnonzero(labels == c) for c in classes]
+    if of_each and of_each > min(map(len, found)):
+        raise too_few(of_each, min(map(len, found)))
+    chosen = np.sort(np.concatenate([rows[:of_each] for rows in found]))
+    position = np.zeros(len(label_names), np.int32)
+    position[list(classes)] = np.arange(len(classes))
+    return {'image': examples['image'][chosen], 'labels': position[labels[chosen]]}
+
+
 # name -> (classes, training images, side in pixels as they are kept; 0 for the side that a model is shown)
 FACTS = {'cifar10': (10, 50_000, 32), 'cifar100': (100, 50_000, 32), 'imagenet': (1000, 1_281_167, 0)}
+# All data sets of images; of those that are not in FACTS, nothing is known before they are read.
+NAMES = *FACTS, 'images', 'tfds'
 
 
 def abstract_source(config, task) -> data.Source:
@@ -150,7 +262,8 @@ def abstract_source(config, task) -> data.Source:
       UserError: a data set that is not one of images.
     """
     if config.name not in FACTS:
-        raise UserError(f'dataset.name {config.name} is no image data set; known: {", ".join(FACTS)}.')
+        kind = 'is known when it is read' if config.name in NAMES else 'is no image data set'
+        raise UserError(f'dataset.name {config.name} {kind}; known without data: {", ".join(FACTS)}.')
     classes, count, side = FACTS[config.name]
     chosen = tuple(task.classes) or tuple(range(classes))
     side = side or config.image_size

@@ -1,6 +1,7 @@
 """Data sets that TFDS has prepared, or can."""
 
 import contextlib
+import difflib
 import re
 import socket
 import urllib.parse
@@ -38,12 +39,21 @@ def builder(name: str):
     is downloaded.
 
     Raises:
-      UserError: it is missing and cannot be downloaded; says how to prepare it.
+      UserError: there is none of this name, or it is missing and cannot be downloaded; says how to prepare
+        it.
     """
     # Imported here: TensorFlow takes seconds to start, and other data sets do without it.
     import tensorflow_datasets as tfds
 
-    found = tfds.builder(name)
+    try:
+        found = tfds.builder(name)
+    except Exception as error:
+        # Those of others are looked up in a bucket, for minutes where there is no network.
+        known = tfds.list_builders(with_community_datasets=False)
+        nearest = difflib.get_close_matches(name, known, n=1)
+        hint = f'; did you mean {nearest[0]}?' if nearest else '.'
+        why = reason(error).partition(' Here are ')[0][:200]
+        raise UserError(f'TFDS has no data set {name} ({why}){hint}') from error
     if found.is_prepared():
         return found
     try:
@@ -52,10 +62,24 @@ def builder(name: str):
         found.download_and_prepare()
     except Exception as error:
         # The folder of all data sets; in it are the name, its config if it has one, and the version.
-        root = found.data_path.parents[len(name.split('/'))]
+        root = found.data_path.parents[found.info.full_name.count('/')]
         raise UserError(
             f'{name} is not prepared under {root} and cannot be downloaded '
             f'({type(error).__name__}): run `tfds build {name}` where there is a network and set '
             'TFDS_DATA_DIR to the folder it wrote to.'
         ) from error
     return found
+
+
+def check_format(builder):
+    """Refuses a data set that was prepared in another format than tfrecord.
+
+    Raises:
+      UserError: says how to prepare it.
+    """
+    file_format, name = builder.info.file_format.value, builder.info.full_name.rpartition('/')[0]
+    if file_format != 'tfrecord':
+        raise UserError(
+            f'{builder.data_path} is in the format {file_format}; {name} is read from tfrecord: run '
+            f'`tfds build {name} --file_format=tfrecord`.'
+        )

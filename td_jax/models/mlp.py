@@ -92,11 +92,13 @@ def build(config, vocabularies: dict[str, int], num_outputs: int, dtype: str) ->
             f'model.split is {config.split}; with {len(config.hidden)} hidden layers it is between {least} '
             f'and {len(config.hidden)}.'
         )
-    if set(config.embeddings) != set(vocabularies):
+    unknown, others = set(config.embeddings) - set(vocabularies), set(vocabularies) - set(config.embeddings)
+    if unknown or (others and not config.embedding_width):
         raise UserError(
             f'model.embeddings names {sorted(config.embeddings)}, the data set has {sorted(vocabularies)}; '
             'give each a width.'
         )
-    embeddings = tuple((name, vocabularies[name], config.embeddings[name]) for name in vocabularies)
+    widths = {**dict.fromkeys(others, config.embedding_width), **config.embeddings}
+    embeddings = tuple((name, vocabularies[name], widths[name]) for name in vocabularies)
     module = MLP(tuple(config.hidden), num_outputs, config.split, config.dropout, embeddings, dtype)
     return base.from_module(module)

@@ -26,7 +26,7 @@ from optuna.storages.journal import JournalFileBackend, JournalStorage
 from optuna.trial import TrialState
 
 from td_jax import config as config_lib
-from td_jax.data import movielens
+from td_jax.data import ratings
 from td_jax.errors import Diverged, UserError
 from td_jax.files import metric_log, workdir
 from td_jax.method import objectives
@@ -104,7 +104,7 @@ def search_of(name: str, split_by: str, columns, trials: int, seeds: int, steps:
     config_lib.check_choice('--config', name, CONFIGS)
     setting = {}
     if task_of(name) == 'regression':
-        config_lib.check_choice('--split_by', split_by, movielens.SPLITS_BY)
+        config_lib.check_choice('--split_by', split_by, ratings.SPLITS_BY)
         setting = {'dataset.split_by': split_by}
     elif split_by != 'time':
         raise UserError(f'--split_by is {split_by}, but {name} has no ratings to split; leave it out.')

@@ -56,7 +56,7 @@ def check(config, source: data.Source, teacher: dispatch.Teacher | None, found: 
         'optimizer state': (sharding.bytes_on_device(state.opt_state), _sizes(name)),
         'data': (
             sharding.bytes_on_device((constants.train, constants.tables, constants.teacher_tables)),
-            'take a smaller part of the data',
+            _smaller_data(config),
         ),
         'teacher': (sharding.bytes_on_device(constants.teacher_params), _sizes('teacher')),
     }
@@ -138,6 +138,12 @@ def _check_machine(what, needed, remedy):
             f'{what} {_gigabytes(needed)} GB, but this machine has {_gigabytes(there)} GB of memory: '
             f'{remedy}.'
         )
+
+
+def _smaller_data(config):
+    if config.dataset.name in ('images', 'tfds'):
+        return 'lower dataset.kept_gb, which streams images that take more'
+    return 'take a smaller part of the data'
 
 
 def _sizes(name):

@@ -191,7 +191,7 @@ def _check_start(config, student_source, teacher_source):
     keys = []
     if config.model.name == 'vit':
         keys += ['model.activation', 'model.epsilon']
-    if config.dataset.name in images.FACTS:
+    if config.dataset.name in images.NAMES:
         keys += ['dataset.image_mean', 'dataset.image_std']
     flat = config_lib.flatten(config)
     changed = {key: (flat[f'teacher.{key}'], flat[key]) for key in keys}

@@ -31,6 +31,8 @@ def train(config: ml_collections.ConfigDict, workdir: epath.Path, prefix: str = 
     if result:
         return result
     plan = preflight.check(config, workdir)
+    if plan.source.said and not prefix:
+        processes.say(plan.source.said)
     with _opened(workdir):
         # Another process may have trained here in the meantime.
         result = processes.from_main(lambda: preflight.check_workdir(config, workdir))

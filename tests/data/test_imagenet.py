@@ -15,7 +15,7 @@ import PIL.Image
 import pytest
 
 from configs import common
-from td_jax.data import SOURCES, base, imagenet, images
+from td_jax.data import SOURCES, base, imagenet, images, stream
 from td_jax.errors import UserError
 
 # A small data set of several files: 13 records each, the last file of training 2.
@@ -115,7 +115,7 @@ def several_files(monkeypatch, written):
 
 
 def test_lanes_divide_a_batch_and_have_a_file_each():
-    lanes = imagenet.lane_count
+    lanes = stream.lane_count
     assert [lanes(1024, size) for size in (512, 8, 12, 7)] == [16, 8, 4, 1]
     assert [lanes(files, 512) for files in (1, 2, 5, 16, 17)] == [1, 2, 4, 16, 16]
 
@@ -363,7 +363,7 @@ def test_a_crop_is_the_part_of_the_image_that_its_seed_says():
         (y, x, _), (height, width, _) = begin.numpy(), size.numpy()
         for data, tolerance in ((encoded(pixels, quality=95), 1), (encoded(pixels, 'PNG'), 0)):
             whole = tf.io.decode_image(data).numpy()
-            crop = imagenet.decoded(tf.constant(data), seed, 0.3).numpy()
+            crop = stream.decoded(tf.constant(data), seed, 0.3).numpy()
             # At the sides of a crop, libjpeg smooths colours over one pixel less.
             inner = slice(1, -1) if tolerance else slice(None)
             expected = whole[y : y + height, x : x + width]
@@ -415,10 +415,10 @@ def test_odd_images_decode_to_three_channels(name):
 
     data, tolerance = ODD[name]
     expected = np.asarray(PIL.Image.open(io.BytesIO(data)).convert('RGB'))
-    whole = imagenet.decoded(tf.constant(data)).numpy()
+    whole = stream.decoded(tf.constant(data)).numpy()
     assert whole.dtype == np.uint8
     np.testing.assert_allclose(whole.astype(int), expected.astype(int), atol=tolerance)
-    crop = imagenet.decoded(tf.constant(data), tf.constant([0, 1]), 0.05).numpy()
+    crop = stream.decoded(tf.constant(data), tf.constant([0, 1]), 0.05).numpy()
     assert crop.ndim == 3
     assert crop.shape[2] == 3
     assert min(crop.shape) >= 1

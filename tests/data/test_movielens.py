@@ -81,7 +81,7 @@ def test_examples_are_in_order_of_time_then_user_then_movie():
     np.testing.assert_array_equal(np.unique(movies)[columns['movie']], movies)
     np.testing.assert_array_equal(columns['labels'], ratings)
     assert set(columns['labels']) == {1, 2, 3, 4, 5}
-    read = movielens.read_ratings()
+    read = movielens.read_ratings('100k')
     assert [read.titles[movie] for movie in columns['movie']] == [title.decode() for title in titles]
 
 
@@ -116,7 +116,7 @@ def test_the_vocabulary_is_that_of_the_tasks_own_training(genre, split):
 
 @pytest.mark.usefixtures('movielens_data')
 def test_movies_are_told_apart_by_id_and_not_by_title():
-    ratings = movielens.read_ratings()
+    ratings = movielens.read_ratings('100k')
     assert len(ratings.titles) == 1_682
     movies_of = collections.defaultdict(set)
     for _, _, movie, _, title in raw_ratings():
@@ -133,7 +133,7 @@ def test_movies_are_told_apart_by_id_and_not_by_title():
 @pytest.mark.usefixtures('movielens_data')
 def test_bags_add_up_to_one():
     source = load('Comedy')
-    comedy = movielens.read_ratings().genre_names.index('Comedy')
+    comedy = movielens.read_ratings('100k').genre_names.index('Comedy')
     for examples in (source.train, source.evaluation):
         inputs = inputs_of(source, examples)
         for name in ('title_words', 'genres'):
@@ -200,73 +200,15 @@ def test_a_genre_without_ratings_is_refused(genre):
 # --- By hand, without data -------------------------------------------------------------------------
 
 
-def split_of(users, **changes):
-    config = movielens_config.get_config()
-    config.dataset.update(changes)
-    return [rows.tolist() for rows in movielens._split(np.array(users), config.dataset)]
-
-
-@pytest.mark.parametrize(
-    ('changes', 'train', 'evaluation'),
-    [
-        ({'split': 'test'}, range(180), range(180, 200)),
-        ({'split': 'test', 'validation_slice': 2}, range(180), range(180, 200)),
-        ({'split': 'validation'}, range(162), range(162, 180)),
-        # 180 ratings for training, in slices of 18.
-        ({'split': 'validation', 'validation_slice': 1}, range(144), range(144, 162)),
-        ({'split': 'validation', 'validation_slice': 5}, range(72), range(72, 90)),
-    ],
-)
-def test_split_by_time_by_hand(changes, train, evaluation):
-    assert split_of([0, 1] * 100, **changes) == [list(train), list(evaluation)]
-
-
-@pytest.mark.parametrize('count', [1, 7, 9, 10, 11, 33, 99_999, 100_000])
-def test_a_split_by_time_rounds_down(count):
-    """Of 33 ratings 29 are for training, and 26 before the validation slice."""
-    users, test_start = [0] * count, int(count * 0.9)
-    assert split_of(users, split='test') == [list(range(test_start)), list(range(test_start, count))]
-    start = int(test_start * 0.9)
-    assert split_of(users, split='validation') == [list(range(start)), list(range(start, test_start))]
-
-
-# 10 ratings of user 0 in the even rows below 20, 10 of user 2 in the odd ones, then 21 of user 1.
-USERS = [0, 2] * 10 + [1] * 21
-
-
-@pytest.mark.parametrize(
-    ('changes', 'evaluation'),
-    [
-        # Users 0 and 2: 9 ratings for training, the last one is the test. User 1: 18, then 3.
-        ({'split': 'test'}, [18, 19, 38, 39, 40]),
-        # int(9 * 0.9) is 8: their ninth. int(18 * 0.9) is 16: user 1's 17th and 18th.
-        ({'split': 'validation'}, [16, 17, 36, 37]),
-        ({'split': 'validation', 'validation_slice': 1}, [14, 15, 34, 35]),
-        ({'split': 'validation', 'validation_slice': 5}, [6, 7, 26, 27]),
-    ],
-)
-def test_split_by_user_by_hand(changes, evaluation):
-    train, found = split_of(USERS, split_by='user', **changes)
-    assert found == evaluation
-    # What each user gave before.
-    first = {user: min(row for row in evaluation if USERS[row] == user) for user in range(3)}
-    assert train == [row for row, user in enumerate(USERS) if row < first[user]]
-
-
-def test_a_user_with_too_few_ratings_is_only_evaluated():
-    assert split_of([0] * 10 + [1], split_by='user', split='test') == [list(range(9)), [9, 10]]
-    # int(0.9) is 0: nothing of user 1 is for training or validation. Slices of 1 of the 9 ratings of user 0.
-    assert split_of([0] * 10 + [1], split_by='user', split='validation') == [list(range(8)), [8]]
-
-
 @functools.cache
-def small_ratings():
+def small_ratings(size):
     """20 ratings of user 0, then 2 of user 1; movies 0 and 1 in turn, of which 1 alone is a War movie."""
     return movielens.Ratings(
         user=np.array([0] * 20 + [1] * 2, np.int32),
         movie=np.array([0, 1] * 11, np.int32),
         labels=np.arange(22, dtype=np.float32) % 5 + 1,
-        num_users=2,
+        user_ids=np.array(['7', '11']),
+        movie_ids=np.array(['5', '3']),
         titles=['one', 'two'],
         genres=np.array([[1, 0], [0, 1]], np.float32),
         genre_names=('Drama', 'War'),
@@ -288,6 +230,36 @@ def test_units_are_users_and_groups_who_is_known(monkeypatch):
     source = load(split_by='user')
     np.testing.assert_array_equal(source.units, [0, 0, 1])
     np.testing.assert_array_equal(source.groups['known_users'], [True] * 3)
+
+
+def test_an_id_that_is_not_in_the_data_has_a_number_of_its_own(monkeypatch):
+    monkeypatch.setattr(movielens, 'read_ratings', small_ratings)
+    source = load('War', split_by='time', min_title_word_count=1)
+    users, movies = source.ids['user'], source.ids['movie']
+    assert (users.column, users.raw.tolist(), users.is_known.tolist()) == (
+        'user_id',
+        ['7', '11'],
+        [True, False],
+    )
+    assert (movies.column, movies.raw.tolist()) == ('movie_id', ['5', '3'])
+    # Movie 0 is no War movie, so that its row is never trained; its title and genre are what they are.
+    assert movies.is_known.tolist() == [False, True]
+    inputs = inputs_of(source, {'user': np.array([0, 1, 2]), 'movie': np.array([0, 1, 2])})
+    np.testing.assert_array_equal(inputs['user'], [1, 0, 0])
+    np.testing.assert_array_equal(inputs['movie'], [0, 1, 0])
+    # Of the titles `two` alone is known.
+    np.testing.assert_array_equal(inputs['title_words'], [[1, 0], [0, 1], [1, 0]])
+    np.testing.assert_array_equal(inputs['genres'], [[1, 0], [0, 1], [0, 0]])
+
+
+@pytest.mark.usefixtures('movielens_data')
+def test_the_ids_are_those_of_the_ratings():
+    source = load()
+    number = source.train['user'][:100], source.train['movie'][:100]
+    found = [source.ids[field].raw[rows] for field, rows in zip(('user', 'movie'), number, strict=True)]
+    assert list(zip(*found, strict=True)) == [
+        (str(user), str(movie)) for _, user, movie, *_ in raw_ratings()[:100]
+    ]
 
 
 @pytest.mark.usefixtures('movielens_data')
@@ -315,28 +287,6 @@ def test_known_users_of_drama():
     np.testing.assert_array_equal(source.groups['known_users'], known)
 
 
-def test_vocabulary_by_hand():
-    rows, count = movielens._vocabulary(np.array([4, 1, 4, 6, 1]), 8)
-    np.testing.assert_array_equal(rows, [0, 1, 0, 0, 2, 0, 3, 0])
-    assert count == 4
-
-
-def test_title_bags_by_hand():
-    titles = ['The Big Sleep (1946)', "Big Night, Big Day's", 'the sleep', 'Big Sleep']
-    # Movies 0, 1 and 2 are seen: big and the are in two of their titles, sleep in 0 and 2, big twice in
-    # one title counts once, and movie 3 does not count.
-    bags = movielens._title_bags(titles, np.array([2, 0, 1, 0]), 2)
-    big, sleep, the = 1, 2, 3
-    expected = np.zeros((4, 4))
-    expected[0, [0, big, sleep, the]] = 1 / 4
-    expected[1, [0, big]] = 1 / 2
-    expected[2, [sleep, the]] = 1 / 2
-    expected[3, [big, sleep]] = 1 / 2
-    np.testing.assert_allclose(bags, expected, rtol=1e-6)
-    # Every word of a seen movie is known where one is enough.
-    assert movielens._title_bags(titles, np.array([1]), 1).shape == (4, 1 + len({'big', 'night', "day's"}))
-
-
 def test_data_that_is_missing_says_how_to_get_it(monkeypatch, tmp_path):
     def no_network(*args, **kwargs):
         raise socket.gaierror(-2, 'Name or service not known')
@@ -357,10 +307,11 @@ def test_data_that_is_missing_says_how_to_get_it(monkeypatch, tmp_path):
 # --- Ratings that are none -------------------------------------------------------------------------
 
 
-def written_ratings(write_prepared, changes, count=20):
+def written_ratings(write_prepared, changes, count=20, size='100k'):
     """Writes ratings of which the fourth has some other fields, and reads them."""
     import tensorflow_datasets as tfds
 
+    has_people = size in ('100k', '1m')
     features = {
         'user_id': tfds.features.Tensor(shape=(), dtype=np.bytes_),
         'movie_id': tfds.features.Tensor(shape=(), dtype=np.bytes_),
@@ -368,22 +319,19 @@ def written_ratings(write_prepared, changes, count=20):
         'movie_genres': tfds.features.Sequence(tfds.features.ClassLabel(num_classes=30)),
         'timestamp': np.int64,
         'user_rating': np.float32,
-        # What is not read.
-        'bucketized_user_age': np.float32,
-        'raw_user_age': np.float32,
-        'user_gender': np.bool_,
-        'user_occupation_label': np.int64,
-        'user_occupation_text': tfds.features.Text(),
-        'user_zip_code': tfds.features.Text(),
     }
+    # What is not read: the feature, and what is in it.
     rest = {
-        'bucketized_user_age': 1.0,
-        'raw_user_age': 1.0,
-        'user_gender': True,
-        'user_occupation_label': 1,
-        'user_occupation_text': 'cook',
-        'user_zip_code': '12345',
+        'bucketized_user_age': (np.float32, 1.0),
+        'user_gender': (np.bool_, True),
+        'user_occupation_label': (np.int64, 1),
+        'user_occupation_text': (tfds.features.Text(), 'cook'),
+        'user_zip_code': (tfds.features.Text(), '12345'),
     }
+    if size == '100k':
+        rest['raw_user_age'] = (np.float32, 1.0)
+    if has_people:
+        features |= {name: feature for name, (feature, _) in rest.items()}
     examples = [
         {
             'user_id': str(number % 4).encode(),
@@ -392,16 +340,16 @@ def written_ratings(write_prepared, changes, count=20):
             'movie_genres': [number % 5],
             'timestamp': number,
             'user_rating': 1.0 + number % 5,
-            **rest,
+            **({name: value for name, (_, value) in rest.items()} if has_people else {}),
         }
         for number in range(count)
     ]
     if count:
         examples[3] |= changes
     module, version = 'structured.movielens', '0.1.1'
-    write_prepared(movielens.NAME, version, module, features, {'train': examples})
+    write_prepared(movielens.name_of(size), version, module, features, {'train': examples})
     # The function behind the cache, which the other tests fill.
-    return movielens.read_ratings.__wrapped__()
+    return movielens.read_ratings.__wrapped__(size)
 
 
 def test_ratings_that_are_written_are_read(write_prepared):
@@ -409,6 +357,28 @@ def test_ratings_that_are_written_are_read(write_prepared):
     assert ratings.labels.tolist() == [1.0 + number % 5 for number in range(20)]
     assert ratings.titles[3] == 'Amélie'
     assert ratings.genres.sum() == 5
+
+
+@pytest.mark.parametrize('size', movielens.SIZES)
+def test_every_size_is_read_by_its_name(write_prepared, monkeypatch, size):
+    """Of ratings whose lowest is half a star where the size has half stars."""
+    low, _ = movielens.SIZES[size]
+    read = written_ratings(write_prepared, {'user_rating': low}, size=size)
+    assert read.labels[3] == low
+    asked = []
+    monkeypatch.setattr(movielens, 'read_ratings', lambda size: asked.append(size) or read)
+    source = load(movielens=size)
+    assert asked == [size]
+    assert source.name == f'movielens/{size}-ratings all'
+    assert len(source.train['labels']) == 18
+    if low == 1:
+        with pytest.raises(UserError, match=r'user_rating of row \d+ is 0\.5; it must be from 1 to 5'):
+            movielens._check('dataset x', half_a_star(), {}, 1, movielens.SIZES[size])
+
+
+def half_a_star():
+    fields = {'user_id': b'1', 'movie_id': b'2', 'movie_title': b'a', 'user_rating': 0.5}
+    return {name: np.array([value]) for name, value in fields.items()}
 
 
 @pytest.mark.parametrize(
@@ -445,8 +415,8 @@ def test_ratings_that_are_damaged_are_refused(write_prepared):
     written_ratings(write_prepared, {})
     import tensorflow_datasets as tfds
 
-    place = tfds.builder(movielens.NAME).data_path
+    place = tfds.builder(movielens.name_of('100k')).data_path
     (file,) = place.glob('*.tfrecord*')
     file.write_bytes(file.read_bytes()[:-50])
     with pytest.raises(UserError, match=r'^dataset movielens/100k-ratings cannot be read: [^\n]+$'):
-        movielens.read_ratings.__wrapped__()
+        movielens.read_ratings.__wrapped__('100k')

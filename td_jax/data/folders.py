@@ -1,0 +1,239 @@
+"""Images of your own, in a folder for each class: in memory where they fit, else streamed.
+
+FOLDER/train/CLASS/FILE and FOLDER/test/CLASS/FILE, or FOLDER/CLASS/FILE, of which a tenth of each class is
+the test. What is cut off, that test or a validation slice, are the files of a class whose names have the
+lowest hashes: a file stays where it is unless others join its class.
+"""
+
+import functools
+import hashlib
+from typing import NamedTuple
+
+from etils import epath
+
+from td_jax.data import images, paths, stream
+from td_jax.data.base import Source
+from td_jax.data.stream import Records, Sizes, Span
+from td_jax.errors import UserError
+
+TRAIN, TEST = 'train', 'test'
+# Share of a class that is cut off, as a test and again as a validation slice.
+SHARE = 0.1
+# Suffixes of the files that are read.
+SUFFIXES = '.jpg', '.jpeg', '.png', '.gif', '.bmp'
+# What such files begin with, whatever their suffix says.
+BEGINNINGS = b'\xff\xd8\xff', b'\x89PNG\r\n\x1a\n', b'GIF8', b'BM'
+# Other files that are named.
+SHOWN = 5
+# Spans that the files of a part are cut into, at the most: what the order of an epoch is made of.
+MOST_SPANS = 1024
+WHAT = 'a folder of images, with a folder for each class in it, or with train and test that have those'
+
+
+class Listing(NamedTuple):
+    """The files of a folder."""
+
+    folder: str
+    classes: tuple[str, ...]
+    has_test: bool  # whether there are train and test
+    files: dict[
+        str, tuple[tuple[str, ...], ...]
+    ]  # {part: of each class, its names, in the order of their hashes}
+    others: tuple[str, ...]  # what is not read
+
+
+def load(config, task) -> Source:
+    """Cuts the images for a task.
+
+    Inputs: {'image': [batch, size, size, 3]}, by images.inputs_of; labels: position of the class in the
+    task's classes, which have numbers in the order of their names. Images are resized to the size that a
+    model is shown, in memory all at once.
+
+    Args:
+      config: `config.dataset`, for the folder, the split, the image size, the resize and the random
+        variation.
+      task: `config.dataset` or `config.teacher.dataset`, for the classes, how many examples of each, the
+        mean and the standard deviation.
+
+    Raises:
+      UserError: a folder that is not there or laid out otherwise, a class with too few images, an image that
+        cannot be read, or classes that are not there.
+    """
+    listing = listed(paths.given(config.path, WHAT, is_folder=True))
+    name = epath.Path(config.path).name or config.path
+    classes = images.checked_classes(name, listing.classes, task)
+    parts = _parts(listing, config.split)
+    count = sum(len(of_class) for part in parts for of_class in part)
+    files = [
+        tuple((file, i) for i, c in enumerate(classes) for file in part[c][: of_each or None])
+        for part, of_each in zip(parts, (_of_each(task, parts[0], classes), 0), strict=True)
+    ]
+    label_names = tuple(listing.classes[c] for c in classes)
+    records = [_records(listing.folder, part, len(classes)) for part in files]
+    spans = [_spans(len(part)) for part in files]
+    said = f'{name} {images.said_of(listing.classes, classes)}'
+    if images.is_kept(count, config.image_size, config):
+        sizes = Sizes(config.image_size, config.resize)
+        examples = [stream.kept(*of_part, sizes) for of_part in zip(records, map(tuple, spans), strict=True)]
+        whole = task.copy_and_resolve_references()
+        whole.classes, whole.examples_per_class = (), 0
+        source = images.kept_source(name, label_names, examples, config, whole, is_resized=True)
+    else:
+        for part in files:
+            _check_beginnings(listing.folder, part)
+        # What is shuffled are numbers of files.
+        host_bytes = 8 * min(config.shuffle_buffer, len(files[0]))
+        source = stream.source_of(
+            name, label_names, list(zip(records, spans, strict=True)), config, task, host_bytes
+        )
+    others = listing.others
+    more = f' and {len(others) - SHOWN} more' if len(others) > SHOWN else ''
+    unread = f'{name} holds what is not read: {", ".join(others[:SHOWN])}{more}' if others else ''
+    return source._replace(name=said, said=unread)
+
+
+def listed(folder: epath.Path) -> Listing:
+    """What is in a folder of images.
+
+    Raises:
+      UserError: it is laid out otherwise, or cannot be read.
+    """
+    try:
+        return _listed(folder)
+    except UserError:
+        raise
+    # The client of a bucket has errors of its own.
+    except Exception as error:
+        raise UserError(f'dataset.path {folder} cannot be read: {paths.reason(error)}.') from error
+
+
+def _listed(folder):
+    others = []
+    top = _folders(folder, '', others)
+    halves = [part for part in (TRAIN, TEST) if part in top]
+    if len(halves) == 1:
+        missing = TEST if halves == [TRAIN] else TRAIN
+        raise UserError(f'dataset.path {folder} has {halves[0]} and no {missing}; it must be {WHAT}.')
+    parts = halves or [TRAIN]
+    others += [f'{name}/' for name in top if halves and name not in halves]
+    found = {}
+    for part in parts:
+        inside = f'{part}/' if halves else ''
+        names = _folders(folder / part, inside, others) if halves else top
+        found[part] = {name: _files(folder, f'{inside}{name}', others) for name in names}
+    for part, other in ((TRAIN, TEST), (TEST, TRAIN)) if halves else ():
+        if only := sorted(found[part].keys() - found[other].keys()):
+            raise UserError(
+                f'{folder / part} has the class {only[0]}, which {folder / other} has not; both need all.'
+            )
+    classes = tuple(sorted(found[TRAIN]))
+    if len(classes) < 2:
+        raise UserError(f'dataset.path {folder} has {len(classes) or "no"} class; it must be {WHAT}.')
+    files = {part: tuple(of_class[name] for name in classes) for part, of_class in found.items()}
+    return Listing(str(folder), classes, bool(halves), files, tuple(sorted(others)))
+
+
+def _folders(folder, inside, others):
+    """The names of the folders in a folder; other names that are not hidden are added to `others`."""
+    found = []
+    for path in folder.iterdir():
+        if path.name.startswith('.'):
+            continue
+        if path.is_dir():
+            found.append(path.name)
+        else:
+            others.append(f'{inside}{path.name}')
+    return sorted(found)
+
+
+def _files(folder, inside, others):
+    """The images of a class, 'INSIDE/FILE' each, in the order of their hashes."""
+    names = [path.name for path in (folder / inside).iterdir() if not path.name.startswith('.')]
+    read = [name for name in names if name.lower().endswith(SUFFIXES)]
+    others += [f'{inside}/{name}' for name in names if not name.lower().endswith(SUFFIXES)]
+    if not read:
+        raise UserError(f'{folder / inside} has no images; read are {", ".join(SUFFIXES)}.')
+    class_name = inside.rpartition('/')[2]
+    return tuple(
+        f'{inside}/{name}'
+        for name in sorted(read, key=lambda name: hashlib.sha256(f'{class_name}/{name}'.encode()).digest())
+    )
+
+
+def _parts(listing, split):
+    """(training, evaluation), of each class its files."""
+    cut = {}
+    for number, name in enumerate(listing.classes):
+        training = listing.files[TRAIN][number]
+        test = listing.files[TEST][number] if listing.has_test else _first(training)
+        left = training if listing.has_test else training[len(test) :]
+        evaluation = test if split == 'test' else _first(left)
+        train = left if split == 'test' else left[len(evaluation) :]
+        if not train or not evaluation:
+            needed = 1 + (split == 'validation') + (not listing.has_test)
+            place = f'{listing.folder}/{TRAIN}/{name}' if listing.has_test else f'{listing.folder}/{name}'
+            images_there = '1 image' if len(training) == 1 else f'{len(training)} images'
+            raise UserError(
+                f'{place} has {images_there}; with dataset.split={split} a class takes {needed} at the least.'
+            )
+        cut[name] = train, evaluation
+    return tuple(zip(*cut.values(), strict=True))
+
+
+def _first(files):
+    """What is cut off the files of a class."""
+    return files[: max(1, round(SHARE * len(files)))]
+
+
+def _of_each(task, train, classes):
+    """How many training images of each class a task takes; 0 for all."""
+    fewest = min(len(train[c]) for c in classes)
+    if task.examples_per_class > fewest:
+        raise images.too_few(task.examples_per_class, fewest)
+    return task.examples_per_class
+
+
+def _spans(count):
+    """The numbers of files, in spans of equal size."""
+    size = -(-count // MOST_SPANS)
+    return [Span('', start, min(size, count - start)) for start in range(0, count, size)]
+
+
+def _records(folder, files, num_classes):
+    """The records of some (file, label): their numbers, in an order that mixes the classes."""
+    order = sorted(files, key=lambda file: hashlib.sha256(file[0].encode()).digest())
+    names, labels = zip(*order, strict=True)
+
+    @functools.cache
+    def constants():
+        tf = stream.tensorflow()
+        # Not in the function of a dataset, whose program would have them as they are.
+        with tf.init_scope():
+            return tf.constant(names), tf.constant(labels)
+
+    def parsed(number):
+        tf = stream.tensorflow()
+        files, classes = constants()
+        path = tf.strings.join([folder, '/', files[number]])
+        return {'image': tf.io.read_file(path), 'label': classes[number], 'file_name': path}
+
+    def opened(path, skip, take):
+        return stream.tensorflow().data.Dataset.range(skip, skip + take)
+
+    return Records(
+        folder.rstrip('/').rpartition('/')[2], num_classes, (folder, names, labels), opened, parsed
+    )
+
+
+def _check_beginnings(folder, files):
+    """Refuses a file that does not begin as an image does; what is kept is decoded at once instead."""
+    for name, _ in files:
+        path = epath.Path(folder) / name
+        try:
+            with path.open('rb') as file:
+                beginning = file.read(max(map(len, BEGINNINGS)))
+        except Exception as error:
+            raise UserError(f'{path} cannot be read: {paths.reason(error)}.') from error
+        if not beginning.startswith(BEGINNINGS):
+            what = 'begins as no image does' if beginning else 'is empty'
+            raise UserError(f'{path} {what}; replace it or take it away.')

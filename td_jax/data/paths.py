@@ -1,0 +1,40 @@
+"""What `config.dataset.path` names."""
+
+from etils import epath
+
+from td_jax.errors import UserError
+
+
+def given(path: str, what: str, is_folder: bool) -> epath.Path:
+    """The place that `config.dataset.path` names, ~ expanded; a folder, a file, or one in a bucket.
+
+    Args:
+      path: as it was given.
+      what: what has to be there, for a person.
+      is_folder: whether that is a folder.
+
+    Raises:
+      UserError: nothing is named, it is not there or cannot be looked at, or it is the other of file and
+        folder.
+    """
+    if not path:
+        raise UserError(f'dataset.path is empty; name {what}.')
+    try:
+        place = epath.Path(path).expanduser()
+        if not place.exists():
+            raise UserError(f'dataset.path {path} is not there; name {what}.')
+        if place.is_dir() != is_folder:
+            kind = 'a file' if is_folder else 'a folder'
+            raise UserError(f'dataset.path {path} is {kind}; name {what}.')
+    # Of a bucket, its client has errors of its own; of ~, there may be no such user.
+    except Exception as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f'dataset.path {path} cannot be read: {reason(error)}.') from error
+    return place
+
+
+def reason(error: Exception) -> str:
+    """Why something cannot be read, in one line of at most 300 characters."""
+    text = getattr(error, 'strerror', None) or str(error) or type(error).__name__
+    return ' '.join(text.split())[:300]

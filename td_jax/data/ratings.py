@@ -1,0 +1,203 @@
+"""What data sets of ratings share: the splits, the vocabularies, the bags of words, what a model is given.
+
+The protocol: ratings in order of time; the first 90% are for training and the rest is the test, of all
+ratings (`split_by` 'time') or of each user's own ('user'); the filter of a task comes after the split. The
+validation slice is the last tenth of the training part, or, for a higher number of it, one of the tenths
+before; training then has what lies before the slice alone. Ids that a task's own training examples never
+show share row 0 of their embedding, which training teaches by sending a share of all ids there.
+"""
+
+import collections
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from td_jax.data.base import Ids, Source
+from td_jax.devices import memory
+from td_jax.errors import UserError
+
+TRAIN_SHARE = 0.9
+SPLITS_BY = 'time', 'user'
+# The highest number of a validation slice; before it, four tenths of the training part are left.
+LAST_SLICE = 5
+OUT_OF_VOCABULARY = 0
+
+
+class Column(NamedTuple):
+    """The ids of users, or of what they rate."""
+
+    field: str  # what examples and inputs call it
+    name: str  # what a table of such ids calls it
+    number: np.ndarray  # [ratings] int32, which id, from 0
+    raw: np.ndarray  # [ids], text
+
+
+class Ratings(NamedTuple):
+    """All ratings, in order of time."""
+
+    user: Column
+    item: Column
+    labels: np.ndarray  # [ratings] float32
+
+
+def cut(ratings: Ratings, config, is_chosen: np.ndarray, what: str) -> tuple[np.ndarray, np.ndarray]:
+    """Splits ratings, then keeps those of some items.
+
+    Args:
+      ratings: all of them.
+      config: `config.dataset`, for the split.
+      is_chosen: [items] bool, which items a task is about.
+      what: how a refusal calls those.
+
+    Returns:
+      Row numbers of (training, evaluation), in order of time.
+
+    Raises:
+      UserError: one of the two has no ratings.
+    """
+    parts = [rows[is_chosen[ratings.item.number[rows]]] for rows in split(ratings.user.number, config)]
+    for rows, part in zip(parts, ('training', config.split), strict=True):
+        if not len(rows):
+            raise UserError(f'{what} has no ratings in the {part} part.')
+    return tuple(parts)
+
+
+def source_of(
+    name: str,
+    ratings: Ratings,
+    parts: tuple[np.ndarray, np.ndarray],
+    bags: dict[str, np.ndarray],
+    config,
+) -> Source:
+    """A Source of ratings that are cut.
+
+    Inputs: {user's field: [batch] rows, item's field: [batch] rows, name of a bag: [batch, its width]}.
+
+    Args:
+      name: what a person calls it.
+      ratings: all of them.
+      parts: row numbers of (training, evaluation), by `cut`.
+      bags: {name: [items + 1, width]}, what is known of an item beside its id; the last row is that of an
+        item that is not in the data.
+      config: `config.dataset`, for the out-of-vocabulary rates.
+    """
+    train, evaluation = parts
+    columns = ratings.user, ratings.item
+    examples = {column.field: column.number for column in columns} | {'labels': ratings.labels}
+    rows = {column.field: vocabulary(column.number[train], len(column.raw)) for column in columns}
+    is_known = {field: found != OUT_OF_VOCABULARY for field, (found, _) in rows.items()}
+    of_known_user = is_known[ratings.user.field][ratings.user.number[evaluation]]
+    rates = {ratings.user.field: config.user_oov_rate, ratings.item.field: config.movie_oov_rate}
+    return Source(
+        name=name,
+        train={field: array[train] for field, array in examples.items()},
+        evaluation={field: array[evaluation] for field, array in examples.items()},
+        task='regression',
+        label_names=('rating',),
+        vocabularies={field: count for field, (_, count) in rows.items()}
+        | {bag: array.shape[1] for bag, array in bags.items()},
+        tables={
+            # The last is of an id that is not in the data.
+            **{
+                f'{field}_rows': np.append(found, np.int32(OUT_OF_VOCABULARY))
+                for field, (found, _) in rows.items()
+            },
+            'bags': bags,
+        },
+        inputs=functools.partial(_inputs, rates=rates, item=ratings.item.field),
+        units=ratings.user.number[evaluation],
+        groups={'known_users': of_known_user, 'unknown_users': ~of_known_user},
+        ids={column.field: Ids(column.name, column.raw, is_known[column.field]) for column in columns},
+    )
+
+
+def _inputs(tables, examples, key, *, rates, item):
+    """Numbers of users and items -> what a model is given; with a key, some ids go out of vocabulary.
+
+    An item whose id is hidden keeps what else is known of it, as a new one would have it.
+    """
+    given = {field: jnp.asarray(tables[f'{field}_rows'])[examples[field]] for field in rates}
+    if key is not None:
+        chance = jax.random.uniform(key, (len(rates), *given[item].shape), jnp.float32)
+        given = {
+            field: jnp.where(chance[i] < rates[field], OUT_OF_VOCABULARY, rows)
+            for i, (field, rows) in enumerate(given.items())
+        }
+    return given | {name: jnp.asarray(bag)[examples[item]] for name, bag in tables['bags'].items()}
+
+
+def split(users: np.ndarray, config) -> tuple[np.ndarray, np.ndarray]:
+    """Row numbers of (training, evaluation), in order of time.
+
+    Args:
+      users: [ratings], who gave each, in order of time.
+      config: `config.dataset`.
+    """
+    if config.split_by == 'time':
+        # All ratings are one series.
+        users = np.zeros(len(users), np.int32)
+    counts = np.bincount(users)
+    start, stop = _evaluated(counts, config.split, config.validation_slice)
+    # Each rating's place among its user's own, from 0.
+    order = np.argsort(users, kind='stable')
+    place = np.empty(len(users), np.int64)
+    place[order] = np.arange(len(users)) - (np.cumsum(counts) - counts)[users[order]]
+    is_evaluated = (place >= start[users]) & (place < stop[users])
+    return np.flatnonzero(place < start[users]), np.flatnonzero(is_evaluated)
+
+
+def _evaluated(counts, part, validation_slice):
+    """Where what is evaluated begins and ends in series of some lengths: [series], [series].
+
+    What lies before is for training. All validation slices of a series are as long as its last one.
+    """
+    test_start = (counts * TRAIN_SHARE).astype(int)
+    if part == 'test':
+        return test_start, counts
+    length = test_start - (test_start * TRAIN_SHARE).astype(int)
+    stop = np.maximum(test_start - validation_slice * length, 0)
+    return np.maximum(stop - length, 0), stop
+
+
+def vocabulary(numbers: np.ndarray, count: int) -> tuple[np.ndarray, int]:
+    """Numbers seen in training -> ([count] row of each number, rows), unseen ones out of vocabulary."""
+    seen = np.unique(numbers)
+    rows = np.full(count, OUT_OF_VOCABULARY, np.int32)
+    rows[seen] = 1 + np.arange(len(seen))
+    return rows, len(seen) + 1
+
+
+def bags_of(values: list[list[str]], items: np.ndarray, min_count: int) -> np.ndarray:
+    """Bags of values, such as the words of titles, whose weights add up to 1.
+
+    Args:
+      values: [items], those of each item.
+      items: numbers of items that training shows, in any order and number.
+      min_count: values that fewer of these items have share column 0 with those that none has.
+
+    Returns:
+      [items + 1, columns] float32; 0 for an item without values. The last row is an item of unknown values.
+
+    Raises:
+      UserError: they are larger than this machine.
+    """
+    counts = collections.Counter(value for i in np.unique(items) for value in set(values[i]))
+    kept = sorted(value for value, count in counts.items() if count >= min_count)
+    column = {value: 1 + i for i, value in enumerate(kept)}
+    shape = len(values) + 1, len(kept) + 1
+    size = 4 * math.prod(shape)
+    if size > memory.of_machine():
+        raise UserError(
+            f'{len(kept)} values of {len(values)} items take {size / 1e9:,.1f} GB, but this machine has '
+            f'{memory.of_machine() / 1e9:,.1f} GB of memory: raise dataset.min_title_word_count.'
+        )
+    bags = np.zeros(shape, np.float32)
+    for row, own in enumerate(values):
+        for value in own:
+            bags[row, column.get(value, OUT_OF_VOCABULARY)] += 1 / len(own)
+    bags[-1, OUT_OF_VOCABULARY] = 1
+    return bags

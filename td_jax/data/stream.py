@@ -1,0 +1,473 @@
+"""Images that are read while training goes on, from the records of TFDS or from files.
+
+Training examples come from lanes: even shares of the records, each of which is read in order of a
+shuffled list of its spans. The records of a lane's epoch are cut into windows, and each window is
+shuffled. Since all lengths are known, the place of a step is computed, and reading starts at the window
+that it falls in.
+"""
+
+import dataclasses
+import functools
+import itertools
+import os
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from td_jax.data import images, prepared
+from td_jax.data.base import EvaluationStream, Source, TrainStream
+from td_jax.errors import UserError
+
+MAX_LANES = 16
+# Batches that are ready before they are asked for.
+PREFETCHED = 2
+# Spans that an evaluation reads side by side.
+EVALUATION_FILES = 8
+# Images that are decoded together where all are kept.
+KEPT_AT_ONCE = 256
+
+
+class Span(NamedTuple):
+    """Records of one file, or of another thing with an order, that follow one another."""
+
+    path: str
+    skip: int  # records before them
+    take: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Records:
+    """Encoded images with their labels, and how to come by them."""
+
+    name: str  # what a person calls them all
+    num_classes: int
+    place: Hashable  # where they lie; those of another place are others
+    # open(path [] string, skip [] int64, take [] int64) -> tf.data.Dataset of the records of a Span
+    open: Callable[..., Any] = dataclasses.field(compare=False)
+    # parsed(record) -> {'image': [] string, still encoded, 'label': [] whole number, 'file_name': [] string}
+    parsed: Callable[..., dict] = dataclasses.field(compare=False)
+
+
+class Sizes(NamedTuple):
+    """How an image is resized: the side in pixels, and a name of images.RESIZES."""
+
+    side: int
+    resize: str
+
+
+def source_of(
+    name: str,
+    label_names: tuple[str, ...],
+    parts: tuple[tuple[Records, list[Span]], tuple[Records, list[Span]]],
+    config,
+    task,
+    host_bytes: int,
+) -> Source:
+    """A Source of images that are streamed; nothing is decoded yet.
+
+    Examples: {'image': [rows, size, size, 3] uint8, 'labels': [rows] int32}. Inputs: {'image':
+    [rows, size, size, 3]}, by images.inputs_of.
+
+    Args:
+      name: what a person calls it.
+      label_names: of the classes, in the order of their numbers.
+      parts: of training and of evaluation, the records, and which of them.
+      config: `config.dataset`, for the image size, the resize and the random variation.
+      task: `config.dataset` or `config.teacher.dataset`, for the mean and the standard deviation.
+      host_bytes: of TrainStream.
+    """
+    (train_records, train), (records, evaluation) = parts
+    size = config.image_size
+    return Source(
+        name=name,
+        train=TrainStream(
+            count=count_of(train),
+            example={'image': np.zeros((1, size, size, 3), np.uint8), 'labels': np.zeros(1, np.int32)},
+            open=functools.partial(_train_batches, train_records, train, config),
+            host_bytes=host_bytes,
+        ),
+        evaluation=evaluation_stream(records, evaluation, Sizes(size, config.resize)),
+        task='classification',
+        label_names=label_names,
+        vocabularies={},
+        tables=(),
+        inputs=images.inputs_of(config, task, is_kept=False),
+        picture=images.picture_of(config, is_kept=False),
+    )
+
+
+def whole_only(name: str, config, task):
+    """Refuses a part of the classes or examples where all are streamed.
+
+    Args:
+      name: what a person calls the data set.
+      config: `config.dataset`.
+      task: that, or `config.teacher.dataset`.
+
+    Raises:
+      UserError: names the key.
+    """
+    for key in ('classes', 'examples_per_class'):
+        if task[key]:
+            owner = 'dataset' if task is config else 'teacher.dataset'
+            raise UserError(
+                f'{owner}.{key} is {task[key]}; {name} is streamed whole: leave it at {type(task[key])()}.'
+            )
+
+
+# --- Which records ---------------------------------------------------------------------------------
+
+
+def count_of(spans: list[Span]) -> int:
+    """How many records there are in some spans."""
+    return sum(span.take for span in spans)
+
+
+def _cut(spans, start, stop):
+    """The spans of the records from `start` to `stop`, counted through all of `spans`."""
+    found, before = [], 0
+    for span in spans:
+        first, last = max(start - before, 0), min(stop - before, span.take)
+        if first < last:
+            found.append(Span(span.path, span.skip + first, last - first))
+        before += span.take
+    return found
+
+
+def _share(spans, part, parts):
+    """The part-th of `parts` shares, whose sizes differ by one at most."""
+    count = count_of(spans)
+    return _cut(spans, part * count // parts, (part + 1) * count // parts)
+
+
+def lane_count(num_files: int, batch_size: int) -> int:
+    """How many lanes a batch is made of: a power of two that divides it, at most MAX_LANES or one a file."""
+    lanes = 1
+    while 2 * lanes <= min(num_files, MAX_LANES) and batch_size % (2 * lanes) == 0:
+        lanes *= 2
+    return lanes
+
+
+def _train_records(records, spans, buffer, seed, step, batch_size, rows):
+    """The asked rows of all batches from `step` on.
+
+    Row r of a batch comes from lane r // (batch_size / lanes).
+
+    Args:
+      records, spans: all of them.
+      buffer: records that are shuffled at once, of all lanes together.
+      seed, step, batch_size, rows: as of TrainStream.open.
+
+    Returns:
+      (dataset, position_of): a tf.data.Dataset of (index [] int64, record), and the function from
+      an index to the place [] of its record among those of all batches of a run.
+    """
+    tf = tensorflow()
+    lanes = lane_count(len(spans), batch_size)
+    per_lane = batch_size // lanes
+    window = max(buffer // lanes, 1)
+    first_row, stop_row, _ = rows.indices(batch_size)
+    first_lane, last_lane = first_row // per_lane, (stop_row - 1) // per_lane
+    shares = [_share(spans, lane, lanes) for lane in range(lanes)]
+    paths, skips, takes = (tf.constant(column) for column in zip(*itertools.chain(*shares), strict=True))
+    skips, takes = tf.cast(skips, tf.int64), tf.cast(takes, tf.int64)
+    bounds = tf.constant(np.cumsum([0, *map(len, shares)]))
+    counts = tf.constant([count_of(share) for share in shares], tf.int64)
+
+    def records_of_epoch(lane, epoch, start):
+        """A lane's records in the order of an epoch's files, from the start-th on."""
+        order = _seed(tf, seed, 0, lane, epoch)
+        files = tf.random.experimental.stateless_shuffle(tf.range(bounds[lane], bounds[lane + 1]), order)
+        skip, take = tf.gather(skips, files), tf.gather(takes, files)
+        passed = tf.clip_by_value(start - tf.cumsum(take, exclusive=True), 0, take)
+        spans = tf.data.Dataset.from_tensor_slices((tf.gather(paths, files), skip + passed, take - passed))
+        # Files that are passed as a whole are not opened.
+        return spans.filter(lambda path, skip, take: take > 0).flat_map(records.open)
+
+    def records_of_lane(lane):
+        """A lane's records, epoch after epoch without end, from `step` on."""
+        begin = step * per_lane
+        first_epoch, offset = begin // counts[lane], begin % counts[lane]
+        first_window = offset // window
+
+        def windows_of(epoch):
+            passed = tf.where(epoch == first_epoch, first_window, 0)
+            windows = records_of_epoch(lane, epoch, passed * window).window(window)
+            return windows.enumerate(passed).map(lambda number, found: (epoch, number, found))
+
+        def shuffled(epoch, number, found):
+            order = tf.random.stateless_uniform(
+                [], _seed(tf, seed, 1, lane, epoch, number), None, None, tf.int64
+            )
+            return found.shuffle(window, order, reshuffle_each_iteration=False)
+
+        # The next window is read while this one is used.
+        windows = tf.data.Dataset.range(first_epoch, tf.int64.max).flat_map(windows_of).prefetch(1)
+        return windows.flat_map(shuffled).skip(offset % window)
+
+    asked = tf.data.Dataset.range(first_lane, last_lane + 1)
+    found = asked.interleave(records_of_lane, cycle_length=len(asked), block_length=per_lane).enumerate()
+    block = len(asked) * per_lane  # records of a step that are read
+
+    def row_of(index):
+        return first_lane * per_lane + index % block
+
+    if (first_row, stop_row) != (first_lane * per_lane, (last_lane + 1) * per_lane):
+        found = found.filter(lambda index, record: (row_of(index) >= first_row) & (row_of(index) < stop_row))
+
+    def position_of(index):
+        return (step + index // block) * batch_size + row_of(index)
+
+    return found, position_of
+
+
+def _seed(tf, seed, *numbers):
+    """A seed [2] for TensorFlow's stateless operations, another one for other numbers."""
+    folded = tf.constant([seed, 0], tf.int64)
+    for number in numbers:
+        folded = tf.random.experimental.stateless_fold_in(folded, number)
+    return folded
+
+
+# --- From a record to pixels -----------------------------------------------------------------------
+
+
+def decoded(encoded, seed=None, min_area: float = 1):
+    """Decodes an image of any size, colours and format to three channels, whole or a random crop of it.
+
+    The crop is that of the ViT paper's fine-tuning: a share of the area from min_area to 1 and an aspect
+    ratio from images.ASPECT_RATIOS; an image that is too narrow for any is taken whole.
+
+    Args:
+      encoded: [] string; JPEG, PNG, GIF or BMP.
+      seed: [2], of the crop.
+      min_area: smallest share of the area; 1 takes the image whole.
+
+    Returns:
+      [height, width, 3] uint8.
+    """
+    tf = tensorflow()
+
+    def crop_of(shape):
+        """[y, x, height, width] of a crop of an image [height, width, channels]."""
+        begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
+            shape,
+            bounding_boxes=[[[0.0, 0.0, 1.0, 1.0]]],
+            seed=seed,
+            min_object_covered=0.0,
+            aspect_ratio_range=images.ASPECT_RATIOS,
+            area_range=(min_area, 1.0),
+        )
+        return tf.concat([begin[:2], size[:2]], axis=0)
+
+    def jpeg():
+        if min_area >= 1:
+            return tf.io.decode_jpeg(encoded, channels=3)
+        return tf.io.decode_and_crop_jpeg(encoded, crop_of(tf.io.extract_jpeg_shape(encoded)), channels=3)
+
+    def other():
+        image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
+        if min_area >= 1:
+            return image
+        y, x, height, width = tf.unstack(crop_of(tf.shape(image)))
+        return image[y : y + height, x : x + width]
+
+    return tf.cond(tf.io.is_jpeg(encoded), jpeg, other)
+
+
+def _resized(image, sizes):
+    """[height, width, 3] uint8 -> [side, side, 3] uint8, rounded.
+
+    A byte a value is a quarter of what goes to the device.
+    """
+    tf = tensorflow()
+    # Added before resizing, where there are mostly fewer pixels; the cast then cuts off, which rounds.
+    # (From float32 TensorFlow resizes faster than from uint8.)
+    image = tf.cast(image, tf.float32) + 0.5
+    size = (sizes.side, sizes.side)
+    image = tf.image.resize(image, size, antialias=images.RESIZES[sizes.resize])
+    return tf.ensure_shape(tf.cast(image, tf.uint8), (*size, 3))
+
+
+def _example(parsed, image, sizes):
+    """{'image': [side, side, 3] uint8, 'labels': [] int32}."""
+    tf = tensorflow()
+    return {'image': _resized(image, sizes), 'labels': tf.cast(parsed['label'], tf.int32)}
+
+
+# --- Batches ---------------------------------------------------------------------------------------
+
+
+def _train_batches(records, spans, config, seed, step, batch_size, rows):
+    """TrainStream.open."""
+    tf = tensorflow()
+    found, position_of = _train_records(records, spans, config.shuffle_buffer, seed, step, batch_size, rows)
+
+    def example(index, record):
+        parsed = records.parsed(record)
+        crop_seed, mirror_seed = tf.unstack(
+            tf.random.experimental.stateless_split(_seed(tf, seed, 2, position_of(index)), 2)
+        )
+        image = decoded(parsed['image'], crop_seed, config.min_crop_area)
+        is_mirrored = tf.random.stateless_uniform([], mirror_seed) < config.mirror_rate
+        # tf.reverse is ten times as fast as a slice with stride -1.
+        image = tf.cond(is_mirrored, lambda: tf.reverse(image, [1]), lambda: image)
+        return _example(parsed, image, Sizes(config.image_size, config.resize))
+
+    return _batches(records, found, example, len(range(*rows.indices(batch_size))))
+
+
+def evaluation_stream(records: Records, spans: list[Span], sizes: Sizes) -> EvaluationStream:
+    """Whole images of some spans, resized."""
+    return EvaluationStream(
+        count=count_of(spans), open=functools.partial(_evaluation_batches, records, spans, sizes)
+    )
+
+
+@functools.lru_cache(maxsize=2)
+def kept(records: Records, spans: tuple[Span, ...], sizes: Sizes) -> dict[str, np.ndarray]:
+    """All examples of some spans, as an EvaluationStream has them, in memory.
+
+    Of two parts of a data set the same arrays are given again.
+
+    Raises:
+      UserError: what the stream raises.
+    """
+    stream, size = evaluation_stream(records, list(spans), sizes), sizes.side
+    found = {
+        'image': np.empty((stream.count, size, size, 3), np.uint8),
+        'labels': np.empty(stream.count, np.int32),
+    }
+    start = 0
+    for examples, mask in stream.open(KEPT_AT_ONCE, 0, 1):
+        stop = start + int(mask.sum())
+        for name, array in examples.items():
+            found[name][start:stop] = array[: stop - start]
+        start = stop
+    for array in found.values():
+        array.flags.writeable = False
+    return found
+
+
+def _evaluation_batches(records, spans, sizes, batch_size, part, parts):
+    """EvaluationStream.open."""
+    tf, size = tensorflow(), sizes.side
+    own = _share(spans, part, parts)
+    largest = max(count_of(_share(spans, p, parts)) for p in range(parts))
+    columns = list(zip(*own, strict=True)) or [np.zeros(0, str), np.zeros(0, int), np.zeros(0, int)]
+    files = tf.data.Dataset.from_tensor_slices(tuple(map(tf.constant, columns)))
+    found = files.interleave(
+        lambda path, skip, take: records.open(path, tf.cast(skip, tf.int64), tf.cast(take, tf.int64)),
+        cycle_length=EVALUATION_FILES,
+        num_parallel_calls=EVALUATION_FILES,
+        deterministic=True,
+    ).enumerate()
+
+    def example(index, record):
+        parsed = records.parsed(record)
+        return _example(parsed, decoded(parsed['image']), sizes)
+
+    found = _batches(records, found, example, batch_size)
+    for _ in range(-(-largest // batch_size)):
+        examples = next(found, None) or {
+            'image': np.zeros((0, size, size, 3), np.uint8),
+            'labels': np.zeros(0, np.int32),
+        }
+        rows = len(examples['labels'])
+        if rows < batch_size:
+            examples = {
+                name: np.concatenate([array, np.zeros((batch_size - rows, *array.shape[1:]), array.dtype)])
+                for name, array in examples.items()
+            }
+        yield examples, (np.arange(batch_size) < rows).astype(np.float32)
+
+
+def _batches(records, found, example, batch_size):
+    """Decodes records and puts them together.
+
+    Args:
+      records: where they are from, to name what cannot be decoded.
+      found: dataset of (index [], record).
+      example: (index, record) -> {name: tensor}.
+      batch_size: rows of a batch; the last one may have fewer.
+
+    Returns:
+      Iterator over {name: [rows, ...]}.
+
+    Raises:
+      UserError: from the iterator, where a file cannot be read, an image not be decoded, or a label is none.
+    """
+    tf = tensorflow()
+    delivered = 0
+    iterator = side_by_side(found, example, batch_size).as_numpy_iterator()
+    while True:
+        try:
+            batch = next(iterator)
+        except StopIteration:
+            return
+        except tf.errors.OpError as error:
+            failed = found.skip(delivered * batch_size).take(batch_size)
+            raise UserError(_what_failed(records, failed, error)) from error
+        labels = batch['labels']
+        is_right = (labels >= 0) & (labels < records.num_classes)
+        if not is_right.all():
+            skipped = delivered * batch_size + int(np.argmin(is_right))
+            raise UserError(_what_is_labelled(records, found.skip(skipped).take(1)))
+        yield batch
+        delivered += 1
+
+
+def side_by_side(records, example, batch_size: int):
+    """Applies `example` to several records at a time; a tf.data.Dataset of batches in the records' order."""
+    tf = tensorflow()
+    options = tf.data.Options()
+    options.deterministic = True
+    # An image's own operations gain nothing from threads beside those of other images.
+    options.threading.max_intra_op_parallelism = 1
+    # Left to itself, it keeps ever more batches ready, hundreds of megabytes each.
+    options.autotune.enabled = False
+    examples = records.map(example, num_parallel_calls=os.cpu_count())
+    return examples.batch(batch_size).prefetch(PREFETCHED).with_options(options)
+
+
+def _what_is_labelled(records, found):
+    """Says which image has a label that is none; `found` is a dataset of that one."""
+    ((_, record),) = found
+    parsed = records.parsed(record)
+    return (
+        f'dataset {records.name}: the label of the image {_file_name(parsed)} is {int(parsed["label"])}; it '
+        f'must be from 0 to {records.num_classes - 1}. Mend or prepare the data set anew.'
+    )
+
+
+def _what_failed(records, found, error):
+    """Says which of some records cannot be decoded; where it is none of them, what the error says."""
+    tf = tensorflow()
+    try:
+        for _, record in found:
+            parsed = records.parsed(record)
+            try:
+                decoded(parsed['image'])
+            except tf.errors.OpError as reason:
+                return (
+                    f'{records.name}: the image {_file_name(parsed)} cannot be decoded '
+                    f'({prepared.reason(reason)}).'
+                )
+    except tf.errors.OpError as reason:
+        error = reason
+    return f'{records.name} cannot be read: {prepared.reason(error)}.'
+
+
+def _file_name(parsed):
+    return parsed['file_name'].numpy().decode(errors='replace')
+
+
+@functools.cache
+def tensorflow():
+    """TensorFlow, imported when it is needed: it takes seconds to start. It leaves GPUs to JAX."""
+    import tensorflow as tf
+
+    if tf.config.get_visible_devices('GPU'):
+        tf.config.set_visible_devices([], 'GPU')
+    return tf

@@ -1,0 +1,396 @@
+"""Images in a folder for each class: which files are what, what is decoded of them, and what is refused."""
+
+import hashlib
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from configs import images as images_config
+from td_jax.data import base, folders, images
+from td_jax.devices import memory
+from td_jax.errors import UserError
+from td_jax.training.run import train
+
+ROOT = pathlib.Path(__file__).parents[2]
+SIDE = 8
+
+
+def picture(number, height=SIDE, width=SIDE):
+    """An image of one colour, which says its number."""
+    return np.full((height, width, 3), (number, 255 - number, 7), np.uint8)
+
+
+def write(folder, counts, suffix='.png', first=0):
+    """Writes {class: count of images} and gives {file within the folder: number}."""
+    numbers = {}
+    for name, count in counts.items():
+        (folder / name).mkdir(parents=True)
+        for i in range(count):
+            file, number = f'{name}/{i:03}{suffix}', first + len(numbers)
+            PIL.Image.fromarray(picture(number)).save(folder / file)
+            numbers[file] = number
+    return numbers
+
+
+def config_of(folder, **changes):
+    config = images_config.get_config()
+    config.dataset.update({'path': str(folder), 'image_size': SIDE, 'min_crop_area': 1.0, **changes})
+    return config
+
+
+def load(folder, **changes):
+    config = config_of(folder, **changes)
+    return folders.load(config.dataset, config.dataset)
+
+
+def numbers_of(examples):
+    """[(number, label)] of examples, in order of numbers."""
+    shown = examples['image']
+    assert shown.dtype == np.uint8
+    np.testing.assert_array_equal(shown, shown[:, :1, :1] * np.ones((1, SIDE, SIDE, 1), np.uint8))
+    assert np.all(shown[..., 0].astype(int) + shown[..., 1] == 255)
+    return sorted(zip(shown[:, 0, 0, 0].tolist(), examples['labels'].tolist(), strict=True))
+
+
+def by_hash(numbers, name):
+    """The numbers of a class's files, in order of the hashes of CLASS/FILE."""
+    files = [file for file in numbers if file.startswith(f'{name}/')]
+    return [numbers[f] for f in sorted(files, key=lambda f: hashlib.sha256(f.encode()).hexdigest())]
+
+
+# --- Which files are what --------------------------------------------------------------------------
+
+COUNTS = {'cat': 20, 'ant': 14, 'bee': 4}
+
+
+@pytest.mark.parametrize(
+    ('split', 'cuts'),
+    [
+        # Of 14 images 1 is the test, of 20 there are 2, of 4 it is 1; then of 13, 18 and 3 left 1, 2 and 1.
+        ('test', {'ant': (0, 1, 14), 'bee': (0, 1, 4), 'cat': (0, 2, 20)}),
+        ('validation', {'ant': (1, 2, 14), 'bee': (1, 2, 4), 'cat': (2, 4, 20)}),
+    ],
+)
+def test_a_tenth_of_each_class_is_cut_off_by_the_hashes_of_names(tmp_path, split, cuts):
+    numbers = write(tmp_path / 'own', COUNTS)
+    source = load(tmp_path / 'own', split=split)
+    assert source.label_names == ('ant', 'bee', 'cat')
+    assert source.name == 'own ant, bee, cat'
+    train, evaluation = [], []
+    for label, (name, (start, cut, stop)) in enumerate(cuts.items()):
+        order = by_hash(numbers, name)
+        evaluation += [(number, label) for number in order[start:cut]]
+        train += [(number, label) for number in order[cut:stop]]
+    assert numbers_of(source.evaluation) == sorted(evaluation)
+    assert numbers_of(source.train) == sorted(train)
+    base.check(source)
+
+
+def test_the_same_names_in_every_class_are_not_all_cut_off(tmp_path):
+    numbers = write(tmp_path, {'a': 10, 'b': 10, 'c': 10, 'd': 10})
+    first = {
+        min(file for file, n in numbers.items() if n == by_hash(numbers, name)[0])[2:] for name in 'abcd'
+    }
+    assert len(first) > 1
+
+
+@pytest.mark.parametrize('split', ['test', 'validation'])
+def test_train_and_test_are_taken_as_they_are(tmp_path, split):
+    train = write(tmp_path / 'train', {'cat': 12, 'ant': 3})
+    test = write(tmp_path / 'test', {'ant': 1, 'cat': 2}, first=100)
+    source = load(tmp_path, split=split)
+    if split == 'test':
+        assert numbers_of(source.train) == [(n, int(file.startswith('cat'))) for file, n in train.items()]
+        assert numbers_of(source.evaluation) == [(n, int(f.startswith('cat'))) for f, n in test.items()]
+    else:
+        # A tenth of 12 and of 3, at least one.
+        held_out = [(by_hash(train, 'cat')[0], 1), (by_hash(train, 'ant')[0], 0)]
+        assert numbers_of(source.evaluation) == sorted(held_out)
+        assert len(source.train['labels']) == 13
+
+
+def test_what_is_not_read_is_said_and_hidden_files_are_not_there(tmp_path):
+    write(tmp_path / 'own', {'a': 5, 'b': 5})
+    for file in ('.DS_Store', 'a/.hidden.png', 'a/notes.txt', 'b/scan.tiff', 'LICENSE', 'b/Old.JPG.bak'):
+        (tmp_path / 'own' / file).write_text('x')
+    source = load(tmp_path / 'own')
+    assert source.said == 'own holds what is not read: LICENSE, a/notes.txt, b/Old.JPG.bak, b/scan.tiff'
+    assert load(write_halves(tmp_path / 'halves')).said == 'halves holds what is not read: val/'
+
+
+def write_halves(folder):
+    for part in ('train', 'test', 'val'):
+        write(folder / part, {'a': 3, 'b': 3})
+    return folder
+
+
+def test_classes_and_how_many_of_each(tmp_path):
+    numbers = write(tmp_path, {'a': 10, 'b': 10, 'c': 10})
+    source = load(tmp_path, classes=(2, 0), examples_per_class=3)
+    assert source.label_names == ('c', 'a')
+    expected = [(n, label) for label, name in enumerate('ca') for n in by_hash(numbers, name)[1:4]]
+    assert numbers_of(source.train) == sorted(expected)
+    assert len(source.evaluation['labels']) == 2
+
+
+# --- What is decoded -------------------------------------------------------------------------------
+
+
+def test_images_of_any_size_colours_and_format_become_one_size(tmp_path):
+    (tmp_path / 'a').mkdir()
+    (tmp_path / 'b').mkdir()
+    stored = {
+        'a/wide.PNG': picture(10, 3, 30),
+        'a/large.bmp': picture(20, 50, 40),
+        'b/grey.png': np.full((9, 9), 77, np.uint8),
+        'b/small.gif': picture(0, 2, 2)[..., 0],
+    }
+    for file, pixels in stored.items():
+        PIL.Image.fromarray(pixels).save(tmp_path / file)
+    source = load(tmp_path)
+    shown = np.concatenate([source.train['image'], source.evaluation['image']])
+    assert shown.shape == (4, SIDE, SIDE, 3)
+    colours = {tuple(image[3, 3]) for image in shown}
+    assert colours == {(10, 245, 7), (20, 235, 7), (77, 77, 77), (0, 0, 0)}
+
+
+def test_what_is_kept_is_read_once_and_varied_by_a_step(tmp_path):
+    write(tmp_path, {'a': 5, 'b': 5})
+    source, again = load(tmp_path), load(tmp_path)
+    assert again.train['image'].base is source.train['image'].base
+    assert np.shares_memory(again.train['image'], source.train['image'])
+    inputs = source.inputs(source.tables, source.train, None)['image']
+    np.testing.assert_allclose(inputs, source.train['image'] / 127.5 - 1, atol=1e-6)
+    assert source.picture.is_rounded
+    assert source.picture.size == SIDE
+
+
+def test_a_stream_has_the_same_images(tmp_path):
+    numbers = write(tmp_path, {'a': 21, 'b': 12})
+    kept, streamed = load(tmp_path), load(tmp_path, kept_gb=0.0)
+    assert streamed.name == kept.name
+    assert streamed.label_names == kept.label_names
+    count = len(kept.train['labels'])
+    assert (streamed.train.count, streamed.train.host_bytes) == (count, 8 * count)
+    found = [streamed.evaluation.open(2, part, 2) for part in range(2)]
+    batches = [batch for part in found for batch in part]
+    joined = {
+        name: np.concatenate([examples[name][mask == 1] for examples, mask in batches])
+        for name in ('image', 'labels')
+    }
+    assert numbers_of(joined) == numbers_of(kept.evaluation)
+    # One row a step: two epochs, each with each image once, in another order.
+    epochs = taken(streamed, 0, 2 * count, 1)
+    first, second = ({name: a[i : i + count] for name, a in epochs.items()} for i in (0, count))
+    assert numbers_of(first) == numbers_of(second) == numbers_of(kept.train)
+    assert not np.array_equal(first['image'], second['image'])
+    assert len(numbers) == count + len(kept.evaluation['labels'])
+    # It continues where it is, and processes see their rows of one batch.
+    rest = taken(streamed, 5, 4, 6)
+    np.testing.assert_array_equal(rest['image'], taken(streamed, 0, 9, 6)['image'][30:])
+    np.testing.assert_array_equal(taken(streamed, 5, 1, 6, slice(2, 4))['image'], rest['image'][2:4])
+
+
+def taken(source, step, steps, batch_size, rows=None):
+    found = source.train.open(3, step, batch_size, rows or slice(0, batch_size))
+    batches = [next(found) for _ in range(steps)]
+    found.close()
+    return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+
+
+def test_a_stream_may_be_of_some_classes(tmp_path):
+    numbers = write(tmp_path, {'a': 6, 'b': 6, 'c': 6})
+    source = load(tmp_path, kept_gb=0.0, classes=(2, 0), examples_per_class=2)
+    assert (source.train.count, source.evaluation.count) == (4, 2)
+    expected = [(n, label) for label, name in enumerate('ca') for n in by_hash(numbers, name)[1:3]]
+    assert numbers_of(taken(source, 0, 1, 4)) == sorted(expected)
+
+
+def test_what_is_kept_is_by_size_and_the_same_for_every_task(tmp_path):
+    write(tmp_path, {'a': 5, 'b': 5})
+    size = 10 * SIDE * SIDE * 3
+    assert isinstance(load(tmp_path, kept_gb=size / 1e9).train, dict)
+    for classes in ((), (0,)):
+        assert not isinstance(load(tmp_path, kept_gb=(size - 1) / 1e9, classes=classes).train, dict)
+
+
+# --- What is refused -------------------------------------------------------------------------------
+
+
+def refused(folder, message, **changes):
+    with pytest.raises(UserError, match=message) as raised:
+        load(folder, **changes)
+    assert '\n' not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ('counts', 'split', 'message'),
+    [
+        (
+            {'a': 5, 'b': 1},
+            'test',
+            r'/b has 1 image; with dataset\.split=test a class takes 2 at the least\.$',
+        ),
+        (
+            {'a': 5, 'b': 2},
+            'validation',
+            r'/b has 2 images; with dataset\.split=validation a class takes 3 at',
+        ),
+        ({'a': 5, 'b': 0}, 'test', r'/b has no images; read are \.jpg, '),
+        ({'a': 5}, 'test', r'^dataset\.path .* has 1 class; it must be a folder of images, with'),
+        ({}, 'test', r'^dataset\.path .* has no class; it must be a folder of images, with'),
+        ({'train/a': 5, 'train/b': 5}, 'test', r'^dataset\.path .* has train and no test; it must be'),
+        ({'test/a': 5, 'test/b': 5}, 'test', r'^dataset\.path .* has test and no train; it must be'),
+        (
+            {'train/a': 2, 'train/b': 2, 'train/c': 2, 'test/a': 1, 'test/b': 1},
+            'test',
+            r'/train has the class c, which .*/test has not; both need all\.',
+        ),
+        (
+            {'train/a': 2, 'train/b': 2, 'test/a': 1, 'test/b': 1, 'test/c': 1},
+            'test',
+            r'/test has the class c, which .*/train has not',
+        ),
+        (
+            {'train/a': 1, 'train/b': 2, 'test/a': 1, 'test/b': 1},
+            'validation',
+            r'/train/a has 1 image; with dataset\.split=validation a class takes 2',
+        ),
+        ({'train/a': 1, 'train/b': 2, 'test/a': 1, 'test/b': 0}, 'test', r'/test/b has no images'),
+    ],
+)
+def test_a_folder_that_is_laid_out_otherwise_is_refused(tmp_path, counts, split, message):
+    write(tmp_path, counts)
+    refused(tmp_path, message, split=split)
+
+
+def test_what_is_no_folder_is_refused(tmp_path):
+    (tmp_path / 'file').write_text('x')
+    refused('', r'^dataset\.path is empty; name a folder of images')
+    refused(tmp_path / 'gone', r'^dataset\.path .*gone is not there; name a folder')
+    refused(tmp_path / 'file', r'^dataset\.path .*file is a file; name a folder of images')
+
+
+def test_a_folder_that_cannot_be_read_is_refused(tmp_path, monkeypatch):
+    write(tmp_path, {'a': 2, 'b': 2})
+
+    def forbidden(*_):
+        raise PermissionError(13, 'Permission denied')
+
+    monkeypatch.setattr(folders, '_files', forbidden)
+    refused(tmp_path, r'^dataset\.path .* cannot be read: Permission denied\.$')
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'classes': (0, 2)}, r'^dataset\.classes is \(0, 2\); own has different numbers from 0 to 1\.'),
+        ({'classes': (1, 1)}, r'^dataset\.classes is \(1, 1\)'),
+        ({'examples_per_class': 5}, r'^dataset\.examples_per_class is 5; only 4 training images of a class'),
+    ],
+)
+@pytest.mark.parametrize('kept_gb', [0.0, 1.0])
+def test_classes_and_examples_that_are_not_there_are_refused(tmp_path, changes, message, kept_gb):
+    write(tmp_path / 'own', {'a': 5, 'b': 6})
+    refused(tmp_path / 'own', message, kept_gb=kept_gb, **changes)
+
+
+def cut_short(folder):
+    path = folder / 'b' / '003.jpg'
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 40, 3), np.uint8)
+    PIL.Image.fromarray(pixels).save(path)
+    path.write_bytes(path.read_bytes()[:700])
+
+
+UNREADABLE = {
+    'empty': lambda folder: (folder / 'b' / '003.jpg').write_bytes(b''),
+    'text': lambda folder: (folder / 'b' / '003.jpg').write_text('<html>not found</html>'),
+    'a folder': lambda folder: (folder / 'b' / '003.jpg').mkdir(),
+    'gone': lambda folder: (folder / 'b' / '003.jpg').symlink_to(folder / 'nowhere'),
+    'cut short': cut_short,
+}
+
+
+@pytest.mark.parametrize('name', UNREADABLE)
+@pytest.mark.parametrize('kept_gb', [0.0, 1.0])
+def test_an_image_that_cannot_be_read_is_refused_by_name(tmp_path, name, kept_gb):
+    write(tmp_path, {'a': 3, 'b': 3}, suffix='.jpg')
+    UNREADABLE[name](tmp_path)
+    if (name, kept_gb) == ('cut short', 0.0):
+        # It begins as an image does; what is streamed is decoded when it comes.
+        with pytest.raises(UserError, match=r'/b/003\.jpg cannot be decoded \([^\n]+\)\.$'):
+            taken(load(tmp_path, kept_gb=kept_gb), 0, 8, 1)
+        return
+    refused(tmp_path, r'/b/003\.jpg', kept_gb=kept_gb)
+
+
+def test_a_teachers_classes_are_told_as_its_own(tmp_path):
+    write(tmp_path / 'own', {'a': 20, 'b': 20})
+    config = config_of(tmp_path / 'own')
+    config.update_from_flattened_dict({**SMALL, 'method': 'td', 'teacher.dataset.classes': (0, 7)})
+    with pytest.raises(UserError, match=r'^teacher\.dataset\.classes is \(0, 7\); own has different numbers'):
+        train(config, tmp_path / 'run')
+    assert not (tmp_path / 'run').exists()
+
+
+def test_images_that_do_not_fit_are_refused_with_the_way_out(tmp_path, monkeypatch):
+    write(tmp_path / 'own', {'a': 20, 'b': 20})
+    monkeypatch.setattr(memory, 'of_machine', lambda: 1000)
+    message = r'dataset\.kept_gb is 2\.0 and the images take 0\.0 GB, .* lower dataset\.kept_gb'
+    refused(tmp_path / 'own', message)
+    monkeypatch.undo()
+    config = config_of(tmp_path / 'own', image_size=32)
+    config.update_from_flattened_dict({**SMALL, 'dataset.image_size': 32})
+    monkeypatch.setattr(memory, 'of_device', lambda device: 100_000)
+    with pytest.raises(UserError, match=r'this run needs .*\(data 0\.0, .*: lower dataset\.kept_gb'):
+        train(config, tmp_path / 'run')
+    assert not (tmp_path / 'run').exists()
+
+
+# --- A run -----------------------------------------------------------------------------------------
+
+SMALL = {
+    **{'method': 'supervised', 'num_seeds': 1, 'num_steps': 40, 'batch_size': 8, 'eval_batch_size': 8},
+    **{'dataset.image_size': SIDE, 'dataset.min_crop_area': 1.0, 'optimizer.learning_rate': 0.01},
+    **{'model.initial': 'random', 'model.layers': 1, 'model.split': 1},
+    **{'model.width': 8, 'model.mlp': 8, 'model.heads': 2},
+}
+
+
+def coloured(folder):
+    """Two classes that are told apart by a look, and one file that is none of them."""
+    write(folder, {'dark things': 30})
+    write(folder, {'lights': 30}, first=150)
+    (folder / 'README').write_text('mine')
+    return folder
+
+
+def test_a_run_from_the_command_line(tmp_path):
+    flags = [f'--config.{key}={value}' for key, value in SMALL.items()]
+    flags += [f'--config.dataset.path={coloured(tmp_path / "own")}']
+    command = ['-m', 'td_jax.main', '--config=configs/images.py', f'--workdir={tmp_path / "run"}', *flags]
+    done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert 'own holds what is not read: README\n' in done.stderr
+    assert 'supervised on own dark things, lights: test accuracy 1.0000' in done.stdout
+    assert json.loads((tmp_path / 'run' / 'result.json').read_text())['values'] == [1.0]
+
+
+@pytest.mark.long
+def test_a_run_on_a_stream(tmp_path):
+    config = config_of(coloured(tmp_path / 'own'))
+    config.update_from_flattened_dict({**SMALL, 'dataset.kept_gb': 0.0})
+    assert train(config, tmp_path / 'run')['values'] == [1.0]
+
+
+def test_a_data_set_that_is_read_first_is_not_counted_without(tmp_path):
+    config = config_of(tmp_path)
+    with pytest.raises(
+        UserError, match=r'^dataset\.name images is known when it is read; known without data:'
+    ):
+        images.abstract_source(config.dataset, config.dataset)
