@@ -156,6 +156,7 @@ TRAINING = (
     'dispatch',
     'evaluation',
     'diagnostics',
+    'selection',
     'train_step',
     'optimizer',
 )
