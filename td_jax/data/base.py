@@ -38,6 +38,17 @@ class EvaluationStream(NamedTuple):
     open: Callable[..., Iterator[tuple[dict[str, np.ndarray], np.ndarray]]]
 
 
+class Picture(NamedTuple):
+    """How an image of any size becomes an example, for who has a file of it and not the data set."""
+
+    size: int  # side in pixels that it is resized to
+    resize: str  # a name of images.RESIZES
+    is_rounded: bool  # whether its pixels are whole numbers then, as where examples are kept resized
+    # example(pixels [batch, size, size, 3], float32 from 0 to 255, red, green and blue)
+    # -> {name: [batch, ...]}, what `inputs` reads of an example, without labels.
+    example: Callable[[jax.Array], dict[str, jax.Array]]
+
+
 class Source(NamedTuple):
     """A data set cut for one task.
 
@@ -61,6 +72,8 @@ class Source(NamedTuple):
     units: np.ndarray | None = None
     # {name: [examples] bool}, parts that have a metric of their own.
     groups: Mapping[str, np.ndarray] = types.MappingProxyType({})
+    # Of images.
+    picture: Picture | None = None
 
 
 def count(examples: dict | TrainStream | EvaluationStream) -> int:

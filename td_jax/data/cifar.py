@@ -69,6 +69,7 @@ def load(name: str, config, task) -> Source:
         vocabularies={},
         tables=(),
         inputs=images.inputs_of(config, task, is_kept=True),
+        picture=images.picture_of(config, is_kept=True),
     )
 
 

@@ -81,6 +81,7 @@ def load(config, task) -> Source:
         vocabularies={},
         tables=(),
         inputs=images.inputs_of(config, task, is_kept=False),
+        picture=images.picture_of(config, is_kept=False),
     )
 
 

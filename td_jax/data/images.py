@@ -112,6 +112,11 @@ def _mirrored(images, mirror):
     return jnp.where(mirror[:, None, None, None], images[:, :, ::-1], images)
 
 
+def picture_of(config, is_kept: bool) -> data.Picture:
+    """How an image of any size becomes an example of `inputs_of`, which takes the same."""
+    return data.Picture(config.image_size, config.resize, not is_kept, lambda pixels: {'image': pixels})
+
+
 def inputs_of(config, task, is_kept: bool):
     """Makes Source.inputs of an image data set: {'image': [batch, size, size, 3]}, in float32.
 
