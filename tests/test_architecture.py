@@ -33,7 +33,8 @@ CONFIGS = [
 
 # The commands. Each stands on the rooms below, and on no other command.
 COMMANDS = {
-    f'td_jax.{name}' for name in ('main', 'reproduce', 'tune', 'export', 'cka', 'inspect', 'tpu_report')
+    f'td_jax.{name}'
+    for name in ('main', 'reproduce', 'tune', 'export', 'predict', 'cka', 'inspect', 'tpu_report')
 }
 # A module, or all modules of a room -> what they may import beside their own room, whole rooms or modules.
 ALLOWED = {
@@ -227,7 +228,7 @@ def test_a_run_goes_down_the_house_and_never_up():
 
 
 def test_a_finished_run_is_read_without_the_loop():
-    reached, new = set(), {'td_jax.export', 'td_jax.cka'}
+    reached, new = set(), {'td_jax.export', 'td_jax.predict', 'td_jax.cka'}
     while new:
         reached |= new
         new = set().union(*(IMPORTS.get(name, set()) for name in new)) - reached

@@ -49,6 +49,14 @@ class Picture(NamedTuple):
     example: Callable[[jax.Array], dict[str, jax.Array]]
 
 
+class Ids(NamedTuple):
+    """What the numbers in a field of the examples stand for, for who has ids and not the data set."""
+
+    column: str  # what a table of such ids calls them
+    raw: np.ndarray  # [ids], text; a number is the place of its id
+    is_known: np.ndarray  # [ids] bool, whether training shows it; others are as good as unknown ids
+
+
 class Source(NamedTuple):
     """A data set cut for one task.
 
@@ -74,6 +82,9 @@ class Source(NamedTuple):
     groups: Mapping[str, np.ndarray] = types.MappingProxyType({})
     # Of images.
     picture: Picture | None = None
+    # Of ratings: {field of the examples: what its numbers stand for}, `user` and what users rate. `inputs`
+    # takes the number one beyond the last for an id that is not among them.
+    ids: Mapping[str, Ids] = types.MappingProxyType({})
 
 
 def count(examples: dict | TrainStream | EvaluationStream) -> int:

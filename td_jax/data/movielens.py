@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from td_jax.data import base, prepared
-from td_jax.data.base import Source
+from td_jax.data.base import Ids, Source
 from td_jax.errors import UserError
 
 NAME = 'movielens/100k-ratings'
@@ -56,9 +56,10 @@ def load(config, task) -> Source:
         if not len(rows):
             raise UserError(f'dataset.genre {task.genre!r} has no ratings in the {part} part.')
 
-    user_rows, num_users = _vocabulary(ratings.user[train], ratings.num_users)
+    user_rows, num_users = _vocabulary(ratings.user[train], len(ratings.user_ids))
     movie_rows, num_movies = _vocabulary(ratings.movie[train], len(ratings.titles))
     title_words = _title_bags(ratings.titles, ratings.movie[train], config.min_title_word_count)
+    genres = ratings.genres / np.maximum(ratings.genres.sum(axis=1, keepdims=True), 1)
     examples = {'user': ratings.user, 'movie': ratings.movie, 'labels': ratings.labels}
     rates = config.user_oov_rate, config.movie_oov_rate
     is_known = user_rows[ratings.user[evaluation]] != OUT_OF_VOCABULARY
@@ -74,15 +75,21 @@ def load(config, task) -> Source:
             'title_words': title_words.shape[1],
             'genres': ratings.genres.shape[1],
         },
+        # The last of each is of a user or a movie that is not in the data: no rows of their own, a title of
+        # unknown words and no genres.
         tables={
-            'user_rows': user_rows,
-            'movie_rows': movie_rows,
-            'title_words': title_words,
-            'genres': ratings.genres / np.maximum(ratings.genres.sum(axis=1, keepdims=True), 1),
+            'user_rows': np.append(user_rows, np.int32(OUT_OF_VOCABULARY)),
+            'movie_rows': np.append(movie_rows, np.int32(OUT_OF_VOCABULARY)),
+            'title_words': np.vstack([title_words, _unknown_words(title_words)]),
+            'genres': np.vstack([genres, np.zeros_like(genres[:1])]),
         },
         inputs=functools.partial(_inputs, rates=rates),
         units=ratings.user[evaluation],
         groups={'known_users': is_known, 'unknown_users': ~is_known},
+        ids={
+            'user': Ids('user_id', ratings.user_ids, user_rows != OUT_OF_VOCABULARY),
+            'movie': Ids('movie_id', ratings.movie_ids, movie_rows != OUT_OF_VOCABULARY),
+        },
     )
 
 
@@ -111,7 +118,8 @@ class Ratings(NamedTuple):
     user: np.ndarray  # [ratings]
     movie: np.ndarray  # [ratings]
     labels: np.ndarray  # [ratings]
-    num_users: int
+    user_ids: np.ndarray  # [users] text
+    movie_ids: np.ndarray  # [movies] text
     titles: list[str]  # [movies]
     genres: np.ndarray  # [movies, genres], 1 where a movie has the genre
     genre_names: tuple[str, ...]
@@ -150,7 +158,8 @@ def read_ratings() -> Ratings:
         user.astype(np.int32),
         movie.astype(np.int32),
         table['user_rating'][order],
-        len(user_ids),
+        user_ids.astype(str),
+        movie_ids.astype(str),
         [title.decode() for title in table['movie_title'][order][first]],
         genres,
         genre_names,
@@ -224,6 +233,13 @@ def _vocabulary(numbers, count):
     rows = np.full(count, OUT_OF_VOCABULARY, np.int32)
     rows[seen] = 1 + np.arange(len(seen))
     return rows, len(seen) + 1
+
+
+def _unknown_words(bags):
+    """The bag, [1, words], of a title of which no word is known."""
+    bag = np.zeros_like(bags[:1])
+    bag[0, OUT_OF_VOCABULARY] = 1
+    return bag
 
 
 def _title_bags(titles, movies, min_count):

@@ -35,7 +35,8 @@ def write(folder: pathlib.Path, program: Program):
         )
         for name, port in program.inputs.items()
     }
-    module = tf.Module()
-    module.run = tf.function(lambda **inputs: run(inputs), autograph=False)
-    concrete = module.run.get_concrete_function(**signature)
-    tf.saved_model.save(module, str(folder), signatures={'serving_default': concrete})
+    served = tf.function(lambda **inputs: run(inputs), autograph=False)
+    # As a signature alone: a function of the module would have all parameters a second time.
+    tf.saved_model.save(
+        tf.Module(), str(folder), signatures={'serving_default': served.get_concrete_function(**signature)}
+    )

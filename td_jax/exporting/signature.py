@@ -5,11 +5,11 @@ import pathlib
 
 from td_jax.predicting.program import Program
 
-SIGNATURE = 'signature.json'
+SIGNATURE, VOCABULARY = 'signature.json', 'vocabulary.json'
 
 
 def write(folder: pathlib.Path, program: Program, facts: dict):
-    """Writes signature.json.
+    """Writes signature.json and, of a program of ids, vocabulary.json: {input: {id: number}}.
 
     Args:
       folder: beside the program.
@@ -23,6 +23,12 @@ def write(folder: pathlib.Path, program: Program, facts: dict):
         'labels': list(program.labels),
     }
     _write_json(folder / SIGNATURE, content)
+    if program.vocabularies:
+        numbers = {
+            name: {text: number for number, text in enumerate(ids)}
+            for name, ids in program.vocabularies.items()
+        }
+        _write_json(folder / VOCABULARY, numbers)
 
 
 def _described(port):

@@ -4,7 +4,8 @@ Everything between that and a prediction is inside: tables of what belongs to an
 normalisation of an image, the parameters. So who runs it needs neither td_jax nor the data set.
 """
 
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -18,6 +19,8 @@ from td_jax.models import base
 # The name of an axis with as many rows as there are examples, and those of an image of any size.
 BATCH, HEIGHT, WIDTH = 'batch', 'height', 'width'
 IMAGE = 'image'
+# The number of an id that has none.
+UNKNOWN = -1
 
 
 class Port(NamedTuple):
@@ -39,6 +42,8 @@ class Program(NamedTuple):
     outputs: dict[str, Port]
     labels: tuple[str, ...]
     run: Callable[[dict], dict]
+    # {name of an input: its ids, in order of their numbers}
+    vocabularies: Mapping[str, tuple[str, ...]] = types.MappingProxyType({})
     picture: data.Picture | None = None
     of_pixels: Callable[[jax.Array], dict] | None = None
 
@@ -63,6 +68,9 @@ def of_student(model: base.Model, params, source: data.Source) -> Program:
         return of_inputs(source.inputs(tables, examples, None))
 
     labels = tuple(map(str, source.label_names))
+    if source.ids:
+        ports, run, vocabularies = _of_ids(source, of_examples)
+        return Program(ports, outputs, labels, run, vocabularies)
     picture = source.picture
     if picture is None:
         shapes = jax.eval_shape(lambda: source.inputs(tables, data.one_example(source), None))
@@ -84,7 +92,34 @@ def of_student(model: base.Model, params, source: data.Source) -> Program:
         'red, green and blue of images of any size, each from 0 to 255; '
         f'resized inside to {picture.size} x {picture.size} pixels ({picture.resize})',
     )
-    return Program({IMAGE: port}, outputs, labels, of_images, picture, of_pixels)
+    return Program({IMAGE: port}, outputs, labels, of_images, picture=picture, of_pixels=of_pixels)
+
+
+def numbers_of(ids: data.Ids, raw) -> np.ndarray:
+    """The number of each of some raw ids, int32; UNKNOWN where it has none."""
+    numbers = {text: number for number, text in enumerate(ids.raw.tolist())}
+    return np.array([numbers.get(text, UNKNOWN) for text in raw], np.int32)
+
+
+def _of_ids(source, of_examples):
+    """(ports, run, vocabularies) of a Program that takes numbers of ids."""
+
+    def run(inputs):
+        examples = {}
+        for field, ids in source.ids.items():
+            number, count = inputs[ids.column], len(ids.raw)
+            examples[field] = jnp.where((number >= 0) & (number < count), number, count)
+        return of_examples(examples)
+
+    ports = {
+        ids.column: Port(
+            'int32',
+            (BATCH,),
+            f'numbers that vocabulary.json has for each {ids.column}; {UNKNOWN} for any other',
+        )
+        for ids in source.ids.values()
+    }
+    return ports, run, {ids.column: tuple(ids.raw.tolist()) for ids in source.ids.values()}
 
 
 def resized(pixels, picture: data.Picture):

@@ -266,7 +266,8 @@ def small_ratings():
         user=np.array([0] * 20 + [1] * 2, np.int32),
         movie=np.array([0, 1] * 11, np.int32),
         labels=np.arange(22, dtype=np.float32) % 5 + 1,
-        num_users=2,
+        user_ids=np.array(['7', '11']),
+        movie_ids=np.array(['5', '3']),
         titles=['one', 'two'],
         genres=np.array([[1, 0], [0, 1]], np.float32),
         genre_names=('Drama', 'War'),
@@ -288,6 +289,36 @@ def test_units_are_users_and_groups_who_is_known(monkeypatch):
     source = load(split_by='user')
     np.testing.assert_array_equal(source.units, [0, 0, 1])
     np.testing.assert_array_equal(source.groups['known_users'], [True] * 3)
+
+
+def test_an_id_that_is_not_in_the_data_has_a_number_of_its_own(monkeypatch):
+    monkeypatch.setattr(movielens, 'read_ratings', small_ratings)
+    source = load('War', split_by='time', min_title_word_count=1)
+    users, movies = source.ids['user'], source.ids['movie']
+    assert (users.column, users.raw.tolist(), users.is_known.tolist()) == (
+        'user_id',
+        ['7', '11'],
+        [True, False],
+    )
+    assert (movies.column, movies.raw.tolist()) == ('movie_id', ['5', '3'])
+    # Movie 0 is no War movie, so that its row is never trained; its title and genre are what they are.
+    assert movies.is_known.tolist() == [False, True]
+    inputs = inputs_of(source, {'user': np.array([0, 1, 2]), 'movie': np.array([0, 1, 2])})
+    np.testing.assert_array_equal(inputs['user'], [1, 0, 0])
+    np.testing.assert_array_equal(inputs['movie'], [0, 1, 0])
+    # Of the titles `two` alone is known.
+    np.testing.assert_array_equal(inputs['title_words'], [[1, 0], [0, 1], [1, 0]])
+    np.testing.assert_array_equal(inputs['genres'], [[1, 0], [0, 1], [0, 0]])
+
+
+@pytest.mark.usefixtures('movielens_data')
+def test_the_ids_are_those_of_the_ratings():
+    source = load()
+    number = source.train['user'][:100], source.train['movie'][:100]
+    found = [source.ids[field].raw[rows] for field, rows in zip(('user', 'movie'), number, strict=True)]
+    assert list(zip(*found, strict=True)) == [
+        (str(user), str(movie)) for _, user, movie, *_ in raw_ratings()[:100]
+    ]
 
 
 @pytest.mark.usefixtures('movielens_data')

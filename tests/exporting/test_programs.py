@@ -165,6 +165,32 @@ def test_a_program_of_digits_runs_where_td_jax_is_not(mlp_run, tmp_path, logits_
     np.testing.assert_allclose(two, expected[:2], atol=1e-5)
 
 
+# --- Ids -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('name', CALLS)
+def test_ids_go_in_by_their_numbers(name, recommender, rating_by_hand, written):
+    folder = written(name, recommender)
+    vocabulary = json.loads((folder / 'vocabulary.json').read_text(encoding='utf-8'))
+    assert vocabulary == {
+        'user_id': {'196': 0, 'ann': 1, '7': 2},
+        'movie_id': {'242': 0, '302': 1, 'x y': 2, '50': 3},
+    }
+    pairs = [(0, 0), (1, 2), (2, 1), (0, 3), (None, 1), (1, None), (None, None)]
+    expected = [rating_by_hand(recommender, *pair) for pair in pairs]
+    for count, unknown in ((7, -1), (7, 4), (1, -1)):
+        numbers = np.array([[unknown if n is None else n for n in pair] for pair in pairs[:count]], np.int32)
+        found = CALLS[name](folder, {'user_id': numbers[:, 0], 'movie_id': numbers[:, 1]})
+        np.testing.assert_allclose(found['rating'], expected[:count], rtol=1e-5, atol=1e-5)
+    said = signature_of(folder)
+    for column in ('user_id', 'movie_id'):
+        port = said['inputs'][column]
+        assert (port['type'], port['shape']) == ('int32', ['batch'])
+        assert '-1 for any other' in port['meaning']
+    assert said['outputs']['rating']['shape'] == ['batch']
+    assert 'not clipped' in said['outputs']['rating']['meaning']
+
+
 # --- What a data set says nothing of ---------------------------------------------------------------
 
 
