@@ -16,7 +16,6 @@ from absl import flags
 from td_jax import command_line
 from td_jax.errors import UserError
 from td_jax.files import workdir
-from td_jax.predicting import answers
 
 
 def main():
@@ -36,6 +35,9 @@ def main():
             raise UserError('--top is for --user; with --input everything in it is predicted.')
         if given.value and not output.value:
             raise UserError('--output is missing.')
+        # Imported here: it takes seconds, and a mistake in a flag is told without it.
+        from td_jax.predicting import answers
+
         run, target = workdir.resolve(folder.value), output.value and workdir.resolve(output.value)
         if user.value:
             print(answers.top(run, user.value, count.value, target, seed_index.value))

@@ -176,6 +176,12 @@ def _check_selection(config):
                 f'{key} is {config[key]}, which chooses a step by validations, but dataset.split is test, '
                 f'which is read once, at the end; set dataset.split=validation, or leave {key} out.'
             )
+        if is_wanted and config.eval_every >= config.num_steps:
+            raise UserError(
+                f'{key} is {config[key]}, which chooses a step by validations, but with eval_every '
+                f'{config.eval_every} and num_steps {config.num_steps} the last step alone is; lower '
+                'eval_every.'
+            )
 
 
 def _check_control(config):
