@@ -188,7 +188,7 @@ def test_no_step_is_chosen_by_the_test(key, value):
     config.dataset.split = 'validation'
     config_lib.check(config)
     config.eval_every = config.num_steps
-    assert_refused(config, f'{key} is {value}', 'eval_every 1000 and num_steps 1000', 'lower eval_every')
+    assert_refused(config, f'{key} is {value}', 'eval_every is 1000 and num_steps 1000', 'lower eval_every')
 
 
 def test_two_teachers_are_refused():

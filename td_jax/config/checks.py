@@ -178,8 +178,8 @@ def _check_selection(config):
             )
         if is_wanted and config.eval_every >= config.num_steps:
             raise UserError(
-                f'{key} is {config[key]}, which chooses a step by validations, but with eval_every '
-                f'{config.eval_every} and num_steps {config.num_steps} the last step alone is; lower '
+                f'{key} is {config[key]}, which chooses a step by validations, but eval_every is '
+                f'{config.eval_every} and num_steps {config.num_steps}: only the last is validated; lower '
                 'eval_every.'
             )
 
