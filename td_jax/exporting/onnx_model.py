@@ -11,14 +11,21 @@ import jax.export
 import numpy as np
 
 from td_jax.data import images
+from td_jax.errors import UserError
 from td_jax.exporting import optional
-from td_jax.predicting.program import BATCH, IMAGE, Program
+from td_jax.predicting.program import BATCH, HEIGHT, IMAGE, WIDTH, Program
 
 NAME = 'student.onnx'
 # Version of ONNX's operations.
 OPSET = 21
 # Between the resizing and the student.
 PIXELS = 'pixels'
+# Formats that hold any student.
+OTHERS = '--format=stablehlo or --format=saved_model'
+# Of predictions that are the same but for rounding, relative to the largest.
+TOLERANCE = 1e-3
+# Type -> what inputs are drawn below, to compare predictions.
+DRAWN = {'uint8': 256, 'float32': 1}
 
 
 def write(folder: pathlib.Path, program: Program):
@@ -27,6 +34,9 @@ def write(folder: pathlib.Path, program: Program):
     Args:
       folder: it gets a file NAME.
       program: of a student that computes in float32.
+
+    Raises:
+      UserError: a library is missing, or what it makes of the student is none or another one.
     """
     onnx = optional.module('onnx', 'onnx')
     outputs = list(program.outputs)
@@ -48,7 +58,9 @@ def write(folder: pathlib.Path, program: Program):
         resizing = onnx.parser.parse_model(_resizing(program.picture, student.ir_version))
         model = onnx.compose.merge_models(resizing, student, io_map=[(PIXELS, PIXELS)])
     onnx.checker.check_model(model)
-    (folder / NAME).write_bytes(model.SerializeToString())
+    content = model.SerializeToString()
+    _check(content, program)
+    (folder / NAME).write_bytes(content)
 
 
 def _converted(run, specs, inputs, outputs):
@@ -60,9 +72,37 @@ def _converted(run, specs, inputs, outputs):
         return tuple(given[name] for name in outputs)
 
     with optional.silent():
-        return jax2onnx.to_onnx(
-            ordered, specs, model_name='student', opset=OPSET, input_names=inputs, output_names=outputs
-        )
+        try:
+            return jax2onnx.to_onnx(
+                ordered, specs, model_name='student', opset=OPSET, input_names=inputs, output_names=outputs
+            )
+        # It has an own way to convert each operation, and fails in as many.
+        except Exception as error:
+            reason = ' '.join(str(error).split('\n\n')[0].split())[:200]
+            raise UserError(
+                f'--format=onnx: jax2onnx cannot convert this student ({reason}); use {OTHERS}.'
+            ) from error
+
+
+def _check(content, program):
+    """Refuses a model that does not predict what the program does, for examples that are drawn at random."""
+    onnxruntime = optional.module('onnxruntime', 'onnx')
+    rng = np.random.default_rng(0)
+    sizes = {BATCH: 3, HEIGHT: 41, WIDTH: 29}
+    inputs = {}
+    for name, port in program.inputs.items():
+        shape = [sizes.get(axis, axis) for axis in port.shape]
+        inputs[name] = rng.uniform(0, DRAWN.get(port.dtype, 2), shape).astype(port.dtype)
+    expected = program.run(inputs)
+    session = onnxruntime.InferenceSession(content, providers=['CPUExecutionProvider'])
+    for name, found in zip(expected, session.run(list(expected), inputs), strict=True):
+        ours = np.asarray(expected[name])
+        nearly = TOLERANCE * np.abs(ours).max()
+        if found.shape != ours.shape or not np.allclose(found, ours, TOLERANCE, nearly):
+            raise UserError(
+                f'--format=onnx: the {name} of what jax2onnx makes of this student are others than its own; '
+                f'use {OTHERS}.'
+            )
 
 
 def _resizing(picture, ir_version) -> str:

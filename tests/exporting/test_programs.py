@@ -220,6 +220,29 @@ def test_without_more_a_program_takes_what_the_model_is_given(mlp_run, written, 
 # --- Refusals --------------------------------------------------------------------------------------
 
 
+def test_what_jax2onnx_cannot_convert_or_gets_wrong_is_one_line(mlp_run, tmp_path, monkeypatch):
+    jax2onnx = pytest.importorskip('jax2onnx', exc_type=ImportError)
+    pytest.importorskip('onnxruntime')
+    convert = jax2onnx.to_onnx
+
+    def fails(*arguments, **named):
+        raise KeyError('no such operation\nand more of it\n\na page')
+
+    def doubles(run, *arguments, **named):
+        return convert(lambda *inputs: tuple(2 * output for output in run(*inputs)), *arguments, **named)
+
+    for wrong, message in (
+        (fails, r'jax2onnx cannot convert this student \(.*no such operation'),
+        (doubles, 'the logits of what jax2onnx makes of this student are others than its own'),
+    ):
+        monkeypatch.setattr(jax2onnx, 'to_onnx', wrong)
+        with pytest.raises(UserError, match=f'^--format=onnx: {message}') as caught:
+            formats.export(mlp_run, 'onnx', tmp_path / 'made')
+        assert '; use --format=stablehlo or --format=saved_model.' in str(caught.value)
+        assert len(str(caught.value).splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ('name', 'library', 'remedy'),
     [
