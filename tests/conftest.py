@@ -162,7 +162,7 @@ RATED = movielens.Ratings(
 @pytest.fixture
 def recommender(small_config, monkeypatch):
     """A finished run on RATED whose student has random numbers."""
-    monkeypatch.setattr(movielens, 'read_ratings', lambda: RATED)
+    monkeypatch.setattr(movielens, 'read_ratings', lambda *size: RATED)
     config = small_config(method='supervised', dataset__name='movielens', dataset__classes=())
     config.model.embeddings.update({'user': 3, 'movie': 5, 'title_words': 2, 'genres': 2})
     source = movielens.load(config.dataset, config.dataset)
