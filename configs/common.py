@@ -250,6 +250,14 @@ def get_config():
     config.eval_batch_size = 1024
     # Steps between two evaluations on the validation slice; the test split is read once, at the end.
     config.eval_every = 100
+    # Whose parameters a finished run keeps, for its result, an export or a prediction: those of the 'last'
+    # step, or those of the step with the 'best' validation (dataset.split=validation), a copy of which every
+    # checkpoint then holds, too. With several seeds, it is the step whose mean over them is best, one step
+    # for all. A teacher that is trained for a run keeps its last step, whatever this and patience are.
+    config.keep = 'last'
+    # Validations in a row without a better one (of the same mean) after which training ends before num_steps;
+    # 0 trains all of them. Those before the end of td.ramp_up do not count.
+    config.patience = 0
     # Steps between two lines in metrics.jsonl; a checkpoint and an evaluation end a line, too. The values
     # are means over the steps since the line before.
     config.log_every = 100

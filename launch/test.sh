@@ -12,6 +12,11 @@ make_environment requirements-dev.txt
 if [ "$(uname -sm)" = 'Linux x86_64' ] && [ ! -d .venv/libtpu ]; then
   .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --target .venv/libtpu libtpu
 fi
+# What exports to ONNX need; the file says why without dependencies.
+if [ ! -e .venv/onnx ]; then
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-onnx.txt
+  touch .venv/onnx
+fi
 which=(-m 'not long') hint=' Without the long ones; --all runs them, too.'
 case ${1-} in
   --setup-only) echo 'The environment in .venv is ready.' && exit ;;

@@ -1,6 +1,6 @@
 """Writes the student of a finished run alone, in a format that others read.
 
-    python -m td_jax.export --workdir=RUN --format=npz|safetensors|stablehlo
+    python -m td_jax.export --workdir=RUN --format=npz|safetensors|stablehlo|onnx|saved_model
 
 npz: the names of google-research/vision_transformer, for a ViT whose activation and LayerNorm epsilon, and
 whose way to be shown images, are those of that code, which has no place to say others.
@@ -8,8 +8,9 @@ whose way to be shown images, are those of that code, which has no place to say 
 safetensors: the folder of a Hugging Face ViTForImageClassification, for a ViT without pre-logits. Its
 preprocessor_config.json says how the student was shown images.
 
-stablehlo: a program with its parameters in it, for any model; td_jax/exporting/stablehlo.py says how it is
-called.
+stablehlo, onnx, saved_model: a folder with a program for any model, its parameters in it, which takes what a
+person has: ids by their numbers in vocabulary.json, or images as uint8 of any size. signature.json says what
+it takes and gives; td_jax/exporting/ how each is called.
 """
 
 from absl import flags
@@ -23,7 +24,7 @@ def main():
     folder = flags.DEFINE_string('workdir', None, 'Folder of a finished run.')
     name = flags.DEFINE_enum('format', None, list(formats.FORMATS), 'What the student is written as.')
     output = flags.DEFINE_string(
-        'output', None, 'File, or folder for safetensors, that is made; by default one in the workdir.'
+        'output', None, 'File (npz) or folder (all others) that is made; by default one in the workdir.'
     )
     seed_index = flags.DEFINE_integer(
         'seed_index', 0, "Which of the run's seeds, counted from 0.", lower_bound=0

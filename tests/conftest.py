@@ -16,11 +16,14 @@ import urllib.request
 
 import fsspec
 import jax
+import numpy as np
 import pytest
 from etils import epath
 
 from configs import digits
+from td_jax.data import movielens
 from td_jax.files import checkpoints, metric_log, workdir
+from td_jax.training import assembly, finished, train_step
 
 OPTIMIZATION = 'xla_backend_optimization_level'
 # A shape that broadcasts by accident is an error.
@@ -152,6 +155,61 @@ def small_config():
         return config
 
     return make
+
+
+RATED = movielens.Ratings(
+    # User 0 rates movies 0 to 2, user 1 the first two; the last two of 20 ratings are the test, by a user and
+    # of a movie that training does not show.
+    user=np.array([0, 0, 0, 1, 1] * 3 + [0, 0, 0, 2, 2], np.int32),
+    movie=np.array([0, 1, 2, 0, 1] * 3 + [0, 1, 2, 3, 3], np.int32),
+    labels=np.arange(20, dtype=np.float32) % 5 + 1,
+    user_ids=np.array(['196', 'ann', '7']),
+    movie_ids=np.array(['242', '302', 'x y', '50']),
+    titles=['one two', 'two', 'three', 'one'],
+    genres=np.array([[1, 0], [1, 1], [0, 1], [0, 1]], np.float32),
+    genre_names=('Drama', 'War'),
+)
+
+
+@pytest.fixture
+def recommender(small_config, monkeypatch):
+    """A finished run on RATED whose student has random numbers."""
+    monkeypatch.setattr(movielens, 'read_ratings', lambda *size: RATED)
+    config = small_config(method='supervised', dataset__name='movielens', dataset__classes=())
+    config.model.embeddings.update({'user': 3, 'movie': 5, 'title_words': 2, 'genres': 2})
+    source = movielens.load(config.dataset, config.dataset)
+    model = assembly.build_model(config, config.model, source)
+    shapes = assembly.parameter_shapes(config, config.model, source)
+    rng = np.random.default_rng(3)
+    params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
+    return finished.Finished(config, source, model, {train_step.STUDENT: params})
+
+
+@pytest.fixture(scope='session')
+def rating_by_hand():
+    """A function (the recommender, user, movie) -> the rating, in NumPy; None is an unknown one."""
+
+    def rating(run, user, movie):
+        params = run.params[train_step.STUDENT]
+        # Rows of users and movies in the order of their numbers; the last of each is not in training.
+        user_row = {0: 1, 1: 2}.get(user, 0)
+        movie_row = {0: 1, 1: 2, 2: 3}.get(movie, 0)
+        # `two` alone is in two titles that training shows.
+        words = {0: [0.5, 0.5], 1: [0, 1]}.get(movie, [1, 0])
+        genres = {0: [1, 0], 1: [0.5, 0.5], 2: [0, 1], 3: [0, 1]}.get(movie, [0, 0])
+        x = np.concatenate(
+            [
+                params['user_embedding']['embedding'][user_row],
+                params['movie_embedding']['embedding'][movie_row],
+                np.array(words) @ params['title_words_embedding']['embedding'],
+                np.array(genres) @ params['genres_embedding']['embedding'],
+            ]
+        )
+        for name in ('hidden_layers_0', 'hidden_layers_1'):
+            x = np.maximum(x @ params[name]['kernel'] + params[name]['bias'], 0)
+        return (x @ params['output_layer']['kernel'] + params['output_layer']['bias'])[0]
+
+    return rating
 
 
 @pytest.fixture(scope='session')

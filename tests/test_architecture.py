@@ -34,7 +34,8 @@ CONFIGS = [
 
 # The commands. Each stands on the rooms below, and on no other command.
 COMMANDS = {
-    f'td_jax.{name}' for name in ('main', 'reproduce', 'tune', 'export', 'cka', 'inspect', 'tpu_report')
+    f'td_jax.{name}'
+    for name in ('main', 'reproduce', 'tune', 'export', 'predict', 'cka', 'inspect', 'tpu_report')
 }
 # A module, or all modules of a room -> what they may import beside their own room, whole rooms or modules.
 ALLOWED = {
@@ -70,12 +71,23 @@ ALLOWED = {
         'td_jax.models',
         'td_jax.pretrained',
     },
+    # A function of what a person has: neither a run nor a file.
+    'td_jax.predicting.program': {'td_jax.data', 'td_jax.models.base'},
+    'td_jax.predicting': {
+        'td_jax.errors',
+        'td_jax.data',
+        'td_jax.files.workdir',
+        'td_jax.training.finished',
+        'td_jax.training.train_step',
+    },
     'td_jax.exporting': {
         'td_jax.errors',
-        'td_jax.data.base',
+        'td_jax.data',
         'td_jax.files.workdir',
         'td_jax.models',
+        'td_jax.predicting.program',
         'td_jax.pretrained',
+        'td_jax.training.assembly',
         'td_jax.training.finished',
         'td_jax.training.teachers',
         'td_jax.training.train_step',
@@ -166,6 +178,7 @@ TRAINING = (
     'dispatch',
     'evaluation',
     'diagnostics',
+    'selection',
     'train_step',
     'optimizer',
 )
@@ -225,7 +238,7 @@ def test_a_run_goes_down_the_house_and_never_up():
 
 
 def test_a_finished_run_is_read_without_the_loop():
-    reached, new = set(), {'td_jax.export', 'td_jax.cka'}
+    reached, new = set(), {'td_jax.export', 'td_jax.predict', 'td_jax.cka'}
     while new:
         reached |= new
         new = set().union(*(IMPORTS.get(name, set()) for name in new)) - reached

@@ -189,6 +189,16 @@ def test_an_untrained_teacher_is_not_given(place):
     assert_refused(config, 'teacher.control is untrained', f'teacher.{place} is runs/a')
 
 
+@pytest.mark.parametrize(('key', 'value'), [('keep', 'best'), ('patience', 3)])
+def test_no_step_is_chosen_by_the_test(key, value):
+    config = with_value(key, value)
+    assert_refused(config, f'{key} is {value}', 'dataset.split is test', 'set dataset.split=validation')
+    config.dataset.split = 'validation'
+    config_lib.check(config)
+    config.eval_every = config.num_steps
+    assert_refused(config, f'{key} is {value}', 'eval_every is 1000 and num_steps 1000', 'lower eval_every')
+
+
 def test_two_teachers_are_refused():
     config = common.get_config()
     config.teacher.checkpoint, config.teacher.pretrained = 'runs/a', 'vit.npz'

@@ -51,7 +51,7 @@ def test_the_command_says_size_and_speed_beside_the_teachers(mlp_run, tmp_path):
     ('arguments', 'text'),
     [
         (['--workdir=RUN'], '--format is missing'),
-        (['--workdir=RUN', '--format=onnx'], 'npz|safetensors|stablehlo'),
+        (['--workdir=RUN', '--format=tflite'], 'npz|safetensors|stablehlo|onnx|saved_model'),
         (['--workdir=RUN', '--format=stablehlo', '--seed_index=2'], 'has 2 seeds'),
         (['--workdir=RUN', '--format=stablehlo', '--output=RUN/no/file'], 'its folder is missing'),
         (['--workdir=RUN/no', '--format=stablehlo'], 'is not the workdir of a finished run'),

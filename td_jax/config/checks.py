@@ -26,6 +26,7 @@ CHOICES = {
     'dataset.movielens': movielens.SIZES,
     'dataset.resize': images.RESIZES,
     'compute_dtype': ('float32', 'bfloat16'),
+    'keep': ('last', 'best'),
     'model.initial': ('random', 'teacher'),
     'teacher.model.initial': ('random',),
     'model.activation': vit.ACTIVATIONS,
@@ -69,6 +70,7 @@ NUMBERS = {
     'eval_batch_size': _POSITIVE,
     'micro_batches': _POSITIVE,
     'eval_every': _POSITIVE,
+    'patience': _NOT_NEGATIVE,
     'log_every': _POSITIVE,
     'save_every': _POSITIVE,
     'examples_per_class': _NOT_NEGATIVE,
@@ -149,6 +151,7 @@ def check(config):
             f'teacher.checkpoint is {config.teacher.checkpoint} and teacher.pretrained is '
             f'{config.teacher.pretrained}; a run has one teacher: leave one of them empty.'
         )
+    _check_selection(config)
     _check_control(config)
     _check_method(config)
     for prefix, steps in (('', config.num_steps), ('teacher.', config.teacher.num_steps)):
@@ -174,6 +177,23 @@ def check(config):
             f'td.ramp_up takes {sum(config.td.ramp_up)} steps of num_steps={config.num_steps}: none is '
             'left to train everything together.'
         )
+
+
+def _check_selection(config):
+    """Refuses to choose a step by the test split."""
+    wanted = {'keep': config.keep == 'best', 'patience': config.patience > 0}
+    for key, is_wanted in wanted.items():
+        if is_wanted and config.dataset.split == 'test':
+            raise UserError(
+                f'{key} is {config[key]}, which chooses a step by validations, but dataset.split is test, '
+                f'which is read once, at the end; set dataset.split=validation, or leave {key} out.'
+            )
+        if is_wanted and config.eval_every >= config.num_steps:
+            raise UserError(
+                f'{key} is {config[key]}, which chooses a step by validations, but eval_every is '
+                f'{config.eval_every} and num_steps {config.num_steps}: only the last is validated; lower '
+                'eval_every.'
+            )
 
 
 def _check_control(config):

@@ -73,6 +73,8 @@ def teacher_run(config):
         run.num_seeds = 1
         run.seed = config.teacher.seed
         run.num_steps = config.teacher.num_steps
+        # What is asked of the students; a teacher that is to be chosen so is a run of its own.
+        run.keep, run.patience = 'last', 0
         run.model = config.teacher.model.copy_and_resolve_references()
         run.optimizer = config.teacher.optimizer.copy_and_resolve_references()
         run.dataset.update(config.teacher.dataset)

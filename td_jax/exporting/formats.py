@@ -7,12 +7,13 @@ from typing import NamedTuple
 from etils import epath
 
 from td_jax.errors import UserError
-from td_jax.exporting import comparison, stablehlo
+from td_jax.exporting import comparison, onnx_model, saved_model, signature, stablehlo
 from td_jax.files import workdir
 from td_jax.models import vit
+from td_jax.predicting import program
 from td_jax.pretrained import google, hugging_face, preprocessing
 from td_jax.pretrained.architecture import Architecture, Shown
-from td_jax.training import teachers, train_step
+from td_jax.training import assembly, teachers, train_step
 
 
 def architecture_of(config, num_outputs: int) -> Architecture:
@@ -101,6 +102,36 @@ def _safetensors_note(config):
     )
 
 
+def _onnx_note(config):
+    if config.compute_dtype == 'float32':
+        return None
+    return f'The model computes in float32; in td_jax, this student computes in {config.compute_dtype}.'
+
+
+def _with_signature(write, dtype=None):
+    """A Format.write of a program: a folder with the program and what it takes and gives.
+
+    Args:
+      write: (folder, Program), writes the program alone.
+      dtype: what it computes in; None is config.compute_dtype.
+    """
+
+    def write_all(folder, finished):
+        config, source = finished.config, finished.source
+        model, computes = finished.student, dtype or config.compute_dtype
+        if computes != config.compute_dtype:
+            config = config.copy_and_resolve_references()
+            config.compute_dtype = computes
+            model = assembly.build_model(config, config.model, source)
+        made = program.of_student(model, _student(finished), source)
+        folder.mkdir()
+        write(folder, made)
+        facts = {'student': f'{config.method} on {source.name}', 'computes_in': computes}
+        signature.write(folder, made, facts)
+
+    return write_all
+
+
 FORMATS = {
     'npz': Format(
         'student.npz', _npz_misfit, lambda path, run: google.write(path, _architecture(run), _student(run))
@@ -113,11 +144,11 @@ FORMATS = {
         ),
         _safetensors_note,
     ),
-    'stablehlo': Format(
-        'student.stablehlo',
-        lambda config: None,
-        lambda path, run: path.write_bytes(stablehlo.program(run.student, _student(run), run.source)),
+    'stablehlo': Format('student_stablehlo', lambda config: None, _with_signature(stablehlo.write)),
+    'onnx': Format(
+        'student_onnx', lambda config: None, _with_signature(onnx_model.write, 'float32'), _onnx_note
     ),
+    'saved_model': Format('student_saved_model', lambda config: None, _with_signature(saved_model.write)),
 }
 
 
@@ -127,7 +158,7 @@ def export(folder: epath.Path, name: str, output: epath.Path | None = None, seed
     Args:
       folder: workdir of the finished run.
       name: of FORMATS.
-      output: file, or folder for safetensors; None is student.npz and the like in the run's folder.
+      output: file for npz, else folder; None is student.npz and the like in the run's folder.
       seed_index: which of the run's seeds, counted from 0.
 
     Returns:

@@ -1,45 +1,41 @@
 """A student as a StableHLO program with its parameters in it, for any model.
 
-`jax.export.deserialize(bytes).call(images)` gives the logits [batch, outputs] of any number of images
-[batch, height, width, 3]. They are what the model is shown in an evaluation: float32, resized by
-dataset.resize to dataset.image_size, and (pixel / 255 - dataset.image_mean) / dataset.image_std. The digits
-of an MLP are [batch, pixels]. A model with several inputs takes them as {name: [batch, ...]}.
+`jax.export.deserialize(bytearray(content)).call({name: array})` gives {name: array} of what the program of
+td_jax/predicting/program.py takes and gives, any number of examples at once and images of any size.
 """
+
+import pathlib
 
 import jax
 import jax.export
 import numpy as np
 
-from td_jax.data import base as data
-from td_jax.models import base
+from td_jax.predicting.program import Program
 
 # Where a program runs.
 PLATFORMS = ('cpu', 'cuda', 'tpu')
+NAME = 'student.stablehlo'
 
 
-def program(model: base.Model, params, source: data.Source) -> bytes:
-    """A program of images -> logits with the parameters in it, for any batch size and all PLATFORMS.
+def write(folder: pathlib.Path, program: Program):
+    """Writes the program of a student into a folder."""
+    (folder / NAME).write_bytes(serialized(program))
 
-    Args:
-      model: what computes.
-      params: its parameters.
-      source: shows what the inputs are.
 
-    Returns:
-      What jax.export.deserialize reads.
-    """
-    example = jax.eval_shape(lambda: source.inputs(source.tables, data.one_example(source), None))
-    (batch,) = jax.export.symbolic_shape('batch')
+def serialized(program: Program) -> bytes:
+    """What jax.export.deserialize reads; runs on all PLATFORMS."""
+    names = {axis for port in program.inputs.values() for axis in port.shape if isinstance(axis, str)}
+    axes = ','.join(sorted(names))
+    # No axis is empty: a resize divides by their length.
+    sizes = dict(
+        zip(
+            sorted(names),
+            jax.export.symbolic_shape(axes, constraints=[f'{name} >= 1' for name in names]),
+            strict=True,
+        )
+    )
     inputs = {
-        name: jax.ShapeDtypeStruct((batch, *leaf.shape[1:]), leaf.dtype) for name, leaf in example.items()
+        name: jax.ShapeDtypeStruct([sizes.get(axis, axis) for axis in port.shape], np.dtype(port.dtype))
+        for name, port in program.inputs.items()
     }
-    constants = jax.tree.map(np.asarray, params)
-
-    def logits(inputs):
-        return base.activations(model, constants, inputs).logits
-
-    if inputs.keys() == {'image'}:
-        run, argument = jax.jit(lambda images: logits({'image': images})), inputs['image']
-    else:
-        run, argument = jax.jit(logits), inputs
-    return bytes(jax.export.export(run, platforms=PLATFORMS)(argument).serialize())
+    return bytes(jax.export.export(jax.jit(program.run), platforms=PLATFORMS)(inputs).serialize())

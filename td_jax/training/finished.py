@@ -23,6 +23,11 @@ from td_jax.training import assembly, dispatch, made_of, train_step
 
 # Folders in a workdir: its checkpoints, and the workdir of a teacher that was trained for it.
 CHECKPOINTS, TEACHER = 'checkpoints', 'teacher'
+# In a checkpoint: the parameters of the best validation, and what is known of it.
+BEST = 'best'
+# What a result.json has beside RESULT_KEYS: of a run with config.keep 'best', the step that its students are
+# of; of one that ended before config.num_steps, as config.patience says, that it did.
+KEPT_STEP, ENDED_EARLY = 'kept_step', 'ended_early'
 # What every result.json has.
 RESULT_KEYS = (
     'method',
@@ -71,6 +76,11 @@ def read_result(folder: epath.Path) -> dict | None:
             f'{path} is damaged, {", ".join(missing)} missing; delete it, and the same command makes it.'
         )
     return result
+
+
+def is_finished(result: dict, num_steps: int) -> bool:
+    """Whether a result is that of a run of so many steps, or of one that ended early."""
+    return result['steps'] == num_steps or bool(result.get(ENDED_EARLY))
 
 
 def write_errors(folder: epath.Path, values: np.ndarray, units: np.ndarray | None, result: dict):
@@ -142,7 +152,9 @@ def load(folder: epath.Path, seed_index: int = 0) -> Finished:
 
 
 def read_parameters(folder: epath.Path, seed_index: int, mesh: Mesh | None = None, prefix: str = '') -> dict:
-    """The parameters that one seed of a finished run ended with, {STUDENT: tree, COMMUNICATION: tree}.
+    """The parameters that one seed of a finished run kept, {STUDENT: tree, COMMUNICATION: tree}.
+
+    They are those of the last step, or, with config.keep 'best', of the step with the best validation.
 
     Args:
       folder: its workdir.
@@ -153,12 +165,14 @@ def read_parameters(folder: epath.Path, seed_index: int, mesh: Mesh | None = Non
     Raises:
       UserError: the checkpoint of the last step is gone or cannot be read.
     """
-    steps, saved = read_result(folder)['steps'], folder / CHECKPOINTS
+    result, saved = read_result(folder), folder / CHECKPOINTS
+    steps = result['steps']
+    group = 'params/' if result.get(KEPT_STEP, steps) == steps else f'{BEST}/'
     try:
         wanted = {
             name: shape
             for name, shape in checkpoints.described(saved, steps).items()
-            if name.startswith(f'params/{prefix}')
+            if name.startswith(f'{group}{prefix}')
         }
         if mesh:
             wanted = sharding.abstract(wanted, sharding.of_parameters(mesh, wanted, first_axis=1))
@@ -168,7 +182,7 @@ def read_parameters(folder: epath.Path, seed_index: int, mesh: Mesh | None = Non
             f'{folder} has no readable checkpoint of its last step, {steps} ({error}); delete its '
             f'{workdir.RESULT} and train it again.'
         ) from error
-    arrays = {name.removeprefix('params/'): array for name, array in arrays.items()}
+    arrays = {name.removeprefix(group): array for name, array in arrays.items()}
     if mesh is None:
         of_seed = {name: array[seed_index] for name, array in arrays.items()}
     else:

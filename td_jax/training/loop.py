@@ -15,7 +15,16 @@ from td_jax.devices import processes, sharding
 from td_jax.errors import Diverged, Stopped, UserError
 from td_jax.files import checkpoints, metric_log
 from td_jax.files import workdir as workdir_lib
-from td_jax.training import assembly, diagnostics, dispatch, evaluation, finished, made_of, train_step
+from td_jax.training import (
+    assembly,
+    diagnostics,
+    dispatch,
+    evaluation,
+    finished,
+    made_of,
+    selection,
+    train_step,
+)
 
 
 class Loop:
@@ -30,12 +39,15 @@ class Loop:
         student = assembly.build_model(config, config.model, source)
         self.dispatch = assembly.assemble(config, source, teacher, mesh)
         self.evaluate = evaluation.make_evaluation(student, source, config.eval_batch_size, mesh)
-        self.metric = evaluation.METRICS[source.task][0]
+        self.metric, _, _, self.less_is_better = evaluation.METRICS[source.task]
         self.score_name = f'{config.dataset.split}_{self.metric}'
         self.keys = dispatch.seed_keys(config)
         self.folder = workdir / finished.CHECKPOINTS
         self.checkpoints = checkpoints.Checkpoints(self.folder)
         self.is_saved = False  # whether there is a checkpoint
+        self.best = selection.NOTHING
+        # With config.keep 'best', the parameters of that step: a copy, because those of a state are donated.
+        self.best_params = None
 
     def finish(self) -> dict:
         """Trains the steps that are missing; -> the result, which is then on disk."""
@@ -45,10 +57,14 @@ class Loop:
             lines = self._logged_until(step) if processes.is_main() else []
             self.watch = diagnostics.Watch(self.config, self.source.name, lines)
             with self._opened_log(lines) as log:
-                state = self._train(step, state, log)
-                scores = self._evaluate(self.config.num_steps, state, log)
+                step, state, scores = self._train(step, state, log)
+                # One that was validated before it was saved is not measured again.
+                scores = scores or self._evaluate(step, state, log)
             self.checkpoints.wait()
-        result = self._result(scores)
+            kept = self._kept(step, scores)
+            if kept != step:
+                scores = self.evaluate(self.best_params[train_step.STUDENT])
+        result = self._result(step, kept, scores)
         # All wait for it: each of them reads the result of a teacher next.
         processes.from_main(lambda: self._write_outcome(scores, result))
         return result
@@ -93,11 +109,23 @@ class Loop:
     def _restore_or_init(self):
         """-> (step, TrainState), the newest readable one or the first."""
         state = self.dispatch.init(self.keys)
-        restored = self.checkpoints.restore(state, self._check_facts)
+        if self.config.keep == 'best':
+            self.copied = jax.jit(
+                lambda params: jax.tree.map(jnp.copy, params),
+                out_shardings=jax.tree.map(lambda leaf: leaf.sharding, state.params),
+            )
+            # Of no validation yet, but what a checkpoint before the first one holds.
+            self.best_params = self.copied(state.params)
+        restored = self.checkpoints.restore(self._saved(state), self._check_facts)
         self.is_saved = restored is not None
         if restored is None:
             return 0, state
-        step, state, _ = restored
+        step, state, facts = restored
+        if self.config.keep == 'best':
+            self.best_params = state.pop(finished.BEST)
+            state = train_step.TrainState(**state)
+        if selection.applies(self.config):
+            self.best = selection.Best(**facts[finished.BEST])
         trained = int(_on_host(state.step)[0])
         if trained != step:
             raise UserError(
@@ -106,6 +134,12 @@ class Loop:
             )
         processes.say(f'continues at step {step} of {self.config.num_steps}')
         return step, state
+
+    def _saved(self, state):
+        """What a checkpoint holds of a state."""
+        if self.config.keep == 'last':
+            return state
+        return {**state._asdict(), finished.BEST: self.best_params}
 
     def _check_facts(self, facts):
         if facts['teacher'] != self.teacher_facts['fingerprint']:
@@ -118,22 +152,25 @@ class Loop:
         """The lines of metrics.jsonl that a run continued at `step` does not write again."""
         if step == 0:
             return []
-        is_over = step == self.config.num_steps
+        is_over = self._is_over(step)
         return [
             line
             for line in metric_log.read(self.workdir)
             if line['step'] < step or (line['step'] == step and not (is_over and self.score_name in line))
         ]
 
+    def _is_over(self, step):
+        return step >= self.config.num_steps or selection.ends(self.best, self.config)
+
     def _train(self, step, state, log):
-        """Trains from `step` to the end; -> the last TrainState."""
-        config = self.config
+        """Trains from `step` to the end; -> (last step, its TrainState, its Scores where they are known)."""
+        config, scores = self.config, None
         started, compiled, pace = (time.monotonic(), step), None, _Pace(self.source)
         feed = self.dispatch.feed(self.keys, step)
         if step == 0 and (scalars := self._diagnosed(0, state, feed)) and log:
             # What messages are before anything is learned.
             log.write(0, scalars)
-        while step < config.num_steps:
+        while not self._is_over(step):
             before, began = step, time.monotonic()
             # Every interval ends at a multiple of its own length, wherever the run was continued.
             every = (config.log_every, config.save_every, *self._eval_intervals())
@@ -147,8 +184,9 @@ class Loop:
                 stops = processes.is_asked_to_stop()
             state = progress.state
             saves = stops or step % config.save_every == 0 or step == config.num_steps
+            is_kept = saves or (selection.applies(config) and self._is_validated_at(step))
             # The parameters can overflow in the very step whose loss was the last finite one.
-            if not _on_host(progress.finite) or (saves and not _is_finite(state.params)):
+            if not _on_host(progress.finite) or (is_kept and not _is_finite(state.params)):
                 raise Diverged(self._diverged('loss', int(_on_host(state.step)[0])))
             # In float64: the sum of large losses of several seeds is more than float32 holds.
             means = {
@@ -157,19 +195,41 @@ class Loop:
             }
             now = time.monotonic()
             self._log(log, step, before, means, now - began, self._diagnosed(step, state, feed))
-            if self._is_validated_at(step):
-                self._evaluate(step, state, log)
-            if saves:
+            scores = self._evaluate(step, state, log) if self._is_validated_at(step) else None
+            if scores:
+                self._select(step, state, scores)
+            if saves or self._is_over(step):
                 self._save(step, state, log)
             # The first dispatch compiles; the speed that is shown leaves it out where it can.
             compiled = compiled or (now, step)
             self._report(step, means, started, compiled)
-            if stops and step < config.num_steps:
+            if stops and not self._is_over(step):
                 self.checkpoints.wait()
                 raise Stopped(
                     f'stopped at step {step} of {config.num_steps}, as asked; the same command continues.'
                 )
-        return state
+        return step, state, scores
+
+    def _select(self, step, state, scores):
+        """Remembers a step's parameters if they are the best so far."""
+        if not selection.applies(self.config):
+            return
+        self.best = self._after(step, scores)
+        if self.config.keep == 'best' and self.best.step == step:
+            self.best_params = self.copied(state.params)
+        if selection.ends(self.best, self.config) and step < self.config.num_steps:
+            processes.say(
+                f'ends at step {step} of {self.config.num_steps}: no {self.score_name} was better than that '
+                f'of step {self.best.step}, {self.best.score:.4f}, in {self.config.patience} validations'
+            )
+
+    def _after(self, step, scores):
+        score, _ = evaluation.mean_and_stderr(scores.metric)
+        return selection.after(self.best, step, score, self.less_is_better, self.config)
+
+    def _kept(self, step, scores):
+        """The step whose parameters are the run's outcome; the last one counts wherever it falls."""
+        return self._after(step, scores).step if self.config.keep == 'best' else step
 
     def _save(self, step, state, log):
         """Starts a save, which goes on beside training."""
@@ -182,7 +242,10 @@ class Loop:
         # After the metrics: a run that continues here does not write them again.
         if log:
             log.flush()
-        self.checkpoints.save(step, state, {'teacher': self.teacher_facts['fingerprint']})
+        facts = {'teacher': self.teacher_facts['fingerprint']}
+        if selection.applies(self.config):
+            facts[finished.BEST] = self.best._asdict()
+        self.checkpoints.save(step, self._saved(state), facts)
 
     def _diverged(self, what, step):
         weights = '' if self.config.method == 'supervised' else f' or {self.config.method}.weights'
@@ -198,9 +261,12 @@ class Loop:
         return (self.config.eval_every,) if self.config.dataset.split == 'validation' else ()
 
     def _is_validated_at(self, step):
-        """The test split is read once, when training is over; so is the last validation."""
-        intervals = self._eval_intervals()
-        return any(step % n == 0 for n in intervals) and step < self.config.num_steps
+        """The test split is read once, when training is over; so is the last validation.
+
+        One that selects belongs to its step even if that is the last, for a run that becomes longer.
+        """
+        is_due = any(step % n == 0 for n in self._eval_intervals())
+        return is_due and (step < self.config.num_steps or selection.applies(self.config))
 
     def _diagnosed(self, step, state, feed):
         """{name: mean over the seeds} of a state's diagnostics, {} where this step has none; may warn."""
@@ -243,7 +309,7 @@ class Loop:
             log.write(step, {self.score_name: mean, **by_seed})
         return scores
 
-    def _result(self, scores):
+    def _result(self, step, kept, scores):
         values = scores.metric
         mean, stderr = evaluation.mean_and_stderr(values)
         config = self.config
@@ -255,7 +321,7 @@ class Loop:
             'values': [float(value) for value in values],
             'mean': mean,
             'stderr': stderr,
-            'steps': config.num_steps,
+            'steps': step,
             'seeds': dispatch.seeds(config),
             'teacher': self.teacher_facts['score'],
             'teacher_fingerprint': self.teacher_facts['fingerprint'],
@@ -265,6 +331,8 @@ class Loop:
                 'td_jax': td_jax.__version__,
             },
             'groups': {} if scores.values is None else evaluation.of_groups(self.source, scores.values),
+            **({finished.KEPT_STEP: kept} if config.keep == 'best' else {}),
+            **({finished.ENDED_EARLY: True} if step < config.num_steps else {}),
         }
 
 

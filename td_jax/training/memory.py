@@ -60,6 +60,8 @@ def check(config, source: data.Source, teacher: dispatch.Teacher | None, found: 
         ),
         'teacher': (sharding.bytes_on_device(constants.teacher_params), _sizes('teacher')),
     }
+    if config.keep == 'best':
+        parts['parameters of the best step'] = sharding.bytes_on_device(state.params), 'set keep to last'
     is_streamed = not isinstance(source.train, dict)
     if is_streamed:
         _check_machine(
@@ -88,7 +90,8 @@ def check(config, source: data.Source, teacher: dispatch.Teacher | None, found: 
             )
     _compare(mesh, parts)
     # A checkpoint is written from a copy on the machine, of the parameters whole.
-    _check_machine('a checkpoint of this run is', _bytes(state._replace(step=None)), _sizes(name))
+    best = state.params if config.keep == 'best' else ()
+    _check_machine('a checkpoint of this run is', _bytes((state._replace(step=None), best)), _sizes(name))
 
 
 @contextlib.contextmanager

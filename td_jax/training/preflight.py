@@ -103,7 +103,7 @@ def check_workdir(config, folder: epath.Path) -> dict | None:
             'delete it, or choose another --workdir.'
         )
     result = finished.read_result(folder)
-    if not result or result['steps'] != config.num_steps:
+    if not result or not finished.is_finished(result, config.num_steps):
         return None
     _check_teacher_of_result(config, folder, stored, result)
     return result

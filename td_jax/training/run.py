@@ -69,7 +69,9 @@ def describe(result: dict) -> str:
         for name, group in groups.items()
     ]
     said = f'; {", ".join(parts)}' if len(parts) > 1 else ''
+    kept = result.get(finished.KEPT_STEP, result['steps'])
+    steps = f'{result["steps"]} steps' + (f', kept is step {kept}' if kept != result['steps'] else '')
     return (
         f'{result["method"]} on {result["dataset"]}: {result["split"]} {result["metric"]} '
-        f'{result["mean"]:.4f}{spread} ({seeds}, {result["steps"]} steps{teacher}){said}'
+        f'{result["mean"]:.4f}{spread} ({seeds}, {steps}{teacher}){said}'
     )

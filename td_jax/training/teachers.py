@@ -209,7 +209,7 @@ def check_run(config, folder: epath.Path):
         )
     made_of.check(expected, folder)
     steps = config_lib.completed(stored)['num_steps']
-    if result['steps'] != steps:
+    if not finished.is_finished(result, steps):
         raise UserError(f'teacher.checkpoint {folder} is not finished: {result["steps"]} of {steps} steps.')
     parts = ('model.', 'dataset.', 'method')
     changed = {

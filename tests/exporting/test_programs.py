@@ -1,0 +1,270 @@
+"""A student as a program that takes what a person has: it runs alone, and predicts what td_jax predicts."""
+
+import json
+import logging
+import subprocess
+import sys
+
+import jax
+import jax.export
+import numpy as np
+import pytest
+
+from td_jax.data import images as images_lib
+from td_jax.errors import UserError
+from td_jax.exporting import formats, optional, stablehlo
+from td_jax.training import finished as finished_runs
+
+
+def call_stablehlo(folder, inputs):
+    exported = jax.export.deserialize(bytearray((folder / stablehlo.NAME).read_bytes()))
+    return exported.call(inputs)
+
+
+def call_onnx(folder, inputs):
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(folder / 'student.onnx')
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(names, inputs), strict=True))
+
+
+def call_saved_model(folder, inputs):
+    import tensorflow as tf
+
+    found = tf.saved_model.load(str(folder)).signatures['serving_default'](**inputs)
+    return {name: tensor.numpy() for name, tensor in found.items()}
+
+
+CALLS = {'stablehlo': call_stablehlo, 'onnx': call_onnx, 'saved_model': call_saved_model}
+NEEDED = {
+    'stablehlo': (),
+    'onnx': ('jax2onnx', 'onnxruntime'),
+    'saved_model': ('tensorflow', 'jax.experimental.jax2tf'),
+}
+
+
+@pytest.fixture
+def written(tmp_path):
+    """A function (format, finished run) -> the folder with its student; skips where a library is missing."""
+
+    def write(name, finished):
+        for library in NEEDED[name]:
+            pytest.importorskip(library, exc_type=ImportError)
+        formats.FORMATS[name].write(tmp_path / name, finished)
+        return tmp_path / name
+
+    return write
+
+
+def signature_of(folder):
+    return json.loads((folder / 'signature.json').read_text(encoding='utf-8'))
+
+
+# --- Images ----------------------------------------------------------------------------------------
+
+SIZES = (2, 45, 61), (1, 32, 32), (3, 1, 90)
+
+
+def pixels_of(shape):
+    return np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+
+
+def resized_by_tensorflow(pixels, size, is_smoothed, is_rounded):
+    import tensorflow as tf
+
+    found = tf.image.resize(pixels.astype(np.float32), (size, size), antialias=is_smoothed).numpy()
+    return np.floor(found + 0.5) if is_rounded else found
+
+
+@pytest.mark.parametrize(
+    ('name', 'resize'),
+    [
+        ('stablehlo', 'bilinear_antialias'),
+        ('onnx', 'bilinear_antialias'),
+        ('onnx', 'bilinear'),
+        ('saved_model', 'bilinear'),
+    ],
+)
+def test_images_of_any_size_and_number_go_in(name, resize, finished_vit, written, logits_of):
+    finished = finished_vit(dataset={'resize': resize})
+    folder = written(name, finished)
+    for shape in SIZES:
+        pixels = pixels_of(shape)
+        found = CALLS[name](folder, {'image': pixels})
+        small = resized_by_tensorflow(pixels, 32, resize == 'bilinear_antialias', is_rounded=False)
+        expected = logits_of(finished, (small / 127.5 - 1).astype(np.float32))
+        np.testing.assert_allclose(found['logits'], expected, atol=1e-4 * np.abs(expected).max())
+        shares = np.exp(expected - expected.max(axis=1, keepdims=True))
+        np.testing.assert_allclose(
+            found['probabilities'], shares / shares.sum(axis=1, keepdims=True), atol=1e-3
+        )
+    said = signature_of(folder)
+    assert said['labels'] == ['bird', 'plane']
+    image = said['inputs']['image']
+    assert (image['type'], image['shape']) == ('uint8', ['batch', 'height', 'width', 3])
+    assert f'to 32 x 32 pixels ({resize})' in image['meaning']
+    assert {output: port['shape'] for output, port in said['outputs'].items()} == {
+        'logits': ['batch', 2],
+        'probabilities': ['batch', 2],
+    }
+
+
+def test_images_that_are_kept_resized_are_rounded(finished_vit, written, logits_of):
+    """As ImageNet's are, which stream to the device as bytes."""
+    finished = finished_vit()
+    picture = images_lib.picture_of(finished.config.dataset, is_kept=False)
+    finished = finished._replace(source=finished.source._replace(picture=picture))
+    pixels = pixels_of((2, 45, 61))
+    small = resized_by_tensorflow(pixels, 32, is_smoothed=False, is_rounded=True)
+    expected = logits_of(finished, (small / 127.5 - 1).astype(np.float32))
+    for name in ('stablehlo', 'onnx'):
+        found = CALLS[name](written(name, finished), {'image': pixels})['logits']
+        np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
+
+
+def test_bfloat16_stays_or_is_said(finished_vit, written, logits_of):
+    finished = finished_vit('bfloat16')
+    shown = pixels_of((2, 32, 32))
+    expected = logits_of(finished, (shown / 127.5 - 1).astype(np.float32))
+    for name, computes, note in (('stablehlo', 'bfloat16', None), ('onnx', 'float32', 'computes in float32')):
+        folder = written(name, finished)
+        found = CALLS[name](folder, {'image': shown})['logits']
+        np.testing.assert_allclose(found, expected, atol=5e-2 * np.abs(expected).max())
+        assert signature_of(folder)['computes_in'] == computes
+        said = formats.FORMATS[name].note(finished.config)
+        assert said is None if note is None else note in said
+
+
+def test_a_program_of_digits_runs_where_td_jax_is_not(mlp_run, tmp_path, logits_of):
+    folder = tmp_path / 'made'
+    formats.export(mlp_run, 'stablehlo', folder)
+    digits = pixels_of((3, 8, 8))
+    np.save(tmp_path / 'digits.npy', digits)
+    # Another process, which has the file and nothing else.
+    code = (
+        'import jax.export, json, numpy as np, sys\n'
+        'program = jax.export.deserialize(bytearray(open(sys.argv[1], "rb").read()))\n'
+        'image = np.load(sys.argv[2])\n'
+        'print(program.platforms)\n'
+        'print(json.dumps([program.call({"image": image[:n]})["logits"].tolist() for n in (2, 3)]))'
+    )
+    done = subprocess.run(
+        [sys.executable, '-c', code, folder / stablehlo.NAME, tmp_path / 'digits.npy'],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+    )
+    platforms, logits = done.stdout.splitlines()
+    assert platforms == "('cpu', 'cuda', 'tpu')"
+    two, three = json.loads(logits)
+    shown = digits.astype(np.float32).mean(axis=3).reshape(3, 64) / 255
+    expected = logits_of(finished_runs.load(mlp_run), shown)
+    np.testing.assert_allclose(three, expected, atol=1e-5)
+    np.testing.assert_allclose(two, expected[:2], atol=1e-5)
+
+
+# --- Ids -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('name', CALLS)
+def test_ids_go_in_by_their_numbers(name, recommender, rating_by_hand, written):
+    folder = written(name, recommender)
+    vocabulary = json.loads((folder / 'vocabulary.json').read_text(encoding='utf-8'))
+    assert vocabulary == {
+        'user_id': {'196': 0, 'ann': 1, '7': 2},
+        'movie_id': {'242': 0, '302': 1, 'x y': 2, '50': 3},
+    }
+    pairs = [(0, 0), (1, 2), (2, 1), (0, 3), (None, 1), (1, None), (None, None)]
+    expected = [rating_by_hand(recommender, *pair) for pair in pairs]
+    for count, unknown in ((7, -1), (7, 4), (1, -1)):
+        numbers = np.array([[unknown if n is None else n for n in pair] for pair in pairs[:count]], np.int32)
+        found = CALLS[name](folder, {'user_id': numbers[:, 0], 'movie_id': numbers[:, 1]})
+        np.testing.assert_allclose(found['rating'], expected[:count], rtol=1e-5, atol=1e-5)
+    said = signature_of(folder)
+    for column in ('user_id', 'movie_id'):
+        port = said['inputs'][column]
+        assert (port['type'], port['shape']) == ('int32', ['batch'])
+        assert '-1 for any other' in port['meaning']
+    assert said['outputs']['rating']['shape'] == ['batch']
+    assert 'not clipped' in said['outputs']['rating']['meaning']
+
+
+# --- What a data set says nothing of ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize('name', ['stablehlo', 'onnx'])
+def test_without_more_a_program_takes_what_the_model_is_given(mlp_run, written, logits_of, name):
+    finished = finished_runs.load(mlp_run)
+
+    def inputs(tables, examples, key):
+        return {'half': examples['image'][:, :32], 'rest': examples['image'][:, 32:]}
+
+    def joined(params, inputs, key=None):
+        image = jax.numpy.concatenate([inputs['half'], inputs['rest']], axis=1)
+        return finished.student.lower(params, {'image': image}, key)
+
+    source = finished.source._replace(inputs=inputs, picture=None)
+    folder = written(name, finished._replace(student=finished.student._replace(lower=joined), source=source))
+    image = np.linspace(0, 1, 3 * 64, dtype=np.float32).reshape(3, 64)
+    found = CALLS[name](folder, inputs(None, {'image': image}, None))['logits']
+    np.testing.assert_allclose(found, logits_of(finished, image), atol=1e-6)
+    assert signature_of(folder)['inputs']['half'] == {
+        'type': 'float32',
+        'shape': ['batch', 32],
+        'meaning': 'what the model is given in an evaluation',
+    }
+
+
+# --- Refusals --------------------------------------------------------------------------------------
+
+
+def test_what_jax2onnx_cannot_convert_or_gets_wrong_is_one_line(mlp_run, tmp_path, monkeypatch):
+    jax2onnx = pytest.importorskip('jax2onnx', exc_type=ImportError)
+    pytest.importorskip('onnxruntime')
+    convert = jax2onnx.to_onnx
+
+    def fails(*arguments, **named):
+        raise KeyError('no such operation\nand more of it\n\na page')
+
+    def doubles(run, *arguments, **named):
+        return convert(lambda *inputs: tuple(2 * output for output in run(*inputs)), *arguments, **named)
+
+    for wrong, message in (
+        (fails, r'jax2onnx cannot convert this student \(.*no such operation'),
+        (doubles, 'the logits of what jax2onnx makes of this student are others than its own'),
+    ):
+        monkeypatch.setattr(jax2onnx, 'to_onnx', wrong)
+        with pytest.raises(UserError, match=f'^--format=onnx: {message}') as caught:
+            formats.export(mlp_run, 'onnx', tmp_path / 'made')
+        assert '; use --format=stablehlo or --format=saved_model.' in str(caught.value)
+        assert len(str(caught.value).splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ('name', 'library', 'remedy'),
+    [
+        ('onnx', 'onnx', 'pip install onnx onnx_ir onnxruntime && pip install --no-deps jax2onnx'),
+        ('saved_model', 'tensorflow', 'pip install tensorflow'),
+    ],
+)
+def test_a_library_that_is_missing_is_one_line(mlp_run, tmp_path, monkeypatch, name, library, remedy):
+    # None makes an import fail.
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(UserError, match=f'^--format={name} needs {library}, which cannot .*{remedy}'):
+        formats.export(mlp_run, name, tmp_path / 'made')
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_broken_library_logs_is_dropped_and_logging_goes_on(caplog, tmp_path, monkeypatch):
+    (tmp_path / 'loud_and_broken.py').write_text(
+        'import logging\nlogging.warning("part")\nraise ValueError("x")'
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=r'cannot be imported here \(x\)'):
+        optional.module('loud_and_broken', 'onnx')
+    assert caplog.records == []
+    logging.getLogger('of somebody').warning('else')
+    assert [record.message for record in caplog.records] == ['else']

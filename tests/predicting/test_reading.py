@@ -1,0 +1,109 @@
+"""Files of ids and of images: what is in them, and one line of what is wrong with them."""
+
+import numpy as np
+import PIL.Image
+import pytest
+from etils import epath
+
+from td_jax.data import base as data
+from td_jax.errors import UserError
+from td_jax.predicting import reading
+
+WANTED = ['user_id', 'movie_id']
+
+
+@pytest.fixture
+def table(tmp_path):
+    """A function (content, name) -> what is read of a file with it."""
+
+    def read(content, name='a.csv'):
+        path = epath.Path(tmp_path / name)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return reading.table(path, WANTED)
+
+    return read
+
+
+def test_columns_come_by_name_with_their_lines(table):
+    # A byte order mark, as spreadsheets write it, other columns, a line break in a cell, and an empty line.
+    text = '\ufeffmovie_id,note,user_id\r\n242,"two\r\nlines",196\r\n\r\n" x,y ",,ann\r\n'
+    found = table(text)
+    assert found.columns == {'user_id': ['196', 'ann'], 'movie_id': ['242', 'x,y']}
+    assert found.lines == [3, 5]
+    assert found.others == ['note']
+    assert table('user_id\tmovie_id\n1\t2,3\n', 'a.TSV').columns == {'user_id': ['1'], 'movie_id': ['2,3']}
+
+
+@pytest.mark.parametrize(
+    ('content', 'message'),
+    [
+        ('', 'a.csv line 1: there is no header; it names the columns user_id, movie_id.'),
+        ('\n1,2\n', 'a.csv line 1: there is no header'),
+        ('user_id,movie_id\n', 'a.csv has a header and no rows.'),
+        ('user_id,movie\n1,2\n', 'line 1: the column movie_id is missing; the header is user_id, movie.'),
+        ('user_id;movie_id\n1;2\n', 'line 1: the column user_id is missing; the header is user_id;movie_id.'),
+        ('user_id,movie_id,user_id\n1,2,3\n', 'line 1: the column user_id is there twice'),
+        ('user_id,movie_id\n1,2\n3\n', 'a.csv line 3: 1 cells, but the header has 2.'),
+        ('user_id,movie_id\n1,2,3\n', 'a.csv line 2: 3 cells, but the header has 2.'),
+        ('user_id,movie_id\n1,2\n ,3\n', 'a.csv line 3: user_id is empty.'),
+        (b'user_id,movie_id\n1,2\n\xe9,3\n', 'a.csv line 3: it is not UTF-8.'),
+        ('user_id,movie_id\n1,"2\n3,4\n', 'a.csv line 3: unexpected end of data.'),
+    ],
+)
+def test_what_is_wrong_with_a_table_is_said_with_its_line(table, content, message):
+    with pytest.raises(UserError) as caught:
+        table(content)
+    assert message in str(caught.value)
+    assert '\n' not in str(caught.value)
+
+
+def test_what_is_no_table_is_refused(table, tmp_path):
+    with pytest.raises(UserError, match=r'a\.txt is no table of ids; the name of one ends in \.csv or \.tsv'):
+        table('user_id,movie_id\n1,2\n', 'a.txt')
+    (tmp_path / 'folder.csv').mkdir()
+    for name in ('folder.csv', 'none.csv'):
+        with pytest.raises(UserError, match=f'{name} cannot be read: '):
+            reading.table(epath.Path(tmp_path / name), WANTED)
+
+
+# --- Images ----------------------------------------------------------------------------------------
+
+
+def test_images_of_a_folder_come_in_order_of_their_names(tmp_path):
+    for name in ('b.png', 'a/z.JPG', 'a/note.txt', 'c.jpeg'):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b'')
+    folder = epath.Path(tmp_path)
+    assert list(reading.image_files(folder)) == ['a/z.JPG', 'b.png', 'c.jpeg']
+    assert reading.image_files(folder / 'b.png') == {'b.png': folder / 'b.png'}
+    (tmp_path / 'empty').mkdir()
+    with pytest.raises(UserError, match=r'empty has no images in it; known are \.jpg, '):
+        reading.image_files(folder / 'empty')
+    with pytest.raises(UserError, match=r'none is not there\.$'):
+        reading.image_files(folder / 'none')
+
+
+def test_pixels_are_those_of_pil(tmp_path):
+    """Of another library, of colours and of grey, resized without and with rounding."""
+    rng = np.random.default_rng(0)
+    made = [rng.integers(0, 256, (20, 31, 3), np.uint8), rng.integers(0, 256, (40, 13), np.uint8)]
+    files = []
+    for i, image in enumerate(made):
+        PIL.Image.fromarray(image).save(tmp_path / f'{i}.png')
+        files.append(epath.Path(tmp_path / f'{i}.png'))
+    picture = data.Picture(8, 'bilinear_antialias', False, None)
+    found = reading.pixels(files, picture)
+    assert (found.shape, found.dtype) == ((2, 8, 8, 3), np.float32)
+    for image, pixels in zip(made, found, strict=True):
+        expected = PIL.Image.fromarray(image).convert('RGB').resize((8, 8), PIL.Image.Resampling.BILINEAR)
+        # PIL rounds after each side.
+        np.testing.assert_allclose(pixels, np.asarray(expected, np.float32), atol=1.01)
+    rounded = reading.pixels(files, picture._replace(is_rounded=True))
+    np.testing.assert_array_equal(rounded, np.floor(found + np.float32(0.5)))
+
+
+@pytest.mark.parametrize('content', [b'', b'no image', b'\xff\xd8\xff broken'])
+def test_what_cannot_be_decoded_is_named(tmp_path, content):
+    (tmp_path / 'a.jpg').write_bytes(content)
+    with pytest.raises(UserError, match=r'a\.jpg cannot be decoded as an image\.$'):
+        reading.pixels([epath.Path(tmp_path / 'a.jpg')], data.Picture(8, 'bilinear', False, None))

@@ -1,0 +1,219 @@
+"""The step that a run keeps, and the end that comes early."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from td_jax import config as config_lib
+from td_jax.devices import processes
+from td_jax.errors import Stopped
+from td_jax.files import metric_log
+from td_jax.models import base
+from td_jax.training import assembly, loop, selection, teachers, train_step
+from td_jax.training import finished as finished_runs
+from td_jax.training.run import describe, train
+
+# --- What validations say --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ('less_is_better', 'scores', 'best', 'since'),
+    [
+        (True, [3.0, 2.0, 2.5, 2.0, 4.0], 4, 3),  # as good again is not better
+        (False, [3.0, 2.0, 2.5, 4.0, 4.0], 8, 1),
+        (False, [1.0], 2, 0),
+    ],
+)
+def test_the_first_of_the_best_scores_is_kept(small_config, less_is_better, scores, best, since):
+    found = selection.NOTHING
+    for i, score in enumerate(scores):
+        found = selection.after(found, 2 * (i + 1), score, less_is_better, small_config())
+    assert (found.step, found.since, found.validated) == (best, since, 2 * len(scores))
+    # The same validation again, as of a run that is continued.
+    assert selection.after(found, found.validated, 0.0, less_is_better, small_config()) == found
+    assert selection.Best(**json.loads(json.dumps(found._asdict()))) == found
+
+
+def test_a_ramp_up_does_not_wear_out_the_patience(small_config):
+    config, found = small_config(num_steps=20, td__ramp_up=(2, 4), patience=2), selection.NOTHING
+    ended = []
+    for step in range(2, 14, 2):
+        found = selection.after(found, step, 1.0, True, config)
+        ended.append(selection.ends(found, config))
+    # At step 6 the student begins to move again.
+    assert ended == [False, False, False, False, True, True]
+
+
+# --- A run -----------------------------------------------------------------------------------------
+
+EVERY = 2
+
+
+@pytest.fixture(scope='module')
+def curve_config(small_config):
+    """A function (**changes) -> the config of two students whose validation goes up and down."""
+
+    def make(**changes):
+        settings = {
+            'method': 'supervised',
+            'dataset__split': 'validation',
+            'optimizer__learning_rate': 0.1,
+            'num_steps': 11,
+            'save_every': 5,
+            'eval_every': EVERY,
+            'log_every': 100,
+        }
+        return small_config(**{**settings, **changes})
+
+    return make
+
+
+@pytest.fixture(scope='module')
+def best_run(curve_config, tmp_path_factory):
+    """(workdir, result) of a run that keeps its best step."""
+    folder = tmp_path_factory.mktemp('best') / 'run'
+    return folder, train(curve_config(keep='best'), folder)
+
+
+def curve(folder):
+    """{step: mean over the seeds} of the validations."""
+    lines = metric_log.read(folder)
+    return {line['step']: line['validation_accuracy'] for line in lines if 'validation_accuracy' in line}
+
+
+def assert_same_parameters(folder, other):
+    """Of all seeds."""
+    for seed in range(2):
+        one, two = (finished_runs.read_parameters(path, seed) for path in (folder, other))
+        for layer, arrays in one[train_step.STUDENT].items():
+            for name, array in arrays.items():
+                np.testing.assert_array_equal(array, two[train_step.STUDENT][layer][name])
+
+
+def test_the_best_step_is_what_a_finished_run_gives(best_run, curve_config, tmp_path):
+    folder, result = best_run
+    scores = curve(folder)
+    assert list(scores) == [2, 4, 6, 8, 10, 11]
+    kept = max(scores, key=scores.get)
+    # Else this would be a test of nothing.
+    assert kept not in (2, 11)
+    assert (result['steps'], result['kept_step'], result['mean']) == (11, kept, scores[kept])
+    assert f'11 steps, kept is step {kept})' in describe(result)
+    # The same students by a run that ends there.
+    short = train(curve_config(num_steps=kept), tmp_path)
+    assert short['values'] == result['values']
+    assert 'kept_step' not in short
+    assert_same_parameters(folder, tmp_path)
+    errors, of_short = (finished_runs.read_errors(path) for path in (folder, tmp_path))
+    np.testing.assert_array_equal(errors.values, of_short.values)
+
+
+def test_a_last_step_that_is_best_is_kept(best_run, curve_config, tmp_path):
+    best = best_run[1]['kept_step']
+    result = train(curve_config(keep='best', num_steps=best), tmp_path)
+    assert (result['kept_step'], result['mean']) == (best, best_run[1]['mean'])
+    assert 'kept is step' not in describe(result)
+    assert_same_parameters(tmp_path, best_run[0])
+
+
+@pytest.mark.parametrize('step', [5, 7, 11])
+def test_a_run_that_is_killed_keeps_its_step(best_run, curve_config, tmp_path, outcome, monkeypatch, step):
+    """Killed after the step is trained and before anything more is saved."""
+    log = loop.Loop._log
+
+    def killed(self, file, at, *rest):
+        if at >= step:
+            raise KeyboardInterrupt
+        log(self, file, at, *rest)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(loop.Loop, '_log', killed)
+        train(curve_config(keep='best'), tmp_path)
+    train(curve_config(keep='best'), tmp_path)
+    assert outcome(tmp_path) == outcome(best_run[0])
+
+
+def test_a_longer_run_is_the_run_at_once(best_run, curve_config, tmp_path, outcome):
+    """Also of a validation at the end, which then is one of many."""
+    for steps in (6, 7, 11):
+        train(curve_config(keep='best', num_steps=steps), tmp_path)
+    longer, at_once = outcome(tmp_path), outcome(best_run[0])
+    # What the shorter run measured beside the others stays in its place.
+    longer['metrics'] = [line for line in longer['metrics'] if line['step'] != 7]
+    at_once['metrics'] = [line for line in at_once['metrics'] if line['step'] != 7]
+    longer['metrics'] = [line for line in longer['metrics'] if 'validation_accuracy' in line]
+    at_once['metrics'] = [line for line in at_once['metrics'] if 'validation_accuracy' in line]
+    assert longer == at_once
+
+
+# --- Its end ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope='module')
+def early_run(curve_config, tmp_path_factory):
+    """(workdir, result) of a run that loses its patience."""
+    folder = tmp_path_factory.mktemp('early') / 'run'
+    return folder, train(curve_config(keep='best', patience=2, num_steps=60), folder)
+
+
+def test_a_run_ends_where_its_patience_does(early_run, best_run, curve_config, tmp_path):
+    folder, result = early_run
+    scores = curve(folder)
+    last = max(scores)
+    assert last < 60
+    assert (result['steps'], result['ended_early']) == (last, True)
+    kept = max(scores, key=scores.get)
+    assert (result['kept_step'], last) == (kept, kept + 2 * EVERY)
+    # It was the same run before.
+    for step, score in curve(best_run[0]).items():
+        assert step > last or step % EVERY or scores[step] == score
+    # With the last step kept, it is the shorter run.
+    ended = train(curve_config(patience=2, num_steps=60), tmp_path / 'ended')
+    train(curve_config(num_steps=last), tmp_path / 'short')
+    assert 'kept_step' not in ended
+    assert ended['mean'] == scores[last]
+    assert_same_parameters(tmp_path / 'ended', tmp_path / 'short')
+
+
+def test_a_run_that_ended_early_is_finished(early_run, curve_config, tmp_path, outcome):
+    copied = shutil.copytree(early_run[0], tmp_path / 'run')
+    for steps in (60, 80):
+        assert train(curve_config(keep='best', patience=2, num_steps=steps), copied) == early_run[1]
+    # Killed before its result was there, it does not go on training.
+    (copied / 'result.json').unlink()
+    train(curve_config(keep='best', patience=2, num_steps=60), copied)
+    assert outcome(copied) == outcome(early_run[0])
+
+
+def test_a_run_that_is_stopped_does_not_begin_its_patience_anew(
+    early_run, curve_config, tmp_path, outcome, monkeypatch
+):
+    config = curve_config(keep='best', patience=2, num_steps=60)
+    stop = early_run[1]['steps'] - 1
+    calls = []
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        # Asked after each dispatch; one of them may be of several steps.
+        patch.setattr(loop._Pace, 'measure', lambda *arguments: None)
+        patch.setattr(processes, 'is_asked_to_stop', lambda: calls.append(1) or len(calls) == stop)
+        train(config, tmp_path)
+    train(config, tmp_path)
+    assert outcome(tmp_path)['arrays'] == outcome(early_run[0])['arrays']
+    assert outcome(tmp_path)['result'] == outcome(early_run[0])['result']
+
+
+def test_a_teacher_teaches_with_what_it_kept(early_run, curve_config, tmp_path):
+    """And one that is trained for a run keeps its last step."""
+    folder, result = early_run
+    changes = {'method': 'fitnet', 'teacher__dataset__classes': (5, 6, 7, 8, 9)}
+    changes |= {'teacher__model__hidden': (5, 3), 'teacher__dataset__examples_per_class': 10}
+    config = curve_config(teacher__checkpoint=str(folder), **changes)
+    source = assembly.load_source(config, config.dataset)
+    teacher = teachers.found(config, tmp_path, source)
+    inputs = source.inputs(source.tables, source.evaluation, None)
+    predictions = base.activations(teacher.model, teacher.params, inputs).logits
+    is_right = np.argmax(predictions, axis=1) == source.evaluation['labels']
+    np.testing.assert_allclose(is_right.mean(), result['values'][0], rtol=1e-6)
+    inner = config_lib.teacher_run(curve_config(keep='best', patience=3, **changes))
+    assert (inner.keep, inner.patience) == ('last', 0)
