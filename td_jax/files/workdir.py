@@ -21,6 +21,8 @@ from etils import epath
 from td_jax.errors import UserError
 
 CONFIG, RESULT, ERRORS = 'config.json', 'result.json', 'errors.npz'
+# Why a run diverged, until it is started again.
+DIVERGED = 'diverged.json'
 _BUCKETS = 'gs://'
 
 # Another process may have written what a listing of a bucket did not show a moment ago.

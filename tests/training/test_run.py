@@ -709,9 +709,11 @@ def test_a_loss_that_is_not_finite_stops_the_run(small_config, tmp_path, restore
     assert all(np.isfinite(array).all() for array in arrays.values())
     assert [line['step'] for line in metric_log.read(tmp_path / 'run')] == [1, 2]
     # The same command says the same.
-    with pytest.raises(UserError, match='is not finite at step 3'):
+    with pytest.raises(UserError, match='is not finite at step 3') as raised:
         train(bad, tmp_path / 'run')
     assert restored(tmp_path / 'run')[0] == 2
+    note = json.loads((tmp_path / 'run' / 'diverged.json').read_text())
+    assert note == {'reason': str(raised.value)}
 
 
 def test_a_teacher_whose_loss_is_not_finite_is_named(small_config, tmp_path):
@@ -724,6 +726,11 @@ def test_a_teacher_whose_loss_is_not_finite_is_named(small_config, tmp_path):
     assert not (tmp_path / 'result.json').exists()
     assert not (tmp_path / 'teacher' / 'result.json').exists()
     assert not (tmp_path / 'checkpoints').exists()
+    # The student's run says it, too, until it is started again.
+    notes = [place / 'diverged.json' for place in (tmp_path, tmp_path / 'teacher')]
+    assert notes[0].read_text() == notes[1].read_text()
+    train(small_config(num_steps=2, teacher__num_steps=1), tmp_path)
+    assert not any(note.exists() for note in notes)
 
 
 def test_parameters_that_overflow_in_the_last_step_are_not_saved(small_config, tmp_path, restored):
