@@ -22,6 +22,8 @@ _INSET = 6
 # Positive numbers that differ by more than this are drawn on a logarithmic scale.
 _LOGARITHMIC = 50
 _TICKS = 5
+# Letters that a chart has room for.
+_MOST_LETTERS = 50
 
 
 class _Axis(NamedTuple):
@@ -180,7 +182,8 @@ def spans(title: str, found: list[Span], note: str):
     marks.append(element('line', x1=zero, x2=zero, y1=top, y2=floor, class_='axis'))
     for i, span in enumerate(found):
         y = top + step * i + 24
-        marks.append(element('text', span.label, x=12, y=y - 11, class_='name'))
+        name = span.label if len(span.label) <= _MOST_LETTERS else f'{span.label[: _MOST_LETTERS - 1]}…'
+        marks.append(element('text', name, x=12, y=y - 11, class_='name'))
         for ends, kind in ((span.wide, 'wide'), (span.interval, 'interval')):
             if ends:
                 x1, x2 = (_pixels(axis.place(end)) for end in ends)

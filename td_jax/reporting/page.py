@@ -123,17 +123,26 @@ def _setting(setting):
     if any(found.paired for found in compared):
         units = _UNITS.get(setting.metric, 'examples')
         parts.append(element('p', _INTERVALS.format(units=units), class_='note'))
-    parts += [
-        element('p', f'{found.row.label}: {remark}', class_='note')
-        for found in compared
-        for remark in (*found.remarks, *filter(None, [found.beside.reason]))
-    ]
+    parts += [element('p', text, class_='note') for text in _remarks(compared)]
     drawn = [_differences(setting, compared), *_learning(setting)]
     parts.append(element('div', *drawn, class_='charts'))
     for head, figures in (('Shares of the gradient', _shares(setting)), ('Messages', _messages(setting))):
         if figures:
             parts += [element('h3', head), element('div', *figures, class_='charts')]
     return [*parts, *_configs(setting)]
+
+
+def _remarks(compared):
+    """What is to be said of the comparisons of a setting, each reason once."""
+    rows, others = {}, [found for found in compared if found.row.method != settings.SCRATCH]
+    for found in others:
+        if found.beside.reason:
+            rows.setdefault(found.beside.reason, []).append(found.row.label)
+    missing = [
+        f'No difference{"" if len(labels) == len(others) else " of " + "; ".join(labels)}: {reason}.'
+        for reason, labels in rows.items()
+    ]
+    return [*missing, *(f'{found.row.label}: {remark}' for found in others for remark in found.remarks)]
 
 
 def number(mean, spread=None, signed=False) -> str:

@@ -166,7 +166,8 @@ def _labels(rows):
         if len(alike) == 1:
             labels.append(row.method)
         elif 0 < len(keys) <= _MOST_KEYS:
-            labels.append(f'{row.method}, {", ".join(f"{key} {said(row.read[key])}" for key in keys)}')
+            told = [f'{key.removeprefix(f"{row.method}.")} {said(row.read[key])}' for key in keys]
+            labels.append(f'{row.method}, {", ".join(told)}')
         else:
             labels.append(f'{row.method} ({row.runs[0].name})')
     return [

@@ -161,6 +161,22 @@ def test_runs_on_the_test_have_no_curve_of_it(write_run, tmp_path):
     assert 'validation rmse' not in strong
 
 
+def test_why_there_is_no_difference_is_said_once(write_run, tmp_path):
+    write_run(tmp_path / 'td', [0.5, 0.6], np.ones((2, 3)))
+    write_run(tmp_path / 'ld', [0.5, 0.6], method='ld')
+    said = [text for text in made(tmp_path)[1].texts if text.startswith('No difference')]
+    assert said == ['No difference: no finished run from scratch.']
+    for i in (0, 1):
+        write_run(
+            tmp_path / f'scratch_{i}', [0.5, 0.6], np.ones((2, 3)), method='supervised', batch_size=4 * i + 5
+        )
+    write_run(tmp_path / 'fd', [0.5, 0.6], np.ones((2, 3)), method='fd', batch_size=9)
+    (tmp_path / 'fd' / 'errors.npz').write_text('')
+    texts = made(tmp_path)[1].texts
+    assert 'No difference of ld; td: 2 runs from scratch are equally near.' in texts
+    assert [text for text in texts if text.startswith('fd: ') and 'errors.npz cannot be read' in text]
+
+
 def test_more_rows_than_a_chart_tells_apart_are_in_several(write_run, tmp_path):
     write_run(tmp_path / 'scratch', [0.5, 0.6], lines=lines(), method='supervised')
     for i in range(7):
@@ -168,7 +184,7 @@ def test_more_rows_than_a_chart_tells_apart_are_in_several(write_run, tmp_path):
     _, found = made(tmp_path)
     # Twice: seven rows and, in each chart, the one from scratch.
     assert found.texts.count('training loss') == 2
-    assert found.texts.count('td, td.rounds 3') > 4
+    assert found.texts.count('td, rounds 3') > 4
 
 
 def test_groups_and_scores_of_teachers_are_columns(write_run, tmp_path):

@@ -33,12 +33,12 @@ def test_runs_that_differ_in_seeds_are_one_row(write_run, tmp_path):
     assert found.pop('supervised') == ['scratch']
     assert list(found.values()) == [['more', 'td_0', 'td_1', 'td_2'], ['rounds'], ['td_3'], ['td_4']]
     assert list(found) == [
-        'td, td.rounds 1 (more)',
-        'td, td.rounds 2',
-        'td, td.rounds 1 (td_3)',
-        'td, td.rounds 1 (td_4)',
+        'td, rounds 1 (more)',
+        'td, rounds 2',
+        'td, rounds 1 (td_3)',
+        'td, rounds 1 (td_4)',
     ]
-    (row,) = [row for row in setting.rows if row.label == 'td, td.rounds 1 (more)']
+    (row,) = [row for row in setting.rows if row.label == 'td, rounds 1 (more)']
     assert row.values() == {0: 0.5, 1: 0.6, 3: 0.7, 5: 0.8, 7: 0.9, 60: 0.5}
     assert row.teachers() == {0: 'a', 1: 'a', 3: 'b', 5: 'b', 7: 'b', 60: 'a'}
 
