@@ -100,5 +100,8 @@ def _cell(value, lowest):
 
     # Viridis becomes lighter all the way.
     colour = colormaps['viridis']((value - lowest) / (1 - lowest))
-    ink = '#000000' if value > lowest + 0.6 * (1 - lowest) else '#ffffff'
+    linear = [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in colour[:3]]
+    # The luminance on which black and white are read equally well, by WCAG 2.
+    is_light = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] > 0.179
+    ink = '#000000' if is_light else '#ffffff'
     return element('td', f'{value:.2f}', style=f'background: {colors.to_hex(colour)}; color: {ink}')

@@ -241,6 +241,9 @@ def test_maps_of_representations(write_run, tmp_path):
     greys = [grey(colour) for colour, _, _ in ordered]
     assert np.all(np.diff(greys) > -2)
     assert (ordered[0][1], ordered[-1][1]) == ('#ffffff', '#000000')
+    # Black from where it is read better than white: once, on the way up.
+    inks = [ink for _, ink, _ in ordered]
+    assert inks == sorted(inks, reverse=True)
     for damage in ({'cka': {}}, {'by_seed': {'other': by_seed}}, {'cka': {'td': {'a': {'s_g,s_h': 'x'}}}}):
         (tmp_path / 'figure' / 'cka.json').write_text(json.dumps({**content, **damage}))
         assert 'cka.json is damaged or not of td_jax.cka' in ' '.join(made(tmp_path)[1].texts)
