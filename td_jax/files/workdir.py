@@ -21,9 +21,9 @@ from etils import epath
 from td_jax.errors import UserError
 
 CONFIG, RESULT, ERRORS = 'config.json', 'result.json', 'errors.npz'
+_BUCKETS = 'gs://'
 # Why a run diverged, until it is started again.
 DIVERGED = 'diverged.json'
-_BUCKETS = 'gs://'
 
 # Another process may have written what a listing of a bucket did not show a moment ago.
 fsspec.config.conf.setdefault('gcs', {}).setdefault('use_listings_cache', False)
