@@ -35,7 +35,7 @@ CONFIGS = [
 # The commands. Each stands on the rooms below, and on no other command.
 COMMANDS = {
     f'td_jax.{name}'
-    for name in ('main', 'reproduce', 'tune', 'export', 'predict', 'cka', 'inspect', 'tpu_report')
+    for name in ('main', 'reproduce', 'tune', 'export', 'predict', 'cka', 'report', 'inspect', 'tpu_report')
 }
 # A module, or all modules of a room -> what they may import beside their own room, whole rooms or modules.
 ALLOWED = {
@@ -152,6 +152,17 @@ ALLOWED = {
         'td_jax.statistics',
         'td_jax.training',
     },
+    'td_jax.reporting.markup': set(),
+    'td_jax.reporting': {
+        'td_jax.errors',
+        'td_jax.analysis.cka',
+        'td_jax.config',
+        'td_jax.files',
+        'td_jax.reproduction.errors',
+        'td_jax.statistics',
+        'td_jax.training.evaluation',
+        'td_jax.training.finished',
+    },
     'td_jax.analysis.heat_map': set(),
     'td_jax.analysis': {
         'td_jax.errors',
@@ -238,7 +249,7 @@ def test_a_run_goes_down_the_house_and_never_up():
 
 
 def test_a_finished_run_is_read_without_the_loop():
-    reached, new = set(), {'td_jax.export', 'td_jax.predict', 'td_jax.cka'}
+    reached, new = set(), {'td_jax.export', 'td_jax.predict', 'td_jax.cka', 'td_jax.report'}
     while new:
         reached |= new
         new = set().union(*(IMPORTS.get(name, set()) for name in new)) - reached

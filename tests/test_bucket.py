@@ -15,8 +15,11 @@ from tensorboard.backend.event_processing import event_accumulator
 
 from configs import digits
 from td_jax import config
+from td_jax.errors import Diverged, UserError
 from td_jax.files import metric_log, workdir
+from td_jax.reporting import page
 from td_jax.reproduction import cells
+from td_jax.training import run as run_lib
 from td_jax.training.run import describe, train
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -153,12 +156,34 @@ def test_a_comparison_is_drawn_in_the_bucket(in_a_bucket, place):
     assert {'.json', '.png'} <= {path.suffix for path in place.iterdir()}
 
 
+def test_a_page_of_runs_in_a_bucket_is_that_of_the_folder(in_a_bucket, in_a_folder, place):
+    texts = []
+    for root, target in (
+        (in_a_bucket, place / 'report.html'),
+        (epath.Path(in_a_folder[0]), epath.Path(in_a_folder[0]) / 'a.html'),
+    ):
+        assert page.write(root, target) == 2
+        texts.append(target.read_text())
+        target.unlink()
+    assert texts[0] == texts[1]
+    with pytest.raises(UserError, match=f'^--workdir {place} '):
+        page.write(place, place / 'report.html')
+
+
 def test_cells_of_a_table_are_kept_in_the_bucket(small_config, place):
     cell = small_config(num_steps=2, teacher__num_steps=1, num_seeds=1)
     result = cells.run_one(place, cell)
     assert cells.stored(place, [cell]).items() >= result.items()
     assert cells.run_one(place, cell) == result
     assert np.isfinite(result['mean'])
+
+
+def test_a_divergence_is_noted_in_the_bucket(place):
+    with pytest.raises(Diverged), run_lib._opened(place):
+        raise Diverged('not finite')
+    assert workdir.read_json(place / workdir.DIVERGED) == {'reason': 'not finite'}
+    with run_lib._opened(place):
+        assert workdir.read_json(place / workdir.DIVERGED) is None
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,12 @@ def test_what_the_package_reads_goes_with_it():
         for pattern in patterns
         for path in (ROOT / package.replace('.', '/')).glob(pattern)
     }
-    kept = {path for room in ('td_jax', 'configs') for path in (ROOT / room).rglob('*.json')}
+    kept = {
+        path
+        for room in ('td_jax', 'configs')
+        for path in (ROOT / room).rglob('*')
+        if path.is_file() and path.suffix not in ('.py', '.pyc')
+    }
     assert packed == kept
     assert kept
 

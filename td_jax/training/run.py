@@ -1,6 +1,7 @@
 """One run from beginning to end: what is refused, its teacher, its training, its result."""
 
 import contextlib
+import json
 
 import ml_collections
 import numpy as np
@@ -8,6 +9,7 @@ from etils import epath
 
 from td_jax import config as config_lib
 from td_jax.devices import processes
+from td_jax.errors import Diverged, UserError
 from td_jax.files import workdir as workdir_lib
 from td_jax.training import finished, loop, memory, preflight, teachers
 
@@ -52,9 +54,21 @@ def train(config: ml_collections.ConfigDict, workdir: epath.Path, prefix: str = 
 
 @contextlib.contextmanager
 def _opened(workdir):
-    """Keeps a workdir for the processes of this run; process 0 does it for all."""
-    with workdir_lib.opened(workdir) if processes.is_main() else contextlib.nullcontext():
+    """Keeps a workdir for the processes of this run, and notes in it why it diverged; process 0 does both."""
+    if not processes.is_main():
         yield
+        return
+    with workdir_lib.opened(workdir):
+        note = workdir / workdir_lib.DIVERGED
+        with contextlib.suppress(OSError):
+            note.unlink(missing_ok=True)
+        try:
+            yield
+        except Diverged as error:
+            # That it diverged says more than that there is no place to write it down.
+            with contextlib.suppress(UserError):
+                workdir_lib.write(note, json.dumps({'reason': str(error)}, indent=2) + '\n')
+            raise
 
 
 def describe(result: dict) -> str:

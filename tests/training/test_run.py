@@ -14,10 +14,11 @@ from configs import movielens as movielens_config
 from td_jax import config
 from td_jax.data import SOURCES, movielens
 from td_jax.devices import fingerprint
-from td_jax.errors import UserError
+from td_jax.errors import Diverged, UserError
 from td_jax.files import checkpoints, metric_log, workdir
 from td_jax.training import assembly, evaluation
 from td_jax.training import finished as finished_runs
+from td_jax.training import run as run_lib
 from td_jax.training.run import describe, train
 
 
@@ -709,9 +710,11 @@ def test_a_loss_that_is_not_finite_stops_the_run(small_config, tmp_path, restore
     assert all(np.isfinite(array).all() for array in arrays.values())
     assert [line['step'] for line in metric_log.read(tmp_path / 'run')] == [1, 2]
     # The same command says the same.
-    with pytest.raises(UserError, match='is not finite at step 3'):
+    with pytest.raises(UserError, match='is not finite at step 3') as raised:
         train(bad, tmp_path / 'run')
     assert restored(tmp_path / 'run')[0] == 2
+    note = json.loads((tmp_path / 'run' / 'diverged.json').read_text())
+    assert note == {'reason': str(raised.value)}
 
 
 def test_a_teacher_whose_loss_is_not_finite_is_named(small_config, tmp_path):
@@ -724,6 +727,24 @@ def test_a_teacher_whose_loss_is_not_finite_is_named(small_config, tmp_path):
     assert not (tmp_path / 'result.json').exists()
     assert not (tmp_path / 'teacher' / 'result.json').exists()
     assert not (tmp_path / 'checkpoints').exists()
+    # The student's run says it, too.
+    notes = [place / 'diverged.json' for place in (tmp_path, tmp_path / 'teacher')]
+    assert notes[0].read_text() == notes[1].read_text()
+
+
+def test_what_is_noted_of_a_divergence_goes_when_the_run_is_started_again(tmp_path):
+    note = tmp_path / 'diverged.json'
+    with pytest.raises(Diverged), run_lib._opened(tmp_path):
+        raise Diverged('not finite')
+    assert json.loads(note.read_text()) == {'reason': 'not finite'}
+    with pytest.raises(UserError), run_lib._opened(tmp_path):
+        assert not note.exists()
+        raise UserError('something else')
+    assert not note.exists()
+    # One that nobody can write is no reason to say something else.
+    note.mkdir()
+    with pytest.raises(Diverged), run_lib._opened(tmp_path):
+        raise Diverged('not finite')
 
 
 def test_parameters_that_overflow_in_the_last_step_are_not_saved(small_config, tmp_path, restored):

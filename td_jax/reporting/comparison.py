@@ -1,0 +1,88 @@
+"""The numbers of a row: its mean over seeds, and its difference to the run from scratch, seed by seed."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from td_jax import statistics
+from td_jax.errors import UserError
+from td_jax.reporting.settings import Baseline, Row, Setting, baseline
+from td_jax.reproduction import errors
+from td_jax.training import evaluation, finished
+
+# metric -> whether less of it is better.
+LESS_IS_BETTER = {metric: less for metric, _, _, less in evaluation.METRICS.values()}
+
+
+class Compared(NamedTuple):
+    """A row beside its baseline."""
+
+    row: Row
+    own: statistics.Estimate | None  # None where no run is finished
+    beside: Baseline
+    paired: statistics.Estimate | None = None  # None where no seeds agree, or there is no baseline
+    bootstrap: statistics.Interval | None = None  # None where errors are missing or of other examples
+    p_value: float | None = None  # of the paired t-test, by Holm over the rows of the setting
+    verdict: str = ''  # of statistics.verdict, '' where there is nothing to compare
+    remarks: tuple[str, ...] = ()
+
+
+def of_setting(setting: Setting) -> list[Compared]:
+    """The numbers of every row of a setting."""
+    kept = {}
+    found = [_of_row(row, setting, kept) for row in setting.rows]
+    adjusted = statistics.holm([compared.p_value for compared in found])
+    return [compared._replace(p_value=p) for compared, p in zip(found, adjusted, strict=True)]
+
+
+def _of_row(row, setting, kept):
+    values, beside = row.values(), baseline(row, setting.rows)
+    own = statistics.of(list(values.values())) if values else None
+    if not values or beside.row is None:
+        return Compared(row, own, beside)
+    others = beside.row.values()
+    seeds = [seed for seed in values if seed in others]
+    if not seeds:
+        return Compared(row, own, beside)
+    pair = [values[seed] for seed in seeds], [others[seed] for seed in seeds]
+    paired = statistics.paired_difference(*pair)
+    bootstrap, remarks = _bootstrap(row, beside.row, seeds, setting.metric, kept)
+    intervals = [interval for interval in (paired.interval(), bootstrap) if interval]
+    less = LESS_IS_BETTER.get(setting.metric)
+    # Seeds alone tell how much a difference varies; a bootstrap of one seed does not.
+    told = statistics.verdict(intervals if paired.interval() else [], less) if less is not None else ''
+    return Compared(row, own, beside, paired, bootstrap, statistics.paired_p_value(*pair), told, remarks)
+
+
+def _bootstrap(row, other, seeds, metric, kept):
+    """(interval or None, remarks) of the difference of some seeds."""
+    if metric not in statistics.FINISH:
+        return None, ()
+    remarks, sides = [], []
+    for side in (row, other):
+        if side.label not in kept:
+            kept[side.label] = _errors(side)
+        sides.append(kept[side.label][0])
+        remarks += kept[side.label][1] if side is row else ()
+    if None in sides or not np.array_equal(sides[0][1], sides[1][1]):
+        return None, tuple(remarks)
+    summed = [errors.by_unit(np.stack([of_seed[seed] for seed in seeds]), units) for of_seed, units in sides]
+    sums = [statistics.Sums(found['sums'], found['counts']) for found in summed]
+    taught_by = [row.teachers()[seed] for seed in seeds]
+    clusters = taught_by if len(set(taught_by)) > 1 else seeds
+    return statistics.bootstrap_difference(*sums, clusters, metric), tuple(remarks)
+
+
+def _errors(row):
+    """(({seed: [examples]}, units), remarks) of a row, (None, remarks) where its runs do not agree."""
+    of_seed, units = {}, None
+    for run in row.finished:
+        try:
+            found = finished.read_errors(run.folder)
+        except UserError as error:
+            return None, (str(error),)
+        if found is None or (units is not None and not np.array_equal(found.units, units)):
+            return None, ()
+        units = found.units
+        of_seed |= dict(zip(run.result['seeds'], found.values, strict=True))
+    return (of_seed, units), ()

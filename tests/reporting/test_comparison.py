@@ -1,0 +1,113 @@
+"""The numbers of the tables, against SciPy and NumPy."""
+
+import numpy as np
+import pytest
+import scipy.stats
+from etils import epath
+
+from td_jax import statistics
+from td_jax.reporting import comparison, runs, settings
+
+STEP = 2.0**-8
+
+
+def compared(root):
+    """{method: Compared} of the one setting under a folder."""
+    found = runs.find(epath.Path(root)).runs
+    (setting,) = settings.make(found, {})
+    return {of_row.row.method: of_row for of_row in comparison.of_setting(setting)}
+
+
+def test_differences_are_paired_where_seeds_agree(write_run, tmp_path):
+    rng = np.random.default_rng(0)
+    units = np.array([0, 0, 1, 2, 2, 2, 3])
+    squared = {name: rng.random((count, 7)) for name, count in (('scratch', 4), ('td_0', 2), ('td_1', 3))}
+    values = {name: np.sqrt(found.mean(axis=1)) for name, found in squared.items()}
+
+    def write(name, **changes):
+        write_run(tmp_path / name, values[name].tolist(), squared[name], units=units, **changes)
+
+    # Seeds 0 to 3; of TD 0, 1 of one teacher and 3, 5, 7 of another.
+    write('scratch', method='supervised')
+    write('td_0', teacher='a')
+    write('td_1', teacher='b', seed=3, seed_step=2, teacher__seed=1)
+    write_run(tmp_path / 'ld', [0.3, 0.4], method='ld', seed=90)
+    found = compared(tmp_path)
+    scratch, td, ld = (found[method] for method in ('supervised', 'td', 'ld'))
+    assert scratch.paired is None
+    assert scratch.own == statistics.of(values['scratch'])
+    own = np.concatenate([values['td_0'], values['td_1']])
+    interval = scipy.stats.t.interval(0.95, 4, own.mean(), scipy.stats.sem(own))
+    np.testing.assert_allclose(td.own.interval(), interval)
+    # Seeds 0, 1 and 3.
+    pair = np.array([*values['td_0'], values['td_1'][0]]), values['scratch'][[0, 1, 3]]
+    test = scipy.stats.ttest_rel(*pair)
+    expected = test.confidence_interval()
+    np.testing.assert_allclose(td.paired.interval(), (expected.low, expected.high))
+    assert td.paired.count == 3
+    # One test is a family of its own.
+    np.testing.assert_allclose(td.p_value, test.pvalue)
+    errors = np.concatenate([squared['td_0'], squared['td_1'][:1]]), squared['scratch'][[0, 1, 3]]
+    counts = np.bincount(units)
+    sums = [
+        np.stack([np.bincount(units, row) for row in np.float64(np.float32(of_side))]) for of_side in errors
+    ]
+    sums = [statistics.Sums(np.rint(of_side / STEP) * STEP, counts) for of_side in sums]
+    assert td.bootstrap == statistics.bootstrap_difference(*sums, ['a', 'a', 'b'], 'rmse')
+    # No seed in common.
+    assert (ld.own.mean, ld.paired, ld.bootstrap, ld.p_value, ld.verdict) == (
+        pytest.approx(0.35),
+        None,
+        None,
+        None,
+        '',
+    )
+
+
+def test_holm_and_verdicts_are_of_the_rows_of_a_setting(write_run, tmp_path):
+    write_run(tmp_path / 'scratch', [1.0, 1.1, 1.2, 1.3], method='supervised')
+    write_run(tmp_path / 'ld', [0.81, 0.9, 0.99, 1.1], method='ld')
+    write_run(tmp_path / 'fd', [1.3, 1.41, 1.5, 1.59], method='fd')
+    write_run(tmp_path / 'td', [1.0, 1.2, 1.1, 1.3])
+    found = compared(tmp_path)
+    assert {method: of_row.verdict for method, of_row in found.items()} == {
+        'supervised': '',
+        'ld': 'better',
+        'fd': 'worse',
+        'td': 'not told apart',
+    }
+    values = {method: list(of_row.row.values().values()) for method, of_row in found.items()}
+    plain = {m: scipy.stats.ttest_rel(values[m], values['supervised']).pvalue for m in ('ld', 'fd', 'td')}
+    (small, middle, large) = sorted(plain, key=plain.get)
+    assert found[small].p_value == pytest.approx(3 * plain[small])
+    assert found[middle].p_value == pytest.approx(max(2 * plain[middle], 3 * plain[small]))
+    assert found[large].p_value == pytest.approx(plain[large])
+
+
+def test_of_accuracies_more_is_better(write_run, tmp_path):
+    write_run(tmp_path / 'scratch', [0.5, 0.6, 0.7], method='supervised', metric='accuracy')
+    write_run(tmp_path / 'td', [0.71, 0.8, 0.9], metric='accuracy')
+    assert compared(tmp_path)['td'].verdict == 'better'
+
+
+def test_one_seed_tells_nothing_apart(write_run, tmp_path):
+    """Though a bootstrap over its examples alone is far from 0."""
+    write_run(tmp_path / 'scratch', [1.0], np.ones((1, 9)), method='supervised')
+    write_run(tmp_path / 'td', [0.1], np.full((1, 9), 0.01))
+    found = compared(tmp_path)['td']
+    assert found.paired == (pytest.approx(-0.9), None, 1)
+    assert found.bootstrap.high < 0
+    assert (found.p_value, found.verdict) == (None, 'not told apart')
+
+
+def test_errors_that_are_damaged_or_of_others_leave_the_bootstrap_out(write_run, tmp_path):
+    errors = np.ones((2, 5))
+    write_run(tmp_path / 'scratch', [1.0, 1.0], errors, method='supervised')
+    ld = write_run(tmp_path / 'ld', [0.5, 0.6], errors, method='ld')
+    write_run(tmp_path / 'td', [0.5, 0.6], errors, units=np.array([0, 0, 1, 1, 2]))
+    (ld / 'errors.npz').write_bytes(b'PK')
+    found = compared(tmp_path)
+    assert found['ld'].bootstrap is None
+    assert 'errors.npz cannot be read' in found['ld'].remarks[0]
+    assert (found['td'].bootstrap, found['td'].remarks) == (None, ())
+    assert found['td'].paired.count == 2

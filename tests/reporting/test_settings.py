@@ -1,0 +1,111 @@
+"""Which runs are one row, which rows are compared, and what they are called."""
+
+from etils import epath
+
+from td_jax.reporting import runs, settings
+
+
+def made(root):
+    """The settings of the runs under a folder."""
+    found = runs.find(epath.Path(root)).runs
+    return settings.make(found, runs.teachers(found))
+
+
+def rows(setting):
+    """{label: names of its runs} of a setting."""
+    return {row.label: [run.name for run in row.runs] for row in setting.rows}
+
+
+def test_runs_that_differ_in_seeds_are_one_row(write_run, tmp_path):
+    write_run(tmp_path / 'td_0', [0.5, 0.6], teacher='a')
+    write_run(tmp_path / 'td_1', [0.7, 0.8, 0.9], teacher='b', seed=3, seed_step=2, teacher__seed=1)
+    write_run(tmp_path / 'td_2', None, seed=100)
+    # The same seeds again, and the same seed of a teacher that is another.
+    write_run(tmp_path / 'td_3', [0.5, 0.6], teacher='a')
+    write_run(tmp_path / 'td_4', [0.5], teacher='c', seed=50)
+    # What changes no result tells no rows apart; what does, does.
+    write_run(tmp_path / 'more', [0.5], teacher='a', seed=60, log_every=3, eval_batch_size=7)
+    write_run(tmp_path / 'rounds', [0.5], td__rounds=2)
+    write_run(tmp_path / 'scratch', [0.5], method='supervised')
+    (setting,) = made(tmp_path)
+    assert setting.title == 'some data, validation rmse'
+    found = rows(setting)
+    assert found.pop('supervised') == ['scratch']
+    assert list(found.values()) == [['more', 'td_0', 'td_1', 'td_2'], ['rounds'], ['td_3'], ['td_4']]
+    assert list(found) == [
+        'td, rounds 1 (more)',
+        'td, rounds 2',
+        'td, rounds 1 (td_3)',
+        'td, rounds 1 (td_4)',
+    ]
+    (row,) = [row for row in setting.rows if row.label == 'td, rounds 1 (more)']
+    assert row.values() == {0: 0.5, 1: 0.6, 3: 0.7, 5: 0.8, 7: 0.9, 60: 0.5}
+    assert row.teachers() == {0: 'a', 1: 'a', 3: 'b', 5: 'b', 7: 'b', 60: 'a'}
+
+
+def test_public_teachers_are_known_by_their_parameters(write_run, tmp_path):
+    for name, teacher, seed in (('a', 'one', 0), ('b', 'one', 1), ('c', 'two', 2)):
+        write_run(
+            tmp_path / name, [0.5], teacher=teacher, seed=seed, teacher__seed=seed, teacher__pretrained=name
+        )
+    (setting,) = made(tmp_path)
+    assert [[run.name for run in row.runs] for row in setting.rows] == [['a', 'b'], ['c']]
+
+
+def test_a_setting_is_data_and_architecture(write_run, tmp_path):
+    changes = {
+        'plain': {},
+        'dropout': {'model__dropout': 0.5, 'optimizer__learning_rate': 0.5, 'method': 'ld'},
+        'wide': {'model__hidden': (9, 3)},
+        'test': {'dataset__split': 'test'},
+        'wide_test': {'model__hidden': (9, 3), 'dataset__split': 'test', 'dataset__classes': (1, 2)},
+    }
+    for name, changed in changes.items():
+        write_run(tmp_path / name, [0.5], **changed)
+    assert {setting.title: list(rows(setting).values()) for setting in made(tmp_path)} == {
+        'some data, validation rmse; model.hidden 5, 3': [['dropout'], ['plain']],
+        'some data, test rmse; dataset.classes 5, 6, 7, 8, 9, model.hidden 5, 3': [['test']],
+        'some data, validation rmse; model.hidden 9, 3': [['wide']],
+        'some data, test rmse; dataset.classes 1, 2, model.hidden 9, 3': [['wide_test']],
+    }
+
+
+def test_a_teacher_is_in_a_setting_only_beside_students(write_run, tmp_path):
+    write_run(tmp_path / 'td', [0.5])
+    # In the workdir of its student, on the student's own task; elsewhere, on that task, and on another.
+    write_run(tmp_path / 'td' / 'teacher', [0.5], method='supervised', seed=7)
+    write_run(tmp_path / 'twin', [0.5], method='supervised')
+    write_run(tmp_path / 'big', [0.5], method='supervised', model__hidden=(99, 3))
+    write_run(tmp_path / 'ld', [0.5], method='ld', teacher__checkpoint=str(tmp_path / 'twin'))
+    write_run(tmp_path / 'fd', [0.5], method='fd', teacher__checkpoint=str(tmp_path / 'big'))
+    (setting,) = made(tmp_path)
+    assert list(rows(setting).values()) == [['twin'], ['fd'], ['ld'], ['td']]
+
+
+def test_the_nearest_run_from_scratch_is_the_baseline(write_run, tmp_path):
+    def beside():
+        (setting,) = made(tmp_path)
+        (td,) = [row for row in setting.rows if row.method == 'td']
+        return settings.baseline(td, setting.rows)
+
+    write_run(tmp_path / 'td', [0.5], optimizer__learning_rate=0.5, num_steps=9)
+    write_run(tmp_path / 'unfinished', None, method='supervised', optimizer__learning_rate=0.5, num_steps=9)
+    assert beside() == (None, 'no finished run from scratch')
+    write_run(tmp_path / 'far', [0.5], method='supervised', optimizer__learning_rate=0.1)
+    assert beside().row.runs[0].name == 'far'
+    write_run(tmp_path / 'near', [0.5], method='supervised', optimizer__learning_rate=0.5)
+    assert beside().row.runs[0].name == 'near'
+    write_run(tmp_path / 'as_near', [0.5], method='supervised', num_steps=9)
+    assert beside() == (None, '2 runs from scratch are equally near')
+    write_run(tmp_path / 'exact', [0.5], method='supervised', optimizer__learning_rate=0.5, num_steps=9)
+    # It joins the one of these knobs that is not finished.
+    assert [run.name for run in beside().row.runs] == ['exact', 'unfinished']
+
+
+def test_a_config_of_another_version_is_compared_as_it_is(write_run, tmp_path):
+    for name, seed in (('a', 0), ('b', 5)):
+        folder = write_run(tmp_path / name, [0.5], seed=seed)
+        path = folder / 'config.json'
+        path.write_text(path.read_text().replace('"method": "td"', '"method": "mine"'))
+    (setting,) = made(tmp_path)
+    assert rows(setting) == {'mine': ['a', 'b']}
