@@ -1,0 +1,110 @@
+"""What a person brings, from files to a program in another runtime: ratings, and images for unlike models."""
+
+import csv
+import json
+
+import numpy as np
+import PIL.Image
+import pytest
+from etils import epath
+
+from configs import images, ratings
+from td_jax.exporting import formats
+from td_jax.predicting import answers
+from td_jax.training.run import train
+
+pytestmark = pytest.mark.long
+# A conversation of a few steps.
+SMALL = {
+    **{'method': 'td', 'num_seeds': 1, 'num_steps': 4, 'batch_size': 8, 'eval_batch_size': 8},
+    **{'teacher.num_steps': 4, 'communication.hidden': 8, 'communication.message': 4, 'diagnostics': False},
+    **{'optimizer.warmup_steps': 0, 'teacher.optimizer.warmup_steps': 0},
+}
+VIT = {'name': 'vit', 'layers': 1, 'width': 8, 'mlp': 8, 'heads': 2, 'patch': 4, 'split': 1}
+RESNET = {'name': 'resnet', 'variant': 'R8x1', 'width': 8, 'split': 1}
+
+
+def session_of(folder):
+    onnxruntime = pytest.importorskip('onnxruntime')
+    return onnxruntime.InferenceSession(folder / 'student.onnx')
+
+
+def read(path):
+    with open(path, newline='') as file:
+        return list(csv.DictReader(file))
+
+
+def test_ratings_with_ids_of_text(tmp_path):
+    pytest.importorskip('jax2onnx')
+    rng = np.random.default_rng(0)
+    rows = ['reader,book,stars,day,about']
+    for day in range(300):
+        reader, book = rng.integers(15), rng.integers(12)
+        about = 'crime|city' if book % 2 else 'city'
+        rows.append(f'reader {reader},b-{book},{1 + (reader + book) % 5},{day},{about}')
+    (tmp_path / 'own.csv').write_text('\n'.join(rows))
+    config = ratings.get_config()
+    config.update_from_flattened_dict(
+        {
+            **SMALL,
+            **{'dataset.path': str(tmp_path / 'own.csv'), 'dataset.categories': ('about',)},
+            **{'dataset.user_column': 'reader', 'dataset.item_column': 'book'},
+            **{'dataset.rating_column': 'stars', 'dataset.timestamp_column': 'day'},
+            **{'dataset.filter_column': 'about', 'dataset.filter_value': 'crime'},
+            **{'model.hidden': (8, 4), 'teacher.model.hidden': (12, 8)},
+        }
+    )
+    folder = epath.Path(tmp_path / 'run')
+    train(config, folder)
+    asked = [('reader 3', 'b-1'), ('reader 14', 'b-11'), ('nobody', 'b-3'), ('reader 3', 'b-0'), ('x', 'y')]
+    (tmp_path / 'asked.csv').write_text('\n'.join(['reader,book', *map(','.join, asked)]))
+    answers.predict(folder, epath.Path(tmp_path / 'asked.csv'), epath.Path(tmp_path / 'said.csv'))
+    formats.export(folder, 'onnx')
+
+    numbers = json.loads((folder / 'student_onnx' / 'vocabulary.json').read_text())
+    inputs = {
+        name: np.array([numbers[name].get(pair[i], -1) for pair in asked], np.int32)
+        for i, name in enumerate(('reader', 'book'))
+    }
+    (found,) = session_of(folder / 'student_onnx').run(None, inputs)
+    said = read(tmp_path / 'said.csv')
+    np.testing.assert_allclose(found, [float(row['rating']) for row in said], rtol=1e-5, atol=1e-6)
+    # The student knows crime alone: of b-0 it has no number, and that is said.
+    assert [row['unknown'] for row in said] == ['', '', 'reader', 'book', 'reader book']
+    assert len(set(np.round(found, 6))) > 1
+
+
+@pytest.mark.parametrize(
+    ('teacher', 'student'), [(RESNET, VIT), (VIT, RESNET)], ids=['resnet-vit', 'vit-resnet']
+)
+def test_images_and_models_of_unlike_shapes(tmp_path, teacher, student):
+    pytest.importorskip('jax2onnx')
+    rng = np.random.default_rng(0)
+    for name, lightest in (('dark things', 120), ('lights', 256)):
+        (tmp_path / 'own' / name).mkdir(parents=True)
+        for i in range(20):
+            pixels = rng.integers(lightest - 120, lightest, (20 + i, 24, 3), np.uint8)
+            PIL.Image.fromarray(pixels).save(tmp_path / 'own' / name / f'{i}.png')
+    config = images.get_config()
+    config.update_from_flattened_dict(
+        {
+            **SMALL,
+            **{'dataset.path': str(tmp_path / 'own'), 'dataset.image_size': 16, 'model.initial': 'random'},
+            **{f'model.{key}': value for key, value in student.items()},
+            **{f'teacher.model.{key}': value for key, value in teacher.items()},
+        }
+    )
+    folder = epath.Path(tmp_path / 'run')
+    train(config, folder)
+    answers.predict(folder, epath.Path(tmp_path / 'own' / 'lights'), epath.Path(tmp_path / 'said.csv'))
+    formats.export(folder, 'onnx')
+
+    session = session_of(folder / 'student_onnx')
+    said = read(tmp_path / 'said.csv')
+    assert len(said) == 20
+    for row in said:
+        with PIL.Image.open(tmp_path / 'own' / 'lights' / row['file']) as image:
+            pixels = np.asarray(image.convert('RGB'))[None]
+        (found,) = session.run(['probabilities'], {'image': pixels})[0]
+        expected = [float(row['p(dark things)']), float(row['p(lights)'])]
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=2e-6)
