@@ -28,11 +28,10 @@ def of(tree) -> str:
 
 def of_arrays(arrays: dict[str, jax.Array]) -> dict[str, str]:
     """'TYPE SHAPE SUMS' of each array, the sums as 16 hexadecimal digits."""
-    sums = jax.tree.map(np.asarray, _sums(arrays))
-    return {
-        name: f'{array.dtype} {tuple(array.shape)} {"".join(f"{int(word):08x}" for word in sums[name])}'
-        for name, array in arrays.items()
-    }
+    # One by one: arrays of one shape share a program, and a run has few shapes and many arrays.
+    sums = {name: _sums(array) for name, array in arrays.items()}
+    digits = {name: ''.join(f'{word:08x}' for word in np.asarray(of_one)) for name, of_one in sums.items()}
+    return {name: f'{array.dtype} {tuple(array.shape)} {digits[name]}' for name, array in arrays.items()}
 
 
 def named(tree) -> dict:
@@ -42,11 +41,7 @@ def named(tree) -> dict:
 
 
 @jax.jit
-def _sums(arrays):
-    return jax.tree.map(_sums_of, arrays)
-
-
-def _sums_of(array):
+def _sums(array):
     """Array of 8, 16, 32 or 64 bits or of booleans, of any shape -> two sums, [2] of uint32."""
     if array.dtype == bool:
         array = array.astype(jnp.uint8)

@@ -61,7 +61,13 @@ def abstract_teacher(config, source: data.Source) -> dispatch.Teacher:
     return dispatch.Teacher(model, source, parameter_shapes(config, config.teacher.model, source))
 
 
-def assemble(config, source: data.Source, teacher: dispatch.Teacher | None, mesh) -> dispatch.Dispatch:
+def assemble(
+    config,
+    source: data.Source,
+    teacher: dispatch.Teacher | None,
+    mesh,
+    shapes: dispatch.Progress | None = None,
+) -> dispatch.Dispatch:
     """The functions of a run from its parts.
 
     Args:
@@ -69,8 +75,9 @@ def assemble(config, source: data.Source, teacher: dispatch.Teacher | None, mesh
       source: the student's data.
       teacher: the frozen model, or None.
       mesh: the devices, by sharding.make_mesh.
+      shapes: of its Progress, as `abstract` has found them; None finds them again, which takes a while.
     """
-    return dispatch.make_dispatch(*_parts(config, source, teacher, mesh))
+    return dispatch.make_dispatch(*_parts(config, source, teacher, mesh), shapes)
 
 
 def abstract(config, source: data.Source, teacher: dispatch.Teacher | None, mesh) -> dispatch.Abstract:

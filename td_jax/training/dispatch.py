@@ -93,7 +93,13 @@ def streams(key):
 
 
 def make_dispatch(
-    step: train_step.Step, source: data.Source, teacher: Teacher | None, config, mesh, start=None
+    step: train_step.Step,
+    source: data.Source,
+    teacher: Teacher | None,
+    config,
+    mesh,
+    start=None,
+    shapes: Progress | None = None,
 ) -> Dispatch:
     """Compiles nothing yet; makes the functions of a run.
 
@@ -104,11 +110,12 @@ def make_dispatch(
       config: the run's config.
       mesh: the devices, by sharding.make_mesh.
       start: the teacher's parameters, for a student that starts from them, else None.
+      shapes: of its Progress, as make_abstract has found them; None finds them again.
     """
     constants = _constants(source, teacher, config, mesh, sharding.place)
     parts = _Parts(step, source, teacher, config, mesh)
     whole = sharding.replicated(mesh)
-    shapes = parts.progress_shapes(constants, start)
+    shapes = shapes or parts.progress_shapes(constants, start)
     init = jax.jit(parts.init, out_shardings=parts.shardings(shapes).state)
     jitted = parts.jitted(shapes)
     if start is not None:

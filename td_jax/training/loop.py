@@ -33,11 +33,12 @@ class Loop:
     Each process saves and restores its part of the state; all other files are the business of process 0.
     """
 
-    def __init__(self, config, workdir, source, teacher, teacher_facts, prefix, mesh):
-        self.config, self.workdir, self.source = config, workdir, source
-        self.teacher_facts, self.prefix, self.mesh = teacher_facts, prefix, mesh
+    def __init__(self, config, workdir, plan, teacher, teacher_facts, prefix):
+        self.config, self.workdir, self.source = config, workdir, plan.source
+        self.teacher_facts, self.prefix, self.mesh = teacher_facts, prefix, plan.mesh
+        source, mesh = plan.source, plan.mesh
         student = assembly.build_model(config, config.model, source)
-        self.dispatch = assembly.assemble(config, source, teacher, mesh)
+        self.dispatch = assembly.assemble(config, source, teacher, mesh, plan.progress)
         self.evaluate = evaluation.make_evaluation(student, source, config.eval_batch_size, mesh)
         self.metric, _, _, self.less_is_better = evaluation.METRICS[source.task]
         self.score_name = f'{config.dataset.split}_{self.metric}'

@@ -49,7 +49,7 @@ def train(config: ml_collections.ConfigDict, workdir: epath.Path, prefix: str = 
             )
         with memory.told():
             facts = teachers.facts(config, teacher, plan.source, plan.mesh)
-            return loop.Loop(config, workdir, plan.source, teacher, facts, prefix, plan.mesh).finish()
+            return loop.Loop(config, workdir, plan, teacher, facts, prefix).finish()
 
 
 @contextlib.contextmanager
