@@ -31,32 +31,25 @@ FAST_COMPILING = f'--{OPTIMIZATION}=0'
 # not know.
 if jax.__version_info__ < (0, 11):
     FAST_COMPILING += ' --xla_cpu_use_fusion_emitters=false'
-# Of compiled programs; JAX takes a lock where there is a bound, which processes side by side need.
-COMPILED_BYTES = 8 * 2**30
 # A shape that broadcasts by accident is an error.
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
 
 def pytest_configure(config):
-    """Lets all workers and the processes that they start compile less, and share it: most of a test's time.
+    """Lets a worker and all processes that it starts compile less, and share it: most of what tests wait for.
 
+    Each worker has a folder of its own, because JAX may read there what another process has half written.
     What is compiled is used for a few steps, so XLA optimises none of it, unless XLA_FLAGS says otherwise.
     """
-    if hasattr(config, 'workerinput'):
-        # A worker was started with all this.
-        return
     flags = os.environ.get('XLA_FLAGS', '')
     if OPTIMIZATION not in flags:
         os.environ['XLA_FLAGS'] = f'{flags} {FAST_COMPILING}'.strip()
     config.compiled = tempfile.mkdtemp(prefix='td_jax_compiled_')
-    for name, value in (
-        ('jax_compilation_cache_dir', config.compiled),
-        ('jax_persistent_cache_min_compile_time_secs', 0),
-        ('jax_compilation_cache_max_size', COMPILED_BYTES),
-    ):
-        os.environ[name.upper()] = str(value)
-        # JAX was imported before, and has not read it.
-        jax.config.update(name, value)
+    os.environ['JAX_COMPILATION_CACHE_DIR'] = config.compiled
+    os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
+    # JAX was imported before, and has read neither.
+    jax.config.update('jax_compilation_cache_dir', config.compiled)
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
 
 
 def pytest_collection_modifyitems(items):
@@ -66,8 +59,7 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_unconfigure(config):
-    if hasattr(config, 'compiled'):
-        shutil.rmtree(config.compiled, ignore_errors=True)
+    shutil.rmtree(config.compiled, ignore_errors=True)
 
 
 @pytest.fixture(scope='session')

@@ -9,7 +9,7 @@ import numpy as np
 from etils import epath
 
 from td_jax.data import base as data
-from td_jax.data import imagenet, images
+from td_jax.data import images, stream
 from td_jax.errors import UserError
 from td_jax.files import workdir
 
@@ -130,7 +130,7 @@ def pixels(files: list[epath.Path], picture: data.Picture) -> np.ndarray:
     def resized(file):
         content = _bytes(file)
         try:
-            image = imagenet.decoded(tf.constant(content))
+            image = stream.decoded(tf.constant(content))
         except tf.errors.OpError as error:
             raise UserError(f'{file} cannot be decoded as an image.') from error
         size = picture.size, picture.size
