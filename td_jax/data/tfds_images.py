@@ -137,7 +137,7 @@ def records_of(builder, image: str = 'image', label: str = 'label') -> Records:
     features = builder.info.features
     file_name = next((key for key in FILE_NAMES if key in features), None)
     kept = [image, label] + ([file_name] if file_name else [])
-    part = tfds.decode.PartialDecoding(dict.fromkeys(kept, True)).extract_features(features)
+    part = tfds.features.FeaturesDict({key: features[key] for key in kept})
 
     def parsed(record):
         found = part.deserialize_example(record, decoders={image: tfds.decode.SkipDecoding()})
