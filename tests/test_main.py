@@ -1,5 +1,6 @@
 """The command line as a person meets it: real processes that finish, are killed, stopped or refused."""
 
+import json
 import os
 import pathlib
 import random
@@ -149,8 +150,14 @@ def test_twenty_kills_in_a_row_change_nothing(uninterrupted, compiled, flags, se
         *[(saving, chance.randrange(1, 20)) for _ in range(6)],
         *[(folder, chance.randrange(1, 40)) for _ in range(3)],
     ]
-    for moment, count in moments:
-        assert ended(start_until('kill', moment, count, arguments))[0] == -signal.SIGKILL, (moment, count)
+    program = (
+        'tests/interrupted.py',
+        'kill',
+        json.dumps([(str(moment), count) for moment, count in moments]),
+    )
+    code, out, err = ended(start(arguments, ONLY_READS_COMPILED, program))
+    assert code == 0, err
+    assert json.loads(out.splitlines()[-1]) == [-signal.SIGKILL] * len(moments)
     for _ in range(2):
         # At a moment that is no call of Python's: some time after the student's first progress.
         process = start(arguments, ONLY_READS_COMPILED)
