@@ -11,7 +11,7 @@ import ml_collections
 def model_config():
     """The knobs of one model, teacher or student."""
     model = ml_collections.ConfigDict()
-    # The architecture, a name of td_jax.models.MODELS: mlp or vit.
+    # The architecture, a name of td_jax.models.MODELS: mlp, vit or resnet.
     model.name = 'mlp'
     # Where a student's parameters start: 'random', or 'teacher', which copies every one that the teacher has
     # under the same name: all around the blocks, and as many of the first blocks as the student has. A head
@@ -20,17 +20,20 @@ def model_config():
     # MLP: widths of the hidden layers, input side first.
     model.hidden = (128, 64)
     # How many hidden layers or blocks make up `lower`, whose output is the lower hidden state s. MLP with
-    # embeddings: 0 makes them the lower state.
+    # embeddings: 0 makes them the lower state. ResNet: how many stages; 0 is the root alone.
     model.split = 1
-    # Dropout rate after each hidden layer while training; ViT: after the positions and in each block.
+    # Dropout rate after each hidden layer while training; ViT: after the positions and in each block; a ResNet
+    # has none.
     model.dropout = 0.0
     # MLP: width of the embedding of each categorical or bag-of-words input, by input name; inputs
     # that are not named here enter as they are.
     model.embeddings = ml_collections.ConfigDict()
-    # ViT: sizes by name, Ti, S, B or L, a slash, and the side of a patch in pixels: 8, 16 or 32.
+    # ViT: sizes by name, Ti, S, B or L, a slash, and the side of a patch in pixels: 8, 16 or 32. ResNet: R, a
+    # depth, x and a factor of the width, such as R50x1 (as BiT's; R101 and R152), or for small images R20x1
+    # (R8, R14, R32, R44, R56 and R110).
     model.variant = 'B/32'
     # ViT: sizes other than the variant's; 0 keeps its own. Number of blocks, width of the hidden states,
-    # width of an MLP's hidden layer, attention heads, side of a patch.
+    # width of an MLP's hidden layer, attention heads, side of a patch. ResNet: the width alone, of the root.
     model.layers = 0
     model.width = 0
     model.mlp = 0
@@ -42,9 +45,9 @@ def model_config():
     model.epsilon = 1e-6
     # ViT: whether a Dense with tanh stands between the class token and the head.
     model.pre_logits = False
-    # ViT: what the forward pass saves of a block for the gradient, a name of td_jax.devices.remat.POLICIES:
-    # everything_saveable, dots_saveable, dots_with_no_batch_dims_saveable or nothing_saveable. The rest is
-    # computed again; less memory, the same results.
+    # ViT and ResNet: what the forward pass saves of a block, or of a unit, for the gradient, a name of
+    # td_jax.devices.remat.POLICIES: everything_saveable, dots_saveable, dots_with_no_batch_dims_saveable or
+    # nothing_saveable. The rest is computed again; less memory, the same results.
     model.remat_policy = 'everything_saveable'
     return model
 
@@ -250,6 +253,9 @@ def get_config():
     config.communication.message = 128
     # Dropout rate after that hidden layer while training.
     config.communication.dropout = 0.0
+    # Models whose states are of unlike shapes: the grid of a message, that of the lower state of the 'student',
+    # or of the 'teacher', or a number of rows and columns, such as '7'. States are resized to it.
+    config.communication.grid = 'student'
 
     # How a logits term measures distance: 'l2', or 'kl' (classification only) at a temperature, its
     # value multiplied by the temperature squared.

@@ -44,7 +44,12 @@ ALLOWED = {
     'td_jax.data': {'td_jax.errors'},
     'td_jax.models': {'td_jax.errors', 'td_jax.devices.remat'},
     'td_jax.method.communication': set(),
-    'td_jax.method.shared': {'td_jax.method.communication', 'td_jax.models.base'},
+    'td_jax.method.grids': set(),
+    'td_jax.method.shared': {
+        'td_jax.method.communication',
+        'td_jax.method.grids',
+        'td_jax.models.base',
+    },
     'td_jax.method.logits': {'td_jax.method.communication', 'td_jax.models.base'},
     'td_jax.method.one_way': {
         'td_jax.method.communication',

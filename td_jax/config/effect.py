@@ -3,13 +3,14 @@
 from td_jax.config.tree import has_teacher
 from td_jax.method import objectives
 
-# The knobs of a model that one architecture reads and others do not, and those of one data set.
+# The knobs of a model that an architecture reads and not all others do, and those of a data set.
 OF_MODELS = {
-    'mlp': ('hidden', 'embeddings'),
+    'mlp': ('hidden', 'embeddings', 'dropout'),
     'vit': (
-        *('variant', 'layers', 'width', 'mlp', 'heads', 'patch'),
+        *('variant', 'layers', 'width', 'mlp', 'heads', 'patch', 'dropout'),
         *('activation', 'epsilon', 'pre_logits', 'remat_policy'),
     ),
+    'resnet': ('variant', 'width', 'remat_policy'),
 }
 _CLASSES = ('classes', 'examples_per_class')
 _IMAGES = ('image_size', 'image_mean', 'image_std', 'resize', 'min_crop_area', 'mirror_rate')
@@ -117,9 +118,9 @@ def _unread_of_parts(config):
             found[f'{prefix}optimizer.decayed'] = f'{prefix}optimizer.weight_decay is 0'
         found |= {
             f'{prefix}model.{knob}': f'{prefix}model.name is {model.name}'
-            for name, knobs in OF_MODELS.items()
-            if name != model.name
+            for knobs in OF_MODELS.values()
             for knob in knobs
+            if knob not in OF_MODELS.get(model.name, knobs)
         }
         ours = OF_DATASETS.get(config.dataset.name, ())
         found |= {
