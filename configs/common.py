@@ -22,8 +22,8 @@ def model_config():
     # How many hidden layers or blocks make up `lower`, whose output is the lower hidden state s. MLP with
     # embeddings: 0 makes them the lower state. ResNet: how many stages; 0 is the root alone.
     model.split = 1
-    # Dropout rate after each hidden layer while training; ViT: after the positions and in each block; a ResNet
-    # has none.
+    # Dropout rate after each hidden layer while training; ViT: after the positions and in each block; a
+    # ResNet has none.
     model.dropout = 0.0
     # MLP: width of the embedding of each categorical or bag-of-words input, by input name; inputs
     # that are not named here enter as they are.
@@ -134,9 +134,9 @@ def teacher_config():
     teacher = ml_collections.ConfigDict()
     # Workdir of a finished supervised run to use as the teacher; '' trains one under WORKDIR/teacher.
     teacher.checkpoint = ''
-    # ViT: a public checkpoint to use as the teacher, instead of one trained here: an .npz of
-    # google-research/vision_transformer (a path, gs:// or https://), or a Hugging Face ViT (a folder, or
-    # hf://OWNER/NAME).
+    # ViT or ResNet: a public checkpoint to use as the teacher, instead of one trained here: an .npz of
+    # google-research/vision_transformer or of BiT (a path, gs:// or https://), or a Hugging Face ViT (a
+    # folder, or hf://OWNER/NAME).
     teacher.pretrained = ''
     # Part of the data set that the teacher is trained on.
     teacher.dataset = task_config()
@@ -253,8 +253,8 @@ def get_config():
     config.communication.message = 128
     # Dropout rate after that hidden layer while training.
     config.communication.dropout = 0.0
-    # Models whose states are of unlike shapes: the grid of a message, that of the lower state of the 'student',
-    # or of the 'teacher', or a number of rows and columns, such as '7'. States are resized to it.
+    # Models whose states are of unlike shapes: the grid of a message, which is that of the lower state of the
+    # 'student' or of the 'teacher', or a number of rows and columns, '7'. States are resized to it.
     config.communication.grid = 'student'
 
     # How a logits term measures distance: 'l2', or 'kl' (classification only) at a temperature, its

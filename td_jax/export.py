@@ -3,7 +3,8 @@
     python -m td_jax.export --workdir=RUN --format=npz|safetensors|stablehlo
 
 npz: the names of google-research/vision_transformer, for a ViT whose activation and LayerNorm epsilon, and
-whose way to be shown images, are those of that code, which has no place to say others.
+whose way to be shown images, are those of that code, which has no place to say others; or those of BiT, for a
+ResNet of BiT's depths. A small ResNet (R20x1) is written as stablehlo alone.
 
 safetensors: the folder of a Hugging Face ViTForImageClassification, for a ViT without pre-logits. Its
 preprocessor_config.json says how the student was shown images.

@@ -66,7 +66,12 @@ ALLOWED = {
     },
     # The table of methods: what all others read.
     'td_jax.method': {'td_jax.errors'},
-    'td_jax.pretrained': {'td_jax.errors', 'td_jax.files.workdir', 'td_jax.models.vit'},
+    'td_jax.pretrained': {
+        'td_jax.errors',
+        'td_jax.files.workdir',
+        'td_jax.models.resnet',
+        'td_jax.models.vit',
+    },
     # What the command `inspect` prints.
     'td_jax.pretrained.summary': {
         'configs.common',

@@ -9,14 +9,16 @@ from etils import epath
 from td_jax.errors import UserError
 from td_jax.exporting import comparison, stablehlo
 from td_jax.files import workdir
-from td_jax.models import vit
-from td_jax.pretrained import google, hugging_face, preprocessing
-from td_jax.pretrained.architecture import Architecture, Shown
+from td_jax.models import resnet, vit
+from td_jax.pretrained import bit, google, hugging_face, preprocessing
+from td_jax.pretrained.architecture import Architecture, ResNetArchitecture, Shown
 from td_jax.training import teachers, train_step
 
 
-def architecture_of(config, num_outputs: int) -> Architecture:
-    """What config.model says of a ViT for images of config.dataset.image_size."""
+def architecture_of(config, num_outputs: int) -> Architecture | ResNetArchitecture:
+    """What config.model says of a ResNet, or of a ViT for images of config.dataset.image_size."""
+    if config.model.name == 'resnet':
+        return ResNetArchitecture(resnet.sizes_of(config.model), num_outputs)
     sizes, patch = vit.sizes_of(config.model)
     return Architecture(
         sizes,
@@ -43,9 +45,13 @@ def check_format(name: str, config):
 
 def _npz_misfit(config):
     model = config.model
-    if model.name != 'vit':
-        return f'is for a ViT, and this student is of model.name {model.name}'
-    for key, value in (('activation', google.ACTIVATION), ('epsilon', google.EPSILON)):
+    if model.name not in ('vit', 'resnet'):
+        return f'is for a ViT or a ResNet, and this student is of model.name {model.name}'
+    if model.name == 'resnet' and not resnet.sizes_of(model).bottleneck:
+        return f'is for the ResNets of BiT, and this student is of model.variant {model.variant}'
+    for key, value in (
+        () if model.name == 'resnet' else (('activation', google.ACTIVATION), ('epsilon', google.EPSILON))
+    ):
         if model[key] != value:
             return f'means model.{key} {value}, and that of this student is {model[key]}'
     for key, value in google.SHOWN._asdict().items():
@@ -78,6 +84,11 @@ class Format(NamedTuple):
     note: Callable = lambda config: None
 
 
+def _write_npz(path, finished):
+    kind = bit if finished.config.model.name == 'resnet' else google
+    kind.write(path, _architecture(finished), _student(finished))
+
+
 def _student(finished):
     return finished.params[train_step.STUDENT]
 
@@ -102,9 +113,7 @@ def _safetensors_note(config):
 
 
 FORMATS = {
-    'npz': Format(
-        'student.npz', _npz_misfit, lambda path, run: google.write(path, _architecture(run), _student(run))
-    ),
+    'npz': Format('student.npz', _npz_misfit, _write_npz),
     'safetensors': Format(
         'student_safetensors',
         _safetensors_misfit,

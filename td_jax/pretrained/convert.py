@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from td_jax.errors import UserError
-from td_jax.pretrained.architecture import Architecture, Checkpoint, Shown, shapes
+from td_jax.pretrained.architecture import Architecture, Checkpoint, ResNetArchitecture, Shown, shapes
 
 
 class Place(NamedTuple):
@@ -21,7 +21,14 @@ class Place(NamedTuple):
     optional: bool = False  # absent means zeros
 
 
-def converted(location: str, path, architecture: Architecture, shown: Shown, raw: dict, places: dict):
+def converted(
+    location: str,
+    path,
+    architecture: Architecture | ResNetArchitecture,
+    shown: Shown,
+    raw: dict,
+    places: dict,
+):
     """Makes a Checkpoint of the arrays of a file, without names of labels.
 
     Args:
@@ -35,9 +42,6 @@ def converted(location: str, path, architecture: Architecture, shown: Shown, raw
     Raises:
       UserError: names the first array that is missing, has a wrong shape or holds NaN or infinity.
     """
-    sizes = architecture.sizes
-    if sizes.width % sizes.heads:
-        raise UserError(f'{path}: {sizes.heads} attention heads do not divide the width, {sizes.width}.')
     expected = shapes(architecture)
     params, used = {}, set()
     for name, shape in expected.items():
@@ -46,7 +50,7 @@ def converted(location: str, path, architecture: Architecture, shown: Shown, raw
             params[name] = np.zeros(shape, np.float32)
             continue
         expected_shape = place.shape or shape
-        value = array(raw, path, place.key, len(expected_shape))
+        value = array(raw, path, place.key, len(expected_shape), architecture.kind)
         if value.shape != expected_shape:
             raise UserError(
                 f'{path}: {place.key} is {shape_of(value)}; with the other parameters it would be '
@@ -87,18 +91,24 @@ def in_file(params, places):
     return arrays
 
 
-def array(raw, path, key, rank):
-    """An array of a file by its name there.
+def check_heads(path, sizes):
+    """Refuses a ViT whose heads do not divide its width."""
+    if sizes.width % sizes.heads:
+        raise UserError(f'{path}: {sizes.heads} attention heads do not divide the width, {sizes.width}.')
+
+
+def array(raw, path, key, rank, kind='ViT'):
+    """An array of a file by its name there; `kind` is what the file would hold.
 
     Raises:
       UserError: it is missing, has not `rank` axes, is empty, or is not of floating-point numbers.
     """
     if key not in raw:
-        raise UserError(f'{path} is not a ViT that td_jax knows: {key} is missing.')
+        raise UserError(f'{path} is not a {kind} that td_jax knows: {key} is missing.')
     value = raw[key]
     if value.ndim != rank or not value.size:
         raise UserError(
-            f'{path}: {key} is {shape_of(value)}; in a ViT it has {rank} axes, none of them empty.'
+            f'{path}: {key} is {shape_of(value)}; in a {kind} it has {rank} axes, none of them empty.'
         )
     if not jnp.issubdtype(value.dtype, jnp.floating):
         raise UserError(f'{path}: {key} is of {value.dtype}, not of floating-point numbers.')

@@ -30,7 +30,7 @@ def fit(checkpoint: Checkpoint, initial) -> tuple[dict, Report]:
 
     Args:
       checkpoint: what `pretrained.read` returned.
-      initial: the parameters of a vit.ViT, as its `init` makes them.
+      initial: the parameters of a vit.ViT or a resnet.ResNet, as its `init` makes them.
 
     Returns:
       parameters of `initial`'s names and shapes, and what became of each
@@ -46,7 +46,7 @@ def fit(checkpoint: Checkpoint, initial) -> tuple[dict, Report]:
         head in theirs
         and head in ours
         and theirs[head].shape == ours[head].shape
-        and checkpoint.architecture.pre_logits == has_pre_logits
+        and any(name.startswith('pre_logits_layer/') for name in theirs) == has_pre_logits
     )
     params, loaded, resized, initialised = {}, [], [], []
     for name, value in ours.items():

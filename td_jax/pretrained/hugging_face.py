@@ -46,6 +46,7 @@ def read(location: str, folder) -> Checkpoint:
     sizes = vit.Sizes(
         width=kernel.shape[0], layers=layers, mlp=mlp.shape[0], heads=config['num_attention_heads']
     )
+    convert.check_heads(path, sizes)
     has_head = 'classifier.weight' in raw and raw['classifier.weight'].any()
     architecture = Architecture(
         sizes=sizes,
