@@ -143,6 +143,8 @@ def teacher_config():
     teacher.model = model_config()
     teacher.optimizer = optimizer_config()
     teacher.seed = 0
+    # Steps that the teacher is trained for; 0 leaves a model of your own as it makes itself, with parameters
+    # that it brings (docs/own.md).
     teacher.num_steps = 1000
     # What the teacher is shown in training: 'clean' inputs (its states are then computed once for the
     # whole data set) or 'varied' ones, with the random variation that the student sees.
@@ -291,5 +293,9 @@ def get_config():
     config.td.ramp_up = (0, 0)
     # Steps over which the weights of all terms rise linearly from 0, after the student was trained alone.
     config.td.warmup_steps = 0
+
+    # Knobs of what a caller of td_jax.train brings along, under its name; of a method own.NAME.weights, a
+    # weight for each of its terms (docs/own.md). Nothing here has any.
+    config.own = ml_collections.ConfigDict()
 
     return config

@@ -21,6 +21,6 @@ esac
 .venv/bin/ruff format --check .
 code=0
 SECONDS=0
-.venv/bin/python -m pytest -n 2 --dist=loadfile ${which[@]+"${which[@]}"} "$@" || code=$?
+.venv/bin/python -m pytest -n 2 --dist=loadfile --no-loadscope-reorder ${which[@]+"${which[@]}"} "$@" || code=$?
 echo "The tests took $((SECONDS / 60)) min $((SECONDS % 60)) s.$hint"
 exit "$code"

@@ -13,6 +13,21 @@ os.environ.setdefault('EPATH_USE_TF', 'false')
 __version__ = '0.1.0'
 
 
+def train(config, workdir, *, models=None, sources=None, methods=None) -> dict:
+    """Trains what a config describes, as `python -m td_jax.main` does; td_jax.own.train says it all."""
+    # Imported here: a command tells of a mistake in its flags without JAX.
+    from td_jax import own
+
+    return own.train(config, workdir, models=models, sources=sources, methods=methods)
+
+
+def load(workdir, seed_index=0, *, models=None, sources=None, methods=None):
+    """A finished run and its trained student, read back; td_jax.own.load says it all."""
+    from td_jax import own
+
+    return own.load(workdir, seed_index, models=models, sources=sources, methods=methods)
+
+
 def silence_cpp():
     """Nothing of JAX's and TensorFlow's C++ is printed from now on, if neither is imported yet.
 

@@ -8,7 +8,8 @@ Every cell is a run in a folder of its own, so this may be interrupted and calle
     python -m td_jax.reproduce --tables=3 --from_errors=errors.npz
 
 The first also keeps what every interval of the table is computed from, the second computes them again. With
---figures=FOLDER either draws them.
+--figures=FOLDER either draws them. With --journals=FOLDER, of td_jax.tune, the first also says what choosing
+knobs on the test split would give.
 """
 
 from absl import flags
@@ -16,7 +17,7 @@ from absl import flags
 from td_jax import command_line
 from td_jax.errors import UserError
 from td_jax.files import workdir
-from td_jax.reproduction import cells, errors, figures, jobs, render, tables
+from td_jax.reproduction import cells, errors, figures, jobs, on_test, render, tables
 
 
 def main():
@@ -34,6 +35,11 @@ def main():
     kept = flags.DEFINE_string('errors', None, 'A file to write that the intervals can be computed from.')
     drawn = flags.DEFINE_string('figures', None, 'A folder that gets a figure of each table.')
     read = flags.DEFINE_string('from_errors', None, 'Show tables from such a file alone, without runs.')
+    journals = flags.DEFINE_string(
+        'journals',
+        None,
+        'Folder of the journals of td_jax.tune: also says what choosing knobs on the test split would give.',
+    )
     tflops = flags.DEFINE_float(
         'device_tflops',
         100.0,
@@ -44,6 +50,9 @@ def main():
     def command():
         columns = genres.value, datasets.value
         tables.check_names(names.value, *columns)
+        for flag, is_given in (('from_errors', read.value), ('dry_run', dry_run.value)):
+            if journals.value and is_given:
+                raise UserError(f'--journals has no effect with --{flag}; leave one of them out.')
         pictures = drawn.value and workdir.resolve(drawn.value)
         if pictures:
             figures.check(names.value, pictures)
@@ -64,12 +73,16 @@ def main():
         root, target = workdir.resolve(folder.value), kept.value and workdir.resolve(kept.value)
         if target:
             workdir.check_target('--errors', target)
+        trials = {}
+        if journals.value:
+            trials = on_test.candidates(names.value, *columns, workdir.resolve(journals.value))
         if dry_run.value:
             print(render.plan(cells.plan(names.value, *columns, root), tflops.value))
             return None
         if not only_show.value:
             jobs.prepare(count.value, root)
         results = cells.make(names.value, *columns, root, only_show.value, count.value)
+        on_test.add(results, trials, root, only_show.value, count.value)
         if not only_show.value:
             text = render.make(names.value, results, *columns)
             workdir.write(root / f'tables_{"_".join(names.value)}.md', text)

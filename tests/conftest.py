@@ -1,5 +1,6 @@
 """What several tests share."""
 
+import collections
 import hashlib
 import importlib.resources
 import json
@@ -21,21 +22,32 @@ from etils import epath
 from configs import digits
 from td_jax.files import checkpoints, metric_log, workdir
 
+OPTIMIZATION = 'xla_backend_optimization_level'
 # A shape that broadcasts by accident is an error.
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
 
 def pytest_configure(config):
-    """Lets a worker and all processes that it starts share what they compile: most of what tests wait for.
+    """Lets a worker and all processes that it starts compile less, and share it: most of what tests wait for.
 
     Each worker has a folder of its own, because JAX may read there what another process has half written.
+    What is compiled is used for a few steps, so XLA optimises none of it, unless XLA_FLAGS says otherwise.
     """
+    flags = os.environ.get('XLA_FLAGS', '')
+    if OPTIMIZATION not in flags:
+        os.environ['XLA_FLAGS'] = f'{flags} --{OPTIMIZATION}=0'.strip()
     config.compiled = tempfile.mkdtemp(prefix='td_jax_compiled_')
     os.environ['JAX_COMPILATION_CACHE_DIR'] = config.compiled
     os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
     # JAX was imported before, and has read neither.
     jax.config.update('jax_compilation_cache_dir', config.compiled)
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
+
+
+def pytest_collection_modifyitems(items):
+    """Puts the files that take longest first, so that no worker is left alone with one of them at the end."""
+    long = collections.Counter(item.path for item in items if item.get_closest_marker('long'))
+    items.sort(key=lambda item: -long[item.path])
 
 
 def pytest_unconfigure(config):

@@ -23,7 +23,7 @@ MODULES = {
 }
 SCRIPTS = [
     path
-    for folder in ('td_jax', 'configs', 'tests', 'benchmarks', 'launch', '.ci')
+    for folder in ('td_jax', 'configs', 'examples', 'tests', 'benchmarks', 'launch', '.ci')
     for path in sorted((ROOT / folder).rglob('*'))
     if path.is_file() and path.suffix in ('.py', '.sh', '')
 ]
@@ -128,6 +128,14 @@ ALLOWED = {
         'td_jax.models',
         'td_jax.pretrained',
     },
+    'td_jax.own': {
+        'configs.common',
+        'td_jax.config',
+        'td_jax.errors',
+        'td_jax.files.workdir',
+        'td_jax.method.shared',
+        'td_jax.training',
+    },
     'td_jax.statistics': set(),
     'td_jax.reproduction.tables': {'td_jax.config'},
     'td_jax.reproduction': {
@@ -161,6 +169,7 @@ TRAINING = (
     'preflight',
     'teachers',
     'finished',
+    'made_of',
     'memory',
     'assembly',
     'dispatch',

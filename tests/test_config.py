@@ -435,6 +435,7 @@ def test_flatten_joins_keys_with_dots():
         ({'method': 'rkd'}, 'teacher.labels', 'method is rkd'),
         ({'method': 'rkd'}, 'srd.alpha', 'method is rkd'),
         ({'teacher.control': 'untrained'}, 'teacher.num_steps', 'teacher.control is untrained'),
+        ({'teacher.num_steps': 0}, 'teacher.optimizer.learning_rate', 'teacher.num_steps is 0'),
         (
             {f'td.weights.{term}': 0.0 for term in ('interact', 'message', 'state')},
             'td.scale',

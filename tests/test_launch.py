@@ -136,7 +136,7 @@ def fresh(checkout, tmp_path):
 
 PIP = 'python -m pip install --quiet --disable-pip-version-check'
 RUFF = ['ruff check .', 'ruff format --check .']
-PYTEST = 'python -m pytest -n 2 --dist=loadfile'
+PYTEST = 'python -m pytest -n 2 --dist=loadfile --no-loadscope-reorder'
 
 
 def test_quickstart_makes_the_environment_once_and_says_so(fresh):

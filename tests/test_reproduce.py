@@ -57,6 +57,19 @@ def test_an_unknown_table_is_one_line_with_the_known_ones(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_journals_without_effect_or_elsewhere_are_one_line(tmp_path):
+    for more, said in (
+        (['--from_errors=kept.npz'], '--journals has no effect with --from_errors; leave one of them out.'),
+        (['--dry_run'], '--journals has no effect with --dry_run; leave one of them out.'),
+        ([], f'{tmp_path}/none/digits-supervised.journal is not there; td_jax.tune makes it.'),
+    ):
+        flags = ['--tables=digits', f'--workdir={tmp_path / "t"}', f'--journals={tmp_path / "none"}', *more]
+        process = start(*flags)
+        out, err = process.communicate()
+        assert (process.returncode, out, err) == (2, '', f'td_jax: {said}\n')
+    assert list(tmp_path.iterdir()) == []
+
+
 def kept_file(path, tables_of=('digits',)):
     """A file of errors of two seeds of two rows."""
     rng = np.random.default_rng(0)

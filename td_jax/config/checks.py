@@ -8,7 +8,8 @@ import ml_collections
 import numpy as np
 
 from configs import common
-from td_jax.config.tree import flatten
+from td_jax.config.effect import OF_MODELS
+from td_jax.config.tree import flatten, starts_and_stays
 from td_jax.data import SOURCES, images, movielens
 from td_jax.devices.remat import POLICIES
 from td_jax.errors import UserError
@@ -133,8 +134,11 @@ def check(config):
     _check_keys(flat)
     for key, known in CHOICES.items():
         check_choice(key, flat[key], known)
+    # A model that a caller brings may bring what it learned, and then needs no steps.
+    is_learned = config.teacher.model.name not in OF_MODELS and config.teacher.num_steps == 0
     for key, value in flat.items():
-        _check_numbers(key, value)
+        if not (key == 'teacher.num_steps' and is_learned):
+            _check_numbers(key, value)
     last_seed = config.seed + (config.num_seeds - 1) * config.seed_step
     if last_seed > LARGEST:
         step = '' if config.seed_step == 1 else f' and seed_step is {config.seed_step}'
@@ -152,7 +156,7 @@ def check(config):
     _check_grid(config.communication.grid)
     for prefix, steps in (('', config.num_steps), ('teacher.', config.teacher.num_steps)):
         warmup = flat[f'{prefix}optimizer.warmup_steps']
-        if warmup >= steps:
+        if warmup >= steps and not (prefix and is_learned):
             raise UserError(
                 f'{prefix}optimizer.warmup_steps is {warmup}, but training has {steps} steps: '
                 f'lower it or raise {prefix}num_steps.'
@@ -171,11 +175,12 @@ def check(config):
 
 
 def _check_control(config):
-    """Refuses an untrained teacher beside one that is given."""
+    """Refuses a teacher that is left as it starts beside one that is given."""
     given = [place for place in ('checkpoint', 'pretrained') if config.teacher[place]]
-    if config.teacher.control == 'untrained' and given:
+    if starts_and_stays(config) and given:
+        why = 'control is untrained' if config.teacher.control == 'untrained' else 'num_steps is 0'
         raise UserError(
-            f'teacher.control is untrained, which makes a teacher here, but teacher.{given[0]} is '
+            f'teacher.{why}, which makes a teacher here, but teacher.{given[0]} is '
             f'{config.teacher[given[0]]}; leave one of them out.'
         )
 
@@ -192,6 +197,7 @@ def _check_grid(side):
 def _check_method(config):
     """Refuses what the terms of a method cannot do with the config as it is."""
     method, labels = objectives.METHODS[config.method], config.teacher.labels
+    _check_weights(config)
     if 'bridged_logits' in method.reads and labels not in method.bridges:
         raise UserError(
             f'teacher.labels is {labels}, but method {config.method} has to know which of the compared '
@@ -211,6 +217,21 @@ def _check_method(config):
                 f'{config.batch_size} and micro_batches is {config.micro_batches}; raise batch_size or lower '
                 'micro_batches.'
             )
+
+
+def _check_weights(config):
+    """Refuses a method that a caller brings without a weight for each of its terms."""
+    if config.method == 'supervised' or config.method in config:
+        return
+    flat, start = flatten(config.own), f'{config.method}.weights.'
+    terms = {term for part in objectives.METHODS[config.method].reads.values() for term in part}
+    missing = sorted(term for term in terms if start + term not in flat)
+    if missing or not any(key.startswith(start) for key in flat):
+        example = ', '.join(f'{term!r}: 1.0' for term in missing or ['TERM'])
+        raise UserError(
+            f'own.{start.removesuffix(".")} has no weight for {", ".join(missing) or "any term"}; set '
+            f"config.own.{config.method} = {{'weights': {{{example}}}}}."
+        )
 
 
 def _check_images(config):
@@ -240,8 +261,8 @@ def _check_images(config):
 
 def _check_keys(flat):
     known = flatten(common.get_config())
-    # The inputs that have an embedding are free names.
-    free = {key for key in flat if '.embeddings.' in key}
+    # The inputs that have an embedding are free names, and so is what a caller brings.
+    free = {key for key in flat if '.embeddings.' in key or key.startswith('own.')}
     for key in sorted(flat.keys() - known.keys() - free):
         nearest = difflib.get_close_matches(key, known, n=1)
         hint = f' Did you mean {nearest[0]}?' if nearest else ''
@@ -263,6 +284,8 @@ def _check_numbers(key, value):
     *path, name = key.split('.')
     if path and path[-1] in NUMBERS_IN:
         what, is_right = NUMBERS_IN[path[-1]]
+    elif path[:1] == ['own']:
+        return
     elif name in NUMBERS and not (name == 'split' and path[-1:] == ['dataset']):
         # `dataset.split` is a name, `model.split` a number.
         what, is_right = NUMBERS[name]

@@ -1,6 +1,6 @@
 """Which knobs a run reads."""
 
-from td_jax.config.tree import has_teacher
+from td_jax.config.tree import has_teacher, starts_and_stays
 from td_jax.method import objectives
 
 # The knobs of a model that an architecture reads and not all others do, and those of a data set.
@@ -64,6 +64,8 @@ def unread(config) -> dict[str, str]:
     elif config.teacher.control == 'untrained':
         reason = 'teacher.control is untrained'
         found |= dict.fromkeys(('teacher.num_steps', 'teacher.optimizer.'), reason)
+    elif starts_and_stays(config):
+        found['teacher.optimizer.'] = 'teacher.num_steps is 0'
     if not objectives.taught(config):
         found['diagnostics'] = 'the task is the only term'
     if config.num_seeds == 1:
@@ -87,7 +89,8 @@ def _unread_of_method(config):
     """What `unread` finds in the knobs of methods, and of what some of them share."""
     reads = objectives.METHODS[config.method].reads
     method = f'method is {config.method}'
-    found = {f'{other}.': method for other in objectives.METHODS if other != config.method}
+    others = [other for other in objectives.METHODS if other != config.method]
+    found = {f'{start}{other}.': method for other in others for start in ('', 'own.')}
     if 'states' not in reads:
         kept = OF_COMMUNICATION.get(config.method, ())
         knobs = [knob for knob in config.communication if knob not in kept]
@@ -116,17 +119,19 @@ def _unread_of_parts(config):
             found[f'{prefix}optimizer.momentum'] = f'{prefix}optimizer.name is {optimizer_config.name}'
         if not optimizer_config.weight_decay:
             found[f'{prefix}optimizer.decayed'] = f'{prefix}optimizer.weight_decay is 0'
+        # What a caller brings, a model or a data set, may read any of them.
+        of_model = OF_MODELS.get(model.name)
         found |= {
             f'{prefix}model.{knob}': f'{prefix}model.name is {model.name}'
             for knobs in OF_MODELS.values()
             for knob in knobs
-            if knob not in OF_MODELS.get(model.name, knobs)
+            if of_model is not None and knob not in of_model
         }
-        ours = OF_DATASETS.get(config.dataset.name, ())
+        ours = OF_DATASETS.get(config.dataset.name)
         found |= {
             f'{prefix}dataset.{knob}': f'dataset.name is {config.dataset.name}'
             for knobs in OF_DATASETS.values()
             for knob in knobs
-            if knob not in ours
+            if ours is not None and knob not in ours
         }
     return found

@@ -36,10 +36,14 @@ def from_json(stored: dict) -> ml_collections.ConfigDict:
         config.update_from_flattened_dict({key: value})
     for key in flat.keys() - flatten(config).keys():
         path, _, name = key.rpartition('.')
-        if not path.endswith('embeddings'):
+        if path not in ('model.embeddings', 'teacher.model.embeddings') and not key.startswith('own.'):
             raise UserError(f'{key} is a key of another version of td_jax.')
-        model = config.teacher.model if path.startswith('teacher') else config.model
-        model.embeddings[name] = flat[key]
+        place = config
+        for part in path.split('.'):
+            if part not in place:
+                place[part] = ml_collections.ConfigDict()
+            place = place[part]
+        place[name] = flat[key]
     return config
 
 
@@ -52,9 +56,13 @@ def has_teacher(config) -> bool:
 
 
 def trains_teacher(config) -> bool:
-    """Whether a run's teacher is a run, too: not a public checkpoint, and not left untrained."""
-    is_given = config.teacher.pretrained or config.teacher.control == 'untrained'
-    return has_teacher(config) and not is_given
+    """Whether a run's teacher is a run, too: not a public checkpoint, and not left as it starts."""
+    return has_teacher(config) and not config.teacher.pretrained and not starts_and_stays(config)
+
+
+def starts_and_stays(config) -> bool:
+    """Whether a run's teacher is left as its model's `init` makes it."""
+    return config.teacher.control == 'untrained' or config.teacher.num_steps == 0
 
 
 def teacher_run(config):

@@ -21,6 +21,8 @@ from etils import epath
 from td_jax.errors import UserError
 
 CONFIG, RESULT, ERRORS = 'config.json', 'result.json', 'errors.npz'
+# What a caller brought that a run is made of; only such runs have it.
+MADE_OF = 'made_of.json'
 _BUCKETS = 'gs://'
 
 # Another process may have written what a listing of a bucket did not show a moment ago.

@@ -90,7 +90,9 @@ def weights_of(config) -> dict[str, float]:
     """{term: weight} of the configured method; the probe's own loss always counts once."""
     if config.method == 'supervised':
         return {}
-    return {**config[config.method].weights.to_dict(), 'probe': 1.0}
+    # A method that a caller brings has its knobs with what else is brought.
+    knobs = config if config.method in config else config.own
+    return {**knobs[config.method].weights.to_dict(), 'probe': 1.0}
 
 
 def taught(config) -> list[str]:

@@ -11,6 +11,7 @@ is why a model is split and not one function (arXiv 2310.03188, section 3.1).
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -90,6 +91,39 @@ def read_by_head(e: jax.Array) -> jax.Array:
     if e.ndim == 4:
         return e.mean(axis=(1, 2), dtype=jnp.float32)
     return e[:, 0] if e.ndim == 3 else e
+
+
+def misfit(params, shapes) -> str | None:
+    """The first parameter that is missing on one side or has another shape; None where all fit.
+
+    Args:
+      params: a tree of arrays.
+      shapes: a tree of what a model has, arrays or their shapes.
+    """
+    there, wanted = (flax.traverse_util.flatten_dict(tree, sep='/') for tree in (params, shapes))
+    for name in sorted(there.keys() | wanted.keys()):
+        found = [side[name].shape if name in side else None for side in (there, wanted)]
+        if found[0] != found[1]:
+            says = ['is missing' if shape is None else f'has shape {shape}' for shape in found]
+            return f'{name} {says[0]} there and {says[1]} in the model'
+    return None
+
+
+def with_parameters(model: Model, params) -> Model:
+    """A model that starts from parameters that it learned elsewhere: its `init` gives them, whatever the key.
+
+    Args:
+      model: of the parameters.
+      params: a tree of arrays, as `model.init` makes it; else `init` raises a UserError.
+    """
+
+    def init(key, inputs):
+        wrong = misfit(params, jax.eval_shape(model.init, key, inputs))
+        if wrong:
+            raise UserError(f'the parameters of a model do not fit it: {wrong}.')
+        return params
+
+    return model._replace(init=init)
 
 
 def started_from(given: dict, initial: dict, copies_head: bool) -> dict:

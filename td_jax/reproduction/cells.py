@@ -49,17 +49,31 @@ def apply_tuned(config, choices: dict, name: str):
     )
 
 
-def cell_config(table: tables.Table, column: str, row: str):
+def module_of(table: tables.Table, column: str) -> str:
+    """The module of configs/ that a column starts from."""
+    return table.config if isinstance(table.config, str) else table.config[column]
+
+
+def tuned_name(table: tables.Table, row: str) -> str:
+    """The name of the method or the variant that a row's knobs were tuned for."""
+    return table.variants.get(row, table.rows[row]['method'])
+
+
+def cell_config(table: tables.Table, column: str, row: str, choices: dict | None = None):
     """The config of one cell: the table's, its column's, what was tuned for its method, its row's.
 
     The row with the operations of another is the only one that needs the data for that.
+
+    Args:
+      table, column, row: which cell.
+      choices: as `tuned` gives them, in place of those in configs/tuned/.
     """
-    module = table.config if isinstance(table.config, str) else table.config[column]
+    module = module_of(table, column)
     config = base_config(module)
     config.update_from_flattened_dict(table.columns[column])
-    name = table.variants.get(row, table.rows[row]['method'])
+    name = tuned_name(table, row)
     config.update_from_flattened_dict(tables.variant(name))
-    apply_tuned(config, tuned(module), name)
+    apply_tuned(config, tuned(module) if choices is None else choices, name)
     config.update_from_flattened_dict(table.rows[row])
     config.update_from_flattened_dict(
         {key: config_lib.flatten(config)[other] for key, other in table.copied.get(row, {}).items()}
@@ -68,14 +82,14 @@ def cell_config(table: tables.Table, column: str, row: str):
         # The steps that train the parts alone come before those, chosen on validation data, that train all.
         config.num_steps += sum(config.td.ramp_up)
     if row in table.as_many_operations_as:
-        other = cell_config(table, column, table.as_many_operations_as[row])
+        other = cell_config(table, column, table.as_many_operations_as[row], choices)
         config.num_steps = round(other.num_steps * operations(other) / operations(config))
     return config
 
 
-def runs_of(table: tables.Table, column: str, row: str) -> list:
-    """The configs of a cell's runs: one for each teacher, or a single one."""
-    config = cell_config(table, column, row)
+def runs_of(table: tables.Table, column: str, row: str, choices: dict | None = None) -> list:
+    """The configs of a cell's runs: one for each teacher, or a single one; of `cell_config`'s arguments."""
+    config = cell_config(table, column, row, choices)
     if table.students:
         config.num_seeds = table.students
     if table.teachers == 1 or not config_lib.has_teacher(config) or config.teacher.pretrained:

@@ -22,7 +22,7 @@ from td_jax.training import finished
 STEP = 2.0**-8
 FORMAT = 1
 # What is kept of a cell's result, beside its errors.
-KEPT = 'metric', 'split', 'values', 'mean', 'stderr', 'seeds', 'teachers', 'teacher', 'groups'
+KEPT = 'metric', 'split', 'values', 'mean', 'stderr', 'seeds', 'teachers', 'teacher', 'groups', 'on_test'
 
 
 def by_unit(values, units) -> dict:

@@ -8,8 +8,6 @@ from td_jax import statistics
 from td_jax.reproduction import cells, tables
 from td_jax.training import evaluation
 
-# metric -> whether less of it is better.
-_LESS_IS_BETTER = {metric: less for metric, _, _, less in evaluation.METRICS.values()}
 # What a bootstrap draws, by metric.
 _UNITS = {'rmse': 'users', 'accuracy': 'images'}
 # Parts of the examples that have a metric of their own, by what a person calls them.
@@ -31,6 +29,8 @@ COUNTED = (
     'Better or worse is a column whose intervals, that of t and that of the bootstrap where there is one, '
     'are all on one side of 0; a column without paired seeds is not counted.'
 )
+# Two columns, where the trials of a search were run on the test split, too.
+ON_TEST = 'knobs chosen on the test split, which is no result'
 
 
 class Comparison(NamedTuple):
@@ -181,6 +181,9 @@ def of_runs(name: str, table: tables.Table, results: dict) -> str:
             'ours, p by Holm',
             *(f'ours, {said}, mean ± 95%' for said in groups),
         ]
+        has_on_test = any(_on_test(result) for result in rows.values())
+        if has_on_test:
+            head += [f'{ON_TEST}, mean ± 95%', f'{ON_TEST}, paired difference, mean ± 95%']
         head += ['paper, mean ± standard error', 'paper, difference'] if paper else []
         lines += [_row(head), _row(['---'] * len(head))]
         for row in table.rows:
@@ -192,6 +195,8 @@ def of_runs(name: str, table: tables.Table, results: dict) -> str:
             if found:
                 parts[3:6] = difference(found), bounds(found), p_value(adjusted[row].get(column))
             parts += [_of_group(result, said) for said in groups]
+            if has_on_test:
+                parts += _of_on_test(result, rows[table.baseline])
             if paper:
                 mean, stderr = _paper_cell(paper, column, row)
                 base, _ = _paper_cell(paper, column, table.baseline)
@@ -199,7 +204,7 @@ def of_runs(name: str, table: tables.Table, results: dict) -> str:
             lines.append(_row(parts))
         lines.append('')
     if metrics:
-        lines += [*_counted(table, compared, _LESS_IS_BETTER[metrics[0]]), '']
+        lines += [*_counted(table, compared, evaluation.LESS_IS_BETTER[metrics[0]]), '']
     return '\n'.join(lines)
 
 
@@ -247,6 +252,20 @@ def _of_group(result, said):
         return ''
     found = statistics.of(group['values'])
     return number(found.mean, found.half_width)
+
+
+def _on_test(result):
+    """What the best trial on the test split gives, or None."""
+    return (result or {}).get('on_test')
+
+
+def _of_on_test(result, baseline):
+    ours, theirs = _on_test(result), _on_test(baseline)
+    if not ours:
+        return ['', '']
+    found = statistics.of(ours['values'])
+    said = f'{number(found.mean, found.half_width)}, best of {ours["trials"]}'
+    return [said, '' if not theirs or ours is theirs else difference(compare(ours, theirs))]
 
 
 def _counted(table, compared, less_is_better):

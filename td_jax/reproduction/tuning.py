@@ -15,6 +15,7 @@ alone, so an interrupted search ends where an uninterrupted one does.
 """
 
 import collections
+import contextlib
 import json
 from typing import NamedTuple
 
@@ -122,8 +123,7 @@ def check(search: Search, names, journals: epath.Path, target: epath.Path):
     known = tables.GENRES if task_of(search.name) == 'regression' else CONFIGS[search.name]
     for column in search.columns:
         config_lib.check_choice('--columns', column, known)
-    if workdir.is_in_bucket(journals):
-        raise UserError(f'--journals {journals} is in a bucket, which no journal can grow in; name a folder.')
+    _check_journals(journals)
     workdir.check_target('--output', target)
 
 
@@ -253,6 +253,42 @@ def search_one(search: Search, name: str, taught_by: dict, root: epath.Path, jou
     }
 
 
+def trials_in(path: epath.Path) -> list[dict]:
+    """The knobs, num_steps among them, of the trials in a journal that reached the last rung, best first.
+
+    Raises:
+      UserError: there is no such journal, or it is damaged.
+    """
+    _check_journals(path.parent)
+    if not path.exists():
+        raise UserError(f'{path} is not there; td_jax.tune makes it.')
+    with _undamaged(path):
+        storage = JournalStorage(JournalFileBackend(str(path)))
+        study = optuna.load_study(study_name=path.stem, storage=storage)
+        done = study.get_trials(states=[TrialState.COMPLETE])
+        sign = 1 if study.direction == optuna.study.StudyDirection.MINIMIZE else -1
+        done.sort(key=lambda trial: (sign * trial.value, trial.number))
+        return [{**trial.params, 'num_steps': trial.user_attrs['num_steps']} for trial in done]
+
+
+def _check_journals(folder):
+    if workdir.is_in_bucket(folder):
+        raise UserError(f'--journals {folder} is in a bucket, which no journal can grow in; name a folder.')
+
+
+@contextlib.contextmanager
+def _undamaged(path):
+    """Makes one line of whatever does not read back as what was written; Optuna asserts some of it."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f'{path} cannot be read ({workdir.reason(error)}); choose other --journals.'
+        ) from error
+    except (ValueError, LookupError, TypeError, AttributeError, AssertionError) as error:
+        raise UserError(f'{path} is damaged; delete it, and its search begins anew.') from error
+
+
 def best(curve: dict, less_is_better: bool):
     """(step, value) of the best value of a curve {step: value}, the first of several."""
     return min(curve.items(), key=lambda point: (point[1] if less_is_better else -point[1], point[0]))
@@ -265,7 +301,7 @@ def _over(study):
 
 def _opened(path, search, taught_by, less_is_better):
     """The study in a journal; a trial that was interrupted is tried again."""
-    try:
+    with _undamaged(path):
         study = optuna.create_study(
             storage=JournalStorage(JournalFileBackend(str(path))),
             study_name=path.stem,
@@ -273,9 +309,6 @@ def _opened(path, search, taught_by, less_is_better):
             pruner=optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=REDUCTION),
             load_if_exists=True,
         )
-    # Whatever does not read back as what was written; Optuna asserts some of it.
-    except (ValueError, LookupError, TypeError, AttributeError, AssertionError) as error:
-        raise UserError(f'{path} is damaged; delete it, and its search begins anew.') from error
     # Not the trials, of which there may be more later.
     made_by = json.loads(json.dumps({**search._replace(trials=None)._asdict(), 'taught_by': taught_by}))
     there = study.user_attrs.get('search', made_by)

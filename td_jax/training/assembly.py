@@ -47,7 +47,7 @@ def same_labels(student_source: data.Source, teacher_source: data.Source) -> boo
 
 
 def untrained_teacher(config, source: data.Source) -> dispatch.Teacher:
-    """A teacher with the random parameters that its own run starts from, by teacher.seed."""
+    """A teacher with the parameters that its own run starts from, random by teacher.seed or brought."""
     model = build_model(config, config.teacher.model, source)
     # As dispatch and train_step come to the key of a student.
     initial_key, *_ = dispatch.streams(jax.random.key(config.teacher.seed))

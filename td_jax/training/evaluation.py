@@ -25,6 +25,10 @@ METRICS = {
 }
 
 
+# metric -> whether less of it is better.
+LESS_IS_BETTER = {metric: less for metric, _, _, less in METRICS.values()}
+
+
 class Scores(NamedTuple):
     """What an evaluation found."""
 

@@ -19,7 +19,7 @@ from td_jax.devices import sharding
 from td_jax.errors import UserError
 from td_jax.files import checkpoints, workdir
 from td_jax.models import base
-from td_jax.training import assembly, dispatch, train_step
+from td_jax.training import assembly, dispatch, made_of, train_step
 
 # Folders in a workdir: its checkpoints, and the workdir of a teacher that was trained for it.
 CHECKPOINTS, TEACHER = 'checkpoints', 'teacher'
@@ -127,7 +127,9 @@ def load(folder: epath.Path, seed_index: int = 0) -> Finished:
             f'{folder} is not the workdir of a finished run: {workdir.CONFIG} or {workdir.RESULT} is missing.'
         )
     config = config_lib.from_json(stored)
+    made_of.check_there(folder)
     config_lib.check(config)
+    made_of.check(config, folder)
     if not 0 <= seed_index < config.num_seeds:
         raise UserError(
             f'--seed_index is {seed_index}, but {folder} has {config.num_seeds} seeds, counted from 0.'
@@ -194,13 +196,6 @@ def check_fit(folder: epath.Path, params: dict, shapes):
     Raises:
       UserError: names the first parameter that is missing or has another shape.
     """
-    there = flax.traverse_util.flatten_dict(params[train_step.STUDENT], sep='/')
-    expected = flax.traverse_util.flatten_dict(shapes, sep='/')
-    for name in sorted(there.keys() | expected.keys()):
-        ours, theirs = expected.get(name), there.get(name)
-        if ours is None or theirs is None or ours.shape != theirs.shape:
-            says = ['is missing' if x is None else f'has shape {x.shape}' for x in (theirs, ours)]
-            raise UserError(
-                f'the checkpoint in {folder} does not fit its model: {name} {says[0]} there and {says[1]} '
-                'in the model.'
-            )
+    misfit = base.misfit(params[train_step.STUDENT], shapes)
+    if misfit:
+        raise UserError(f'the checkpoint in {folder} does not fit its model: {misfit}.')

@@ -15,7 +15,7 @@ from td_jax.devices import processes, sharding
 from td_jax.errors import Diverged, Stopped, UserError
 from td_jax.files import checkpoints, metric_log
 from td_jax.files import workdir as workdir_lib
-from td_jax.training import assembly, diagnostics, dispatch, evaluation, finished, train_step
+from td_jax.training import assembly, diagnostics, dispatch, evaluation, finished, made_of, train_step
 
 
 class Loop:
@@ -67,7 +67,8 @@ class Loop:
         except UserError:
             # Without a checkpoint there is nothing that another config must not continue.
             if processes.is_main() and not checkpoints.holds_any(self.folder):
-                (self.workdir / workdir_lib.CONFIG).unlink(missing_ok=True)
+                for name in (workdir_lib.CONFIG, workdir_lib.MADE_OF):
+                    (self.workdir / name).unlink(missing_ok=True)
             raise
 
     def _write(self, name, text):
@@ -176,6 +177,8 @@ class Loop:
         # Not before: until something is saved, the folder is open to any config. With every save: a run that
         # is continued may have become longer.
         self._write(workdir_lib.CONFIG, config_lib.to_json(self.config))
+        if processes.is_main():
+            made_of.write(self.config, self.workdir)
         # After the metrics: a run that continues here does not write them again.
         if log:
             log.flush()

@@ -14,7 +14,7 @@ from td_jax.errors import UserError
 from td_jax.files import checkpoints, workdir
 from td_jax.method import objectives
 from td_jax.models import base
-from td_jax.training import assembly, dispatch, finished, memory, teachers
+from td_jax.training import assembly, dispatch, finished, made_of, memory, teachers
 
 
 class Plan(NamedTuple):
@@ -72,6 +72,7 @@ def check_workdir(config, folder: epath.Path) -> dict | None:
     is_local = not workdir.is_in_bucket(saved)
     if is_local and saved.exists() and not os.access(saved, os.W_OK):
         raise UserError(f'{saved} cannot be written; make it so, or choose another --workdir.')
+    made_of.check(config, folder)
     stored = workdir.read_json(folder / workdir.CONFIG)
     if stored is None:
         if checkpoints.holds_any(saved):
@@ -108,19 +109,23 @@ def check_workdir(config, folder: epath.Path) -> dict | None:
 
 
 def _check_teacher_of_result(config, folder, stored, result):
-    """Refuses the result of a run whose teacher lay elsewhere than it does now, and was another."""
+    """Refuses the result of a run that had another teacher than the one that is at hand now.
+
+    One that lies where it lay is taken to be the same; one that its model brings lies nowhere.
+    """
     places = ('teacher.checkpoint', 'teacher.pretrained')
     before, now = config_lib.completed(stored), config_lib.flatten(config)
     moved = {place: (before[place], now[place]) for place in places if before[place] != now[place]}
-    if not config_lib.has_teacher(config) or not moved:
+    if not config_lib.has_teacher(config) or not (moved or config.teacher.num_steps == 0):
         return
     is_there = not config_lib.trains_teacher(config) or config.teacher.checkpoint
     if is_there or teachers.folder_of(config, folder).exists():
         teacher = teachers.found(config, folder, assembly.load_source(config, config.dataset))
         if teachers.is_the_same(teacher, result):
             return
+    other = config_lib.describe(moved) if moved else 'teacher.model brings other parameters'
     raise UserError(
-        f'{folder} holds a run with another teacher: {config_lib.describe(moved)}. '
+        f'{folder} holds a run with another teacher: {other}. '
         'Choose another --workdir, or name the teacher that it had.'
     )
 

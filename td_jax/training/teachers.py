@@ -17,7 +17,7 @@ from td_jax.errors import UserError
 from td_jax.files import workdir
 from td_jax.method import objectives
 from td_jax.pretrained import architecture, fit, labels
-from td_jax.training import assembly, dispatch, evaluation, finished, train_step
+from td_jax.training import assembly, dispatch, evaluation, finished, made_of, train_step
 
 
 def pretrained_source(config, student_source: data.Source) -> data.Source:
@@ -77,7 +77,7 @@ def folder_of(config, folder: epath.Path) -> epath.Path:
 
 
 def load(config, folder: epath.Path, source: data.Source, mesh: Mesh | None = None) -> dispatch.Teacher:
-    """A config's teacher, whose run is finished, whose checkpoint is public, or who is left untrained.
+    """A config's teacher, whose run is finished, whose checkpoint is public, or who is left as it starts.
 
     Each process reads for itself; no device ever has more of the parameters than its shards.
 
@@ -105,6 +105,13 @@ def load(config, folder: epath.Path, source: data.Source, mesh: Mesh | None = No
         placed = sharding.of_parameters(mesh, shapes) if mesh else None
         initial = jax.jit(lambda: assembly.untrained_teacher(config, source).params, out_shardings=placed)
         params = initial() if mesh else jax.tree.map(np.asarray, initial())
+        return dispatch.Teacher(model, source, params)
+    if config.teacher.num_steps == 0:
+        # Not compiled: what a model brings would be in the program.
+        params = assembly.untrained_teacher(config, source).params
+        if mesh:
+            params = sharding.place(params, sharding.of_parameters(mesh, params))
+        _check_finite(params, 'teacher.model')
         return dispatch.Teacher(model, source, params)
     place = folder_of(config, folder)
     with under('the teacher: '):
@@ -200,6 +207,7 @@ def check_run(config, folder: epath.Path):
             f'teacher.checkpoint {folder} is not the workdir of a finished run: {workdir.CONFIG} or '
             f'{workdir.RESULT} is missing.'
         )
+    made_of.check(expected, folder)
     steps = config_lib.completed(stored)['num_steps']
     if result['steps'] != steps:
         raise UserError(f'teacher.checkpoint {folder} is not finished: {result["steps"]} of {steps} steps.')

@@ -65,7 +65,7 @@ def test_examples_are_related_over_all_devices():
     done = subprocess.run(
         [sys.executable, '-c', PROGRAM],
         cwd=ROOT,
-        env={**os.environ, 'XLA_FLAGS': '--xla_force_host_platform_device_count=2', 'JAX_PLATFORMS': 'cpu'},
+        env={**os.environ, 'JAX_NUM_CPU_DEVICES': '2', 'JAX_PLATFORMS': 'cpu'},
         capture_output=True,
         text=True,
         check=False,

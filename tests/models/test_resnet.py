@@ -1,4 +1,4 @@
-"""The small ResNet against NumPy, and what holds for every one; fifty layers: tests/pretrained/test_bit.py."""
+"""The small ResNet against NumPy; what holds for every one; fifty layers: tests/pretrained/test_bit.py."""
 
 import functools
 

@@ -197,14 +197,12 @@ def test_only_teachers_that_are_trained_are_trained_first(small_config):
 
 
 @pytest.fixture
-def tiny(monkeypatch, small_config):
-    """A table of two rows, and the names of the methods that were trained for it."""
-    table = tables.Table(
-        'Tiny',
-        'digits',
-        {'all': {}},
+def tiny(monkeypatch, small_config, one_table):
+    """The names of the methods that were trained for a table of two rows."""
+    # The teacher is of the student's classes, so that it has a score.
+    one_table(
         {SCRATCH: {'method': 'supervised'}, 'LD': {'method': 'ld'}, 'Teacher': tables.TEACHER},
-        SCRATCH,
+        lambda: small_config(teacher__dataset__classes=(5, 6, 7, 8, 9), teacher__labels='shared'),
     )
     trained, finish = [], loop.Loop.finish
 
@@ -212,14 +210,6 @@ def tiny(monkeypatch, small_config):
         trained.append(self.config.method)
         return finish(self)
 
-    monkeypatch.setattr(tables, 'TABLES', {'tiny': table})
-    monkeypatch.setattr(cells, 'tuned', lambda name: {})
-    # The teacher is of the student's classes, so that it has a score.
-    monkeypatch.setattr(
-        cells,
-        'base_config',
-        lambda name: small_config(teacher__dataset__classes=(5, 6, 7, 8, 9), teacher__labels='shared'),
-    )
     monkeypatch.setattr(loop.Loop, 'finish', counted)
     return trained
 

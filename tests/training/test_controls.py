@@ -218,7 +218,7 @@ def test_a_teacher_is_shuffled_over_all_devices(comparable_config):
         [sys.executable, '-c', ON_TWO_DEVICES],
         input=config_lib.to_json(config),
         cwd=ROOT,
-        env={**os.environ, 'XLA_FLAGS': '--xla_force_host_platform_device_count=2', 'JAX_PLATFORMS': 'cpu'},
+        env={**os.environ, 'JAX_NUM_CPU_DEVICES': '2', 'JAX_PLATFORMS': 'cpu'},
         capture_output=True,
         text=True,
         check=False,

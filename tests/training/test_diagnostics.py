@@ -430,7 +430,7 @@ def test_several_devices_find_what_one_finds(comparable_config, methods):
     done = subprocess.run(
         [sys.executable, '-c', PROGRAM, json.dumps(config.to_dict()), *methods],
         cwd=ROOT,
-        env={**os.environ, 'XLA_FLAGS': '--xla_force_host_platform_device_count=4', 'JAX_PLATFORMS': 'cpu'},
+        env={**os.environ, 'JAX_NUM_CPU_DEVICES': '4', 'JAX_PLATFORMS': 'cpu'},
         capture_output=True,
         text=True,
         check=False,

@@ -24,11 +24,10 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 def on_devices(count, script, *arguments):
     """Runs a script where there are so many devices; -> what it printed."""
-    flags = f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count={count}'
     process = subprocess.run(
         [sys.executable, '-c', script, *map(str, arguments)],
         cwd=ROOT,
-        env={**os.environ, 'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu'},
+        env={**os.environ, 'JAX_NUM_CPU_DEVICES': str(count), 'JAX_PLATFORMS': 'cpu'},
         capture_output=True,
         text=True,
         check=False,

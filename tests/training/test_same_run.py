@@ -97,7 +97,7 @@ def test_a_run_continues_on_other_devices(made, tmp_path):
     done = subprocess.run(
         [sys.executable, '-c', TWO_DEVICES, str(two)],
         cwd=ROOT,
-        env={**os.environ, 'XLA_FLAGS': '--xla_force_host_platform_device_count=2', 'JAX_PLATFORMS': 'cpu'},
+        env={**os.environ, 'JAX_NUM_CPU_DEVICES': '2', 'JAX_PLATFORMS': 'cpu'},
         capture_output=True,
         text=True,
         check=False,

@@ -67,7 +67,7 @@ def test_a_teacher_that_is_cut_is_whole_on_no_device(small_config, tmp_path):
     done = subprocess.run(
         [sys.executable, '-c', PROGRAM, str(tmp_path / 'teacher')],
         cwd=ROOT,
-        env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '--xla_force_host_platform_device_count=8'},
+        env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'JAX_NUM_CPU_DEVICES': '8'},
         capture_output=True,
         text=True,
         check=False,

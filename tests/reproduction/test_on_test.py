@@ -1,0 +1,113 @@
+"""What choosing knobs on the test split would give, from the journals of a search."""
+
+import optuna
+import pytest
+from etils import epath
+from optuna.storages.journal import JournalFileBackend, JournalStorage
+
+from td_jax.errors import UserError
+from td_jax.reproduction import cells, errors, on_test, render, tuning
+from td_jax.training.run import train
+
+SCRATCH = 'Train from scratch'
+COLUMNS = ['Drama'], ['CIFAR10']
+# Learning rate -> what the search found on validation data: the one that learns nothing looks best there.
+TRIALS = {1e-9: 0.9, 1e-2: 0.8}
+
+
+def journal(folder, name):
+    """A journal of a search with some trials and one more that was pruned."""
+    path = folder / f'digits-{name}.journal'
+    storage = JournalStorage(JournalFileBackend(str(path)))
+    study = optuna.create_study(storage=storage, study_name=path.stem, direction='maximize')
+    space = {'optimizer.learning_rate': optuna.distributions.FloatDistribution(1e-9, 1.0)}
+    for rate, value in TRIALS.items():
+        study.add_trial(
+            optuna.trial.create_trial(
+                params={'optimizer.learning_rate': rate},
+                distributions=space,
+                value=value,
+                user_attrs={'num_steps': 20},
+            )
+        )
+    study.add_trial(
+        optuna.trial.create_trial(
+            params={'optimizer.learning_rate': 0.5},
+            distributions=space,
+            state=optuna.trial.TrialState.PRUNED,
+            user_attrs={'num_steps': 20},
+        )
+    )
+
+
+@pytest.fixture
+def tiny(small_config, one_table):
+    """A table of a method, and of a control that is not tuned by itself."""
+    rows = {
+        SCRATCH: {'method': 'supervised'},
+        'LD': {'method': 'ld'},
+        'Control': {'method': 'ld', 'teacher.control': 'shuffled'},
+    }
+    one_table(rows, lambda: small_config(num_steps=20))
+
+
+def test_trials_come_best_first_and_whole_alone(tmp_path):
+    journal(tmp_path, 'ld')
+    found = tuning.trials_in(epath.Path(tmp_path) / 'digits-ld.journal')
+    assert found == [{'optimizer.learning_rate': rate, 'num_steps': 20} for rate in TRIALS]
+
+
+@pytest.mark.long
+def test_the_best_trial_on_the_test_split_is_a_column_of_its_own(tiny, small_config, tmp_path):
+    for name in ('supervised', 'ld'):
+        journal(tmp_path, name)
+    root = epath.Path(tmp_path / 'runs')
+    results = cells.make(['tiny'], *COLUMNS, root, only_show=False)
+    trials = on_test.candidates(['tiny'], *COLUMNS, epath.Path(tmp_path))
+    on_test.add(results, trials, root, only_show=False, processes=1)
+    rows = results['tiny']['all']
+    assert 'on_test' not in rows['Control']
+    for row, method in ((SCRATCH, 'supervised'), ('LD', 'ld')):
+        # The same runs, made here.
+        by_hand = [
+            train(
+                small_config(method=method, num_steps=20, optimizer__learning_rate=rate),
+                epath.Path(tmp_path / f'{method}-{rate}'),
+            )
+            for rate in TRIALS
+        ]
+        best = max(by_hand, key=lambda result: result['mean'])
+        assert rows[row]['on_test'] == {
+            'values': best['values'],
+            'seeds': best['seeds'],
+            'mean': best['mean'],
+            'trials': 2,
+        }
+    text = render.make(['tiny'], results, *COLUMNS)
+    (head,) = (line for line in text.splitlines() if line.startswith('| method'))
+    place = head.split(' | ').index(f'{render.ON_TEST}, mean ± 95%')
+    (line,) = (line for line in text.splitlines() if line.startswith('| LD'))
+    ours, scratch = rows['LD']['on_test'], rows[SCRATCH]['on_test']
+    said, difference = line.removesuffix(' |').split(' | ')[place : place + 2]
+    assert said.startswith(f'{ours["mean"]:.4f} ± ') and said.endswith(', best of 2')
+    assert difference.startswith(f'{ours["mean"] - scratch["mean"]:+.4f} ± ')
+
+    # From a file of errors, too.
+    errors.write(epath.Path(tmp_path / 'errors.npz'), results)
+    kept = errors.of_tables(epath.Path(tmp_path / 'errors.npz'), ['tiny'], *COLUMNS)
+    assert kept['tiny']['all']['LD']['on_test'] == ours
+
+
+def test_journals_that_are_not_there_or_damaged_are_one_line(tiny, tmp_path):
+    journal(tmp_path, 'supervised')
+    with pytest.raises(UserError, match=r'digits-ld\.journal is not there; td_jax\.tune makes it'):
+        on_test.candidates(['tiny'], *COLUMNS, epath.Path(tmp_path))
+    (tmp_path / 'digits-ld.journal').write_text('{"op_code": 0}\n')
+    with pytest.raises(UserError, match=r'digits-ld\.journal is damaged; delete it'):
+        on_test.candidates(['tiny'], *COLUMNS, epath.Path(tmp_path))
+    (tmp_path / 'digits-ld.journal').unlink()
+    (tmp_path / 'digits-ld.journal').mkdir()
+    with pytest.raises(UserError, match=r'digits-ld\.journal cannot be read \(.*\); choose other --journals'):
+        on_test.candidates(['tiny'], *COLUMNS, epath.Path(tmp_path))
+    with pytest.raises(UserError, match='is in a bucket'):
+        on_test.candidates(['tiny'], *COLUMNS, epath.Path('gs://bucket/journals'))

@@ -1,0 +1,244 @@
+"""What a caller brings: models, data sets and methods of its own file."""
+
+import importlib.util
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+
+import td_jax
+from td_jax import config as config_lib
+from td_jax import own
+from td_jax.data import digits
+from td_jax.errors import UserError
+from td_jax.files import workdir
+from td_jax.method import objectives
+from td_jax.models import MODELS, base, mlp
+from td_jax.training import made_of
+
+ROOT = pathlib.Path(__file__).parents[1]
+BROUGHT = {
+    'models': {'perceptron': mlp.build},
+    'sources': {'numerals': digits.load},
+    'methods': {'hints': objectives.METHODS['fitnet']},
+}
+
+
+def brought_module(path, name='brought'):
+    """A file as a module, as a caller's own file is."""
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope='module')
+def brought_config(small_config):
+    """A config of which model, data and method have other names than td_jax's own."""
+    config = small_config(method='hints', model__name='perceptron', dataset__name='numerals')
+    config.teacher.model.name = 'perceptron'
+    config.own.hints = {'weights': {'state': 3.0}}
+    return config
+
+
+@pytest.fixture(scope='module')
+def brought_run(brought_config, tmp_path_factory):
+    """(workdir, result) of a run of it."""
+    folder = tmp_path_factory.mktemp('brought') / 'run'
+    return folder, td_jax.train(brought_config, folder, **BROUGHT)
+
+
+def test_what_is_brought_computes_what_td_jax_computes(brought_run, small_config, tmp_path):
+    """The same functions under td_jax's own names are the reference."""
+    folder, result = brought_run
+    expected = td_jax.train(small_config(method='fitnet', fitnet__weights__state=3.0), tmp_path / 'run')
+    assert result['values'] == expected['values']
+    assert result['teacher_fingerprint'] == expected['teacher_fingerprint']
+    ours, theirs = td_jax.load(folder, 1, **BROUGHT), td_jax.load(tmp_path / 'run', 1)
+    jax.tree.map(np.testing.assert_array_equal, ours.params, theirs.params)
+    # Nothing stays in the tables.
+    assert 'perceptron' not in MODELS
+
+
+def test_a_run_says_what_it_is_made_of(brought_run):
+    folder, _ = brought_run
+    found = workdir.read_json(folder / workdir.MADE_OF)
+    assert {kind: list(parts) for kind, parts in found.items()} == {
+        'models': ['perceptron'],
+        'sources': ['numerals'],
+        'methods': ['hints'],
+    }
+    assert found['models']['perceptron']['file'] == 'mlp.py'
+    # A teacher is a run of its own, in which no method of the student's had a part.
+    of_teacher = workdir.read_json(folder / 'teacher' / workdir.MADE_OF)
+    assert of_teacher == {key: found[key] for key in ('models', 'sources')}
+    with pytest.raises(UserError) as refused:
+        td_jax.load(folder)
+    assert str(refused.value) == (
+        f'{folder} is made of what is not here, hints of one_way.py, perceptron of mlp.py, numerals of '
+        f'digits.py; read it from Python, with td_jax.load({str(folder)!r}, '
+        "methods={'hints': ...}, models={'perceptron': ...}, sources={'numerals': ...})."
+    )
+
+
+@pytest.mark.long
+def test_the_example_trains_a_teacher_of_its_own(tmp_path, monkeypatch, capsys):
+    """Its student's accuracy is what its parameters give, read back and applied by hand."""
+    example = brought_module(ROOT / 'examples' / 'own_teacher.py', 'own_teacher')
+    small = example.digits.get_config()
+    small.num_seeds, small.num_steps, small.teacher.num_steps, small.diagnostics = 1, 20, 20, False
+    monkeypatch.setattr(example.digits, 'get_config', lambda: small)
+    example.train(tmp_path / 'run')
+    run = td_jax.load(tmp_path / 'run', models={'convolutional': example.build})
+    params, examples = run.params['student'], run.source.evaluation
+    x = examples['image']
+    for layer in ('hidden_layers_0', 'hidden_layers_1', 'output_layer'):
+        x = x @ params[layer]['kernel'] + params[layer]['bias']
+        x = np.maximum(x, 0) if layer != 'output_layer' else x
+    accuracy = np.mean(x.argmax(axis=1) == examples['labels'])
+    assert capsys.readouterr().out == f'accuracy {accuracy:.3f} of 1 students\n'
+    assert len((ROOT / 'examples' / 'own_teacher.py').read_text().splitlines()) <= 60
+
+
+def test_a_teacher_with_parameters_of_its_own_is_left_as_it_is(brought_run, brought_config, tmp_path):
+    """It teaches what the same one teaches from the workdir where it was trained."""
+    folder, expected = brought_run
+    teacher = td_jax.load(folder / 'teacher', **BROUGHT).params['student']
+
+    def build(*arguments):
+        return base.with_parameters(mlp.build(*arguments), teacher)
+
+    config = brought_config.copy_and_resolve_references()
+    config.teacher.model.name, config.teacher.num_steps = 'learned', 0
+    parts = {**BROUGHT, 'models': {**BROUGHT['models'], 'learned': build}}
+    result = td_jax.train(config, tmp_path / 'run', **parts)
+    assert result['values'] == expected['values']
+    assert result['teacher_fingerprint'] == expected['teacher_fingerprint']
+    assert not (tmp_path / 'run' / 'teacher').exists()
+
+    # Other parameters of the same source are another teacher, though the run is finished.
+    bias = teacher['output_layer']['bias']
+    teacher['output_layer']['bias'] = bias + 1
+    with pytest.raises(UserError, match=r'another teacher: teacher\.model brings other parameters'):
+        td_jax.train(config, tmp_path / 'run', **parts)
+    teacher['output_layer']['bias'] = bias
+    config.teacher.control = 'shuffled'
+    shuffled = td_jax.train(config, tmp_path / 'shuffled', **parts)
+    assert shuffled['teacher_fingerprint'] == expected['teacher_fingerprint']
+    config.teacher.control, config.teacher.checkpoint = 'none', str(folder / 'teacher')
+    with pytest.raises(
+        UserError, match=r'teacher\.num_steps is 0, which makes a teacher here, but teacher\.ch'
+    ):
+        td_jax.train(config, tmp_path / 'other', **parts)
+    config.teacher.checkpoint = ''
+
+    del teacher['output_layer']['bias']
+    with pytest.raises(UserError, match='output_layer/bias is missing there and has shape'):
+        td_jax.train(config, tmp_path / 'other', **parts)
+    assert not (tmp_path / 'other').exists()
+
+
+OWN_MODEL = """
+from td_jax.models import mlp
+
+def build(*arguments):
+    return mlp.build(*arguments)
+"""
+
+
+def test_a_run_of_a_source_that_changed_is_refused(small_config, tmp_path):
+    file = tmp_path / 'mine.py'
+    file.write_text(OWN_MODEL)
+    config = small_config(method='supervised', model__name='mine', num_steps=2)
+    first = td_jax.train(config, tmp_path / 'run', models={'mine': brought_module(file).build})
+    file.write_text(OWN_MODEL + '# A change.\n')
+    changed = {'mine': brought_module(file).build}
+    with pytest.raises(UserError, match=r'was made of another mine: mine\.py has changed since') as refused:
+        td_jax.train(config, tmp_path / 'run', models=changed)
+    with pytest.raises(UserError, match='has changed since'):
+        td_jax.load(tmp_path / 'run', models=changed)
+    # As the teacher of a student that has no part in it, too.
+    taught = small_config(method='fitnet', num_steps=2, teacher__num_steps=2, teacher__model__name='mine')
+    taught.teacher.checkpoint = str(tmp_path / 'run')
+    taught.teacher.model.hidden, taught.teacher.dataset.classes = config.model.hidden, config.dataset.classes
+    taught.teacher.dataset.examples_per_class = config.dataset.examples_per_class
+    with pytest.raises(UserError, match='has changed since'):
+        td_jax.train(taught, tmp_path / 'student', models=changed)
+    # The way out that it names.
+    kept = tmp_path / 'run' / workdir.MADE_OF
+    assert str(kept) in str(refused.value)
+    kept.unlink()
+    assert td_jax.train(config, tmp_path / 'run', models=changed) == first
+
+
+def test_a_part_without_a_source_is_refused(small_config, tmp_path):
+    """As one that was typed at a prompt."""
+    found = {}
+    exec('def build(*arguments):\n  from td_jax.models import mlp\n  return mlp.build(*arguments)', found)
+    config = small_config(method='supervised', model__name='mine', num_steps=2)
+    with pytest.raises(UserError, match='build was brought, but has no source to know it again by'):
+        td_jax.train(config, tmp_path / 'run', models={'mine': found['build']})
+    assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize('text', ['{"models": 3}', '{"models": {"mine": {}}}', '{"others": {}}'])
+def test_a_damaged_record_is_one_line(small_config, tmp_path, text):
+    (tmp_path / workdir.MADE_OF).write_text(text)
+    with pytest.raises(UserError, match=r'made_of\.json is damaged; delete it'):
+        made_of.check_there(epath.Path(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ('parts', 'message'),
+    [
+        ({'models': {'vit': mlp.build}}, "models has 'vit', which td_jax has itself"),
+        ({'methods': {'seed': BROUGHT['methods']['hints']}}, "methods has 'seed', which td_jax has itself"),
+        ({'models': {'a b': mlp.build}}, "models has 'a b'; the name of a part is a word"),
+        ({'sources': {'mine': 3}}, "sources has 'mine', a int; it must be a function"),
+        ({'methods': {'mine': mlp.build}}, "methods has 'mine', a function; it must be a td_jax.method"),
+    ],
+)
+def test_what_cannot_be_brought_is_refused_by_name(small_config, tmp_path, parts, message):
+    before = {name: dict(table) for name, table in made_of.TABLES.items()}
+    with pytest.raises(UserError, match=message):
+        td_jax.train(small_config(), tmp_path / 'run', **parts)
+    assert {name: dict(table) for name, table in made_of.TABLES.items()} == before
+    assert not (tmp_path / 'run').exists()
+
+
+def test_a_method_that_is_brought_without_weights_is_refused(brought_config, tmp_path):
+    config = brought_config.copy_and_resolve_references()
+    for own_knobs in ({}, {'hints': 3}, {'hints': {'weights': {'other': 1.0}}}):
+        config.own = own_knobs
+        with pytest.raises(UserError, match=r'own\.hints\.weights has no weight for state; set config\.own'):
+            td_jax.train(config, tmp_path / 'run', **BROUGHT)
+    config.own = {'hints': {'weights': {'state': -1.0}}}
+    with pytest.raises(UserError, match=r'own\.hints\.weights\.state is -1\.0; it must be 0 or more'):
+        td_jax.train(config, tmp_path / 'run', **BROUGHT)
+    assert not (tmp_path / 'run').exists()
+
+
+def test_a_model_that_is_brought_may_read_any_knob(brought_config):
+    """So each of them is part of what a run is."""
+
+    def changed(**values):
+        config = brought_config.copy_and_resolve_references()
+        config.update_from_flattened_dict({key.replace('__', '.'): value for key, value in values.items()})
+        return config
+
+    with own.brought(**BROUGHT):
+        one = config_lib.digest(brought_config)
+        assert config_lib.digest(changed(model__variant='S/32')) != one
+        other = changed(own__hints__weights__state=4.0)
+        assert config_lib.digest(other) != one
+        differences = config_lib.differences(other, json.loads(config_lib.to_json(brought_config)))
+        assert differences == {'own.hints.weights.state': (3.0, 4.0)}
+        # Of a method that is not used, as of td_jax's own.
+        digests = {
+            config_lib.digest(changed(method='ld', own__hints__weights__state=weight))
+            for weight in (4.0, 5.0)
+        }
+        assert len(digests) == 1
