@@ -28,9 +28,9 @@ def model_config():
     # MLP: width of the embedding of each categorical or bag-of-words input, by input name; inputs
     # that are not named here enter as they are.
     model.embeddings = ml_collections.ConfigDict()
-    # ViT: sizes by name, Ti, S, B or L, a slash, and the side of a patch in pixels: 8, 16 or 32. ResNet: R, a
-    # depth, x and a factor of the width, such as R50x1 (as BiT's; R101 and R152), or for small images R20x1
-    # (R8, R14, R32, R44, R56 and R110).
+    # ViT: sizes by name, Ti, S, B or L, a slash, and the side of a patch in pixels: 8, 14, 16 or 32. ResNet:
+    # R, a depth, x and a factor of the width, such as R50x1 (as BiT's; R101 and R152), or for small images
+    # R20x1 (R8, R14, R32, R44, R56 and R110).
     model.variant = 'B/32'
     # ViT: sizes other than the variant's; 0 keeps its own. Number of blocks, width of the hidden states,
     # width of an MLP's hidden layer, attention heads, side of a patch. ResNet: the width alone, of the root.
@@ -45,6 +45,13 @@ def model_config():
     model.epsilon = 1e-6
     # ViT: whether a Dense with tanh stands between the class token and the head.
     model.pre_logits = False
+    # ViT: learned tokens between the class token and the patches, without a position: the registers of
+    # DINOv2, or the distillation token of DeiT.
+    model.registers = 0
+    # ViT: what the head reads, a name of td_jax.models.vit.POOLINGS: 'class', the class token; and beside it
+    # 'class_and_mean', the mean of the patches, or 'class_and_register', the first register. (What
+    # representations are compared of, and what a probe reads, is the class token in any case.)
+    model.pooling = 'class'
     # ViT and ResNet: what the forward pass saves of a block, or of a unit, for the gradient, a name of
     # td_jax.devices.remat.POLICIES: everything_saveable, dots_saveable, dots_with_no_batch_dims_saveable or
     # nothing_saveable. The rest is computed again; less memory, the same results.
@@ -135,8 +142,8 @@ def teacher_config():
     # Workdir of a finished supervised run to use as the teacher; '' trains one under WORKDIR/teacher.
     teacher.checkpoint = ''
     # ViT or ResNet: a public checkpoint to use as the teacher, instead of one trained here: an .npz of
-    # google-research/vision_transformer or of BiT (a path, gs:// or https://), or a Hugging Face ViT (a
-    # folder, or hf://OWNER/NAME).
+    # google-research/vision_transformer or of BiT (a path, gs:// or https://), or a ViT, DeiT or DINOv2 of
+    # Hugging Face (a folder, or hf://OWNER/NAME).
     teacher.pretrained = ''
     # Part of the data set that the teacher is trained on.
     teacher.dataset = task_config()

@@ -29,6 +29,8 @@ CHOICES = {
     'teacher.model.initial': ('random',),
     'model.activation': vit.ACTIVATIONS,
     'teacher.model.activation': vit.ACTIVATIONS,
+    'model.pooling': vit.POOLINGS,
+    'teacher.model.pooling': vit.POOLINGS,
     'model.remat_policy': POLICIES,
     'teacher.model.remat_policy': POLICIES,
     'td.remat_policy': POLICIES,
@@ -48,7 +50,7 @@ CHOICES = {
     'td.scale': ('none', 'variance'),
 }
 
-# What an architecture's sizes are read with, by name.
+# What an architecture's sizes are read with, by name; those of others as a ViT's, which have no effect there.
 SIZES = {'vit': vit.sizes_of, 'resnet': resnet.sizes_of}
 # A grid of messages has at most so many rows; that of 1024 pixels in patches of 8 has 128.
 LARGEST_GRID = 1024
@@ -96,6 +98,7 @@ NUMBERS = {
     'mlp': _NOT_NEGATIVE,
     'heads': _NOT_NEGATIVE,
     'patch': _NOT_NEGATIVE,
+    'registers': _NOT_NEGATIVE,
     'epsilon': _POSITIVE,
     'hidden': _POSITIVE,
     'split': _NOT_NEGATIVE,
@@ -190,7 +193,8 @@ def _check_grid(side):
     is_number = side.isascii() and side.isdecimal() and 1 <= int(side) <= LARGEST_GRID
     if not is_number and side not in ('student', 'teacher'):
         raise UserError(
-            f'communication.grid is {side!r}; it is student, teacher, or a number from 1 to {LARGEST_GRID}.'
+            f'communication.grid {side!r} is not known. Known: student, teacher, or a number from 1 to '
+            f'{LARGEST_GRID}.'
         )
 
 
@@ -245,7 +249,7 @@ def _check_images(config):
                 )
     for prefix, model in (('', config.model), ('teacher.', config.teacher.model)):
         try:
-            sizes = SIZES[model.name](model) if model.name in SIZES else None
+            sizes = SIZES.get(model.name, vit.sizes_of)(model)
         except UserError as error:
             raise UserError(f'{prefix}{error}') from error
         if model.name != 'vit':

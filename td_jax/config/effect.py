@@ -8,7 +8,7 @@ OF_MODELS = {
     'mlp': ('hidden', 'embeddings', 'dropout'),
     'vit': (
         *('variant', 'layers', 'width', 'mlp', 'heads', 'patch', 'dropout'),
-        *('activation', 'epsilon', 'pre_logits', 'remat_policy'),
+        *('activation', 'epsilon', 'pre_logits', 'registers', 'pooling', 'remat_policy'),
     ),
     'resnet': ('variant', 'width', 'remat_policy'),
 }

@@ -10,7 +10,7 @@ from td_jax.errors import UserError
 from td_jax.exporting import comparison, stablehlo
 from td_jax.files import workdir
 from td_jax.models import resnet, vit
-from td_jax.pretrained import bit, google, hugging_face, preprocessing
+from td_jax.pretrained import bit, google, hugging_face, kinds, preprocessing
 from td_jax.pretrained.architecture import Architecture, ResNetArchitecture, Shown
 from td_jax.training import teachers, train_step
 
@@ -28,6 +28,8 @@ def architecture_of(config, num_outputs: int) -> Architecture | ResNetArchitectu
         config.model.activation,
         config.model.epsilon,
         config.model.pre_logits,
+        config.model.registers,
+        config.model.pooling,
     )
 
 
@@ -49,9 +51,8 @@ def _npz_misfit(config):
         return f'is for a ViT or a ResNet, and this student is of model.name {model.name}'
     if model.name == 'resnet' and not resnet.sizes_of(model).bottleneck:
         return f'is for the ResNets of BiT, and this student is of model.variant {model.variant}'
-    for key, value in (
-        () if model.name == 'resnet' else (('activation', google.ACTIVATION), ('epsilon', google.EPSILON))
-    ):
+    meant = {'activation': google.ACTIVATION, 'epsilon': google.EPSILON, 'registers': 0, 'pooling': 'class'}
+    for key, value in meant.items() if model.name == 'vit' else ():
         if model[key] != value:
             return f'means model.{key} {value}, and that of this student is {model[key]}'
     for key, value in google.SHOWN._asdict().items():
@@ -64,9 +65,7 @@ def _safetensors_misfit(config):
     model = config.model
     if model.name != 'vit':
         return f'is for a ViT, and this student is of model.name {model.name}'
-    if model.pre_logits:
-        return 'has no place for the pre-logits of this student between the class token and its head'
-    return None
+    return kinds.kind_of(architecture_of(config, 1))[1] or None
 
 
 class Format(NamedTuple):

@@ -86,7 +86,8 @@ def activations(model: Model, params, inputs, key=None) -> Activations:
 def read_by_head(e: jax.Array) -> jax.Array:
     """What a prediction reads of a higher hidden state, [batch, width].
 
-    Of tokens the first one, of a feature map the mean, in float32.
+    Of tokens the first one, of a feature map the mean, in float32. (A ViT's own head may read more beside it,
+    td_jax.models.vit.POOLINGS.)
     """
     if e.ndim == 4:
         return e.mean(axis=(1, 2), dtype=jnp.float32)

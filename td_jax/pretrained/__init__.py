@@ -1,8 +1,8 @@
 """A public ViT or ResNet <-> our parameter tree.
 
 Read are the .npz files of google-research/vision_transformer and of google-research/big_transfer (BiT), and
-the folders of Hugging Face's ViT (config.json and model.safetensors), from a disk or from where they are
-published. Nothing that could run code is ever loaded.
+the folders of Hugging Face's ViT, DeiT and DINOv2 (config.json and model.safetensors), from a disk or from
+where they are published. Nothing that could run code is ever loaded.
 """
 
 from td_jax.errors import UserError
@@ -15,7 +15,8 @@ def read(location: str) -> Checkpoint:
 
     Args:
       location: an .npz of google-research/vision_transformer or of BiT, which its contents tell (a path, ~
-        expanded, gs://BUCKET/OBJECT or https://...), or a Hugging Face ViT (a folder, or hf://OWNER/NAME).
+        expanded, gs://BUCKET/OBJECT or https://...), or a ViT, DeiT or DINOv2 of Hugging Face (a folder, or
+        hf://OWNER/NAME).
         What is downloaded is kept in $TD_JAX_CACHE, ~/.cache/td_jax if that is not set; hf:// is kept where
         huggingface_hub keeps it.
 

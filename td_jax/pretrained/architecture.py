@@ -20,8 +20,14 @@ class Architecture(NamedTuple):
     activation: str  # a name of vit.ACTIVATIONS
     epsilon: float
     pre_logits: bool
+    registers: int = 0
+    pooling: str = 'class'  # a name of vit.POOLINGS
 
     kind = 'ViT'  # as a person calls it
+
+
+# Those of its fields, but for sizes and patch, that a model config has under the same name.
+KEPT = 'activation', 'epsilon', 'pre_logits', 'registers', 'pooling'
 
 
 class ResNetArchitecture(NamedTuple):
@@ -52,6 +58,7 @@ class Checkpoint(NamedTuple):
     label_names: tuple[str, ...] | None = None  # of the head's outputs; None where there are none or no names
     assumed: str = ''  # what its files do not say, and what is taken for granted then
     unused: tuple[str, ...] = ()  # names in the file that became no parameter
+    positions: str = 'linear'  # how its position embeddings are resized, a name of fit.STRETCHES
 
 
 def teacher_overrides(checkpoint: Checkpoint, config) -> dict:
@@ -100,7 +107,7 @@ def _changes(architecture, model_config):
             }
             if patch != architecture.patch:
                 changes['patch'] = architecture.patch
-    for key in ('activation', 'epsilon', 'pre_logits'):
+    for key in KEPT:
         if model_config[key] != getattr(architecture, key):
             changes[key] = getattr(architecture, key)
     return changes
@@ -132,7 +139,8 @@ def _resnet_changes(architecture, model_config):
 
 def student_overrides(checkpoint: Checkpoint, config) -> dict:
     """What a student that starts from the checkpoint needs beside `teacher_overrides` and its sizes."""
-    kept = () if isinstance(checkpoint.architecture, ResNetArchitecture) else ('activation', 'epsilon')
+    is_resnet = isinstance(checkpoint.architecture, ResNetArchitecture)
+    kept = () if is_resnet else ('activation', 'epsilon', 'registers', 'pooling')
     wanted = {f'model.{key}': getattr(checkpoint.architecture, key) for key in kept}
     wanted |= {f'dataset.{key}': getattr(checkpoint.shown, key) for key in ('image_mean', 'image_std')}
     return {key: value for key, value in wanted.items() if value != _at(config, key)}
@@ -169,7 +177,7 @@ def check_teacher(checkpoint: Checkpoint, config):
         sizes, patch = vit.sizes_of(model)
         ours = {'name': model.name, **sizes._asdict(), 'patch': patch}
         theirs = {'name': 'vit', **architecture.sizes._asdict(), 'patch': architecture.patch}
-        for key in ('activation', 'epsilon', 'pre_logits'):
+        for key in KEPT:
             ours[key], theirs[key] = model[key], getattr(architecture, key)
     shown = _shown(checkpoint.shown, 'teacher.')
     ours |= {key: _at(config, key) for key in shown}
@@ -203,6 +211,8 @@ def module_of(architecture: Architecture | ResNetArchitecture, split: int, dtype
         activation=architecture.activation,
         epsilon=architecture.epsilon,
         pre_logits=architecture.pre_logits,
+        registers=architecture.registers,
+        pooling=architecture.pooling,
         remat_policy='everything_saveable',
         dtype=dtype,
     )

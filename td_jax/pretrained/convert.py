@@ -58,14 +58,14 @@ def converted(
             )
         if place.order:
             value = value.transpose(place.order)
-        params[name] = _finite(path, place.key, np.ascontiguousarray(value.reshape(shape)))
+        params[name] = finite(path, place.key, np.ascontiguousarray(value.reshape(shape)))
         used.add(place.key)
     unused = tuple(sorted(raw.keys() - used))
     tree = flax.traverse_util.unflatten_dict(params, sep='/')
     return Checkpoint(location, architecture, tree, shown, unused=unused)
 
 
-def _finite(path, key, value):
+def finite(path, key, value):
     """An array in float32, refused where a number is none there."""
     with np.errstate(over='ignore'):
         value = value.astype(np.float32)
@@ -120,17 +120,18 @@ def count(raw, pattern):
     return 1 + max(int(match[1]) for name in raw if (match := re.match(pattern, name)))
 
 
-def image_size(path, position, patch):
-    """The side in pixels of the images that position embeddings [1, 1 + n, width] are for.
+def image_size(path, position, patch, leading=1):
+    """The side in pixels of the images that position embeddings [1, leading + n, width] are for.
 
     Raises:
       UserError: n is not a square number.
     """
-    patches = position.shape[1] - 1
+    patches = position.shape[1] - leading
     side = math.isqrt(max(patches, 0))
     if side * side != patches or not patches:
+        before = ('a class token', 'a class token, a distillation token')[leading - 1]
         raise UserError(
-            f'{path}: position embeddings of {shape_of(position)} are not of a class token and a square grid.'
+            f'{path}: position embeddings of {shape_of(position)} are not of {before} and a square grid.'
         )
     return side * patch
 

@@ -4,6 +4,7 @@ import itertools
 import math
 import shlex
 
+import flax
 import jax
 
 from configs import common
@@ -43,7 +44,8 @@ def report(location: str) -> str:
     checkpoint = pretrained.read(location)
     architecture = checkpoint.architecture
     side = getattr(architecture, 'image_size', SIDE)
-    counts = {name: math.prod(shape) for name, shape in shapes(architecture).items()}
+    parameters = shapes(architecture)
+    counts = {name: math.prod(shape) for name, shape in parameters.items()}
     total = sum(counts.values())
     head = _sum(counts, ('head_layer', 'pre_logits_layer'))
     flags = [
@@ -77,7 +79,7 @@ def report(location: str) -> str:
             f'Split points at {side} x {side} pixels, with messages of communication.message='
             f'{config.communication.message}:',
             '',
-            *_split_points(architecture, counts, config, side),
+            *_split_points(architecture, parameters, counts, config, side),
             '',
             'As a teacher (of images of any dataset.image_size):'
             if is_resnet
@@ -96,14 +98,17 @@ def report(location: str) -> str:
 def _of_vit(architecture):
     """The facts of a ViT."""
     sizes, patch, side = architecture.sizes, architecture.patch, architecture.image_size
+    registers = architecture.registers
     grid = side // patch
     variants = {sizes: name for name, sizes in vit.VARIANTS.items()}
     return {
         'variant': f'{variants[sizes]}/{patch}' if sizes in variants else 'none of the published ones',
         'sizes': f'{sizes.layers} blocks, width {sizes.width}, MLP {sizes.mlp}, {sizes.heads} heads',
-        'images': f'{side} x {side} pixels, {grid} x {grid} patches of {patch} x {patch}, and a class token',
+        'images': f'{side} x {side} pixels, {grid} x {grid} patches of {patch} x {patch}, and a class token'
+        + (f' and {registers} register{"s" if registers > 1 else ""}' if registers else ''),
         'activation': f'{architecture.activation}, LayerNorm epsilon {architecture.epsilon}',
         'pre-logits': 'a Dense with tanh' if architecture.pre_logits else 'none',
+        **({'head reads': architecture.pooling} if architecture.pooling != 'class' else {}),
     }
 
 
@@ -127,7 +132,7 @@ def _sum(counts, modules):
     return sum(count for name, count in counts.items() if name.split('/')[0] in modules)
 
 
-def _split_points(architecture, counts, config, side):
+def _split_points(architecture, parameters, counts, config, side):
     """A table: for each split, the parameters below and above it and the shapes there."""
     rows = [('split', 'below', 'above', 's', 'e', 'message')]
     if isinstance(architecture, ResNetArchitecture):
@@ -135,12 +140,12 @@ def _split_points(architecture, counts, config, side):
         parts = [
             [f'stage_{i}_unit_{j}' for j in range(count)] for i, count in enumerate(architecture.sizes.units)
         ]
-        found = [_states(architecture, config, side, split) for split in range(len(parts) + 1)]
+        found = _states(architecture, parameters, config, side, range(len(parts) + 1))
     else:
-        around, last = ('embedding', 'cls', 'pos_embedding'), ('norm',)
+        around, last = ('embedding', 'cls', 'pos_embedding', 'register_tokens'), ('norm',)
         parts = [[f'block_{i}'] for i in range(architecture.sizes.layers)]
         # A block keeps the shape, so they are the same at every split.
-        found = [_states(architecture, config, side, split=0)] * (len(parts) + 1)
+        found = _states(architecture, parameters, config, side, [0]) * (len(parts) + 1)
     for split, states in enumerate(found):
         below = [*around, *itertools.chain(*parts[:split])]
         above = [*last, *itertools.chain(*parts[split:])]
@@ -153,17 +158,17 @@ def _split_points(architecture, counts, config, side):
         yield '  '.join([*numbers, *texts]).rstrip()
 
 
-def _states(architecture, config, side, split):
-    """The shapes of s, e and a message, on the grid of s."""
-    model = base.from_module(module_of(architecture, split))
-
-    def run(key):
-        inputs = {'image': jax.numpy.zeros((BATCH, side, side, 3))}
-        states = base.activations(model, model.init(key, inputs), inputs)
-        return states.lower, states.upper
-
-    s, e = jax.eval_shape(run, jax.random.key(0))
-    return s, e, jax.ShapeDtypeStruct((*s.shape[:-1], config.communication.message), s.dtype)
+def _states(architecture, parameters, config, side, splits):
+    """The shapes of s, e and a message, on the grid of s, at each of some splits."""
+    models = [base.from_module(module_of(architecture, split)) for split in splits]
+    flat = {name: jax.ShapeDtypeStruct(shape, 'float32') for name, shape in parameters.items()}
+    params = flax.traverse_util.unflatten_dict(flat, sep='/')
+    inputs = {'image': jax.ShapeDtypeStruct((BATCH, side, side, 3), 'float32')}
+    lower = [jax.eval_shape(model.lower, params, inputs) for model in models]
+    # Wherever a model is split, e is the same.
+    e = jax.eval_shape(models[-1].upper, params, lower[-1])
+    messages = [(*s.shape[:-1], config.communication.message) for s in lower]
+    return [(s, e, jax.ShapeDtypeStruct(shape, s.dtype)) for s, shape in zip(lower, messages, strict=True)]
 
 
 def _shape(x):
