@@ -11,7 +11,7 @@ import ml_collections
 def model_config():
     """The knobs of one model, teacher or student."""
     model = ml_collections.ConfigDict()
-    # The architecture, a name of td_jax.models.MODELS: mlp or vit.
+    # The architecture, a name of td_jax.models.MODELS: mlp, vit or resnet.
     model.name = 'mlp'
     # Where a student's parameters start: 'random', or 'teacher', which copies every one that the teacher has
     # under the same name: all around the blocks, and as many of the first blocks as the student has. A head
@@ -20,9 +20,10 @@ def model_config():
     # MLP: widths of the hidden layers, input side first.
     model.hidden = (128, 64)
     # How many hidden layers or blocks make up `lower`, whose output is the lower hidden state s. MLP with
-    # embeddings: 0 makes them the lower state.
+    # embeddings: 0 makes them the lower state. ResNet: how many stages; 0 is the root alone.
     model.split = 1
-    # Dropout rate after each hidden layer while training; ViT: after the positions and in each block.
+    # Dropout rate after each hidden layer while training; ViT: after the positions and in each block; a
+    # ResNet has none.
     model.dropout = 0.0
     # MLP: width of the embedding of each categorical or bag-of-words input, by input name; inputs
     # that are not named here enter as they are.
@@ -30,10 +31,12 @@ def model_config():
     # MLP: width of the embedding of a categorical or bag-of-words input that model.embeddings does not name;
     # 0 wants all of them named there.
     model.embedding_width = 0
-    # ViT: sizes by name, Ti, S, B or L, a slash, and the side of a patch in pixels: 8, 16 or 32.
+    # ViT: sizes by name, Ti, S, B or L, a slash, and the side of a patch in pixels: 8, 14, 16 or 32. ResNet:
+    # R, a depth, x and a factor of the width, such as R50x1 (as BiT's; R101 and R152), or for small images
+    # R20x1 (R8, R14, R32, R44, R56 and R110).
     model.variant = 'B/32'
     # ViT: sizes other than the variant's; 0 keeps its own. Number of blocks, width of the hidden states,
-    # width of an MLP's hidden layer, attention heads, side of a patch.
+    # width of an MLP's hidden layer, attention heads, side of a patch. ResNet: the width alone, of the root.
     model.layers = 0
     model.width = 0
     model.mlp = 0
@@ -45,9 +48,16 @@ def model_config():
     model.epsilon = 1e-6
     # ViT: whether a Dense with tanh stands between the class token and the head.
     model.pre_logits = False
-    # ViT: what the forward pass saves of a block for the gradient, a name of td_jax.devices.remat.POLICIES:
-    # everything_saveable, dots_saveable, dots_with_no_batch_dims_saveable or nothing_saveable. The rest is
-    # computed again; less memory, the same results.
+    # ViT: learned tokens between the class token and the patches, without a position: the registers of
+    # DINOv2, or the distillation token of DeiT.
+    model.registers = 0
+    # ViT: what the head reads, a name of td_jax.models.vit.POOLINGS: 'class', the class token; and beside it
+    # 'class_and_mean', the mean of the patches, or 'class_and_register', the first register. (What
+    # representations are compared of, and what a probe reads, is the class token in any case.)
+    model.pooling = 'class'
+    # ViT and ResNet: what the forward pass saves of a block, or of a unit, for the gradient, a name of
+    # td_jax.devices.remat.POLICIES: everything_saveable, dots_saveable, dots_with_no_batch_dims_saveable or
+    # nothing_saveable. The rest is computed again; less memory, the same results.
     model.remat_policy = 'everything_saveable'
     return model
 
@@ -161,9 +171,9 @@ def teacher_config():
     teacher = ml_collections.ConfigDict()
     # Workdir of a finished supervised run to use as the teacher; '' trains one under WORKDIR/teacher.
     teacher.checkpoint = ''
-    # ViT: a public checkpoint to use as the teacher, instead of one trained here: an .npz of
-    # google-research/vision_transformer (a path, gs:// or https://), or a Hugging Face ViT (a folder, or
-    # hf://OWNER/NAME).
+    # ViT or ResNet: a public checkpoint to use as the teacher, instead of one trained here: an .npz of
+    # google-research/vision_transformer or of BiT (a path, gs:// or https://), or a ViT, DeiT or DINOv2 of
+    # Hugging Face (a folder, or hf://OWNER/NAME).
     teacher.pretrained = ''
     # Part of the data set that the teacher is trained on.
     teacher.dataset = task_config()
@@ -290,6 +300,9 @@ def get_config():
     config.communication.message = 128
     # Dropout rate after that hidden layer while training.
     config.communication.dropout = 0.0
+    # Models whose states are of unlike shapes: the grid of a message, which is that of the lower state of the
+    # 'student' or of the 'teacher', or a number of rows and columns, '7'. States are resized to it.
+    config.communication.grid = 'student'
 
     # How a logits term measures distance: 'l2', or 'kl' (classification only) at a temperature, its
     # value multiplied by the temperature squared.

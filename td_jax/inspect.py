@@ -14,8 +14,8 @@ def main():
     parser.add_argument(
         'checkpoint',
         metavar='CHECKPOINT',
-        help='an .npz of google-research/vision_transformer (a path, gs:// or https://), or a Hugging Face '
-        'ViT (a folder, or hf://OWNER/NAME)',
+        help='an .npz of google-research/vision_transformer or of BiT (a path, gs:// or https://), or a '
+        'Hugging Face ViT, DeiT or DINOv2 (a folder, or hf://OWNER/NAME)',
     )
 
     def refuse(message):

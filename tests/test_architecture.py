@@ -46,7 +46,12 @@ ALLOWED = {
     'td_jax.data': {'td_jax.errors', 'td_jax.devices.memory'},
     'td_jax.models': {'td_jax.errors', 'td_jax.devices.remat'},
     'td_jax.method.communication': set(),
-    'td_jax.method.shared': {'td_jax.method.communication', 'td_jax.models.base'},
+    'td_jax.method.grids': set(),
+    'td_jax.method.shared': {
+        'td_jax.method.communication',
+        'td_jax.method.grids',
+        'td_jax.models.base',
+    },
     'td_jax.method.logits': {'td_jax.method.communication', 'td_jax.models.base'},
     'td_jax.method.one_way': {
         'td_jax.method.communication',
@@ -63,7 +68,12 @@ ALLOWED = {
     },
     # The table of methods: what all others read.
     'td_jax.method': {'td_jax.errors'},
-    'td_jax.pretrained': {'td_jax.errors', 'td_jax.files.workdir', 'td_jax.models.vit'},
+    'td_jax.pretrained': {
+        'td_jax.errors',
+        'td_jax.files.workdir',
+        'td_jax.models.resnet',
+        'td_jax.models.vit',
+    },
     # What the command `inspect` prints.
     'td_jax.pretrained.summary': {
         'configs.common',

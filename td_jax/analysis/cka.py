@@ -22,7 +22,7 @@ from td_jax.analysis import heat_map
 from td_jax.data import base as data
 from td_jax.errors import UserError
 from td_jax.files import workdir
-from td_jax.method import shared
+from td_jax.method import objectives, shared
 from td_jax.models import base
 from td_jax.training import dispatch, teachers, train_step
 from td_jax.training import finished as finished_runs
@@ -199,21 +199,19 @@ def states_of(finished: finished_runs.Finished):
     The names are those of STUDENT and TEACHER, the messages among them where the method has encoders.
     """
     config, teacher = finished.config, finished.teacher
-    encoder = shared.encoder_of(config)
-    models = (
-        (STUDENT, finished.student, finished.source, 'student_encoder'),
-        (TEACHER, teacher.model, teacher.source, 'teacher_encoder'),
-    )
+    models = (STUDENT, finished.student, finished.source), (TEACHER, teacher.model, teacher.source)
 
     @jax.jit
     def run(both_params, communication, examples):
-        states = {}
-        for (s_name, e_name, m_name), model, source, encoder_name in models:
-            params = both_params[s_name]
-            s, e, _ = base.activations(model, params, source.inputs(source.tables, examples, None))
-            states |= {s_name: s, e_name: e}
-            if encoder_name in communication:
-                states[m_name] = shared.bind(encoder, communication[encoder_name])(s, e, None)
+        states, sides = {}, []
+        for (s_name, e_name, _), model, source in models:
+            inputs = source.inputs(source.tables, examples, None)
+            activations = base.activations(model, both_params[s_name], inputs)
+            states |= {s_name: activations.lower, e_name: activations.upper}
+            sides.append(shared.Participant(activations, None, model.registers))
+        if 'student_encoder' in communication:
+            messages = objectives.METHODS[config.method].messages(communication, *sides, config, None)
+            states |= dict(zip((STUDENT[2], TEACHER[2]), messages, strict=True))
         return states
 
     both_params = {STUDENT[0]: finished.params[train_step.STUDENT], TEACHER[0]: teacher.params}

@@ -14,7 +14,7 @@ from td_jax.data import SOURCES, images, movielens, ratings
 from td_jax.devices.remat import POLICIES
 from td_jax.errors import UserError
 from td_jax.method import objectives, shared
-from td_jax.models import MODELS, vit
+from td_jax.models import MODELS, resnet, vit
 from td_jax.training import optimizer
 
 # What a name may be, by key.
@@ -31,6 +31,8 @@ CHOICES = {
     'teacher.model.initial': ('random',),
     'model.activation': vit.ACTIVATIONS,
     'teacher.model.activation': vit.ACTIVATIONS,
+    'model.pooling': vit.POOLINGS,
+    'teacher.model.pooling': vit.POOLINGS,
     'model.remat_policy': POLICIES,
     'teacher.model.remat_policy': POLICIES,
     'td.remat_policy': POLICIES,
@@ -49,6 +51,11 @@ CHOICES = {
     'td.reference': ('running', 'original'),
     'td.scale': ('none', 'variance'),
 }
+
+# What an architecture's sizes are read with, by name; those of others as a ViT's, which have no effect there.
+SIZES = {'vit': vit.sizes_of, 'resnet': resnet.sizes_of}
+# A grid of messages has at most so many rows; that of 1024 pixels in patches of 8 has 128.
+LARGEST_GRID = 1024
 
 # Steps, seeds and sizes are int32 where they are computed with.
 LARGEST = 2**31 - 1
@@ -95,6 +102,7 @@ NUMBERS = {
     'mlp': _NOT_NEGATIVE,
     'heads': _NOT_NEGATIVE,
     'patch': _NOT_NEGATIVE,
+    'registers': _NOT_NEGATIVE,
     'epsilon': _POSITIVE,
     'hidden': _POSITIVE,
     'embedding_width': _NOT_NEGATIVE,
@@ -154,6 +162,7 @@ def check(config):
     _check_selection(config)
     _check_control(config)
     _check_method(config)
+    _check_grid(config.communication.grid)
     for prefix, steps in (('', config.num_steps), ('teacher.', config.teacher.num_steps)):
         warmup = flat[f'{prefix}optimizer.warmup_steps']
         if warmup >= steps and not (prefix and is_learned):
@@ -207,6 +216,16 @@ def _check_control(config):
         )
 
 
+def _check_grid(side):
+    """Refuses a grid of messages that is neither a model's nor a number."""
+    is_number = side.isascii() and side.isdecimal() and 1 <= int(side) <= LARGEST_GRID
+    if not is_number and side not in ('student', 'teacher'):
+        raise UserError(
+            f'communication.grid {side!r} is not known. Known: student, teacher, or a number from 1 to '
+            f'{LARGEST_GRID}.'
+        )
+
+
 def _check_method(config):
     """Refuses what the terms of a method cannot do with the config as it is."""
     method, labels = objectives.METHODS[config.method], config.teacher.labels
@@ -248,7 +267,7 @@ def _check_weights(config):
 
 
 def _check_images(config):
-    """Refuses sizes of a ViT that do not fit each other or the images, and too few colours."""
+    """Refuses sizes of models that do not fit each other or the images, and too few colours."""
     for prefix, task in (('', config.dataset), ('teacher.', config.teacher.dataset)):
         for key in COLOURS:
             if len(task[key]) != 3:
@@ -258,10 +277,13 @@ def _check_images(config):
                 )
     for prefix, model in (('', config.model), ('teacher.', config.teacher.model)):
         try:
-            _, patch = vit.sizes_of(model)
+            sizes = SIZES.get(model.name, vit.sizes_of)(model)
         except UserError as error:
             raise UserError(f'{prefix}{error}') from error
-        if model.name == 'vit' and config.dataset.image_size % patch:
+        if model.name != 'vit':
+            continue
+        _, patch = sizes
+        if config.dataset.image_size % patch:
             raise UserError(
                 f'dataset.image_size is {config.dataset.image_size}, which the patches of {prefix}model, '
                 f'{patch} pixels, do not divide; set dataset.image_size to a multiple, or '

@@ -3,13 +3,14 @@
 from td_jax.config.tree import has_teacher, starts_and_stays
 from td_jax.method import objectives
 
-# The knobs of a model that one architecture reads and others do not, and those of one data set.
+# The knobs of a model that an architecture reads and not all others do, and those of a data set.
 OF_MODELS = {
-    'mlp': ('hidden', 'embeddings', 'embedding_width'),
+    'mlp': ('hidden', 'embeddings', 'embedding_width', 'dropout'),
     'vit': (
-        *('variant', 'layers', 'width', 'mlp', 'heads', 'patch'),
-        *('activation', 'epsilon', 'pre_logits', 'remat_policy'),
+        *('variant', 'layers', 'width', 'mlp', 'heads', 'patch', 'dropout'),
+        *('activation', 'epsilon', 'pre_logits', 'registers', 'pooling', 'remat_policy'),
     ),
+    'resnet': ('variant', 'width', 'remat_policy'),
 }
 _CLASSES = ('classes', 'examples_per_class')
 _IMAGES = ('image_size', 'image_mean', 'image_std', 'resize', 'min_crop_area', 'mirror_rate')
@@ -123,12 +124,13 @@ def _unread_of_parts(config):
             found[f'{prefix}optimizer.momentum'] = f'{prefix}optimizer.name is {optimizer_config.name}'
         if not optimizer_config.weight_decay:
             found[f'{prefix}optimizer.decayed'] = f'{prefix}optimizer.weight_decay is 0'
+        # What a caller brings, a model or a data set, may read any of them.
+        of_model = OF_MODELS.get(model.name)
         found |= {
             f'{prefix}model.{knob}': f'{prefix}model.name is {model.name}'
-            for name, knobs in OF_MODELS.items()
-            # A model that a caller brings may read any of them, and so may a data set.
-            if name != model.name and model.name in OF_MODELS
+            for knobs in OF_MODELS.values()
             for knob in knobs
+            if of_model is not None and knob not in of_model
         }
         ours = OF_DATASETS.get(config.dataset.name)
         found |= {

@@ -9,15 +9,17 @@ from etils import epath
 from td_jax.errors import UserError
 from td_jax.exporting import comparison, onnx_model, saved_model, signature, stablehlo
 from td_jax.files import workdir
-from td_jax.models import vit
+from td_jax.models import resnet, vit
 from td_jax.predicting import program
-from td_jax.pretrained import google, hugging_face, preprocessing
-from td_jax.pretrained.architecture import Architecture, Shown
+from td_jax.pretrained import bit, google, hugging_face, kinds, preprocessing
+from td_jax.pretrained.architecture import Architecture, ResNetArchitecture, Shown
 from td_jax.training import assembly, teachers, train_step
 
 
-def architecture_of(config, num_outputs: int) -> Architecture:
-    """What config.model says of a ViT for images of config.dataset.image_size."""
+def architecture_of(config, num_outputs: int) -> Architecture | ResNetArchitecture:
+    """What config.model says of a ResNet, or of a ViT for images of config.dataset.image_size."""
+    if config.model.name == 'resnet':
+        return ResNetArchitecture(resnet.sizes_of(config.model), num_outputs)
     sizes, patch = vit.sizes_of(config.model)
     return Architecture(
         sizes,
@@ -27,6 +29,8 @@ def architecture_of(config, num_outputs: int) -> Architecture:
         config.model.activation,
         config.model.epsilon,
         config.model.pre_logits,
+        config.model.registers,
+        config.model.pooling,
     )
 
 
@@ -44,9 +48,12 @@ def check_format(name: str, config):
 
 def _npz_misfit(config):
     model = config.model
-    if model.name != 'vit':
-        return f'is for a ViT, and this student is of model.name {model.name}'
-    for key, value in (('activation', google.ACTIVATION), ('epsilon', google.EPSILON)):
+    if model.name not in ('vit', 'resnet'):
+        return f'is for a ViT or a ResNet, and this student is of model.name {model.name}'
+    if model.name == 'resnet' and not resnet.sizes_of(model).bottleneck:
+        return f'is for the ResNets of BiT, and this student is of model.variant {model.variant}'
+    meant = {'activation': google.ACTIVATION, 'epsilon': google.EPSILON, 'registers': 0, 'pooling': 'class'}
+    for key, value in meant.items() if model.name == 'vit' else ():
         if model[key] != value:
             return f'means model.{key} {value}, and that of this student is {model[key]}'
     for key, value in google.SHOWN._asdict().items():
@@ -59,9 +66,7 @@ def _safetensors_misfit(config):
     model = config.model
     if model.name != 'vit':
         return f'is for a ViT, and this student is of model.name {model.name}'
-    if model.pre_logits:
-        return 'has no place for the pre-logits of this student between the class token and its head'
-    return None
+    return kinds.kind_of(architecture_of(config, 1))[1] or None
 
 
 class Format(NamedTuple):
@@ -77,6 +82,11 @@ class Format(NamedTuple):
     misfit: Callable
     write: Callable
     note: Callable = lambda config: None
+
+
+def _write_npz(path, finished):
+    kind = bit if finished.config.model.name == 'resnet' else google
+    kind.write(path, _architecture(finished), _student(finished))
 
 
 def _student(finished):
@@ -133,9 +143,7 @@ def _with_signature(write, dtype=None):
 
 
 FORMATS = {
-    'npz': Format(
-        'student.npz', _npz_misfit, lambda path, run: google.write(path, _architecture(run), _student(run))
-    ),
+    'npz': Format('student.npz', _npz_misfit, _write_npz),
     'safetensors': Format(
         'student_safetensors',
         _safetensors_misfit,

@@ -6,7 +6,16 @@ import jax.numpy as jnp
 import optax
 
 from td_jax.method import communication, logits
-from td_jax.method.shared import bind, decoder_of, encoder_of, split
+from td_jax.method.shared import (
+    decode_with,
+    decoder_of,
+    encode_with,
+    encoder_of,
+    laid_out,
+    layout_of_message,
+    one_cell,
+    split,
+)
 from td_jax.models import base
 
 
@@ -23,19 +32,20 @@ def init_fd(key, student, teacher, config, num_labels):
     keys = jax.random.split(key)
     encoder = encoder_of(config)
     return {
-        'student_encoder': encoder.init(keys[0], student.lower, student.upper)['params'],
-        'teacher_encoder': encoder.init(keys[1], teacher.lower, teacher.upper)['params'],
+        'student_encoder': encoder.init(keys[0], *map(one_cell, student[:2]))['params'],
+        'teacher_encoder': encoder.init(keys[1], *map(one_cell, teacher[:2]))['params'],
     }
 
 
 def messages(params, student, teacher, config, key):
     """What the encoders of both Participants make of their states, (m_g, m_h)."""
-    student_key, teacher_key = split(key, 2)
-    encoder = encoder_of(config)
-    s, e, _ = student.activations
-    student_message = bind(encoder, params['student_encoder'])(s, e, student_key)
-    s, e, _ = teacher.activations
-    return student_message, bind(encoder, params['teacher_encoder'])(s, e, teacher_key)
+    layout = layout_of_message(student, teacher, config)
+    return tuple(
+        encode_with(params[f'{name}_encoder'], side, layout, config)(*side.activations[:2], side_key)
+        for name, side, side_key in zip(
+            ('student', 'teacher'), (student, teacher), split(key, 2), strict=True
+        )
+    )
 
 
 def fd_terms(params, student, teacher, labels, config, key):
@@ -45,16 +55,17 @@ def fd_terms(params, student, teacher, labels, config, key):
 
 
 def init_fitnet(key, student, teacher, config, num_labels):
-    """The student's decoder, which reads the teacher's states as they are."""
+    """The student's decoder, which reads the teacher's states themselves."""
     decoder = decoder_of(config, student)
-    return {'student_decoder': decoder.init(key, teacher.lower, teacher.upper)['params']}
+    return {'student_decoder': decoder.init(key, *map(one_cell, teacher[:2]))['params']}
 
 
 def fitnet_terms(params, student, teacher, labels, config, key):
     """FitNet (Romero et al. 2014): d({s_g; e_g}, D_g({s_h; e_h}))."""
-    s, e, _ = student.activations
-    decode = bind(decoder_of(config, student.activations), params['student_decoder'])
-    return {'state': communication.distance((s, e), decode(*teacher.activations[:2], key))}
+    layout = layout_of_message(student, teacher, config)
+    decode = decode_with(params['student_decoder'], student, layout, config)
+    heard = laid_out(teacher, *teacher.activations[:2], layout)
+    return {'state': communication.distance(student.activations[:2], decode(*heard, key))}
 
 
 def init_hybrid(key, student, teacher, config, num_labels):

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from td_jax.method import communication
+from td_jax.method import communication, grids
 from td_jax.models import base
 
 TASKS = ('regression', 'classification')
@@ -17,6 +17,7 @@ class Participant(NamedTuple):
 
     activations: base.Activations  # on the batch
     upper: Callable[[jax.Array, Any], jax.Array]  # (s, key) -> e
+    registers: int = 0  # of its tokens, base.Model.registers
 
 
 class Objective(NamedTuple):
@@ -66,6 +67,50 @@ def decoder_of(config, activations):
     knobs = config.communication
     widths = activations.lower.shape[-1], activations.upper.shape[-1]
     return communication.Decoder(knobs.hidden, *widths, knobs.dropout, config.compute_dtype)
+
+
+def layouts_of(participant):
+    """How the lower and the higher state of a Participant are laid out."""
+    s, e, _ = participant.activations
+    return tuple(grids.layout_of(state, participant.registers) for state in (s, e))
+
+
+def layout_of_message(student, teacher, config):
+    """How the messages of two Participants are laid out, by config.communication.grid."""
+    return grids.layout_of_message(layouts_of(student), layouts_of(teacher), config.communication.grid)
+
+
+def laid_out(participant, s, e, layout):
+    """States of a Participant on the grid of a message."""
+    lower, upper = layouts_of(participant)
+    return grids.fit(s, lower, layout), grids.fit(e, upper, layout)
+
+
+def encode_with(params, participant, layout, config):
+    """E of a Participant: (s, e, key) -> a message with a layout."""
+    run = bind(encoder_of(config), params)
+
+    def encode(s, e, key):
+        return run(*laid_out(participant, s, e, layout), key)
+
+    return encode
+
+
+def decode_with(params, participant, layout, config):
+    """D of a Participant: (a message with a layout, in one array or parts, and a key) -> (s', e')."""
+    run = bind(decoder_of(config, participant.activations), params)
+    lower, upper = layouts_of(participant)
+
+    def decode(*message_and_key):
+        s, e = run(*message_and_key)
+        return grids.fit(s, layout, lower), grids.fit(e, layout, upper)
+
+    return decode
+
+
+def one_cell(state):
+    """A state of one example and one cell, [1, width]: all that the shapes of parameters depend on."""
+    return state.reshape(-1, state.shape[-1])[:1]
 
 
 def bind(module, params):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from td_jax.devices.remat import POLICIES
 from td_jax.method import communication, logits
 from td_jax.method.one_way import init_fd
-from td_jax.method.shared import bind, decoder_of, encoder_of, split
+from td_jax.method.shared import decode_with, decoder_of, encode_with, layout_of_message, split
 
 # Added to the variance of a target that a distance is divided by.
 VARIANCE_EPSILON = 1e-6
@@ -17,7 +17,7 @@ VARIANCE_EPSILON = 1e-6
 def init_td(key, student, teacher, config, num_labels):
     """Encoder and decoder of both models, and the bridge of an optional logits term."""
     keys = jax.random.split(key, 4)
-    message = jnp.zeros((*student.lower.shape[:-1], config.communication.message), jnp.float32)
+    message = jnp.zeros((1, config.communication.message), jnp.float32)
     params = {
         **init_fd(keys[0], student, teacher, config, num_labels),
         'student_decoder': decoder_of(config, student).init(keys[1], message)['params'],
@@ -65,13 +65,13 @@ def td_terms(params, student, teacher, labels, config, key):
     The first argument of a distance is its target. D_h(m_g) serves both L_SC and the first round of the
     conversation.
     """
-    weights, encoder = config.td.weights, encoder_of(config)
+    weights, layout = config.td.weights, layout_of_message(student, teacher, config)
     distance = functools.partial(measure, scale=config.td.scale, stop_target=config.td.stop_target)
     sides = {
         name: communication.Speaker(
             participant.upper,
-            bind(encoder, params[f'{name}_encoder']),
-            bind(decoder_of(config, participant.activations), params[f'{name}_decoder']),
+            encode_with(params[f'{name}_encoder'], participant, layout, config),
+            decode_with(params[f'{name}_decoder'], participant, layout, config),
         )
         for name, participant in (('student', student), ('teacher', teacher))
     }

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import flax
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from td_jax.errors import UserError
 
@@ -24,7 +25,7 @@ HEADS = 'head_layer', 'output_layer'
 class Activations(NamedTuple):
     """What one model computes on the way to its prediction; every array is batch-first."""
 
-    lower: jax.Array  # s: [batch, ..., lower width]
+    lower: jax.Array  # s: [batch, ..., lower width], laid out as of a Model
     upper: jax.Array  # e: [batch, ..., upper width]
     logits: jax.Array  # y: [batch, outputs]
 
@@ -38,15 +39,21 @@ class Model(NamedTuple):
     lower(params, inputs, key) -> s
     upper(params, s, key) -> e
     head(params, e) -> y, [batch, outputs]
+    registers: how many tokens stand between the class token and those of the grid
+
+    A state says by its rank what it is, and the lower and the higher one need not be the same:
+    [batch, width] is a vector; [batch, tokens, width] a class token, the registers and a grid in row order;
+    [batch, rows, columns, width] a feature map, without a class token.
     """
 
     init: Callable[..., Any]
     lower: Callable[..., jax.Array]
     upper: Callable[..., jax.Array]
     head: Callable[..., jax.Array]
+    registers: int = 0
 
 
-def from_module(module: nn.Module) -> Model:
+def from_module(module: nn.Module, registers: int = 0) -> Model:
     """Makes a Model of a Linen module with methods `lower`, `upper` and `head`.
 
     The module's `lower` and `upper` take (x, deterministic), and its `__call__` runs all three.
@@ -65,7 +72,7 @@ def from_module(module: nn.Module) -> Model:
     def head(params, e):
         return module.apply({'params': params}, e, method='head')
 
-    return Model(init, apply('lower'), apply('upper'), head)
+    return Model(init, apply('lower'), apply('upper'), head, registers)
 
 
 def activations(model: Model, params, inputs, key=None) -> Activations:
@@ -77,7 +84,13 @@ def activations(model: Model, params, inputs, key=None) -> Activations:
 
 
 def read_by_head(e: jax.Array) -> jax.Array:
-    """What a prediction reads of a higher hidden state: [batch, width], of a sequence its first token."""
+    """What a prediction reads of a higher hidden state, [batch, width].
+
+    Of tokens the first one, of a feature map the mean, in float32. (A ViT's own head may read more beside it,
+    td_jax.models.vit.POOLINGS.)
+    """
+    if e.ndim == 4:
+        return e.mean(axis=(1, 2), dtype=jnp.float32)
     return e[:, 0] if e.ndim == 3 else e
 
 

@@ -4,7 +4,8 @@
     upper: s -> blocks from the split on, final LayerNorm -> e                     [batch, tokens, width]
     head:  e -> class token, pre-logits if there are any, Dense -> y               [batch, outputs]
 
-The class token is token 0. Blocks are pre-norm, as in the paper's Figure 1.
+The class token is token 0; registers (Darcet et al. 2023), if there are any, stand between it and the
+patches. Blocks are pre-norm, as in the paper's Figure 1.
 """
 
 import functools
@@ -24,6 +25,25 @@ ACTIVATIONS = {
 }
 
 
+def _class(e, registers):
+    return base.read_by_head(e)
+
+
+def _class_and_mean(e, registers):
+    patches = e[:, 1 + registers :].mean(axis=1, dtype=jnp.float32)
+    return jnp.concatenate([base.read_by_head(e).astype(jnp.float32), patches], axis=-1)
+
+
+def _class_and_register(e, registers):
+    return e[:, :2].reshape(e.shape[0], -1)
+
+
+# What a head reads of a higher hidden state, by name -> f(e, registers) -> [batch, width], or twice as wide.
+# The second is that of DINOv2's linear head; the third is of DeiT, whose prediction is the mean of what two
+# heads make of the class token and of the distillation token.
+POOLINGS = {'class': _class, 'class_and_mean': _class_and_mean, 'class_and_register': _class_and_register}
+
+
 class Sizes(NamedTuple):
     """What makes a variant, but for its patches."""
 
@@ -40,7 +60,7 @@ VARIANTS = {
     'B': Sizes(768, 12, 3072, 12),
     'L': Sizes(1024, 24, 4096, 16),
 }
-PATCHES = (8, 16, 32)
+PATCHES = (8, 14, 16, 32)
 
 
 def attend(query, key, value):
@@ -101,6 +121,8 @@ class ViT(nn.Module):
       activation: a name of ACTIVATIONS.
       epsilon: of every LayerNorm.
       pre_logits: whether a Dense with tanh stands before the head.
+      registers: tokens between the class token and the patches.
+      pooling: what the head reads, a name of POOLINGS.
       remat_policy: what of a block is saved for the gradient, a name of remat.POLICIES.
       dtype: of the computation; parameters, LayerNorm statistics, softmax and logits are float32.
     """
@@ -113,6 +135,8 @@ class ViT(nn.Module):
     activation: str
     epsilon: float
     pre_logits: bool
+    registers: int
+    pooling: str
     remat_policy: str
     dtype: str
 
@@ -131,7 +155,7 @@ class ViT(nn.Module):
 
     @nn.compact
     def embed(self, images, deterministic):
-        """[batch, height, width, 3] -> [batch, 1 + patches, width]."""
+        """[batch, height, width, 3] -> [batch, 1 + registers + patches, width]."""
         x = self.embedding(patches_of(images, self.patch).astype(self.dtype))
         batch, count, width = x.shape
         cls = self.param('cls', nn.initializers.zeros, (1, 1, width), jnp.float32)
@@ -139,6 +163,10 @@ class ViT(nn.Module):
         position = self.param('pos_embedding', initial, (1, 1 + count, width), jnp.float32)
         cls = jnp.broadcast_to(cls.astype(x.dtype), (batch, 1, width))
         x = jnp.concatenate([cls, x], axis=1) + position.astype(x.dtype)
+        if self.registers:
+            tokens = self.param('register_tokens', initial, (1, self.registers, width), jnp.float32)
+            tokens = jnp.broadcast_to(tokens.astype(x.dtype), (batch, self.registers, width))
+            x = jnp.concatenate([x[:, :1], tokens, x[:, 1:]], axis=1)
         return self.dropout_layer(x, deterministic=deterministic)
 
     def run(self, blocks, x, deterministic):
@@ -157,7 +185,8 @@ class ViT(nn.Module):
 
     def head(self, e):
         """e -> y, [batch, num_outputs], in float32."""
-        x = base.read_by_head(e).astype(jnp.float32)  # [batch, tokens, width] -> [batch, width]
+        # [batch, tokens, width] -> [batch, width], or twice as wide
+        x = POOLINGS[self.pooling](e, self.registers).astype(jnp.float32)
         if self.pre_logits_layer is not None:
             x = jnp.tanh(self.pre_logits_layer(x))
         return self.head_layer(x)
@@ -230,6 +259,8 @@ def build(config, vocabularies: dict[str, int], num_outputs: int, dtype: str) ->
         raise UserError(
             f'model.split is {config.split}; with {sizes.layers} blocks it is between 0 and {sizes.layers}.'
         )
+    if config.pooling == 'class_and_register' and not config.registers:
+        raise UserError('model.pooling is class_and_register, but model.registers is 0; set it to 1 or more.')
     module = ViT(
         sizes,
         patch,
@@ -239,7 +270,9 @@ def build(config, vocabularies: dict[str, int], num_outputs: int, dtype: str) ->
         config.activation,
         config.epsilon,
         config.pre_logits,
+        config.registers,
+        config.pooling,
         config.remat_policy,
         dtype,
     )
-    return base.from_module(module)
+    return base.from_module(module, config.registers)

@@ -1,12 +1,12 @@
-"""A public ViT checkpoint <-> our parameter tree.
+"""A public ViT or ResNet <-> our parameter tree.
 
-Read are the .npz files of google-research/vision_transformer and the folders of Hugging Face's ViT
-(config.json and model.safetensors), from a disk or from where they are published. Nothing that could run
-code is ever loaded.
+Read are the .npz files of google-research/vision_transformer and of google-research/big_transfer (BiT), and
+the folders of Hugging Face's ViT, DeiT and DINOv2 (config.json and model.safetensors), from a disk or from
+where they are published. Nothing that could run code is ever loaded.
 """
 
 from td_jax.errors import UserError
-from td_jax.pretrained import fetch, google, hugging_face
+from td_jax.pretrained import bit, fetch, google, hugging_face, npz
 from td_jax.pretrained.architecture import Checkpoint
 
 
@@ -14,12 +14,14 @@ def read(location: str) -> Checkpoint:
     """Reads a checkpoint, downloading it first if need be.
 
     Args:
-      location: an .npz of google-research/vision_transformer (a path, ~ expanded, gs://BUCKET/OBJECT or
-        https://...), or a Hugging Face ViT (a folder, or hf://OWNER/NAME). What is downloaded is kept in
-        $TD_JAX_CACHE, ~/.cache/td_jax if that is not set; hf:// is kept where huggingface_hub keeps it.
+      location: an .npz of google-research/vision_transformer or of BiT, which its contents tell (a path, ~
+        expanded, gs://BUCKET/OBJECT or https://...), or a ViT, DeiT or DINOv2 of Hugging Face (a folder, or
+        hf://OWNER/NAME).
+        What is downloaded is kept in $TD_JAX_CACHE, ~/.cache/td_jax if that is not set; hf:// is kept where
+        huggingface_hub keeps it.
 
     Raises:
-      UserError: nothing there and no network, a damaged file, or not a ViT; the first key that is missing
+      UserError: nothing there and no network, a damaged file, or neither; the first key that is missing
         or has a wrong shape is named.
     """
     path = fetch.path_of(location)
@@ -27,4 +29,5 @@ def read(location: str) -> Checkpoint:
         return hugging_face.read(location, path)
     if path.suffix == '.safetensors':
         raise UserError(f'{path}: give its folder, which holds {hugging_face.CONFIG} too.')
-    return google.read(location, path)
+    raw = npz.arrays(path)
+    return (bit if bit.recognises(raw) else google).read(location, path, raw)

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from td_jax.errors import UserError
-from td_jax.models import vit
+from td_jax.models import resnet, vit
 
 
 class Architecture(NamedTuple):
@@ -20,6 +20,23 @@ class Architecture(NamedTuple):
     activation: str  # a name of vit.ACTIVATIONS
     epsilon: float
     pre_logits: bool
+    registers: int = 0
+    pooling: str = 'class'  # a name of vit.POOLINGS
+
+    kind = 'ViT'  # as a person calls it
+
+
+# Those of its fields, but for sizes and patch, that a model config has under the same name.
+KEPT = 'activation', 'epsilon', 'pre_logits', 'registers', 'pooling'
+
+
+class ResNetArchitecture(NamedTuple):
+    """The same of a ResNet."""
+
+    sizes: resnet.Sizes
+    num_outputs: int  # 0 where there is no head
+
+    kind = 'BiT'  # as a person calls it
 
 
 class Shown(NamedTuple):
@@ -34,12 +51,14 @@ class Checkpoint(NamedTuple):
     """A checkpoint in our names."""
 
     location: str  # as the user wrote it
-    architecture: Architecture
-    params: dict  # float32, nested as vit.ViT's parameters; without `head_layer` where there is no head
+    architecture: Architecture | ResNetArchitecture
+    # float32, nested as those of vit.ViT or resnet.ResNet; without `head_layer` where there is no head
+    params: dict
     shown: Shown
     label_names: tuple[str, ...] | None = None  # of the head's outputs; None where there are none or no names
     assumed: str = ''  # what its files do not say, and what is taken for granted then
     unused: tuple[str, ...] = ()  # names in the file that became no parameter
+    positions: str = 'linear'  # how its position embeddings are resized, a name of fit.STRETCHES
 
 
 def teacher_overrides(checkpoint: Checkpoint, config) -> dict:
@@ -50,7 +69,9 @@ def teacher_overrides(checkpoint: Checkpoint, config) -> dict:
     Returns:
       {key: value}, empty where the checkpoint fits already
     """
-    model = _changes(checkpoint.architecture, config.teacher.model)
+    is_resnet = isinstance(checkpoint.architecture, ResNetArchitecture)
+    changes = _resnet_changes if is_resnet else _changes
+    model = changes(checkpoint.architecture, config.teacher.model)
     return {
         **{f'teacher.model.{key}': value for key, value in model.items()},
         **{
@@ -64,7 +85,7 @@ def teacher_overrides(checkpoint: Checkpoint, config) -> dict:
 def _changes(architecture, model_config):
     """The fields of a model config that differ, as few as make it this architecture."""
     changes = {} if model_config.name == 'vit' else {'name': 'vit'}
-    sizes, patch = vit.sizes_of(model_config)
+    sizes, patch = _vit_sizes(model_config)
     if (sizes, patch) != (architecture.sizes, architecture.patch):
         names = {sizes: name for name, sizes in vit.VARIANTS.items()}
         variant = f'{names.get(architecture.sizes)}/{architecture.patch}'
@@ -76,6 +97,9 @@ def _changes(architecture, model_config):
             # A size of its own would still stand above the variant's.
             changes |= {key: 0 for key in explicit if model_config[key] not in (0, wanted[key])}
         else:
+            if sizes is None:
+                changes['variant'] = 'B/32'
+                sizes, patch = vit.VARIANTS['B'], 32
             changes |= {
                 key: value
                 for key, value in architecture.sizes._asdict().items()
@@ -83,15 +107,41 @@ def _changes(architecture, model_config):
             }
             if patch != architecture.patch:
                 changes['patch'] = architecture.patch
-    for key in ('activation', 'epsilon', 'pre_logits'):
+    for key in KEPT:
         if model_config[key] != getattr(architecture, key):
             changes[key] = getattr(architecture, key)
     return changes
 
 
+def _vit_sizes(model_config):
+    """(sizes, patch) of a model config, or None and 0 where it has no variant of a ViT."""
+    try:
+        return vit.sizes_of(model_config)
+    except UserError:
+        return None, 0
+
+
+def variant_of(sizes: resnet.Sizes) -> dict:
+    """The variant of a model config, and its width where the variant's is another, for a BiT's sizes."""
+    (depth,) = (depth for depth, units in resnet.BOTTLENECKS.items() if units == sizes.units)
+    factor, rest = divmod(sizes.width, 64)
+    is_plain = not rest and 0 < factor < 100
+    return {'variant': f'R{depth}x{factor if is_plain else 1}', 'width': 0 if is_plain else sizes.width}
+
+
+def _resnet_changes(architecture, model_config):
+    """The same of a ResNet."""
+    if model_config.name == 'resnet' and resnet.sizes_of(model_config) == architecture.sizes:
+        return {}
+    wanted = {'name': 'resnet', **variant_of(architecture.sizes)}
+    return {key: value for key, value in wanted.items() if model_config[key] != value}
+
+
 def student_overrides(checkpoint: Checkpoint, config) -> dict:
     """What a student that starts from the checkpoint needs beside `teacher_overrides` and its sizes."""
-    wanted = {f'model.{key}': getattr(checkpoint.architecture, key) for key in ('activation', 'epsilon')}
+    is_resnet = isinstance(checkpoint.architecture, ResNetArchitecture)
+    kept = () if is_resnet else ('activation', 'epsilon', 'registers', 'pooling')
+    wanted = {f'model.{key}': getattr(checkpoint.architecture, key) for key in kept}
     wanted |= {f'dataset.{key}': getattr(checkpoint.shown, key) for key in ('image_mean', 'image_std')}
     return {key: value for key, value in wanted.items() if value != _at(config, key)}
 
@@ -118,12 +168,17 @@ def check_teacher(checkpoint: Checkpoint, config):
     changes = teacher_overrides(checkpoint, config)
     if not changes:
         return
-    sizes, patch = vit.sizes_of(config.teacher.model)
-    architecture = checkpoint.architecture
-    ours = {'name': config.teacher.model.name, **sizes._asdict(), 'patch': patch}
-    theirs = {'name': 'vit', **architecture.sizes._asdict(), 'patch': architecture.patch}
-    for key in ('activation', 'epsilon', 'pre_logits'):
-        ours[key], theirs[key] = config.teacher.model[key], getattr(architecture, key)
+    model, architecture = config.teacher.model, checkpoint.architecture
+    if isinstance(architecture, ResNetArchitecture) or model.name == 'resnet':
+        # Of another kind: what is set says enough.
+        theirs = {key: changes[f'teacher.model.{key}'] for key in model if f'teacher.model.{key}' in changes}
+        ours = {key: model[key] for key in theirs}
+    else:
+        sizes, patch = vit.sizes_of(model)
+        ours = {'name': model.name, **sizes._asdict(), 'patch': patch}
+        theirs = {'name': 'vit', **architecture.sizes._asdict(), 'patch': architecture.patch}
+        for key in KEPT:
+            ours[key], theirs[key] = model[key], getattr(architecture, key)
     shown = _shown(checkpoint.shown, 'teacher.')
     ours |= {key: _at(config, key) for key in shown}
     theirs |= shown
@@ -141,8 +196,12 @@ def as_text(value) -> str:
     return str(value).replace(' ', '')
 
 
-def module_of(architecture: Architecture, split: int, dtype: str = 'float32') -> vit.ViT:
-    """The ViT of an architecture, without dropout; its head has one output where there is none."""
+def module_of(architecture: Architecture | ResNetArchitecture, split: int, dtype: str = 'float32'):
+    """The ViT or ResNet of an architecture, without dropout; its head has one output where there is none."""
+    if isinstance(architecture, ResNetArchitecture):
+        return resnet.ResNet(
+            architecture.sizes, architecture.num_outputs or 1, split, 'everything_saveable', dtype
+        )
     return vit.ViT(
         sizes=architecture.sizes,
         patch=architecture.patch,
@@ -152,14 +211,17 @@ def module_of(architecture: Architecture, split: int, dtype: str = 'float32') ->
         activation=architecture.activation,
         epsilon=architecture.epsilon,
         pre_logits=architecture.pre_logits,
+        registers=architecture.registers,
+        pooling=architecture.pooling,
         remat_policy='everything_saveable',
         dtype=dtype,
     )
 
 
-def shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
+def shapes(architecture: Architecture | ResNetArchitecture) -> dict[str, tuple[int, ...]]:
     """The shape of every parameter of an architecture, by name; those of the head only if it has one."""
-    side = architecture.image_size
+    # Those of a ResNet do not depend on the image's side.
+    side = getattr(architecture, 'image_size', 32)
     image = jax.ShapeDtypeStruct((1, side, side, 3), np.float32)
     tree = jax.eval_shape(module_of(architecture, split=0).init, jax.random.key(0), {'image': image})[
         'params'

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from td_jax.errors import UserError
-from td_jax.pretrained.architecture import Architecture, Checkpoint, Shown, shapes
+from td_jax.pretrained.architecture import Architecture, Checkpoint, ResNetArchitecture, Shown, shapes
 
 
 class Place(NamedTuple):
@@ -21,7 +21,14 @@ class Place(NamedTuple):
     optional: bool = False  # absent means zeros
 
 
-def converted(location: str, path, architecture: Architecture, shown: Shown, raw: dict, places: dict):
+def converted(
+    location: str,
+    path,
+    architecture: Architecture | ResNetArchitecture,
+    shown: Shown,
+    raw: dict,
+    places: dict,
+):
     """Makes a Checkpoint of the arrays of a file, without names of labels.
 
     Args:
@@ -35,9 +42,6 @@ def converted(location: str, path, architecture: Architecture, shown: Shown, raw
     Raises:
       UserError: names the first array that is missing, has a wrong shape or holds NaN or infinity.
     """
-    sizes = architecture.sizes
-    if sizes.width % sizes.heads:
-        raise UserError(f'{path}: {sizes.heads} attention heads do not divide the width, {sizes.width}.')
     expected = shapes(architecture)
     params, used = {}, set()
     for name, shape in expected.items():
@@ -46,7 +50,7 @@ def converted(location: str, path, architecture: Architecture, shown: Shown, raw
             params[name] = np.zeros(shape, np.float32)
             continue
         expected_shape = place.shape or shape
-        value = array(raw, path, place.key, len(expected_shape))
+        value = array(raw, path, place.key, len(expected_shape), architecture.kind)
         if value.shape != expected_shape:
             raise UserError(
                 f'{path}: {place.key} is {shape_of(value)}; with the other parameters it would be '
@@ -54,14 +58,14 @@ def converted(location: str, path, architecture: Architecture, shown: Shown, raw
             )
         if place.order:
             value = value.transpose(place.order)
-        params[name] = _finite(path, place.key, np.ascontiguousarray(value.reshape(shape)))
+        params[name] = finite(path, place.key, np.ascontiguousarray(value.reshape(shape)))
         used.add(place.key)
     unused = tuple(sorted(raw.keys() - used))
     tree = flax.traverse_util.unflatten_dict(params, sep='/')
     return Checkpoint(location, architecture, tree, shown, unused=unused)
 
 
-def _finite(path, key, value):
+def finite(path, key, value):
     """An array in float32, refused where a number is none there."""
     with np.errstate(over='ignore'):
         value = value.astype(np.float32)
@@ -87,18 +91,24 @@ def in_file(params, places):
     return arrays
 
 
-def array(raw, path, key, rank):
-    """An array of a file by its name there.
+def check_heads(path, sizes):
+    """Refuses a ViT whose heads do not divide its width."""
+    if sizes.width % sizes.heads:
+        raise UserError(f'{path}: {sizes.heads} attention heads do not divide the width, {sizes.width}.')
+
+
+def array(raw, path, key, rank, kind='ViT'):
+    """An array of a file by its name there; `kind` is what the file would hold.
 
     Raises:
       UserError: it is missing, has not `rank` axes, is empty, or is not of floating-point numbers.
     """
     if key not in raw:
-        raise UserError(f'{path} is not a ViT that td_jax knows: {key} is missing.')
+        raise UserError(f'{path} is not a {kind} that td_jax knows: {key} is missing.')
     value = raw[key]
     if value.ndim != rank or not value.size:
         raise UserError(
-            f'{path}: {key} is {shape_of(value)}; in a ViT it has {rank} axes, none of them empty.'
+            f'{path}: {key} is {shape_of(value)}; in a {kind} it has {rank} axes, none of them empty.'
         )
     if not jnp.issubdtype(value.dtype, jnp.floating):
         raise UserError(f'{path}: {key} is of {value.dtype}, not of floating-point numbers.')
@@ -110,17 +120,18 @@ def count(raw, pattern):
     return 1 + max(int(match[1]) for name in raw if (match := re.match(pattern, name)))
 
 
-def image_size(path, position, patch):
-    """The side in pixels of the images that position embeddings [1, 1 + n, width] are for.
+def image_size(path, position, patch, leading=1):
+    """The side in pixels of the images that position embeddings [1, leading + n, width] are for.
 
     Raises:
       UserError: n is not a square number.
     """
-    patches = position.shape[1] - 1
+    patches = position.shape[1] - leading
     side = math.isqrt(max(patches, 0))
     if side * side != patches or not patches:
+        before = ('a class token', 'a class token, a distillation token')[leading - 1]
         raise UserError(
-            f'{path}: position embeddings of {shape_of(position)} are not of a class token and a square grid.'
+            f'{path}: position embeddings of {shape_of(position)} are not of {before} and a square grid.'
         )
     return side * patch
 

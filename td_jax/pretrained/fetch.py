@@ -20,8 +20,8 @@ from td_jax.files import workdir
 from td_jax.pretrained import preprocessing
 from td_jax.pretrained.hugging_face import CONFIG, WEIGHTS
 
-# Where the checkpoints of the ViT paper are published.
-PUBLIC = 'gs://vit_models/imagenet21k'
+# Where the checkpoints of the ViT paper and of BiT are published.
+PUBLIC, PUBLIC_BIT = 'gs://vit_models/imagenet21k', 'gs://bit_models'
 HUB = 'https://huggingface.co'
 TIMEOUT = 30  # Seconds without a byte, after which a download is given up.
 
@@ -49,12 +49,13 @@ def _absent(path):
     """How to come by a file that is not there."""
     if path.suffix != '.npz':
         return (
-            f'{path} is not there; give an .npz of google-research/vision_transformer or the folder of a '
-            'Hugging Face ViT.'
+            f'{path} is not there; give an .npz of google-research/vision_transformer or of BiT, or the '
+            'folder of a Hugging Face ViT, DeiT or DINOv2.'
         )
     return (
         f'{path} is not there. Get {path.name}, if it is of the ViT paper from '
-        f'{_url(f"{PUBLIC}/{path.name}")}, and put it there, or give its address instead.'
+        f'{_url(f"{PUBLIC}/{path.name}")}, if it is of BiT from {_url(f"{PUBLIC_BIT}/{path.name}")}, and '
+        'put it there, or give its address instead.'
     )
 
 

@@ -11,6 +11,12 @@ from td_jax.errors import UserError
 from td_jax.pretrained.architecture import Checkpoint
 from td_jax.pretrained.convert import shape_of
 
+# What makes a model fit that has a module which the checkpoint lacks.
+HINTS = {
+    'pre_logits_layer': ' Set pre_logits=False in the model.',
+    'register_tokens': ' Set registers=0 in the model.',
+}
+
 
 class Report(NamedTuple):
     """What became of each parameter, by name, 'block_0/mlp_in/kernel'."""
@@ -30,7 +36,7 @@ def fit(checkpoint: Checkpoint, initial) -> tuple[dict, Report]:
 
     Args:
       checkpoint: what `pretrained.read` returned.
-      initial: the parameters of a vit.ViT, as its `init` makes them.
+      initial: the parameters of a vit.ViT or a resnet.ResNet, as its `init` makes them.
 
     Returns:
       parameters of `initial`'s names and shapes, and what became of each
@@ -46,7 +52,7 @@ def fit(checkpoint: Checkpoint, initial) -> tuple[dict, Report]:
         head in theirs
         and head in ours
         and theirs[head].shape == ours[head].shape
-        and checkpoint.architecture.pre_logits == has_pre_logits
+        and any(name.startswith('pre_logits_layer/') for name in theirs) == has_pre_logits
     )
     params, loaded, resized, initialised = {}, [], [], []
     for name, value in ours.items():
@@ -55,11 +61,11 @@ def fit(checkpoint: Checkpoint, initial) -> tuple[dict, Report]:
             initialised.append(name)
             continue
         if name not in theirs:
-            hint = ' Set pre_logits=False in the model.' if name.startswith('pre_logits_layer/') else ''
+            hint = HINTS.get(name.split('/')[0], '')
             raise UserError(f'{checkpoint.location} has no {name}, {shape_of(value)} in the model.{hint}')
         found = theirs[name]
         if name == 'pos_embedding' and found.shape != value.shape and found.shape[-1] == value.shape[-1]:
-            found = resize_positions(found, value.shape[1] - 1)
+            found = resize_positions(found, value.shape[1] - 1, checkpoint.positions)
             resized.append(name)
         else:
             loaded.append(name)
@@ -94,16 +100,61 @@ def _summary(names):
     return ', '.join(shown) + more
 
 
-def resize_positions(embeddings, count: int):
-    """Stretches the grid of position embeddings linearly; the class token's stays.
+def _linear(grid, new):
+    """As google-research/vision_transformer does (`scipy.ndimage.zoom` of order 1, corners on corners).
 
-    As google-research/vision_transformer does (`scipy.ndimage.zoom` of order 1, corners on corners), but
-    for one of its cases: from 28 to 14 and a few more, rounding puts the last row just outside the grid,
+    But for one of its cases: from 28 to 14 and a few more, rounding puts the last row just outside the grid,
     and it comes out as zeros there. Here it is the old grid's last row.
+    """
+    scale = new / len(grid)
+    return scipy.ndimage.zoom(grid, (scale, scale, 1), order=1, mode='nearest')
+
+
+def _cubic(x, a):
+    """Keys's kernel of cubic convolution (1981), whose slope at 1 is `a`."""
+    x = np.abs(x)
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    far = a * (((x - 5) * x + 8) * x - 4)
+    return np.where(x < 1, near, np.where(x < 2, far, 0.0))
+
+
+def _bicubic(grid, new, a=-0.75):
+    """As torch.nn.functional.interpolate does, whose edges are repeated outwards."""
+    old = len(grid)
+    at = (np.arange(new) + 0.5) * old / new - 0.5
+    taps = np.floor(at)[:, None] + np.arange(-1, 3)
+    weights = np.zeros((new, old))
+    rows = np.broadcast_to(np.arange(new)[:, None], taps.shape)
+    np.add.at(weights, (rows, np.clip(taps, 0, old - 1).astype(int)), _cubic(taps - at[:, None], a))
+    return _weighted(grid, weights)
+
+
+def _bicubic_antialias(grid, new, a=-0.5):
+    """The same with antialias=True: a wider kernel where a grid becomes coarser, cut off at the edges."""
+    old = len(grid)
+    wider = max(old / new, 1.0)
+    at = (np.arange(new) + 0.5) * old / new - 0.5
+    weights = _cubic((np.arange(old) - at[:, None]) / wider, a)
+    return _weighted(grid, weights / weights.sum(axis=1, keepdims=True))
+
+
+def _weighted(grid, weights):
+    """[old, old, width] -> [new, new, width], by weights [new, old] along both sides."""
+    return np.einsum('ai,bj,ijw->abw', weights, weights, grid, optimize=True).astype(grid.dtype)
+
+
+# How the grid of position embeddings is stretched, by name -> f(grid [old, old, width], new), which gives
+# [new, new, width].
+STRETCHES = {'linear': _linear, 'bicubic': _bicubic, 'bicubic_antialias': _bicubic_antialias}
+
+
+def resize_positions(embeddings, count: int, stretch: str = 'linear'):
+    """Stretches the grid of position embeddings; the class token's stays.
 
     Args:
       embeddings: [1, 1 + n, width], of a square grid.
       count: patches of the new, square grid.
+      stretch: a name of STRETCHES, as the code does it that the checkpoint is of.
 
     Returns:
       [1, 1 + count, width]; `embeddings` itself where count is n
@@ -116,7 +167,7 @@ def resize_positions(embeddings, count: int):
         return embeddings
     old, new = _side(tokens - 1), _side(count)
     grid = np.asarray(embeddings)[0, 1:].reshape(old, old, width)
-    grid = scipy.ndimage.zoom(grid, (new / old, new / old, 1), order=1, mode='nearest')
+    grid = STRETCHES[stretch](grid, new)
     return np.concatenate([np.asarray(embeddings)[:, :1], grid.reshape(1, count, width)], axis=1)
 
 

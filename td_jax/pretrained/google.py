@@ -1,12 +1,10 @@
 """The .npz of google-research/vision_transformer, read and written."""
 
 import re
-import zipfile
 
 import numpy as np
 
 from td_jax.errors import UserError
-from td_jax.files import workdir
 from td_jax.models import vit
 from td_jax.pretrained import convert
 from td_jax.pretrained.architecture import Architecture, Checkpoint, Shown
@@ -17,17 +15,18 @@ ACTIVATION, EPSILON = 'gelu_tanh', 1e-6
 SHOWN = Shown(image_mean=(0.5, 0.5, 0.5), image_std=(0.5, 0.5, 0.5), resize='bilinear')
 
 
-def read(location: str, path) -> Checkpoint:
-    """Reads a file.
+def read(location: str, path, raw: dict) -> Checkpoint:
+    """Makes a Checkpoint of a file.
 
     Args:
       location: as the user wrote it.
       path: of the file.
+      raw: its arrays, by name.
 
     Raises:
-      UserError: it is damaged or no ViT; the first key that is missing or has a wrong shape is named.
+      UserError: it is no ViT; the first key that is missing or has a wrong shape is named.
     """
-    raw = _renumbered(_arrays(path))
+    raw = _renumbered(raw)
     kernel = convert.array(raw, path, 'embedding/kernel', 4)
     if kernel.shape[0] != kernel.shape[1] or kernel.shape[2] != 3:
         raise UserError(
@@ -43,6 +42,7 @@ def read(location: str, path) -> Checkpoint:
         mlp=mlp.shape[1],
         heads=query.shape[1],
     )
+    convert.check_heads(path, sizes)
     # A head of zeros was never trained.
     has_head = 'head/kernel' in raw and raw['head/kernel'].any()
     architecture = Architecture(
@@ -115,19 +115,6 @@ def places(architecture: Architecture) -> dict[str, Place]:
         found[f'pre_logits_layer/{leaf}'] = Place(f'pre_logits/{leaf}')
         found[f'head_layer/{leaf}'] = Place(f'head/{leaf}')
     return found
-
-
-def _arrays(path):
-    """The arrays of an .npz, by name."""
-    try:
-        # Without more said, NumPy refuses arrays of objects, whose reading could run code.
-        with open(path, 'rb') as file, np.load(file) as arrays:
-            return {name: arrays[name] for name in arrays}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
-        # The last two: a lone array or other text, which is no archive to enter.
-        raise UserError(
-            f'{path} is damaged or no .npz ({workdir.reason(error)}); delete it and get it once more.'
-        ) from error
 
 
 def write(path, architecture: Architecture, params):

@@ -1,4 +1,4 @@
-"""The folder of a Hugging Face ViT, read and written."""
+"""The folder of a Hugging Face ViT, DeiT or DINOv2, read and written."""
 
 import json
 import re
@@ -6,9 +6,10 @@ import re
 from td_jax.errors import UserError
 from td_jax.files import workdir
 from td_jax.models import vit
-from td_jax.pretrained import convert, preprocessing
+from td_jax.pretrained import convert, kinds, preprocessing
 from td_jax.pretrained.architecture import Architecture, Checkpoint, Shown
 from td_jax.pretrained.convert import Place, shape_of
+from td_jax.pretrained.kinds import Kind
 
 CONFIG, WEIGHTS = 'config.json', 'model.safetensors'
 # Its names of activations -> ours. Its `gelu` is the exact one.
@@ -31,44 +32,71 @@ def read(location: str, folder) -> Checkpoint:
         if not there:
             raise UserError(f'{folder} holds no {name}; a Hugging Face ViT has {CONFIG} and {WEIGHTS} in it.')
     path = folder / WEIGHTS
-    config = _config(folder / CONFIG, config)
+    kind = _kind(folder / CONFIG, config)
+    config = _config(folder / CONFIG, config, kind)
     raw = _tensors(path)
-    prefix = 'vit.' if any(name.startswith('vit.') for name in raw) else ''
+    prefix = f'{kind.model_type}.'
+    prefix = prefix if any(name.startswith(prefix) for name in raw) else ''
     kernel = convert.array(raw, path, f'{prefix}embeddings.patch_embeddings.projection.weight', 4)
     if kernel.shape[2] != kernel.shape[3] or kernel.shape[1] != 3:
         raise UserError(
             f'{path}: {prefix}embeddings.patch_embeddings.projection.weight is {shape_of(kernel)}; that of a '
             'ViT is [width, 3, patch, patch].'
         )
-    mlp = convert.array(raw, path, f'{prefix}encoder.layer.0.intermediate.dense.weight', 2)
+    mlp = convert.array(raw, path, f'{prefix}encoder.layer.0.{kind.block["mlp_in"]}.weight', 2)
     position = convert.array(raw, path, f'{prefix}embeddings.position_embeddings', 3)
     layers = config['num_hidden_layers'] or convert.count(raw, re.escape(prefix) + r'encoder\.layer\.(\d+)\.')
     sizes = vit.Sizes(
         width=kernel.shape[0], layers=layers, mlp=mlp.shape[0], heads=config['num_attention_heads']
     )
-    has_head = 'classifier.weight' in raw and raw['classifier.weight'].any()
+    convert.check_heads(path, sizes)
+    leading = 1 + (kind.model_type == 'deit')
+    image_size = convert.image_size(path, position, kernel.shape[2], leading)
+    registers = _registers(folder / CONFIG, path, config, kind, raw, prefix)
+    raw = kinds.folded(kind, path, raw, prefix, sizes.width, layers)
+    head, pooling = kinds.head_of(kind, raw)
+    has_head = f'{head}.weight' in raw and raw[f'{head}.weight'].any()
     architecture = Architecture(
         sizes=sizes,
         patch=kernel.shape[2],
-        image_size=convert.image_size(path, position, kernel.shape[2]),
-        num_outputs=convert.array(raw, path, 'classifier.weight', 2).shape[0] if has_head else 0,
+        image_size=image_size,
+        num_outputs=convert.array(raw, path, f'{head}.weight', 2).shape[0] if has_head else 0,
         activation=config['hidden_act'],
         epsilon=config['layer_norm_eps'],
         # Where there is a classifier, it reads the class token and not the pooler.
         pre_logits=f'{prefix}pooler.dense.weight' in raw and not has_head,
+        registers=registers,
+        pooling=pooling if has_head else 'class',
     )
     if architecture.pre_logits and config['pooler_act'] != 'tanh':
         raise UserError(f'{folder / CONFIG}: pooler_act {config["pooler_act"]!r} is not known; it is tanh.')
     said = workdir.read_json(folder / preprocessing.FILE)
-    shown = preprocessing.read(folder / preprocessing.FILE, said or {}, architecture.image_size)
+    shown = kind.shown
+    if said is not None or not shown:
+        shown = preprocessing.read(folder / preprocessing.FILE, said or {}, image_size, kind.processor)
     assumed = '' if said is not None else f'no {preprocessing.FILE}: images are shown as is usual'
-    names = _label_names(folder / CONFIG, config, architecture.num_outputs)
-    found = places(architecture, prefix, not config['qkv_bias'])
+    names = _label_names(folder / CONFIG, config, architecture.num_outputs, head)
+    found = places(architecture, kind, prefix, head, not config['qkv_bias'])
     checkpoint = convert.converted(location, path, architecture, shown, raw, found)
-    return checkpoint._replace(label_names=names, assumed=assumed)
+    return checkpoint._replace(label_names=names, assumed=assumed, positions=kind.positions)
 
 
-def _label_names(path, config, count):
+def _registers(config_path, path, config, kind, raw, prefix):
+    """How many registers a model has."""
+    if kind.model_type == 'deit':
+        return 1
+    if kind.model_type != 'dinov2_with_registers':
+        return 0
+    key = f'{prefix}embeddings.register_tokens'
+    count = convert.array(raw, path, key, 3).shape[1]
+    if config['num_register_tokens'] != count:
+        raise UserError(
+            f'{config_path}: num_register_tokens is {config["num_register_tokens"]!r}, but {key} has {count}.'
+        )
+    return count
+
+
+def _label_names(path, config, count, head):
     """The names of the head's outputs, in their order; None where there is no head, or only made-up names."""
     names = config['id2label']
     if not count or names is None:
@@ -76,7 +104,7 @@ def _label_names(path, config, count):
     if not isinstance(names, dict) or set(names) != set(map(str, range(count))):
         shown = f'{len(names)} keys ({", ".join(list(names)[:3])}, ...)' if isinstance(names, dict) else names
         raise UserError(
-            f'{path}: id2label has {shown}, but classifier.weight has {count} outputs, whose keys are "0" to '
+            f'{path}: id2label has {shown}, but {head}.weight has {count} outputs, whose keys are "0" to '
             f'"{count - 1}".'
         )
     names = tuple(str(names[str(i)]) for i in range(count))
@@ -84,23 +112,35 @@ def _label_names(path, config, count):
     return None if names == tuple(f'LABEL_{i}' for i in range(count)) else names
 
 
-def _config(path, config):
+def _kind(path, config):
+    """The kind that a config.json names."""
+    name = config.get('model_type', 'vit')
+    if not isinstance(name, str) or name not in kinds.KINDS:
+        raise UserError(f'{path}: model_type {name!r} is not known. Known: {", ".join(kinds.KINDS)}.')
+    if config.get('use_swiglu_ffn'):
+        raise UserError(
+            f'{path}: use_swiglu_ffn is {config["use_swiglu_ffn"]!r}: its MLPs have a gate, which those of '
+            'td_jax have not; the smaller ones of its kind (small, base, large) have none.'
+        )
+    return kinds.KINDS[name]
+
+
+def _config(path, config, kind):
     """The fields of a config.json that matter, checked; what it does not say is as in transformers."""
-    if config.get('model_type', 'vit') != 'vit':
-        raise UserError(f'{path}: model_type {config["model_type"]!r} is not known; it is vit.')
     defaults = {
         'num_hidden_layers': 0,
         'num_attention_heads': 12,
-        'layer_norm_eps': 1e-12,
+        'layer_norm_eps': kind.epsilon,
         'hidden_act': 'gelu',
         'pooler_act': 'tanh',
         'qkv_bias': True,
+        'num_register_tokens': 4,
         'id2label': None,
     }
     fields = {key: config.get(key, value) for key, value in defaults.items()}
-    for key, kind in (('num_hidden_layers', int), ('num_attention_heads', int), ('layer_norm_eps', float)):
+    for key, of in (('num_hidden_layers', int), ('num_attention_heads', int), ('layer_norm_eps', float)):
         value = fields[key]
-        is_kind = isinstance(value, (kind, int)) and not isinstance(value, bool)
+        is_kind = isinstance(value, (of, int)) and not isinstance(value, bool)
         if not is_kind or value < 0 or (value == 0 and key in config):
             raise UserError(f'{path}: {key} is {value!r}; it is a number above 0.')
     if fields['hidden_act'] not in ACTIVATIONS:
@@ -110,12 +150,16 @@ def _config(path, config):
     return {**fields, 'hidden_act': ACTIVATIONS[fields['hidden_act']]}
 
 
-def places(architecture: Architecture, prefix: str, without_bias: bool) -> dict[str, Place]:
+def places(
+    architecture: Architecture, kind: Kind, prefix: str, head: str, without_bias: bool
+) -> dict[str, Place]:
     """Our names -> where they are in such a file, whose Dense kernels are [outputs, inputs].
 
     Args:
       architecture: what the file holds.
-      prefix: of all names but those of the classifier.
+      kind: of the model.
+      prefix: of all names but that of the head.
+      head: its name.
       without_bias: whether query, key and value may lack theirs.
     """
     width, mlp, patch = architecture.sizes.width, architecture.sizes.mlp, architecture.patch
@@ -130,6 +174,7 @@ def places(architecture: Architecture, prefix: str, without_bias: bool) -> dict[
         return {f'{ours}/scale': Place(f'{theirs}.weight'), f'{ours}/bias': Place(f'{theirs}.bias')}
 
     projection = f'{prefix}embeddings.patch_embeddings.projection'
+    read = width if architecture.pooling == 'class' else 2 * width
     found = {
         'embedding/kernel': Place(f'{projection}.weight', (width, 3, patch, patch), (2, 3, 1, 0)),
         'embedding/bias': Place(f'{projection}.bias'),
@@ -137,20 +182,20 @@ def places(architecture: Architecture, prefix: str, without_bias: bool) -> dict[
         'pos_embedding': Place(f'{prefix}embeddings.position_embeddings'),
         **norm('norm', f'{prefix}layernorm'),
         **dense('pre_logits_layer', f'{prefix}pooler.dense', width, width),
-        **dense('head_layer', 'classifier', width, architecture.num_outputs),
+        **dense('head_layer', head, read, architecture.num_outputs),
     }
+    if architecture.registers:
+        token = 'distillation_token' if kind.model_type == 'deit' else 'register_tokens'
+        found['register_tokens'] = Place(f'{prefix}embeddings.{token}')
     for i in range(architecture.sizes.layers):
-        ours, theirs = f'block_{i}', f'{prefix}encoder.layer.{i}'
-        attention = f'{theirs}.attention'
-        found |= norm(f'{ours}/attention_norm', f'{theirs}.layernorm_before')
-        for name in ('query', 'key', 'value'):
-            found |= dense(
-                f'{ours}/attention/{name}', f'{attention}.attention.{name}', width, width, without_bias
-            )
-        found |= dense(f'{ours}/attention/out', f'{attention}.output.dense', width, width)
-        found |= norm(f'{ours}/mlp_norm', f'{theirs}.layernorm_after')
-        found |= dense(f'{ours}/mlp_in', f'{theirs}.intermediate.dense', width, mlp)
-        found |= dense(f'{ours}/mlp_out', f'{theirs}.output.dense', mlp, width)
+        for module, name in kind.block.items():
+            ours, theirs = f'block_{i}/{module}', f'{prefix}encoder.layer.{i}.{name}'
+            if module.endswith('norm'):
+                found |= norm(ours, theirs)
+                continue
+            inputs, outputs = {'mlp_in': (width, mlp), 'mlp_out': (mlp, width)}.get(module, (width, width))
+            is_optional = without_bias and module.startswith('attention/') and module != 'attention/out'
+            found |= dense(ours, theirs, inputs, outputs, is_optional)
     return found
 
 
@@ -169,23 +214,27 @@ def _tensors(path):
 
 
 def write(path, architecture: Architecture, shown: Shown, params, label_names):
-    """Writes parameters of a vit.ViT to a new folder as a ViTForImageClassification.
+    """Writes parameters of a vit.ViT to a new folder, as a classifier of the kind that `kinds.kind_of` says.
 
     Beside the two files of the model, the folder has the one that says how images are shown to it.
     """
     # Only those who write such a file need it.
     from safetensors import numpy as safetensors_numpy
 
-    sizes, side = architecture.sizes, architecture.image_size
+    kind, _ = kinds.kind_of(architecture)
+    sizes, side, registers = architecture.sizes, architecture.image_size, architecture.registers
+    has_two = architecture.pooling == 'class_and_register'
     # Of several names for one activation, the last.
     names = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
     config = {
-        'architectures': ['ViTForImageClassification'],
-        'model_type': 'vit',
+        'architectures': [kind.classes[has_two]],
+        'model_type': kind.model_type,
         'hidden_size': sizes.width,
         'num_hidden_layers': sizes.layers,
         'num_attention_heads': sizes.heads,
-        'intermediate_size': sizes.mlp,
+        **({'mlp_ratio': sizes.mlp // sizes.width} if kind.scales else {'intermediate_size': sizes.mlp}),
+        **({'use_swiglu_ffn': False, 'layerscale_value': 1.0} if kind.scales else {}),
+        **({'num_register_tokens': registers} if kind.scales and registers else {}),
         'hidden_act': names[architecture.activation],
         'layer_norm_eps': architecture.epsilon,
         'hidden_dropout_prob': 0.0,
@@ -199,7 +248,9 @@ def write(path, architecture: Architecture, shown: Shown, params, label_names):
         'label2id': {str(name): i for i, name in enumerate(label_names)},
         'dtype': 'float32',
     }
-    tensors = convert.in_file(params, places(architecture, 'vit.', without_bias=False))
+    prefix, head = f'{kind.model_type}.', kinds.HEADS[0] if has_two else kinds.HEAD
+    tensors = convert.in_file(params, places(architecture, kind, prefix, head, without_bias=False))
+    tensors = kinds.unfolded(kind, architecture, tensors, prefix)
     path.mkdir()
     for name, content in ((CONFIG, config), (preprocessing.FILE, preprocessing.written(shown, side))):
         (path / name).write_text(json.dumps(content, indent=2) + '\n')

@@ -1,16 +1,28 @@
 """What a public checkpoint is and how it becomes a teacher, for a person."""
 
+import itertools
 import math
 import shlex
 
+import flax
 import jax
 
 from configs import common
 from td_jax import pretrained
-from td_jax.method import communication, objectives
+from td_jax.method import objectives
 from td_jax.models import base, vit
-from td_jax.pretrained.architecture import as_text, module_of, shapes, student_overrides, teacher_overrides
+from td_jax.pretrained.architecture import (
+    ResNetArchitecture,
+    as_text,
+    module_of,
+    shapes,
+    student_overrides,
+    teacher_overrides,
+    variant_of,
+)
 
+# Side in pixels of the images that the states of a ResNet, which takes any, are shown for.
+SIDE = 224
 # Stands for the batch while shapes are worked out; the first axis is then written as "batch".
 BATCH = 1
 
@@ -31,10 +43,9 @@ def report(location: str) -> str:
     config = common.get_config()
     checkpoint = pretrained.read(location)
     architecture = checkpoint.architecture
-    sizes, patch, side = architecture.sizes, architecture.patch, architecture.image_size
-    grid = side // patch
-    variants = {sizes: name for name, sizes in vit.VARIANTS.items()}
-    counts = {name: math.prod(shape) for name, shape in shapes(architecture).items()}
+    side = getattr(architecture, 'image_size', SIDE)
+    parameters = shapes(architecture)
+    counts = {name: math.prod(shape) for name, shape in parameters.items()}
     total = sum(counts.values())
     head = _sum(counts, ('head_layer', 'pre_logits_layer'))
     flags = [
@@ -42,12 +53,9 @@ def report(location: str) -> str:
         *_flags(teacher_overrides(checkpoint, config)),
     ]
     student = _flags(student_overrides(checkpoint, config))
+    is_resnet = isinstance(architecture, ResNetArchitecture)
     facts = {
-        'variant': f'{variants[sizes]}/{patch}' if sizes in variants else 'none of the published ones',
-        'sizes': f'{sizes.layers} blocks, width {sizes.width}, MLP {sizes.mlp}, {sizes.heads} heads',
-        'images': f'{side} x {side} pixels, {grid} x {grid} patches of {patch} x {patch}, and a class token',
-        'activation': f'{architecture.activation}, LayerNorm epsilon {architecture.epsilon}',
-        'pre-logits': 'a Dense with tanh' if architecture.pre_logits else 'none',
+        **(_of_resnet if is_resnet else _of_vit)(architecture),
         'head': f'{architecture.num_outputs:,} outputs' if architecture.num_outputs else 'none',
         'parameters': f'backbone {total - head:,}, head {head:,}, total {total:,}',
     }
@@ -71,9 +79,11 @@ def report(location: str) -> str:
             f'Split points at {side} x {side} pixels, with messages of communication.message='
             f'{config.communication.message}:',
             '',
-            *_split_points(architecture, counts, config),
+            *_split_points(architecture, parameters, counts, config, side),
             '',
-            'As a teacher (at another dataset.image_size the position embeddings are resized):',
+            'As a teacher (of images of any dataset.image_size):'
+            if is_resnet
+            else 'As a teacher (at another dataset.image_size the position embeddings are resized):',
             '',
             ' '.join(flags),
             *(
@@ -83,6 +93,33 @@ def report(location: str) -> str:
             ),
         ]
     )
+
+
+def _of_vit(architecture):
+    """The facts of a ViT."""
+    sizes, patch, side = architecture.sizes, architecture.patch, architecture.image_size
+    registers = architecture.registers
+    grid = side // patch
+    variants = {sizes: name for name, sizes in vit.VARIANTS.items()}
+    return {
+        'variant': f'{variants[sizes]}/{patch}' if sizes in variants else 'none of the published ones',
+        'sizes': f'{sizes.layers} blocks, width {sizes.width}, MLP {sizes.mlp}, {sizes.heads} heads',
+        'images': f'{side} x {side} pixels, {grid} x {grid} patches of {patch} x {patch}, and a class token'
+        + (f' and {registers} register{"s" if registers > 1 else ""}' if registers else ''),
+        'activation': f'{architecture.activation}, LayerNorm epsilon {architecture.epsilon}',
+        'pre-logits': 'a Dense with tanh' if architecture.pre_logits else 'none',
+        **({'head reads': architecture.pooling} if architecture.pooling != 'class' else {}),
+    }
+
+
+def _of_resnet(architecture):
+    """The facts of a BiT."""
+    units, width = architecture.sizes.units, architecture.sizes.width
+    return {
+        'variant': variant_of(architecture.sizes)['variant'],
+        'sizes': f'stages of {", ".join(map(str, units))} units, root width {width}',
+        'images': 'of any size',
+    }
 
 
 def _flags(overrides):
@@ -95,14 +132,25 @@ def _sum(counts, modules):
     return sum(count for name, count in counts.items() if name.split('/')[0] in modules)
 
 
-def _split_points(architecture, counts, config):
+def _split_points(architecture, parameters, counts, config, side):
     """A table: for each split, the parameters below and above it and the shapes there."""
-    found = [_shape(x) for x in _states(architecture, config)]
     rows = [('split', 'below', 'above', 's', 'e', 'message')]
-    for split in range(architecture.sizes.layers + 1):
-        below = ['embedding', 'cls', 'pos_embedding', *(f'block_{i}' for i in range(split))]
-        above = ['norm', *(f'block_{i}' for i in range(split, architecture.sizes.layers))]
-        rows.append((str(split), f'{_sum(counts, below):,}', f'{_sum(counts, above):,}', *found))
+    if isinstance(architecture, ResNetArchitecture):
+        around, last = ('root',), ('final_norm',)
+        parts = [
+            [f'stage_{i}_unit_{j}' for j in range(count)] for i, count in enumerate(architecture.sizes.units)
+        ]
+        found = _states(architecture, parameters, config, side, range(len(parts) + 1))
+    else:
+        around, last = ('embedding', 'cls', 'pos_embedding', 'register_tokens'), ('norm',)
+        parts = [[f'block_{i}'] for i in range(architecture.sizes.layers)]
+        # A block keeps the shape, so they are the same at every split.
+        found = _states(architecture, parameters, config, side, [0]) * (len(parts) + 1)
+    for split, states in enumerate(found):
+        below = [*around, *itertools.chain(*parts[:split])]
+        above = [*last, *itertools.chain(*parts[split:])]
+        numbers = f'{_sum(counts, below):,}', f'{_sum(counts, above):,}'
+        rows.append((str(split), *numbers, *map(_shape, states)))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         numbers = [cell.rjust(width) for cell, width in zip(row[:3], widths, strict=False)]
@@ -110,21 +158,17 @@ def _split_points(architecture, counts, config):
         yield '  '.join([*numbers, *texts]).rstrip()
 
 
-def _states(architecture, config):
-    """The shapes of s, e and the message. A block keeps the shape, so they are the same at every split."""
-    model = base.from_module(module_of(architecture, split=architecture.sizes.layers // 2))
-    encoder = communication.Encoder(
-        config.communication.hidden, config.communication.message, config.communication.dropout
-    )
-    image = jax.numpy.zeros((BATCH, architecture.image_size, architecture.image_size, 3))
-
-    def speak(key):
-        inputs = {'image': image}
-        states = base.activations(model, model.init(key, inputs), inputs)
-        message, _ = encoder.init_with_output(key, states.lower, states.upper)
-        return states.lower, states.upper, message
-
-    return jax.eval_shape(speak, jax.random.key(0))
+def _states(architecture, parameters, config, side, splits):
+    """The shapes of s, e and a message, on the grid of s, at each of some splits."""
+    models = [base.from_module(module_of(architecture, split)) for split in splits]
+    flat = {name: jax.ShapeDtypeStruct(shape, 'float32') for name, shape in parameters.items()}
+    params = flax.traverse_util.unflatten_dict(flat, sep='/')
+    inputs = {'image': jax.ShapeDtypeStruct((BATCH, side, side, 3), 'float32')}
+    lower = [jax.eval_shape(model.lower, params, inputs) for model in models]
+    # Wherever a model is split, e is the same.
+    e = jax.eval_shape(models[-1].upper, params, lower[-1])
+    messages = [(*s.shape[:-1], config.communication.message) for s in lower]
+    return [(s, e, jax.ShapeDtypeStruct(shape, s.dtype)) for s, shape in zip(lower, messages, strict=True)]
 
 
 def _shape(x):

@@ -89,7 +89,8 @@ def _parts(config, source, teacher, mesh):
     student = build_model(config, config.model, source)
     copies_head = teacher is not None and same_labels(source, teacher.source)
     num_labels = len(source.label_names)
-    step = train_step.make_step(student, source.task, num_labels, config, copies_head)
+    registers = teacher.model.registers if teacher else 0
+    step = train_step.make_step(student, source.task, num_labels, config, copies_head, registers)
     # A student that only starts from its teacher does not listen to it.
     listened_to = teacher if objectives.reads_teacher(config) else None
     start = teacher.params if config.model.initial == 'teacher' else None

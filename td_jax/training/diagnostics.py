@@ -45,10 +45,11 @@ def spread(signal) -> tuple[jax.Array, jax.Array]:
     """How much a signal says of the examples of a batch, and in how many directions.
 
     Of each number its mean over the examples is taken out first, at each token by itself: what differs from
-    token to token in the same way for every example says nothing of any. Then tokens count as examples.
+    token to token in the same way for every example says nothing of any. Then tokens, and the
+    cells of a feature map, count as examples.
 
     Args:
-      signal: [batch, width] or [batch, tokens, width].
+      signal: [batch, width], [batch, tokens, width] or [batch, rows, columns, width].
 
     Returns:
       (std, rank), float32 scalars. std: the root of the mean of the variances over the examples. rank: the

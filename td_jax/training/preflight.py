@@ -54,7 +54,6 @@ def _check_alone(config, folder, mesh) -> Plan:
     if not config_lib.has_teacher(config):
         return Plan(mesh, source, None, None, _check_step(config, source, None, mesh, 'student'))
     teacher_source = _check_teacher(config, folder, source)
-    _check_states(config, source, teacher_source)
     progress = _check_step(config, source, teacher_source, mesh, 'student')
     is_there = not config_lib.trains_teacher(config) or config.teacher.checkpoint
     if not is_there:
@@ -202,23 +201,6 @@ def _check_start(config, student_source, teacher_source):
         raise UserError(
             f'model.initial is teacher, but {different}, with which the same parameters compute something '
             f'else; set {wanted}, or model.initial=random.'
-        )
-
-
-def _check_states(config, source, teacher_source):
-    """Refuses models whose states cannot be compared."""
-    if not objectives.reads(config, 'states'):
-        return
-    tokens = [
-        memory.activations(config, model_config, of).lower.shape[1:-1]
-        for model_config, of in ((config.model, source), (config.teacher.model, teacher_source))
-    ]
-    if tokens[0] != tokens[1]:
-        of_student, of_teacher = (f'{shape[0]} tokens' if shape else 'no tokens' for shape in tokens)
-        raise UserError(
-            f'method {config.method} compares states, but those of the student have {of_student} and those '
-            f'of the teacher {of_teacher}; give model and teacher.model the same kind and patch, or use '
-            'method ld.'
         )
 
 

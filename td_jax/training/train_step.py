@@ -80,6 +80,7 @@ def make_step(
     num_labels: int,
     config,
     copies_head: bool = False,
+    teacher_registers: int = 0,
 ) -> Step:
     """Makes the step of a run.
 
@@ -89,9 +90,11 @@ def make_step(
       num_labels: outputs of the task.
       config: the run's config.
       copies_head: whether a student that starts from its teacher takes its head, too: they predict the same.
+      teacher_registers: base.Model.registers of the teacher.
     """
     objective = objectives.METHODS[config.method]
-    terms_of = _make_terms(student, objective, objectives.TASK_LOSSES[task], config)
+    registers = student.registers, teacher_registers
+    terms_of = _make_terms(student, objective, objectives.TASK_LOSSES[task], config, registers)
 
     def init(key, batch: Batch, start=None) -> TrainState:
         student_key, objective_key = jax.random.split(key)
@@ -135,10 +138,11 @@ def make_step(
             params, opt_state = freeze(new, old, ramp_up_stage(state.step, config))
         return TrainState(state.step + 1, params, opt_state), metrics
 
-    return Step(init, update, _make_shares(terms_of, config), _make_signals(student, objective, config))
+    signals = _make_signals(student, objective, config, registers)
+    return Step(init, update, _make_shares(terms_of, config), signals)
 
 
-def _make_terms(student, objective, task_loss, config):
+def _make_terms(student, objective, task_loss, config, registers):
     """The function that gives what a step's loss is the sum of, and the means it logs."""
     # A method whose weights are all 0 is the student from scratch, and costs as much.
     is_taught = bool(objectives.taught(config))
@@ -149,8 +153,11 @@ def _make_terms(student, objective, task_loss, config):
         activations = base.activations(student, params[STUDENT], batch.student_inputs, student_key)
         terms = {'task': task_loss(activations.logits, batch.labels)}
         if is_taught:
-            speaking = shared.Participant(activations, lambda s, key: student.upper(params[STUDENT], s, key))
-            listening = shared.Participant(batch.teacher, lambda s, key: teacher_upper(s))
+            uppers = (
+                (lambda s, key: student.upper(params[STUDENT], s, key)),
+                (lambda s, key: teacher_upper(s)),
+            )
+            speaking, listening = map(shared.Participant, (activations, batch.teacher), uppers, registers)
             terms |= objective.terms(
                 params[COMMUNICATION], speaking, listening, batch.labels, config, terms_key
             )
@@ -189,7 +196,7 @@ def _make_shares(terms_of, config):
     return shares
 
 
-def _make_signals(student, objective, config):
+def _make_signals(student, objective, config, registers):
     """Step.signals."""
     speaks = objective.messages and objectives.reads(config, 'states')
 
@@ -202,7 +209,7 @@ def _make_signals(student, objective, config):
             for name in ('lower', 'upper')
         }
         if speaks:
-            sides = (shared.Participant(of_side, None) for of_side in (activations, part.teacher))
+            sides = map(shared.Participant, (activations, part.teacher), (None, None), registers)
             messages = objective.messages(params[COMMUNICATION], *sides, config, None)
             found |= dict(zip(('student_message', 'teacher_message'), messages, strict=True))
         return found

@@ -48,6 +48,12 @@ def test_safetensors_comes_back_with_identical_logits(
         assert file.metadata() == {'format': 'pt'}
 
 
+def test_registers_come_back_with_identical_logits(finished_vit, shown, tmp_path, logits_of):
+    finished = finished_vit(registers=1, pooling='class_and_register')
+    formats.FORMATS['safetensors'].write(tmp_path / 'made', finished)
+    np.testing.assert_array_equal(logits_back(tmp_path / 'made', shown), logits_of(finished, shown))
+
+
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SHOWN = {'image_mean': MEAN, 'image_std': STD}
 
@@ -117,6 +123,12 @@ def test_a_trained_vit_goes_out_and_comes_back(vit_config, images, shown, tmp_pa
             'npz',
             'use --format=stablehlo or --format=onnx or --format=saved_model.',
         ),
+        (
+            {'registers': 1},
+            'npz',
+            'model.registers 0, and that of this student is 1; use --format=safetensors ',
+        ),
+        ({'registers': 2}, 'safetensors', 'multiple of the width, and that of this student is 7 of 10; use '),
         (
             {'dataset': SHOWN},
             'npz',

@@ -20,25 +20,45 @@ TEACHER_LOWER, TEACHER_UPPER = 7, 3
 LABELS = np.array([3, 0, 2])
 
 
-def make_case(method, **changes):
-    """Config, parameters and two participants with widths that are all different."""
+# The states of two vectors.
+VECTORS = ((), (), 0), ((), (), 0)
+
+
+def pooled(s, upper):
+    """A feature map of half the side, where the higher state is one."""
+    if s.shape[1:-1] == upper:
+        return s
+    rows, columns = upper
+    return s.reshape(len(s), rows, 2, columns, 2, -1).mean((2, 4))
+
+
+def make_case(method, shapes=VECTORS, **changes):
+    """Config, parameters and two participants with widths that are all different.
+
+    `shapes` are those of the states of student and teacher between batch and width, lower and higher, and
+    their registers.
+    """
     config = common.get_config()
     config.method = method
     config.communication.hidden, config.communication.message = 13, 11
     config.update_from_flattened_dict({key.replace('__', '.'): v for key, v in changes.items()})
     keys = jax.random.split(jax.random.key(0), 9)
 
-    def participant(keys, lower, upper):
+    def participant(keys, lower, upper, shapes):
+        of_lower, of_upper, registers = shapes
         weight = jax.random.normal(keys[0], (lower, upper))
         activations = base.Activations(
-            jax.random.normal(keys[1], (BATCH, lower)),
-            jax.random.normal(keys[2], (BATCH, upper)),
+            jax.random.normal(keys[1], (BATCH, *of_lower, lower)),
+            jax.random.normal(keys[2], (BATCH, *of_upper, upper)),
             jax.random.normal(keys[3], (BATCH, CLASSES)),
         )
-        return shared.Participant(activations, lambda s, key: jnp.tanh(s @ weight)), weight
+        run = shared.Participant(
+            activations, lambda s, key: jnp.tanh(pooled(s, of_upper) @ weight), registers
+        )
+        return run, lambda s: np.tanh(pooled(s, of_upper) @ np.asarray(weight))
 
-    student, student_weight = participant(keys[:4], LOWER, UPPER)
-    teacher, teacher_weight = participant(keys[4:8], TEACHER_LOWER, TEACHER_UPPER)
+    student, upper_g = participant(keys[:4], LOWER, UPPER, shapes[0])
+    teacher, upper_h = participant(keys[4:8], TEACHER_LOWER, TEACHER_UPPER, shapes[1])
     objective = objectives.METHODS[method]
     params = objective.init(keys[8], student.activations, teacher.activations, config, CLASSES)
     terms = objective.terms(params, student, teacher, LABELS, config, None)
@@ -47,8 +67,9 @@ def make_case(method, **changes):
         params=jax.tree.map(np.asarray, params),
         g=jax.tree.map(np.asarray, student.activations),
         h=jax.tree.map(np.asarray, teacher.activations),
-        upper_g=lambda s: np.tanh(s @ np.asarray(student_weight)),
-        upper_h=lambda s: np.tanh(s @ np.asarray(teacher_weight)),
+        upper_g=upper_g,
+        upper_h=upper_h,
+        shapes=dict(zip('gh', shapes, strict=True)),
         terms=terms,
     )
 
@@ -66,17 +87,88 @@ def norm_dense(params, x):
     return np.maximum(x @ kernel + params['bias'], 0)
 
 
-def encode(params, s, e):
-    return dense(params['message'], norm_dense(params['hidden'], np.concatenate([s, e], -1)))
+def stretch(count, new):
+    """[new, count]: the weights of a triangle around each new cell, two old cells wide, or two new ones."""
+    centres = (np.arange(new)[:, None] + 0.5) * count / new
+    weights = np.maximum(0, 1 - np.abs(np.arange(count)[None] + 0.5 - centres) / max(1, count / new))
+    return weights / weights.sum(1, keepdims=True)
 
 
-def decode(params, m):
-    x = norm_dense(params['hidden'], m)
-    return dense(params['lower'], x), dense(params['upper'], x)
+def pieces(x, registers):
+    """(class token or None, registers, grid [batch, rows, columns, width]) of a state."""
+    if x.ndim == 2:
+        return None, [], x[:, None, None]
+    if x.ndim == 4:
+        return None, [], x
+    first, *others = np.moveaxis(x[:, : 1 + registers], 1, 0)
+    side = round((x.shape[1] - 1 - registers) ** 0.5)
+    return first, others, x[:, 1 + registers :].reshape(BATCH, side, side, -1)
+
+
+def like(pieces, is_token, registers, side):
+    """Pieces of a state as another has them: a class token or none, so many registers, a grid of a side."""
+    token, others, grid = pieces
+    mean = grid.mean((1, 2))
+    resized = np.einsum('ri,cj,bijw->brcw', *(stretch(n, side) for n in grid.shape[1:3]), grid)
+    if is_token:
+        heard = mean if token is None else token
+        return heard, others if len(others) == registers else [heard] * registers, resized
+    return None, [], resized if token is None else (resized + token[:, None, None]) / 2
+
+
+def joined(pieces, rank):
+    """The array of pieces."""
+    token, others, grid = pieces
+    if rank == 2:
+        return grid[:, 0, 0]
+    if rank == 4:
+        return grid
+    cells = grid.reshape(BATCH, -1, grid.shape[-1])
+    return np.concatenate([np.stack([token, *others], 1), cells], 1)
+
+
+def message_of(case):
+    """(whether it has a class token, registers, side, rank of its array) of the messages of a case."""
+    sides = {name: pieces(getattr(case, name).lower, case.shapes[name][2]) for name in 'gh'}
+    asked = case.config.communication.grid
+    side = int(asked) if asked.isdecimal() else sides[{'student': 'g', 'teacher': 'h'}[asked]][2].shape[1]
+    is_token = any(token is not None for token, _, _ in sides.values())
+    registers = {len(others) for _, others, _ in sides.values()}
+    alike = case.g.lower.ndim == case.g.upper.ndim == case.h.lower.ndim == case.h.upper.ndim == 2
+    rank = 2 if alike else 3 if is_token else 4
+    return is_token, registers.pop() if len(registers) == 1 else 0, side, rank
+
+
+def laid_out(case, side, *states):
+    """States of a side joined on the grid of a message, [batch, ..., width]."""
+    *kind, rank = message_of(case)
+    parts = (joined(like(pieces(x, case.shapes[side][2]), *kind), rank) for x in states)
+    return np.concatenate(list(parts), -1)
+
+
+def encode(case, side, s, e):
+    params = case.params[{'g': 'student_encoder', 'h': 'teacher_encoder'}[side]]
+    return dense(params['message'], norm_dense(params['hidden'], laid_out(case, side, s, e)))
+
+
+def decode(case, side, m):
+    params = case.params[{'g': 'student_decoder', 'h': 'teacher_decoder'}[side]]
+    _, registers, _, _ = message_of(case)
+    x, own = norm_dense(params['hidden'], m), getattr(case, side)
+    found = []
+    for name in ('lower', 'upper'):
+        like_own = pieces(getattr(own, name), case.shapes[side][2])
+        kind = like_own[0] is not None, len(like_own[1]), like_own[2].shape[1]
+        found.append(joined(like(pieces(dense(params[name], x), registers), *kind), getattr(own, name).ndim))
+    return found
+
+
+def flat(state):
+    return np.concatenate([x.reshape(BATCH, -1) for x in state], -1)
 
 
 def mean_square(a, b):
-    return np.mean((np.concatenate(a, -1) - np.concatenate(b, -1)) ** 2, axis=-1)
+    return np.mean((flat(a) - flat(b)) ** 2, axis=-1)
 
 
 def numpy_supervised(case):
@@ -88,14 +180,14 @@ def numpy_ld(case):
 
 
 def numpy_fd(case):
-    m_g = encode(case.params['student_encoder'], case.g.lower, case.g.upper)
-    m_h = encode(case.params['teacher_encoder'], case.h.lower, case.h.upper)
+    m_g = encode(case, 'g', case.g.lower, case.g.upper)
+    m_h = encode(case, 'h', case.h.lower, case.h.upper)
     return {'feature': mean_square([m_g], [m_h])}
 
 
 def numpy_fitnet(case):
-    heard = np.concatenate([case.h.lower, case.h.upper], -1)
-    return {'state': mean_square([case.g.lower, case.g.upper], decode(case.params['student_decoder'], heard))}
+    heard = laid_out(case, 'h', case.h.lower, case.h.upper)
+    return {'state': mean_square([case.g.lower, case.g.upper], decode(case, 'g', heard))}
 
 
 def numpy_hybrid(case):
@@ -103,7 +195,10 @@ def numpy_hybrid(case):
 
 
 def read_by_heads(case):
-    return case.g.upper.astype(np.float64), case.h.upper.astype(np.float64)
+    def read(e):
+        return {2: lambda: e, 3: lambda: e[:, 0], 4: lambda: e.mean((1, 2))}[e.ndim]()
+
+    return read(case.g.upper.astype(np.float64)), read(case.h.upper.astype(np.float64))
 
 
 def numpy_rkd(case):
@@ -177,24 +272,23 @@ def numpy_td(case):
         value = mean_square(target, found)
         if case.config.td.scale == 'none':
             return value
-        return value / (np.concatenate(target, -1).var(axis=0).mean() + 1e-6)
+        return value / (flat(target).var(axis=0).mean() + 1e-6)
 
-    p, (s_g, e_g, _), (s_h, e_h, _) = case.params, case.g, case.h
-    m_g, m_h = encode(p['student_encoder'], s_g, e_g), encode(p['teacher_encoder'], s_h, e_h)
+    (s_g, e_g, _), (s_h, e_h, _) = case.g, case.h
+    m_g, m_h = encode(case, 'g', s_g, e_g), encode(case, 'h', s_h, e_h)
     terms = {
         'message': d([m_h], [m_g]),
-        'state': d([s_g, e_g], decode(p['student_decoder'], m_h))
-        + d([s_h, e_h], decode(p['teacher_decoder'], m_g)),
+        'state': d([s_g, e_g], decode(case, 'g', m_h)) + d([s_h, e_h], decode(case, 'h', m_g)),
     }
     s, e, m, interact = s_g, e_g, m_g, 0
     for _ in range(case.config.td.rounds):
-        heard, _ = decode(p['teacher_decoder'], m)
-        answer = encode(p['teacher_encoder'], heard, case.upper_h(heard))
-        s_new, e_new = decode(p['student_decoder'], answer)
+        heard, _ = decode(case, 'h', m)
+        answer = encode(case, 'h', heard, case.upper_h(heard))
+        s_new, e_new = decode(case, 'g', answer)
         target = [s, e] if case.config.td.reference == 'running' else [s_g, e_g]
         interact = interact + d(target, [s_new, e_new])
         s, e = s_new, case.upper_g(s_new)
-        m = encode(p['student_encoder'], s, e)
+        m = encode(case, 'g', s, e)
     return {**terms, 'interact': interact} if case.config.td.rounds else terms
 
 
@@ -225,6 +319,46 @@ def test_terms_are_those_of_the_equations(method):
     assert method in REFERENCES, f'{method} has no reference in NumPy'
     case = make_case(method)
     assert_terms(case, REFERENCES[method](case))
+
+
+# States of a vector, of tokens with a grid of 2, of 3 and of 3 with registers, and of feature maps.
+VECTOR, COARSE, FINE = ((), (), 0), ((5,), (5,), 0), ((10,), (10,), 0)
+REGISTERS, MAPS = ((12,), (12,), 2), ((4, 4), (2, 2), 0)
+UNLIKE = {
+    'coarse and fine tokens': (COARSE, FINE),
+    'fine and coarse tokens': (FINE, COARSE),
+    'tokens and maps': (COARSE, MAPS),
+    'maps and tokens': (MAPS, FINE),
+    'maps and maps': (MAPS, MAPS),
+    'maps and vectors': (MAPS, VECTOR),
+    'vectors and tokens': (VECTOR, FINE),
+    'tokens and registers': (COARSE, REGISTERS),
+    'registers and maps': (REGISTERS, MAPS),
+    'registers and registers': (((7,), (7,), 2), REGISTERS),
+}
+QUICK = 'maps and tokens', 'vectors and tokens', 'tokens and registers'
+READ_STATES = [
+    name for name, method in objectives.METHODS.items() if method.reads.keys() - {'bridged_logits'}
+]
+
+
+@pytest.mark.parametrize(
+    ('method', 'pair'),
+    [('td', pair) if pair in QUICK else pytest.param('td', pair, marks=pytest.mark.long) for pair in UNLIKE]
+    + [(method, 'maps and tokens') for method in READ_STATES if method != 'td']
+    + [('fitnet', 'tokens and registers')],
+)
+def test_states_of_unlike_shapes_are_compared_on_one_grid(method, pair):
+    case = make_case(method, UNLIKE[pair], td__rounds=2)
+    assert_terms(case, REFERENCES[method](case))
+
+
+@pytest.mark.parametrize(
+    'grid', ['3', *(pytest.param(grid, marks=pytest.mark.long) for grid in ('teacher', '1'))]
+)
+def test_a_message_has_the_grid_that_is_asked_for(grid):
+    case = make_case('td', UNLIKE['maps and tokens'], communication__grid=grid)
+    assert_terms(case, numpy_td(case))
 
 
 @pytest.mark.parametrize('rounds', [0, 1, 3])

@@ -86,6 +86,19 @@ def test_every_split_gives_the_same_prediction_and_the_same_parameters():
     np.testing.assert_allclose(found.upper, normed, atol=1e-5)
 
 
+def test_registers_stand_behind_the_class_token():
+    """Without blocks every token is what it is made of, but for the last norm."""
+    model, params, inputs = make_case(registers=2, split=4)
+    assert model.registers == 2
+    plain = make_model(split=0).lower(params, inputs)
+    found = make_model(registers=2, split=0).lower(params, inputs)
+    assert found.shape == (BATCH, 12, 12)
+    np.testing.assert_array_equal(found[:, 0], plain[:, 0])
+    np.testing.assert_array_equal(found[:, 3:], plain[:, 1:])
+    for one in found[:, 1:3]:
+        np.testing.assert_array_equal(one, params['register_tokens'][0])
+
+
 def test_dropout_only_with_a_key_and_in_every_part():
     model, params, inputs = make_case(split=2, dropout=0.5)
     calm = base.activations(model, params, inputs)
@@ -116,6 +129,7 @@ def test_bfloat16_is_near_float32_and_predicts_in_float32():
         ({'variant': 'B/7'}, "'B/7'"),
         ({'heads': 5}, 'model.heads'),
         ({'split': 5}, 'model.split'),
+        ({'pooling': 'class_and_register'}, 'model.registers is 0'),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(changes, word):

@@ -92,7 +92,9 @@ def test_every_field_that_differs_is_named_with_its_cure(checkpoints):
         (BASE, {'variant': 'B/16', 'layers': 4, 'heads': 12}, ('layers=0',)),
         (BASE._replace(epsilon=1e-12), {'variant': 'B/16'}, ('epsilon=1e-12',)),
         (BASE._replace(activation='gelu'), {'variant': 'B/16'}, ('activation=gelu',)),
-        (BASE._replace(patch=14), {}, ('patch=14',)),
+        (BASE._replace(patch=14), {}, ('variant=B/14',)),
+        (BASE._replace(patch=12), {}, ('patch=12',)),
+        (BASE._replace(registers=4), {'variant': 'B/16'}, ('registers=4',)),
         (BASE._replace(sizes=BASE.sizes._replace(layers=5)), {'variant': 'B/16'}, ('layers=5',)),
     ],
 )

@@ -44,7 +44,7 @@ def test_what_a_config_leaves_out_is_as_in_transformers(changed_folder):
     ('changes', 'text'),
     [
         ({'hidden_act': 'relu'}, "hidden_act 'relu' is not known. Known: gelu, gelu_new"),
-        ({'model_type': 'deit'}, "model_type 'deit'"),
+        ({'model_type': 'beit'}, "model_type 'beit' is not known. Known: vit, deit, dinov2, "),
         ({'pooler_act': 'relu'}, "pooler_act 'relu'"),
         ({'num_attention_heads': 5}, '5 attention heads do not divide the width, 48'),
         ({'num_attention_heads': 0}, 'num_attention_heads is 0'),

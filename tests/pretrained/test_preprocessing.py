@@ -76,7 +76,7 @@ def test_images_that_are_not_resized_have_no_resize():
         ({'rescale_factor': 0}, 'rescale_factor is 0; it is a number above 0'),
         ({'rescale_factor': float('nan')}, 'rescale_factor is nan'),
         ({'do_normalize': 'yes'}, "do_normalize is 'yes'; it is true or false"),
-        ({'image_processor_type': 'DeiTImageProcessor'}, 'DeiTImageProcessor is not known, and .* do_resize'),
+        ({'image_processor_type': 'CLIPImageProcessor'}, 'CLIPImageProcessor is not known, and .* do_resize'),
     ],
 )
 def test_what_cannot_be_honoured_is_refused_by_name(content, words):
@@ -87,7 +87,7 @@ def test_what_cannot_be_honoured_is_refused_by_name(content, words):
 
 
 def test_another_processor_that_says_everything_is_taken_at_its_word():
-    said = {**preprocessing.DEFAULTS, **IMAGENET, 'image_processor_type': 'DeiTImageProcessor'}
+    said = {**preprocessing.DEFAULTS, **IMAGENET, 'image_processor_type': 'CLIPImageProcessor'}
     assert read(**said) == Shown(MEAN, STD, 'bilinear_antialias')
 
 

@@ -55,7 +55,19 @@ def test_what_a_checkpoint_is():
     ]
 
 
-@pytest.mark.parametrize('name', ['vit_tiny_prelogits.npz', 'hf_vit_tiny', 'hf_vit_tiny_classifier'])
+@pytest.mark.parametrize(
+    'name',
+    [
+        'vit_tiny_prelogits.npz',
+        *(
+            'hf_vit_tiny',
+            'hf_vit_tiny_classifier',
+            'hf_deit_tiny',
+            'hf_dinov2_tiny',
+            'hf_dinov2_registers_tiny',
+        ),
+    ],
+)
 def test_the_overrides_make_the_teacher_fit(name):
     location = str(GOLDEN / name)
     config = common.get_config()
@@ -74,6 +86,13 @@ def test_the_overrides_make_the_teacher_fit(name):
     assert config.teacher.pretrained == location
     check_teacher(pretrained.read(location), config)
     assert student_overrides(pretrained.read(location), config) == {}
+
+
+def test_registers_and_what_the_head_reads_are_said():
+    text = summary.report(str(GOLDEN / 'hf_dinov2_registers_tiny'))
+    assert 'a class token and 3 registers\n' in text
+    assert 'head reads  class_and_mean\n' in text
+    assert '[batch, 20, 24]  [batch, 20, 24]  [batch, 20, 128]' in text
 
 
 def test_a_published_size_goes_by_its_name(monkeypatch):
