@@ -28,9 +28,10 @@ def of(tree) -> str:
 
 def of_arrays(arrays: dict[str, jax.Array]) -> dict[str, str]:
     """'TYPE SHAPE SUMS' of each array, the sums as 16 hexadecimal digits."""
-    # One by one: arrays of one shape share a program, and a run has few shapes and many arrays.
-    sums = {name: _sums(array) for name, array in arrays.items()}
-    digits = {name: ''.join(f'{word:08x}' for word in np.asarray(of_one)) for name, of_one in sums.items()}
+    # One by one: arrays of one shape share a program, and a run has few shapes and many arrays. Each is
+    # waited for, because CPU devices that begin programs in two orders wait for each other for ever.
+    sums = {name: np.asarray(_sums(array)) for name, array in arrays.items()}
+    digits = {name: ''.join(f'{word:08x}' for word in words) for name, words in sums.items()}
     return {name: f'{array.dtype} {tuple(array.shape)} {digits[name]}' for name, array in arrays.items()}
 
 
