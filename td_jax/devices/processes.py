@@ -250,6 +250,19 @@ def _interrupt(*_):
     raise KeyboardInterrupt
 
 
+def _except_heard(hook):
+    """A hook of errors that nobody can catch, which drops a Ctrl-C that the run is told of again."""
+
+    def dropping(found):
+        if not (_stop['interrupted'] and found.exc_type is KeyboardInterrupt):
+            hook(found)
+
+    return dropping
+
+
+sys.unraisablehook = _except_heard(sys.unraisablehook)
+
+
 def is_asked_to_stop() -> bool:
     """Whether the run is to stop now; every process asks as often, and all hear the same."""
     if jax.process_count() == 1:

@@ -534,6 +534,43 @@ def test_a_lost_process_is_known_by_what_others_say_of_it():
         assert not processes._is_loss(error)
 
 
+SWALLOWS = """
+import signal
+from td_jax.devices import processes
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+class Finalized:
+    def __init__(self, error):
+        self.error = error
+
+    def __del__(self):
+        raise self.error
+
+class Interrupted:
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+
+processes.hear_signals()
+Interrupted()
+try:
+    processes.is_asked_to_stop()
+except KeyboardInterrupt:
+    print('heard')
+Finalized(ValueError('mine'))
+"""
+
+
+def test_control_c_in_a_finalizer_is_no_traceback():
+    done = subprocess.run(
+        [sys.executable, '-c', SWALLOWS], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, 'heard\n'), done.stderr
+    # Other errors are as before.
+    assert done.stderr.splitlines()[-1] == 'ValueError: mine'
+    assert 'KeyboardInterrupt' not in done.stderr
+
+
 def test_control_c_that_a_finalizer_swallowed_is_heard_by_the_run():
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     signal.signal(signal.SIGINT, signal.default_int_handler)
