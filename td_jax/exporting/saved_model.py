@@ -6,6 +6,7 @@ Serving and every other program that reads a SavedModel. It takes any number of 
 
 import pathlib
 
+from td_jax.errors import UserError
 from td_jax.exporting import optional
 from td_jax.exporting.stablehlo import PLATFORMS
 from td_jax.predicting.program import Program
@@ -17,6 +18,9 @@ def write(folder: pathlib.Path, program: Program):
     Args:
       folder: becomes one; other files may be in it, too.
       program: what is written.
+
+    Raises:
+      UserError: a library is missing, or TensorFlow cannot run what JAX writes.
     """
     tf = optional.module('tensorflow', 'saved_model')
     jax2tf = optional.module('jax.experimental.jax2tf', 'saved_model')
@@ -40,3 +44,18 @@ def write(folder: pathlib.Path, program: Program):
     tf.saved_model.save(
         tf.Module(), str(folder), signatures={'serving_default': served.get_concrete_function(**signature)}
     )
+    _check(tf, folder, signature)
+
+
+def _check(tf, folder, signature):
+    """Refuses what the TensorFlow here cannot run: a JAX may write a newer StableHLO than it reads."""
+    inputs = {
+        name: tf.zeros([size or 1 for size in spec.shape], spec.dtype) for name, spec in signature.items()
+    }
+    try:
+        tf.saved_model.load(str(folder)).signatures['serving_default'](**inputs)
+    except tf.errors.OpError as error:
+        raise UserError(
+            f'--format=saved_model: TensorFlow {tf.__version__} cannot run what this JAX writes; install '
+            'an older JAX or a newer TensorFlow, or use --format=stablehlo or --format=onnx.'
+        ) from error
