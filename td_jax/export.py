@@ -4,7 +4,7 @@
 
 npz: the names of google-research/vision_transformer, for a ViT without registers whose activation and
 LayerNorm epsilon, and whose way to be shown images, are those of that code, which has no place to say others;
-or those of BiT, for a ResNet of BiT's depths. A small ResNet (R20x1) is written as stablehlo alone.
+or those of BiT, for a ResNet of BiT's depths. A small ResNet (R20x1) is written as a program alone.
 
 safetensors: the folder of a Hugging Face ViTForImageClassification, for a ViT without pre-logits; with
 registers, or a head that reads more than the class token, that of a DeiT or DINOv2. Its

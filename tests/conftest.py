@@ -9,6 +9,7 @@ import pathlib
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 import urllib.error
@@ -25,6 +26,7 @@ from td_jax.data import movielens
 from td_jax.files import checkpoints, metric_log, workdir
 from td_jax.training import assembly, finished, train_step
 
+ROOT = pathlib.Path(__file__).parents[1]
 OPTIMIZATION = 'xla_backend_optimization_level'
 FAST_COMPILING = f'--{OPTIMIZATION}=0'
 # Older emitters of XLA, whose code is simpler. JAX 0.12 has none, and XLA ends a process whose flag it does
@@ -60,6 +62,23 @@ def pytest_collection_modifyitems(items):
 
 def pytest_unconfigure(config):
     shutil.rmtree(config.compiled, ignore_errors=True)
+
+
+@pytest.fixture(scope='session')
+def run_command():
+    """A function (name of a command, arguments) -> (exit code, stdout, stderr) of the command."""
+
+    def run(name, *arguments):
+        done = subprocess.run(
+            [sys.executable, '-m', f'td_jax.{name}', *arguments],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return done.returncode, done.stdout, done.stderr
+
+    return run
 
 
 @pytest.fixture(scope='session')

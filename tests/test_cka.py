@@ -1,30 +1,11 @@
 """The command that compares representations, from a run to a picture."""
 
 import json
-import os
-import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
 from td_jax.training.run import train
-
-ROOT = pathlib.Path(__file__).parents[1]
-
-
-def run_command(*arguments):
-    """(exit code, stdout, stderr) of the command."""
-    done = subprocess.run(
-        [sys.executable, '-m', 'td_jax.cka', *arguments],
-        cwd=ROOT,
-        env=os.environ,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return done.returncode, done.stdout, done.stderr
 
 
 @pytest.fixture(scope='module')
@@ -38,9 +19,9 @@ def runs(small_config, tmp_path_factory):
     return root
 
 
-def test_the_command_writes_numbers_and_a_picture(runs, tmp_path):
+def test_the_command_writes_numbers_and_a_picture(run_command, runs, tmp_path):
     output = tmp_path / 'new' / 'folder'
-    code, out, err = run_command(f'--workdir={runs / "td"},{runs / "ld"}', f'--output={output}')
+    code, out, err = run_command('cka', f'--workdir={runs / "td"},{runs / "ld"}', f'--output={output}')
     assert (code, err) == (0, '')
     content = json.loads((output / 'cka.json').read_text())
     assert sorted(path.name for path in output.iterdir()) == ['cka.json', 'cka.png']
@@ -93,10 +74,10 @@ def test_the_command_writes_numbers_and_a_picture(runs, tmp_path):
         (['--workdir=RUN/teacher'], 'is a run of supervised without a teacher'),
     ],
 )
-def test_a_mistake_is_one_line(runs, tmp_path, arguments, text):
+def test_a_mistake_is_one_line(run_command, runs, tmp_path, arguments, text):
     folder = runs / 'td'
     before = sorted(folder.rglob('*'))
-    code, out, err = run_command(*(argument.replace('RUN', str(folder)) for argument in arguments))
+    code, out, err = run_command('cka', *(argument.replace('RUN', str(folder)) for argument in arguments))
     assert (code, out, err.count('\n')) == (2, '', 1)
     assert err.startswith('td_jax: ')
     assert text.replace('RUN', str(folder)) in err

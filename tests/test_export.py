@@ -1,28 +1,8 @@
 """The command that writes the student of a run."""
 
-import os
-import pathlib
-import subprocess
-import sys
-
 import pytest
 
 from td_jax.training.run import train
-
-ROOT = pathlib.Path(__file__).parents[1]
-
-
-def run_command(*arguments):
-    """(exit code, stdout, stderr) of the command."""
-    done = subprocess.run(
-        [sys.executable, '-m', 'td_jax.export', *arguments],
-        cwd=ROOT,
-        env=os.environ,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return done.returncode, done.stdout, done.stderr
 
 
 @pytest.fixture(scope='module')
@@ -33,10 +13,10 @@ def mlp_run(small_config, tmp_path_factory):
     return folder
 
 
-def test_the_command_says_size_and_speed_beside_the_teachers(mlp_run, tmp_path):
+def test_the_command_says_size_and_speed_beside_the_teachers(run_command, mlp_run, tmp_path):
     """Counts worked by hand: 64 pixels; student 5 and 3 wide, teacher 7 and 11; 5 labels each."""
     path = tmp_path / 'student.bin'
-    code, out, err = run_command(f'--workdir={mlp_run}', '--format=stablehlo', f'--output={path}')
+    code, out, err = run_command('export', f'--workdir={mlp_run}', '--format=stablehlo', f'--output={path}')
     assert (code, err) == (0, '')
     first, empty, header, student, teacher, where = out.splitlines()
     assert (first, empty) == (str(path), '')
@@ -57,9 +37,9 @@ def test_the_command_says_size_and_speed_beside_the_teachers(mlp_run, tmp_path):
         (['--workdir=RUN/no', '--format=stablehlo'], 'is not the workdir of a finished run'),
     ],
 )
-def test_a_mistake_is_one_line(mlp_run, arguments, text):
+def test_a_mistake_is_one_line(run_command, mlp_run, arguments, text):
     before = sorted(mlp_run.rglob('*'))
-    code, out, err = run_command(*(argument.replace('RUN', str(mlp_run)) for argument in arguments))
+    code, out, err = run_command('export', *(argument.replace('RUN', str(mlp_run)) for argument in arguments))
     assert (code, out, err.count('\n')) == (2, '', 1)
     assert err.startswith('td_jax: ')
     assert text in err

@@ -39,7 +39,9 @@ def test_the_notebook_runs_and_says_what_its_files_say(tmp_path, monkeypatch):
     low, high = scipy.stats.ttest_rel(values['td'], values['supervised']).confidence_interval()
     assert f'{(low + high) / 2:+.4f} ± {(high - low) / 2:.4f}, n = 5' in said
     assert any('image/png' in output.get('data', {}) for output in outputs)
-    assert '| s_g,s_h' in said or 's_h' in said
+    pairs = [line.split(' | ')[0] for line in said.splitlines() if line.startswith('| ')]
+    states = [f'| {ours}_g, {theirs}_h' for ours in 'sem' for theirs in 'sem']
+    assert pairs == ['| student, teacher', '| ---', *states]
 
     # The program and the command say the same of the same files.
     with (runs / 'predictions.csv').open() as file:

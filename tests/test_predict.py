@@ -1,16 +1,10 @@
 """The command that says what a student predicts."""
 
-import pathlib
-import subprocess
-import sys
-
 import numpy as np
 import PIL.Image
 import pytest
 
 from td_jax.training.run import train
-
-ROOT = pathlib.Path(__file__).parents[1]
 
 
 @pytest.fixture(scope='module')
@@ -21,23 +15,11 @@ def run_folder(small_config, tmp_path_factory):
     return folder
 
 
-def run_command(*arguments):
-    """(exit code, stdout, stderr) of the command."""
-    done = subprocess.run(
-        [sys.executable, '-m', 'td_jax.predict', *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return done.returncode, done.stdout, done.stderr
-
-
-def test_an_image_goes_in_and_a_class_comes_out(run_folder, tmp_path):
+def test_an_image_goes_in_and_a_class_comes_out(run_command, run_folder, tmp_path):
     PIL.Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(tmp_path / 'a.png')
     target = tmp_path / 'out.csv'
     code, out, err = run_command(
-        f'--workdir={run_folder}', f'--input={tmp_path / "a.png"}', f'--output={target}'
+        'predict', f'--workdir={run_folder}', f'--input={tmp_path / "a.png"}', f'--output={target}'
     )
     assert (code, out, err) == (0, f'{target}\n1 images\n', '')
     header, row = target.read_text().splitlines()
@@ -53,9 +35,9 @@ def test_an_image_goes_in_and_a_class_comes_out(run_folder, tmp_path):
         (['--input=a.csv', '--output=NEW/out.csv', '--top=3'], '--top is for --user'),
     ],
 )
-def test_a_mistake_is_one_line(run_folder, tmp_path, arguments, text):
+def test_a_mistake_is_one_line(run_command, run_folder, tmp_path, arguments, text):
     arguments = [argument.replace('NEW', str(tmp_path)) for argument in arguments]
-    code, out, err = run_command(f'--workdir={run_folder}', *arguments)
+    code, out, err = run_command('predict', f'--workdir={run_folder}', *arguments)
     assert (code, out, err.count('\n')) == (2, '', 1)
     assert err.startswith('td_jax: ')
     assert text in err

@@ -1,31 +1,11 @@
 """The command that makes a page of a folder of runs, from a run that was trained to a file."""
 
-import os
-import pathlib
-import subprocess
-import sys
-
 import pytest
 from etils import epath
 
 from td_jax.errors import UserError
 from td_jax.reporting import page
 from td_jax.training.run import train
-
-ROOT = pathlib.Path(__file__).parents[1]
-
-
-def run_command(*arguments):
-    """(exit code, stdout, stderr) of the command."""
-    done = subprocess.run(
-        [sys.executable, '-m', 'td_jax.report', *arguments],
-        cwd=ROOT,
-        env=os.environ,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return done.returncode, done.stdout, done.stderr
 
 
 @pytest.mark.long
@@ -49,21 +29,21 @@ def test_the_page_of_a_run_that_was_trained(small_config, tmp_path):
         assert said in text, said
 
 
-def test_the_command_writes_a_page(tmp_path):
+def test_the_command_writes_a_page(run_command, tmp_path):
     (tmp_path / 'runs' / 'a').mkdir(parents=True)
     (tmp_path / 'runs' / 'a' / 'metrics.jsonl').write_text('{"step": 3, "train_loss": 0.5}')
     target = tmp_path / 'page.html'
     target.write_text('an older one')
-    code, out, err = run_command(f'--workdir={tmp_path / "runs"}', f'--output={target}')
+    code, out, err = run_command('report', f'--workdir={tmp_path / "runs"}', f'--output={target}')
     assert (code, out, err) == (0, f'{target}: 1 run\n', '')
     text = target.read_text(encoding='utf-8')
     assert text.startswith('<!DOCTYPE html>')
     assert 'nothing is saved yet, at step 3' in text
 
 
-def test_a_mistake_is_one_line(tmp_path):
+def test_a_mistake_is_one_line(run_command, tmp_path):
     target = tmp_path / 'page.html'
-    code, out, err = run_command(f'--workdir={tmp_path}', f'--output={target}')
+    code, out, err = run_command('report', f'--workdir={tmp_path}', f'--output={target}')
     assert (code, out) == (2, '')
     expected = 'holds no run of td_jax; name the workdir of a run, or a folder of several.'
     assert err == f'td_jax: --workdir {tmp_path} {expected}\n'

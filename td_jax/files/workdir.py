@@ -23,9 +23,9 @@ from td_jax.errors import UserError
 CONFIG, RESULT, ERRORS = 'config.json', 'result.json', 'errors.npz'
 # What a caller brought that a run is made of; only such runs have it.
 MADE_OF = 'made_of.json'
-_BUCKETS = 'gs://'
 # Why a run diverged, until it is started again.
 DIVERGED = 'diverged.json'
+_BUCKETS = 'gs://'
 
 # Another process may have written what a listing of a bucket did not show a moment ago.
 fsspec.config.conf.setdefault('gcs', {}).setdefault('use_listings_cache', False)

@@ -10,9 +10,6 @@ from td_jax.reporting.settings import Baseline, Row, Setting, baseline
 from td_jax.reproduction import errors
 from td_jax.training import evaluation, finished
 
-# metric -> whether less of it is better.
-LESS_IS_BETTER = {metric: less for metric, _, _, less in evaluation.METRICS.values()}
-
 
 class Compared(NamedTuple):
     """A row beside its baseline."""
@@ -48,7 +45,7 @@ def _of_row(row, setting, kept):
     paired = statistics.paired_difference(*pair)
     bootstrap, remarks = _bootstrap(row, beside.row, seeds, setting.metric, kept)
     intervals = [interval for interval in (paired.interval(), bootstrap) if interval]
-    less = LESS_IS_BETTER.get(setting.metric)
+    less = evaluation.LESS_IS_BETTER.get(setting.metric)
     # Seeds alone tell how much a difference varies; a bootstrap of one seed does not.
     told = statistics.verdict(intervals if paired.interval() else [], less) if less is not None else ''
     return Compared(row, own, beside, paired, bootstrap, statistics.paired_p_value(*pair), told, remarks)

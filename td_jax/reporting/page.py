@@ -10,6 +10,7 @@ from td_jax.files import workdir
 from td_jax.reporting import charts, comparison, curves, maps, settings
 from td_jax.reporting.markup import element, folded, page, table
 from td_jax.reporting.runs import DAMAGED, DIVERGED, FINISHED, UNFINISHED, Found, find, teachers
+from td_jax.training import evaluation
 
 _STATES = (FINISHED, UNFINISHED, DIVERGED, DAMAGED)
 _INTERVALS = (
@@ -230,7 +231,7 @@ def _differences(setting, compared):
     ]
     if not found:
         return None
-    less = comparison.LESS_IS_BETTER.get(setting.metric)
+    less = evaluation.LESS_IS_BETTER.get(setting.metric)
     side = '' if less is None else f'Left of 0 is {"better" if less else "worse"}. '
     return charts.spans(
         f'Difference of {setting.metric} to scratch', found, f'{side}Thin: over seeds; broad: by bootstrap.'
