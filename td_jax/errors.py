@@ -14,3 +14,9 @@ class Diverged(UserError):
 
 class Stopped(Exception):
     """A run was asked to stop and has saved; the same command continues it."""
+
+
+def reason(error: BaseException) -> str:
+    """Why something cannot be read or written, in one line of at most 300 characters."""
+    text = getattr(error, 'strerror', None) or str(error) or type(error).__name__
+    return ' '.join(text.split())[:300]

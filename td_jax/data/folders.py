@@ -14,7 +14,7 @@ from etils import epath
 from td_jax.data import images, paths, stream
 from td_jax.data.base import Source
 from td_jax.data.stream import Records, Sizes, Span
-from td_jax.errors import UserError
+from td_jax.errors import UserError, reason
 
 TRAIN, TEST = 'train', 'test'
 # Share of a class that is cut off, as a test and again as a validation slice.
@@ -104,7 +104,7 @@ def listed(folder: epath.Path) -> Listing:
         raise
     # The client of a bucket has errors of its own.
     except Exception as error:
-        raise UserError(f'dataset.path {folder} cannot be read: {paths.reason(error)}.') from error
+        raise UserError(f'dataset.path {folder} cannot be read: {reason(error)}.') from error
 
 
 def _listed(folder):
@@ -233,7 +233,7 @@ def _check_beginnings(folder, files):
             with path.open('rb') as file:
                 beginning = file.read(max(map(len, BEGINNINGS)))
         except Exception as error:
-            raise UserError(f'{path} cannot be read: {paths.reason(error)}.') from error
+            raise UserError(f'{path} cannot be read: {reason(error)}.') from error
         if not beginning.startswith(BEGINNINGS):
             what = 'begins as no image does' if beginning else 'is empty'
             raise UserError(f'{path} {what}; replace it or take it away.')

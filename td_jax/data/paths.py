@@ -2,7 +2,7 @@
 
 from etils import epath
 
-from td_jax.errors import UserError
+from td_jax.errors import UserError, reason
 
 
 def given(path: str, what: str, is_folder: bool) -> epath.Path:
@@ -32,9 +32,3 @@ def given(path: str, what: str, is_folder: bool) -> epath.Path:
             raise
         raise UserError(f'dataset.path {path} cannot be read: {reason(error)}.') from error
     return place
-
-
-def reason(error: Exception) -> str:
-    """Why something cannot be read, in one line of at most 300 characters."""
-    text = getattr(error, 'strerror', None) or str(error) or type(error).__name__
-    return ' '.join(text.split())[:300]

@@ -7,14 +7,15 @@ from collections.abc import Iterator
 
 from etils import epath
 
-from td_jax.data import paths
-from td_jax.errors import UserError
+from td_jax.errors import UserError, reason
 
 # Suffix -> what stands between two cells.
 SEPARATORS = {'.csv': ',', '.tsv': '\t'}
 
 
-def rows(path: epath.Path, columns: list[tuple[str, str]]) -> Iterator[tuple[int, list[str]]]:
+def rows(
+    path: epath.Path, columns: list[tuple[str, str]], given: str = 'dataset.path'
+) -> Iterator[tuple[int, list[str]]]:
     """The cells of some columns, without the space around them.
 
     The file is in UTF-8 and its first line names its columns; a cell with separators, quotes or line breaks
@@ -23,6 +24,7 @@ def rows(path: epath.Path, columns: list[tuple[str, str]]) -> Iterator[tuple[int
     Args:
       path: of the file.
       columns: (the knob that names a column, that name), of each.
+      given: the knob or flag that names the file.
 
     Returns:
       Iterator over (line of the file that a row ends on, from 1; its cells, in the order of `columns`). The
@@ -35,7 +37,7 @@ def rows(path: epath.Path, columns: list[tuple[str, str]]) -> Iterator[tuple[int
     separator = SEPARATORS.get(path.suffix.lower())
     if separator is None:
         endings = ' or '.join(SEPARATORS)
-        raise UserError(f'dataset.path {path} is no table; the name of one ends in {endings}.')
+        raise UserError(f'{given} {path} is no table; the name of one ends in {endings}.')
     try:
         with path.open('rb') as file:
             text = io.TextIOWrapper(file, encoding='utf-8-sig', newline='')
@@ -46,7 +48,7 @@ def rows(path: epath.Path, columns: list[tuple[str, str]]) -> Iterator[tuple[int
         raise UserError(f'{path}, line {_first_undecoded(path)}: it is not UTF-8.') from error
     # The client of a bucket has errors of its own.
     except Exception as error:
-        raise UserError(f'{path} cannot be read: {paths.reason(error)}.') from error
+        raise UserError(f'{path} cannot be read: {reason(error)}.') from error
 
 
 def _cells(path, reader, columns):

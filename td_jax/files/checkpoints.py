@@ -23,7 +23,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from td_jax.devices import fingerprint, processes
-from td_jax.errors import UserError
+from td_jax.errors import UserError, reason
 from td_jax.files import workdir
 
 KEEP = 2
@@ -376,7 +376,7 @@ def _reason(error) -> str:
     text = ' '.join(str(part) for part in _chain(error))
     codes = errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG, errno.EIO
     said = next((os.strerror(code) for code in codes if os.strerror(code) in text), None)
-    return said or workdir.reason(error)
+    return said or reason(error)
 
 
 def _chain(error):

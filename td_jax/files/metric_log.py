@@ -11,7 +11,7 @@ import tempfile
 
 from etils import epath
 
-from td_jax.errors import UserError
+from td_jax.errors import UserError, reason
 from td_jax.files import workdir as workdir_lib
 
 FILE = 'metrics.jsonl'
@@ -27,8 +27,8 @@ def _refusing(workdir):
         raise
     # TensorFlow and the client of a bucket have errors of their own.
     except Exception as error:
-        reason = workdir_lib.reason(error)
-        raise UserError(f'the metrics in {workdir} cannot be written: {reason}') from error
+        why = reason(error)
+        raise UserError(f'the metrics in {workdir} cannot be written: {why}') from error
 
 
 class Log:

@@ -18,7 +18,7 @@ import fsspec
 import numpy as np
 from etils import epath
 
-from td_jax.errors import UserError
+from td_jax.errors import UserError, reason
 
 CONFIG, RESULT, ERRORS = 'config.json', 'result.json', 'errors.npz'
 # What a caller brought that a run is made of; only such runs have it.
@@ -56,12 +56,6 @@ def resolve(path: str) -> epath.Path:
 def is_in_bucket(path) -> bool:
     """Whether a path is a place in a bucket."""
     return os.fspath(path).startswith(_BUCKETS)
-
-
-def reason(error: BaseException) -> str:
-    """Why a file cannot be read or written, in one line of at most 300 characters."""
-    text = getattr(error, 'strerror', None) or str(error) or type(error).__name__
-    return ' '.join(text.split())[:300]
 
 
 @contextlib.contextmanager

@@ -1,7 +1,5 @@
 """What a person has, in files: a table of ids, or images."""
 
-import csv
-import io
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -10,13 +8,9 @@ from etils import epath
 
 from td_jax.data import base as data
 from td_jax.data import images, stream
-from td_jax.errors import UserError
-from td_jax.files import workdir
-
-# Suffixes of images that are looked for in a folder.
-SUFFIXES = '.jpg', '.jpeg', '.png', '.gif', '.bmp'
-# Suffix of a table -> what stands between its columns.
-SEPARATORS = {'.csv': ',', '.tsv': '\t'}
+from td_jax.data import table as data_table
+from td_jax.data.folders import SUFFIXES
+from td_jax.errors import UserError, reason
 
 
 class Table(NamedTuple):
@@ -34,54 +28,18 @@ def table(path: epath.Path, wanted: list[str]) -> Table:
       UserError: it is no such file, a column is missing or there twice, or a row has too many or too few
         cells or an empty one; names the file and the line.
     """
-    separator = SEPARATORS.get(path.suffix.lower())
-    if separator is None:
-        endings = ' or '.join(SEPARATORS)
-        raise UserError(f'--input {path} is no table of ids; the name of one ends in {endings}.')
-    text = _text(path)
-    reader = csv.reader(io.StringIO(text, newline=''), delimiter=separator, strict=True)
-    try:
-        header = next(reader, None)
-        if not header:
-            raise UserError(f'{path} line 1: there is no header; it names the columns {", ".join(wanted)}.')
-        places = _places(path, header, wanted)
-        columns, lines = {name: [] for name in wanted}, []
-        for row in reader:
-            if not row:
-                continue
-            if len(row) != len(header):
-                raise UserError(
-                    f'{path} line {reader.line_num}: {len(row)} cells, but the header has {len(header)}.'
-                )
-            for name, place in places.items():
-                if not row[place].strip():
-                    raise UserError(f'{path} line {reader.line_num}: {name} is empty.')
-                columns[name].append(row[place].strip())
-            lines.append(reader.line_num)
-    except csv.Error as error:
-        raise UserError(f'{path} line {reader.line_num}: {error}.') from error
+    rows = data_table.rows(path, [('the column of ids', name) for name in wanted], '--input')
+    _, header = next(rows)
+    columns, lines = {name: [] for name in wanted}, []
+    for line, cells in rows:
+        for name, cell in zip(wanted, cells, strict=True):
+            if not cell:
+                raise UserError(f'{path}, line {line}: {name} is empty.')
+            columns[name].append(cell)
+        lines.append(line)
     if not lines:
-        raise UserError(f'{path} has a header and no rows.')
+        raise UserError(f'{path} has a first line and no rows.')
     return Table(columns, lines, [name for name in header if name not in wanted])
-
-
-def _places(path, header, wanted):
-    """{name: place in the header} of columns that each are there once."""
-    header = [name.strip() for name in header]
-    for name in wanted:
-        if header.count(name) != 1:
-            says = 'is missing' if name not in header else 'is there twice'
-            raise UserError(f'{path} line 1: the column {name} {says}; the header is {", ".join(header)}.')
-    return {name: header.index(name) for name in wanted}
-
-
-def _text(path):
-    content = _bytes(path)
-    try:
-        return content.decode('utf-8-sig')
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b'\n') + 1
-        raise UserError(f'{path} line {line}: it is not UTF-8.') from error
 
 
 def _bytes(path):
@@ -89,7 +47,7 @@ def _bytes(path):
         return path.read_bytes()
     # The client of a bucket has errors of its own.
     except Exception as error:
-        raise UserError(f'{path} cannot be read: {workdir.reason(error)}.') from error
+        raise UserError(f'{path} cannot be read: {reason(error)}.') from error
 
 
 def image_files(path: epath.Path) -> dict[str, epath.Path]:

@@ -15,7 +15,7 @@ import zipfile
 
 from etils import epath
 
-from td_jax.errors import UserError
+from td_jax.errors import UserError, reason
 from td_jax.files import workdir
 from td_jax.pretrained import preprocessing
 from td_jax.pretrained.hugging_face import CONFIG, WEIGHTS
@@ -71,7 +71,7 @@ def _download(location):
     try:
         url = urllib.parse.urlsplit(_url(location))
     except ValueError as error:
-        raise UserError(f'{location} is no address of a file: {workdir.reason(error)}.') from error
+        raise UserError(f'{location} is no address of a file: {reason(error)}.') from error
     *folders, name = urllib.parse.unquote(url.path).split('/')
     parts = [part for part in folders if part]
     if url.scheme != 'https' or not url.hostname or not name or {'.', '..'} & {*parts, name}:
@@ -101,7 +101,7 @@ def _download(location):
         os.replace(temporary, path)
     except (OSError, http.client.HTTPException) as error:
         raise UserError(
-            f'{location} cannot be downloaded ({workdir.reason(error)}). Get {name} from {url.geturl()} '
+            f'{location} cannot be downloaded ({reason(error)}). Get {name} from {url.geturl()} '
             f'where there is a network and put it at {path}, or give the path where it is.'
         ) from error
     finally:
@@ -157,7 +157,7 @@ def _snapshot(location):
         )
     except Exception as error:  # Its errors, and those of its network library, have no base in common.
         raise UserError(
-            f'{location} cannot be downloaded ({workdir.reason(error)}). Get {CONFIG}, {WEIGHTS} and '
+            f'{location} cannot be downloaded ({reason(error)}). Get {CONFIG}, {WEIGHTS} and '
             f'{preprocessing.FILE} from {HUB}/{name} where there is a network, put them into a folder and '
             'give its path instead.'
         ) from error

@@ -3,7 +3,7 @@
 import json
 import re
 
-from td_jax.errors import UserError
+from td_jax.errors import UserError, reason
 from td_jax.files import workdir
 from td_jax.models import vit
 from td_jax.pretrained import convert, kinds, preprocessing
@@ -209,7 +209,7 @@ def _tensors(path):
         return safetensors_numpy.load_file(path)
     except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
         raise UserError(
-            f'{path} is damaged or no .safetensors ({workdir.reason(error)}); delete it and get it once more.'
+            f'{path} is damaged or no .safetensors ({reason(error)}); delete it and get it once more.'
         ) from error
 
 

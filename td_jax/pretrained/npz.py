@@ -4,8 +4,7 @@ import zipfile
 
 import numpy as np
 
-from td_jax.errors import UserError
-from td_jax.files import workdir
+from td_jax.errors import UserError, reason
 
 
 def arrays(path) -> dict[str, np.ndarray]:
@@ -21,5 +20,5 @@ def arrays(path) -> dict[str, np.ndarray]:
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
         # The last two: a lone array or other text, which is no archive to enter.
         raise UserError(
-            f'{path} is damaged or no .npz ({workdir.reason(error)}); delete it and get it once more.'
+            f'{path} is damaged or no .npz ({reason(error)}); delete it and get it once more.'
         ) from error

@@ -13,7 +13,7 @@ from etils import epath
 
 from td_jax import config as config_lib
 from td_jax.analysis import cka
-from td_jax.errors import UserError
+from td_jax.errors import UserError, reason
 from td_jax.files import metric_log, workdir
 from td_jax.training import finished
 
@@ -101,7 +101,7 @@ def _folders(root):
             inner = [entry for entry in entries if _may_hold_runs(entry.name) and entry.is_dir()]
         # The client of a bucket has errors of its own.
         except Exception as error:
-            yield folder, workdir.reason(error)
+            yield folder, reason(error)
             continue
         yield folder, {entry.name for entry in entries}
         waiting += reversed(inner)
@@ -168,7 +168,7 @@ def understood(stored: dict) -> tuple[ml_collections.ConfigDict | None, str]:
         return None, f'{workdir.CONFIG}: {error}'
     # What ml_collections raises of values of another type, and of a value where others are below.
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
-        return None, f'{workdir.CONFIG}: {workdir.reason(error)}'
+        return None, f'{workdir.CONFIG}: {reason(error)}'
     return config, ''
 
 

@@ -27,7 +27,7 @@ from optuna.trial import TrialState
 
 from td_jax import config as config_lib
 from td_jax.data import ratings
-from td_jax.errors import Diverged, UserError
+from td_jax.errors import Diverged, UserError, reason
 from td_jax.files import metric_log, workdir
 from td_jax.method import objectives
 from td_jax.reproduction import cells, jobs, tables
@@ -282,9 +282,7 @@ def _undamaged(path):
     try:
         yield
     except OSError as error:
-        raise UserError(
-            f'{path} cannot be read ({workdir.reason(error)}); choose other --journals.'
-        ) from error
+        raise UserError(f'{path} cannot be read ({reason(error)}); choose other --journals.') from error
     except (ValueError, LookupError, TypeError, AttributeError, AssertionError) as error:
         raise UserError(f'{path} is damaged; delete it, and its search begins anew.') from error
 

@@ -37,17 +37,23 @@ def test_columns_come_by_name_with_their_lines(table):
 @pytest.mark.parametrize(
     ('content', 'message'),
     [
-        ('', 'a.csv line 1: there is no header; it names the columns user_id, movie_id.'),
-        ('\n1,2\n', 'a.csv line 1: there is no header'),
-        ('user_id,movie_id\n', 'a.csv has a header and no rows.'),
-        ('user_id,movie\n1,2\n', 'line 1: the column movie_id is missing; the header is user_id, movie.'),
-        ('user_id;movie_id\n1;2\n', 'line 1: the column user_id is missing; the header is user_id;movie_id.'),
-        ('user_id,movie_id,user_id\n1,2,3\n', 'line 1: the column user_id is there twice'),
-        ('user_id,movie_id\n1,2\n3\n', 'a.csv line 3: 1 cells, but the header has 2.'),
-        ('user_id,movie_id\n1,2,3\n', 'a.csv line 2: 3 cells, but the header has 2.'),
-        ('user_id,movie_id\n1,2\n ,3\n', 'a.csv line 3: user_id is empty.'),
-        (b'user_id,movie_id\n1,2\n\xe9,3\n', 'a.csv line 3: it is not UTF-8.'),
-        ('user_id,movie_id\n1,"2\n3,4\n', 'a.csv line 3: unexpected end of data.'),
+        ('', 'a.csv is empty; its first line names its columns.'),
+        ('\n1,2\n', "the column of ids is 'user_id', but "),
+        ('user_id,movie_id\n', 'a.csv has a first line and no rows.'),
+        (
+            'user_id,movie\n1,2\n',
+            'a.csv, line 1, has no such column. Did you mean movie? It has user_id, movie.',
+        ),
+        (
+            'user_id;movie_id\n1;2\n',
+            'a.csv, line 1, has no such column. Did you mean user_id;movie_id? It has user_id;movie_id.',
+        ),
+        ('user_id,movie_id,user_id\n1,2,3\n', "a.csv, line 1: the column 'user_id' is there twice"),
+        ('user_id,movie_id\n1,2\n3\n', 'a.csv, line 3: a row of 1 cells, but there are 2 columns.'),
+        ('user_id,movie_id\n1,2,3\n', 'a.csv, line 2: a row of 3 cells, but there are 2 columns.'),
+        ('user_id,movie_id\n1,2\n ,3\n', 'a.csv, line 3: user_id is empty.'),
+        (b'user_id,movie_id\n1,2\n\xe9,3\n', 'a.csv, line 3: it is not UTF-8.'),
+        ('user_id,movie_id\n1,"2\n3,4\n', 'a.csv, line 3: unexpected end of data.'),
     ],
 )
 def test_what_is_wrong_with_a_table_is_said_with_its_line(table, content, message):
@@ -58,7 +64,7 @@ def test_what_is_wrong_with_a_table_is_said_with_its_line(table, content, messag
 
 
 def test_what_is_no_table_is_refused(table, tmp_path):
-    with pytest.raises(UserError, match=r'a\.txt is no table of ids; the name of one ends in \.csv or \.tsv'):
+    with pytest.raises(UserError, match=r'a\.txt is no table; the name of one ends in \.csv or \.tsv'):
         table('user_id,movie_id\n1,2\n', 'a.txt')
     (tmp_path / 'folder.csv').mkdir()
     for name in ('folder.csv', 'none.csv'):
