@@ -13,9 +13,10 @@ if [ "$(uname -sm)" = 'Linux x86_64' ] && [ ! -d .venv/libtpu ]; then
   .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --target .venv/libtpu libtpu
 fi
 # What exports to ONNX need; the file says why without dependencies.
-if [ ! -e .venv/onnx ]; then
+stamp=.venv/onnx-$(cksum < requirements-onnx.txt | cut -d' ' -f1)
+if [ ! -e "$stamp" ]; then
   .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-onnx.txt
-  touch .venv/onnx
+  touch "$stamp"
 fi
 which=(-m 'not long') hint=' Without the long ones; --all runs them, too.'
 case ${1-} in

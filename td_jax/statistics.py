@@ -162,3 +162,16 @@ def verdict(intervals, less_is_better: bool) -> str:
     if intervals and all(interval.low > 0 for interval in intervals):
         return WORSE if less_is_better else BETTER
     return TIED
+
+
+def number(mean: float, spread: float | None = None, signed: bool = False, digits: int = 4) -> str:
+    """A mean ± its spread, if it has one, as a person reads it."""
+    text = f'{mean:+.{digits}f}' if signed else f'{mean:.{digits}f}'
+    return text if spread is None else f'{text} ± {spread:.{digits}f}'
+
+
+def written_p_value(value: float | None) -> str:
+    """A p-value as a person reads it, '' where there is none."""
+    if value is None:
+        return ''
+    return '< 0.0001' if value < 1e-4 else f'{value:.4f}'

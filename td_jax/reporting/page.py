@@ -146,12 +146,6 @@ def _remarks(compared):
     return [*missing, *(f'{found.row.label}: {remark}' for found in others for remark in found.remarks)]
 
 
-def number(mean, spread=None, signed=False) -> str:
-    """A mean ± its spread, if it has one."""
-    text = f'{mean:+.4f}' if signed else f'{mean:.4f}'
-    return text if spread is None else f'{text} ± {spread:.4f}'
-
-
 def _results(setting, compared):
     metric = f'{setting.split} {setting.metric}'.strip() if setting.metric else 'result'
     has_pairs = any(found.paired for found in compared)
@@ -179,7 +173,7 @@ def _results(setting, compared):
             scores = [
                 run.result['teacher'] for run in found.row.finished if run.result['teacher'] is not None
             ]
-            cells.append(number(statistics.of(scores).mean) if scores else '')
+            cells.append(statistics.number(statistics.of(scores).mean) if scores else '')
         rows.append([*cells, *(_of_group(found.row, name) for name in groups)])
     return table(f'{metric}, of the runs that are finished', head, rows)
 
@@ -190,7 +184,7 @@ def _own(found):
     states = ', '.join(f'{sum(run.state == state for run in others)} {state}' for state in _STATES[1:])
     if found.own is None:
         return ['0', element('span', others[0].state, class_='warn')]
-    mean = number(found.own.mean, found.own.half_width)
+    mean = statistics.number(found.own.mean, found.own.half_width)
     if others:
         kept = ', '.join(part for part in states.split(', ') if not part.startswith('0 '))
         return [str(found.own.count), element('span', mean, element('span', f' ({kept})', class_='warn'))]
@@ -203,12 +197,17 @@ def _paired(found):
         if found.beside.row is None or found.own is None:
             return ['', '', '', '']
         other = statistics.of(list(found.beside.row.values().values()))
-        return [f'{number(found.own.mean - other.mean, signed=True)}, no seed in common', '', '', '']
-    mean = number(found.paired.mean, found.paired.half_width, signed=True)
+        return [
+            f'{statistics.number(found.own.mean - other.mean, signed=True)}, no seed in common',
+            '',
+            '',
+            '',
+        ]
+    mean = statistics.number(found.paired.mean, found.paired.half_width, signed=True)
     if found.paired.count < found.own.count:
         mean += f' ({found.paired.count} seeds)'
     bounds = ' to '.join(f'{end:+.4f}' for end in found.bootstrap) if found.bootstrap else 'no errors kept'
-    p = '' if found.p_value is None else '< 0.0001' if found.p_value < 1e-4 else f'{found.p_value:.4f}'
+    p = statistics.written_p_value(found.p_value)
     kind = found.verdict if found.verdict in (statistics.BETTER, statistics.WORSE) else None
     return [mean, bounds, p, element('span', found.verdict, class_=kind)]
 
@@ -219,7 +218,7 @@ def _of_group(row, name):
     if not groups or None in groups or len({str(group.get('count')) for group in groups}) > 1:
         return ''
     found = statistics.of([value for group in groups for value in group['values']])
-    return number(found.mean, found.half_width)
+    return statistics.number(found.mean, found.half_width)
 
 
 def _differences(setting, compared):
@@ -372,7 +371,9 @@ def _teachers(found, teaching):
         scored = run.state
         if run.result:
             own = statistics.of(run.result['values'])
-            scored = f'{run.result["split"]} {run.result["metric"]} {number(own.mean, own.half_width)}'
+            scored = (
+                f'{run.result["split"]} {run.result["metric"]} {statistics.number(own.mean, own.half_width)}'
+            )
         data = run.result['dataset'] if run.result else settings.said(run.stored.get('dataset.name'))
         steps = run.result['steps'] if run.result else run.last_step
         rows.append([run.name, ', '.join(teaching[run.name]), data, scored, steps])

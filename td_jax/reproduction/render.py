@@ -87,12 +87,6 @@ def _changed(table, row):
     return (*(table.rows[row] if table.rows[row] != tables.TEACHER else ()), *table.copied.get(row, ()))
 
 
-def number(mean, spread=None, signed=False, digits=4) -> str:
-    """A mean ± its spread, if it has one."""
-    text = f'{mean:+.{digits}f}' if signed else f'{mean:.{digits}f}'
-    return text if spread is None else f'{text} ± {spread:.{digits}f}'
-
-
 def compare(result: dict, baseline: dict) -> Comparison:
     """A result less a baseline's."""
     mean = result['mean'] - baseline['mean']
@@ -125,8 +119,8 @@ def _bootstrap(result, baseline):
 def difference(found: Comparison) -> str:
     """The difference, with the interval of the paired one if their seeds are the same."""
     if found.paired is None:
-        return f'{number(found.mean, signed=True)}, not paired'
-    return number(found.mean, found.paired.half_width, signed=True)
+        return f'{statistics.number(found.mean, signed=True)}, not paired'
+    return statistics.number(found.mean, found.paired.half_width, signed=True)
 
 
 def bounds(found: Comparison) -> str:
@@ -135,15 +129,8 @@ def bounds(found: Comparison) -> str:
         return ''
     if found.bootstrap is None:
         return 'no errors kept'
-    low, high = (number(bound, signed=True) for bound in found.bootstrap)
+    low, high = (statistics.number(bound, signed=True) for bound in found.bootstrap)
     return f'{low} to {high}'
-
-
-def p_value(value: float | None) -> str:
-    """A p-value, '' where there is none."""
-    if value is None:
-        return ''
-    return '< 0.0001' if value < 1e-4 else f'{value:.4f}'
 
 
 def of_runs(name: str, table: tables.Table, results: dict) -> str:
@@ -191,16 +178,23 @@ def of_runs(name: str, table: tables.Table, results: dict) -> str:
             parts = [row, '', 'missing', '', '', '']
             if result:
                 ours = statistics.of(result.get('values', [result['mean']]))
-                parts[1:3] = f'{ours.count}', number(ours.mean, ours.half_width)
+                parts[1:3] = f'{ours.count}', statistics.number(ours.mean, ours.half_width)
             if found:
-                parts[3:6] = difference(found), bounds(found), p_value(adjusted[row].get(column))
+                parts[3:6] = (
+                    difference(found),
+                    bounds(found),
+                    statistics.written_p_value(adjusted[row].get(column)),
+                )
             parts += [_of_group(result, said) for said in groups]
             if has_on_test:
                 parts += _of_on_test(result, rows[table.baseline])
             if paper:
                 mean, stderr = _paper_cell(paper, column, row)
                 base, _ = _paper_cell(paper, column, table.baseline)
-                parts += [number(mean, stderr), '' if row == table.baseline else f'{mean - base:+.4f}']
+                parts += [
+                    statistics.number(mean, stderr),
+                    '' if row == table.baseline else f'{mean - base:+.4f}',
+                ]
             lines.append(_row(parts))
         lines.append('')
     if metrics:
@@ -251,7 +245,7 @@ def _of_group(result, said):
     if not group:
         return ''
     found = statistics.of(group['values'])
-    return number(found.mean, found.half_width)
+    return statistics.number(found.mean, found.half_width)
 
 
 def _on_test(result):
@@ -264,7 +258,7 @@ def _of_on_test(result, baseline):
     if not ours:
         return ['', '']
     found = statistics.of(ours['values'])
-    said = f'{number(found.mean, found.half_width)}, best of {ours["trials"]}'
+    said = f'{statistics.number(found.mean, found.half_width)}, best of {ours["trials"]}'
     return [said, '' if not theirs or ours is theirs else difference(compare(ours, theirs))]
 
 
@@ -361,7 +355,7 @@ def _percent(gain):
         return 'missing'
     found = statistics.of(list(gain.values()))
     count = '' if None in gain else f' ({found.count})'
-    return number(found.mean, found.half_width, signed=True, digits=2) + count
+    return statistics.number(found.mean, found.half_width, signed=True, digits=2) + count
 
 
 def plan(planned: list[cells.Planned], device_tflops: float) -> str:
