@@ -9,7 +9,6 @@ import pathlib
 import shutil
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 import urllib.error
@@ -25,6 +24,7 @@ from configs import digits
 from td_jax.data import movielens
 from td_jax.files import checkpoints, metric_log, workdir
 from td_jax.training import assembly, finished, train_step
+from tests import forked
 
 ROOT = pathlib.Path(__file__).parents[1]
 OPTIMIZATION = 'xla_backend_optimization_level'
@@ -69,13 +69,7 @@ def run_command():
     """A function (name of a command, arguments) -> (exit code, stdout, stderr) of the command."""
 
     def run(name, *arguments):
-        done = subprocess.run(
-            [sys.executable, '-m', f'td_jax.{name}', *arguments],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        done = forked.run(['-m', f'td_jax.{name}', *arguments])
         return done.returncode, done.stdout, done.stderr
 
     return run

@@ -1,11 +1,6 @@
 """Runs td_jax.main in a process to which something happens at an exact moment.
 
     python tests/interrupted.py ACTION MOMENT COUNT FLAGS...
-    python tests/interrupted.py kill MOMENTS FLAGS...
-
-MOMENTS are JSON, [[MOMENT, COUNT], ...]: one process after the other is killed, and their exit codes are
-printed. They are forked off one that has imported what a run does and has not begun to use JAX, so that a
-test waits for runs and not for imports.
 
 ACTION happens the COUNT-th time that MOMENT comes. It is a part of a path: just before the process opens,
 makes, moves or removes a file whose path contains it. Or it is gs://PART: just before it opens an object of a
@@ -13,7 +8,6 @@ bucket whose path contains PART. Or it is MODULE:FUNCTION, of td_jax: as the fun
 """
 
 import importlib
-import json
 import os
 import resource
 import runpy
@@ -30,26 +24,8 @@ ACTIONS = {
 
 
 def main():
-    _, action, moment, *others = sys.argv
-    if moment.startswith('['):
-        print(json.dumps(killed(json.loads(moment), others)))
-    else:
-        count, *flags = others
-        run(action, moment, int(count), flags)
-
-
-def killed(moments, flags):
-    """The exit codes of processes that were to be killed, one after the other."""
-    for name in ('td_jax.training.run', 'clu.metric_writers', 'sklearn.datasets'):
-        importlib.import_module(name)
-    codes = []
-    for moment, count in moments:
-        child = os.fork()
-        if child == 0:
-            run('kill', moment, count, flags)
-            os._exit(0)
-        codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-    return codes
+    _, action, moment, count, *flags = sys.argv
+    run(action, moment, int(count), flags)
 
 
 def run(action, moment, left, flags):

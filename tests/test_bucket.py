@@ -21,6 +21,7 @@ from td_jax.reporting import page
 from td_jax.reproduction import cells
 from td_jax.training import run as run_lib
 from td_jax.training.run import describe, train
+from tests import forked
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -56,13 +57,9 @@ def in_a_bucket(settings, bucket):
 
 def ended(*arguments):
     """(exit code, stdout, stderr) of a command."""
-    done = subprocess.run(
-        [sys.executable, *arguments],
-        cwd=ROOT,
+    done = forked.run(
+        [*arguments],
         env={**os.environ, 'PYTHONPATH': str(ROOT), 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '1e9'},
-        capture_output=True,
-        text=True,
-        check=False,
     )
     return done.returncode, done.stdout, done.stderr
 

@@ -1,6 +1,5 @@
 """The command line as a person meets it: real processes that finish, are killed, stopped or refused."""
 
-import json
 import os
 import pathlib
 import random
@@ -18,6 +17,7 @@ from td_jax import config
 from td_jax.devices import processes
 from td_jax.files import metric_log, workdir
 from td_jax.training.run import describe, train
+from tests import forked
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -46,14 +46,8 @@ def flags(settings):
 
 
 def start(arguments, environment=None, program=('-m', 'td_jax.main'), cwd=ROOT):
-    return subprocess.Popen(
-        [sys.executable, *program, *arguments],
-        cwd=cwd,
-        env={**os.environ, 'PYTHONPATH': str(ROOT), **(environment or {})},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    env = {**os.environ, 'PYTHONPATH': str(ROOT), **(environment or {})}
+    return forked.start([*program, *arguments], cwd, env)
 
 
 def ended(process):
@@ -80,12 +74,18 @@ def compiled(uninterrupted, settings, tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def uninterrupted(flags, tmp_path_factory):
-    """(workdir, stdout, stderr) of the run that nothing happened to, compiled anew."""
+    """(workdir, stdout, stderr) of the run that nothing happened to, in a fresh process, compiled anew."""
     folder = tmp_path_factory.mktemp('runs') / 'new' / 'uninterrupted'
-    arguments = [*flags, f'--workdir={folder}']
-    code, out, err = ended(start(arguments, {'JAX_ENABLE_COMPILATION_CACHE': 'false'}))
-    assert code == 0, err
-    return folder, out, err
+    done = subprocess.run(
+        [sys.executable, '-m', 'td_jax.main', *flags, f'--workdir={folder}'],
+        cwd=ROOT,
+        env={**os.environ, 'JAX_ENABLE_COMPILATION_CACHE': 'false'},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout, done.stderr
 
 
 @pytest.fixture
@@ -150,14 +150,9 @@ def test_twenty_kills_in_a_row_change_nothing(uninterrupted, compiled, flags, se
         *[(saving, chance.randrange(1, 20)) for _ in range(6)],
         *[(folder, chance.randrange(1, 40)) for _ in range(3)],
     ]
-    program = (
-        'tests/interrupted.py',
-        'kill',
-        json.dumps([(str(moment), count) for moment, count in moments]),
-    )
-    code, out, err = ended(start(arguments, ONLY_READS_COMPILED, program))
-    assert code == 0, err
-    assert json.loads(out.splitlines()[-1]) == [-signal.SIGKILL] * len(moments)
+    for moment, count in moments:
+        code, _, err = ended(start_until('kill', moment, count, arguments))
+        assert code == -signal.SIGKILL, err
     for _ in range(2):
         # At a moment that is no call of Python's: some time after the student's first progress.
         process = start(arguments, ONLY_READS_COMPILED)
@@ -202,14 +197,6 @@ def test_a_run_killed_while_it_saves_ends_the_same(uninterrupted, compiled, taug
     assert has_all_events(taught)
 
 
-@pytest.fixture
-def hears_control_c():
-    """Processes that a background job of a shell starts would ignore it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 def is_interrupted(process):
     code, out, err = ended(process)
     assert (code, out) == (130, '')
@@ -219,7 +206,6 @@ def is_interrupted(process):
 
 
 @pytest.mark.long
-@pytest.mark.usefixtures('hears_control_c')
 def test_control_c_is_one_line_and_the_same_command_continues(
     uninterrupted, taught, flags, settings, outcome
 ):

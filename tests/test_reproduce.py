@@ -1,10 +1,7 @@
 """The command that makes tables, in processes of its own."""
 
 import json
-import os
 import pathlib
-import subprocess
-import sys
 
 import numpy as np
 from etils import epath
@@ -13,6 +10,7 @@ from td_jax import config as config_lib
 from td_jax.files import workdir
 from td_jax.reproduction import cells, errors, render, tables
 from td_jax.training import dispatch, finished
+from tests import forked
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -38,14 +36,7 @@ def cells_of(text, row):
 
 def start(*flags):
     """A real process of the command."""
-    return subprocess.Popen(
-        [sys.executable, '-m', 'td_jax.reproduce', *flags],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-        env=os.environ,
-    )
+    return forked.start(['-m', 'td_jax.reproduce', *flags])
 
 
 def test_an_unknown_table_is_one_line_with_the_known_ones(tmp_path):

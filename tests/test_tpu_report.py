@@ -1,11 +1,10 @@
 """The command that reports what the TPU compiler says, where it refuses."""
 
-import os
 import pathlib
-import subprocess
-import sys
 
 import pytest
+
+from tests import forked
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -18,13 +17,6 @@ ROOT = pathlib.Path(__file__).parents[1]
     ],
 )
 def test_a_mistake_is_one_line(flags, text):
-    done = subprocess.run(
-        [sys.executable, '-m', 'td_jax.tpu_report', '--config=configs/vit_tiny_cifar10.py', *flags],
-        cwd=ROOT,
-        env=os.environ,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = forked.run(['-m', 'td_jax.tpu_report', '--config=configs/vit_tiny_cifar10.py', *flags])
     assert (done.returncode, done.stdout, done.stderr.count('\n')) == (2, '', 1)
     assert done.stderr.startswith(f'td_jax: {text}')

@@ -3,24 +3,17 @@
 import json
 import os
 import pathlib
-import subprocess
-import sys
 
 import pytest
+
+from tests import forked
 
 ROOT = pathlib.Path(__file__).parents[1]
 
 
 def start(tmp_path, *flags):
     places = [f'--{flag}={tmp_path / flag}' for flag in ('workdir', 'journals', 'output')]
-    return subprocess.Popen(
-        [sys.executable, '-m', 'td_jax.tune', *places, *flags],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-        env=os.environ,
-    )
+    return forked.start(['-m', 'td_jax.tune', *places, *flags])
 
 
 def test_what_cannot_be_tuned_is_one_line(tmp_path):

@@ -3,8 +3,6 @@
 import hashlib
 import json
 import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import PIL.Image
@@ -15,6 +13,7 @@ from td_jax.data import base, folders, images
 from td_jax.devices import memory
 from td_jax.errors import UserError
 from td_jax.training.run import train
+from tests import forked
 
 ROOT = pathlib.Path(__file__).parents[2]
 SIDE = 8
@@ -374,7 +373,7 @@ def test_a_run_from_the_command_line(tmp_path):
     flags = [f'--config.{key}={value}' for key, value in SMALL.items()]
     flags += [f'--config.dataset.path={coloured(tmp_path / "own")}']
     command = ['-m', 'td_jax.main', '--config=configs/images.py', f'--workdir={tmp_path / "run"}', *flags]
-    done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = forked.run(command)
     assert done.returncode == 0, done.stderr
     assert 'own holds what is not read: README\n' in done.stderr
     assert 'supervised on own dark things, lights: test accuracy 1.0000' in done.stdout

@@ -4,8 +4,6 @@ import csv
 import datetime
 import json
 import pathlib
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -16,6 +14,7 @@ from td_jax.data import base, ratings, ratings_file, table
 from td_jax.errors import UserError
 from td_jax.training import assembly
 from td_jax.training.run import train
+from tests import forked
 
 ROOT = pathlib.Path(__file__).parents[2]
 HEADER = 'user,item,rating,timestamp'
@@ -359,8 +358,7 @@ SMALL = {
 def test_a_run_from_the_command_line(tmp_path):
     flags = [f'--config.{key}={value}' for key, value in SMALL.items()]
     flags += [f'--config.dataset.path={rated(tmp_path)}', f'--workdir={tmp_path / "run"}']
-    command = [sys.executable, '-m', 'td_jax.main', '--config=configs/ratings.py', *flags]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = forked.run(['-m', 'td_jax.main', '--config=configs/ratings.py', *flags])
     assert done.returncode == 0, done.stderr
     assert 'supervised on own.csv b: test rmse ' in done.stdout
     # The deviation of a guess at the mean is 1.5.

@@ -4,8 +4,6 @@ import json
 import os
 import pathlib
 import signal
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -18,6 +16,7 @@ from td_jax.errors import UserError
 from td_jax.files import metric_log, workdir
 from td_jax.training import assembly, dispatch
 from td_jax.training.run import train
+from tests import forked
 
 ROOT = pathlib.Path(__file__).parents[2]
 # A ViT of 2 tokens: what is tested is not the model.
@@ -86,21 +85,10 @@ def test_a_run_reads_every_evaluation_image_once(undisturbed):
 def run_and_kill(folder, after_steps):
     """Starts the run in a process of its own and kills it once a checkpoint of a step is there."""
     flags = [f'--config.{key}={value}' for key, value in SMALL.items()]
-    process = subprocess.Popen(
-        [
-            sys.executable,
-            '-m',
-            'td_jax.main',
-            '--config=configs/vit_imagenet.py',
-            f'--workdir={folder}',
-            *flags,
-        ],
-        cwd=ROOT,
+    process = forked.start(
+        ['-m', 'td_jax.main', '--config=configs/vit_imagenet.py', f'--workdir={folder}', *flags],
         # It must not leave what it compiles half written to those after it.
         env={**os.environ, 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '1e9'},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
     )
     for line in process.stderr:
         if f'step {after_steps}/' in line:

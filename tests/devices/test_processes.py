@@ -22,6 +22,7 @@ from td_jax.devices import processes
 from td_jax.errors import UserError
 from td_jax.files import checkpoints, workdir
 from td_jax.training import finished
+from tests import forked
 
 ROOT = pathlib.Path(__file__).parents[2]
 # A run of a few seconds that saves, validates and logs on its way, and is the same but for rounding if sums
@@ -54,17 +55,22 @@ def plain_environment():
     return {**left, 'JAX_PLATFORMS': 'cpu'}
 
 
-def launch(folder, *more, devices=1, flags=FLAGS, environment=None):
-    """A process of td_jax.main with some CPU devices."""
-    settings = {**plain_environment(), **(environment or {}), 'JAX_NUM_CPU_DEVICES': str(devices)}
+def fresh(arguments, env):
+    """What forked.start does, in a process that shares nothing with this one: what it says, it says."""
     return subprocess.Popen(
-        [sys.executable, '-m', 'td_jax.main', f'--workdir={folder}', *flags, *more],
+        [sys.executable, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         cwd=ROOT,
-        env=settings,
+        env=env,
     )
+
+
+def launch(folder, *more, devices=1, flags=FLAGS, environment=None, start=forked.start):
+    """A process of td_jax.main with some CPU devices."""
+    settings = {**plain_environment(), **(environment or {}), 'JAX_NUM_CPU_DEVICES': str(devices)}
+    return start(['-m', 'td_jax.main', f'--workdir={folder}', *flags, *more], env=settings)
 
 
 def free_port():
@@ -73,7 +79,7 @@ def free_port():
         return found.getsockname()[1]
 
 
-def launch_several(folder, count, *more, devices=1, flags=FLAGS, environments=None):
+def launch_several(folder, count, *more, devices=1, flags=FLAGS, environments=None, start=forked.start):
     """Several processes of one run, each with an environment of its own where they are given."""
     port = free_port()
     return [
@@ -86,6 +92,7 @@ def launch_several(folder, count, *more, devices=1, flags=FLAGS, environments=No
             devices=devices,
             flags=flags,
             environment=environments and environments[i],
+            start=start,
         )
         for i in range(count)
     ]
@@ -344,14 +351,7 @@ print(told(lambda: processes.from_main(lambda: fails(ValueError(f'a fault {me}')
 def test_what_one_process_refuses_all_of_them_hear():
     port = free_port()
     running = [
-        subprocess.Popen(
-            [sys.executable, '-c', AGREE, f'localhost:{port}', str(i)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-            env={**os.environ, 'JAX_PLATFORMS': 'cpu'},
-        )
+        forked.start(['-c', AGREE, f'localhost:{port}', str(i)], env={**os.environ, 'JAX_PLATFORMS': 'cpu'})
         for i in range(2)
     ]
     said = [out.splitlines()[-7:] for out, _ in finish(*running)]
@@ -418,7 +418,8 @@ def test_when_one_process_is_terminated_all_stop_at_one_step(tmp_path):
 @pytest.mark.parametrize('killed', [0, 1])
 def test_when_one_process_dies_the_others_end_with_one_line(tmp_path, read_back, killed):
     folder = tmp_path / 'run'
-    running = launch_several(folder, 2, '--config.num_steps=100000', '--config.save_every=8')
+    flags = ('--config.num_steps=100000', '--config.save_every=8')
+    running = launch_several(folder, 2, *flags, start=fresh)
     wait_for(folder / 'checkpoints' / '8', running[0])
     running[killed].kill()
     out, err = running[1 - killed].communicate(timeout=60)
@@ -452,17 +453,7 @@ with processes.ending_together():
 @pytest.mark.parametrize('killed', [0, 1])
 def test_a_process_that_computes_nothing_with_the_others_hears_of_a_death(killed):
     port = free_port()
-    running = [
-        subprocess.Popen(
-            [sys.executable, '-c', WAITS, f'localhost:{port}', str(i)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-            env=plain_environment(),
-        )
-        for i in range(2)
-    ]
+    running = [fresh(['-c', WAITS, f'localhost:{port}', str(i)], env=plain_environment()) for i in range(2)]
     for process in running:
         while process.stdout.readline() != 'there\n':
             assert process.poll() is None, process.communicate()

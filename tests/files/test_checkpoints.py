@@ -6,8 +6,6 @@ import json
 import logging
 import os
 import pathlib
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +16,7 @@ from etils import epath
 
 from td_jax.errors import UserError
 from td_jax.files import checkpoints
+from tests import forked
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -349,13 +348,8 @@ except UserError as error:
 
 @pytest.mark.parametrize('moment', [1, 3, 5, 7])
 def test_a_disk_that_is_full_is_one_line_wherever_orbax_meets_it(tmp_path, moment):
-    done = subprocess.run(
-        [sys.executable, '-c', FILLS, str(tmp_path / 'saved'), str(moment)],
-        cwd=ROOT,
-        env={**os.environ, 'JAX_PLATFORMS': 'cpu'},
-        capture_output=True,
-        text=True,
-        check=False,
+    done = forked.run(
+        ['-c', FILLS, str(tmp_path / 'saved'), str(moment)], env={**os.environ, 'JAX_PLATFORMS': 'cpu'}
     )
     assert (done.returncode, done.stderr) == (0, '')
     assert done.stdout == (
@@ -393,13 +387,9 @@ else:
 
 
 def on_eight_devices(folder, action):
-    done = subprocess.run(
-        [sys.executable, '-c', EIGHT, str(folder), action],
-        cwd=ROOT,
+    done = forked.run(
+        ['-c', EIGHT, str(folder), action],
         env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'JAX_NUM_CPU_DEVICES': '8'},
-        capture_output=True,
-        text=True,
-        check=False,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

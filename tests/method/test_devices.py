@@ -2,10 +2,10 @@
 
 import os
 import pathlib
-import subprocess
-import sys
 
 import pytest
+
+from tests import forked
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -62,12 +62,5 @@ for method in ('rkd', 'crd', 'srd', 'dist', 'td'):
 @pytest.mark.long
 def test_examples_are_related_over_all_devices():
     """Values and gradients of a batch that is cut over two devices are those of the whole, for every seed."""
-    done = subprocess.run(
-        [sys.executable, '-c', PROGRAM],
-        cwd=ROOT,
-        env={**os.environ, 'JAX_NUM_CPU_DEVICES': '2', 'JAX_PLATFORMS': 'cpu'},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = forked.run(['-c', PROGRAM], env={**os.environ, 'JAX_NUM_CPU_DEVICES': '2', 'JAX_PLATFORMS': 'cpu'})
     assert done.returncode == 0, done.stderr[-2000:]

@@ -2,8 +2,6 @@
 
 import os
 import pathlib
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -17,6 +15,7 @@ from td_jax.errors import UserError
 from td_jax.models import base
 from td_jax.training import assembly, dispatch, teachers, train_step
 from td_jax.training.run import train
+from tests import forked
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -198,7 +197,7 @@ from td_jax.devices import sharding
 from td_jax.training import assembly, dispatch
 
 assert len(jax.devices()) == 2
-config = config_lib.from_json(json.loads(sys.stdin.read()))
+config = config_lib.from_json(json.loads(sys.argv[1]))
 source, theirs = (assembly.load_source(config, x) for x in (config.dataset, config.teacher.dataset))
 teacher, keys, found = assembly.untrained_teacher(config, theirs), dispatch.seed_keys(config), []
 for count in (1, 2):
@@ -214,13 +213,8 @@ for one, two in zip(*map(jax.tree.leaves, found), strict=True):
 @pytest.mark.long
 def test_a_teacher_is_shuffled_over_all_devices(comparable_config):
     config = comparable_config(method='fitnet', teacher__control='shuffled', teacher__seed=9)
-    done = subprocess.run(
-        [sys.executable, '-c', ON_TWO_DEVICES],
-        input=config_lib.to_json(config),
-        cwd=ROOT,
+    done = forked.run(
+        ['-c', ON_TWO_DEVICES, config_lib.to_json(config)],
         env={**os.environ, 'JAX_NUM_CPU_DEVICES': '2', 'JAX_PLATFORMS': 'cpu'},
-        capture_output=True,
-        text=True,
-        check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]

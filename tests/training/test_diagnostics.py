@@ -5,8 +5,6 @@ import json
 import os
 import pathlib
 import shutil
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +18,7 @@ from td_jax.files import metric_log
 from td_jax.method import objectives
 from td_jax.training import assembly, diagnostics, dispatch, train_step
 from td_jax.training.run import train
+from tests import forked
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -427,13 +426,9 @@ def test_several_devices_find_what_one_finds(comparable_config, methods):
     config = comparable_config(
         batch_size=16, micro_batches=2, td__rounds=2, td__scale='variance', fd__weights__feature=30.0
     )
-    done = subprocess.run(
-        [sys.executable, '-c', PROGRAM, json.dumps(config.to_dict()), *methods],
-        cwd=ROOT,
+    done = forked.run(
+        ['-c', PROGRAM, json.dumps(config.to_dict()), *methods],
         env={**os.environ, 'JAX_NUM_CPU_DEVICES': '4', 'JAX_PLATFORMS': 'cpu'},
-        capture_output=True,
-        text=True,
-        check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
 

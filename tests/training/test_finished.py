@@ -3,8 +3,6 @@
 import json
 import os
 import pathlib
-import subprocess
-import sys
 
 import jax
 import jax.export
@@ -18,19 +16,16 @@ from td_jax.errors import UserError
 from td_jax.files import workdir
 from td_jax.training import dispatch, finished, teachers, train_step
 from td_jax.training.run import train
+from tests import forked
 
 ROOT = pathlib.Path(__file__).parents[2]
 
 
 def on_devices(count, script, *arguments):
     """Runs a script where there are so many devices; -> what it printed."""
-    process = subprocess.run(
-        [sys.executable, '-c', script, *map(str, arguments)],
-        cwd=ROOT,
+    process = forked.run(
+        ['-c', script, *map(str, arguments)],
         env={**os.environ, 'JAX_NUM_CPU_DEVICES': str(count), 'JAX_PLATFORMS': 'cpu'},
-        capture_output=True,
-        text=True,
-        check=False,
     )
     assert process.returncode == 0, process.stderr
     return process.stdout

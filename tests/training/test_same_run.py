@@ -4,8 +4,6 @@ import json
 import os
 import pathlib
 import shutil
-import subprocess
-import sys
 
 import pytest
 from etils import epath
@@ -15,6 +13,7 @@ from td_jax.errors import UserError
 from td_jax.reproduction import cells
 from td_jax.training import loop, teachers
 from td_jax.training.run import train
+from tests import forked
 
 ROOT = pathlib.Path(__file__).parents[2]
 SMALL = {'model__dropout': 0.2, 'teacher__num_steps': 2, 'num_steps': 4}
@@ -94,13 +93,8 @@ print(json.dumps(train(config, folder)['values']))
 def test_a_run_continues_on_other_devices(made, tmp_path):
     config, folder = made
     one, two = (shutil.copytree(folder, tmp_path / name) for name in ('one', 'two'))
-    done = subprocess.run(
-        [sys.executable, '-c', TWO_DEVICES, str(two)],
-        cwd=ROOT,
-        env={**os.environ, 'JAX_NUM_CPU_DEVICES': '2', 'JAX_PLATFORMS': 'cpu'},
-        capture_output=True,
-        text=True,
-        check=False,
+    done = forked.run(
+        ['-c', TWO_DEVICES, str(two)], env={**os.environ, 'JAX_NUM_CPU_DEVICES': '2', 'JAX_PLATFORMS': 'cpu'}
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert 'continues at step 4 of 6' in done.stderr

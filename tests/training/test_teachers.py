@@ -2,11 +2,10 @@
 
 import os
 import pathlib
-import subprocess
-import sys
 
 from td_jax import config as config_lib
 from td_jax.training.run import train
+from tests import forked
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -64,13 +63,9 @@ def test_a_teacher_that_is_cut_is_whole_on_no_device(small_config, tmp_path):
     """Of a kernel of 256 by 512 a device gets 64 kB, and nothing larger while it is placed and scored."""
     config = small_config(teacher__model__hidden=(256, 512), teacher__num_steps=1)
     train(config_lib.teacher_run(config), tmp_path / 'teacher')
-    done = subprocess.run(
-        [sys.executable, '-c', PROGRAM, str(tmp_path / 'teacher')],
-        cwd=ROOT,
+    done = forked.run(
+        ['-c', PROGRAM, str(tmp_path / 'teacher')],
         env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'JAX_NUM_CPU_DEVICES': '8'},
-        capture_output=True,
-        text=True,
-        check=False,
     )
     assert done.returncode == 0, done.stderr
     whole, shard, most = map(int, done.stdout.split())

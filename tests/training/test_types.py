@@ -3,12 +3,11 @@
 import json
 import os
 import pathlib
-import subprocess
-import sys
 
 import pytest
 
 from td_jax.files import checkpoints, metric_log
+from tests import forked
 
 ROOT = pathlib.Path(__file__).parents[2]
 X64 = {**os.environ, 'JAX_ENABLE_X64': '1', 'JAX_PLATFORMS': 'cpu'}
@@ -55,9 +54,7 @@ TYPES = {'float32', 'int32', 'uint32', 'uint8', 'bool', 'key<fry>'}
 
 @pytest.mark.long
 def test_every_step_takes_and_gives_32_bits():
-    done = subprocess.run(
-        [sys.executable, '-c', TRACED], capture_output=True, text=True, cwd=ROOT, env=X64, check=False
-    )
+    done = forked.run(['-c', TRACED], env=X64)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert len(found) == 24
@@ -82,14 +79,7 @@ def test_a_run_with_64_bits_is_the_same_run(tmp_path):
         '--config.optimizer.name=sgd',
     ]
     for name, environment in (('narrow', {**X64, 'JAX_ENABLE_X64': '0'}), ('wide', X64)):
-        done = subprocess.run(
-            [sys.executable, '-m', 'td_jax.main', f'--workdir={tmp_path / name}', *flags],
-            capture_output=True,
-            text=True,
-            cwd=ROOT,
-            env=environment,
-            check=False,
-        )
+        done = forked.run(['-m', 'td_jax.main', f'--workdir={tmp_path / name}', *flags], env=environment)
         assert done.returncode == 0, done.stderr
     for place in ('', 'teacher'):
         folders = [tmp_path / name / place for name in ('narrow', 'wide')]
