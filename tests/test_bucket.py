@@ -24,6 +24,7 @@ from td_jax.training.run import describe, train
 from tests import forked
 
 ROOT = pathlib.Path(__file__).parents[1]
+pytestmark = pytest.mark.long
 
 
 @pytest.fixture(scope='module')
@@ -82,14 +83,12 @@ def test_a_run_in_a_bucket_is_the_run_in_a_folder(in_a_folder, in_a_bucket, outc
     )
 
 
-@pytest.mark.long
 def test_the_same_command_finds_it_finished(in_a_bucket, in_a_folder, flags):
     code, out, err = ended('-m', 'td_jax.main', *flags, f'--workdir={in_a_bucket}')
     assert (code, out) == (0, describe(in_a_folder[1]) + '\n'), err
     assert 'Traceback' not in err
 
 
-@pytest.mark.long
 def test_a_run_in_a_bucket_killed_in_a_save_goes_on_bit_for_bit(
     in_a_folder, place, settings, flags, outcome, tmp_path
 ):
@@ -130,7 +129,6 @@ def test_a_teacher_is_read_from_a_bucket(in_a_bucket, in_a_folder, settings, tmp
     assert mine == theirs
 
 
-@pytest.mark.long
 def test_a_student_is_exported_to_the_bucket(in_a_bucket, place):
     target = place / 'student'
     code, out, err = ended(
@@ -146,7 +144,6 @@ def test_a_student_is_exported_to_the_bucket(in_a_bucket, place):
     assert err.splitlines()[-1].startswith(f'td_jax: {target} is there already')
 
 
-@pytest.mark.long
 def test_a_comparison_is_drawn_in_the_bucket(in_a_bucket, place):
     code, _, err = ended('-m', 'td_jax.cka', f'--workdir={in_a_bucket}', f'--output={place}')
     assert code == 0, err
@@ -199,7 +196,6 @@ def test_a_place_that_cannot_be_is_one_line(bucket, flags, address):
     assert all('has no lock' in line for line in said)
 
 
-@pytest.mark.long
 def test_a_config_of_another_run_in_the_bucket_is_refused(in_a_bucket, flags):
     code, out, err = ended('-m', 'td_jax.main', *flags, '--config.seed=7', f'--workdir={in_a_bucket}')
     assert (code, out) == (2, '')
@@ -208,7 +204,6 @@ def test_a_config_of_another_run_in_the_bucket_is_refused(in_a_bucket, flags):
     assert workdir.read_json(in_a_bucket / workdir.RESULT)['steps'] == 8
 
 
-@pytest.mark.long
 def test_the_workers_of_a_pod_train_into_the_bucket(place, flags, tmp_path, free_port):
     """launch/worker.sh as launch/tpu_vm.sh calls it, on two workers that Slurm has told of each other."""
     workers = [tmp_path / f'worker-{i}' for i in range(2)]

@@ -98,6 +98,7 @@ def taught(uninterrupted, tmp_path):
 # --- A run that ends well --------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_run_shows_its_progress_and_ends_with_one_line(uninterrupted, settings, outcome):
     folder, out, err = uninterrupted
     result = outcome(folder)['result']
@@ -112,6 +113,7 @@ def test_a_run_shows_its_progress_and_ends_with_one_line(uninterrupted, settings
     assert config.differences(settings, outcome(folder)['config']) == {}
 
 
+@pytest.mark.long
 def test_the_same_command_prints_the_result_again(uninterrupted, flags, tmp_path):
     """From a relative --workdir, in a folder that has no configs/ of its own."""
     folder, out, _ = uninterrupted

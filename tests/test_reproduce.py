@@ -4,6 +4,7 @@ import json
 import pathlib
 
 import numpy as np
+import pytest
 from etils import epath
 
 from td_jax import config as config_lib
@@ -77,6 +78,7 @@ def kept_file(path, tables_of=('digits',)):
     return results
 
 
+@pytest.mark.long
 def test_tables_are_shown_from_a_file_of_errors_alone(tmp_path):
     path = tmp_path / 'errors.npz'
     results = kept_file(path)

@@ -377,7 +377,7 @@ def wait_for(path, process, seconds=1800):
         time.sleep(0.05)
 
 
-LONG = ('--config.num_steps=400', '--config.save_every=300', '--config.log_every=400')
+LONG = ('--config.num_steps=160', '--config.save_every=120', '--config.log_every=160')
 
 
 @pytest.mark.long

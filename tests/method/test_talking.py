@@ -79,6 +79,7 @@ def gradients(term, **changes):
     return {**reached, 's': bool(np.any(of_s)), 'e': bool(np.any(of_e))}
 
 
+@pytest.mark.long
 def test_what_a_stopped_target_leaves_to_be_learned():
     everything = dict.fromkeys(('student_encoder', 's', 'e'), True)
     free = gradients('message')

@@ -260,6 +260,7 @@ def several(only_show=False, processes=1, root=None):
     return cells.make(['tiny'], ['Drama'], ['CIFAR10'], root, only_show, processes)['tiny']['all']
 
 
+@pytest.mark.long
 def test_students_have_teachers_in_turn(tiny, tmp_path):
     root = epath.Path(tmp_path / 'table')
     rows = several(root=root)

@@ -121,6 +121,7 @@ def test_a_shuffled_teacher_speaks_of_the_next_example(comparable_config, method
     assert all(not np.allclose(found[1][name], own[1][name], rtol=1e-3) for name in terms - {'interact'})
 
 
+@pytest.mark.long
 def test_a_teacher_who_says_the_same_of_all_cannot_be_shuffled(comparable_config):
     """All of its states are 0 where all of its parameters are."""
     ends = []
@@ -141,6 +142,7 @@ def test_seeds_shuffle_within_their_own_batches(comparable_config):
     assert_same_step(jax.tree.map(lambda x: np.array(x)[1], progress.state.params), alone[0])
 
 
+@pytest.mark.long
 def test_an_untrained_teacher_is_that_of_its_runs_beginning(small_config, tmp_path):
     """Nothing is trained for it; another seed is another teacher."""
     prints = {}

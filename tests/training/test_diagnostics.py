@@ -421,7 +421,8 @@ for method in sys.argv[2:]:
 """
 
 
-@pytest.mark.parametrize('methods', [['fd'], pytest.param(['td', 'rkd'], marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize('methods', [['fd'], ['td', 'rkd']])
 def test_several_devices_find_what_one_finds(comparable_config, methods):
     config = comparable_config(
         batch_size=16, micro_batches=2, td__rounds=2, td__scale='variance', fd__weights__feature=30.0

@@ -84,6 +84,7 @@ def test_a_run_is_exported_on_more_devices_than_divide_its_batch(small_config, t
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.long
 def test_a_finished_run_is_read_without_a_mesh_a_step_or_its_teacher(small_config, tmp_path, monkeypatch):
     folder = epath.Path(tmp_path / 'run')
     train(small_config(num_steps=2, teacher__num_steps=1), folder)

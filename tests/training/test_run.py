@@ -309,6 +309,7 @@ def test_a_student_is_no_teacher(finished, td_config, tmp_path):
     )
 
 
+@pytest.mark.long
 def test_a_teacher_that_changed_since_is_refused(finished, td_config, tmp_path):
     teacher = shutil.copytree(finished / 'teacher', tmp_path / 'teacher')
     mine = changed(td_config, teacher__checkpoint=str(teacher))
@@ -351,6 +352,7 @@ def test_a_finished_run_needs_neither_its_data_nor_its_teacher(copied, td_config
     assert train(td_config, copied)['steps'] == 6
 
 
+@pytest.mark.long
 def test_more_steps_train_the_difference(copied, td_config, tmp_path, outcome, capsys):
     longer = changed(td_config, num_steps=11)
     train(longer, copied)

@@ -168,6 +168,7 @@ def test_a_folder_of_runs_may_be_moved(small_config, tmp_path, monkeypatch):
     assert run.config.teacher.checkpoint == str(there / teacher.relative_to(root))
 
 
+@pytest.mark.long
 def test_a_run_is_not_read_back_with_another_teacher(taught, tmp_path):
     config, folder, teacher = taught
     shutil.rmtree(teacher)

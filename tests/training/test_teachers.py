@@ -3,6 +3,8 @@
 import os
 import pathlib
 
+import pytest
+
 from td_jax import config as config_lib
 from td_jax.training.run import train
 from tests import forked
@@ -59,6 +61,7 @@ print(largest.nbytes, largest.addressable_shards[0].data.nbytes, max(seen))
 """
 
 
+@pytest.mark.long
 def test_a_teacher_that_is_cut_is_whole_on_no_device(small_config, tmp_path):
     """Of a kernel of 256 by 512 a device gets 64 kB, and nothing larger while it is placed and scored."""
     config = small_config(teacher__model__hidden=(256, 512), teacher__num_steps=1)

@@ -118,6 +118,7 @@ def test_seeds_side_by_side_are_seeds_one_by_one(comparable_config, method):
     assert len(moved(before.params, together.params)) == len(jax.tree.leaves(before.params))
 
 
+@pytest.mark.long
 def test_seeds_differ_in_parameters_order_and_noise(small_config):
     before, _, sums, _, _ = train(small_config(num_seeds=3), steps=1)
     kernels = before.params['student']['hidden_layers_0']['kernel']
