@@ -231,7 +231,7 @@ def test_a_disk_that_is_full_at_the_last_save(uninterrupted, taught, flags, sett
     code, out, err = ended(start_until('fill', part, 1, arguments))
     assert (code, out) == (2, '')
     *progress, last = err.splitlines()
-    assert all(line.startswith('td digits') for line in progress)
+    assert all(line.startswith('td digits') for line in progress), err
     assert last.startswith(f'td_jax: the checkpoint of step 24 could not be written to {taught}/checkpoints')
     assert not (taught / 'result.json').exists()
     # With room again it goes on from the one before.

@@ -113,6 +113,9 @@ def _source_of(part) -> dict:
     described = [f if inspect.isroutine(f) or inspect.isclass(f) else type(f) for f in functions]
     try:
         files = [pathlib.Path(inspect.getsourcefile(f) or '') for f in described]
+        if pathlib.Path('<string>') in files:
+            # Python 3.13 takes the program of `python -c` for the source of whatever else was a string.
+            raise OSError('the source of a string is not kept')
         # What stands around a function is part of what it does; a cell of a notebook is no file.
         sources = [
             file.read_text() if file.is_file() else inspect.getsource(f)

@@ -411,7 +411,7 @@ def test_when_one_process_is_terminated_all_stop_at_one_step(tmp_path):
     )
     assert first == second
     finish(*launch_several(folder, 2, *LONG))
-    assert json.loads((folder / workdir.RESULT).read_text())['steps'] == 400
+    assert json.loads((folder / workdir.RESULT).read_text())['steps'] == 160
 
 
 @pytest.mark.long
