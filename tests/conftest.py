@@ -26,7 +26,6 @@ from td_jax.files import checkpoints, metric_log, workdir
 from td_jax.training import assembly, finished, train_step
 from tests import forked
 
-ROOT = pathlib.Path(__file__).parents[1]
 OPTIMIZATION = 'xla_backend_optimization_level'
 FAST_COMPILING = f'--{OPTIMIZATION}=0'
 # Older emitters of XLA, whose code is simpler. JAX 0.12 has none, and XLA ends a process whose flag it does

@@ -50,10 +50,10 @@ def start(arguments, cwd=ROOT, env=None):
     return Process([str(argument) for argument in arguments], cwd, dict(os.environ if env is None else env))
 
 
-def run(arguments, cwd=ROOT, env=None, timeout=None):
+def run(arguments, env=None):
     """The subprocess.CompletedProcess of `start`, with what it printed."""
-    process = start(arguments, cwd, env)
-    out, err = process.communicate(timeout)
+    process = start(arguments, env=env)
+    out, err = process.communicate()
     return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
 
@@ -112,7 +112,7 @@ class Process:
             reader.start()
         self.wait(timeout)
         for reader in readers:
-            reader.join(timeout)
+            reader.join()
         self.stdout.close()
         self.stderr.close()
         return found['stdout'], found['stderr']
@@ -121,19 +121,8 @@ class Process:
         if self.poll() is None:
             os.kill(self.pid, number)
 
-    def terminate(self):
-        self.send_signal(signal.SIGTERM)
-
     def kill(self):
         self.send_signal(signal.SIGKILL)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.stdout.close()
-        self.stderr.close()
-        self.wait()
 
 
 def _server():

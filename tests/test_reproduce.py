@@ -1,7 +1,6 @@
 """The command that makes tables, in processes of its own."""
 
 import json
-import pathlib
 
 import numpy as np
 import pytest
@@ -12,8 +11,6 @@ from td_jax.files import workdir
 from td_jax.reproduction import cells, errors, render, tables
 from td_jax.training import dispatch, finished
 from tests import forked
-
-ROOT = pathlib.Path(__file__).parents[1]
 
 
 def fake(mean, seeds=(0, 1), teacher=0.9):

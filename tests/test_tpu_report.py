@@ -1,12 +1,8 @@
 """The command that reports what the TPU compiler says, where it refuses."""
 
-import pathlib
-
 import pytest
 
 from tests import forked
-
-ROOT = pathlib.Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize(

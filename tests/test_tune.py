@@ -2,13 +2,10 @@
 
 import json
 import os
-import pathlib
 
 import pytest
 
 from tests import forked
-
-ROOT = pathlib.Path(__file__).parents[1]
 
 
 def start(tmp_path, *flags):

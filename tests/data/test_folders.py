@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import pathlib
 
 import numpy as np
 import PIL.Image
@@ -15,7 +14,6 @@ from td_jax.errors import UserError
 from td_jax.training.run import train
 from tests import forked
 
-ROOT = pathlib.Path(__file__).parents[2]
 SIDE = 8
 
 

@@ -3,7 +3,6 @@
 import csv
 import datetime
 import json
-import pathlib
 
 import jax
 import numpy as np
@@ -16,7 +15,6 @@ from td_jax.training import assembly
 from td_jax.training.run import train
 from tests import forked
 
-ROOT = pathlib.Path(__file__).parents[2]
 HEADER = 'user,item,rating,timestamp'
 
 

@@ -18,7 +18,6 @@ from td_jax.training import assembly, dispatch
 from td_jax.training.run import train
 from tests import forked
 
-ROOT = pathlib.Path(__file__).parents[2]
 # A ViT of 2 tokens: what is tested is not the model.
 SMALL = {
     'method': 'supervised',

@@ -5,7 +5,6 @@ import gc
 import json
 import logging
 import os
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +16,6 @@ from etils import epath
 from td_jax.errors import UserError
 from td_jax.files import checkpoints
 from tests import forked
-
-ROOT = pathlib.Path(__file__).parents[2]
 
 
 def state_of(step):

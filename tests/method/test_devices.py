@@ -1,13 +1,10 @@
 """Terms that relate the examples of a batch, where it is cut over devices and seeds run side by side."""
 
 import os
-import pathlib
 
 import pytest
 
 from tests import forked
-
-ROOT = pathlib.Path(__file__).parents[2]
 
 PROGRAM = """
 import functools

@@ -1,7 +1,6 @@
 """Teachers that know nothing of use, through the step of a run; and what relates the examples of a batch."""
 
 import os
-import pathlib
 
 import jax
 import numpy as np
@@ -16,8 +15,6 @@ from td_jax.models import base
 from td_jax.training import assembly, dispatch, teachers, train_step
 from td_jax.training.run import train
 from tests import forked
-
-ROOT = pathlib.Path(__file__).parents[2]
 
 
 class Case:

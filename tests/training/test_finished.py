@@ -2,7 +2,6 @@
 
 import json
 import os
-import pathlib
 
 import jax
 import jax.export
@@ -17,8 +16,6 @@ from td_jax.files import workdir
 from td_jax.training import dispatch, finished, teachers, train_step
 from td_jax.training.run import train
 from tests import forked
-
-ROOT = pathlib.Path(__file__).parents[2]
 
 
 def on_devices(count, script, *arguments):

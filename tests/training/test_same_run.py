@@ -2,7 +2,6 @@
 
 import json
 import os
-import pathlib
 import shutil
 
 import pytest
@@ -15,7 +14,6 @@ from td_jax.training import loop, teachers
 from td_jax.training.run import train
 from tests import forked
 
-ROOT = pathlib.Path(__file__).parents[2]
 SMALL = {'model__dropout': 0.2, 'teacher__num_steps': 2, 'num_steps': 4}
 
 

@@ -1,15 +1,12 @@
 """A teacher that fits no device alone is never whole on one of them."""
 
 import os
-import pathlib
 
 import pytest
 
 from td_jax import config as config_lib
 from td_jax.training.run import train
 from tests import forked
-
-ROOT = pathlib.Path(__file__).parents[2]
 
 PROGRAM = """
 import pathlib, sys

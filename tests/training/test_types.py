@@ -2,14 +2,12 @@
 
 import json
 import os
-import pathlib
 
 import pytest
 
 from td_jax.files import checkpoints, metric_log
 from tests import forked
 
-ROOT = pathlib.Path(__file__).parents[2]
 X64 = {**os.environ, 'JAX_ENABLE_X64': '1', 'JAX_PLATFORMS': 'cpu'}
 
 # The types of all that each method's step takes and gives, of an MLP on digits and of a ViT on images.
