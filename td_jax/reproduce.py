@@ -7,10 +7,13 @@ Every cell is a run in a folder of its own, so this may be interrupted and calle
     python -m td_jax.reproduce --tables=3 --workdir=runs/tables --errors=errors.npz
     python -m td_jax.reproduce --tables=3 --from_errors=errors.npz
 
-The first also keeps what every interval of the table is computed from, the second computes them again. With
+The first also keeps what every interval of the table is computed from, the second computes them again. Cells
+that the file has already are not run again: it goes on from what another machine has done. With
 --figures=FOLDER either draws them. With --journals=FOLDER, of td_jax.tune, the first also says what choosing
 knobs on the test split would give.
 """
+
+import sys
 
 from absl import flags
 
@@ -18,6 +21,26 @@ from td_jax import command_line
 from td_jax.errors import UserError
 from td_jax.files import workdir
 from td_jax.reproduction import cells, errors, figures, jobs, on_test, render, tables
+
+
+def _cells_in(target):
+    """The cells that a file of errors has, none where it is not there yet."""
+    if not target:
+        return {}
+    workdir.check_target('--errors', target)
+    return errors.read(target) if target.exists() else {}
+
+
+def _keep(target, there, results):
+    """Writes results to the file that has had `there`, and says what is taken out of it."""
+    if others := cells.of_other_runs(results, there):
+        table, column, row = others[0]
+        print(
+            f'td_jax: {target} had {len(others)} of these cells, such as table {table}, {column}, {row}, '
+            'from other runs than the knobs of today give; they are not taken, and taken out of it.',
+            file=sys.stderr,
+        )
+    errors.write(target, errors.merged(there, results))
 
 
 def main():
@@ -32,7 +55,9 @@ def main():
     count = flags.DEFINE_integer(
         'jobs', 1, 'Runs at once, each kept to its share of the cores.', lower_bound=1
     )
-    kept = flags.DEFINE_string('errors', None, 'A file to write that the intervals can be computed from.')
+    kept = flags.DEFINE_string(
+        'errors', None, 'A file of cells and what their intervals are computed from; it is gone on from.'
+    )
     drawn = flags.DEFINE_string('figures', None, 'A folder that gets a figure of each table.')
     read = flags.DEFINE_string('from_errors', None, 'Show tables from such a file alone, without runs.')
     journals = flags.DEFINE_string(
@@ -71,23 +96,23 @@ def main():
         if not folder.value:
             raise UserError('--workdir is missing.')
         root, target = workdir.resolve(folder.value), kept.value and workdir.resolve(kept.value)
-        if target:
-            workdir.check_target('--errors', target)
-        trials = {}
+        there, trials = _cells_in(target), {}
         if journals.value:
             trials = on_test.candidates(names.value, *columns, workdir.resolve(journals.value))
         if dry_run.value:
-            print(render.plan(cells.plan(names.value, *columns, root), tflops.value))
+            print(render.plan(cells.plan(names.value, *columns, root, there), tflops.value))
             return None
         if not only_show.value:
             jobs.prepare(count.value, root)
-        results = cells.make(names.value, *columns, root, only_show.value, count.value)
+        results = cells.make(names.value, *columns, root, only_show.value, count.value, there)
         on_test.add(results, trials, root, only_show.value, count.value)
         if not only_show.value:
             text = render.make(names.value, results, *columns)
+            # Nothing may have been run, where a file of errors has all.
+            workdir.make_folder('workdir', root)
             workdir.write(root / f'tables_{"_".join(names.value)}.md', text)
         if target:
-            errors.write(target, results)
+            _keep(target, there, results)
         return results
 
     command_line.run(command, required=('tables', 'genres', 'datasets'))

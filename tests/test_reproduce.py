@@ -148,6 +148,10 @@ def test_the_command_writes_what_it_shows_unless_told_only_to_show(tmp_path):
     assert (root / 'tables_digits_x.md').read_text() + '\n' == text
     assert sorted(root.rglob('*')) == sorted([*before, root / 'tables_digits_x.md'])
     assert sorted(tmp_path.iterdir()) == [kept, root]
+    # Another machine, which has the file alone, runs nothing either.
+    again = start('--tables=digits_x', f'--workdir={tmp_path / "other"}', f'--errors={kept}')
+    assert again.communicate() == (text, '')
+    assert [path.name for path in (tmp_path / 'other').iterdir()] == ['tables_digits_x.md']
     # Without errors there are the values alone.
     for row, cell in errors.read(epath.Path(kept))['digits_x']['5 to 9'].items():
         assert cell['errors'] is None

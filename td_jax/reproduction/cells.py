@@ -9,6 +9,7 @@ import functools
 import importlib
 import json
 import pathlib
+import types
 from typing import NamedTuple
 
 import jax
@@ -119,9 +120,14 @@ def _operations(stored: str) -> int:
     return flops.of(found.jitted, *found.arguments)
 
 
+def run_name(config) -> str:
+    """The folder of a cell's run below that of all runs: data set, method and content."""
+    return f'{config.dataset.name}/{config.method}-{config_lib.digest(config)}'
+
+
 def run_folder(root: epath.Path, config) -> epath.Path:
-    """Where a cell's run is, by method and content."""
-    return root / config.dataset.name / f'{config.method}-{config_lib.digest(config)}'
+    """Where a cell's run is."""
+    return root / run_name(config)
 
 
 def teacher_folder(root: epath.Path, config) -> epath.Path:
@@ -159,12 +165,17 @@ def is_there(root: epath.Path, config) -> bool:
     return workdir.read_json(run_folder(root, config) / workdir.RESULT) is not None
 
 
+def names_of(configs) -> list[str]:
+    """`run_name` of each."""
+    return [run_name(config) for config in configs]
+
+
 def stored(root: epath.Path, configs) -> dict | None:
     """The result of a cell from its runs, or None where one is missing.
 
     What a result.json has; of several runs, `values` and `seeds` in the order of the seeds, and `teacher` the
-    mean of the teachers' scores. Beside them `teachers`, the seed of each student's teacher, and `errors` of
-    its examples, as `errors.by_unit` gives them, or None.
+    mean of the teachers' scores. Beside them `teachers`, the seed of each student's teacher, `errors` of its
+    examples, as `errors.by_unit` gives them, or None, and `runs`, the names of the runs.
 
     Raises:
       UserError: a file of errors is damaged.
@@ -192,6 +203,7 @@ def stored(root: epath.Path, configs) -> dict | None:
         'teachers': teachers,
         'errors': errors.of_runs(folders, order),
         'groups': errors.groups_of_runs(results, order),
+        'runs': names_of(configs),
     }
 
 
@@ -232,7 +244,46 @@ def _run_task(task):
     run_one(epath.Path(root), config_lib.from_json(json.loads(text)))
 
 
-def make(names, genres, datasets, root: epath.Path, only_show: bool, processes: int = 1) -> dict:
+def _of_wanted(names, genres, datasets):
+    """{(table, column, row): the configs of its runs} of the cells that some tables need."""
+    tables.check_names(names, genres, datasets)
+    return {
+        cell: runs_of(tables.TABLES[cell[0]], *cell[1:])
+        for cell in tables.wanted_cells(names, genres, datasets)
+    }
+
+
+def _by_runs(kept):
+    """The cells of a file of errors by the names of their runs; tables have cells in common."""
+    results = [result for columns in kept.values() for rows in columns.values() for result in rows.values()]
+    return {tuple(result['runs']): result for result in results if 'runs' in result}
+
+
+def of_other_runs(results: dict, kept: dict) -> list[tuple[str, str, str]]:
+    """(table, column, row) of what a file has of some tables, of other runs than theirs: other knobs.
+
+    Args:
+      results, kept: what `make` gives, and was given.
+    """
+    return [
+        (name, column, row)
+        for name, columns in results.items()
+        for column, rows in columns.items()
+        for row, result in rows.items()
+        if (there := kept.get(name, {}).get(column, {}).get(row))
+        and (result is None or result['runs'] != there.get('runs'))
+    ]
+
+
+def make(
+    names,
+    genres,
+    datasets,
+    root: epath.Path,
+    only_show: bool,
+    processes: int = 1,
+    kept: dict = types.MappingProxyType({}),
+) -> dict:
     """Runs what is missing for some tables.
 
     Args:
@@ -241,6 +292,8 @@ def make(names, genres, datasets, root: epath.Path, only_show: bool, processes: 
       root: folder of all runs.
       only_show: whether to run nothing.
       processes: how many runs at once.
+      kept: what an errors file has, as errors.read gives it. A cell of the same runs is taken from it where
+        they are not in `root`: they may have been run on another machine.
 
     Returns:
       {table: {column: {row: result, or None where it is missing}}}, tables that others are made of among them
@@ -248,16 +301,14 @@ def make(names, genres, datasets, root: epath.Path, only_show: bool, processes: 
     Raises:
       UserError: an unknown table, genre or data set, or what a run raises.
     """
-    tables.check_names(names, genres, datasets)
-    runs = {
-        (name, column, row): runs_of(tables.TABLES[name], column, row)
-        for name, column, row in tables.wanted_cells(names, genres, datasets)
-    }
+    wanted, there = _of_wanted(names, genres, datasets), _by_runs(kept)
     if not only_show:
-        run_missing(root, [config for configs in runs.values() for config in configs], processes)
+        needed = [configs for configs in wanted.values() if tuple(names_of(configs)) not in there]
+        run_missing(root, [config for configs in needed for config in configs], processes)
     results = {}
-    for (name, column, row), configs in runs.items():
-        results.setdefault(name, {}).setdefault(column, {})[row] = stored(root, configs)
+    for (name, column, row), configs in wanted.items():
+        result = stored(root, configs) or there.get(tuple(names_of(configs)))
+        results.setdefault(name, {}).setdefault(column, {})[row] = result
     return results
 
 
@@ -275,22 +326,22 @@ class Planned(NamedTuple):
         return self.of_step * self.steps
 
 
-def plan(names, genres, datasets, root: epath.Path) -> list[Planned]:
-    """The runs that `make` needs, each once, and the operations of each; runs nothing.
+def plan(names, genres, datasets, root: epath.Path, kept: dict = types.MappingProxyType({})) -> list[Planned]:
+    """The runs that `make` needs of the same arguments, each once, and their operations; runs nothing.
 
     Raises:
       UserError: an unknown name, or a table whose runs cannot be counted without their data.
     """
-    tables.check_names(names, genres, datasets)
-    found = {}
-    for cell in tables.wanted_cells(names, genres, datasets):
-        name, column, row = cell
-        for config in runs_of(tables.TABLES[name], column, row):
+    found, in_file = {}, _by_runs(kept)
+    for cell, configs in _of_wanted(names, genres, datasets).items():
+        is_kept = tuple(names_of(configs)) in in_file
+        for config in configs:
             folder = run_folder(root, config)
             if folder in found:
                 continue
             config_lib.check(config)
             abstract = assembly.abstract_images(config, sharding.make_mesh(config))
             of_step = flops.of(abstract.jitted, *abstract.arguments)
-            found[folder] = Planned(cell, is_there(root, config), of_step, config.num_steps, config.num_seeds)
+            is_run = is_kept or is_there(root, config)
+            found[folder] = Planned(cell, is_run, of_step, config.num_steps, config.num_seeds)
     return list(found.values())

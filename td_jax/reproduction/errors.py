@@ -22,7 +22,19 @@ from td_jax.training import finished
 STEP = 2.0**-8
 FORMAT = 1
 # What is kept of a cell's result, beside its errors.
-KEPT = 'metric', 'split', 'values', 'mean', 'stderr', 'seeds', 'teachers', 'teacher', 'groups', 'on_test'
+KEPT = (
+    'metric',
+    'split',
+    'values',
+    'mean',
+    'stderr',
+    'seeds',
+    'teachers',
+    'teacher',
+    'groups',
+    'on_test',
+    'runs',
+)
 
 
 def by_unit(values, units) -> dict:
@@ -74,6 +86,24 @@ def groups_of_runs(results, order) -> dict:
             values = [value for part in parts for value in part['values']]
             joined[name] = {'count': parts[0]['count'], 'values': [values[i] for i in order]}
     return joined
+
+
+def merged(kept: dict, results: dict) -> dict:
+    """Cells of a file with those of some tables in their place, as `write` takes them.
+
+    A cell of these tables that is missing is taken out: what the file has of it is of other runs.
+
+    Args:
+      kept: {table: {column: {row: result}}}, as `read` gives them.
+      results: {table: {column: {row: result or None}}}, as cells.make gives them.
+    """
+    found = {name: {column: dict(rows) for column, rows in columns.items()} for name, columns in kept.items()}
+    for name, columns in results.items():
+        for column, rows in columns.items():
+            there = found.setdefault(name, {}).setdefault(column, {})
+            there |= rows
+            found[name][column] = {row: result for row, result in there.items() if result}
+    return found
 
 
 def write(path, results: dict):
@@ -149,6 +179,8 @@ def _result(cell, arrays, step):
     place, seeds = cell.pop('place', None), len(cell['seeds'])
     if len(cell['values']) != seeds or not np.isfinite(cell['values']).all():
         raise ValueError('values')
+    if not all(isinstance(run, str) for run in cell.get('runs', [])):
+        raise ValueError('runs')
     cell['errors'] = None
     if place is None:
         return cell

@@ -47,6 +47,8 @@ def candidates(names, genres, datasets, journals: epath.Path) -> dict:
 def add(results: dict, trials: dict, root: epath.Path, only_show: bool, processes: int):
     """Adds `on_test` to cells: {'values', 'seeds', 'mean'} of the best trial, and of how many, 'trials'.
 
+    A cell that has it already, of the same runs, keeps it.
+
     Args:
       results: {table: {column: {row: result or None}}}, as cells.make gives them; is changed.
       trials: as `candidates` gives them.
@@ -57,6 +59,12 @@ def add(results: dict, trials: dict, root: epath.Path, only_show: bool, processe
     Raises:
       UserError: what a run raises.
     """
+    made_of = {cell: [cells.names_of(configs) for configs in of_cell] for cell, of_cell in trials.items()}
+    trials = {
+        (name, column, row): of_cell
+        for (name, column, row), of_cell in trials.items()
+        if ((results[name][column][row] or {}).get('on_test') or {}).get('runs') != made_of[name, column, row]
+    }
     if not only_show:
         runs = [config for of_cell in trials.values() for configs in of_cell for config in configs]
         cells.run_missing(root, runs, processes)
@@ -68,4 +76,4 @@ def add(results: dict, trials: dict, root: epath.Path, only_show: bool, processe
         means = {number: result['mean'] for number, result in enumerate(found)}
         number, _ = tuning.best(means, evaluation.LESS_IS_BETTER[cell['metric']])
         cell['on_test'] = {key: found[number][key] for key in ('values', 'seeds', 'mean')}
-        cell['on_test']['trials'] = len(found)
+        cell['on_test'] |= {'trials': len(found), 'runs': made_of[name, column, row]}

@@ -14,7 +14,7 @@ from td_jax import config as config_lib
 from td_jax.errors import UserError
 from td_jax.files import workdir
 from td_jax.method import objectives
-from td_jax.reproduction import cells, render, tables, tuning
+from td_jax.reproduction import cells, errors, render, tables, tuning
 from td_jax.training import loop
 from td_jax.training.run import train
 
@@ -251,6 +251,35 @@ def test_only_what_is_missing_is_run(tiny, tmp_path):
     results['ld'].unlink()
     assert made(tmp_path, only_show=False) == text
     assert tiny[3:] == ['ld']
+
+
+def test_what_a_file_has_is_not_run_on_another_machine(tiny, tmp_path, small_config, monkeypatch):
+    columns, here, there = (['Drama'], ['CIFAR10']), tmp_path / 'here', tmp_path / 'there'
+    first = cells.make(['tiny'], *columns, here, only_show=False)
+    path = epath.Path(tmp_path / 'errors.npz')
+    del first['tiny']['all']['LD']
+    errors.write(path, first)
+    kept = errors.read(path)
+    assert tiny == ['supervised', 'supervised', 'ld']
+    # A row that the file does not have needs its teacher; the other one needs nothing.
+    second = cells.make(['tiny'], *columns, there, only_show=False, kept=kept)
+    assert tiny[3:] == ['supervised', 'ld']
+    assert [path.name.split('-')[0] for path in sorted((there / 'digits').iterdir())] == ['ld', 'teacher']
+    assert second['tiny']['all'][SCRATCH] == kept['tiny']['all'][SCRATCH]
+    assert second['tiny']['all']['LD']['runs'][0].startswith('digits/ld-')
+    assert cells.of_other_runs(second, kept) == []
+    errors.write(path, errors.merged(kept, second))
+    kept, text = errors.read(path), made(here, only_show=True)
+    third = cells.make(['tiny'], *columns, tmp_path / 'nothing', only_show=False, kept=kept)
+    assert render.make(['tiny'], third, *columns) == text
+    assert not (tmp_path / 'nothing').exists()
+
+    # With other knobs none of it is taken, and the file loses it.
+    monkeypatch.setattr(cells, 'base_config', lambda name: small_config(num_steps=3))
+    others = cells.make(['tiny'], *columns, there, only_show=True, kept=kept)
+    assert others == {'tiny': {'all': {SCRATCH: None, 'LD': None}}}
+    assert cells.of_other_runs(others, kept) == [('tiny', 'all', SCRATCH), ('tiny', 'all', 'LD')]
+    assert errors.merged(kept, others) == {'tiny': {'all': {}}}
 
 
 def several(only_show=False, processes=1, root=None):

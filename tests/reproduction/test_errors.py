@@ -90,6 +90,17 @@ def test_a_file_holds_what_was_written(tmp_path):
                     np.testing.assert_array_equal(found['errors'][key], cell['errors'][key])
 
 
+def test_cells_of_other_tables_stay_in_a_file():
+    kept = {'3': {'Genre 1': {'TD': 1, 'LD': 2}, 'Genre 2': {'TD': 3}}, '5': {'Genre 1': {'TD': 4}}}
+    results = {'3': {'Genre 1': {'TD': 5, 'LD': None, 'FD': 6}}, '7': {'Genre 8': {'TD': 7}}}
+    assert errors.merged(kept, results) == {
+        '3': {'Genre 1': {'TD': 5, 'FD': 6}, 'Genre 2': {'TD': 3}},
+        '5': {'Genre 1': {'TD': 4}},
+        '7': {'Genre 8': {'TD': 7}},
+    }
+    assert kept['3']['Genre 1'] == {'TD': 1, 'LD': 2}
+
+
 def test_a_table_from_a_file_is_that_of_the_runs(tmp_path):
     """To the last digit: every interval."""
     path, genres = epath.Path(tmp_path / 'a.npz'), ('Drama', 'Comedy')

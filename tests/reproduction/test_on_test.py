@@ -82,6 +82,7 @@ def test_the_best_trial_on_the_test_split_is_a_column_of_its_own(tiny, small_con
             'seeds': best['seeds'],
             'mean': best['mean'],
             'trials': 2,
+            'runs': [cells.names_of(configs) for configs in trials['tiny', 'all', row]],
         }
     text = render.make(['tiny'], results, *COLUMNS)
     (head,) = (line for line in text.splitlines() if line.startswith('| method'))
@@ -96,6 +97,13 @@ def test_the_best_trial_on_the_test_split_is_a_column_of_its_own(tiny, small_con
     errors.write(epath.Path(tmp_path / 'errors.npz'), results)
     kept = errors.of_tables(epath.Path(tmp_path / 'errors.npz'), ['tiny'], *COLUMNS)
     assert kept['tiny']['all']['LD']['on_test'] == ours
+    # Which are then not run again, unless there are more.
+    nothing = epath.Path(tmp_path / 'nothing')
+    on_test.add(kept, trials, nothing, only_show=False, processes=1)
+    assert kept['tiny']['all']['LD']['on_test'] == ours and not nothing.exists()
+    fewer = {cell: of_cell[:1] for cell, of_cell in trials.items()}
+    on_test.add(kept, fewer, root, only_show=True, processes=1)
+    assert kept['tiny']['all']['LD']['on_test']['trials'] == 1
 
 
 def test_journals_that_are_not_there_or_damaged_are_one_line(tiny, tmp_path):
