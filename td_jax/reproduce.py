@@ -9,8 +9,8 @@ Every cell is a run in a folder of its own, so this may be interrupted and calle
 
 The first also keeps what every interval of the table is computed from, the second computes them again. Cells
 that the file has already are not run again: it goes on from what another machine has done. With
---figures=FOLDER either draws them. With --journals=FOLDER, of td_jax.tune, the first also says what choosing
-knobs on the test split would give.
+--figures=FOLDER either draws them. With --baseline=ROW all rows are compared with that one. With
+--journals=FOLDER, of td_jax.tune, the first also says what choosing knobs on the test split would give.
 """
 
 import sys
@@ -59,6 +59,9 @@ def main():
         'errors', None, 'A file of cells and what their intervals are computed from; it is gone on from.'
     )
     drawn = flags.DEFINE_string('figures', None, 'A folder that gets a figure of each table.')
+    beside = flags.DEFINE_string(
+        'baseline', None, "The row that the others are compared with, in place of a table's own."
+    )
     read = flags.DEFINE_string('from_errors', None, 'Show tables from such a file alone, without runs.')
     journals = flags.DEFINE_string(
         'journals',
@@ -74,22 +77,22 @@ def main():
 
     def command():
         columns = genres.value, datasets.value
-        tables.check_names(names.value, *columns)
+        tables.check_names(names.value, *columns, beside.value)
         for flag, is_given in (('from_errors', read.value), ('dry_run', dry_run.value)):
             if journals.value and is_given:
                 raise UserError(f'--journals has no effect with --{flag}; leave one of them out.')
         pictures = drawn.value and workdir.resolve(drawn.value)
         if pictures:
-            figures.check(names.value, pictures)
+            figures.check(names.value, pictures, beside.value)
         if read.value:
             results = errors.of_tables(workdir.resolve(read.value), names.value, *columns)
         else:
             results = made(columns)
         if results is None:
             return
-        print(render.make(names.value, results, *columns))
+        print(render.make(names.value, results, *columns, beside.value))
         if pictures:
-            figures.draw_all(names.value, results, pictures)
+            figures.draw_all(names.value, results, pictures, beside.value)
 
     def made(columns):
         """The results of runs, written beside them; None where only a plan was asked for."""

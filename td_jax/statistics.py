@@ -51,7 +51,7 @@ class Sums(NamedTuple):
     """The values of examples, added up by unit; the same units and counts for all that is compared."""
 
     sums: np.ndarray  # [seeds, units]
-    counts: np.ndarray  # [units], examples; none is 0
+    counts: np.ndarray  # [units], examples
 
 
 def of(values) -> Estimate:
@@ -103,41 +103,61 @@ def holm(p_values) -> list[float | None]:
 
 
 def bootstrap_difference(ours: Sums, baseline: Sums, clusters, metric: str, draws=DRAWS, seed=0) -> Interval:
+    """`bootstrap_mean_difference` of one set of examples."""
+    return bootstrap_mean_difference([(ours, baseline)], clusters, metric, draws, seed)
+
+
+def bootstrap_mean_difference(pairs, clusters, metric: str, draws=DRAWS, seed=0, same_units=True) -> Interval:
     """The percentile interval of the mean paired difference of a metric, over units and clusters of seeds.
 
     In each draw as many units as there are come with replacement, the same for all seeds of both methods, and
     independently as many clusters as there are, each with all of its seeds (the pigeonhole bootstrap, Owen
-    2007). The statistic is the mean, over the seeds that came, of the difference of the metric of all the
-    examples of the units that came. So examples of one unit stay together, as do seeds of one cluster. As any
+    2007). The statistic is the mean, over the seeds that came and over the sets of examples, of the
+    difference of the metric of all the examples of the units that came; a draw that leaves a set without an
+    example is no draw. So examples of one unit stay together, in all sets, as do seeds of one cluster. As any
     percentile interval, it is somewhat too narrow where there are few clusters, such as five; with one, it
     says nothing of others.
 
     Args:
-      ours, baseline: of the same seeds, in the same order, and of the same units.
+      pairs: (ours, baseline), Sums of each set of examples; all of the same seeds, in the same order.
       clusters: [seeds], what each belongs to.
       metric: a name of FINISH.
       draws: how many.
       seed: of the draws; the same draws for all that have as many units and clusters.
+      same_units: whether all sets have the same units, of which one may have no example in a set; else each
+        set has its own, and they are drawn set by set.
     """
-    if ours.sums.shape != baseline.sums.shape or not np.array_equal(ours.counts, baseline.counts):
-        raise ValueError('the seeds or the units of the two are not the same')
-    finish, counts = FINISH[metric], np.asarray(ours.counts, np.float64)
-    # [units, 2 * seeds]
-    both = np.concatenate([ours.sums, baseline.sums]).astype(np.float64).T
-    num_units, num_seeds = len(counts), len(ours.sums)
+    num_seeds, num_units = pairs[0][0].sums.shape
+    for ours, baseline in pairs:
+        shape = num_seeds, num_units if same_units else len(ours.counts)
+        if {ours.sums.shape, baseline.sums.shape} != {shape} or not np.array_equal(
+            ours.counts, baseline.counts
+        ):
+            raise ValueError('the seeds or the units of the two are not the same')
     names, cluster_of = np.unique(clusters, return_inverse=True)
     if len(cluster_of) != num_seeds:
         raise ValueError(f'{num_seeds} seeds have {len(cluster_of)} clusters')
+    finish = FINISH[metric]
+    # Of each set [units, 2 * seeds] and [units].
+    sets = [
+        (np.concatenate([ours.sums, baseline.sums]).astype(np.float64).T, np.asarray(ours.counts, np.float64))
+        for ours, baseline in pairs
+    ]
     of_units, of_clusters = np.random.default_rng(seed), np.random.default_rng([seed, 1])
     found = []
     at_once = max(1, AT_ONCE // num_units)
     for start in range(0, draws, at_once):
         size = min(at_once, draws - start)
-        times = _times_drawn(of_units, num_units, size)  # [size, units]
-        metrics = finish(times @ both / (times @ counts)[:, None])  # [size, 2 * seeds]
-        differences = metrics[:, :num_seeds] - metrics[:, num_seeds:]
         weights = _times_drawn(of_clusters, len(names), size)[:, cluster_of]  # [size, seeds]
-        found.append((weights * differences).sum(axis=1) / weights.sum(axis=1))
+        differences, is_draw, times = 0.0, True, None
+        for both, counts in sets:
+            if times is None or not same_units:
+                times = _times_drawn(of_units, len(counts), size)  # [size, units]
+            examples = (times @ counts)[:, None]
+            metrics = finish(times @ both / np.maximum(examples, 1))  # [size, 2 * seeds]
+            differences = differences + (metrics[:, :num_seeds] - metrics[:, num_seeds:]) / len(sets)
+            is_draw = is_draw & (examples[:, 0] > 0)
+        found.append(((weights * differences).sum(axis=1) / weights.sum(axis=1))[is_draw])
     tail = 100 * (1 - CONFIDENCE) / 2
     return Interval(*map(float, np.percentile(np.concatenate(found), [tail, 100 - tail])))
 

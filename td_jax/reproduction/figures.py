@@ -1,13 +1,14 @@
 """A figure of a table: what each row differs from the baseline by, with its intervals."""
 
 import pathlib
+import re
 from typing import NamedTuple
 
 from etils import epath
 
 from td_jax.errors import UserError
 from td_jax.files import workdir
-from td_jax.reproduction import render, tables
+from td_jax.reproduction import comparison, tables
 
 # Panels side by side.
 ACROSS = 4
@@ -35,7 +36,7 @@ def points(table: tables.Table, results: dict) -> dict[str, list[Point]]:
         for row in table.rows:
             if row == table.baseline or not baseline or not rows.get(row):
                 continue
-            compared = render.compare(rows[row], baseline)
+            compared = comparison.compare(rows[row], baseline)
             if compared.paired is not None and compared.paired.half_width is not None:
                 genre = table.columns[column].get('dataset.genre', column)
                 point = Point(genre, compared.mean, compared.paired.half_width, compared.bootstrap)
@@ -43,8 +44,8 @@ def points(table: tables.Table, results: dict) -> dict[str, list[Point]]:
     return found
 
 
-def check(names, folder: epath.Path):
-    """Refuses what cannot be drawn, as far as can be told before.
+def check(names, folder: epath.Path, baseline: str | None):
+    """Refuses what cannot be drawn, as far as can be told before; of `draw_all`'s arguments.
 
     Raises:
       UserError: a table that is made of others, or a folder that is missing.
@@ -52,27 +53,29 @@ def check(names, folder: epath.Path):
     for name in names:
         if isinstance(tables.TABLES[name], tables.Derived):
             raise UserError(f'table {name} is made of others and has no figure; leave it or --figures out.')
-    workdir.check_target('--figures', folder / _file(names[0]))
+    workdir.check_target('--figures', folder / _file(names[0], baseline))
 
 
-def draw_all(names, results: dict, folder: epath.Path):
-    """Draws some tables, each into a file `table_NAME.png`.
+def draw_all(names, results: dict, folder: epath.Path, baseline: str | None):
+    """Draws some tables, each into a file `table_NAME.png`, or `table_NAME_beside_ROW.png`.
 
     Args:
       names: of the tables.
       results: as `cells.make` gives them.
       folder: where the files go.
+      baseline: a row that the others are beside, or None: each table's own.
 
     Raises:
       UserError: what `draw` raises, or a file cannot be written.
     """
     for name in names:
-        with workdir.whole(folder / _file(name)) as path:
-            draw(name, tables.TABLES[name], results[name], path)
+        with workdir.whole(folder / _file(name, baseline)) as path:
+            draw(name, tables.beside(name, baseline), results[name], path)
 
 
-def _file(name):
-    return f'table_{name}.png'
+def _file(name, baseline):
+    row = re.sub('[^a-z0-9]+', '_', baseline.lower()) if baseline else ''
+    return f'table_{name}{f"_beside_{row}" if row else ""}.png'
 
 
 def draw(name: str, table: tables.Table, results: dict, path: pathlib.Path):

@@ -1,11 +1,9 @@
 """Tables as Markdown: our numbers, what they differ from a baseline, and the paper's beside them."""
 
-from typing import NamedTuple
-
 import numpy as np
 
 from td_jax import statistics
-from td_jax.reproduction import cells, tables
+from td_jax.reproduction import cells, comparison, tables
 from td_jax.training import evaluation
 
 # What a bootstrap draws, by metric.
@@ -29,38 +27,26 @@ COUNTED = (
     'Better or worse is a column whose intervals, that of t and that of the bootstrap where there is one, '
     'are all on one side of 0; a column without paired seeds is not counted.'
 )
+MEANS = (
+    'Of each seed the mean of its differences in all columns, and the same of each draw; p is corrected by '
+    'Holm for the rows that are there in all.'
+)
 # Two columns, where the trials of a search were run on the test split, too.
 ON_TEST = 'knobs chosen on the test split, which is no result'
 
 
-class Comparison(NamedTuple):
-    """A result beside a baseline's."""
-
-    mean: float  # the difference
-    paired: statistics.Estimate | None  # None where their seeds are not the same
-    bootstrap: statistics.Interval | None  # None where errors are missing, or are not of the same examples
-    p_value: float | None  # of the paired t-test
-
-    def verdict(self, less_is_better: bool) -> str:
-        """What the intervals say, as statistics.verdict."""
-        of_seeds = self.paired and self.paired.interval()
-        return statistics.verdict(
-            [interval for interval in (of_seeds, self.bootstrap) if interval] if of_seeds else [],
-            less_is_better,
-        )
-
-
-def make(names, results: dict, genres, datasets) -> str:
+def make(names, results: dict, genres, datasets, baseline: str | None = None) -> str:
     """Some tables as Markdown, one after the other.
 
     Args:
       names: of the tables.
       results: as `cells.make` gives them.
       genres, datasets: the columns to keep.
+      baseline: a row that the others are beside, in place of a table's own, or None.
     """
     texts = []
     for name in names:
-        table = tables.TABLES[name]
+        table = tables.beside(name, baseline)
         if isinstance(table, tables.Table):
             columns = tables.selected_columns(table, genres, datasets)
             shown = {column: results[name][column] for column in columns if column in results[name]}
@@ -87,43 +73,14 @@ def _changed(table, row):
     return (*(table.rows[row] if table.rows[row] != tables.TEACHER else ()), *table.copied.get(row, ()))
 
 
-def compare(result: dict, baseline: dict) -> Comparison:
-    """A result less a baseline's."""
-    mean = result['mean'] - baseline['mean']
-    if result.get('seeds') != baseline['seeds']:
-        return Comparison(mean, None, None, None)
-    values = result['values'], baseline['values']
-    paired = statistics.paired_difference(*values)
-    return Comparison(paired.mean, paired, _bootstrap(result, baseline), statistics.paired_p_value(*values))
-
-
-def _bootstrap(result, baseline):
-    ours, theirs = result.get('errors'), baseline.get('errors')
-    if ours is None or theirs is None:
-        return None
-    if any(not np.array_equal(ours[key], theirs[key]) for key in ('units', 'counts')):
-        return None
-    # A baseline without a teacher has none to say; those of one teacher are drawn as what differs, the seeds.
-    clusters = next(
-        (
-            teachers
-            for teachers in (result.get('teachers'), baseline.get('teachers'))
-            if teachers and len(set(teachers)) > 1
-        ),
-        result['seeds'],
-    )
-    sums = (statistics.Sums(errors['sums'], errors['counts']) for errors in (ours, theirs))
-    return statistics.bootstrap_difference(*sums, clusters, result['metric'])
-
-
-def difference(found: Comparison) -> str:
+def difference(found: comparison.Comparison) -> str:
     """The difference, with the interval of the paired one if their seeds are the same."""
     if found.paired is None:
         return f'{statistics.number(found.mean, signed=True)}, not paired'
     return statistics.number(found.mean, found.paired.half_width, signed=True)
 
 
-def bounds(found: Comparison) -> str:
+def bounds(found: comparison.Comparison) -> str:
     """The interval of the bootstrap."""
     if found.paired is None:
         return ''
@@ -198,7 +155,9 @@ def of_runs(name: str, table: tables.Table, results: dict) -> str:
             lines.append(_row(parts))
         lines.append('')
     if metrics:
-        lines += [*_counted(table, compared, evaluation.LESS_IS_BETTER[metrics[0]]), '']
+        less_is_better = evaluation.LESS_IS_BETTER[metrics[0]]
+        lines += [*_counted(table, compared, less_is_better), '']
+        lines += _over_columns(table, results, less_is_better)
     return '\n'.join(lines)
 
 
@@ -208,10 +167,10 @@ def _is_run(result):
 
 
 def _compared(table, rows):
-    """{row: Comparison} of a column's rows to the baseline, of those that are there."""
+    """{row: comparison.Comparison} of a column's rows to the baseline, of those that are there."""
     baseline = rows[table.baseline]
     return {
-        row: compare(result, baseline)
+        row: comparison.compare(result, baseline)
         for row, result in rows.items()
         if baseline and result and row != table.baseline
     }
@@ -259,7 +218,7 @@ def _of_on_test(result, baseline):
         return ['', '']
     found = statistics.of(ours['values'])
     said = f'{statistics.number(found.mean, found.half_width)}, best of {ours["trials"]}'
-    return [said, '' if not theirs or ours is theirs else difference(compare(ours, theirs))]
+    return [said, '' if not theirs or ours is theirs else difference(comparison.compare(ours, theirs))]
 
 
 def _counted(table, compared, less_is_better):
@@ -282,6 +241,51 @@ def _counted(table, compared, less_is_better):
             counts = ', '.join(f'{found.count(verdict)} {verdict}' for verdict in verdicts)
             lines.append(f'- {row}: {counts}')
     return lines
+
+
+def _over_columns(table, results, less_is_better):
+    """Lines of the mean over the columns of each row that is there in all, of several columns."""
+    columns = [rows for rows in results.values() if _is_run(rows[table.baseline])]
+    if len(columns) < 2:
+        return []
+    found = {}
+    for row in table.rows:
+        if row != table.baseline and all(_is_run(rows[row]) for rows in columns):
+            compared = comparison.over_columns([(rows[row], rows[table.baseline]) for rows in columns])
+            if compared:
+                found[row] = compared
+    adjusted = statistics.holm([compared.p_value for compared in found.values()])
+    lines = [
+        f'### Mean over {len(columns)} columns',
+        '',
+        MEANS,
+        '',
+        _row(
+            [
+                'method',
+                'n',
+                f'ours, paired difference to {table.baseline}, mean ± 95%',
+                'ours, the same by bootstrap, 95%',
+                'ours, p by Holm',
+                'verdict',
+            ]
+        ),
+        _row(['---'] * 6),
+    ]
+    for (row, compared), p_value in zip(found.items(), adjusted, strict=True):
+        lines.append(
+            _row(
+                [
+                    row,
+                    f'{compared.paired.count}',
+                    difference(compared),
+                    bounds(compared),
+                    statistics.written_p_value(p_value),
+                    compared.verdict(less_is_better),
+                ]
+            )
+        )
+    return [*lines, '']
 
 
 def of_others(name: str, table: tables.Derived, results: dict) -> str:

@@ -45,23 +45,27 @@ def test_points_are_paired_differences_with_both_intervals():
 
 def test_a_figure_is_drawn_whatever_is_missing(tmp_path):
     rows = {SCRATCH: result([1.0, 0.9, 0.7]), **{row: result([0.9, 0.9, 0.8]) for row in ('LD', 'FD')}}
-    figures.draw_all(['3'], {'3': {'Genre 1': rows, 'Genre 8': {SCRATCH: None}}}, epath.Path(tmp_path))
+    figures.draw_all(['3'], {'3': {'Genre 1': rows, 'Genre 8': {SCRATCH: None}}}, epath.Path(tmp_path), None)
     (path,) = tmp_path.iterdir()
     assert path.name == 'table_3.png'
     picture = path.read_bytes()
     assert picture.startswith(b'\x89PNG')
     # Wider than high: two panels side by side.
     assert int.from_bytes(picture[16:20], 'big') > int.from_bytes(picture[20:24], 'big') > 300
+    # Beside another row there is no panel of that row; a picture of its own.
+    del rows['LD']
+    figures.draw_all(['3'], {'3': {'Genre 1': rows}}, epath.Path(tmp_path), 'FD')
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['table_3.png', 'table_3_beside_fd.png']
 
 
 def test_what_cannot_be_drawn_is_refused(tmp_path):
-    figures.check(['3', 'digits'], epath.Path(tmp_path))
+    figures.check(['3', 'digits'], epath.Path(tmp_path), None)
     with pytest.raises(UserError, match='table 1 is made of others and has no figure'):
-        figures.check(['3', '1'], epath.Path(tmp_path))
+        figures.check(['3', '1'], epath.Path(tmp_path), None)
     with pytest.raises(
         UserError, match=r'--figures .*none/table_3\.png cannot be written: its folder is missing'
     ):
-        figures.check(['3'], epath.Path(tmp_path / 'none'))
+        figures.check(['3'], epath.Path(tmp_path / 'none'), None)
     with pytest.raises(UserError, match='table 3 has no row with the seeds of Train from scratch'):
-        figures.draw_all(['3'], {'3': {'Genre 1': {SCRATCH: None}}}, epath.Path(tmp_path))
+        figures.draw_all(['3'], {'3': {'Genre 1': {SCRATCH: None}}}, epath.Path(tmp_path), None)
     assert list(tmp_path.iterdir()) == []

@@ -7,7 +7,8 @@ import pytest
 import scipy.stats
 
 from td_jax import statistics
-from td_jax.reproduction import errors, render, tables
+from td_jax.errors import UserError
+from td_jax.reproduction import comparison, errors, render, tables
 
 PAPER = json.loads(tables.PAPER.read_text())['tables']
 DERIVED = {name: t for name, t in tables.TABLES.items() if isinstance(t, tables.Derived)}
@@ -95,7 +96,7 @@ def test_a_difference_has_the_interval_of_a_paired_t_test():
 
 
 def test_other_seeds_cannot_be_paired():
-    found = render.compare(fake(1.0), fake(1.25, seeds=(3, 4)))
+    found = comparison.compare(fake(1.0), fake(1.25, seeds=(3, 4)))
     assert render.difference(found) == '-0.2500, not paired'
     assert (render.bounds(found), found.p_value) == ('', None)
     assert found.verdict(less_is_better=True) == statistics.TIED
@@ -167,7 +168,7 @@ def rounded(shape, low=0.0, high=2.0, key=0):
 )
 def test_the_bootstrap_is_over_users_and_teachers(ours, baseline, clusters):
     a, b = rounded((4, 12), key=1), rounded((4, 12), key=2)
-    found = render.compare(measured(a, ours), measured(b, baseline))
+    found = comparison.compare(measured(a, ours), measured(b, baseline))
     sums = [np.stack([v[:, u == UNITS].sum(axis=1) for u in (2, 4, 7, 9)], axis=1) for v in (a, b)]
     counts = np.array([4, 2, 3, 3])
     pair = [statistics.Sums(s, counts) for s in sums]
@@ -179,7 +180,7 @@ def test_the_bootstrap_is_over_users_and_teachers(ours, baseline, clusters):
 def test_errors_of_other_examples_have_no_bootstrap():
     ours, theirs = measured(rounded((3, 12), key=1)), measured(rounded((3, 12), key=2))
     theirs['errors'] = errors.by_unit(rounded((3, 12)), UNITS + 1)
-    assert render.bounds(render.compare(ours, theirs)) == 'no errors kept'
+    assert render.bounds(comparison.compare(ours, theirs)) == 'no errors kept'
 
 
 def table_of(cells):
@@ -221,7 +222,7 @@ def test_verdicts_are_counted_over_the_columns():
         3: {SCRATCH: measured(base), 'TD': shifted([0.5, -0.5, 0.5, -0.5, 0.25])},
         4: {SCRATCH: measured(base), 'TD': shifted([-0.125] * 5, few)},
     }
-    found = render.compare(cells[4]['TD'], cells[4][SCRATCH])
+    found = comparison.compare(cells[4]['TD'], cells[4][SCRATCH])
     # All seeds agree, but with other users the sign is another.
     assert found.paired.interval().high < 0 or found.paired.interval().low > 0
     assert found.bootstrap.low < 0 < found.bootstrap.high
@@ -230,6 +231,126 @@ def test_verdicts_are_counted_over_the_columns():
         '- LD: 0 better, 0 not told apart, 1 worse',
         '- TD: 2 better, 2 not told apart, 0 worse',
     ]
+
+
+def test_the_mean_over_columns_is_that_of_each_seeds_differences():
+    """Two genres with other users, some of them the same; a third has no baseline."""
+    teachers, units = [0, 1, 0, 1], {1: np.array([4, 4, 9, 9, 2, 2]), 2: np.array([9, 9, 9, 7, 2, 2, 2])}
+    cells, values, sums = {}, {}, {}
+    for genre, of_genre in units.items():
+        for row, high in ((SCRATCH, 2.0), ('TD', 1.5)):
+            squared = rounded((4, len(of_genre)), high=high, key=10 * genre + len(row))
+            cell = measured(np.ones((4, 12)), teachers)
+            values[row, genre] = np.sqrt(squared.mean(axis=1))
+            cell |= {'values': values[row, genre].tolist(), 'errors': errors.by_unit(squared, of_genre)}
+            cells.setdefault(genre, {})[row] = cell
+            sums[row, genre] = [squared[:, of_genre == unit].sum(axis=1) for unit in (2, 4, 7, 9)]
+    cells[3] = {'TD': cells[1]['TD']}
+    # In one of them alone.
+    cells[1]['LD'] = cells[1]['TD']
+    _, text = table_of(cells).split('### Mean over 2 columns\n')
+    ours, theirs = (np.mean([values[row, genre] for genre in units], axis=0) for row in ('TD', SCRATCH))
+    expected = scipy.stats.ttest_rel(ours, theirs)
+    low, high = expected.confidence_interval()
+
+    # A plain loop over the draws of users and of teachers.
+    of_users, of_teachers = np.random.default_rng(0), np.random.default_rng([0, 1])
+    counts = {genre: [np.sum(of_genre == unit) for unit in (2, 4, 7, 9)] for genre, of_genre in units.items()}
+    drawn = []
+    for users, came in zip(
+        of_users.integers(0, 4, (2000, 4)), of_teachers.integers(0, 2, (2000, 2)), strict=True
+    ):
+        # Three users of four are in each genre, so that some draws leave a genre without a rating.
+        if any(sum(counts[genre][u] for u in users) == 0 for genre in units):
+            continue
+        total = [
+            sum(
+                (1 if row == 'TD' else -1)
+                * np.sqrt(
+                    sum(sums[row, genre][u][seed] for u in users) / sum(counts[genre][u] for u in users)
+                )
+                for row in ('TD', SCRATCH)
+                for genre in units
+            )
+            / 2
+            for teacher in came
+            for seed in range(4)
+            if teachers[seed] == teacher
+        ]
+        drawn.append(np.mean(total))
+    assert 1900 < len(drawn) < 2000
+    bootstrap = np.percentile(drawn, [2.5, 97.5])
+    assert cells_of(text, 'TD') == [
+        'TD',
+        '4',
+        f'{(low + high) / 2:+.4f} ± {(high - low) / 2:.4f}',
+        f'{bootstrap[0]:+.4f} to {bootstrap[1]:+.4f}',
+        f'{expected.pvalue:.4f}',
+        comparison.over_columns([(cells[g]['TD'], cells[g][SCRATCH]) for g in units]).verdict(True),
+    ]
+    assert '| LD |' not in text
+    # Of one column there is no mean.
+    del cells[2]
+    assert 'Mean over' not in table_of(cells)
+
+
+def test_images_of_two_data_sets_are_not_the_same_because_their_numbers_are():
+    values = {name: (rounded((3, 12), key=key) > 1).astype(float) for key, name in enumerate('abcd')}
+    found = {name: measured(x) | {'metric': 'accuracy'} for name, x in values.items()}
+    pairs = [(found['a'], found['b']), (found['c'], found['d'])]
+    sums = {
+        name: np.stack([x[:, u == UNITS].sum(axis=1) for u in (2, 4, 7, 9)], axis=1)
+        for name, x in values.items()
+    }
+    counts = np.array([4, 2, 3, 3])
+    # Each data set has its own draws, of the same seeds.
+    of_images, of_seeds = np.random.default_rng(0), np.random.default_rng([0, 1])
+    drawn = of_images.integers(0, 4, (2000, 4)), of_images.integers(0, 4, (2000, 4))
+    expected = []
+    for first, second, seeds in zip(*drawn, of_seeds.integers(0, 3, (2000, 3)), strict=True):
+        differences = [
+            (sums[a][:, images].sum(axis=1) - sums[b][:, images].sum(axis=1)) / counts[images].sum()
+            for (a, b), images in zip(('ab', 'cd'), (first, second), strict=True)
+        ]
+        expected.append(np.mean(differences, axis=0)[seeds].mean())
+    expected = tuple(np.percentile(expected, [2.5, 97.5]))
+    assert comparison.over_columns(pairs).bootstrap == pytest.approx(expected)
+    # The users of two genres are.
+    people = [tuple(cell | {'metric': 'rmse'} for cell in pair) for pair in pairs]
+    assert comparison.over_columns(people).bootstrap != pytest.approx(expected)
+
+
+def test_columns_of_other_seeds_teachers_or_errors_have_no_mean_or_no_bootstrap():
+    one, other = (measured(rounded((4, 12), key=key), [0, 1, 0, 1]) for key in (1, 2))
+    pair = (one, other)
+    assert comparison.over_columns([pair, pair]).bootstrap == comparison.compare(one, other).bootstrap
+    assert comparison.over_columns([pair, (one | {'seeds': [0, 1, 2, 9]}, other)]) is None
+    for changed in ({'errors': None}, {'teachers': [0, 1, 1, 0]}):
+        found = comparison.over_columns([pair, (one | changed, other)])
+        assert found.bootstrap is None and found.paired.count == 4
+
+
+def test_another_row_may_be_the_baseline():
+    rows = {row: None for row in tables.TABLES['3'].rows if row != 'Teacher'}
+    results = {'3': {GENRE: rows | {'LD': fake(0.9), 'TD': fake(0.88), 'FD': fake(0.9, seeds=(7, 8))}}}
+    text = render.make(['3'], results, ['Drama'], ['CIFAR10'], 'LD')
+    assert 'ours, paired difference to LD, mean ± 95%' in text
+    text, counted = text.split('### Beside LD, of 1 column\n')
+    assert cells_of(text, 'TD')[3] == '-0.0200 ± 0.0000'
+    assert cells_of(text, 'FD')[3] == '+0.0000, not paired'
+    # The paper's differences are beside the same row.
+    assert (
+        cells_of(text, 'TD')[-1] == f'{PAPER["3"]["rows"]["TD"][0][0] - PAPER["3"]["rows"]["LD"][0][0]:+.4f}'
+    )
+    assert TD_IS_BETTER in counted
+    with pytest.raises(UserError, match=r'--baseline .TDD. is not known\. Did you mean TD\?'):
+        render.make(['3'], results, ['Drama'], ['CIFAR10'], 'TDD')
+    for name, row in (('3', 'Teacher'), ('5', 'LD')):
+        with pytest.raises(UserError, match=f"--baseline '{row}' is not known"):
+            tables.check_names(['digits', '3', name], [], [], row)
+    with pytest.raises(UserError, match='table 1 is made of others and has no --baseline'):
+        tables.check_names(['1'], [], [], 'LD')
+    tables.check_names(['1', '3'], [], [], None)
 
 
 def test_more_is_better_where_the_metric_is_accuracy():
