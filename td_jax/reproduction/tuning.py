@@ -45,7 +45,7 @@ TEACHER = 'teacher'
 RUNGS = 3
 REDUCTION = 3
 # Trials that are drawn at random before the estimator has something to go by.
-RANDOM_TRIALS = 10
+RANDOM_TRIALS = 6
 
 # Validations of a run.
 CURVE_POINTS = 30
