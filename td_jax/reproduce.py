@@ -78,9 +78,17 @@ def main():
     def command():
         columns = genres.value, datasets.value
         tables.check_names(names.value, *columns, beside.value)
-        for flag, is_given in (('from_errors', read.value), ('dry_run', dry_run.value)):
-            if journals.value and is_given:
-                raise UserError(f'--journals has no effect with --{flag}; leave one of them out.')
+        for flag, is_given, others in (
+            ('from_errors', read.value, {'journals': journals.value, 'errors': kept.value}),
+            (
+                'dry_run',
+                dry_run.value,
+                {'journals': journals.value, 'figures': drawn.value, 'baseline': beside.value},
+            ),
+        ):
+            for other, is_other in others.items():
+                if is_given and is_other:
+                    raise UserError(f'--{other} has no effect with --{flag}; leave one of them out.')
         pictures = drawn.value and workdir.resolve(drawn.value)
         if pictures:
             figures.check(names.value, pictures, beside.value)

@@ -50,6 +50,14 @@ def test_journals_without_effect_or_elsewhere_are_one_line(tmp_path):
     for more, said in (
         (['--from_errors=kept.npz'], '--journals has no effect with --from_errors; leave one of them out.'),
         (['--dry_run'], '--journals has no effect with --dry_run; leave one of them out.'),
+        (
+            ['--from_errors=kept.npz', '--journals=', '--errors=a.npz'],
+            '--errors has no effect with --from_errors; leave one of them out.',
+        ),
+        (
+            ['--dry_run', '--journals=', '--baseline=LD'],
+            '--baseline has no effect with --dry_run; leave one of them out.',
+        ),
         ([], f'{tmp_path}/none/digits-supervised.journal is not there; td_jax.tune makes it.'),
     ):
         flags = ['--tables=digits', f'--workdir={tmp_path / "t"}', f'--journals={tmp_path / "none"}', *more]

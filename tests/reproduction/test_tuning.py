@@ -129,6 +129,20 @@ def test_the_best_of_all_that_climbed_to_the_top_is_chosen(monkeypatch, tmp_path
     assert record['score'] == pytest.approx(sign * mean)
 
 
+def test_the_estimator_has_a_say_from_the_seventh_trial_on(monkeypatch, tmp_path):
+    """Knobs of the first six do not depend on what came of those before."""
+
+    def other(config):
+        return {step: 9 - value for step, value in curve_of(config).items()}
+
+    drawn = []
+    for name, score in (('one', curve_of), ('other', other)):
+        _, trials = searched(monkeypatch, tmp_path / name, Made(score))
+        drawn.append([trial.params for trial in trials])
+    assert drawn[0][:6] == drawn[1][:6]
+    assert drawn[0][6] != drawn[1][6]
+
+
 def test_one_of_three_goes_on_to_the_next_rung(monkeypatch, tmp_path):
     """By successive halving: a trial goes on if it is in the best third of those that came so far."""
     made = Made(curve_of)
