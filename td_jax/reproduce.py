@@ -20,7 +20,14 @@ from absl import flags
 from td_jax import command_line
 from td_jax.errors import UserError
 from td_jax.files import workdir
-from td_jax.reproduction import cells, errors, figures, jobs, on_test, render, tables
+from td_jax.reproduction import cells, comparison, errors, figures, jobs, on_test, render, tables
+
+
+def _check_effects(flag, is_given, others):
+    """Refuses flags, {name: value}, that have no effect with another one."""
+    for other, value in others.items():
+        if is_given and value:
+            raise UserError(f'--{other} has no effect with --{flag}; leave one of them out.')
 
 
 def _cells_in(target):
@@ -77,18 +84,11 @@ def main():
 
     def command():
         columns = genres.value, datasets.value
-        tables.check_names(names.value, *columns, beside.value)
-        for flag, is_given, others in (
-            ('from_errors', read.value, {'journals': journals.value, 'errors': kept.value}),
-            (
-                'dry_run',
-                dry_run.value,
-                {'journals': journals.value, 'figures': drawn.value, 'baseline': beside.value},
-            ),
-        ):
-            for other, is_other in others.items():
-                if is_given and is_other:
-                    raise UserError(f'--{other} has no effect with --{flag}; leave one of them out.')
+        tables.check_names(names.value, *columns)
+        comparison.check_baseline(names.value, beside.value)
+        _check_effects('from_errors', read.value, {'journals': journals.value, 'errors': kept.value})
+        of_a_table = {'journals': journals.value, 'figures': drawn.value, 'baseline': beside.value}
+        _check_effects('dry_run', dry_run.value, of_a_table)
         pictures = drawn.value and workdir.resolve(drawn.value)
         if pictures:
             figures.check(names.value, pictures, beside.value)

@@ -5,6 +5,8 @@ from typing import NamedTuple
 import numpy as np
 
 from td_jax import statistics
+from td_jax.errors import UserError
+from td_jax.reproduction import tables
 
 # Metrics whose units, users, are the same people in every column of a table; images are of one data set each.
 _OF_THE_SAME_UNITS = ('rmse',)
@@ -25,6 +27,17 @@ class Comparison(NamedTuple):
             [interval for interval in (of_seeds, self.bootstrap) if interval] if of_seeds else [],
             less_is_better,
         )
+
+
+def check_baseline(names, baseline: str | None):
+    """Refuses a row that is to be the baseline of some tables, unless it is None.
+
+    Raises:
+      UserError: a table has no such row, or is made of others.
+    """
+    for name in names:
+        if isinstance(tables.beside(name, baseline), tables.Derived) and baseline is not None:
+            raise UserError(f'table {name} is made of others and has no --baseline; leave one of them out.')
 
 
 def compare(result: dict, baseline: dict) -> Comparison:

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from td_jax import config as config_lib
-from td_jax.errors import UserError
 
 GENRES = ('Drama', 'Comedy', 'Action', 'Thriller', 'Romance', 'Adventure', 'Sci-Fi', 'War')
 PAPER = pathlib.Path(__file__).parent / 'paper_tables.json'
@@ -306,8 +305,8 @@ def paper(name: str) -> dict | None:
     return json.loads(PAPER.read_text())['tables'].get(name)
 
 
-def check_names(names, genres, datasets, baseline: str | None = None):
-    """Raises a UserError for an unknown table, genre, data set or, of one of the tables, baseline."""
+def check_names(names, genres, datasets):
+    """Raises a UserError for an unknown table, genre or data set."""
     for flag, values, known in (
         ('--tables', names, TABLES),
         ('--genres', genres, GENRES),
@@ -315,21 +314,19 @@ def check_names(names, genres, datasets, baseline: str | None = None):
     ):
         for value in values:
             config_lib.check_choice(flag, value, known)
-    for name in names:
-        beside(name, baseline)
 
 
 def beside(name: str, baseline: str | None) -> Table | Derived:
     """A table with a row that the others are beside, in place of its own, unless it is None.
 
+    A table that is made of others stays as it is.
+
     Raises:
-      UserError: the table has no such row, or none can be chosen.
+      UserError: the table has no such row.
     """
     table = TABLES[name]
-    if baseline is None:
+    if baseline is None or isinstance(table, Derived):
         return table
-    if isinstance(table, Derived):
-        raise UserError(f'table {name} is made of others and has no --baseline; leave one of them out.')
     config_lib.check_choice('--baseline', baseline, [row for row in table.rows if table.rows[row] != TEACHER])
     return table._replace(baseline=baseline)
 

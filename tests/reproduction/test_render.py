@@ -347,10 +347,10 @@ def test_another_row_may_be_the_baseline():
         render.make(['3'], results, ['Drama'], ['CIFAR10'], 'TDD')
     for name, row in (('3', 'Teacher'), ('5', 'LD')):
         with pytest.raises(UserError, match=f"--baseline '{row}' is not known"):
-            tables.check_names(['digits', '3', name], [], [], row)
+            comparison.check_baseline(['digits', '3', name], row)
     with pytest.raises(UserError, match='table 1 is made of others and has no --baseline'):
-        tables.check_names(['1'], [], [], 'LD')
-    tables.check_names(['1', '3'], [], [], None)
+        comparison.check_baseline(['1'], 'LD')
+    comparison.check_baseline(['1', '3'], None)
 
 
 def test_more_is_better_where_the_metric_is_accuracy():
