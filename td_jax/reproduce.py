@@ -39,7 +39,9 @@ def _cells_in(target):
 
 
 def _keep(target, there, results):
-    """Writes results to the file that has had `there`, and says what is taken out of it."""
+    """Writes results to the file that has had `there`, if one is named, and says what is taken out of it."""
+    if not target:
+        return
     if others := cells.of_other_runs(results, there):
         table, column, row = others[0]
         print(
@@ -87,8 +89,11 @@ def main():
         tables.check_names(names.value, *columns)
         comparison.check_baseline(names.value, beside.value)
         _check_effects('from_errors', read.value, {'journals': journals.value, 'errors': kept.value})
-        of_a_table = {'journals': journals.value, 'figures': drawn.value, 'baseline': beside.value}
-        _check_effects('dry_run', dry_run.value, of_a_table)
+        _check_effects(
+            'dry_run',
+            dry_run.value,
+            {'journals': journals.value, 'figures': drawn.value, 'baseline': beside.value},
+        )
         pictures = drawn.value and workdir.resolve(drawn.value)
         if pictures:
             figures.check(names.value, pictures, beside.value)
@@ -122,8 +127,7 @@ def main():
             # Nothing may have been run, where a file of errors has all.
             workdir.make_folder('workdir', root)
             workdir.write(root / f'tables_{"_".join(names.value)}.md', text)
-        if target:
-            _keep(target, there, results)
+        _keep(target, there, results)
         return results
 
     command_line.run(command, required=('tables', 'genres', 'datasets'))
