@@ -193,7 +193,8 @@ def teacher_config():
     # A teacher that knows nothing of use, to see what of a method's gain its knowledge is: 'none', the
     # teacher as it is; 'untrained', with the parameters that its own training would start from, by
     # teacher.seed; 'shuffled', with states and predictions of the next example of the batch (which may be of
-    # the same class) instead of this one's. Its layers in a conversation stay as they are.
+    # the same class) instead of this one's; 'shuffled_states', with the next one's states and this one's
+    # predictions, which leaves a term of logits what it is. Its layers in a conversation stay as they are.
     teacher.control = 'none'
     return teacher
 

@@ -156,6 +156,7 @@ def test_the_last_seed_is_a_seed():
         ({'method': 'dist', 'batch_size': 1}, 'method dist relates 2 examples'),
         ({'td.scale': 'variance', 'batch_size': 4, 'micro_batches': 4}, 'td.scale variance relates 2'),
         ({'teacher.control': 'shuffled', 'batch_size': 1}, 'teacher.control shuffled relates 2'),
+        ({'teacher.control': 'shuffled_states', 'batch_size': 1}, 'teacher.control shuffled_states relates'),
     ],
 )
 def test_too_few_examples_to_relate_are_refused(changes, words):
@@ -172,6 +173,14 @@ def test_as_few_examples_as_can_be_related_are_accepted():
     config = with_value('teacher.control', 'shuffled')
     config.batch_size = config.micro_batches = 2
     config_lib.check(config)
+
+
+def test_predictions_made_of_shuffled_states_are_refused():
+    config = with_value('teacher.control', 'shuffled_states')
+    config.teacher.labels = 'probe'
+    config_lib.check(config)
+    config.td.weights.logits = 1.0
+    assert_refused(config, 'teacher.control is shuffled_states', 'teacher.labels is probe')
 
 
 def test_a_label_that_no_example_has_is_refused():
@@ -466,6 +475,7 @@ def test_flatten_joins_keys_with_dots():
             'teacher.control',
             'method is supervised',
         ),
+        ({'method': 'ld', 'teacher.control': 'shuffled_states'}, 'teacher.control', 'method is ld'),
         ({'method': 'ld'}, 'logits.temperature', 'logits.distance is l2'),
         ({'method': 'supervised'}, 'teacher.num_steps', 'method is supervised, without a teacher'),
         ({'td.rounds': 0}, 'td.noise_std', 'there are no rounds of interaction'),

@@ -46,7 +46,7 @@ CHOICES = {
     'teacher.optimizer.decayed': optimizer.DECAYED,
     'teacher.inputs': ('clean', 'varied'),
     'teacher.labels': shared.BRIDGES,
-    'teacher.control': ('none', 'untrained', 'shuffled'),
+    'teacher.control': ('none', 'untrained', 'shuffled', 'shuffled_states'),
     'logits.distance': ('l2', 'kl'),
     'td.reference': ('running', 'original'),
     'td.scale': ('none', 'variance'),
@@ -161,6 +161,7 @@ def check(config):
         )
     _check_selection(config)
     _check_control(config)
+    _check_shuffled_states(config)
     _check_method(config)
     _check_grid(config.communication.grid)
     for prefix, steps in (('', config.num_steps), ('teacher.', config.teacher.num_steps)):
@@ -216,6 +217,16 @@ def _check_control(config):
         )
 
 
+def _check_shuffled_states(config):
+    """Refuses predictions of the own example that are made of the states of another."""
+    is_read = config.teacher.labels == 'probe' and objectives.reads(config, 'bridged_logits')
+    if config.teacher.control == 'shuffled_states' and is_read:
+        raise UserError(
+            'teacher.control is shuffled_states, which keeps the predictions of each example, but '
+            'teacher.labels is probe, which makes them of its states; choose shuffled, or other labels.'
+        )
+
+
 def _check_grid(side):
     """Refuses a grid of messages that is neither a model's nor a number."""
     is_number = side.isascii() and side.isdecimal() and 1 <= int(side) <= LARGEST_GRID
@@ -240,8 +251,8 @@ def _check_method(config):
     related = [(f'method {config.method}', at_once, method.smallest_batch)]
     if config.method == 'td' and config.td.scale == 'variance':
         related.append(('td.scale variance', at_once, 2))
-    if method.reads and config.teacher.control == 'shuffled':
-        related.append(('teacher.control shuffled', config.batch_size, 2))
+    if method.reads and config.teacher.control.startswith('shuffled'):
+        related.append((f'teacher.control {config.teacher.control}', config.batch_size, 2))
     for what, there, needed in related:
         if there < needed and needed > 1:
             raise UserError(

@@ -111,6 +111,8 @@ def _unread_of_method(config):
         found['teacher.inputs'] = method
         if config.teacher.control == 'shuffled':
             found['teacher.control'] = method
+    if config.teacher.control == 'shuffled_states' and not reads.keys() - objectives.PREDICTIONS:
+        found['teacher.control'] = method
     return found
 
 

@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import sys
+import traceback
 import warnings
 
 import fsspec
@@ -391,12 +392,16 @@ def _is_no_failure_of_orbax(record) -> bool:
 
 
 def _is_no_news_of_orbax(record) -> bool:
-    """A filter of what asyncio logs: drops that nobody asked how one of Orbax's writes ended.
+    """A filter of what asyncio logs: drops that nobody asked how a write of Orbax or TensorStore ended.
 
-    Where two writes of a save fail, Orbax asks the first only, which is raised.
+    Where several writes of a save fail, Orbax asks the first only, which is raised.
     """
     said = record.getMessage()
-    return not ('exception was never retrieved' in said and '/orbax/' in said)
+    if 'exception was never retrieved' not in said:
+        return True
+    # A task names its code, a future the error alone, and a future of several the error and where it was.
+    where = ''.join(traceback.format_exception(*record.exc_info)) if record.exc_info else ''
+    return not any(name in said + where for name in ('/orbax/', 'tensorstore_spec', '.orbax-checkpoint-tmp'))
 
 
 def _except_late_news(hook):

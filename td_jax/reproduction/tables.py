@@ -85,12 +85,18 @@ _OF_CLASSES = {method.upper(): {'method': method} for method in ('dkd', 'dist')}
 # What remains of the gain of TD against these is what talking to a teacher who knows more gives.
 _SMALL_TEACHER = "TD, teacher of the student's size and genre"
 _AS_LONG = 'Train from scratch, operations of TD'
+_OF_WITH_LD = {
+    f'{_WITH_LD}, no interactions': {'td.rounds': 0},
+    f'{_WITH_LD}, shuffled states': {'teacher.control': 'shuffled_states'},
+}
 _CONTROLS = {
     'TD, untrained teacher': {**_TD, 'teacher.control': 'untrained'},
     'TD, shuffled teacher': {**_TD, 'teacher.control': 'shuffled'},
     # A teacher of a student's seed would be that student to begin with.
     _SMALL_TEACHER: {**_TD, 'teacher.seed': 100},
     _AS_LONG: {'method': 'supervised'},
+    # Of the gain of TD with LD's term, what talking gives: without rounds, and of what is said of others.
+    **{row: _TD | change for row, change in _OF_WITH_LD.items()},
 }
 
 
@@ -169,7 +175,7 @@ TABLES = {
         _GENRE_COLUMNS,
         {**_METHODS, **_RECENT, **_CONTROLS},
         'Train from scratch',
-        variants={_WITH_LD: 'td_ld'},
+        variants=dict.fromkeys((_WITH_LD, *_OF_WITH_LD), 'td_ld'),
         copied={
             _SMALL_TEACHER: {'teacher.model.hidden': 'model.hidden', 'teacher.dataset.genre': 'dataset.genre'}
         },

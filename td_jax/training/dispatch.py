@@ -248,9 +248,12 @@ class _Parts:
         batch = self.batch(
             constants, examples, teacher_activations, jax.random.fold_in(input_key, state.step)
         )
-        if self.config.teacher.control == 'shuffled':
+        if self.config.teacher.control.startswith('shuffled'):
             # What the teacher makes of the next example; an epoch's order is random.
-            batch = batch._replace(teacher=jax.tree.map(lambda x: jnp.roll(x, -1, axis=0), batch.teacher))
+            shuffled = jax.tree.map(lambda x: jnp.roll(x, -1, axis=0), batch.teacher)
+            if self.config.teacher.control == 'shuffled_states':
+                shuffled = shuffled._replace(logits=batch.teacher.logits)
+            batch = batch._replace(teacher=shuffled)
 
         def teacher_upper(s):
             return self.teacher.model.upper(constants.teacher_params, s)

@@ -409,20 +409,40 @@ def test_one_device_reads_what_eight_saved_and_eight_what_one_saved(tmp_path):
 # --- What Orbax says -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(('place', 'is_said'), [('site-packages/orbax/writer.py', False), ('ours.py', True)])
-def test_a_second_write_of_orbax_that_fails_is_no_traceback(place, is_said, caplog):
+@pytest.mark.parametrize(
+    ('place', 'error', 'is_said'),
+    [
+        ('site-packages/orbax/writer.py', 'No space left on device', False),
+        ('ours.py', 'No space left on device', True),
+        ('ours.py', 'Error writing "a" at "run/checkpoints/4.orbax-checkpoint-tmp/state/"', False),
+        ('ours.py', "Error writing a in OCDBT database [tensorstore_spec='{}']", False),
+    ],
+)
+@pytest.mark.parametrize('kind', ['Task', 'Future', '_GatheringFuture'])
+def test_a_second_write_of_orbax_that_fails_is_no_traceback(kind, place, error, is_said, caplog):
     """Orbax asks the first of its writes that failed, and asyncio logs all others."""
-    found = {}
-    exec(compile('async def write():\n  raise ValueError("No space left on device")', place, 'exec'), found)
+    found = {'error': ValueError(error)}
+    exec(compile('async def write():\n  raise error', place, 'exec'), found)
 
     async def fails_unasked():
-        asyncio.get_running_loop().create_task(found['write']())
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
+        loop = asyncio.get_running_loop()
+        asked = None
+        if kind == 'Task':
+            asked = loop.create_task(found['write']())
+        elif kind == '_GatheringFuture':
+            asked = asyncio.gather(found['write']())
+        else:
+            try:
+                await found['write']()
+            except ValueError as raised:
+                loop.create_future().set_exception(raised)
+        for _ in range(4):
+            await asyncio.sleep(0)
+        del asked
         gc.collect()
 
     asyncio.run(fails_unasked())
-    assert ('Task exception was never retrieved' in caplog.text) == is_said
+    assert (f'{kind} exception was never retrieved' in caplog.text) == is_said
 
 
 # --- In a bucket -----------------------------------------------------------------------------------

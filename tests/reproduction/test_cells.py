@@ -101,6 +101,20 @@ def test_controls_differ_from_td_in_their_teacher_alone():
     }
 
 
+def test_controls_of_td_with_logits_differ_from_it_in_one_thing():
+    table = tables.TABLES['3x_user']
+    with_logits = json.loads(config_lib.to_json(cells.cell_config(table, 'Genre 8', 'TD + LD')))
+    found = {}
+    for row in table.rows:
+        if row.startswith('TD + LD, '):
+            changed = config_lib.differences(cells.cell_config(table, 'Genre 8', row), with_logits)
+            found[row] = {key: value for key, (_, value) in changed.items()}
+    assert found == {
+        'TD + LD, no interactions': {'td.rounds': 0},
+        'TD + LD, shuffled states': {'teacher.control': 'shuffled_states'},
+    }
+
+
 def products(config):
     """Multiplications and additions of one student's step on digits, by hand: [batch, m] @ [m, n] thrice."""
     inputs, (first, second), outputs = 64, config.model.hidden, 5

@@ -55,8 +55,8 @@ class Case:
         return jax.tree.map(lambda x: np.array(x)[0], (progress.state.params, progress.sums))
 
 
-def expected_step(case, shift):
-    """The same of a step on a batch that is made by hand, the teacher's rows shifted."""
+def expected_step(case, shift, own=()):
+    """The same of a step on a batch made by hand, the teacher's rows shifted in all parts but `own`."""
     config, examples = case.config, case.examples()
     inputs = case.teacher.source.inputs(case.teacher.source.tables, examples, None)
     activations = base.activations(case.teacher.model, case.teacher.params, inputs)
@@ -65,7 +65,9 @@ def expected_step(case, shift):
         case.source.inputs(case.source.tables, examples, None),
         examples['labels'],
         np.ones(config.batch_size, np.float32),
-        jax.tree.map(lambda x: x[rows], activations),
+        jax.tree.map(lambda x: x[rows], activations)._replace(
+            **{part: getattr(activations, part) for part in own}
+        ),
     )
     # What the step knows nothing of.
     plain = config.copy_and_resolve_references()
@@ -116,6 +118,21 @@ def test_a_shuffled_teacher_speaks_of_the_next_example(comparable_config, method
     terms = set(config[method].weights) & set(own[1])
     assert terms
     assert all(not np.allclose(found[1][name], own[1][name], rtol=1e-3) for name in terms - {'interact'})
+
+
+@pytest.mark.parametrize('method', ['td', 'hybrid'])
+def test_shuffled_states_leave_an_example_its_predictions(comparable_config, method):
+    changes = {'teacher__control': 'shuffled_states', 'teacher__labels': 'auxiliary'}
+    config = comparable_config(method=method, num_seeds=1, **changes)
+    config.td.weights.logits = 3.0
+    case = Case(config, 'clean')
+    found = case.stepped()
+    assert_same_step(found, expected_step(case, 1, own=['logits']))
+    own, all_shuffled = expected_step(case, 0), expected_step(case, 1)
+    np.testing.assert_allclose(found[1]['logits'], own[1]['logits'], rtol=1e-4)
+    assert not np.allclose(found[1]['logits'], all_shuffled[1]['logits'], rtol=1e-3)
+    of_states = 'state' if method == 'td' else 'feature'
+    assert not np.allclose(found[1][of_states], own[1][of_states], rtol=1e-3)
 
 
 @pytest.mark.long
