@@ -104,10 +104,12 @@ def holm(p_values) -> list[float | None]:
 
 def bootstrap_difference(ours: Sums, baseline: Sums, clusters, metric: str, draws=DRAWS, seed=0) -> Interval:
     """`bootstrap_mean_difference` of one set of examples."""
-    return bootstrap_mean_difference([(ours, baseline)], clusters, metric, draws, seed)
+    return bootstrap_mean_difference([(ours, baseline)], clusters, metric, draws=draws, seed=seed)
 
 
-def bootstrap_mean_difference(pairs, clusters, metric: str, draws=DRAWS, seed=0, same_units=True) -> Interval:
+def bootstrap_mean_difference(
+    pairs, clusters, metric: str, shares=None, draws=DRAWS, seed=0, same_units=True
+) -> Interval:
     """The percentile interval of the mean paired difference of a metric, over units and clusters of seeds.
 
     In each draw as many units as there are come with replacement, the same for all seeds of both methods, and
@@ -122,6 +124,8 @@ def bootstrap_mean_difference(pairs, clusters, metric: str, draws=DRAWS, seed=0,
       pairs: (ours, baseline), Sums of each set of examples; all of the same seeds, in the same order.
       clusters: [seeds], what each belongs to.
       metric: a name of FINISH.
+      shares: [sets], what the difference in each is multiplied by before they are added up; those of a mean,
+        by default.
       draws: how many.
       seed: of the draws; the same draws for all that have as many units and clusters.
       same_units: whether all sets have the same units, of which one may have no example in a set; else each
@@ -138,6 +142,7 @@ def bootstrap_mean_difference(pairs, clusters, metric: str, draws=DRAWS, seed=0,
     if len(cluster_of) != num_seeds:
         raise ValueError(f'{num_seeds} seeds have {len(cluster_of)} clusters')
     finish = FINISH[metric]
+    shares = np.full(len(pairs), 1 / len(pairs)) if shares is None else shares
     # Of each set [units, 2 * seeds] and [units].
     sets = [
         (np.concatenate([ours.sums, baseline.sums]).astype(np.float64).T, np.asarray(ours.counts, np.float64))
@@ -150,12 +155,12 @@ def bootstrap_mean_difference(pairs, clusters, metric: str, draws=DRAWS, seed=0,
         size = min(at_once, draws - start)
         weights = _times_drawn(of_clusters, len(names), size)[:, cluster_of]  # [size, seeds]
         differences, is_draw, times = 0.0, True, None
-        for both, counts in sets:
+        for (both, counts), share in zip(sets, shares, strict=True):
             if times is None or not same_units:
                 times = _times_drawn(of_units, len(counts), size)  # [size, units]
             examples = (times @ counts)[:, None]
             metrics = finish(times @ both / np.maximum(examples, 1))  # [size, 2 * seeds]
-            differences = differences + (metrics[:, :num_seeds] - metrics[:, num_seeds:]) / len(sets)
+            differences = differences + share * (metrics[:, :num_seeds] - metrics[:, num_seeds:])
             is_draw = is_draw & (examples[:, 0] > 0)
         found.append(((weights * differences).sum(axis=1) / weights.sum(axis=1))[is_draw])
     tail = 100 * (1 - CONFIDENCE) / 2

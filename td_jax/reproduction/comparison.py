@@ -48,7 +48,22 @@ def compare(result: dict, baseline: dict) -> Comparison:
     return _paired([(result, baseline)])
 
 
-def over_columns(pairs) -> Comparison | None:
+def of_the_same_seeds(result: dict, baseline: dict) -> tuple[dict, dict]:
+    """Both, the baseline cut to the result's seeds where it has these and more."""
+    ours, theirs = result.get('seeds'), baseline.get('seeds')
+    if not ours or not theirs or ours == theirs or not set(ours) < set(theirs):
+        return result, baseline
+    places = [theirs.index(seed) for seed in ours]
+    cut = {'seeds': ours, 'values': [baseline['values'][place] for place in places]}
+    cut['mean'] = float(np.mean(cut['values']))
+    if baseline.get('teachers'):
+        cut['teachers'] = [baseline['teachers'][place] for place in places]
+    if baseline.get('errors') is not None:
+        cut['errors'] = {**baseline['errors'], 'sums': baseline['errors']['sums'][places]}
+    return result, baseline | cut
+
+
+def over_columns(pairs, shares=None) -> Comparison | None:
     """The mean over several columns of a row's results less their baselines'.
 
     Its t interval is over seeds, each with its mean over the columns; its bootstrap draws a user with his
@@ -56,21 +71,26 @@ def over_columns(pairs) -> Comparison | None:
 
     Args:
       pairs: [columns] of (result, baseline).
+      shares: [columns], what each difference is multiplied by before they are added up; those of a mean, by
+        default.
 
     Returns:
       None where their seeds are not the same in all.
     """
     seeds = [result.get('seeds') for pair in pairs for result in pair]
-    return None if any(of_one is None or of_one != seeds[0] for of_one in seeds) else _paired(pairs)
+    if any(of_one is None or of_one != seeds[0] for of_one in seeds):
+        return None
+    return _paired(pairs, shares)
 
 
-def _paired(pairs):
-    ours, theirs = (np.mean([pair[side]['values'] for pair in pairs], axis=0) for side in (0, 1))
+def _paired(pairs, shares=None):
+    shares = np.full(len(pairs), 1 / len(pairs)) if shares is None else np.asarray(shares)
+    ours, theirs = (shares @ [pair[side]['values'] for pair in pairs] for side in (0, 1))
     paired = statistics.paired_difference(ours, theirs)
-    return Comparison(paired.mean, paired, _bootstrap(pairs), statistics.paired_p_value(ours, theirs))
+    return Comparison(paired.mean, paired, _bootstrap(pairs, shares), statistics.paired_p_value(ours, theirs))
 
 
-def _bootstrap(pairs):
+def _bootstrap(pairs, shares):
     errors = [[result.get('errors') for result in pair] for pair in pairs]
     for ours, theirs in errors:
         if ours is None or theirs is None:
@@ -81,13 +101,15 @@ def _bootstrap(pairs):
     if any(of_one != clusters[0] for of_one in clusters):
         return None
     metric = pairs[0][0]['metric']
+    if any(result['metric'] != metric for pair in pairs for result in pair):
+        return None
     same_units = metric in _OF_THE_SAME_UNITS
     every = np.unique(np.concatenate([ours['units'] for ours, _ in errors]))
     sums = [
         [_spread(found, every if same_units else found['units']) for found in of_column]
         for of_column in errors
     ]
-    return statistics.bootstrap_mean_difference(sums, clusters[0], metric, same_units=same_units)
+    return statistics.bootstrap_mean_difference(sums, clusters[0], metric, shares, same_units=same_units)
 
 
 def _clusters(result, baseline):

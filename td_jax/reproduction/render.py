@@ -1,7 +1,5 @@
 """Tables as Markdown: our numbers, what they differ from a baseline, and the paper's beside them."""
 
-import numpy as np
-
 from td_jax import statistics
 from td_jax.reproduction import cells, comparison, tables
 from td_jax.training import evaluation
@@ -297,27 +295,41 @@ def of_others(name: str, table: tables.Derived, results: dict) -> str:
       results: {table: {column: {row: result or None}}} of the tables it comes from.
     """
     paper = tables.paper(name)
+    known = [*table.groups, *([] if paper is None else ['Avg.'])]
+    columns = [*known, *table.contrasts]
+    shown = [
+        (column, who) for column in columns for who in (['ours'] if paper is None else ['ours', 'paper'])
+    ]
     lines = [
         f'## Table {name}: {table.title}, percent',
         '',
         'Ours is computed from our own cells: the mean over the columns of the relative improvement, of an '
-        f'RMSE its reduction; n seeds in brackets. {INTERVALS}',
+        'RMSE its reduction; n seeds in brackets, and after them the bounds of the bootstrap, 95%. '
+        f'{INTERVALS}',
         '',
-        _row(['method', *(f'{group}, {who}' for group in paper['columns'] for who in ('ours', 'paper'))]),
-        _row(['---'] * (1 + 2 * len(paper['columns']))),
+        _row(['method', *(f'{column}, {who}' for column, who in shown)]),
+        _row(['---'] * (1 + len(shown))),
     ]
     for row in table.rows:
-        gains = {name: improvements(group, table.rows[row], results) for name, group in table.groups.items()}
+        gains = {group: gain(of_group, table.rows[row], results) for group, of_group in table.groups.items()}
         # What the paper averages over is all of its columns.
-        gains['Avg.'] = _averaged(list(gains.values()))
-        parts = [row]
-        for column, (value, _) in zip(paper['columns'], paper['rows'][row], strict=True):
-            parts += [_percent(gains[column]), f'{value:+.2f}']
-        lines.append(_row(parts))
+        gains['Avg.'] = _mean(list(gains.values()))
+        gains |= {
+            column: _less(*(gains[group] for group in both)) for column, both in table.contrasts.items()
+        }
+        theirs = {}
+        if paper is not None:
+            found = zip(paper['columns'], paper['rows'][row], strict=True)
+            theirs = {column: value for column, (value, _) in found}
+            theirs |= {column: theirs[a] - theirs[b] for column, (a, b) in table.contrasts.items()}
+        parts = [
+            _percent(gains[column]) if who == 'ours' else f'{theirs[column]:+.2f}' for column, who in shown
+        ]
+        lines.append(_row([row, *parts]))
     return '\n'.join([*lines, ''])
 
 
-def improvements(group: tables.Group, rows: dict, results: dict):
+def gain(group: tables.Group, rows: dict, results: dict) -> list | None:
     """Relative improvement of a row over a baseline in percent of the baseline's mean, mean over the columns.
 
     Args:
@@ -326,40 +338,46 @@ def improvements(group: tables.Group, rows: dict, results: dict):
       results: {table: {column: {row: result or None}}}.
 
     Returns:
-      {seed: improvement}, or, where the seeds are not the same in all of them, {None: its mean}; None where a
-      cell is missing
+      [columns] of (share, (result, baseline)): the improvement is the sum of share * (result - baseline).
+      None where a cell is missing.
     """
     baseline_table, baseline_row = group.baseline
-    gains = []
+    found = []
     for column in group.columns:
         result = results.get(group.source, {}).get(column, {}).get(rows[group.source])
         baseline = results.get(baseline_table, {}).get(column, {}).get(baseline_row)
         if not result or not baseline:
             return None
-        scale = 100 * group.sign / baseline['mean']
-        if result['seeds'] == baseline['seeds']:
-            differences = np.subtract(result['values'], baseline['values'])
-            gains.append(dict(zip(result['seeds'], scale * differences, strict=True)))
-        else:
-            gains.append({None: scale * (result['mean'] - baseline['mean'])})
-    return _averaged(gains)
+        pair = comparison.of_the_same_seeds(result, baseline)
+        found.append((100 * group.sign / pair[1]['mean'] / len(group.columns), pair))
+    return found
 
 
-def _averaged(gains):
-    """The mean of {seed: value}, seed by seed where all have the same; None where one of them is None."""
+def _mean(gains):
+    """The mean of several of `gain`; None where one of them is None."""
     if any(gain is None for gain in gains):
         return None
-    if any(gain.keys() != gains[0].keys() for gain in gains):
-        gains = [{None: np.mean(list(gain.values()))} for gain in gains]
-    return {seed: np.mean([gain[seed] for gain in gains]) for seed in gains[0]}
+    return [(share / len(gains), pair) for gain in gains for share, pair in gain]
+
+
+def _less(gain, other):
+    """A `gain` less another; None where one of them is None."""
+    if gain is None or other is None:
+        return None
+    return [*gain, *((-share, pair) for share, pair in other)]
 
 
 def _percent(gain):
     if gain is None:
         return 'missing'
-    found = statistics.of(list(gain.values()))
-    count = '' if None in gain else f' ({found.count})'
-    return statistics.number(found.mean, found.half_width, signed=True, digits=2) + count
+    shares, pairs = zip(*gain, strict=True)
+    found = comparison.over_columns(pairs, shares)
+    if found is None:
+        mean = sum(share * (ours['mean'] - theirs['mean']) for share, (ours, theirs) in gain)
+        return statistics.number(mean, signed=True, digits=2)
+    text = statistics.number(found.mean, found.paired.half_width, signed=True, digits=2)
+    bounds = '' if found.bootstrap is None else '; {:+.2f} to {:+.2f}'.format(*found.bootstrap)
+    return f'{text} ({found.paired.count}){bounds}'
 
 
 def plan(planned: list[cells.Planned], device_tflops: float) -> str:

@@ -46,6 +46,8 @@ class Derived(NamedTuple):
     title: str
     groups: dict[str, 'Group']  # by column
     rows: dict[str, dict[str, str]]  # row -> {table: its row there}
+    # More columns: a group's improvement less another's.
+    contrasts: Mapping[str, tuple[str, str]] = _NONE
 
 
 class Group(NamedTuple):
@@ -100,14 +102,21 @@ _CONTROLS = {
 }
 
 
-def _groups(ratings, images):
-    """The columns of Tables 1 and 2, from a table of ratings and one of images."""
-    ratings_baseline, images_baseline = ('3', 'Train from scratch'), ('4', 'No distillation')
+_DENSE_OR_SPARSE = {'ML(Sparse) less ML(Dense)': ('ML(Sparse)', 'ML(Dense)')}
+
+
+def _groups_of_ratings(name, of_scratch):
+    """The columns of Tables 1 and 2 that come from a table of ratings and from Table 3 of the same split."""
+    baseline = of_scratch, 'Train from scratch'
     return {
-        'ML(Dense)': Group(ratings, ('Genre 1',), ratings_baseline, -1),
-        'ML(Sparse)': Group(ratings, _SPARSE, ratings_baseline, -1),
-        **{column: Group(images, (column,), images_baseline, 1) for column in IMAGES},
+        'ML(Dense)': Group(name, ('Genre 1',), baseline, -1),
+        'ML(Sparse)': Group(name, _SPARSE, baseline, -1),
     }
+
+
+def _groups_of_images(name):
+    """The columns of Tables 1 and 2 that come from a table of images."""
+    return {column: Group(name, (column,), ('4', 'No distillation'), 1) for column in IMAGES}
 
 
 def variant(name: str) -> dict:
@@ -125,6 +134,12 @@ def _weights_of_td(weight):
     return {f'td.weights.{term}': weight for term in ('interact', 'message', 'state')}
 
 
+# Rows of Table 2 -> those of Tables 5 and 6.
+_BY_ROUNDS = {
+    'No interaction': ('No interactions', 'No interactions'),
+    '1 iteration': ('1 iteration', '1 iteration'),
+    '>1 iterations': ('2 to 3 iterations', '2 iterations'),
+}
 # Students and teachers of a cell, where both are short to train.
 _TEN = {'students': 10, 'teachers': 5}
 _FIVE = {'students': 5, 'teachers': 5}
@@ -149,17 +164,27 @@ TABLES = {
     ),
     '1': Derived(
         'Relative improvement over a student without distillation',
-        _groups('3', '4'),
+        _groups_of_ratings('3', '3') | _groups_of_images('4'),
         {row: {'3': row, '4': row} for row in _DISTILLED},
+        _DENSE_OR_SPARSE,
     ),
     '2': Derived(
         'Relative improvement by number of rounds',
-        _groups('5', '6'),
-        {
-            'No interaction': {'5': 'No interactions', '6': 'No interactions'},
-            '1 iteration': {'5': '1 iteration', '6': '1 iteration'},
-            '>1 iterations': {'5': '2 to 3 iterations', '6': '2 iterations'},
-        },
+        _groups_of_ratings('5', '3') | _groups_of_images('6'),
+        {row: {'5': of_ratings, '6': of_images} for row, (of_ratings, of_images) in _BY_ROUNDS.items()},
+        _DENSE_OR_SPARSE,
+    ),
+    '1_user': Derived(
+        "Relative improvement over a student without distillation, each user's own last tenth",
+        _groups_of_ratings('3_user', '3_user'),
+        {row: {'3_user': row} for row in _DISTILLED},
+        _DENSE_OR_SPARSE,
+    ),
+    '2_user': Derived(
+        "Relative improvement by number of rounds, each user's own last tenth",
+        _groups_of_ratings('5_user', '3_user'),
+        {row: {'5_user': of_ratings} for row, (of_ratings, _) in _BY_ROUNDS.items()},
+        _DENSE_OR_SPARSE,
     ),
     '3': Table(
         'MovieLens100k rating prediction by genre',

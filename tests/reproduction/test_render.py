@@ -306,15 +306,21 @@ def test_images_of_two_data_sets_are_not_the_same_because_their_numbers_are():
     # Each data set has its own draws, of the same seeds.
     of_images, of_seeds = np.random.default_rng(0), np.random.default_rng([0, 1])
     drawn = of_images.integers(0, 4, (2000, 4)), of_images.integers(0, 4, (2000, 4))
-    expected = []
+    found_means, found_shares, shares = [], [], np.array([2.0, -1.0])
     for first, second, seeds in zip(*drawn, of_seeds.integers(0, 3, (2000, 3)), strict=True):
         differences = [
             (sums[a][:, images].sum(axis=1) - sums[b][:, images].sum(axis=1)) / counts[images].sum()
             for (a, b), images in zip(('ab', 'cd'), (first, second), strict=True)
         ]
-        expected.append(np.mean(differences, axis=0)[seeds].mean())
-    expected = tuple(np.percentile(expected, [2.5, 97.5]))
+        found_means.append(np.mean(differences, axis=0)[seeds].mean())
+        found_shares.append((shares @ differences)[seeds].mean())
+    expected = tuple(np.percentile(found_means, [2.5, 97.5]))
     assert comparison.over_columns(pairs).bootstrap == pytest.approx(expected)
+    shared = comparison.over_columns(pairs, shares)
+    assert shared.bootstrap == pytest.approx(tuple(np.percentile(found_shares, [2.5, 97.5])))
+    by_column = [[pair[0]['values'][seed] - pair[1]['values'][seed] for seed in range(3)] for pair in pairs]
+    of_shares = statistics.of(shares @ by_column)
+    assert shared.paired == pytest.approx(of_shares)
     # The users of two genres are.
     people = [tuple(cell | {'metric': 'rmse'} for cell in pair) for pair in pairs]
     assert comparison.over_columns(people).bootstrap != pytest.approx(expected)
@@ -395,8 +401,10 @@ def test_known_and_unknown_users_have_columns_where_both_are_there():
 @pytest.mark.parametrize('name', DERIVED)
 def test_a_derived_table_is_the_mean_improvement(name):
     table = DERIVED[name]
-    assert list(table.rows) == list(PAPER[name]['rows'])
-    assert [*table.groups, 'Avg.'] == PAPER[name]['columns']
+    of_paper = name in PAPER
+    columns = [*table.groups, *(['Avg.'] if of_paper else []), *table.contrasts]
+    assert not of_paper or [*columns[:-1]] == PAPER[name]['columns']
+    assert not of_paper or list(table.rows) == list(PAPER[name]['rows'])
     # An RMSE reduced by 10% in the dense column; by 0, 5, 10 and 15% in the sparse ones; an accuracy of 50%
     # raised by 20% in every image column.
     gains = {GENRE: 0.1, 'Genre 5': 0.0, 'Genre 6': 0.05, 'Genre 7': 0.1, 'Genre 8': 0.15}
@@ -417,34 +425,58 @@ def test_a_derived_table_is_the_mean_improvement(name):
             cells = results.setdefault(baseline_table, {}).setdefault(column, {})
             cells[baseline_row] = of_three(2.0 if column in gains else 0.5, 0.01)
     text = render.of_others(name, table, results)
-    columns = PAPER[name]['columns']
-    for row, paper in PAPER[name]['rows'].items():
+    step = 2 if of_paper else 1
+    for row in table.rows:
         cells = cells_of(text, row)[1:]
-        ours, theirs = dict(zip(columns, cells[::2], strict=True)), cells[1::2]
+        ours = dict(zip(columns, cells[::step], strict=True))
         # The differences of three seeds are -0.01, 0 and 0.01 around their mean, so their standard error is
         # 0.01 / sqrt(3), and t(0.975) of two degrees of freedom is 4.302653: 0.0248415.
         dense, image = 100 * 0.0248415 / 2.0, 100 * 0.0248415 / 0.5
         assert ours['ML(Dense)'] == f'+10.00 ± {dense:.2f} (3)'
         assert ours['ML(Sparse)'] == f'+7.50 ± {dense:.2f} (3)'
+        # All columns go up and down together, so their difference does not move.
+        assert ours['ML(Sparse) less ML(Dense)'] == '-2.50 ± 0.00 (3)'
+        if not of_paper:
+            continue
         assert ours['CIFAR10'] == f'+20.00 ± {image:.2f} (3)'
         # A higher RMSE is a lower improvement: of the five columns two go the other way.
         assert ours['Avg.'] == f'{(10 + 7.5 + 3 * 20) / 5:+.2f} ± {(3 * image - 2 * dense) / 5:.2f} (3)'
-        assert theirs == [f'{value:+.2f}' for value, _ in paper]
+        paper = [value for value, _ in PAPER[name]['rows'][row]]
+        assert cells[1::2] == [f'{value:+.2f}' for value in (*paper, paper[1] - paper[0])]
 
     sparse = table.groups['ML(Sparse)']
     results[sparse.source][sparse.columns[0]] = {}
     text = render.of_others(name, table, results)
-    ours = dict(zip(columns, cells_of(text, row)[1::2], strict=True))
-    assert (ours['ML(Sparse)'], ours['Avg.']) == ('missing', 'missing')
+    ours = dict(zip(columns, cells_of(text, row)[1::step], strict=True))
+    assert {ours[column] for column in ours if 'Sparse' in column or column == 'Avg.'} == {'missing'}
     assert ours['ML(Dense)'].startswith('+10.00 ± ')
+
+
+def test_an_improvement_is_beside_the_same_seeds_of_a_table_with_more():
+    few, many = rounded((2, 12), low=0.5, key=3), rounded((4, 12), low=0.5, key=4)
+    results = {
+        '5_user': {GENRE: {'1 iteration': measured(few, [0, 1])}},
+        '3_user': {GENRE: {SCRATCH: measured(many)}},
+    }
+    text = render.make(['2_user'], results, ['Drama'], [])
+    baseline = np.sqrt(many[:2].mean(axis=1))
+    expected = statistics.of(100 * (baseline - np.sqrt(few.mean(axis=1))) / baseline.mean())
+    assert cells_of(text, '1 iteration')[1].split('; ')[0] == (
+        f'{expected.mean:+.2f} ± {expected.half_width:.2f} (2)'
+    )
+    cut = comparison.compare(measured(few, [0, 1]), measured(many[:2])).bootstrap
+    low, high = (-100 * bound / baseline.mean() for bound in (cut.high, cut.low))
+    assert cells_of(text, '1 iteration')[1].split('; ')[1] == f'{low:+.2f} to {high:+.2f}'
+    assert cells_of(text, '1 iteration')[2:] == ['missing', 'missing']
 
 
 def test_an_improvement_over_other_seeds_has_no_interval():
     table = tables.TABLES['1']
     group = table.groups['CIFAR10']
     results = {'4': {'CIFAR10': {'LD': fake(0.6), 'No distillation': fake(0.5, seeds=(7, 8))}}}
-    assert render.improvements(group, table.rows['LD'], results) == {None: pytest.approx(20.0)}
+    ((share, _),) = render.gain(group, table.rows['LD'], results)
+    assert share == pytest.approx(200.0)
     text = render.of_others('1', table, results)
-    columns = PAPER['1']['columns']
+    columns = [*PAPER['1']['columns'], *table.contrasts]
     ours = dict(zip(columns, cells_of(text, 'LD')[1::2], strict=True))
     assert ours['CIFAR10'] == '+20.00'
