@@ -161,7 +161,6 @@ def check(config):
         )
     _check_selection(config)
     _check_control(config)
-    _check_shuffled_states(config)
     _check_method(config)
     _check_grid(config.communication.grid)
     for prefix, steps in (('', config.num_steps), ('teacher.', config.teacher.num_steps)):
@@ -241,6 +240,7 @@ def _check_method(config):
     """Refuses what the terms of a method cannot do with the config as it is."""
     method, labels = objectives.METHODS[config.method], config.teacher.labels
     _check_weights(config)
+    _check_shuffled_states(config)
     if 'bridged_logits' in method.reads and labels not in method.bridges:
         raise UserError(
             f'teacher.labels is {labels}, but method {config.method} has to know which of the compared '
