@@ -1,6 +1,7 @@
 """What several tests share."""
 
 import collections
+import gc
 import hashlib
 import importlib.resources
 import json
@@ -57,6 +58,11 @@ def pytest_collection_modifyitems(items):
     """Puts the files that take longest first, so that no worker is left alone with one of them at the end."""
     long = collections.Counter(item.path for item in items if item.get_closest_marker('long'))
     items.sort(key=lambda item: -long[item.path])
+
+
+def pytest_collection_finish():
+    """What is imported by now stays, and no collection of garbage needs to look at it again."""
+    gc.freeze()
 
 
 def pytest_unconfigure(config):

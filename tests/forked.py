@@ -8,6 +8,7 @@ from the environment as they start; where a test is about these, it starts a fre
 
 import atexit
 import contextlib
+import gc
 import importlib
 import io
 import json
@@ -259,5 +260,7 @@ if __name__ == '__main__':
         os.dup2(said, 2)
         os.close(said)
     sys.path.remove(str(ROOT))
+    # A collection would touch, and so copy, all that a child shares with this process: seconds at its end.
+    gc.freeze()
     if (found := serve(socket.socket(fileno=int(sys.argv[1])))) is not None:
         execute(found)

@@ -291,6 +291,7 @@ def test_a_small_disk_that_fills_up(uninterrupted, taught, flags, settings, tmp_
     assert outcome(found) == outcome(uninterrupted[0])
 
 
+@pytest.mark.long
 def test_a_checkpoint_folder_that_cannot_be_written(uninterrupted, flags, tmp_path):
     folder = shutil.copytree(uninterrupted[0], tmp_path / 'run')
     (folder / 'result.json').unlink()

@@ -366,7 +366,7 @@ def test_a_run_ends_bit_for_bit_as_without_diagnostics(finished, td_config, tmp_
     assert not [name for line in metric_log.read(finished / 'teacher') for name in line if 'share' in name]
 
 
-@pytest.mark.parametrize('damaged', [[6], [4, 6]])
+@pytest.mark.parametrize('damaged', [[6], pytest.param([4, 6], marks=pytest.mark.long)])
 def test_a_run_that_is_continued_writes_the_same_lines(
     damaged, finished, td_config, tmp_path, outcome, capsys
 ):

@@ -279,8 +279,8 @@ def test_after_a_refusal_the_mended_command_works(changes, small_config, tmp_pat
         train(small_config(**changes), tmp_path / 'run')
     assert not (tmp_path / 'run' / 'config.json').exists()
     # Another config than the one that was refused, in more than what was wrong.
-    result = train(small_config(model__hidden=(6, 3), log_every=3), tmp_path / 'run')
-    assert result['steps'] == 6
+    mended = small_config(method='fitnet', model__hidden=(6, 3), log_every=3)
+    assert train(mended, tmp_path / 'run')['steps'] == 6
 
 
 def test_a_first_save_that_fails_leaves_no_config(small_config, tmp_path, monkeypatch):

@@ -27,6 +27,12 @@ def copied(finished, tmp_path):
     return shutil.copytree(finished, tmp_path / 'run')
 
 
+@pytest.fixture
+def copied_teacher(finished, td_config, tmp_path):
+    """(config, workdir) of a finished run without a teacher, of 4 steps with a checkpoint every 2."""
+    return config.teacher_run(td_config), shutil.copytree(finished / 'teacher', tmp_path / 'run')
+
+
 def files(folder):
     """{path: content} of everything under a folder but the locks."""
     return {
@@ -441,25 +447,34 @@ def state_removed(checkpoint):
 
 
 @pytest.mark.parametrize('damage', [cut_short, emptied, state_removed])
-def test_a_damaged_newest_checkpoint_is_skipped(damage, copied, td_config, outcome, finished, caplog, capsys):
-    (copied / 'result.json').unlink()
-    damage(copied / 'checkpoints' / '6')
-    train(td_config, copied)
-    assert f'Checkpoint 6 in {copied / "checkpoints"} is skipped' in caplog.text
+def test_a_damaged_newest_checkpoint_is_skipped(damage, copied_teacher, outcome, finished, caplog, capsys):
+    alone, folder = copied_teacher
+    (folder / 'result.json').unlink()
+    damage(folder / 'checkpoints' / '4')
+    train(alone, folder)
+    assert f'Checkpoint 4 in {folder / "checkpoints"} is skipped' in caplog.text
     said = capsys.readouterr().err
-    assert 'continues at step 4 of 6' in said
+    assert 'continues at step 2 of 4' in said
     assert 'Traceback' not in said
-    assert outcome(copied) == outcome(finished)
-    # The save of step 6 landed although there was one of this step.
-    assert (copied / 'checkpoints' / '6' / 'state').is_dir()
+    assert outcome(folder) == outcome(finished / 'teacher')
+    # The save of step 4 landed although there was one of this step.
+    assert (folder / 'checkpoints' / '4' / 'state').is_dir()
 
 
-def test_without_a_readable_checkpoint_it_starts_again(copied, td_config, outcome, finished, caplog):
+def test_without_a_readable_checkpoint_it_starts_again(copied_teacher, outcome, finished, caplog):
+    alone, folder = copied_teacher
+    (folder / 'result.json').unlink()
+    for step in ('2', '4'):
+        emptied(folder / 'checkpoints' / step)
+    train(alone, folder)
+    assert all(f'Checkpoint {step} in' in caplog.text for step in (2, 4))
+    assert outcome(folder) == outcome(finished / 'teacher')
+
+
+def test_a_run_with_a_teacher_goes_on_from_the_checkpoint_before(copied, td_config, outcome, finished):
     (copied / 'result.json').unlink()
-    for step in ('4', '6'):
-        emptied(copied / 'checkpoints' / step)
+    emptied(copied / 'checkpoints' / '6')
     train(td_config, copied)
-    assert all(f'Checkpoint {step} in' in caplog.text for step in (4, 6))
     assert outcome(copied) == outcome(finished)
 
 
@@ -477,10 +492,11 @@ def test_a_workdir_that_is_deep_and_relative(small_config, tmp_path, monkeypatch
         assert (tmp_path / expected / 'result.json').is_file()
 
 
-def test_a_result_is_there_only_after_its_errors(copied, td_config, monkeypatch):
+def test_a_result_is_there_only_after_its_errors(copied_teacher, monkeypatch):
     """A disk that is full then leaves a run that is not finished."""
-    (copied / 'result.json').unlink()
-    (copied / 'errors.npz').unlink()
+    alone, folder = copied_teacher
+    (folder / 'result.json').unlink()
+    (folder / 'errors.npz').unlink()
     write = workdir.write_arrays
 
     def full(path, arrays):
@@ -488,11 +504,11 @@ def test_a_result_is_there_only_after_its_errors(copied, td_config, monkeypatch)
 
     monkeypatch.setattr(workdir, 'write_arrays', full)
     with pytest.raises(UserError, match=r'errors\.npz cannot be written'):
-        train(td_config, copied)
-    assert not (copied / 'result.json').exists()
+        train(alone, folder)
+    assert not (folder / 'result.json').exists()
     monkeypatch.setattr(workdir, 'write_arrays', write)
-    train(td_config, copied)
-    assert finished_runs.read_errors(copied).values.shape[0] == 2
+    train(alone, folder)
+    assert finished_runs.read_errors(folder).values.shape[0] == 1
 
 
 def test_groups_are_in_the_result_and_in_the_one_line(small_config, tmp_path, monkeypatch):

@@ -43,6 +43,13 @@ def copied(made, tmp_path):
     return config, shutil.copytree(folder, tmp_path / 'run')
 
 
+@pytest.fixture
+def copied_teacher(made, tmp_path):
+    """The same of its teacher's run, of two steps."""
+    config, folder = made
+    return config_lib.teacher_run(config), shutil.copytree(folder / 'teacher', tmp_path / 'run')
+
+
 # What has no effect, at values that it does not have in the small config.
 ANOTHER_WAY = {
     'save_every': 3,
@@ -178,24 +185,24 @@ def test_a_run_is_not_read_back_with_another_teacher(taught, tmp_path):
 # --- Checkpoints that are none of this run ---------------------------------------------------------
 
 
-def test_a_checkpoint_beyond_the_last_step_is_refused(copied):
-    config, folder = copied
-    shutil.copytree(folder / 'checkpoints' / '4', folder / 'checkpoints' / '8')
+def test_a_checkpoint_beyond_the_last_step_is_refused(copied_teacher):
+    config, folder = copied_teacher
+    shutil.copytree(folder / 'checkpoints' / '2', folder / 'checkpoints' / '8')
     for name in (None, 'result.json'):
         if name:
             (folder / name).unlink()
         with pytest.raises(
-            UserError, match='has a checkpoint of step 8, which is beyond num_steps=4; delete it'
+            UserError, match='has a checkpoint of step 8, which is beyond num_steps=2; delete it'
         ):
             train(config, folder)
     shutil.rmtree(folder / 'checkpoints' / '8')
-    assert train(config, folder)['steps'] == 4
+    assert train(config, folder)['steps'] == 2
 
 
-def test_a_checkpoint_under_another_name_is_refused(copied):
-    config, folder = copied
-    copy = shutil.copytree(folder / 'checkpoints' / '4', folder / 'checkpoints' / '6')
-    with pytest.raises(UserError, match=f'{copy} is the checkpoint of step 4 under another name; delete it'):
+def test_a_checkpoint_under_another_name_is_refused(copied_teacher):
+    config, folder = copied_teacher
+    copy = shutil.copytree(folder / 'checkpoints' / '2', folder / 'checkpoints' / '6')
+    with pytest.raises(UserError, match=f'{copy} is the checkpoint of step 2 under another name; delete it'):
         train(changed(config, num_steps=8), folder)
     shutil.rmtree(copy)
     assert train(changed(config, num_steps=8), folder)['steps'] == 8

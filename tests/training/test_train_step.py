@@ -103,7 +103,9 @@ def test_a_student_made_of_the_teachers_arrays_survives_donation(small_config):
     assert np.all(np.isfinite(jax.tree.leaves(run.constants.teacher_params)[0]))
 
 
-@pytest.mark.parametrize('method', ['supervised', 'hybrid', pytest.param('td', marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    'method', ['supervised', *(pytest.param(name, marks=pytest.mark.long) for name in ('hybrid', 'td'))]
+)
 def test_seeds_side_by_side_are_seeds_one_by_one(comparable_config, method):
     changes = {'method': method, 'communication__dropout': 0.2, 'model__dropout': 0.2, 'td__noise_std': 0.1}
     before, together, _, _, _ = train(comparable_config(num_seeds=5, seed=3, **changes))
