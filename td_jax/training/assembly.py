@@ -66,7 +66,7 @@ def assemble(
     source: data.Source,
     teacher: dispatch.Teacher | None,
     mesh,
-    shapes: dispatch.Progress | None = None,
+    known: dispatch.Abstract | None = None,
 ) -> dispatch.Dispatch:
     """The functions of a run from its parts.
 
@@ -75,9 +75,9 @@ def assemble(
       source: the student's data.
       teacher: the frozen model, or None.
       mesh: the devices, by sharding.make_mesh.
-      shapes: of its Progress, as `abstract` has found them; None finds them again, which takes a while.
+      known: what `abstract` has made of the same; None traces the step again, which takes a while.
     """
-    return dispatch.make_dispatch(*_parts(config, source, teacher, mesh), shapes)
+    return dispatch.make_dispatch(*_parts(config, source, teacher, mesh), known)
 
 
 def abstract(config, source: data.Source, teacher: dispatch.Teacher | None, mesh) -> dispatch.Abstract:

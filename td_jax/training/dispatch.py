@@ -99,7 +99,7 @@ def make_dispatch(
     config,
     mesh,
     start=None,
-    shapes: Progress | None = None,
+    known: 'Abstract | None' = None,
 ) -> Dispatch:
     """Compiles nothing yet; makes the functions of a run.
 
@@ -110,12 +110,12 @@ def make_dispatch(
       config: the run's config.
       mesh: the devices, by sharding.make_mesh.
       start: the teacher's parameters, for a student that starts from them, else None.
-      shapes: of its Progress, as make_abstract has found them; None finds them again.
+      known: what make_abstract has made of the same, whose step is traced already; None traces it again.
     """
     constants = _constants(source, teacher, config, mesh, sharding.place)
-    parts = _Parts(step, source, teacher, config, mesh)
+    parts = known.parts if known else _Parts(step, source, teacher, config, mesh)
     whole = sharding.replicated(mesh)
-    shapes = shapes or parts.progress_shapes(constants, start)
+    shapes = known.progress if known else parts.progress_shapes(constants, start)
     init = jax.jit(parts.init, out_shardings=parts.shardings(shapes).state)
     jitted = parts.jitted(shapes)
     if start is not None:
@@ -160,12 +160,14 @@ class Abstract(NamedTuple):
     jitted: the jitted function behind Dispatch.run
     arguments: the shapes, types and shardings of what it is called with
     progress, constants: those among them that hold parameters
+    parts: the functions that are traced, for `make_dispatch`
     """
 
     jitted: Callable[..., Any]
     arguments: tuple
     progress: Progress
     constants: Constants
+    parts: '_Parts'
 
 
 def make_abstract(
@@ -184,9 +186,9 @@ def make_abstract(
     jitted = parts.jitted(shapes)
     if isinstance(source.train, dict):
         order = sharding.abstract(jax.eval_shape(parts.order, keys, 0), whole)
-        return Abstract(jitted, (progress, order, constants, keys, 1), progress, constants)
+        return Abstract(jitted, (progress, order, constants, keys, 1), progress, constants, parts)
     examples = sharding.abstract(parts.example_shapes(), sharding.batched(mesh, axis=1))
-    return Abstract(jitted, (progress, constants, keys, examples), progress, constants)
+    return Abstract(jitted, (progress, constants, keys, examples), progress, constants, parts)
 
 
 class _Parts:
@@ -196,20 +198,27 @@ class _Parts:
         self.step, self.source, self.teacher, self.config, self.mesh = step, source, teacher, config, mesh
         self.num_examples = data.count(source.train)
         self.steps_per_epoch = self.num_examples // config.batch_size
+        # A step is traced once, by whoever asks first: the checks before a run, or its loop.
+        self.all_seeds = jax.jit(self.update_all_seeds)
 
     def example_shapes(self):
         """{name: [seeds, batch, ...]} of a step."""
+        return self.batch_shapes(data.one_example(self.source))
+
+    def batch_shapes(self, examples):
+        """A tree of [examples, ...] -> the shapes of a step's, [seeds, batch, ...]."""
         shape = self.config.num_seeds, self.config.batch_size
-        return {
-            name: jax.ShapeDtypeStruct((*shape, *x.shape[1:]), x.dtype)
-            for name, x in data.one_example(self.source).items()
-        }
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct((*shape, *x.shape[1:]), x.dtype), examples)
 
     def progress_shapes(self, constants, start) -> Progress:
         """The shapes and types of a Progress."""
         keys = jax.eval_shape(lambda: seed_keys(self.config))
         state = jax.eval_shape(self.init, constants, keys, start)
-        _, sums, finite = jax.eval_shape(self.all_seeds, constants, state, keys, self.example_shapes(), None)
+        states = None if constants.teacher_states is None else self.batch_shapes(constants.teacher_states)
+        # On the mesh, keys alone not, as the loop has them, for which the step is then traced already.
+        whole = sharding.replicated(self.mesh)
+        placed, *drawn = sharding.abstract((state, self.example_shapes(), states), whole)
+        _, sums, finite = jax.eval_shape(self.all_seeds, constants, placed, keys, *drawn)
         return Progress(state, sums, finite)
 
     def shardings(self, shapes: Progress) -> Progress:
@@ -271,7 +280,7 @@ class _Parts:
         run = jax.vmap(lambda *inputs: function(*self.arguments(*inputs)), in_axes=(None, 0, 0, 0, 0))
         return run(constants, state, jax.vmap(streams)(keys), examples, teacher_activations)
 
-    def all_seeds(self, *inputs):
+    def update_all_seeds(self, *inputs):
         """A step of every seed, of what `of_all_seeds` takes."""
         state, metrics = self.of_all_seeds(self.step.update, *inputs)
         finite = jnp.all(jnp.isfinite(metrics['loss'] + metrics['gradient_norm']))

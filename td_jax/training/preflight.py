@@ -24,7 +24,7 @@ class Plan(NamedTuple):
     source: data.Source
     teacher_source: data.Source | None  # None where there is no teacher
     teacher: dispatch.Teacher | None  # None where it has to be trained first, too
-    progress: dispatch.Progress  # shapes of what its steps carry
+    step: dispatch.Abstract  # what its loop compiles
 
 
 def check(config, folder: epath.Path) -> Plan:
@@ -54,12 +54,12 @@ def _check_alone(config, folder, mesh) -> Plan:
     if not config_lib.has_teacher(config):
         return Plan(mesh, source, None, None, _check_step(config, source, None, mesh, 'student'))
     teacher_source = _check_teacher(config, folder, source)
-    progress = _check_step(config, source, teacher_source, mesh, 'student')
+    step = _check_step(config, source, teacher_source, mesh, 'student')
     is_there = not config_lib.trains_teacher(config) or config.teacher.checkpoint
     if not is_there:
         _check_step(config_lib.teacher_run(config), teacher_source, None, mesh, 'teacher')
     teacher = teachers.load(config, folder, teacher_source, mesh) if is_there else None
-    return Plan(mesh, source, teacher_source, teacher, progress)
+    return Plan(mesh, source, teacher_source, teacher, step)
 
 
 def check_workdir(config, folder: epath.Path) -> dict | None:
@@ -208,7 +208,7 @@ def _check_step(config, source, teacher_source, mesh, name):
     """Refuses what cannot be computed or does not fit in memory: traces the whole step, computes nothing.
 
     Returns:
-      The shapes of the run's Progress.
+      What its loop compiles.
     """
     try:
         memory.check_parameters(config, config.model, source, config.num_seeds, mesh, name)
@@ -224,4 +224,4 @@ def _check_step(config, source, teacher_source, mesh, name):
             f'method {config.method} cannot be computed for the models as they are: {reason[:300]}'
         ) from error
     memory.check(config, source, teacher, found, name)
-    return found.progress
+    return found
