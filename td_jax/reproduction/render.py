@@ -295,8 +295,7 @@ def of_others(name: str, table: tables.Derived, results: dict) -> str:
       results: {table: {column: {row: result or None}}} of the tables it comes from.
     """
     paper = tables.paper(name)
-    known = [*table.groups, *([] if paper is None else ['Avg.'])]
-    columns = [*known, *table.contrasts]
+    columns = [*table.groups, *([] if paper is None else ['Avg.']), *table.contrasts]
     shown = [
         (column, who) for column in columns for who in (['ours'] if paper is None else ['ours', 'paper'])
     ]
