@@ -97,9 +97,9 @@ def report(config, name: str) -> dict:
     devices = topology(name)
     mesh = sharding.make_mesh(config, devices)
     abstract = assembly.abstract_images(config, mesh)
-    operations = flops.of(abstract.jitted, *abstract.arguments) / len(devices)
+    operations = flops.of(abstract.jitted.run, *abstract.arguments) / len(devices)
     began = time.perf_counter()
-    compiled = abstract.jitted.lower(*abstract.arguments).compile()
+    compiled = abstract.jitted.run.lower(*abstract.arguments).compile()
     compile_seconds = time.perf_counter() - began
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
     program = hlo.parse(compiled.as_text())

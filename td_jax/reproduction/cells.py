@@ -12,7 +12,6 @@ import pathlib
 import types
 from typing import NamedTuple
 
-import jax
 from etils import epath
 
 from td_jax import config as config_lib
@@ -20,8 +19,11 @@ from td_jax.devices import flops, sharding
 from td_jax.files import workdir
 from td_jax.reproduction import errors, jobs, tables
 from td_jax.training import assembly, evaluation
+from td_jax.training.programs import Programs
 from td_jax.training.run import train
 
+# Of the runs of this process.
+PROGRAMS = Programs()
 TUNED = pathlib.Path(__file__).parents[2] / 'configs' / 'tuned'
 
 
@@ -117,7 +119,7 @@ def _operations(stored: str) -> int:
         task = assembly.load_source(config, config.teacher.dataset)
         teacher = assembly.abstract_teacher(config, task)
     found = assembly.abstract(config, source, teacher, sharding.make_mesh(config))
-    return flops.of(found.jitted, *found.arguments)
+    return flops.of(found.jitted.run, *found.arguments)
 
 
 def run_name(config) -> str:
@@ -138,7 +140,7 @@ def teacher_folder(root: epath.Path, config) -> epath.Path:
 def share_teacher(root: epath.Path, config) -> epath.Path:
     """Trains a config's teacher unless it is there; -> its folder."""
     folder = teacher_folder(root, config)
-    train(config_lib.teacher_run(config), folder)
+    train(config_lib.teacher_run(config), folder, programs=PROGRAMS)
     return folder
 
 
@@ -154,10 +156,7 @@ def run_one(root: epath.Path, config) -> dict:
     config = config.copy_and_resolve_references()
     if config_lib.trains_teacher(config):
         config.teacher.checkpoint = str(share_teacher(root, config))
-    result = train(config, folder)
-    # Hundreds of compiled programs in one process would fill the memory.
-    jax.clear_caches()
-    return result
+    return train(config, folder, programs=PROGRAMS)
 
 
 def is_there(root: epath.Path, config) -> bool:
@@ -341,7 +340,7 @@ def plan(names, genres, datasets, root: epath.Path, kept: dict = types.MappingPr
                 continue
             config_lib.check(config)
             abstract = assembly.abstract_images(config, sharding.make_mesh(config))
-            of_step = flops.of(abstract.jitted, *abstract.arguments)
+            of_step = flops.of(abstract.jitted.run, *abstract.arguments)
             is_run = is_kept or is_there(root, config)
             found[folder] = Planned(cell, is_run, of_step, config.num_steps, config.num_seeds)
     return list(found.values())

@@ -75,9 +75,11 @@ def assemble(
       source: the student's data.
       teacher: the frozen model, or None.
       mesh: the devices, by sharding.make_mesh.
-      known: what `abstract` has made of the same; None traces the step again, which takes a while.
+      known: what `abstract` has made of the same, or of a run that compiles the same; None traces the step
+        again, which takes a while.
     """
-    return dispatch.make_dispatch(*_parts(config, source, teacher, mesh), known)
+    step, *parts = _parts(config, source, teacher, mesh)
+    return dispatch.make_dispatch(known or dispatch.make_abstract(step, *parts), *parts)
 
 
 def abstract(config, source: data.Source, teacher: dispatch.Teacher | None, mesh) -> dispatch.Abstract:

@@ -93,81 +93,89 @@ def streams(key):
 
 
 def make_dispatch(
-    step: train_step.Step,
-    source: data.Source,
-    teacher: Teacher | None,
-    config,
-    mesh,
-    start=None,
-    known: 'Abstract | None' = None,
+    known: 'Abstract', source: data.Source, teacher: Teacher | None, config, mesh, start=None
 ) -> Dispatch:
     """Compiles nothing yet; makes the functions of a run.
 
     Args:
-      step: the functions of one seed.
+      known: what make_abstract has made of the same run, or of one that compiles the same.
       source: the student's data.
       teacher: None for a method without one.
       config: the run's config.
       mesh: the devices, by sharding.make_mesh.
       start: the teacher's parameters, for a student that starts from them, else None.
-      known: what make_abstract has made of the same, whose step is traced already; None traces it again.
     """
+    jitted, whole = known.jitted, sharding.replicated(mesh)
     constants = _constants(source, teacher, config, mesh, sharding.place)
-    parts = known.parts if known else _Parts(step, source, teacher, config, mesh)
-    whole = sharding.replicated(mesh)
-    shapes = known.progress if known else parts.progress_shapes(constants, start)
-    init = jax.jit(parts.init, out_shardings=parts.shardings(shapes).state)
-    jitted = parts.jitted(shapes)
+    if known.constants.teacher_states is not None:
+        batches, _ = data.padded_batches(source.train, min(TEACHER_BATCH, data.count(source.train)))
+        states = jitted.states(constants, sharding.place(batches, whole))
+        constants = constants._replace(teacher_states=states)
     if start is not None:
         # On all devices; where the student listens to its teacher, too, the same arrays.
         placed = sharding.of_parameters(mesh, start)
         start = constants.teacher_params if teacher else sharding.place(start, placed)
 
-    def placed_init(keys):
-        return init(constants, sharding.place(keys, whole), start)
+    def init(keys):
+        return jitted.init(constants, sharding.place(keys, whole), start)
 
     def started(state):
-        sums = {name: np.zeros(metric.shape, metric.dtype) for name, metric in shapes.sums.items()}
+        sums = {name: np.zeros(sum_.shape, sum_.dtype) for name, sum_ in jitted.progress.sums.items()}
         return Progress(state, *sharding.place((sums, np.array(True)), whole))
 
     if not isinstance(source.train, dict):
-        feed, run = _streamed(jitted, constants, source, config, mesh)
-        measured = jax.jit(parts.measured, out_shardings=whole)
+        feed, run = _streamed(jitted.run, constants, source, config, mesh)
 
         def diagnose_streamed(state, feed, keys):
-            return measured(constants, state, sharding.place(keys, whole), feed.peek(), None)
+            return jitted.measured(constants, state, sharding.place(keys, whole), feed.peek(), None)
 
-        return Dispatch(constants, placed_init, started, feed, run, diagnose_streamed, jitted)
-
-    order_of = jax.jit(parts.order, out_shardings=whole)
-    measured_in_order = jax.jit(parts.measured_in_order, out_shardings=whole)
+        return Dispatch(constants, init, started, feed, run, diagnose_streamed, jitted.run)
 
     def feed(keys, step):
-        return order_of(sharding.place(keys, whole), step)
+        return jitted.order(sharding.place(keys, whole), step)
 
     def run(progress, order, keys, step, stop):
-        return jitted(progress, order, constants, sharding.place(keys, whole), stop)
+        return jitted.run(progress, order, constants, sharding.place(keys, whole), stop)
 
     def diagnose(state, order, keys):
-        return measured_in_order(constants, state, sharding.place(keys, whole), order)
+        return jitted.measured(constants, state, sharding.place(keys, whole), order)
 
-    return Dispatch(constants, placed_init, started, feed, run, diagnose, jitted)
+    return Dispatch(constants, init, started, feed, run, diagnose, jitted.run)
+
+
+class Jitted(NamedTuple):
+    """The functions of a run that are compiled, each traced when it is first called.
+
+    They have no array of the run in them: what they compute with, they are given.
+
+    progress: shapes and types of a Progress
+    init(constants, keys, start) -> TrainState of all seeds
+    run: the function that trains; _Parts.steps, or _Parts.streamed_step where examples stream
+    measured: _Parts.measured_in_order, or _Parts.measured where examples stream
+    order(keys, step): _Parts.order
+    states(constants, batches): _Parts.states
+    """
+
+    progress: Progress
+    init: Callable[..., Any]
+    run: Callable[..., Any]
+    measured: Callable[..., Any]
+    order: Callable[..., Any]
+    states: Callable[..., Any]
 
 
 class Abstract(NamedTuple):
     """A run's step before anything is placed or computed: what the compiler is given.
 
-    jitted: the jitted function behind Dispatch.run
-    arguments: the shapes, types and shardings of what it is called with
+    jitted: the functions of `make_dispatch`
+    arguments: the shapes, types and shardings of what jitted.run is called with
     progress, constants: those among them that hold parameters
-    parts: the functions that are traced, for `make_dispatch`
     """
 
-    jitted: Callable[..., Any]
+    jitted: Jitted
     arguments: tuple
     progress: Progress
     constants: Constants
-    parts: '_Parts'
 
 
 def make_abstract(
@@ -177,25 +185,31 @@ def make_abstract(
 
     The devices of the mesh need not be there. Teacher states that would be computed once are shapes, too.
     """
-    constants = _constants(source, teacher, config, mesh, sharding.abstract)
-    parts = _Parts(step, source, teacher, config, mesh)
     whole = sharding.replicated(mesh)
+    parts = _Parts(step, source, teacher, config, mesh)
+    constants = _constants(source, teacher, config, mesh, sharding.abstract)
+    # Where they never change, they are computed once.
+    if teacher and config.teacher.inputs == 'clean' and not parts.is_streamed:
+        states = jax.eval_shape(parts.activations, constants, constants.train, None)
+        constants = constants._replace(teacher_states=sharding.abstract(states, whole))
     keys = sharding.abstract(jax.eval_shape(lambda: seed_keys(config)), whole)
-    shapes = parts.progress_shapes(constants, start)
-    progress = sharding.abstract(shapes, parts.shardings(shapes))
-    jitted = parts.jitted(shapes)
-    if isinstance(source.train, dict):
+    jitted = parts.jitted(constants, start)
+    progress = sharding.abstract(jitted.progress, parts.shardings(jitted.progress))
+    if not parts.is_streamed:
         order = sharding.abstract(jax.eval_shape(parts.order, keys, 0), whole)
-        return Abstract(jitted, (progress, order, constants, keys, 1), progress, constants, parts)
+        return Abstract(jitted, (progress, order, constants, keys, 1), progress, constants)
     examples = sharding.abstract(parts.example_shapes(), sharding.batched(mesh, axis=1))
-    return Abstract(jitted, (progress, constants, keys, examples), progress, constants, parts)
+    return Abstract(jitted, (progress, constants, keys, examples), progress, constants)
 
 
 class _Parts:
-    """The pure functions that `make_dispatch` compiles."""
+    """The pure functions that `make_dispatch` compiles; of data and parameters they keep nothing."""
 
     def __init__(self, step, source, teacher, config, mesh):
-        self.step, self.source, self.teacher, self.config, self.mesh = step, source, teacher, config, mesh
+        self.step, self.config, self.mesh = step, config, mesh
+        self.inputs, self.example = source.inputs, data.one_example(source)
+        self.is_streamed = not isinstance(source.train, dict)
+        self.teacher = teacher and (teacher.model, teacher.source.inputs)
         self.num_examples = data.count(source.train)
         self.steps_per_epoch = self.num_examples // config.batch_size
         # A step is traced once, by whoever asks first: the checks before a run, or its loop.
@@ -203,7 +217,7 @@ class _Parts:
 
     def example_shapes(self):
         """{name: [seeds, batch, ...]} of a step."""
-        return self.batch_shapes(data.one_example(self.source))
+        return self.batch_shapes(self.example)
 
     def batch_shapes(self, examples):
         """A tree of [examples, ...] -> the shapes of a step's, [seeds, batch, ...]."""
@@ -227,25 +241,44 @@ class _Parts:
         state = sharding.of_parameters(self.mesh, shapes.state, first_axis=1)
         return Progress(state, jax.tree.map(lambda _: whole, shapes.sums), whole)
 
-    def jitted(self, shapes: Progress):
-        """The function that trains."""
+    def jitted(self, constants, start) -> Jitted:
+        """The functions that are compiled, for arguments like these, which may be shapes."""
+        whole = sharding.replicated(self.mesh)
+        shapes = self.progress_shapes(constants, start)
         progress = self.shardings(shapes)
-        if isinstance(self.source.train, dict):
-            outputs = progress, sharding.replicated(self.mesh)
-            return jax.jit(self.steps, donate_argnums=(0, 1), out_shardings=outputs)
-        return jax.jit(self.streamed_step, donate_argnums=0, out_shardings=progress)
+        init = jax.jit(self.init, out_shardings=progress.state)
+        if self.is_streamed:
+            run = jax.jit(self.streamed_step, donate_argnums=0, out_shardings=progress)
+            measured = jax.jit(self.measured, out_shardings=whole)
+        else:
+            run = jax.jit(self.steps, donate_argnums=(0, 1), out_shardings=(progress, whole))
+            measured = jax.jit(self.measured_in_order, out_shardings=whole)
+        order = jax.jit(self.order, out_shardings=whole)
+        return Jitted(shapes, init, run, measured, order, jax.jit(self.states))
 
     def init(self, constants, keys, start):
         """Every seed's first TrainState; `start` are parameters that the student starts from, or None."""
-        batch = self.batch(constants, data.one_example(self.source), None, None)
+        batch = self.batch(constants, self.example, None, None)
         return jax.vmap(lambda key: self.step.init(streams(key)[0], batch, start))(keys)
+
+    def activations(self, constants, examples, key) -> base.Activations:
+        """What the teacher makes of some examples."""
+        model, inputs = self.teacher
+        given = inputs(constants.teacher_tables, examples, key)
+        return base.activations(model, constants.teacher_params, given)
+
+    def states(self, constants, batches) -> base.Activations:
+        """What the teacher makes of all training examples, {name: [batches, batch, ...]} filled up."""
+        states = jax.lax.map(lambda examples: self.activations(constants, examples, None), batches)
+        # [batches, batch, ...] -> [examples, ...]
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[: self.num_examples], states)
 
     def batch(self, constants, examples, teacher_activations, key):
         """Examples -> what a step reads; `teacher_activations` is None where they are not known yet."""
         if teacher_activations is None and self.teacher:
-            teacher_activations = _activations_of(self.teacher, constants, examples, key)
+            teacher_activations = self.activations(constants, examples, key)
         return train_step.Batch(
-            student_inputs=self.source.inputs(constants.tables, examples, key),
+            student_inputs=self.inputs(constants.tables, examples, key),
             labels=jnp.asarray(examples['labels']),
             mask=jnp.ones(examples['labels'].shape, jnp.float32),
             teacher=teacher_activations,
@@ -265,7 +298,8 @@ class _Parts:
             batch = batch._replace(teacher=shuffled)
 
         def teacher_upper(s):
-            return self.teacher.model.upper(constants.teacher_params, s)
+            model, _ = self.teacher
+            return model.upper(constants.teacher_params, s)
 
         return state, training_key, teacher_upper, batch, constants.numbers
 
@@ -385,39 +419,14 @@ def _streamed(jitted, constants, source, config, mesh):
     return feed, run
 
 
-def _activations_of(teacher, constants, examples, key):
-    inputs = teacher.source.inputs(constants.teacher_tables, examples, key)
-    return base.activations(teacher.model, constants.teacher_params, inputs)
-
-
 def _constants(source, teacher, config, mesh, place):
-    """Puts what a step reads on the devices, and computes the teacher's states where they never change."""
-    is_streamed = not isinstance(source.train, dict)
+    """Puts what a step reads on the devices; the teacher's states are not there yet."""
     whole = sharding.replicated(mesh)
-    constants = Constants(
-        train=None if is_streamed else place(source.train, whole),
+    return Constants(
+        train=place(source.train, whole) if isinstance(source.train, dict) else None,
         tables=place(source.tables, whole),
         teacher_tables=teacher and place(teacher.source.tables, whole),
         teacher_params=teacher and place(teacher.params, sharding.of_parameters(mesh, teacher.params)),
         teacher_states=None,
         numbers=place(train_step.numbers_of(config), whole),
     )
-    if not teacher or config.teacher.inputs != 'clean' or is_streamed:
-        return constants
-    if place is sharding.abstract:
-        states = jax.eval_shape(lambda known: _activations_of(teacher, known, known.train, None), constants)
-        states = place(states, whole)
-    else:
-        count = data.count(source.train)
-        batches, _ = data.padded_batches(source.train, min(TEACHER_BATCH, count))
-
-        @jax.jit
-        def states_of(constants, batches):
-            states = jax.lax.map(
-                lambda examples: _activations_of(teacher, constants, examples, None), batches
-            )
-            # [batches, batch, ...] -> [examples, ...]
-            return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count], states)
-
-        states = states_of(constants, place(batches, whole))
-    return constants._replace(teacher_states=states)

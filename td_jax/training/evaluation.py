@@ -38,7 +38,28 @@ class Scores(NamedTuple):
     values: np.ndarray | None
 
 
-def make_evaluation(model: base.Model, source: data.Source, batch_size: int, mesh):
+def make_values(model: base.Model, source: data.Source, mesh):
+    """Makes the compiled part of an evaluation; of data and parameters it keeps nothing.
+
+    Args:
+      model, source, mesh: as for make_evaluation.
+
+    Returns:
+      values(params, tables, examples, mask) -> [seeds, batch], of parameters of all seeds
+    """
+    _, value_of, _, _ = METRICS[source.task]
+    inputs_of = source.inputs
+
+    def batch_values(params, tables, examples, mask):
+        predictions = base.activations(model, params, inputs_of(tables, examples, None)).logits
+        # What fills a batch up may be anything, of which a product with 0 may be NaN.
+        return jnp.where(mask > 0, value_of(predictions, examples['labels']), 0.0)
+
+    whole = sharding.replicated(mesh)
+    return jax.jit(jax.vmap(batch_values, in_axes=(0, None, None, None)), out_shardings=whole)
+
+
+def make_evaluation(model: base.Model, source: data.Source, batch_size: int, mesh, values=None):
     """Makes the evaluation of a model on `source.evaluation`.
 
     Args:
@@ -46,22 +67,15 @@ def make_evaluation(model: base.Model, source: data.Source, batch_size: int, mes
       source: how the model's inputs are made of examples.
       batch_size: examples at once, rounded up to a multiple of the devices; the metric does not depend on it.
       mesh: the devices, by sharding.make_mesh.
+      values: by make_values of the same, or of a run that compiles the same; None makes it.
 
     Returns:
       evaluate(params, examples=source.evaluation) -> Scores, from parameters of all seeds stacked on their
       first axis. Every process must call it, and has all of them.
     """
-    _, value_of, finish, _ = METRICS[source.task]
-    devices = mesh.devices.size
-    whole = sharding.replicated(mesh)
-
-    def batch_values(params, tables, examples, mask):
-        inputs = source.inputs(tables, examples, None)
-        predictions = base.activations(model, params, inputs).logits
-        # What fills a batch up may be anything, of which a product with 0 may be NaN.
-        return jnp.where(mask > 0, value_of(predictions, examples['labels']), 0.0)
-
-    values_of = jax.jit(jax.vmap(batch_values, in_axes=(0, None, None, None)), out_shardings=whole)
+    _, _, finish, _ = METRICS[source.task]
+    devices, whole = mesh.devices.size, sharding.replicated(mesh)
+    values_of = values or make_values(model, source, mesh)
 
     def evaluate(params, examples=None):
         examples = source.evaluation if examples is None else examples

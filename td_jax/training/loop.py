@@ -38,8 +38,9 @@ class Loop:
         self.teacher_facts, self.prefix, self.mesh = teacher_facts, prefix, plan.mesh
         source, mesh = plan.source, plan.mesh
         student = assembly.build_model(config, config.model, source)
-        self.dispatch = assembly.assemble(config, source, teacher, mesh, plan.step)
-        self.evaluate = evaluation.make_evaluation(student, source, config.eval_batch_size, mesh)
+        step, values = plan.compiled
+        self.dispatch = assembly.assemble(config, source, teacher, mesh, step)
+        self.evaluate = evaluation.make_evaluation(student, source, config.eval_batch_size, mesh, values)
         self.metric, _, _, self.less_is_better = evaluation.METRICS[source.task]
         self.score_name = f'{config.dataset.split}_{self.metric}'
         self.keys = dispatch.seed_keys(config)

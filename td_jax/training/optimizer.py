@@ -42,6 +42,11 @@ class Rates(NamedTuple):
     weight_decay: jax.Array | float
 
 
+def depends_on_length(config) -> bool:
+    """Whether the learning rate of a step depends on how many steps there are; of an optimizer config."""
+    return config.schedule != 'constant'
+
+
 def make_optimizer(config, num_steps: int, rates: Rates | None = None):
     """Makes the optimizer of one group of parameters.
 

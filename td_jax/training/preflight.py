@@ -1,8 +1,10 @@
 """All that can be refused of a run, before anything is written or trained."""
 
 import os
+from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 from etils import epath
 from jax.sharding import Mesh
 
@@ -14,7 +16,8 @@ from td_jax.errors import UserError
 from td_jax.files import checkpoints, workdir
 from td_jax.method import objectives
 from td_jax.models import base
-from td_jax.training import assembly, dispatch, finished, made_of, memory, teachers
+from td_jax.training import assembly, dispatch, evaluation, finished, made_of, memory, teachers
+from td_jax.training.programs import Programs
 
 
 class Plan(NamedTuple):
@@ -24,42 +27,50 @@ class Plan(NamedTuple):
     source: data.Source
     teacher_source: data.Source | None  # None where there is no teacher
     teacher: dispatch.Teacher | None  # None where it has to be trained first, too
-    step: dispatch.Abstract  # what its loop compiles
+    compiled: 'Compiled'  # what its loop compiles
 
 
-def check(config, folder: epath.Path) -> Plan:
+class Compiled(NamedTuple):
+    """What a loop compiles; of data and parameters it keeps nothing."""
+
+    step: dispatch.Abstract
+    values: Callable[..., jax.Array]  # by evaluation.make_values, of the student
+
+
+def check(config, folder: epath.Path, programs: Programs) -> Plan:
     """Refuses a run that cannot work, in all processes together; writes nothing.
 
     Args:
       config: every knob, checked by td_jax.config.check.
       folder: its workdir.
+      programs: those of the runs before, and from now on of this one.
 
     Raises:
       UserError: anything the user can mend.
     """
     mesh = sharding.make_mesh(config)
     # No process waits for others in here: one that sees another disk would keep them waiting.
-    plan = processes.together(lambda: _check_alone(config, folder, mesh))
+    plan = processes.together(lambda: _check_alone(config, folder, mesh, programs))
     if plan.teacher_source and not plan.teacher:
         expected = config_lib.teacher_run(config)
         processes.from_main(lambda: check_workdir(expected, folder / finished.TEACHER))
     return plan
 
 
-def _check_alone(config, folder, mesh) -> Plan:
+def _check_alone(config, folder, mesh, programs) -> Plan:
     source = assembly.load_source(config, config.dataset)
     _check_batch(config, source)
     _check_task(config, source)
     assembly.build_model(config, config.model, source)
     if not config_lib.has_teacher(config):
-        return Plan(mesh, source, None, None, _check_step(config, source, None, mesh, 'student'))
+        return Plan(mesh, source, None, None, _check_step(config, source, None, mesh, 'student', programs))
     teacher_source = _check_teacher(config, folder, source)
-    step = _check_step(config, source, teacher_source, mesh, 'student')
+    compiled = _check_step(config, source, teacher_source, mesh, 'student', programs)
     is_there = not config_lib.trains_teacher(config) or config.teacher.checkpoint
     if not is_there:
-        _check_step(config_lib.teacher_run(config), teacher_source, None, mesh, 'teacher')
+        _check_step(config_lib.teacher_run(config), teacher_source, None, mesh, 'teacher', programs)
     teacher = teachers.load(config, folder, teacher_source, mesh) if is_there else None
-    return Plan(mesh, source, teacher_source, teacher, step)
+    return Plan(mesh, source, teacher_source, teacher, compiled)
 
 
 def check_workdir(config, folder: epath.Path) -> dict | None:
@@ -204,24 +215,32 @@ def _check_start(config, student_source, teacher_source):
         )
 
 
-def _check_step(config, source, teacher_source, mesh, name):
+def _check_step(config, source, teacher_source, mesh, name, programs) -> Compiled:
     """Refuses what cannot be computed or does not fit in memory: traces the whole step, computes nothing.
 
-    Returns:
-      What its loop compiles.
+    One that compiles the same as a run before has passed already.
     """
-    try:
-        memory.check_parameters(config, config.model, source, config.num_seeds, mesh, name)
-        teacher = None
-        if teacher_source:
-            memory.check_parameters(config, config.teacher.model, teacher_source, 1, mesh, 'teacher')
-            teacher = assembly.abstract_teacher(config, teacher_source)
-        found = assembly.abstract(config, source, teacher, mesh)
-    # What JAX raises where shapes do not fit each other, or are larger than it counts.
-    except (TypeError, ValueError, OverflowError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f'method {config.method} cannot be computed for the models as they are: {reason[:300]}'
-        ) from error
+
+    def make():
+        try:
+            return Compiled(_checked_step(config, source, teacher_source, mesh, name), values)
+        # What JAX raises where shapes do not fit each other, or are larger than it counts.
+        except (TypeError, ValueError, OverflowError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(
+                f'method {config.method} cannot be computed for the models as they are: {reason[:300]}'
+            ) from error
+
+    values = evaluation.make_values(assembly.build_model(config, config.model, source), source, mesh)
+    return programs.of(config, source, teacher_source, mesh, make)
+
+
+def _checked_step(config, source, teacher_source, mesh, name):
+    memory.check_parameters(config, config.model, source, config.num_seeds, mesh, name)
+    teacher = None
+    if teacher_source:
+        memory.check_parameters(config, config.teacher.model, teacher_source, 1, mesh, 'teacher')
+        teacher = assembly.abstract_teacher(config, teacher_source)
+    found = assembly.abstract(config, source, teacher, mesh)
     memory.check(config, source, teacher, found, name)
     return found

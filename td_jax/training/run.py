@@ -12,15 +12,19 @@ from td_jax.devices import processes
 from td_jax.errors import Diverged, UserError
 from td_jax.files import workdir as workdir_lib
 from td_jax.training import finished, loop, memory, preflight, teachers
+from td_jax.training.programs import Programs
 
 
-def train(config: ml_collections.ConfigDict, workdir: epath.Path, prefix: str = '') -> dict:
+def train(
+    config: ml_collections.ConfigDict, workdir: epath.Path, prefix: str = '', programs: Programs | None = None
+) -> dict:
     """Trains what a config describes, from wherever its workdir stands, and evaluates it.
 
     Args:
       config: every knob of configs.common.
       workdir: folder of the run; made if missing, continued if it holds the same run.
       prefix: what the optimizer's keys are under where a person set them.
+      programs: those of the runs before in this process, where there are some that compile the same.
 
     Returns:
       The content of result.json.
@@ -32,7 +36,8 @@ def train(config: ml_collections.ConfigDict, workdir: epath.Path, prefix: str = 
     result = processes.from_main(lambda: preflight.check_workdir(config, workdir))
     if result:
         return result
-    plan = preflight.check(config, workdir)
+    programs = programs or Programs()
+    plan = preflight.check(config, workdir, programs)
     if plan.source.said and not prefix:
         processes.say(plan.source.said)
     with _opened(workdir):
@@ -42,7 +47,7 @@ def train(config: ml_collections.ConfigDict, workdir: epath.Path, prefix: str = 
             return result
         teacher = plan.teacher
         if plan.teacher_source and not teacher:
-            train(config_lib.teacher_run(config), workdir / finished.TEACHER, 'teacher.')
+            train(config_lib.teacher_run(config), workdir / finished.TEACHER, 'teacher.', programs)
             # Every process reads for itself what all of them wrote; one may see another disk.
             teacher = processes.together(
                 lambda: teachers.load(config, workdir, plan.teacher_source, plan.mesh)

@@ -15,6 +15,7 @@ from td_jax.devices import memory as devices_memory
 from td_jax.errors import UserError
 from td_jax.files import checkpoints
 from td_jax.training import assembly, memory, preflight
+from td_jax.training.programs import Programs
 from td_jax.training.run import train
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden' / 'vit_tiny.npz'
@@ -79,10 +80,10 @@ def test_a_run_fits_to_the_byte(small_config, tmp_path, monkeypatch):
     # 2 seeds; a count of steps for each of the two groups of parameters.
     needed = 4 * (2 * 3 * PARAMETERS + 2 * 2 + 50 * (64 + 1))
     monkeypatch.setattr(devices_memory, 'of_device', lambda device: needed)
-    assert preflight.check(config, tmp_path / 'run').source.name == 'digits 5, 6, 7, 8, 9'
+    assert preflight.check(config, tmp_path / 'run', Programs()).source.name == 'digits 5, 6, 7, 8, 9'
     monkeypatch.setattr(devices_memory, 'of_device', lambda device: needed - 1)
     with pytest.raises(UserError, match='this run needs at least'):
-        preflight.check(config, tmp_path / 'run')
+        preflight.check(config, tmp_path / 'run', Programs())
 
 
 def test_the_states_that_a_teacher_keeps_are_counted(small_config, tmp_path, monkeypatch):
@@ -90,14 +91,14 @@ def test_the_states_that_a_teacher_keeps_are_counted(small_config, tmp_path, mon
     monkeypatch.setattr(devices_memory, 'of_device', lambda device: 10)
     monkeypatch.setattr(memory, 'check_parameters', lambda *arguments: None)
     with pytest.raises(UserError) as raised:
-        preflight.check(small_config(num_seeds=1), tmp_path / 'run')
+        preflight.check(small_config(num_seeds=1), tmp_path / 'run', Programs())
     assert 'on a device that has 0.0 GB' in str(raised.value)
     parts = {}
     monkeypatch.setattr(memory, '_compare', lambda mesh, found: parts.update(found))
-    preflight.check(small_config(), tmp_path / 'run')
+    preflight.check(small_config(), tmp_path / 'run', Programs())
     assert parts["teacher's states"][0] == 50 * 4 * (7 + 11 + 5)
     parts.clear()
-    preflight.check(small_config(teacher__inputs='varied'), tmp_path / 'run')
+    preflight.check(small_config(teacher__inputs='varied'), tmp_path / 'run', Programs())
     assert "teacher's states" not in parts
 
 
@@ -172,7 +173,7 @@ def pair_config(method, pair, **changes):
 def test_states_of_any_two_models_can_be_compared(pair, tmp_path):
     """The whole step is traced: it can be compiled."""
     config = pair_config('td', pair)
-    assert preflight.check(config, tmp_path / 'run').source.task == 'classification'
+    assert preflight.check(config, tmp_path / 'run', Programs()).source.task == 'classification'
     assert not (tmp_path / 'run').exists()
 
 

@@ -16,7 +16,7 @@ from td_jax.data import SOURCES, movielens
 from td_jax.devices import fingerprint
 from td_jax.errors import Diverged, UserError
 from td_jax.files import checkpoints, metric_log, workdir
-from td_jax.training import assembly, dispatch, evaluation
+from td_jax.training import assembly, evaluation
 from td_jax.training import finished as finished_runs
 from td_jax.training import run as run_lib
 from td_jax.training.run import describe, train
@@ -372,19 +372,6 @@ def test_more_steps_train_the_difference(copied, td_config, tmp_path, outcome, c
     extended['metrics'].remove(measured)
     assert extended == at_once
     assert extended['result']['steps'] == extended['config']['num_steps'] == extended['step'] == 11
-
-
-def test_a_step_is_traced_once_for_its_checks_and_its_loop(small_config, tmp_path, monkeypatch):
-    traced, update = [], dispatch._Parts.update_all_seeds
-
-    def counted(self, *inputs):
-        traced.append(self.config.method)
-        return update(self, *inputs)
-
-    monkeypatch.setattr(dispatch._Parts, 'update_all_seeds', counted)
-    train(small_config(method='hybrid'), tmp_path)
-    # The teacher's is checked before anything is written, and again by its own run.
-    assert sorted(traced) == ['hybrid', 'supervised', 'supervised']
 
 
 def test_fewer_steps_are_refused(copied, td_config):

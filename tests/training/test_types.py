@@ -42,7 +42,7 @@ for method, optimizer in [*((method, 'adamw') for method in objectives.METHODS),
     teacher = assembly.abstract_teacher(config, teacher_source)
     steps = assembly.abstract(config, source, teacher, mesh), assembly.abstract_images(vit, mesh)
     for name, step in zip(('digits', 'images'), steps):
-        trees = step.arguments, step.constants, jax.eval_shape(step.jitted, *step.arguments)
+        trees = step.arguments, step.constants, jax.eval_shape(step.jitted.run, *step.arguments)
         types = {str(leaf.dtype) for leaf in jax.tree.leaves(trees) if hasattr(leaf, 'dtype')}
         found[f'{method} {optimizer} {name}'] = sorted(types)
 print(json.dumps(found))

@@ -1,0 +1,76 @@
+"""What the runs of one process have traced and compiled, for others that would compile the same.
+
+To trace a step and to look up its program takes as long as hundreds of steps of a small model, and the runs
+of a table or a search differ in little but what a compiled step is given: data of the same shapes, seeds,
+parameters of the teacher, weights and rates.
+"""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from td_jax import config as config_lib
+from td_jax.data import base as data
+from td_jax.method import objectives
+from td_jax.training import optimizer
+
+# How many are kept. Hundreds would fill the memory.
+MOST = 32
+# Knobs that no program has in it: those of random keys, and where the teacher's parameters come from.
+GIVEN = 'seed', 'seed_step', 'teacher.seed', 'teacher.checkpoint'
+
+
+class Programs:
+    """What was made for the programs of some runs, each made once."""
+
+    def __init__(self):
+        self._made = {}
+
+    def of(
+        self, config, source: data.Source, teacher_source: data.Source | None, mesh, make: Callable
+    ) -> Any:
+        """What `make` gives for the first run with these programs.
+
+        Args:
+          config: of the run, checked.
+          source: the student's data.
+          teacher_source: the data of its teacher, or None.
+          mesh: the devices, by sharding.make_mesh.
+          make: called without arguments; what it raises is not kept.
+        """
+        key = _knobs(config), _shapes(source), teacher_source and _shapes(teacher_source), mesh
+        if key not in self._made:
+            if len(self._made) == MOST:
+                self._made.clear()
+                # JAX holds compiled programs for longer than their functions are there.
+                jax.clear_caches()
+            self._made[key] = make()
+        return self._made[key]
+
+
+def _knobs(config) -> str:
+    """The knobs that a run reads, without what programs are given; of a number given, whether it is 0."""
+    knobs = config_lib.flatten(config)
+    for name in {*GIVEN, *config_lib.without_effect(config, knobs)}:
+        del knobs[name]
+    # As train_step.numbers_of has them.
+    numbers = [f'{config.method}.weights.{term}' for term in objectives.weights_of(config)]
+    for name in (*numbers, 'optimizer.learning_rate', 'optimizer.weight_decay'):
+        if name in knobs:
+            knobs[name] = bool(knobs[name])
+    if not optimizer.depends_on_length(config.optimizer):
+        del knobs['num_steps']
+    return json.dumps(knobs, sort_keys=True)
+
+
+def _shapes(source: data.Source):
+    """All that a program has in it of a data set; `inputs` is made of the config."""
+    arrays = data.one_example(source), source.tables
+    leaves, structure = jax.tree.flatten(arrays)
+    return (
+        (source.name, source.task, source.label_names, tuple(sorted(source.vocabularies.items()))),
+        (isinstance(source.train, dict), data.count(source.train)),
+        (structure, tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves)),
+    )

@@ -1,0 +1,150 @@
+"""Runs of one process that compile the same share what is traced, and compute what each computes alone."""
+
+import pytest
+from etils import epath
+
+from td_jax import config as config_lib
+from td_jax.devices import sharding
+from td_jax.errors import UserError
+from td_jax.training import assembly, dispatch, preflight, programs
+from td_jax.training.programs import Programs
+from td_jax.training.run import train
+
+# What a compiled step is given: another run of the same program.
+GIVEN = {
+    'seed': 7,
+    'seed_step': 3,
+    'teacher__seed': 5,
+    'optimizer__learning_rate': 0.004,
+    'optimizer__weight_decay': 0.3,
+    'hybrid__weights__logits': 2.5,
+    'num_steps': 4,
+}
+
+
+@pytest.fixture
+def traced(monkeypatch):
+    """The method of every step that is traced, in their order."""
+    methods, update = [], dispatch._Parts.update_all_seeds
+
+    def counted(self, *inputs):
+        methods.append(self.config.method)
+        return update(self, *inputs)
+
+    monkeypatch.setattr(dispatch._Parts, 'update_all_seeds', counted)
+    return methods
+
+
+def test_a_run_with_the_programs_of_another_computes_what_it_computes_alone(
+    small_config, tmp_path, outcome, traced
+):
+    shared, settings = Programs(), {'method': 'hybrid', 'diagnostics': True, 'model__dropout': 0.2}
+    first = small_config(optimizer__weight_decay=0.1, **settings)
+    second = small_config(**settings, **GIVEN)
+    train(first, epath.Path(tmp_path / 'first'), programs=shared)
+    # The teacher's is checked before anything is written, and is that of its own run.
+    assert sorted(traced) == ['hybrid', 'supervised']
+    traced.clear()
+    train(second, epath.Path(tmp_path / 'second'), programs=shared)
+    assert not traced
+    train(second, epath.Path(tmp_path / 'alone'))
+    assert sorted(traced) == ['hybrid', 'supervised']
+    for part in ('', 'teacher'):
+        assert outcome(tmp_path / 'second' / part) == outcome(tmp_path / 'alone' / part)
+        assert outcome(tmp_path / 'second' / part) != outcome(tmp_path / 'first' / part)
+
+
+def made_for(shared, config, source=None):
+    """What the programs have for a config whose parts are made here; nothing is traced."""
+    source = source or assembly.load_source(config, config.dataset)
+    teacher_source = assembly.load_source(config, config.teacher.dataset)
+    return shared.of(config, source, teacher_source, sharding.make_mesh(config), object)
+
+
+@pytest.mark.parametrize(
+    'change',
+    [
+        {'optimizer__weight_decay': 0.0},
+        {'fitnet__weights__state': 0.0},
+        {'model__dropout': 0.3},
+        {'num_seeds': 1},
+        {'teacher__control': 'shuffled'},
+        {'dataset__classes': (5, 6, 7, 8)},
+        {'optimizer__schedule': 'cosine', 'num_steps': 5},
+    ],
+    ids='-'.join,
+)
+def test_what_is_part_of_a_program_makes_another(change, small_config):
+    shared, settings = Programs(), {'method': 'fitnet', 'optimizer__weight_decay': 0.1}
+    first, second = small_config(**settings), small_config(**(settings | change))
+    made = [made_for(shared, config) for config in (first, second, first, second)]
+    assert made[0] is made[2]
+    assert made[1] is made[3]
+    assert made[0] is not made[1]
+
+
+def test_the_length_of_a_run_is_part_of_it_where_the_learning_rate_decays(small_config):
+    for schedule, is_one in (('constant', True), ('cosine', False)):
+        shared = Programs()
+        configs = [small_config(optimizer__schedule=schedule, num_steps=steps) for steps in (6, 8)]
+        made = [made_for(shared, config) for config in configs]
+        assert (made[0] is made[1]) == is_one
+
+
+def another(value):
+    """A value of the same type."""
+    if isinstance(value, bool):
+        return not value
+    return f'{value}x' if isinstance(value, str) else value + (1 if isinstance(value, int | float) else (1,))
+
+
+def test_any_knob_that_is_read_is_part_of_it_if_it_is_not_known_to_be_given(small_config):
+    settings = {'method': 'hybrid', 'optimizer__schedule': 'cosine', 'optimizer__weight_decay': 0.5}
+    flat = config_lib.flatten(small_config(**settings))
+    given = {'hybrid.weights.logits', 'hybrid.weights.feature'}
+    given |= {'optimizer.learning_rate', 'optimizer.weight_decay'}
+    given |= {'seed', 'seed_step', 'teacher.seed', 'teacher.checkpoint'}
+    unread = config_lib.without_effect(small_config(**settings), flat)
+    assert given < set(flat)
+    assert {'td.rounds', 'fd.weights.feature'} < set(unread)
+    before, parts = programs._knobs(small_config(**settings)), set(flat) - set(unread) - {'method'}
+    for name in parts:
+        config = small_config(**settings)
+        with config.unlocked(), config.ignore_type():
+            config.update_from_flattened_dict({name: another(flat[name])})
+        # A teacher that is named is not trained, of which some knobs are.
+        if name != 'teacher.checkpoint':
+            assert (programs._knobs(config) == before) == (name in given), name
+
+
+def test_data_of_other_shapes_makes_another(small_config):
+    shared, config = Programs(), small_config()
+    source = assembly.load_source(config, config.dataset)
+    less = {name: array[:-1] for name, array in source.train.items()}
+    others = (
+        source._replace(train=less),
+        source._replace(train={**source.train, 'labels': source.train['labels'].astype('int16')}),
+        source._replace(label_names=tuple('abcde')),
+        source._replace(tables=source.train['labels']),
+    )
+    made = [made_for(shared, config, other) for other in (source, *others)]
+    assert len(set(map(id, made))) == len(made)
+    same = source._replace(train={name: array[::-1] for name, array in source.train.items()})
+    assert made_for(shared, config, same) is made[0]
+
+
+def test_no_more_are_kept_than_fit(small_config, monkeypatch):
+    monkeypatch.setattr(programs, 'MOST', 2)
+    shared, configs = Programs(), [small_config(batch_size=size) for size in (4, 5, 6)]
+    first, second, third = (made_for(shared, config) for config in configs)
+    assert made_for(shared, configs[2]) is third
+    assert made_for(shared, configs[0]) is not first
+    assert made_for(shared, configs[1]) is not second
+
+
+def test_what_was_refused_is_refused_again(small_config, tmp_path):
+    shared, config = Programs(), small_config(method='supervised', model__name='resnet')
+    config.model.variant = 'R8x1'
+    for _ in range(2):
+        with pytest.raises(UserError, match='method supervised cannot be computed'):
+            preflight.check(config, epath.Path(tmp_path / 'run'), shared)
