@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from td_jax.devices import small
+
 # Two sums of differently mixed words make 64 bits an array.
 SALTS = (0x9E3779B9, 0x7F4A7C15)
 
@@ -30,7 +32,10 @@ def of_arrays(arrays: dict[str, jax.Array]) -> dict[str, str]:
     """'TYPE SHAPE SUMS' of each array, the sums as 16 hexadecimal digits."""
     # One by one: arrays of one shape share a program, and a run has few shapes and many arrays. Each is
     # waited for, because CPU devices that begin programs in two orders wait for each other for ever.
-    sums = {name: np.asarray(_sums(array)) for name, array in arrays.items()}
+    sums = {
+        name: _small_sums(np.asarray(array)) if small.is_small(array) else np.asarray(_sums(array))
+        for name, array in arrays.items()
+    }
     digits = {name: ''.join(f'{word:08x}' for word in words) for name, words in sums.items()}
     return {name: f'{array.dtype} {tuple(array.shape)} {digits[name]}' for name, array in arrays.items()}
 
@@ -39,6 +44,13 @@ def named(tree) -> dict:
     """{path joined by /: leaf} of a tree."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator='/'): leaf for path, leaf in leaves}
+
+
+def _small_sums(array):
+    """`_sums` of a NumPy array."""
+    words = array.reshape(-1).view(f'uint{8 * min(array.dtype.itemsize, 4)}').astype(np.uint32)
+    place = np.arange(words.size, dtype=np.uint32)
+    return [np.sum(_mixed(words ^ _mixed(place ^ np.uint32(salt))), dtype=np.uint32) for salt in SALTS]
 
 
 @jax.jit
@@ -59,6 +71,6 @@ def _sums(array):
 
 def _mixed(x):
     """The last step of MurmurHash3: every bit of a word changes half of the others."""
-    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
-    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    x = (x ^ (x >> 16)) * np.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * np.uint32(0xC2B2AE35)
     return x ^ (x >> 16)

@@ -11,7 +11,7 @@ import numpy as np
 
 import td_jax
 from td_jax import config as config_lib
-from td_jax.devices import processes, sharding
+from td_jax.devices import processes, sharding, small
 from td_jax.errors import Diverged, Stopped, UserError
 from td_jax.files import checkpoints, metric_log
 from td_jax.files import workdir as workdir_lib
@@ -372,9 +372,13 @@ def _on_host(tree):
 
 
 @jax.jit
-def _all_finite(tree):
-    return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]))
+def _all_finite(leaves):
+    return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]))
 
 
 def _is_finite(tree):
-    return bool(_on_host(_all_finite(tree)))
+    leaves = {True: [], False: []}
+    for leaf in jax.tree.leaves(tree):
+        leaves[small.is_small(leaf)].append(leaf)
+    is_finite = all(np.isfinite(_on_host(leaf)).all() for leaf in leaves[True])
+    return is_finite and (not leaves[False] or bool(_on_host(_all_finite(leaves[False]))))

@@ -6,11 +6,12 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from td_jax.devices import fingerprint
+from td_jax.devices import fingerprint, small
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -33,12 +34,43 @@ def expected(name, array):
     return f'{name} {array.dtype} {array.shape} {sums[0]:08x}{sums[1]:08x}\n'
 
 
+@pytest.fixture(params=['by NumPy', 'compiled'])
+def summed(request, monkeypatch):
+    """Small arrays are summed by NumPy or, as large ones, by a program."""
+    if request.param == 'compiled':
+        monkeypatch.setattr(small, 'MOST', -1)
+
+
+@pytest.mark.usefixtures('summed')
 @pytest.mark.parametrize('dtype', ['float32', 'int32', 'bfloat16', 'float16', 'uint8', 'int8', 'bool'])
 @pytest.mark.parametrize('shape', [(), (1,), (5,), (2, 3), (3, 2, 5)])
 def test_it_is_sha256_of_names_types_shapes_and_sums(dtype, shape):
     array = jnp.asarray(np.random.default_rng(0).normal(size=shape) * 3, dtype)
     text = expected('a/0', array) + expected('b', np.float32(1))
     assert fingerprint.of({'b': jnp.float32(1), 'a': (array,)}) == hashlib.sha256(text.encode()).hexdigest()
+
+
+@pytest.mark.usefixtures('summed')
+@pytest.mark.parametrize('dtype', ['float64', 'int64'])
+def test_64_bits_are_two_words(dtype):
+    array = (np.random.default_rng(0).normal(size=(3, 2)) * 3).astype(dtype)
+    jax.config.update('jax_enable_x64', True)
+    try:
+        found = fingerprint.of_arrays({'a': jnp.asarray(array)})
+    finally:
+        jax.config.update('jax_enable_x64', False)
+    halves = expected('a', array.view(np.uint32)).split(')')[-1].strip()
+    assert found == {'a': f'{dtype} (3, 2) {halves}'}
+
+
+def test_what_numpy_sums_is_small_and_whole(monkeypatch):
+    monkeypatch.setattr(small, 'MOST', 6)
+    called = []
+    monkeypatch.setattr(
+        fingerprint, '_sums', lambda array: called.append(array.shape) or np.zeros(2, np.uint32)
+    )
+    fingerprint.of({'a': np.zeros((2, 3), np.float32), 'b': np.zeros(7, np.float32), 'c': np.zeros(1)})
+    assert sorted(called) == [(1,), (7,)]
 
 
 def test_it_tells_trees_apart_but_not_their_order():
@@ -67,18 +99,20 @@ def test_every_bit_counts():
     assert len(found) == 1 + len(range(0, array.nbytes * 8, 37))
 
 
-def test_it_is_the_same_on_eight_devices():
+@pytest.mark.parametrize('most', [small.MOST, -1])
+def test_it_is_the_same_on_eight_devices(most):
     program = """
 import jax, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from td_jax.devices import fingerprint
+from td_jax.devices import fingerprint, small
+small.MOST = {most}
 mesh = Mesh(np.array(jax.devices()).reshape(2, 4), ('x', 'y'))
 array = np.random.default_rng(0).normal(size=(6, 20)).astype(np.float32)
 for names in ((), ('x', 'y'), (None, 'y'), ('x',)):
     print(fingerprint.of({'a': jax.device_put(array, NamedSharding(mesh, PartitionSpec(*names)))}))
 """
     done = subprocess.run(
-        [sys.executable, '-c', program],
+        [sys.executable, '-c', program.replace('{most}', str(most))],
         cwd=ROOT,
         env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'JAX_NUM_CPU_DEVICES': '8'},
         capture_output=True,
