@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from td_jax.data import base as data
-from td_jax.devices import sharding
+from td_jax.devices import compiler, sharding
 from td_jax.models import base
 from td_jax.training import diagnostics, train_step
 
@@ -246,7 +246,8 @@ class _Parts:
         whole = sharding.replicated(self.mesh)
         shapes = self.progress_shapes(constants, start)
         progress = self.shardings(shapes)
-        init = jax.jit(self.init, out_shardings=progress.state)
+        options = compiler.options_of_one_call(self.mesh)
+        init = jax.jit(self.init, out_shardings=progress.state, compiler_options=options)
         if self.is_streamed:
             run = jax.jit(self.streamed_step, donate_argnums=0, out_shardings=progress)
             measured = jax.jit(self.measured, out_shardings=whole)
