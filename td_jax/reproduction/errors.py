@@ -118,6 +118,8 @@ def write(path, results: dict):
       UserError: it cannot be written.
     """
     arrays, index = {}, []
+    # Tables have cells in common: the errors of the same runs are written once.
+    first_of, twins = {}, []
     for name, columns in results.items():
         for column, rows in columns.items():
             blocks, cells = {}, {}
@@ -125,9 +127,14 @@ def write(path, results: dict):
                 if not result:
                     continue
                 cells[row] = {key: result[key] for key in KEPT if key in result}
-                errors = result.get('errors')
+                errors, runs = result.get('errors'), tuple(result.get('runs', ()))
                 if errors is None:
                     continue
+                if runs in first_of:
+                    twins.append((cells[row], first_of[runs]))
+                    continue
+                if runs:
+                    first_of[runs] = cells[row]
                 same = errors['units'].tobytes(), errors['counts'].tobytes()
                 blocks.setdefault(same, []).append((row, errors))
             for block in blocks.values():
@@ -142,6 +149,8 @@ def write(path, results: dict):
                     cells[row]['place'] = number, start
                     start += len(errors['sums'])
             index.append({'table': name, 'column': column, 'cells': cells})
+    for cell, first in twins:
+        cell['place'] = first['place']
     text = json.dumps({'format': FORMAT, 'step': STEP, 'columns': index})
     workdir.write_arrays(path, {**arrays, 'index': np.array(text)})
 

@@ -90,6 +90,24 @@ def test_a_file_holds_what_was_written(tmp_path):
                     np.testing.assert_array_equal(found['errors'][key], cell['errors'][key])
 
 
+def test_errors_of_the_same_runs_are_written_once(tmp_path):
+    rng, units = np.random.default_rng(0), np.arange(40) // 2
+    shared, other = (result(rng.gamma(1.0, 1.0, (3, 40)), units, runs=[name]) for name in 'ab')
+    results = {
+        '5': {'Genre 1': {'1 iteration': shared, '2 to 3 iterations': other}},
+        '8': {'Genre 1': {'No noise': shared, 'Train together': shared}},
+    }
+    path = epath.Path(tmp_path / 'a.npz')
+    errors.write(path, results)
+    sums = [array for name, array in np.load(path).items() if name.startswith('changes_')]
+    assert [len(array) for array in sums] == [6]
+    for name, columns in errors.read(path).items():
+        for row, cell in columns['Genre 1'].items():
+            expected = results[name]['Genre 1'][row]
+            assert cell['runs'] == expected['runs']
+            np.testing.assert_array_equal(cell['errors']['sums'], expected['errors']['sums'])
+
+
 def test_cells_of_other_tables_stay_in_a_file():
     kept = {'3': {'Genre 1': {'TD': 1, 'LD': 2}, 'Genre 2': {'TD': 3}}, '5': {'Genre 1': {'TD': 4}}}
     results = {'3': {'Genre 1': {'TD': 5, 'LD': None, 'FD': 6}}, '7': {'Genre 8': {'TD': 7}}}
