@@ -191,6 +191,7 @@ TRAINING = (
     'run',
     'loop',
     'preflight',
+    'programs',
     'teachers',
     'finished',
     'made_of',
