@@ -548,8 +548,8 @@ def evaluations(monkeypatch):
     seen = []
     build = evaluation.make_evaluation
 
-    def watched(model, source, batch_size, mesh):
-        evaluate = build(model, source, batch_size, mesh)
+    def watched(model, source, *others):
+        evaluate = build(model, source, *others)
 
         def run(params, examples=None):
             seen.append(len(source.evaluation['labels']))
