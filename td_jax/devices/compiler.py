@@ -10,7 +10,7 @@ LEVEL = 'xla_backend_optimization_level'
 def options_of_one_call(mesh: Mesh) -> dict[str, int]:
     """Options for a program that is called once, such as that of a run's first parameters.
 
-    On a CPU to optimise its random numbers takes four times as long as all the rest, and gives the same ones.
+    On a CPU to optimise its random numbers takes longer than all the rest, and gives the same ones.
     A level that XLA_FLAGS names stands.
     """
     is_cpu = mesh.devices.flat[0].platform == 'cpu'

@@ -120,7 +120,7 @@ def make_dispatch(
         return jitted.init(constants, sharding.place(keys, whole), start)
 
     def started(state):
-        sums = {name: np.zeros(sum_.shape, sum_.dtype) for name, sum_ in jitted.progress.sums.items()}
+        sums = {name: np.zeros(sum_.shape, sum_.dtype) for name, sum_ in known.progress.sums.items()}
         return Progress(state, *sharding.place((sums, np.array(True)), whole))
 
     if not isinstance(source.train, dict):
@@ -146,9 +146,8 @@ def make_dispatch(
 class Jitted(NamedTuple):
     """The functions of a run that are compiled, each traced when it is first called.
 
-    They have no array of the run in them: what they compute with, they are given.
+    What they compute with, they are given; of the run's data they have the shapes, by one example.
 
-    progress: shapes and types of a Progress
     init(constants, keys, start) -> TrainState of all seeds
     run: the function that trains; _Parts.steps, or _Parts.streamed_step where examples stream
     measured: _Parts.measured_in_order, or _Parts.measured where examples stream
@@ -156,7 +155,6 @@ class Jitted(NamedTuple):
     states(constants, batches): _Parts.states
     """
 
-    progress: Progress
     init: Callable[..., Any]
     run: Callable[..., Any]
     measured: Callable[..., Any]
@@ -193,8 +191,9 @@ def make_abstract(
         states = jax.eval_shape(parts.activations, constants, constants.train, None)
         constants = constants._replace(teacher_states=sharding.abstract(states, whole))
     keys = sharding.abstract(jax.eval_shape(lambda: seed_keys(config)), whole)
-    jitted = parts.jitted(constants, start)
-    progress = sharding.abstract(jitted.progress, parts.shardings(jitted.progress))
+    shapes = parts.progress_shapes(constants, start)
+    progress = sharding.abstract(shapes, parts.shardings(shapes))
+    jitted = parts.jitted(parts.shardings(shapes))
     if not parts.is_streamed:
         order = sharding.abstract(jax.eval_shape(parts.order, keys, 0), whole)
         return Abstract(jitted, (progress, order, constants, keys, 1), progress, constants)
@@ -203,7 +202,7 @@ def make_abstract(
 
 
 class _Parts:
-    """The pure functions that `make_dispatch` compiles; of data and parameters they keep nothing."""
+    """The pure functions that `make_dispatch` compiles; of the data they keep one example."""
 
     def __init__(self, step, source, teacher, config, mesh):
         self.step, self.config, self.mesh = step, config, mesh
@@ -241,11 +240,9 @@ class _Parts:
         state = sharding.of_parameters(self.mesh, shapes.state, first_axis=1)
         return Progress(state, jax.tree.map(lambda _: whole, shapes.sums), whole)
 
-    def jitted(self, constants, start) -> Jitted:
-        """The functions that are compiled, for arguments like these, which may be shapes."""
+    def jitted(self, progress: Progress) -> Jitted:
+        """The functions that are compiled, for where a Progress is."""
         whole = sharding.replicated(self.mesh)
-        shapes = self.progress_shapes(constants, start)
-        progress = self.shardings(shapes)
         options = compiler.options_of_one_call(self.mesh)
         init = jax.jit(self.init, out_shardings=progress.state, compiler_options=options)
         if self.is_streamed:
@@ -255,7 +252,7 @@ class _Parts:
             run = jax.jit(self.steps, donate_argnums=(0, 1), out_shardings=(progress, whole))
             measured = jax.jit(self.measured_in_order, out_shardings=whole)
         order = jax.jit(self.order, out_shardings=whole)
-        return Jitted(shapes, init, run, measured, order, jax.jit(self.states))
+        return Jitted(init, run, measured, order, jax.jit(self.states))
 
     def init(self, constants, keys, start):
         """Every seed's first TrainState; `start` are parameters that the student starts from, or None."""

@@ -31,7 +31,7 @@ class Plan(NamedTuple):
 
 
 class Compiled(NamedTuple):
-    """What a loop compiles; of data and parameters it keeps nothing."""
+    """What a loop compiles."""
 
     step: dispatch.Abstract
     values: Callable[..., jax.Array]  # by evaluation.make_values, of the student
@@ -223,15 +223,16 @@ def _check_step(config, source, teacher_source, mesh, name, programs) -> Compile
 
     def make():
         try:
-            return Compiled(_checked_step(config, source, teacher_source, mesh, name), values)
+            step = _checked_step(config, source, teacher_source, mesh, name)
         # What JAX raises where shapes do not fit each other, or are larger than it counts.
         except (TypeError, ValueError, OverflowError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise UserError(
                 f'method {config.method} cannot be computed for the models as they are: {reason[:300]}'
             ) from error
+        student = assembly.build_model(config, config.model, source)
+        return Compiled(step, evaluation.make_values(student, source, mesh))
 
-    values = evaluation.make_values(assembly.build_model(config, config.model, source), source, mesh)
     return programs.of(config, source, teacher_source, mesh, make)
 
 
