@@ -18,6 +18,15 @@ from td_jax.errors import UserError
 # highest rating.
 SIZES = {'100k': (1, 5), '1m': (1, 5), '20m': (0.5, 5), '25m': (0.5, 5), 'latest-small': (0.5, 5)}
 
+# What is read of a rating beside the genres of its movie -> the type in the records.
+FIELDS = {
+    'user_id': 'string',
+    'movie_id': 'string',
+    'movie_title': 'string',
+    'timestamp': 'int64',
+    'user_rating': 'float32',
+}
+
 
 def name_of(size: str) -> str:
     """What TFDS calls the ratings of a size."""
@@ -80,18 +89,28 @@ class Ratings(NamedTuple):
 
 @functools.cache
 def read_ratings(size: str) -> Ratings:
-    """Reads the ratings of a size, a name of SIZES, through TFDS.
+    """Reads the ratings of a size, a name of SIZES, that TFDS has prepared.
 
     Raises:
       UserError: they are not prepared and cannot be downloaded, or hold what they must not.
     """
+    # Imported here, as TFDS is: it takes seconds to start.
+    import tensorflow as tf
+
     name = name_of(size)
     builder = prepared.builder(name)
+    prepared.check_format(builder)
+    fields = {field: tf.io.FixedLenFeature((), dtype) for field, dtype in FIELDS.items()}
+    fields['movie_genres'] = tf.io.RaggedFeature('int64')
     columns = collections.defaultdict(list)
     movie_genres = {}
     with prepared.reading(name):
-        for batch in builder.as_dataset(split='train').ragged_batch(4096):
-            for field in ('user_id', 'movie_id', 'movie_title', 'timestamp', 'user_rating'):
+        split = builder.info.splits['train']
+        records = tf.data.TFRecordDataset([str(file) for file in split.filepaths])
+        records = records.apply(tf.data.experimental.assert_cardinality(split.num_examples))
+        # By thousands: one after the other, as TFDS does it, takes twenty times as long.
+        for batch in records.batch(4096).map(lambda batch: tf.io.parse_example(batch, fields)):
+            for field in FIELDS:
                 columns[field].append(batch[field].numpy())
             # What belongs to a movie is looked up by its id: 18 titles belong to more than one.
             movie_genres.update(zip(columns['movie_id'][-1], batch['movie_genres'].to_list(), strict=True))

@@ -2,6 +2,7 @@
 
 import collections
 import functools
+import itertools
 import re
 import socket
 
@@ -39,14 +40,20 @@ def inputs_of(source, examples, key=None):
 
 @functools.cache
 def raw_ratings():
-    """(timestamp, user id, movie id, rating, title) of every rating, sorted by Python."""
+    """(timestamp, user id, movie id, rating, title) of every rating, read and sorted by Python."""
+    import tensorflow as tf
     import tensorflow_datasets as tfds
 
+    def one_of(feature):
+        return getattr(feature, feature.WhichOneof('kind')).value[0]
+
     fields = ('timestamp', 'user_id', 'movie_id', 'user_rating', 'movie_title')
-    records = tfds.load('movielens/100k-ratings', split='train')
-    batch = next(iter(records.map(lambda record: [record[f] for f in fields]).batch(200_000)))
-    time, user, movie, rating, title = (column.numpy().tolist() for column in batch)
-    return sorted(zip(time, map(int, user), map(int, movie), rating, title, strict=True))
+    files = tfds.builder('movielens/100k-ratings').info.splits['train'].filepaths
+    batches = tf.data.TFRecordDataset([str(file) for file in files]).batch(4096).as_numpy_iterator()
+    records = itertools.chain.from_iterable(batches)
+    features = (tf.train.Example.FromString(record).features.feature for record in records)
+    rows = ([one_of(feature[field]) for field in fields] for feature in features)
+    return sorted((time, int(user), int(movie), *rest) for time, user, movie, *rest in rows)
 
 
 # --- The real ratings ------------------------------------------------------------------------------
@@ -420,3 +427,24 @@ def test_ratings_that_are_damaged_are_refused(write_prepared):
     file.write_bytes(file.read_bytes()[:-50])
     with pytest.raises(UserError, match=r'^dataset movielens/100k-ratings cannot be read: [^\n]+$'):
         movielens.read_ratings.__wrapped__('100k')
+
+
+@pytest.mark.parametrize(
+    ('said', 'instead', 'message'),
+    [
+        ('"20"', '"21"', r'cannot be read: .* 21 .* 20'),
+        ('"tfrecord"', '"array_record"', r'in the format array_record; .*--file_format=tfrecord'),
+    ],
+)
+def test_ratings_that_are_not_what_their_folder_says_are_refused(write_prepared, said, instead, message):
+    """Fewer records than it counts, and another format."""
+    written_ratings(write_prepared, {})
+    import tensorflow_datasets as tfds
+
+    file = tfds.builder(movielens.name_of('100k')).data_path / 'dataset_info.json'
+    text = file.read_text()
+    assert text.count(said) == 1
+    file.write_text(text.replace(said, instead))
+    with pytest.raises(UserError, match=message) as raised:
+        movielens.read_ratings.__wrapped__('100k')
+    assert '\n' not in str(raised.value)
