@@ -315,6 +315,12 @@ TABLES = {
             'Scaled distances, weights 0.1': {**_TD, 'td.scale': 'variance', **_weights_of_td(0.1)},
             'Scaled distances, weights 1': {**_TD, 'td.scale': 'variance', **_weights_of_td(1.0)},
             'Stopped targets': {**_TD, 'td.stop_target': True},
+            'Stopped targets, scaled distances, weights 1': {
+                **_TD,
+                'td.stop_target': True,
+                'td.scale': 'variance',
+                **_weights_of_td(1.0),
+            },
             'Split at the embeddings': {**_TD, 'model.split': 0, 'teacher.model.split': 0},
             'Messages of 32': {**_TD, 'communication.message': 32},
             'Messages of 512': {**_TD, 'communication.message': 512},
