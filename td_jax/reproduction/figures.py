@@ -1,7 +1,9 @@
 """A figure of a table: what each row differs from the baseline by, with its intervals."""
 
+import math
 import pathlib
 import re
+import statistics
 from typing import NamedTuple
 
 from etils import epath
@@ -12,6 +14,8 @@ from td_jax.reproduction import comparison, tables
 
 # Panels side by side.
 ACROSS = 4
+# A row that reaches more than this many times as far as the middle one leaves nothing of it to see.
+FAR = 4
 
 
 class Point(NamedTuple):
@@ -42,6 +46,31 @@ def points(table: tables.Table, results: dict) -> dict[str, list[Point]]:
                 point = Point(genre, compared.mean, compared.paired.half_width, compared.bootstrap)
                 found.setdefault(row, []).append(point)
     return found
+
+
+def linear_to(found: dict[str, list[Point]]) -> float | None:
+    """How far from 0 an axis that all rows share has to be linear, or None: all of it.
+
+    Args:
+      found: by `points`.
+
+    Returns:
+      The furthest that a row reaches without reaching FAR times as far as the middle one, rounded up to one
+      digit; None where no row does.
+    """
+    reach = [max(abs(end) for point in row for end in _ends(point)) for row in found.values()]
+    # A row that is the baseline under another name reaches nowhere.
+    reach = [end for end in reach if end]
+    limit = FAR * statistics.median_high(reach) if reach else 0.0
+    if max(reach, default=0.0) <= limit:
+        return None
+    furthest = max(end for end in reach if end <= limit)
+    digit = 10.0 ** math.floor(math.log10(furthest))
+    return math.ceil(furthest / digit) * digit
+
+
+def _ends(point):
+    return (point.mean - point.half_width, point.mean + point.half_width, *(point.bootstrap or ()))
 
 
 def check(names, folder: epath.Path, baseline: str | None):
@@ -106,6 +135,14 @@ def draw(name: str, table: tables.Table, results: dict, path: pathlib.Path):
     figure = Figure(figsize=size, layout='constrained')
     FigureCanvasAgg(figure)
     all_axes = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True)
+    linear, said = linear_to(found), ''
+    if linear is not None:
+        furthest = max(abs(end) for row in found.values() for point in row for end in _ends(point))
+        beyond = [linear * 10**i for i in range(math.ceil(math.log10(furthest / linear)) + 1)]
+        all_axes[0, 0].set_yscale('symlog', linthresh=linear, linscale=2)
+        ends = sorted({sign * end for sign in (-1, 1) for end in (0, linear / 2, *beyond)})
+        all_axes[0, 0].set_yticks(ends, [f'{end:.3g}' for end in ends])
+        said = f'; linear to ±{linear:.3g}, logarithmic beyond'
     for axes, (row, of_row) in zip(all_axes.flat, found.items(), strict=False):
         places = [columns.index(point.column) for point in of_row]
         means, half_widths = [point.mean for point in of_row], [point.half_width for point in of_row]
@@ -123,6 +160,6 @@ def draw(name: str, table: tables.Table, results: dict, path: pathlib.Path):
     metric = next(rows[table.baseline]['metric'] for rows in results.values() if rows.get(table.baseline))
     figure.supylabel(f'difference of {metric} to {table.baseline}', fontsize=8)
     figure.suptitle(
-        '95% intervals: bars over seeds; broad bands over users or images and teachers', fontsize=8
+        f'95% intervals: bars over seeds; broad bands over users or images and teachers{said}', fontsize=8
     )
     figure.savefig(path, dpi=110, format='png')

@@ -58,6 +58,29 @@ def test_a_figure_is_drawn_whatever_is_missing(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ['table_3.png', 'table_3_beside_fd.png']
 
 
+def test_a_row_far_away_leaves_the_others_to_see(tmp_path):
+    near = [[figures.Point('War', 0.001 * i, 0.002, (-0.0034, 0.001))] for i in range(3)]
+    rows = dict(zip('abc', near, strict=True))
+    assert figures.linear_to(rows) is None
+    # The middle row, and the furthest of the near ones, reaches 0.004.
+    assert figures.linear_to(rows | {'d': [figures.Point('War', 0.1, 0.2, None)]}) == pytest.approx(0.004)
+    assert figures.linear_to(rows | {'d': [figures.Point('War', 0.0, 0.013, None)]}) is None
+    same = {'same': [figures.Point('War', 0.0, 0.0, None)]}
+    assert figures.linear_to(same) is None
+    assert figures.linear_to(same | {'a': near[0], 'd': [figures.Point('War', 0.1, 0.2, None)]}) is None
+    base = {
+        SCRATCH: result([1.0, 0.9, 0.7]),
+        'LD': result([1.0, 0.9, 0.7001]),
+        'FD': result([1.0, 0.9, 0.7002]),
+    }
+    rows = base | {'TD': result([2.0, 1.5, 1.9])}
+    pictures = []
+    for name, found in (('a', base), ('b', rows)):
+        figures.draw('3', tables.TABLES['3'], {'Genre 1': found}, tmp_path / name)
+        pictures.append((tmp_path / name).read_bytes())
+    assert all(picture.startswith(b'\x89PNG') for picture in pictures)
+
+
 def test_what_cannot_be_drawn_is_refused(tmp_path):
     figures.check(['3', 'digits'], epath.Path(tmp_path), None)
     with pytest.raises(UserError, match='table 1 is made of others and has no figure'):
