@@ -55,12 +55,11 @@ def linear_to(found: dict[str, list[Point]]) -> float | None:
       found: by `points`.
 
     Returns:
-      The furthest that a row reaches without reaching FAR times as far as the middle one, rounded up to one
-      digit; None where no row does.
+      The furthest that a row reaches without reaching more than FAR times as far as the middle one, rounded
+      up to one digit; None where no row reaches further.
     """
-    reach = [max(abs(end) for point in row for end in _ends(point)) for row in found.values()]
     # A row that is the baseline under another name reaches nowhere.
-    reach = [end for end in reach if end]
+    reach = [end for end in map(_reach, found.values()) if end]
     limit = FAR * statistics.median_high(reach) if reach else 0.0
     if max(reach, default=0.0) <= limit:
         return None
@@ -69,8 +68,13 @@ def linear_to(found: dict[str, list[Point]]) -> float | None:
     return math.ceil(furthest / digit) * digit
 
 
-def _ends(point):
-    return (point.mean - point.half_width, point.mean + point.half_width, *(point.bootstrap or ()))
+def _reach(row):
+    """How far from 0 the intervals of some points end."""
+    return max(
+        abs(end)
+        for point in row
+        for end in (point.mean - point.half_width, point.mean + point.half_width, *(point.bootstrap or ()))
+    )
 
 
 def check(names, folder: epath.Path, baseline: str | None):
@@ -137,11 +141,12 @@ def draw(name: str, table: tables.Table, results: dict, path: pathlib.Path):
     all_axes = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True)
     linear, said = linear_to(found), ''
     if linear is not None:
-        furthest = max(abs(end) for row in found.values() for point in row for end in _ends(point))
-        beyond = [linear * 10**i for i in range(math.ceil(math.log10(furthest / linear)) + 1)]
+        # Of the axis that all share. Its own ticks would leave the linear part with none but 0.
+        decades = math.ceil(math.log10(max(map(_reach, found.values())) / linear))
+        ticks = [linear / 2, *(linear * 10**i for i in range(decades + 1))]
+        ticks = [*(-tick for tick in reversed(ticks)), 0, *ticks]
         all_axes[0, 0].set_yscale('symlog', linthresh=linear, linscale=2)
-        ends = sorted({sign * end for sign in (-1, 1) for end in (0, linear / 2, *beyond)})
-        all_axes[0, 0].set_yticks(ends, [f'{end:.3g}' for end in ends])
+        all_axes[0, 0].set_yticks(ticks, [f'{tick:.3g}' for tick in ticks])
         said = f'; linear to ±{linear:.3g}, logarithmic beyond'
     for axes, (row, of_row) in zip(all_axes.flat, found.items(), strict=False):
         places = [columns.index(point.column) for point in of_row]

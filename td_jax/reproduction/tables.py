@@ -130,8 +130,10 @@ def _by_user(table):
     return table._replace(title=f"{table.title}, each user's own last tenth", columns=columns)
 
 
-def _weights_of_td(weight):
-    return {f'td.weights.{term}': weight for term in ('interact', 'message', 'state')}
+def _scaled(weight):
+    """TD with scaled distances, all of one weight."""
+    weights = {f'td.weights.{term}': weight for term in ('interact', 'message', 'state')}
+    return {**_TD, 'td.scale': 'variance', **weights}
 
 
 # Rows of Table 2 -> those of Tables 5 and 6.
@@ -312,15 +314,10 @@ TABLES = {
             'TD': _TD,
             'No interactions': {**_TD, 'td.rounds': 0},
             '3 rounds': {**_TD, 'td.rounds': 3},
-            'Scaled distances, weights 0.1': {**_TD, 'td.scale': 'variance', **_weights_of_td(0.1)},
-            'Scaled distances, weights 1': {**_TD, 'td.scale': 'variance', **_weights_of_td(1.0)},
+            'Scaled distances, weights 0.1': _scaled(0.1),
+            'Scaled distances, weights 1': _scaled(1.0),
             'Stopped targets': {**_TD, 'td.stop_target': True},
-            'Stopped targets, scaled distances, weights 1': {
-                **_TD,
-                'td.stop_target': True,
-                'td.scale': 'variance',
-                **_weights_of_td(1.0),
-            },
+            'Stopped targets, scaled distances, weights 1': {**_scaled(1.0), 'td.stop_target': True},
             'Split at the embeddings': {**_TD, 'model.split': 0, 'teacher.model.split': 0},
             'Messages of 32': {**_TD, 'communication.message': 32},
             'Messages of 512': {**_TD, 'communication.message': 512},
