@@ -35,20 +35,33 @@ from td_jax.training import evaluation, finished
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
-# The modules of configs/ whose runs are short enough to be searched -> the columns whose mean is the score.
+
+class Searched(NamedTuple):
+    """How a module of configs/ is searched."""
+
+    columns: dict[str, dict]  # what can be searched -> what it changes in the config
+    mean_of: tuple[str, ...]  # the columns whose mean is the score, unless others are named
+    points: int  # validations of a run
+
+
+# The modules of configs/ whose runs are short enough to be searched.
 CONFIGS = {
-    'movielens': ('Drama', 'Adventure', 'War'),
-    'digits': ('digits',),
-    'vit_tiny_cifar10': ('cifar10',),
+    'movielens': Searched(
+        {genre: {'dataset.genre': genre} for genre in tables.GENRES}, ('Drama', 'Adventure', 'War'), 30
+    ),
+    'digits': Searched({'digits': {}}, ('digits',), 30),
+    # A validation of images takes as long as many steps.
+    'vit_tiny_cifar10': Searched(
+        {str(count): {'dataset.examples_per_class': count} for count in tables.LABELLED},
+        tuple(map(str, tables.LABELLED)),
+        12,
+    ),
 }
 TEACHER = 'teacher'
 RUNGS = 3
 REDUCTION = 3
 # Trials that are drawn at random before the estimator has something to go by.
 RANDOM_TRIALS = 6
-
-# Validations of a run.
-CURVE_POINTS = 30
 
 WEIGHT = FloatDistribution(0.1, 1000.0, log=True)
 # What is drawn for every method; all that is drawn for one without a teacher.
@@ -108,7 +121,7 @@ def search_of(name: str, split_by: str, columns, trials: int, seeds: int, steps:
         setting = {'dataset.split_by': split_by}
     elif split_by != 'time':
         raise UserError(f'--split_by is {split_by}, but {name} has no ratings to split; leave it out.')
-    return Search(name, setting, tuple(columns or CONFIGS[name]), trials, seeds, steps)
+    return Search(name, setting, tuple(columns or CONFIGS[name].mean_of), trials, seeds, steps)
 
 
 def check(search: Search, names, journals: epath.Path, target: epath.Path):
@@ -120,9 +133,8 @@ def check(search: Search, names, journals: epath.Path, target: epath.Path):
     """
     for name in names:
         config_lib.check_choice('--methods', name, names_for(search.name))
-    known = tables.GENRES if task_of(search.name) == 'regression' else CONFIGS[search.name]
     for column in search.columns:
-        config_lib.check_choice('--columns', column, known)
+        config_lib.check_choice('--columns', column, CONFIGS[search.name].columns)
     _check_journals(journals)
     workdir.check_target('--output', target)
 
@@ -130,12 +142,12 @@ def check(search: Search, names, journals: epath.Path, target: epath.Path):
 def prepared(search: Search, name: str, column: str, rung: int):
     """The config that the runs of a method or a variant, or of TEACHER, start from on one rung."""
     config = cells.base_config(search.name)
-    config.update_from_flattened_dict(search.setting)
+    searched = CONFIGS[search.name]
+    config.update_from_flattened_dict(search.setting | searched.columns[column])
     config.dataset.split = 'validation'
     if config.dataset.name == 'movielens':
-        config.dataset.genre = column
         config.dataset.validation_slice = rung
-    config.num_steps, config.eval_every = search.steps, max(1, search.steps // CURVE_POINTS)
+    config.num_steps, config.eval_every = search.steps, max(1, search.steps // searched.points)
     config.log_every = config.save_every = search.steps
     config.diagnostics = False
     config.num_seeds, config.seed = search.seeds, rung * search.seeds

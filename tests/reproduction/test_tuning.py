@@ -68,6 +68,16 @@ def test_each_rung_has_other_seeds_and_another_slice_of_time():
         config_lib.check(run)
 
 
+def test_images_are_searched_with_few_labels_and_with_more():
+    search = tuning.search_of('vit_tiny_cifar10', 'time', None, 4, 1, 600)
+    runs = [tuning.prepared(search, 'td', column, 1) for column in search.columns]
+    assert [run.dataset.examples_per_class for run in runs] == [50, 500]
+    assert {(run.dataset.split, run.num_steps, run.eval_every) for run in runs} == {('validation', 600, 50)}
+    assert {run.teacher.dataset.examples_per_class for run in runs} == {0}
+    with pytest.raises(UserError, match="--columns '40' is not known"):
+        tuning.check(search._replace(columns=('40',)), ['td'], epath.Path('j'), epath.Path('o.json'))
+
+
 def test_the_teacher_is_searched_on_its_own_task():
     run = tuning.prepared(RATINGS, tuning.TEACHER, 'Drama', 1)
     assert (run.method, run.dataset.genre, run.num_steps) == ('supervised', 'all', STEPS)
