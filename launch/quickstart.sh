@@ -7,4 +7,4 @@
 source "$(dirname "$0")/common.sh"
 [[ $# -le 1 && ${1-} != -* ]] || fail "'$*' is no WORKDIR; write quickstart.sh WORKDIR."
 make_environment requirements.txt
-exec .venv/bin/python -m td_jax.reproduce --tables=digits --workdir="${1:-runs/quickstart}"
+exec .venv/bin/python -m td_jax.reproduce --tables=digits --jobs=0 --workdir="${1:-runs/quickstart}"

@@ -62,7 +62,7 @@ def main():
         'dry_run', False, 'Run nothing; print the runs of images, their operations and their time.'
     )
     count = flags.DEFINE_integer(
-        'jobs', 1, 'Runs at once, each kept to its share of the cores.', lower_bound=1
+        'jobs', 1, 'Runs at once, each kept to its share of the cores; 0: one on each.', lower_bound=0
     )
     kept = flags.DEFINE_string(
         'errors', None, 'A file of cells and what their intervals are computed from; it is gone on from.'
@@ -118,10 +118,9 @@ def main():
         if dry_run.value:
             print(render.plan(cells.plan(names.value, *columns, root, there), tflops.value))
             return None
-        if not only_show.value:
-            jobs.prepare(count.value, root)
-        results = cells.make(names.value, *columns, root, only_show.value, count.value, there)
-        on_test.add(results, trials, root, only_show.value, count.value)
+        processes = 1 if only_show.value else jobs.prepare(count.value, root)
+        results = cells.make(names.value, *columns, root, only_show.value, processes, there)
+        on_test.add(results, trials, root, only_show.value, processes)
         if not only_show.value:
             text = render.make(names.value, results, *columns)
             # Nothing may have been run, where a file of errors has all.

@@ -26,7 +26,10 @@ def main():
     seeds = flags.DEFINE_integer('seeds', 1, 'Students of a run, with seeds of their own.', lower_bound=1)
     steps = flags.DEFINE_integer('steps', 1500, 'Steps of a run, the most that can be chosen.', lower_bound=1)
     count = flags.DEFINE_integer(
-        'jobs', 1, 'Methods searched at once, each kept to its share of the cores.', lower_bound=1
+        'jobs',
+        1,
+        'Methods searched at once, each kept to its share of the cores; 0: one on each.',
+        lower_bound=0,
     )
     folder = flags.DEFINE_string('workdir', None, 'Folder of all runs; called again, it goes on.')
     journals = flags.DEFINE_string(
@@ -41,8 +44,8 @@ def main():
         names = tuning.names_for(name.value) if methods.value is None else methods.value
         root, *places = (workdir.resolve(flag.value) for flag in (folder, journals, output))
         tuning.check(search, names, *places)
-        jobs.prepare(count.value, root)
-        for searched, record in tuning.tune(search, names, root, *places, count.value):
+        processes = jobs.prepare(count.value, root)
+        for searched, record in tuning.tune(search, names, root, *places, processes):
             print(f'{searched}: {json.dumps(record)}', flush=True)
 
     command_line.run(command, required=('config', 'workdir', 'journals', 'output'))

@@ -85,15 +85,24 @@ def _cores():
     return sorted(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else []
 
 
-def prepare(count: int, folder: epath.Path):
-    """Checks that so many can run at once; compiled programs are kept in a folder `compiled` from now on.
+def prepare(count: int, folder: epath.Path) -> int:
+    """Checks how many can run at once; compiled programs are kept in a folder `compiled` from now on.
 
     Where JAX_COMPILATION_CACHE_DIR is set, they are kept there; with runs in a bucket, nowhere.
+
+    Args:
+      count: how many are asked for; 0 for one on each core, or one alone where runs are on another device.
+      folder: of all runs.
+
+    Returns:
+      how many run at once
 
     Raises:
       UserError: there are fewer cores, or the device is one that a process keeps for itself.
     """
     cores = len(_cores()) or os.cpu_count()
+    if not count:
+        count = cores if jax.default_backend() == 'cpu' else 1
     if count > cores:
         raise UserError(f'--jobs is {count}, but this process has {cores} cores; choose at most as many.')
     if count > 1 and jax.default_backend() != 'cpu':
@@ -102,7 +111,7 @@ def prepare(count: int, folder: epath.Path):
             'itself; leave --jobs out, or set JAX_PLATFORMS=cpu.'
         )
     if jax.config.jax_compilation_cache_dir or workdir.is_in_bucket(folder):
-        return
+        return count
     # JAX reads the one now, and a new process the other.
     for name, value in (
         ('jax_compilation_cache_dir', str(folder / 'compiled')),
@@ -112,6 +121,7 @@ def prepare(count: int, folder: epath.Path):
     ):
         jax.config.update(name, value)
         os.environ[name.upper()] = str(value)
+    return count
 
 
 def _settle(places, cores, folder):

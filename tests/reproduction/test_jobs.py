@@ -55,8 +55,14 @@ def test_more_jobs_than_cores_are_refused(tmp_path):
         jobs.prepare(cores + 1, epath.Path(tmp_path))
 
 
+def test_none_named_is_one_on_each_core(monkeypatch, tmp_path):
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda process: range(5), raising=False)
+    assert [jobs.prepare(count, epath.Path(tmp_path)) for count in (0, 1, 3)] == [5, 1, 3]
+
+
 def test_a_device_that_one_process_keeps_is_not_shared(monkeypatch, tmp_path):
     monkeypatch.setattr(jax, 'default_backend', lambda: 'tpu')
+    assert jobs.prepare(0, epath.Path(tmp_path)) == 1
     monkeypatch.setattr(os, 'sched_getaffinity', lambda process: range(4), raising=False)
     with pytest.raises(UserError, match='--jobs is 2, but runs are on tpu'):
         jobs.prepare(2, epath.Path(tmp_path))
