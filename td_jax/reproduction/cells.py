@@ -221,7 +221,9 @@ def run_missing(root: epath.Path, configs, processes: int):
     if missing:
         workdir.make_folder('workdir', root)
     train_teachers(root, missing.values(), processes)
-    jobs.each(_run_task, _tasks(root, missing.values()), processes, root, 'runs')
+    # Those with messages are the last rows of a table and the longest runs: begun first, none is left at the
+    # end for one process alone.
+    jobs.each(_run_task, _tasks(root, missing.values())[::-1], processes, root, 'runs')
 
 
 def train_teachers(root: epath.Path, configs, processes: int):

@@ -29,7 +29,7 @@ def each(function: Callable, tasks: Iterable, count: int, folder: epath.Path, wh
       function: of one task; of a module, so that another process can import it. What it needs beyond its task
         it reads from disk, and what must not be lost it writes there.
       tasks: what it is called with.
-      count: processes side by side; 1 calls it here.
+      count: processes side by side; with 1, or a single task, it is called here.
       folder: gets what the processes print, `job_0.log` and so on. With one in a bucket, which no file can
         grow in, they print where this process does.
       what: the tasks, for a person, such as 'runs'.
@@ -38,13 +38,13 @@ def each(function: Callable, tasks: Iterable, count: int, folder: epath.Path, wh
       UserError: of the first task that raised one; the others are stopped. Or a process died.
     """
     tasks, began = list(tasks), time.monotonic()
-    if count == 1 or not tasks:
+    count = min(count, len(tasks))
+    if count <= 1:
         results = []
         for task in tasks:
             results.append(function(task))
             _say(what, len(results), 1, len(tasks), began)
         return results
-    count = min(count, len(tasks))
     context = multiprocessing.get_context('spawn')
     places = context.SimpleQueue()
     for place in range(count):

@@ -29,6 +29,8 @@ def test_one_after_the_other_in_this_process(capsys, tmp_path):
         'runs: 3 done, 0 running, 0 waiting',
     ]
     assert lines[-1].endswith('about 0 s left')
+    # Another process could not import this function.
+    assert jobs.each(lambda task: task + 1, [5], 2, epath.Path(tmp_path), 'runs') == [6]
     assert jobs.each(found.append, [], 2, epath.Path(tmp_path), 'runs') == []
 
 
