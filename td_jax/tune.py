@@ -18,7 +18,9 @@ from td_jax.reproduction import jobs, tuning
 def main():
     name = flags.DEFINE_string('config', None, f'A module of configs/: {", ".join(tuning.CONFIGS)}.')
     split_by = flags.DEFINE_string('split_by', 'time', 'MovieLens: how ratings are split, time or user.')
-    columns = flags.DEFINE_list('columns', None, 'Genres whose mean chooses; three by default.')
+    columns = flags.DEFINE_list(
+        'columns', None, 'Genres, or images a class, whose mean chooses; a few by default.'
+    )
     methods = flags.DEFINE_list(
         'methods', None, f'Methods, variants and {tuning.TEACHER}, which is first; all by default.'
     )

@@ -221,8 +221,8 @@ def run_missing(root: epath.Path, configs, processes: int):
     if missing:
         workdir.make_folder('workdir', root)
     train_teachers(root, missing.values(), processes)
-    # Those with messages are the last rows of a table and the longest runs: begun first, none is left at the
-    # end for one process alone.
+    # The last rows of most tables are of TD, whose runs are the longest: begun first, they leave no process
+    # alone with one of them at the end.
     jobs.each(_run_task, _tasks(root, missing.values())[::-1], processes, root, 'runs')
 
 
