@@ -17,6 +17,7 @@ from etils import epath
 from td_jax import config as config_lib
 from td_jax.devices import flops, sharding
 from td_jax.files import workdir
+from td_jax.method import objectives
 from td_jax.reproduction import errors, jobs, tables
 from td_jax.training import assembly, evaluation
 from td_jax.training.programs import Programs
@@ -44,11 +45,19 @@ def setting(config) -> str:
 
 
 def apply_tuned(config, choices: dict, name: str):
-    """Sets what was chosen for a method or a variant, and for the teacher; a list in JSON is a tuple."""
+    """Sets what was chosen for a method or a variant, and for the teacher; a list in JSON is a tuple.
+
+    Of what was chosen for a method, weights and rounds are no knobs of a config of another one.
+    """
     chosen = choices.get(setting(config), {})
     found = {**chosen.get('teacher', {}), **chosen.get(name, {})}
+    others = objectives.METHODS.keys() - {config.method}
     config.update_from_flattened_dict(
-        {key: tuple(value) if isinstance(value, list) else value for key, value in found.items()}
+        {
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in found.items()
+            if key.partition('.')[0] not in others
+        }
     )
 
 
@@ -76,7 +85,8 @@ def cell_config(table: tables.Table, column: str, row: str, choices: dict | None
     config.update_from_flattened_dict(table.columns[column])
     name = tuned_name(table, row)
     config.update_from_flattened_dict(tables.variant(name))
-    apply_tuned(config, tuned(module) if choices is None else choices, name)
+    knobs_of = tuned_name(table, table.knobs_of.get(row, row))
+    apply_tuned(config, tuned(module) if choices is None else choices, knobs_of)
     config.update_from_flattened_dict(table.rows[row])
     config.update_from_flattened_dict(
         {key: config_lib.flatten(config)[other] for key, other in table.copied.get(row, {}).items()}

@@ -27,7 +27,8 @@ def candidates(names, genres, datasets, journals: epath.Path) -> dict:
     for name, column, row in tables.wanted_cells(names, genres, datasets):
         table = tables.TABLES[name]
         # Not a row from which something is taken away, nor a control.
-        if set(table.rows[row]) != {'method'} or row in table.copied or row in table.as_many_operations_as:
+        of_others = (table.copied, table.as_many_operations_as, table.knobs_of)
+        if set(table.rows[row]) != {'method'} or any(row in rows for rows in of_others):
             continue
         tuned_for, setting = (
             cells.tuned_name(table, row),

@@ -38,6 +38,8 @@ class Table(NamedTuple):
     copied: Mapping[str, dict[str, str]] = _NONE
     # Row -> another row: trained for as many steps as take the operations of that one's training.
     as_many_operations_as: Mapping[str, str] = _NONE
+    # Row -> another row, whose tuned knobs it has in place of its own, as far as every method has them.
+    knobs_of: Mapping[str, str] = _NONE
 
 
 class Derived(NamedTuple):
@@ -89,6 +91,8 @@ _OF_CLASSES = {method.upper(): {'method': method} for method in ('dkd', 'dist')}
 # What remains of the gain of TD against these is what talking to a teacher who knows more gives.
 _SMALL_TEACHER = "TD, teacher of the student's size and genre"
 _AS_LONG = 'Train from scratch, operations of TD'
+# What remains of a gain against these is not that of a learning rate, dropout, decay or number of steps.
+_WITH_KNOBS_OF = {f'Train from scratch, knobs of {row}': row for row in ('LD', 'TD', _WITH_LD)}
 _OF_WITH_LD = {
     f'{_WITH_LD}, no interactions': {'td.rounds': 0},
     f'{_WITH_LD}, shuffled states': {'teacher.control': 'shuffled_states'},
@@ -99,6 +103,7 @@ _CONTROLS = {
     # A teacher of a student's seed would be that student to begin with.
     _SMALL_TEACHER: {**_TD, 'teacher.seed': 100},
     _AS_LONG: {'method': 'supervised'},
+    **{row: {'method': 'supervised'} for row in _WITH_KNOBS_OF},
     # Of the gain of TD with LD's term, what talking gives: without rounds, and of what is said of others.
     **{row: _TD | change for row, change in _OF_WITH_LD.items()},
 }
@@ -216,6 +221,7 @@ TABLES = {
             _SMALL_TEACHER: {'teacher.model.hidden': 'model.hidden', 'teacher.dataset.genre': 'dataset.genre'}
         },
         as_many_operations_as={_AS_LONG: 'TD'},
+        knobs_of=_WITH_KNOBS_OF,
         **_TEN,
     ),
     '4': Table(

@@ -115,6 +115,29 @@ def test_controls_of_td_with_logits_differ_from_it_in_one_thing():
     }
 
 
+def test_a_row_may_have_the_knobs_of_another_but_its_weights():
+    tuned = {
+        'movielens_by_user': {
+            'supervised': {'model.dropout': 0.4, 'num_steps': 5},
+            'td': {'model.dropout': 0.2, 'num_steps': 9, 'td.weights.state': 7.0, 'td.rounds': 3},
+            'td_ld': {'num_steps': 8, 'td.weights.logits': 7.0},
+            'ld': {'optimizer.learning_rate': 0.5, 'ld.weights.logits': 7.0},
+        }
+    }
+    table, found = tables.TABLES['3x_user'], {}
+    scratch = json.loads(config_lib.to_json(cells.cell_config(table, 'Genre 8', SCRATCH, {})))
+    for row in table.rows:
+        if row.startswith(SCRATCH) and row not in table.as_many_operations_as:
+            changed = config_lib.differences(cells.cell_config(table, 'Genre 8', row, tuned), scratch)
+            found[row] = {key: value for key, (_, value) in changed.items()}
+    assert found == {
+        SCRATCH: {'model.dropout': 0.4, 'num_steps': 5},
+        f'{SCRATCH}, knobs of LD': {'optimizer.learning_rate': 0.5},
+        f'{SCRATCH}, knobs of TD': {'model.dropout': 0.2, 'num_steps': 9},
+        f'{SCRATCH}, knobs of TD + LD': {'num_steps': 8},
+    }
+
+
 def products(config):
     """Multiplications and additions of one student's step on digits, by hand: [batch, m] @ [m, n] thrice."""
     inputs, (first, second), outputs = 64, config.model.hidden, 5

@@ -19,10 +19,10 @@ GENRE, SCRATCH = 'Genre 1', 'Train from scratch'
 def test_a_table_is_made_of_what_there_is(name, monkeypatch):
     table = WITH_RUNS[name]
     declared = config_lib.flatten(common.get_config())
-    for rows in (table.variants, table.copied, table.as_many_operations_as):
+    for rows in (table.variants, table.copied, table.as_many_operations_as, table.knobs_of):
         assert rows.keys() <= table.rows.keys()
     assert set(table.variants.values()) <= tables.VARIANTS.keys()
-    assert set(table.as_many_operations_as.values()) <= table.rows.keys()
+    assert {*table.as_many_operations_as.values(), *table.knobs_of.values()} <= table.rows.keys()
     # Counted from the data, which need not be there.
     monkeypatch.setattr(cells, 'operations', lambda config: 3 if config.method == 'td' else 2)
     for change in (*table.columns.values(), *table.rows.values()):
