@@ -77,14 +77,14 @@ def test_a_variant_is_tuned_under_its_own_name(monkeypatch):
     assert (config.td.weights.logits, config.td.rounds, config.td.weights.state) == (0.0, 3, 5.0)
 
 
-def test_controls_differ_from_td_in_their_teacher_alone():
+def test_controls_differ_from_their_method_in_their_teacher_alone():
     table, found = tables.TABLES['3x'], {}
     for column in ('Genre 1', 'Genre 8'):
-        td = json.loads(config_lib.to_json(cells.cell_config(table, column, 'TD')))
-        for row, change in table.rows.items():
-            if change != tables.TEACHER and row.startswith('TD, '):
-                config = cells.cell_config(table, column, row)
-                changed = config_lib.differences(config, td)
+        for row in table.rows:
+            method, _, control = row.partition(', ')
+            if control and method in ('TD', 'LD'):
+                usual = json.loads(config_lib.to_json(cells.cell_config(table, column, method)))
+                changed = config_lib.differences(cells.cell_config(table, column, row), usual)
                 found[column, row] = {key: value for key, (_, value) in changed.items()}
     assert found == {
         (column, row): changes
@@ -92,6 +92,7 @@ def test_controls_differ_from_td_in_their_teacher_alone():
         for row, changes in {
             'TD, untrained teacher': {'teacher.control': 'untrained'},
             'TD, shuffled teacher': {'teacher.control': 'shuffled'},
+            'LD, untrained teacher': {'teacher.control': 'untrained'},
             "TD, teacher of the student's size and genre": {
                 'teacher.seed': 100,
                 'teacher.model.hidden': [128, 64],
