@@ -100,8 +100,8 @@ _OF_WITH_LD = {
 _CONTROLS = {
     'TD, untrained teacher': {**_TD, 'teacher.control': 'untrained'},
     'TD, shuffled teacher': {**_TD, 'teacher.control': 'shuffled'},
-    # The same of what TD is compared with.
-    'LD, untrained teacher': {'method': 'ld', 'teacher.control': 'untrained'},
+    # An untrained teacher predicts no ratings at all; one of other examples predicts ratings.
+    'LD, shuffled teacher': {'method': 'ld', 'teacher.control': 'shuffled'},
     # A teacher of a student's seed would be that student to begin with.
     _SMALL_TEACHER: {**_TD, 'teacher.seed': 100},
     _AS_LONG: {'method': 'supervised'},

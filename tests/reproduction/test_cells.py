@@ -92,7 +92,7 @@ def test_controls_differ_from_their_method_in_their_teacher_alone():
         for row, changes in {
             'TD, untrained teacher': {'teacher.control': 'untrained'},
             'TD, shuffled teacher': {'teacher.control': 'shuffled'},
-            'LD, untrained teacher': {'teacher.control': 'untrained'},
+            'LD, shuffled teacher': {'teacher.control': 'shuffled'},
             "TD, teacher of the student's size and genre": {
                 'teacher.seed': 100,
                 'teacher.model.hidden': [128, 64],
