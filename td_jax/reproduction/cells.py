@@ -17,7 +17,6 @@ from etils import epath
 from td_jax import config as config_lib
 from td_jax.devices import flops, sharding
 from td_jax.files import workdir
-from td_jax.method import objectives
 from td_jax.reproduction import errors, jobs, tables
 from td_jax.training import assembly, evaluation
 from td_jax.training.programs import Programs
@@ -45,19 +44,11 @@ def setting(config) -> str:
 
 
 def apply_tuned(config, choices: dict, name: str):
-    """Sets what was chosen for a method or a variant, and for the teacher; a list in JSON is a tuple.
-
-    Of what was chosen for a method, weights and rounds are no knobs of a config of another one.
-    """
+    """Sets what was chosen for a method or a variant, and for the teacher; a list in JSON is a tuple."""
     chosen = choices.get(setting(config), {})
     found = {**chosen.get('teacher', {}), **chosen.get(name, {})}
-    others = objectives.METHODS.keys() - {config.method}
     config.update_from_flattened_dict(
-        {
-            key: tuple(value) if isinstance(value, list) else value
-            for key, value in found.items()
-            if key.partition('.')[0] not in others
-        }
+        {key: tuple(value) if isinstance(value, list) else value for key, value in found.items()}
     )
 
 

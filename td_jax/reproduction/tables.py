@@ -38,7 +38,8 @@ class Table(NamedTuple):
     copied: Mapping[str, dict[str, str]] = _NONE
     # Row -> another row: trained for as many steps as take the operations of that one's training.
     as_many_operations_as: Mapping[str, str] = _NONE
-    # Row -> another row, whose tuned knobs it has in place of its own, as far as every method has them.
+    # Row -> another row, whose tuned knobs it has in place of its own; what its method does not read, such as
+    # weights of another one, is no part of its run.
     knobs_of: Mapping[str, str] = _NONE
 
 

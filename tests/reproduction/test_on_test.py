@@ -1,5 +1,7 @@
 """What choosing knobs on the test split would give, from the journals of a search."""
 
+import pathlib
+
 import optuna
 import pytest
 from etils import epath
@@ -55,6 +57,13 @@ def test_trials_come_best_first_and_whole_alone(tmp_path):
     journal(tmp_path, 'ld')
     found = tuning.trials_in(epath.Path(tmp_path) / 'digits-ld.journal')
     assert found == [{'optimizer.learning_rate': rate, 'num_steps': 20} for rate in TRIALS]
+
+
+def test_rows_that_have_a_search_of_their_own_are_candidates():
+    journals = pathlib.Path(__file__).parents[2] / 'docs' / 'results' / 'search'
+    found = on_test.candidates(['3x_user'], ['Drama'], ['CIFAR10'], epath.Path(journals))
+    methods = 'LD', 'FD', 'FitNet', 'Hybrid', 'TD', 'TD + LD', 'RKD', 'CRD', 'SRD'
+    assert {row for _, _, row in found} == {SCRATCH, *methods}
 
 
 @pytest.mark.long
