@@ -5,7 +5,7 @@ of five classes. The student has 4 blocks, starts from the teacher's first four 
 to tell the other five classes apart from `dataset.examples_per_class` images each. Labels differ, so methods
 with a logits term read a probe on the frozen teacher.
 
-Cost: about 10 minutes for the teacher and one or two for three students on two cores. Expect: an accuracy
+Cost: about 5 minutes for the teacher and one or two for three students on two cores. Expect: an accuracy
 near 0.4; docs/cifar.md has the setting.
 
     python -m td_jax.main --config=configs/vit_tiny_cifar10.py --workdir=runs/vit_tiny
@@ -49,7 +49,7 @@ def get_config():
     config.teacher.model.layers = 6
     config.teacher.model.split = 3
     config.teacher.dataset.classes = (0, 1, 7, 8, 9)
-    config.teacher.num_steps = 6000
+    config.teacher.num_steps = 3000
     config.teacher.optimizer.name = 'adamw'
     config.teacher.optimizer.learning_rate = 1e-3
     config.teacher.optimizer.schedule = 'cosine'

@@ -135,14 +135,21 @@ def run_folder(root: epath.Path, config) -> epath.Path:
 
 def teacher_folder(root: epath.Path, config) -> epath.Path:
     """Where the teacher that these cells share is."""
-    return root / config.dataset.name / f'teacher-{config_lib.digest(config_lib.teacher_run(config))}'
+    return root / config.dataset.name / f'teacher-{config_lib.digest(_teacher_run(config))}'
 
 
 def share_teacher(root: epath.Path, config) -> epath.Path:
     """Trains a config's teacher unless it is there; -> its folder."""
     folder = teacher_folder(root, config)
-    train(config_lib.teacher_run(config), folder, programs=PROGRAMS)
+    train(_teacher_run(config), folder, programs=PROGRAMS)
     return folder
+
+
+def _teacher_run(config):
+    """The config of a shared teacher's run: validated at its end alone, since nothing reads its curve."""
+    run = config_lib.teacher_run(config)
+    run.eval_every = run.num_steps
+    return run
 
 
 def own_teachers(root: epath.Path, configs) -> list:

@@ -54,7 +54,7 @@ CONFIGS = {
     'vit_tiny_cifar10': Searched(
         {str(count): {'dataset.examples_per_class': count} for count in tables.LABELLED},
         tuple(map(str, tables.LABELLED)),
-        12,
+        6,
     ),
 }
 TEACHER = 'teacher'

@@ -12,7 +12,7 @@ from etils import epath
 from configs import common
 from td_jax import config as config_lib
 from td_jax.errors import UserError
-from td_jax.files import workdir
+from td_jax.files import metric_log, workdir
 from td_jax.method import objectives
 from td_jax.reproduction import cells, errors, render, tables, tuning
 from td_jax.training import loop
@@ -217,6 +217,17 @@ def test_a_teacher_is_shared_by_all_that_would_train_the_same(small_config):
     assert teacher() == teacher(dataset__movie_oov_rate=0.3)  # MovieLens alone has films
     assert teacher() != teacher(batch_size=4)
     assert teacher() != teacher(teacher__optimizer__learning_rate=0.1)
+    validated = {'dataset__split': 'validation'}
+    assert teacher(**validated, eval_every=1) == teacher(**validated, eval_every=3)
+
+
+def test_a_shared_teacher_is_validated_at_its_end_alone(tmp_path, small_config):
+    config = small_config(dataset__split='validation', eval_every=1, teacher__num_steps=4)
+    folder = cells.share_teacher(epath.Path(tmp_path), config)
+    lines = metric_log.read(folder)
+    assert not [line for line in lines if line['step'] < 4 and 'validation_accuracy' in line]
+    assert max(line['step'] for line in lines) == 4
+    assert json.loads((folder / 'result.json').read_text())['steps'] == 4
 
 
 def test_only_teachers_that_are_trained_are_trained_first(small_config):

@@ -72,7 +72,7 @@ def test_images_are_searched_with_few_labels_and_with_more():
     search = tuning.search_of('vit_tiny_cifar10', 'time', None, 4, 1, 600)
     runs = [tuning.prepared(search, 'td', column, 1) for column in search.columns]
     assert [run.dataset.examples_per_class for run in runs] == [50, 500]
-    assert {(run.dataset.split, run.num_steps, run.eval_every) for run in runs} == {('validation', 600, 50)}
+    assert {(run.dataset.split, run.num_steps, run.eval_every) for run in runs} == {('validation', 600, 100)}
     assert {run.teacher.dataset.examples_per_class for run in runs} == {0}
     with pytest.raises(UserError, match="--columns '40' is not known"):
         tuning.check(search._replace(columns=('40',)), ['td'], epath.Path('j'), epath.Path('o.json'))
