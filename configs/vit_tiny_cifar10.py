@@ -5,8 +5,8 @@ of five classes. The student has 4 blocks, starts from the teacher's first four 
 to tell the other five classes apart from `dataset.examples_per_class` images each. Labels differ, so methods
 with a logits term read a probe on the frozen teacher.
 
-Cost: about 5 minutes for the teacher and one or two for three students on two cores. Expect: an accuracy
-near 0.4; docs/cifar.md has the setting.
+Cost: about 6 minutes for the teacher and 4 for three students on two cores. Expect: an accuracy near 0.36;
+docs/cifar.md has the setting.
 
     python -m td_jax.main --config=configs/vit_tiny_cifar10.py --workdir=runs/vit_tiny
 """
