@@ -9,6 +9,10 @@ anew on every column, with other seeds and, of ratings, on another slice of time
 validation metric, over all runs so far, of a common step: the learning rate is constant, so that this step is
 the number of steps that is chosen. By successive halving one of REDUCTION trials goes on to the next rung.
 
+Where a module of configs/ draws other weights once the random trials are over, every method's next trial is
+scratch's best of its random ones with the least weights: no method is chosen worse than scratch for the lack
+of trials, and the estimator goes on from there.
+
 Restartable: a trial is in Optuna's journal, a file for each method that another machine goes on from, and a
 finished run is read from its folder. The knobs of a trial depend on the trials before it and on their number
 alone, so an interrupted search ends where an uninterrupted one does.
@@ -35,6 +39,8 @@ from td_jax.training import evaluation, finished
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
+WEIGHT = FloatDistribution(0.1, 1000.0, log=True)
+
 
 class Searched(NamedTuple):
     """How a module of configs/ is searched."""
@@ -42,6 +48,7 @@ class Searched(NamedTuple):
     columns: dict[str, dict]  # what can be searched -> what it changes in the config
     mean_of: tuple[str, ...]  # the columns whose mean is the score, unless others are named
     points: int  # validations of a run
+    weights: FloatDistribution = WEIGHT  # what weights are drawn from after the random trials
 
 
 # The modules of configs/ whose runs are short enough to be searched.
@@ -50,20 +57,22 @@ CONFIGS = {
         {genre: {'dataset.genre': genre} for genre in tables.GENRES}, ('Drama', 'Adventure', 'War'), 30
     ),
     'digits': Searched({'digits': {}}, ('digits',), 30),
-    # A validation of images takes as long as many steps.
+    # A validation of images takes as long as many steps. With a weight of states of 0.7 theirs is half of the
+    # gradient on the student, and their standard deviation falls to a quarter in 50 steps.
     'vit_tiny_cifar10': Searched(
         {str(count): {'dataset.examples_per_class': count} for count in tables.LABELLED},
         tuple(map(str, tables.LABELLED)),
         6,
+        FloatDistribution(0.01, 10.0, log=True),
     ),
 }
 TEACHER = 'teacher'
+SCRATCH = 'supervised'
 RUNGS = 3
 REDUCTION = 3
 # Trials that are drawn at random before the estimator has something to go by.
 RANDOM_TRIALS = 6
 
-WEIGHT = FloatDistribution(0.1, 1000.0, log=True)
 # What is drawn for every method; all that is drawn for one without a teacher.
 COMMON = {
     'optimizer.learning_rate': FloatDistribution(1e-4, 3e-3, log=True),
@@ -84,8 +93,8 @@ class Search(NamedTuple):
     steps: int  # of a run
 
 
-def space(module: str, name: str) -> dict:
-    """{config key: distribution}, what is drawn for TEACHER, a method or a variant of one.
+def space(module: str, name: str, number: int = 0) -> dict:
+    """{config key: distribution}, what trial `number` of TEACHER, a method or a variant of one draws from.
 
     A weight that a module of configs/ or a variant leaves at 0 stays there.
     """
@@ -93,7 +102,8 @@ def space(module: str, name: str) -> dict:
         return COMMON
     config = cells.base_config(module)
     config.update_from_flattened_dict(tables.variant(name))
-    weights = {f'{config.method}.weights.{term}': WEIGHT for term in objectives.taught(config)}
+    weight = WEIGHT if number < RANDOM_TRIALS else CONFIGS[module].weights
+    weights = {f'{config.method}.weights.{term}': weight for term in objectives.taught(config)}
     return {**COMMON, **weights, **(ROUNDS if config.method == 'td' else {})}
 
 
@@ -128,8 +138,8 @@ def check(search: Search, names, journals: epath.Path, target: epath.Path):
     """Refuses what cannot be searched.
 
     Raises:
-      UserError: a name that is not known, a method of another task, journals in a bucket, or a file that
-        cannot be written.
+      UserError: a name that is not known, a method of another task, journals in a bucket, a file that
+        cannot be written, or trials that start from scratch's without those.
     """
     for name in names:
         config_lib.check_choice('--methods', name, names_for(search.name))
@@ -137,6 +147,9 @@ def check(search: Search, names, journals: epath.Path, target: epath.Path):
         config_lib.check_choice('--columns', column, CONFIGS[search.name].columns)
     _check_journals(journals)
     workdir.check_target('--output', target)
+    starting = [name for name in names if _starts_from_scratch(search, name)]
+    if starting and SCRATCH not in names:
+        _start(search, starting[0], journals)
 
 
 def prepared(search: Search, name: str, column: str, rung: int):
@@ -191,7 +204,9 @@ def tune(search: Search, names, root: epath.Path, journals: epath.Path, target: 
     for name, folder in (('workdir', root), ('journals', journals)):
         workdir.make_folder(name, folder)
     setting = cells.setting(prepared(search, TEACHER, search.columns[0], 0))
-    for part in ([name for name in names if name == TEACHER], [name for name in names if name != TEACHER]):
+    first = [TEACHER] + [SCRATCH] * any(_starts_from_scratch(search, name) for name in names)
+    rest = [name for name in names if name not in first]
+    for part in (*([name] for name in first if name in names), rest):
         choices = workdir.read_json(target) or {}
         taught_by = {} if TEACHER in part else choices.get(setting, {}).get(TEACHER, {})
         needed = [knobs_of(search, name, rung, taught_by) for name in part for rung in range(RUNGS)]
@@ -229,12 +244,14 @@ def search_one(search: Search, name: str, taught_by: dict, root: epath.Path, jou
         raises.
     """
     metric, _, _, less_is_better = evaluation.METRICS[task_of(search.name)]
-    setting, drawn = cells.setting(prepared(search, name, search.columns[0], 0)), space(search.name, name)
-    study = _opened(journals / f'{setting}-{name}.journal', search, taught_by, less_is_better)
+    study = _opened(_journal(search, name, journals), search, taught_by, less_is_better)
     columns = search.columns if name != TEACHER else search.columns[:1]
     while (number := len(_over(study))) < search.trials:
         study.sampler = optuna.samplers.TPESampler(seed=number, n_startup_trials=RANDOM_TRIALS)
-        trial = study.ask(drawn)
+        if number == RANDOM_TRIALS and _starts_from_scratch(search, name):
+            # It is there already where it was interrupted.
+            study.enqueue_trial(_start(search, name, journals), skip_if_exists=True)
+        trial = study.ask(space(search.name, name, number))
         curves = collections.defaultdict(list)
         for rung in range(RUNGS):
             for column in columns:
@@ -265,6 +282,30 @@ def search_one(search: Search, name: str, taught_by: dict, root: epath.Path, jou
     }
 
 
+def _starts_from_scratch(search, name):
+    """Whether the trial after the random ones of a method has what was chosen for scratch."""
+    return (
+        search.trials > RANDOM_TRIALS
+        and CONFIGS[search.name].weights != WEIGHT
+        and name not in (TEACHER, SCRATCH)
+    )
+
+
+def _start(search, name, journals):
+    """The knobs of scratch's best random trial with the least weights; what else there is, is drawn."""
+    path = _journal(search, SCRATCH, journals)
+    if not path.exists() or len(over := _over(_loaded(path))) < RANDOM_TRIALS:
+        raise UserError(
+            f'trial {RANDOM_TRIALS + 1} of {name} starts from the best of {RANDOM_TRIALS} of {SCRATCH}, '
+            f'which {path} does not have; name {SCRATCH} in --methods, too.'
+        )
+    done = _best_first(_loaded(path), over[:RANDOM_TRIALS])
+    if not done:
+        raise UserError(f'every trial of {SCRATCH} in {path} diverged, and {name} starts from the best.')
+    weights = space(search.name, name).keys() - COMMON.keys() - ROUNDS.keys()
+    return {**done[0].params, **dict.fromkeys(sorted(weights), CONFIGS[search.name].weights.low)}
+
+
 def trials_in(path: epath.Path) -> list[dict]:
     """The knobs, num_steps among them, of the trials in a journal that reached the last rung, best first.
 
@@ -274,13 +315,28 @@ def trials_in(path: epath.Path) -> list[dict]:
     _check_journals(path.parent)
     if not path.exists():
         raise UserError(f'{path} is not there; td_jax.tune makes it.')
+    study = _loaded(path)
     with _undamaged(path):
-        storage = JournalStorage(JournalFileBackend(str(path)))
-        study = optuna.load_study(study_name=path.stem, storage=storage)
-        done = study.get_trials(states=[TrialState.COMPLETE])
-        sign = 1 if study.direction == optuna.study.StudyDirection.MINIMIZE else -1
-        done.sort(key=lambda trial: (sign * trial.value, trial.number))
+        done = _best_first(study, _over(study))
         return [{**trial.params, 'num_steps': trial.user_attrs['num_steps']} for trial in done]
+
+
+def _best_first(study, trials):
+    """Those of some trials that reached the last rung, best first."""
+    sign = 1 if study.direction == optuna.study.StudyDirection.MINIMIZE else -1
+    done = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    return sorted(done, key=lambda trial: (sign * trial.value, trial.number))
+
+
+def _journal(search, name, journals):
+    """Where the trials of a method are."""
+    return journals / f'{cells.setting(prepared(search, name, search.columns[0], 0))}-{name}.journal'
+
+
+def _loaded(path):
+    """The study in a journal that is there."""
+    with _undamaged(path):
+        return optuna.load_study(study_name=path.stem, storage=JournalStorage(JournalFileBackend(str(path))))
 
 
 def _check_journals(folder):

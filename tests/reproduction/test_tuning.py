@@ -49,6 +49,17 @@ def test_weights_are_drawn_over_four_orders_of_magnitude_and_rounds_from_none():
     assert (rounds.low, rounds.high) == (0, 3)
 
 
+def test_images_draw_smaller_weights_after_the_random_trials():
+    key = 'td.weights.state'
+    for module, number, bounds in (
+        ('vit_tiny_cifar10', 5, (0.1, 1000)),
+        ('vit_tiny_cifar10', 6, (0.01, 10)),
+        ('digits', 6, (0.1, 1000)),
+    ):
+        weight = tuning.space(module, 'td', number)[key]
+        assert (weight.low, weight.high, weight.log) == (*bounds, True)
+
+
 @pytest.mark.parametrize('module', tuning.CONFIGS)
 def test_all_that_a_task_allows_is_searched(module):
     names = tuning.names_for(module)
@@ -224,6 +235,86 @@ def test_more_trials_are_those_and_more(monkeypatch, tmp_path):
     assert [trial.params for trial in few] == [trial.params for trial in grown[1][:3]]
     assert grown[0] == whole[0]
     assert [trial.params for trial in grown[1]] == [trial.params for trial in whole[1]]
+
+
+IMAGES = tuning.Search('vit_tiny_cifar10', {}, ('50', '500'), 9, 1, STEPS)
+
+
+def accuracy_of(config):
+    return {40: -distance(config)}
+
+
+@pytest.mark.parametrize('fails_at', [None, 'in the trial from scratch'])
+def test_a_trial_of_images_starts_from_scratch(monkeypatch, tmp_path, fails_at):
+    _, trials = searched(monkeypatch, tmp_path, Made(accuracy_of), IMAGES, 'supervised')
+    done = [trial for trial in trials[:6] if trial.state.name == 'COMPLETE']
+    best = max(done, key=lambda trial: trial.value).params
+    assert best.keys() == COMMON
+    if fails_at:
+        before = Made(accuracy_of)
+        searched(monkeypatch, tmp_path / 'before', before, IMAGES._replace(trials=6), 'td')
+        made = Made(accuracy_of, len(before.runs) + 1)
+        with pytest.raises(KeyboardInterrupt):
+            searched(monkeypatch, tmp_path, made, IMAGES, 'td')
+    record, trials = searched(monkeypatch, tmp_path, Made(accuracy_of), IMAGES, 'td')
+    over = [trial for trial in trials if trial.state.name != 'FAIL']
+    assert len(trials) == len(over) + bool(fails_at)
+    assert len(over) == 9
+    weights = [f'td.weights.{term}' for term in ('interact', 'message', 'state')]
+    start = dict(over[6].params)
+    assert start.pop('td.rounds') in range(4)
+    assert start == {**best, **dict.fromkeys(weights, 0.01)}
+    for trial in over[7:]:
+        assert all(0.01 <= trial.params[key] <= 10 for key in weights)
+        assert trial.params != over[6].params
+    # It is in the best third so far, as scratch was.
+    assert record['score'] >= max(trial.value for trial in done)
+
+
+def test_a_trial_that_starts_from_scratch_needs_it(monkeypatch, tmp_path):
+    places = epath.Path(tmp_path), epath.Path(tmp_path / 'o.json')
+    tuning.check(IMAGES, ['supervised', 'td'], *places)
+    tuning.check(IMAGES._replace(trials=6), ['td'], *places)
+    tuning.check(DIGITS, ['td'], *places)
+    said = r'trial 7 of td starts from the best of 6 of supervised, which .*cifar10-supervised\.journal does '
+    for trials in (0, 3):
+        if trials:
+            few = IMAGES._replace(trials=trials)
+            searched(monkeypatch, tmp_path, Made(accuracy_of), few, 'supervised')
+        with pytest.raises(UserError, match=said + 'not have; name supervised in --methods, too'):
+            tuning.check(IMAGES, ['teacher', 'td'], *places)
+    searched(monkeypatch, tmp_path, Made(accuracy_of), IMAGES._replace(trials=6), 'supervised')
+    tuning.check(IMAGES, ['teacher', 'td'], *places)
+    (tmp_path / 'cifar10-supervised.journal').write_text('{}\n')
+    with pytest.raises(UserError, match=r'supervised\.journal is damaged'):
+        tuning.check(IMAGES, ['td'], *places)
+
+
+def test_scratch_that_always_diverged_is_no_start(monkeypatch, tmp_path):
+    few = IMAGES._replace(trials=6)
+    with pytest.raises(UserError, match='every trial of supervised diverged'):
+        searched(monkeypatch, tmp_path, Made(lambda config: {}), few, 'supervised')
+    with pytest.raises(UserError, match=r'every trial of supervised in .* diverged, and td starts'):
+        tuning.check(IMAGES, ['td'], epath.Path(tmp_path), epath.Path(tmp_path / 'o.json'))
+
+
+@pytest.mark.parametrize(
+    ('search', 'parts'),
+    [(IMAGES, [['supervised'], ['td', 'ld']]), (DIGITS, [['td', 'supervised', 'ld']])],
+)
+def test_scratch_is_searched_before_what_starts_from_it(monkeypatch, tmp_path, search, parts):
+    found = []
+
+    def each(function, tasks, count, folder, what):
+        found.append([task[1] for task in tasks])
+        return [{'chosen': {'num_steps': 20}} for _ in tasks]
+
+    monkeypatch.setattr(jobs, 'each', each)
+    monkeypatch.setattr(cells, 'train_teachers', lambda root, configs, count: None)
+    places = (epath.Path(tmp_path / name) for name in ('runs', 'journals', 'o.json'))
+    names = [name for name, _ in tuning.tune(search, ['td', 'supervised', 'ld'], *places, 2)]
+    assert names == [name for part in parts for name in part]
+    assert found == parts
 
 
 def test_a_finished_search_runs_nothing(monkeypatch, tmp_path):
