@@ -13,7 +13,10 @@ from td_jax.files import workdir
 
 def main():
     folders = flags.DEFINE_list(
-        'workdir', None, 'Folder of a finished run, or several with commas between them.'
+        'workdir',
+        None,
+        'Folder of a finished run, or several with commas between them; what differs in its seeds alone '
+        'is one run.',
     )
     examples = flags.DEFINE_integer('examples', 20, 'Evaluation examples of each class.')
     seed_index = flags.DEFINE_integer(

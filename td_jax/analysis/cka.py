@@ -17,6 +17,7 @@ import numpy as np
 from etils import epath
 
 import td_jax
+from td_jax import config as config_lib
 from td_jax import statistics
 from td_jax.analysis import heat_map
 from td_jax.data import base as data
@@ -275,7 +276,7 @@ class Comparison(NamedTuple):
     used: dict[str, int]  # {class: examples}
     left_out: dict[str, int]  # {class: examples}, too few to compare
     values: dict[str, dict[int, dict[str, dict[str, float]]]]  # {run: {seed: {class: {pair: CKA}}}}
-    runs: dict[str, dict]  # {run: where it is, and its method}
+    runs: dict[str, dict]  # {run: its method, and where it is; several places, where its seeds are}
 
     def by_class(self) -> dict[str, dict[str, dict[str, float]]]:
         """{run: {class: {pair: mean over seeds}}}."""
@@ -300,6 +301,8 @@ def _mean(rows):
 def analyse(folders, examples: int, estimator: str, seed_index: int | None = None) -> Comparison:
     """Compares student and teacher of some finished runs on the same examples.
 
+    Runs that are the same but for their seeds and their teachers' are one, with the seeds of all.
+
     Args:
       folders: paths of their workdirs.
       examples: of each class; classes that have fewer are compared on what is there, if it is enough for the
@@ -319,7 +322,8 @@ def analyse(folders, examples: int, estimator: str, seed_index: int | None = Non
     if len(set(folders)) < len(folders):
         raise UserError('--workdir names the same folder twice.')
     firsts = [teachers.finished_with_teacher(folder, seed_index or 0) for folder in folders]
-    names = _names(firsts, folders)
+    groups = _of_other_seeds(firsts, folders)
+    names = _names([firsts[group[0]] for group in groups], [folders[group[0]] for group in groups])
     for folder, run in zip(folders, firsts, strict=True):
         if run.teacher is None:
             raise UserError(f'{folder} is a run of {run.config.method} without a teacher to compare with.')
@@ -335,16 +339,16 @@ def analyse(folders, examples: int, estimator: str, seed_index: int | None = Non
     counts = {i: len(found[i]['labels']) if i in found else 0 for i in range(len(label_names))}
     if max(counts.values()) < fewest:
         raise UserError(f'{_said(firsts[0])} has no class with {fewest} evaluation examples to compare.')
-    values = {}
-    for name, folder, first in zip(names, folders, firsts, strict=True):
+    values = {name: {} for name in names}
+    for name, member in [(name, i) for name, group in zip(names, groups, strict=True) for i in group]:
+        first, folder = firsts[member], folders[member]
         # Images may be kept at another size for another run.
         own = (
             found
-            if first is firsts[0] or isinstance(first.source.evaluation, dict)
+            if member == 0 or isinstance(first.source.evaluation, dict)
             else gather(first.source, examples)
         )
         classes = {i: own[i] for i in own if counts[i] >= fewest}
-        values[name] = {}
         for i in range(first.config.num_seeds) if seed_index is None else [seed_index]:
             is_first = i == (seed_index or 0)
             run = first if is_first else teachers.finished_with_teacher(folder, i)
@@ -359,9 +363,53 @@ def analyse(folders, examples: int, estimator: str, seed_index: int | None = Non
         left_out={label_names[i]: count for i, count in counts.items() if count < fewest},
         values=values,
         runs={
-            name: {'workdir': str(folder), 'method': run.config.method}
-            for name, folder, run in zip(names, folders, firsts, strict=True)
+            name: {
+                'workdirs': [str(folders[i]) for i in group],
+                'method': firsts[group[0]].config.method,
+            }
+            for name, group in zip(names, groups, strict=True)
         },
+    )
+
+
+# What may differ between the runs of one row.
+_SEEDS = ('seed', 'seed_step', 'num_seeds', 'teacher.seed')
+
+
+def _of_other_seeds(runs, folders):
+    """Which runs are one: [their indices], in the order of the first of each; none has a seed of another."""
+    configs = [_configs(run.config, folder) for run, folder in zip(runs, folders, strict=True)]
+    groups = []
+    for i, own in enumerate(configs):
+        for group in groups:
+            if _differ_in_seeds_alone(own, configs[group[0]]):
+                group.append(i)
+                break
+        else:
+            groups.append([i])
+    found = []
+    for group in groups:
+        seeds = [seed for i in group for seed in dispatch.seeds(runs[i].config)]
+        found += [group] if len(set(seeds)) == len(seeds) else [[i] for i in group]
+    return sorted(found)
+
+
+def _configs(config, folder):
+    """That of a run, and that of its teacher's run where there is one."""
+    if not config_lib.trains_teacher(config):
+        return [config]
+    stored = workdir.read_json(teachers.folder_of(config, folder) / workdir.CONFIG)
+    return [config, config_lib.from_json(stored)]
+
+
+def _differ_in_seeds_alone(ours, theirs):
+    return (
+        ours[0].teacher.pretrained == theirs[0].teacher.pretrained
+        and len(ours) == len(theirs)
+        and all(
+            set(config_lib.differences(own, json.loads(config_lib.to_json(other)))) <= set(_SEEDS)
+            for own, other in zip(ours, theirs, strict=True)
+        )
     )
 
 

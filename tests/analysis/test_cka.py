@@ -370,6 +370,45 @@ def test_runs_of_one_method_go_by_their_folders():
     assert cka._names(made, paths) == ['td (a/r)', 'td (b/r)', 'ld']
 
 
+@pytest.mark.long
+def test_runs_that_differ_in_their_seeds_alone_are_one(small_config, tmp_path):
+    """The runs of a table's cell, each with a teacher of its own, give what each of them gives by itself."""
+    changes = {
+        'a': {},
+        'b': {'seed': 1, 'teacher__seed': 1},
+        # Of another knob, and of a seed that is there.
+        'other': {'seed': 2, 'num_steps': 3},
+        'again': {'teacher__seed': 7},
+    }
+    for name, change in changes.items():
+        short = {'method': 'ld', 'num_seeds': 1, 'num_steps': 2, 'teacher__num_steps': 1}
+        train(small_config(**short | change), tmp_path / name)
+    alone = {name: cka.analyse([tmp_path / name], 5, 'debiased').by_class()['ld'] for name in changes}
+    folders = [tmp_path / name for name in ('other', 'a', 'b')]
+    found = cka.analyse(folders, 5, 'debiased')
+    assert list(found.values) == ['ld (other)', 'ld (a)']
+    assert found.values['ld (a)'] == {0: alone['a'], 1: alone['b']}
+    assert found.values['ld (other)'] == {2: alone['other']}
+    stored = json.loads(cka.to_json(found))
+    assert stored['runs']['ld (a)'] == {
+        'workdirs': [str(tmp_path / 'a'), str(tmp_path / 'b')],
+        'method': 'ld',
+    }
+    together = cka.analyse([tmp_path / 'a', tmp_path / 'again'], 5, 'debiased')
+    assert list(together.values) == ['ld (a)', 'ld (again)']
+
+
+@pytest.mark.long
+def test_students_of_teachers_that_were_trained_differently_are_not_one(small_config, tmp_path):
+    for i in range(2):
+        config = small_config(method='ld', seed=i, num_seeds=1, num_steps=2, teacher__num_steps=1 + i)
+        train(config, tmp_path / f'first_{i}')
+        teacher = {'teacher__checkpoint': str(tmp_path / f'first_{i}' / 'teacher')}
+        train(small_config(method='ld', seed=i, num_seeds=1, num_steps=2, **teacher), tmp_path / f'run_{i}')
+    found = cka.analyse([tmp_path / f'run_{i}' for i in range(2)], 5, 'debiased')
+    assert list(found.values) == ['ld (run_0)', 'ld (run_1)']
+
+
 def test_runs_that_cannot_be_compared_are_refused(runs, monkeypatch):
     with pytest.raises(UserError, match='the same folder twice'):
         cka.analyse([runs / 'td', runs / 'td'], 5, 'debiased')
