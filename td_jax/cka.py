@@ -6,7 +6,7 @@ python -m td_jax.cka --workdir=RUN[,RUN...]
 from absl import flags
 
 from td_jax import command_line
-from td_jax.analysis import cka
+from td_jax.analysis import cka, linear_cka
 from td_jax.errors import UserError
 from td_jax.files import workdir
 
@@ -23,7 +23,7 @@ def main():
         'seed_index', None, 'Which seed of each run, counted from 0; by default all.', lower_bound=0
     )
     estimator = flags.DEFINE_enum(
-        'estimator', 'debiased', list(cka.ESTIMATORS), 'How CKA is estimated from the examples.'
+        'estimator', 'debiased', list(linear_cka.ESTIMATORS), 'How CKA is estimated from the examples.'
     )
     output = flags.DEFINE_string(
         'output', None, f'Folder that gets {cka.NUMBERS} and {cka.PICTURE}; by default the first run.'

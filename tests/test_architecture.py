@@ -174,6 +174,7 @@ ALLOWED = {
         'td_jax.training.finished',
     },
     'td_jax.analysis.heat_map': set(),
+    'td_jax.analysis.linear_cka': set(),
     'td_jax.analysis': {
         'td_jax.errors',
         'td_jax.config',
