@@ -160,8 +160,10 @@ def draw(name: str, table: tables.Table, results: dict, path: pathlib.Path):
         axes.set_xlim(-0.6, len(columns) - 0.4)
         axes.set_xticks(range(len(columns)), columns, rotation=60, ha='right', fontsize=7)
         axes.tick_params(axis='y', labelsize=7)
-    for axes in list(all_axes.flat)[len(found) :]:
-        axes.set_axis_off()
+    for place in range(len(found), all_axes.size):
+        all_axes.flat[place].set_axis_off()
+        # The one above is the last of those that share its columns' names.
+        all_axes.flat[place - across].tick_params(axis='x', labelbottom=True)
     metric = next(rows[table.baseline]['metric'] for rows in results.values() if rows.get(table.baseline))
     figure.supylabel(f'difference of {metric} to {table.baseline}', fontsize=8)
     figure.suptitle(

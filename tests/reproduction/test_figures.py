@@ -83,6 +83,21 @@ def test_a_row_far_away_leaves_the_others_to_see(tmp_path, monkeypatch):
     assert scales[1] == ({'symlog'}, True)
 
 
+def test_the_lowest_panel_names_the_columns(tmp_path, monkeypatch):
+    named = []
+
+    def keep(figure, *_, **__):
+        figure.draw_without_rendering()
+        named.extend(any(label.get_visible() for label in axes.get_xticklabels()) for axes in figure.axes)
+
+    monkeypatch.setattr('matplotlib.figure.Figure.savefig', keep)
+    rows = ('LD', 'FD', 'FitNet', 'Hybrid', 'TD')
+    cells = {SCRATCH: result([1.0, 0.9, 0.7]), **{row: result([0.9, 0.9, 0.8]) for row in rows}}
+    figures.draw('3', tables.TABLES['3'], {'Genre 1': cells}, tmp_path / 'picture')
+    # Four panels and below them one, under the first.
+    assert named[:5] == [False, True, True, True, True]
+
+
 def read(figure):
     """The scales of a figure's panels, and whether its title says where one is linear."""
     return {axes.get_yscale() for axes in figure.axes}, 'logarithmic beyond' in figure.get_suptitle()
