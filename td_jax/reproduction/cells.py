@@ -262,10 +262,14 @@ def _of_wanted(names, genres, datasets):
     }
 
 
-def _by_runs(kept):
-    """The cells of a file of errors by the names of their runs; tables have cells in common."""
+def by_runs(kept: dict) -> dict:
+    """{the names of its runs: a cell that is there}; tables have cells in common.
+
+    Args:
+      kept: {table: {column: {row: result or None}}}, of a file of errors or as `make` gives them.
+    """
     results = [result for columns in kept.values() for rows in columns.values() for result in rows.values()]
-    return {tuple(result['runs']): result for result in results if 'runs' in result}
+    return {tuple(result['runs']): result for result in results if result and 'runs' in result}
 
 
 def of_other_runs(results: dict, kept: dict) -> list[tuple[str, str, str]]:
@@ -310,7 +314,7 @@ def make(
     Raises:
       UserError: an unknown table, genre or data set, or what a run raises.
     """
-    wanted, there = _of_wanted(names, genres, datasets), _by_runs(kept)
+    wanted, there = _of_wanted(names, genres, datasets), by_runs(kept)
     if not only_show:
         needed = [configs for configs in wanted.values() if tuple(names_of(configs)) not in there]
         run_missing(root, [config for configs in needed for config in configs], processes)
@@ -341,7 +345,7 @@ def plan(names, genres, datasets, root: epath.Path, kept: dict = types.MappingPr
     Raises:
       UserError: an unknown name, or a table whose runs cannot be counted without their data.
     """
-    found, in_file = {}, _by_runs(kept)
+    found, in_file = {}, by_runs(kept)
     for cell, configs in _of_wanted(names, genres, datasets).items():
         is_kept = tuple(names_of(configs)) in in_file
         for config in configs:

@@ -48,7 +48,8 @@ def candidates(names, genres, datasets, journals: epath.Path) -> dict:
 def add(results: dict, trials: dict, root: epath.Path, only_show: bool, processes: int):
     """Adds `on_test` to cells: {'values', 'seeds', 'mean'} of the best trial, and of how many, 'trials'.
 
-    A cell that has it already, of the same runs, keeps it.
+    A cell that has it already, of the same runs, keeps it, and a trial whose runs are those of a cell is not
+    run again.
 
     Args:
       results: {table: {column: {row: result or None}}}, as cells.make gives them; is changed.
@@ -66,11 +67,16 @@ def add(results: dict, trials: dict, root: epath.Path, only_show: bool, processe
         for (name, column, row), of_cell in trials.items()
         if ((results[name][column][row] or {}).get('on_test') or {}).get('runs') != made_of[name, column, row]
     }
+    # The trial that was chosen is a cell of the table, whose runs may be those of another machine.
+    there = cells.by_runs(results)
     if not only_show:
-        runs = [config for of_cell in trials.values() for configs in of_cell for config in configs]
-        cells.run_missing(root, runs, processes)
+        needed = [configs for of_cell in trials.values() for configs in of_cell]
+        needed = [configs for configs in needed if tuple(cells.names_of(configs)) not in there]
+        cells.run_missing(root, [config for configs in needed for config in configs], processes)
     for (name, column, row), of_cell in trials.items():
-        found = [cells.stored(root, configs) for configs in of_cell]
+        found = [
+            there.get(tuple(cells.names_of(configs))) or cells.stored(root, configs) for configs in of_cell
+        ]
         cell = results[name][column][row]
         if cell is None or not found or None in found:
             continue

@@ -115,6 +115,21 @@ def test_the_best_trial_on_the_test_split_is_a_column_of_its_own(tiny, small_con
     assert kept['tiny']['all']['LD']['on_test']['trials'] == 1
 
 
+def test_a_trial_that_a_cell_has_is_not_run_again(tiny, tmp_path, monkeypatch):
+    for name in ('supervised', 'ld'):
+        journal(tmp_path, name)
+    trials = on_test.candidates(['tiny'], *COLUMNS, epath.Path(tmp_path))
+    # As from a file of errors: the first trial of each, run on another machine.
+    numbers = {'metric': 'accuracy', 'values': [0.5, 0.7], 'seeds': [0, 1], 'mean': 0.6}
+    rows = {row: {**numbers, 'runs': cells.names_of(of_cell[0])} for (_, _, row), of_cell in trials.items()}
+    results, asked = {'tiny': {'all': {**rows, 'Control': None}}}, []
+    monkeypatch.setattr(cells, 'run_missing', lambda root, configs, processes: asked.extend(configs))
+    monkeypatch.setattr(cells, 'stored', lambda root, configs: {**numbers, 'mean': 0.1})
+    on_test.add(results, trials, epath.Path(tmp_path / 'runs'), only_show=False, processes=1)
+    assert asked == [config for of_cell in trials.values() for config in of_cell[1]]
+    assert results['tiny']['all']['LD']['on_test']['mean'] == 0.6
+
+
 def test_journals_that_are_not_there_or_damaged_are_one_line(tiny, tmp_path):
     journal(tmp_path, 'supervised')
     with pytest.raises(UserError, match=r'digits-ld\.journal is not there; td_jax\.tune makes it'):
