@@ -253,37 +253,35 @@ def _over_columns(table, results, less_is_better):
             if compared:
                 found[row] = compared
     adjusted = statistics.holm([compared.p_value for compared in found.values()])
-    lines = [
-        f'### Mean over {len(columns)} columns',
-        '',
-        MEANS,
-        '',
-        _row(
-            [
-                'method',
-                'n',
-                f'ours, paired difference to {table.baseline}, mean ± 95%',
-                'ours, the same by bootstrap, 95%',
-                'ours, p by Holm',
-                'verdict',
-            ]
-        ),
-        _row(['---'] * 6),
+    on_test = {row: _mean_on_test(columns, row, table.baseline) for row in found}
+    head = [
+        'method',
+        'n',
+        f'ours, paired difference to {table.baseline}, mean ± 95%',
+        'ours, the same by bootstrap, 95%',
+        'ours, p by Holm',
+        'verdict',
     ]
+    head += [f'{ON_TEST}, paired difference, mean ± 95%'] if any(on_test.values()) else []
+    lines = [f'### Mean over {len(columns)} columns', '', MEANS, '', _row(head), _row(['---'] * len(head))]
     for (row, compared), p_value in zip(found.items(), adjusted, strict=True):
-        lines.append(
-            _row(
-                [
-                    row,
-                    f'{compared.paired.count}',
-                    difference(compared),
-                    bounds(compared),
-                    statistics.written_p_value(p_value),
-                    compared.verdict(less_is_better),
-                ]
-            )
-        )
+        parts = [
+            row,
+            f'{compared.paired.count}',
+            difference(compared),
+            bounds(compared),
+            statistics.written_p_value(p_value),
+            compared.verdict(less_is_better),
+        ]
+        lines.append(_row(parts + ([on_test[row]] if any(on_test.values()) else [])))
     return [*lines, '']
+
+
+def _mean_on_test(columns, row, baseline):
+    """The mean difference of what the best trials on the test split give; '' where a column has none."""
+    pairs = [(_on_test(rows[row]), _on_test(rows[baseline])) for rows in columns]
+    found = comparison.over_columns(pairs) if all(ours and theirs for ours, theirs in pairs) else None
+    return difference(found) if found else ''
 
 
 def of_others(name: str, table: tables.Derived, results: dict) -> str:

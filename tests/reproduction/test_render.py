@@ -294,6 +294,29 @@ def test_the_mean_over_columns_is_that_of_each_seeds_differences():
     assert 'Mean over' not in table_of(cells)
 
 
+def test_the_mean_over_columns_is_also_that_of_knobs_chosen_on_the_test_split():
+    ours, theirs = (
+        np.array([[0.5, 0.75, 0.5], [1.0, 1.5, 1.0]]),
+        np.array([[1.0, 1.0, 1.25], [1.0, 1.25, 2.0]]),
+    )
+    cells = {genre: {row: measured(rounded((3, 12))) for row in (SCRATCH, 'TD')} for genre in (1, 2)}
+    assert 'test split' not in table_of(cells)
+    for row, values in (('TD', ours), (SCRATCH, theirs)):
+        for genre, of_genre in zip((1, 2), values, strict=True):
+            on_test = {'values': of_genre.tolist(), 'seeds': cells[genre][row]['seeds'], 'trials': 2}
+            cells[genre][row]['on_test'] = on_test | {'mean': of_genre.mean()}
+    _, text = table_of(cells).split('### Mean over 2 columns\n')
+    low, high = scipy.stats.ttest_rel(ours.mean(axis=0), theirs.mean(axis=0)).confidence_interval()
+    # (-0.25 + 0.0 - 0.875) / 3
+    assert (low + high) / 2 == pytest.approx(-0.375)
+    assert cells_of(text, 'TD')[6] == f'-0.3750 ± {(high - low) / 2:.4f}'
+    assert 'test split, which is no result' in text
+    # A column without it leaves no mean.
+    del cells[2]['TD']['on_test']
+    _, text = table_of(cells).split('### Mean over 2 columns\n')
+    assert len(cells_of(text, 'TD')) == 6 and 'test split' not in text
+
+
 def test_images_of_two_data_sets_are_not_the_same_because_their_numbers_are():
     values = {name: (rounded((3, 12), key=key) > 1).astype(float) for key, name in enumerate('abcd')}
     found = {name: measured(x) | {'metric': 'accuracy'} for name, x in values.items()}
