@@ -272,6 +272,26 @@ def by_runs(kept: dict) -> dict:
     return {tuple(result['runs']): result for result in results if result and 'runs' in result}
 
 
+def results_of(root: epath.Path, wanted, there: dict, only_show: bool, processes: int) -> list:
+    """The result of each of some cells, or None where it is missing.
+
+    Args:
+      root: folder of all runs.
+      wanted: the configs of the runs of each.
+      there: cells by the names of their runs, as `by_runs` gives them, that need no runs in `root`.
+      only_show: whether to run nothing.
+      processes: how many runs at once.
+
+    Raises:
+      UserError: what a run raises.
+    """
+    names = [tuple(names_of(configs)) for configs in wanted]
+    if not only_show:
+        needed = [configs for name, configs in zip(names, wanted, strict=True) if name not in there]
+        run_missing(root, [config for configs in needed for config in configs], processes)
+    return [stored(root, configs) or there.get(name) for name, configs in zip(names, wanted, strict=True)]
+
+
 def of_other_runs(results: dict, kept: dict) -> list[tuple[str, str, str]]:
     """(table, column, row) of what a file has of some tables, of other runs than theirs: other knobs.
 
@@ -315,12 +335,9 @@ def make(
       UserError: an unknown table, genre or data set, or what a run raises.
     """
     wanted, there = _of_wanted(names, genres, datasets), by_runs(kept)
-    if not only_show:
-        needed = [configs for configs in wanted.values() if tuple(names_of(configs)) not in there]
-        run_missing(root, [config for configs in needed for config in configs], processes)
+    found = results_of(root, wanted.values(), there, only_show, processes)
     results = {}
-    for (name, column, row), configs in wanted.items():
-        result = stored(root, configs) or there.get(tuple(names_of(configs)))
+    for (name, column, row), result in zip(wanted, found, strict=True):
         results.setdefault(name, {}).setdefault(column, {})[row] = result
     return results
 

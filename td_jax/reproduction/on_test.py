@@ -69,14 +69,10 @@ def add(results: dict, trials: dict, root: epath.Path, only_show: bool, processe
     }
     # The trial that was chosen is a cell of the table, whose runs may be those of another machine.
     there = cells.by_runs(results)
-    if not only_show:
-        needed = [configs for of_cell in trials.values() for configs in of_cell]
-        needed = [configs for configs in needed if tuple(cells.names_of(configs)) not in there]
-        cells.run_missing(root, [config for configs in needed for config in configs], processes)
+    wanted = [configs for of_cell in trials.values() for configs in of_cell]
+    every = iter(cells.results_of(root, wanted, there, only_show, processes))
     for (name, column, row), of_cell in trials.items():
-        found = [
-            there.get(tuple(cells.names_of(configs))) or cells.stored(root, configs) for configs in of_cell
-        ]
+        found = [next(every) for _ in of_cell]
         cell = results[name][column][row]
         if cell is None or not found or None in found:
             continue

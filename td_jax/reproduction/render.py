@@ -29,7 +29,7 @@ MEANS = (
     'Of each seed the mean of its differences in all columns, and the same of each draw; p is corrected by '
     'Holm for the rows that are there in all.'
 )
-# Two columns, where the trials of a search were run on the test split, too.
+# Two columns of a table, and one of its mean, where the trials of a search were run on the test split, too.
 ON_TEST = 'knobs chosen on the test split, which is no result'
 
 
@@ -262,7 +262,8 @@ def _over_columns(table, results, less_is_better):
         'ours, p by Holm',
         'verdict',
     ]
-    head += [f'{ON_TEST}, paired difference, mean ± 95%'] if any(on_test.values()) else []
+    has_on_test = any(on_test.values())
+    head += [f'{ON_TEST}, paired difference, mean ± 95%'] if has_on_test else []
     lines = [f'### Mean over {len(columns)} columns', '', MEANS, '', _row(head), _row(['---'] * len(head))]
     for (row, compared), p_value in zip(found.items(), adjusted, strict=True):
         parts = [
@@ -273,7 +274,8 @@ def _over_columns(table, results, less_is_better):
             statistics.written_p_value(p_value),
             compared.verdict(less_is_better),
         ]
-        lines.append(_row(parts + ([on_test[row]] if any(on_test.values()) else [])))
+        parts += [on_test[row]] if has_on_test else []
+        lines.append(_row(parts))
     return [*lines, '']
 
 
