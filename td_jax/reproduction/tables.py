@@ -112,6 +112,13 @@ _CONTROLS = {
 }
 
 
+# Of images. A student that starts from its teacher's blocks would start from those of an untrained one, too.
+_IMAGE_KNOBS_OF = {'No distillation, knobs of TD': 'TD'}
+_IMAGE_CONTROLS = {
+    'TD, shuffled teacher': _CONTROLS['TD, shuffled teacher'],
+    **{row: {'method': 'supervised'} for row in _IMAGE_KNOBS_OF},
+}
+
 _DENSE_OR_SPARSE = {'ML(Sparse) less ML(Dense)': ('ML(Sparse)', 'ML(Dense)')}
 
 
@@ -235,12 +242,19 @@ TABLES = {
         'No distillation',
     ),
     '4x': Table(
-        'Image classification accuracy, with recent methods',
+        'Image classification accuracy, with recent methods and controls',
         IMAGES,
         _IMAGE_COLUMNS,
-        {'No distillation': {'method': 'supervised'}, **_DISTILLED, **_RECENT, **_OF_CLASSES},
+        {
+            'No distillation': {'method': 'supervised'},
+            **_DISTILLED,
+            **_RECENT,
+            **_OF_CLASSES,
+            **_IMAGE_CONTROLS,
+        },
         'No distillation',
         variants={_WITH_LD: 'td_ld'},
+        knobs_of=_IMAGE_KNOBS_OF,
     ),
     '6': Table(
         'Image classification by number of rounds',

@@ -139,6 +139,27 @@ def test_a_row_may_have_the_knobs_of_another_but_its_weights():
     }
 
 
+def test_controls_of_images_differ_in_one_thing():
+    tuned = {
+        'cifar10': {
+            'supervised': {'model.dropout': 0.4, 'num_steps': 5},
+            'td': {'model.dropout': 0.2, 'num_steps': 9, 'td.weights.state': 7.0, 'td.rounds': 3},
+        }
+    }
+    found = {}
+    for row, beside in (('No distillation, knobs of TD', 'No distillation'), ('TD, shuffled teacher', 'TD')):
+        a, b = (
+            cells.cell_config(tables.TABLES['4x_small'], '50 images a class', name, tuned)
+            for name in (row, beside)
+        )
+        changed = config_lib.differences(a, json.loads(config_lib.to_json(b)))
+        found[row] = {key: value for key, (_, value) in changed.items()}
+    assert found == {
+        'No distillation, knobs of TD': {'model.dropout': 0.2, 'num_steps': 9},
+        'TD, shuffled teacher': {'teacher.control': 'shuffled'},
+    }
+
+
 def products(config):
     """Multiplications and additions of one student's step on digits, by hand: [batch, m] @ [m, n] thrice."""
     inputs, (first, second), outputs = 64, config.model.hidden, 5
