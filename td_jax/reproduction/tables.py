@@ -80,6 +80,7 @@ _METHODS = {
     'TD': {'method': 'td'},
 }
 _DISTILLED = {row: change for row, change in _METHODS.items() if row not in ('Train from scratch', 'Teacher')}
+_IMAGE_METHODS = {'No distillation': {'method': 'supervised'}, **_DISTILLED}
 _TD = {'method': 'td'}
 
 # What is tuned under a name of its own, beside the methods -> where its search starts: what was chosen wins.
@@ -110,7 +111,6 @@ _CONTROLS = {
     # Of the gain of TD with LD's term, what talking gives: without rounds, and of what is said of others.
     **{row: _TD | change for row, change in _OF_WITH_LD.items()},
 }
-
 
 # Of images. A student that starts from its teacher's blocks would start from those of an untrained one, too.
 _IMAGE_KNOBS_OF = {'No distillation, knobs of TD': 'TD'}
@@ -238,20 +238,14 @@ TABLES = {
         'Image classification accuracy',
         IMAGES,
         _IMAGE_COLUMNS,
-        {'No distillation': {'method': 'supervised'}, **_DISTILLED},
+        _IMAGE_METHODS,
         'No distillation',
     ),
     '4x': Table(
         'Image classification accuracy, with recent methods and controls',
         IMAGES,
         _IMAGE_COLUMNS,
-        {
-            'No distillation': {'method': 'supervised'},
-            **_DISTILLED,
-            **_RECENT,
-            **_OF_CLASSES,
-            **_IMAGE_CONTROLS,
-        },
+        {**_IMAGE_METHODS, **_RECENT, **_OF_CLASSES, **_IMAGE_CONTROLS},
         'No distillation',
         variants={_WITH_LD: 'td_ld'},
         knobs_of=_IMAGE_KNOBS_OF,
