@@ -1,6 +1,7 @@
 """The numbers under docs/results are of the knobs of today, and its tables are what their command prints."""
 
 import pathlib
+import re
 
 import pytest
 from etils import epath
@@ -11,6 +12,8 @@ from tests import forked
 RESULTS = pathlib.Path(__file__).parents[2] / 'docs' / 'results'
 FILES = sorted(path.name for path in RESULTS.glob('*.npz'))
 SHOWN = sorted(path.stem.removeprefix('table_') for path in RESULTS.glob('table_*.md'))
+# The name of a run, as td_jax.cka is told it.
+RUN = re.compile(r'\b(?:td|fd)-[0-9a-f]{10}\b')
 
 
 @pytest.mark.parametrize('name', FILES)
@@ -18,7 +21,7 @@ def test_cells_are_of_the_runs_that_their_knobs_give(name, request):
     if name.startswith('movielens'):
         # The number of steps of a genre is that of its ratings.
         request.getfixturevalue('movielens_data')
-    # Of each table one column, since the knobs of all are the same, and reading them takes a while.
+    # Of each table one column: all have the same knobs, and counting the ratings of a genre takes a while.
     first = {
         table: next(iter(columns.items()))
         for table, columns in errors.read(epath.Path(RESULTS / name)).items()
@@ -37,15 +40,24 @@ def test_cells_are_of_the_runs_that_their_knobs_give(name, request):
     assert kept == today
 
 
+def test_the_runs_that_docs_name_are_those_of_the_cells():
+    named = {name for page in RESULTS.parent.glob('*.md') for name in RUN.findall(page.read_text())}
+    there = {
+        run.rpartition('/')[2]
+        for file in FILES
+        for runs in cells.by_runs(errors.read(epath.Path(RESULTS / file)))
+        for run in runs
+    }
+    assert named
+    assert named <= there
+
+
 @pytest.mark.long
 @pytest.mark.parametrize('name', SHOWN)
 def test_a_table_is_what_its_command_prints(name):
     (kept,) = [file for file in FILES if name in errors.read(epath.Path(RESULTS / file))]
     command = ['-m', 'td_jax.reproduce', f'--tables={name}', f'--from_errors={RESULTS / kept}']
     out, err = forked.start(command).communicate()
-    committed = (RESULTS / f'table_{name}.md').read_text()
     # Which sign a difference of nothing has is that of the last bits, which are the processor's.
-    assert [text.replace('-0.0000', '+0.0000') for text in (out, err)] == [
-        committed.replace('-0.0000', '+0.0000'),
-        '',
-    ]
+    committed = (RESULTS / f'table_{name}.md').read_text().replace('-0.0000', '+0.0000')
+    assert (out.replace('-0.0000', '+0.0000'), err) == (committed, '')
