@@ -6,6 +6,7 @@ parameters of the teacher, weights and rates.
 """
 
 import json
+import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,10 @@ from td_jax.training import optimizer
 
 # How many are kept. Hundreds would fill the memory.
 MOST = 32
+# The mappings of memory that a process of Linux has, a line each, and how many it may have. A compiled
+# program of a CPU takes thousands of them; a process that gets no more cannot compile, and dies.
+MAPPINGS = pathlib.Path('/proc/self/maps')
+MOST_MAPPINGS = pathlib.Path('/proc/sys/vm/max_map_count')
 # Knobs that no program has in it: those of random keys, and where the teacher's parameters come from.
 GIVEN = 'seed', 'seed_step', 'teacher.seed', 'teacher.checkpoint'
 
@@ -42,12 +47,23 @@ class Programs:
         """
         key = _knobs(config), _shapes(source), teacher_source and _shapes(teacher_source), mesh
         if key not in self._made:
-            if len(self._made) == MOST:
+            if len(self._made) == MOST or _mappings_run_short():
                 self._made.clear()
                 # JAX holds compiled programs for longer than their functions are there.
                 jax.clear_caches()
             self._made[key] = make()
         return self._made[key]
+
+
+def _mappings_run_short() -> bool:
+    """Whether half of the mappings are taken, the other half being for what is compiled next.
+
+    False where the system does not say: another one has no such limit.
+    """
+    try:
+        return 2 * MAPPINGS.read_bytes().count(b'\n') > int(MOST_MAPPINGS.read_text())
+    except (OSError, ValueError):
+        return False
 
 
 def _knobs(config) -> str:

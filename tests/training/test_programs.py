@@ -142,6 +142,43 @@ def test_no_more_are_kept_than_fit(small_config, monkeypatch):
     assert made_for(shared, configs[1]) is not second
 
 
+def mappings():
+    """How many mappings of memory this process has."""
+    return programs.MAPPINGS.read_text().count('\n')
+
+
+@pytest.mark.skipif(not programs.MAPPINGS.exists(), reason='this system does not count mappings of memory')
+def test_programs_are_let_go_of_before_the_mappings_of_memory_run_out(small_config, tmp_path, monkeypatch):
+    """A process that has all that its system allows cannot compile, and dies."""
+    limit = tmp_path / 'limit'
+    limit.write_text(f'{10**6}\n')
+    monkeypatch.setattr(programs, 'MOST_MAPPINGS', limit)
+    shared = Programs()
+    first, second, third = (small_config(method='supervised', batch_size=size) for size in (4, 5, 6))
+    train(first, epath.Path(tmp_path / 'run'), programs=shared)
+    kept, full = made_for(shared, second), mappings()
+    # A third of it is taken, and then two thirds.
+    limit.write_text(str(3 * full))
+    made_for(shared, third)
+    assert made_for(shared, second) is kept
+    limit.write_text(str(3 * full // 2))
+    assert made_for(shared, second) is kept
+    made_for(shared, first)
+    assert made_for(shared, second) is not kept
+    assert full - mappings() > 200
+
+
+@pytest.mark.parametrize('text', [None, 'many'])
+def test_a_system_that_does_not_say_has_no_limit(small_config, tmp_path, monkeypatch, text):
+    limit = tmp_path / 'limit'
+    if text:
+        limit.write_text(text)
+    monkeypatch.setattr(programs, 'MOST_MAPPINGS', limit)
+    shared = Programs()
+    made = [made_for(shared, small_config(batch_size=size)) for size in (4, 5, 4)]
+    assert made[0] is made[2]
+
+
 def test_what_was_refused_is_refused_again(small_config, tmp_path):
     shared, config = Programs(), small_config(method='supervised', model__name='resnet')
     config.model.variant = 'R8x1'
