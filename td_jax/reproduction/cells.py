@@ -19,7 +19,7 @@ from td_jax.devices import flops, sharding
 from td_jax.files import workdir
 from td_jax.reproduction import errors, jobs, tables
 from td_jax.training import assembly, evaluation
-from td_jax.training.programs import Programs
+from td_jax.training.programs import Programs, knobs_of
 from td_jax.training.run import train
 
 # Of the runs of this process.
@@ -231,7 +231,9 @@ def run_missing(root: epath.Path, configs, processes: int):
     train_teachers(root, missing.values(), processes)
     # The last rows of most tables are of TD, whose runs are the longest: begun first, they leave no process
     # alone with one of them at the end.
-    jobs.each(_run_task, _tasks(root, missing.values())[::-1], processes, root, 'runs')
+    configs = list(missing.values())[::-1]
+    kinds = [knobs_of(config) for config in configs]
+    jobs.each(_run_task, _tasks(root, configs), processes, root, 'runs', kinds)
 
 
 def train_teachers(root: epath.Path, configs, processes: int):

@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
@@ -22,7 +22,14 @@ from td_jax.files import workdir
 COMPILED_BYTES = 4 * 2**30
 
 
-def each(function: Callable, tasks: Iterable, count: int, folder: epath.Path, what: str) -> list[Any]:
+def each(
+    function: Callable,
+    tasks: Iterable,
+    count: int,
+    folder: epath.Path,
+    what: str,
+    kinds: Sequence[Hashable] = (),
+) -> list[Any]:
     """What a function gives for some tasks, in their order; how far it is, is said after each.
 
     Args:
@@ -33,6 +40,8 @@ def each(function: Callable, tasks: Iterable, count: int, folder: epath.Path, wh
       folder: gets what the processes print, `job_0.log` and so on. With one in a bucket, which no file can
         grow in, they print where this process does.
       what: the tasks, for a person, such as 'runs'.
+      kinds: of each task; a process goes on with one of the same kind as its last, such as one of a program
+        that it has compiled. None are given where all are of one.
 
     Raises:
       UserError: of the first task that raised one; the others are stopped. Or a process died.
@@ -46,17 +55,29 @@ def each(function: Callable, tasks: Iterable, count: int, folder: epath.Path, wh
             _say(what, len(results), 1, len(tasks), began)
         return results
     context = multiprocessing.get_context('spawn')
-    places = context.SimpleQueue()
-    for place in range(count):
-        places.put(place)
     log_folder = None if workdir.is_in_bucket(folder) else folder
-    settings = places, shares(count), log_folder and str(log_folder)
-    pool = concurrent.futures.ProcessPoolExecutor(count, context, initializer=_settle, initargs=settings)
+    # A pool of one each, so that it can be said which process a task is for.
+    pools = [
+        concurrent.futures.ProcessPoolExecutor(
+            1, context, initializer=_settle, initargs=(cores, log_folder and str(log_folder / f'job_{i}.log'))
+        )
+        for i, cores in enumerate(shares(count) or [[]] * count)
+    ]
+    kinds, last = kinds or [None] * len(tasks), [None] * count
+    waiting, running, results = list(range(len(tasks))), {}, {}
     try:
-        futures = [pool.submit(function, task) for task in tasks]
-        for done, future in enumerate(concurrent.futures.as_completed(futures), start=1):
-            future.result()
-            _say(what, done, count, len(tasks), began)
+        while waiting or running:
+            for place in sorted({*range(count)} - {place for _, place in running.values()}):
+                if waiting:
+                    number = _next(waiting, kinds, last, place)
+                    waiting.remove(number)
+                    last[place] = kinds[number]
+                    running[pools[place].submit(function, tasks[number])] = number, place
+            finished, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
+            for future in finished:
+                number, _ = running.pop(future)
+                results[number] = future.result()
+                _say(what, len(results), count, len(tasks), began)
     except BrokenProcessPool as error:
         raise UserError(
             f'a process of --jobs={count} died, killed or out of memory; what it printed is '
@@ -64,11 +85,18 @@ def each(function: Callable, tasks: Iterable, count: int, folder: epath.Path, wh
             'memory was short.'
         ) from error
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        for pool in pools:
+            pool.shutdown(wait=False, cancel_futures=True)
         # None is left at work where a task failed; each run goes on from its last checkpoint.
         for process in multiprocessing.active_children():
             process.terminate()
-    return [future.result() for future in futures]
+    return [results[number] for number in range(len(tasks))]
+
+
+def _next(waiting, kinds, last, place):
+    """The task for a process: of its last one's kind, or of none that another one has, or the first."""
+    others = last[:place] + last[place + 1 :]
+    return min(waiting, key=lambda number: (kinds[number] != last[place], kinds[number] in others))
 
 
 def shares(count: int) -> list[list[int]]:
@@ -124,19 +152,18 @@ def prepare(count: int, folder: epath.Path) -> int:
     return count
 
 
-def _settle(places, cores, folder):
+def _settle(cores, log):
     """Prepares a process: its cores, where it prints to, and that it ends with the one it works for."""
-    place = places.get()
     if cores:
         # Before JAX counts them.
-        os.sched_setaffinity(0, cores[place])
+        os.sched_setaffinity(0, cores)
     # Ctrl-C is the business of the process that started this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if folder:
-        log = os.open(os.path.join(folder, f'job_{place}.log'), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    if log:
+        file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
-            os.dup2(log, stream.fileno())
+            os.dup2(file, stream.fileno())
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

@@ -45,7 +45,7 @@ class Programs:
           mesh: the devices, by sharding.make_mesh.
           make: called without arguments; what it raises is not kept.
         """
-        key = _knobs(config), _shapes(source), teacher_source and _shapes(teacher_source), mesh
+        key = knobs_of(config), _shapes(source), teacher_source and _shapes(teacher_source), mesh
         if key not in self._made:
             if len(self._made) == MOST or _mappings_run_short():
                 self._made.clear()
@@ -66,7 +66,7 @@ def _mappings_run_short() -> bool:
         return False
 
 
-def _knobs(config) -> str:
+def knobs_of(config) -> str:
     """The knobs that a run reads, without what programs are given; of a number given, whether it is 0."""
     knobs = config_lib.flatten(config)
     for name in {*GIVEN, *config_lib.without_effect(config, knobs)}:

@@ -14,7 +14,7 @@ from td_jax import config as config_lib
 from td_jax.errors import UserError
 from td_jax.files import metric_log, workdir
 from td_jax.method import objectives
-from td_jax.reproduction import cells, errors, render, tables, tuning
+from td_jax.reproduction import cells, errors, jobs, render, tables, tuning
 from td_jax.training import loop
 from td_jax.training.run import train
 
@@ -279,6 +279,31 @@ def tiny(monkeypatch, small_config, one_table):
     def counted(self):
         trained.append(self.config.method)
         return finish(self)
+
+def test_a_process_gets_runs_of_one_program(monkeypatch, tmp_path):
+    """The runs of a cell, whose teachers differ, are of one; other knobs or other data make another."""
+    given = {}
+
+    def each(function, tasks, count, folder, what, kinds=()):
+        given[what] = list(zip(tasks, kinds, strict=True)) if kinds else tasks
+
+    monkeypatch.setattr(jobs, 'each', each)
+    found = [
+        cells.runs_of(tables.TABLES['5'], column, row)
+        for column in ('Genre 1', 'Genre 8')
+        for row in ('No interactions', '1 iteration')
+    ]
+    root = epath.Path(tmp_path)
+    cells.run_missing(root, [run for runs in found for run in runs], 2)
+    assert len(given['teachers']) == 5
+    assert [task for task, _ in given['runs']] == cells._tasks(root, [r for runs in found for r in runs])[
+        ::-1
+    ]
+    kinds = [kind for _, kind in given['runs']]
+    assert len(kinds) == 20
+    assert len({*kinds}) == 4
+    assert [kinds[i : i + 5] for i in range(0, 20, 5)] == [[kinds[i]] * 5 for i in range(0, 20, 5)]
+
 
     monkeypatch.setattr(loop.Loop, 'finish', counted)
     return trained

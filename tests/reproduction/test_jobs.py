@@ -141,6 +141,27 @@ def test_side_by_side_each_on_its_cores_with_a_log_and_one_folder_of_programs(tm
     assert 'runs: 3 done, 0 running, 0 waiting' in err
 
 
+@pytest.mark.parametrize(
+    ('last', 'place', 'chosen'),
+    [
+        ((None, None), 0, 0),
+        # What the other one does not do; then what one has done; then what there is.
+        (('a', None), 1, 2),
+        (('a', 'b'), 0, 0),
+        (('c', 'b'), 1, 2),
+        (('c', 'a'), 0, 4),
+        (('c', 'd'), 1, 0),
+    ],
+)
+def test_a_process_goes_on_with_what_it_has_compiled(last, place, chosen):
+    kinds = {0: 'a', 1: 'a', 2: 'b', 3: 'b', 4: 'c'}
+    assert jobs._next([0, 1, 2, 3, 4], kinds, list(last), place) == chosen
+
+
+def test_a_process_takes_what_another_one_does_where_that_is_all_there_is():
+    assert jobs._next([3, 5], {3: 'a', 5: 'a'}, ['a', 'b'], 1) == 3
+
+
 @two_cores
 def test_processes_for_a_bucket_print_here(tmp_path):
     process = started(
