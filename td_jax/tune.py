@@ -3,7 +3,8 @@
     python -m td_jax.tune --config=movielens --split_by=user --jobs=2 --workdir=runs/tune \
         --journals=docs/results/search --output=configs/tuned/movielens.json
 
-Restartable: called again, it goes on, on another machine from the journals alone.
+Restartable: called again, it goes on, on another machine from the journals alone. With
+--columns=War what is chosen is filed under that name, beside what is chosen on the usual columns.
 """
 
 import json

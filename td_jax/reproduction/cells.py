@@ -16,6 +16,7 @@ from etils import epath
 
 from td_jax import config as config_lib
 from td_jax.devices import flops, sharding
+from td_jax.errors import UserError
 from td_jax.files import workdir
 from td_jax.reproduction import errors, jobs, tables
 from td_jax.training import assembly, evaluation
@@ -37,16 +38,37 @@ def tuned(name: str) -> dict:
     return workdir.read_json(TUNED / f'{name}.json') or {}
 
 
-def setting(config) -> str:
-    """What a config's tuned values are filed under: how ratings are split, or the data set of images."""
+def setting(config, columns=()) -> str:
+    """What a config's tuned values are filed under: how ratings are split, or the data set of images.
+
+    Args:
+      config: of any of its runs.
+      columns: those whose mean chose, where they are others than usual.
+    """
     dataset = config.dataset
-    return f'{dataset.name}_by_{dataset.split_by}' if dataset.name == 'movielens' else dataset.name
+    name = f'{dataset.name}_by_{dataset.split_by}' if dataset.name == 'movielens' else dataset.name
+    return '_'.join((name, *columns))
 
 
-def apply_tuned(config, choices: dict, name: str):
-    """Sets what was chosen for a method or a variant, and for the teacher; a list in JSON is a tuple."""
-    chosen = choices.get(setting(config), {})
-    found = {**chosen.get('teacher', {}), **chosen.get(name, {})}
+def apply_tuned(config, choices: dict, name: str, columns=()):
+    """Sets what was chosen for a method or a variant, and for the teacher; a list in JSON is a tuple.
+
+    Args:
+      config: is changed.
+      choices: as `tuned` gives them.
+      name: of the method or the variant.
+      columns: those whose mean chose, where they are others than usual; the teacher is the usual one.
+
+    Raises:
+      UserError: nothing was chosen on these columns, so that the usual knobs would pass for theirs.
+    """
+    chosen = choices.get(setting(config, columns), {})
+    if columns and name not in chosen:
+        raise UserError(
+            f'configs/tuned/ has no knobs of {name} under {setting(config, columns)}; td_jax.tune with '
+            f'--columns={",".join(columns)} --methods={name} chooses them.'
+        )
+    found = {**choices.get(setting(config), {}).get('teacher', {}), **chosen.get(name, {})}
     config.update_from_flattened_dict(
         {key: tuple(value) if isinstance(value, list) else value for key, value in found.items()}
     )
@@ -77,7 +99,8 @@ def cell_config(table: tables.Table, column: str, row: str, choices: dict | None
     name = tuned_name(table, row)
     config.update_from_flattened_dict(tables.variant(name))
     knobs_of = tuned_name(table, table.knobs_of.get(row, row))
-    apply_tuned(config, tuned(module) if choices is None else choices, knobs_of)
+    choices = tuned(module) if choices is None else choices
+    apply_tuned(config, choices, knobs_of, table.chosen_on.get(row, ()))
     config.update_from_flattened_dict(table.rows[row])
     config.update_from_flattened_dict(
         {key: config_lib.flatten(config)[other] for key, other in table.copied.get(row, {}).items()}
@@ -341,6 +364,9 @@ def make(
     results = {}
     for (name, column, row), result in zip(wanted, found, strict=True):
         results.setdefault(name, {}).setdefault(column, {})[row] = result
+        if result and row in tables.TABLES[name].chosen_on:
+            # A row may have the runs of the usual one, whose trials are of another search.
+            results[name][column][row] = {key: result[key] for key in result if key != 'on_test'}
     return results
 
 

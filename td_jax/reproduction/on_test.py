@@ -26,8 +26,8 @@ def candidates(names, genres, datasets, journals: epath.Path) -> dict:
     trials, found = {}, {}
     for name, column, row in tables.wanted_cells(names, genres, datasets):
         table = tables.TABLES[name]
-        # Not a row from which something is taken away, nor a control.
-        of_others = (table.copied, table.as_many_operations_as, table.knobs_of)
+        # Not a row from which something is taken away, nor a control, nor one of another search.
+        of_others = (table.copied, table.as_many_operations_as, table.knobs_of, table.chosen_on)
         if set(table.rows[row]) != {'method'} or any(row in rows for rows in of_others):
             continue
         tuned_for, setting = (

@@ -2,7 +2,8 @@
 
 One set of knobs for a method and a setting (how ratings are split, or a data set of images), chosen on the
 mean over some columns, such as a dense, a middle and a sparse genre: a mean averages noise away, and is what
-a user could do, too. Every method has as many trials and the same rungs.
+a user could do, too. Every method has as many trials and the same rungs. What is chosen on other columns is
+filed under their names; the teacher, whose task is the same in every column, is not.
 
 A trial draws knobs by Optuna's tree-structured Parzen estimator and climbs RUNGS rungs. On each it is trained
 anew on every column, with other seeds and, of ratings, on another slice of time; its score is the best mean
@@ -119,7 +120,9 @@ def names_for(module: str) -> list[str]:
 
 
 def search_of(name: str, split_by: str, columns, trials: int, seeds: int, steps: int) -> Search:
-    """A Search; columns may be None.
+    """A Search; columns may be None, for the usual ones.
+
+    The same columns in another order are the same search.
 
     Raises:
       UserError: a name that is not known, or a split of what is not split.
@@ -131,7 +134,10 @@ def search_of(name: str, split_by: str, columns, trials: int, seeds: int, steps:
         setting = {'dataset.split_by': split_by}
     elif split_by != 'time':
         raise UserError(f'--split_by is {split_by}, but {name} has no ratings to split; leave it out.')
-    return Search(name, setting, tuple(columns or CONFIGS[name].mean_of), trials, seeds, steps)
+    known = list(CONFIGS[name].columns)
+    # `check` refuses what is not known.
+    order = sorted(set(columns or CONFIGS[name].mean_of), key=lambda c: known.index(c) if c in known else -1)
+    return Search(name, setting, tuple(order), trials, seeds, steps)
 
 
 def check(search: Search, names, journals: epath.Path, target: epath.Path):
@@ -203,19 +209,18 @@ def tune(search: Search, names, root: epath.Path, journals: epath.Path, target: 
     """
     for name, folder in (('workdir', root), ('journals', journals)):
         workdir.make_folder(name, folder)
-    setting = cells.setting(prepared(search, TEACHER, search.columns[0], 0))
     first = [TEACHER] + [SCRATCH] * any(_starts_from_scratch(search, name) for name in names)
     rest = [name for name in names if name not in first]
     for part in (*([name] for name in first if name in names), rest):
         choices = workdir.read_json(target) or {}
-        taught_by = {} if TEACHER in part else choices.get(setting, {}).get(TEACHER, {})
+        taught_by = {} if TEACHER in part else choices.get(_filed_under(search, TEACHER), {}).get(TEACHER, {})
         needed = [knobs_of(search, name, rung, taught_by) for name in part for rung in range(RUNGS)]
         cells.train_teachers(root, needed, processes)
         tasks = [(search, name, taught_by, str(root), str(journals)) for name in part]
         for name, record in zip(part, jobs.each(_task, tasks, processes, root, 'searches'), strict=True):
             prefix = 'teacher.' if name == TEACHER else ''
             values = {f'{prefix}{key}': value for key, value in record['chosen'].items()}
-            choices.setdefault(setting, {})[name] = values
+            choices.setdefault(_filed_under(search, name), {})[name] = values
             workdir.write(target, json.dumps(choices, indent=2, sort_keys=True) + '\n')
             yield name, record
 
@@ -244,6 +249,8 @@ def search_one(search: Search, name: str, taught_by: dict, root: epath.Path, jou
         raises.
     """
     metric, _, _, less_is_better = evaluation.METRICS[task_of(search.name)]
+    if name == TEACHER:
+        search = search._replace(columns=CONFIGS[search.name].mean_of)
     study = _opened(_journal(search, name, journals), search, taught_by, less_is_better)
     columns = search.columns if name != TEACHER else search.columns[:1]
     while (number := len(_over(study))) < search.trials:
@@ -332,7 +339,13 @@ def _best_first(study, trials):
 
 def _journal(search, name, journals):
     """Where the trials of a method are."""
-    return journals / f'{cells.setting(prepared(search, name, search.columns[0], 0))}-{name}.journal'
+    return journals / f'{_filed_under(search, name)}-{name}.journal'
+
+
+def _filed_under(search, name):
+    """The setting of a method's choice, with the columns that chose it unless they are the usual ones."""
+    usual = name == TEACHER or search.columns == CONFIGS[search.name].mean_of
+    return cells.setting(prepared(search, name, search.columns[0], 0), () if usual else search.columns)
 
 
 def _loaded(path):

@@ -32,10 +32,12 @@ def test_tuned_values_are_of_known_knobs(path):
     declared = config_lib.flatten(common.get_config())
     config = cells.base_config(path.stem)
     for setting, chosen in cells.tuned(path.stem).items():
+        usual, *columns = setting.removeprefix('movielens_by_').split('_')
         if config.dataset.name == 'movielens':
-            config.dataset.split_by = setting.removeprefix('movielens_by_')
+            config.dataset.split_by = usual
             config_lib.check(config)
-        assert setting == cells.setting(config)
+        assert setting == cells.setting(config, columns)
+        assert set(columns) <= tuning.CONFIGS[path.stem].columns.keys()
         for name, values in chosen.items():
             assert name in (tuning.TEACHER, *objectives.METHODS, *tables.VARIANTS)
             assert values.keys() <= declared.keys()
@@ -75,6 +77,33 @@ def test_a_variant_is_tuned_under_its_own_name(monkeypatch):
     assert (config.td.weights.logits, config.td.rounds) == (7.0, 2)
     config = cells.cell_config(war, 'Genre 8', 'TD')
     assert (config.td.weights.logits, config.td.rounds, config.td.weights.state) == (0.0, 3, 5.0)
+
+
+def test_a_row_may_have_knobs_chosen_on_other_columns(monkeypatch):
+    """With the teacher that all have; without such a choice the usual knobs do not pass for it."""
+    tuned = {
+        'movielens_by_user': {
+            'teacher': {'teacher.num_steps': 7},
+            'td': {'td.rounds': 3, 'td.weights.state': 5.0, 'num_steps': 11},
+        },
+        'movielens_by_time_War': {'td': {'td.rounds': 9}},
+    }
+    monkeypatch.setattr(cells, 'tuned', lambda name: tuned)
+    war = tables.TABLES['war_user']
+    own = 'TD, chosen on War'
+    said = r'^configs/tuned/ has no knobs of td under movielens_by_user_War; .* --columns=War --methods=td '
+    with pytest.raises(UserError, match=said):
+        cells.runs_of(war, 'Genre 8', own)
+    tuned['movielens_by_user_War'] = {'ld': {'num_steps': 3}}
+    with pytest.raises(UserError, match=said):
+        cells.runs_of(war, 'Genre 8', own)
+    tuned['movielens_by_user_War']['td'] = {'td.rounds': 2, 'num_steps': 13}
+    usual, config = (cells.cell_config(war, 'Genre 8', row) for row in ('TD', own))
+    assert (usual.td.rounds, usual.td.weights.state, usual.num_steps) == (3, 5.0, 11)
+    default = cells.base_config('movielens').td.weights.state
+    assert (config.td.rounds, config.td.weights.state, config.num_steps) == (2, default, 13)
+    assert usual.teacher.num_steps == config.teacher.num_steps == 7
+    assert (config.dataset.genre, config.dataset.split_by) == ('War', 'user')
 
 
 def test_controls_differ_from_their_method_in_their_teacher_alone():
@@ -251,6 +280,31 @@ def test_a_shared_teacher_is_validated_at_its_end_alone(tmp_path, small_config):
     assert json.loads((folder / 'result.json').read_text())['steps'] == 4
 
 
+def test_a_process_gets_runs_of_one_program(monkeypatch, tmp_path):
+    """The runs of a cell, whose teachers differ, are of one; other knobs or other data make another."""
+    given = {}
+
+    def each(function, tasks, count, folder, what, kinds=()):
+        given[what] = list(zip(tasks, kinds, strict=True)) if kinds else tasks
+
+    monkeypatch.setattr(jobs, 'each', each)
+    found = [
+        cells.runs_of(tables.TABLES['5'], column, row)
+        for column in ('Genre 1', 'Genre 8')
+        for row in ('No interactions', '1 iteration')
+    ]
+    root = epath.Path(tmp_path)
+    cells.run_missing(root, [run for runs in found for run in runs], 2)
+    assert len(given['teachers']) == 5
+    assert [task for task, _ in given['runs']] == cells._tasks(root, [r for runs in found for r in runs])[
+        ::-1
+    ]
+    kinds = [kind for _, kind in given['runs']]
+    assert len(kinds) == 20
+    assert len({*kinds}) == 4
+    assert [kinds[i : i + 5] for i in range(0, 20, 5)] == [[kinds[i]] * 5 for i in range(0, 20, 5)]
+
+
 def test_only_teachers_that_are_trained_are_trained_first(small_config):
     """A public one is there already, and one that stays untrained is none of a run."""
     trained = small_config()
@@ -279,31 +333,6 @@ def tiny(monkeypatch, small_config, one_table):
     def counted(self):
         trained.append(self.config.method)
         return finish(self)
-
-def test_a_process_gets_runs_of_one_program(monkeypatch, tmp_path):
-    """The runs of a cell, whose teachers differ, are of one; other knobs or other data make another."""
-    given = {}
-
-    def each(function, tasks, count, folder, what, kinds=()):
-        given[what] = list(zip(tasks, kinds, strict=True)) if kinds else tasks
-
-    monkeypatch.setattr(jobs, 'each', each)
-    found = [
-        cells.runs_of(tables.TABLES['5'], column, row)
-        for column in ('Genre 1', 'Genre 8')
-        for row in ('No interactions', '1 iteration')
-    ]
-    root = epath.Path(tmp_path)
-    cells.run_missing(root, [run for runs in found for run in runs], 2)
-    assert len(given['teachers']) == 5
-    assert [task for task, _ in given['runs']] == cells._tasks(root, [r for runs in found for r in runs])[
-        ::-1
-    ]
-    kinds = [kind for _, kind in given['runs']]
-    assert len(kinds) == 20
-    assert len({*kinds}) == 4
-    assert [kinds[i : i + 5] for i in range(0, 20, 5)] == [[kinds[i]] * 5 for i in range(0, 20, 5)]
-
 
     monkeypatch.setattr(loop.Loop, 'finish', counted)
     return trained

@@ -8,7 +8,7 @@ from etils import epath
 from optuna.storages.journal import JournalFileBackend, JournalStorage
 
 from td_jax.errors import UserError
-from td_jax.reproduction import cells, errors, on_test, render, tuning
+from td_jax.reproduction import cells, errors, on_test, render, tables, tuning
 from td_jax.training.run import train
 
 SCRATCH = 'Train from scratch'
@@ -64,6 +64,25 @@ def test_rows_that_have_a_search_of_their_own_are_candidates():
     found = on_test.candidates(['3x_user'], ['Drama'], ['CIFAR10'], epath.Path(journals))
     methods = 'LD', 'FD', 'FitNet', 'Hybrid', 'TD', 'TD + LD', 'RKD', 'CRD', 'SRD'
     assert {row for _, _, row in found} == {SCRATCH, *methods}
+
+
+def test_rows_of_another_search_are_none():
+    journals = pathlib.Path(__file__).parents[2] / 'docs' / 'results' / 'search'
+    found = on_test.candidates(['war_user'], ['War'], ['CIFAR10'], epath.Path(journals))
+    methods = 'LD', 'FD', 'FitNet', 'Hybrid', 'TD', 'TD + LD'
+    assert {row for _, _, row in found} == {SCRATCH, *methods}
+
+
+def test_a_row_of_another_search_has_no_best_trial_of_the_usual_one(tmp_path):
+    """Where its knobs are the same its runs are, too."""
+    own = f'{SCRATCH}, chosen on War'
+    runs = cells.names_of(cells.runs_of(tables.TABLES['war_user'], 'Genre 8', own))
+    assert runs == cells.names_of(cells.runs_of(tables.TABLES['war_user'], 'Genre 8', SCRATCH))
+    kept = {'3': {'Genre 8': {SCRATCH: {'runs': runs, 'mean': 1.0, 'on_test': {'trials': 2}}}}}
+    made = cells.make(['war_user'], ['War'], ['CIFAR10'], epath.Path(tmp_path), only_show=True, kept=kept)
+    rows = made['war_user']['Genre 8']
+    assert rows[SCRATCH] == {'runs': runs, 'mean': 1.0, 'on_test': {'trials': 2}}
+    assert rows[own] == {'runs': runs, 'mean': 1.0}
 
 
 @pytest.mark.long

@@ -19,9 +19,11 @@ GENRE, SCRATCH = 'Genre 1', 'Train from scratch'
 def test_a_table_is_made_of_what_there_is(name, monkeypatch):
     table = WITH_RUNS[name]
     declared = config_lib.flatten(common.get_config())
-    for rows in (table.variants, table.copied, table.as_many_operations_as, table.knobs_of):
+    by_row = table.variants, table.copied, table.as_many_operations_as, table.knobs_of, table.chosen_on
+    for rows in by_row:
         assert rows.keys() <= table.rows.keys()
     assert set(table.variants.values()) <= tables.VARIANTS.keys()
+    assert {column for columns in table.chosen_on.values() for column in columns} <= set(tables.GENRES)
     assert {*table.as_many_operations_as.values(), *table.knobs_of.values()} <= table.rows.keys()
     # Counted from the data, which need not be there.
     monkeypatch.setattr(cells, 'operations', lambda config: 3 if config.method == 'td' else 2)
@@ -55,6 +57,21 @@ def test_a_table_with_more_rows_has_those_of_the_table():
                 if change != tables.TEACHER:
                     configs = (cells.cell_config(table, column, row) for table in (less, more))
                     assert len({config_lib.digest(config) for config in configs}) == 1
+
+
+def test_knobs_chosen_on_war_stand_beside_the_cells_of_the_other_table():
+    """The usual rows have the runs of Table 3; the others differ from them in their knobs alone."""
+    war, other = tables.TABLES['war_user'], tables.TABLES['3x_user']
+    assert war.columns == {'Genre 8': {'dataset.genre': 'War', 'dataset.split_by': 'user'}}
+    usual = [row for row in war.rows if row not in war.chosen_on]
+    assert usual == [SCRATCH, 'LD', 'FD', 'FitNet', 'Hybrid', 'TD', 'TD + LD']
+    assert [f'{row}, chosen on War' for row in usual] == list(war.chosen_on)
+    for row in usual:
+        own = f'{row}, chosen on War'
+        assert war.rows[own] == war.rows[row] == other.rows[row]
+        assert cells.tuned_name(war, own) == cells.tuned_name(war, row)
+        runs = [cells.names_of(cells.runs_of(table, 'Genre 8', row)) for table in (war, other)]
+        assert runs[0] == runs[1]
 
 
 def test_images_in_small_are_those_of_the_paper_with_few_labels():

@@ -328,13 +328,14 @@ def test_a_finished_search_runs_nothing(monkeypatch, tmp_path):
     ('search', 'taught_by', 'said'),
     [
         (RATINGS._replace(steps=30), {}, r'its steps is 60, here 30'),
-        (RATINGS._replace(columns=('War',)), {}, r"its columns is \['Drama', 'War'\], here \['War'\]"),
         (RATINGS, {'teacher.num_steps': 5}, r"its taught_by is {}, here {'teacher.num_steps': 5}"),
     ],
 )
 def test_a_journal_of_another_search_is_refused(monkeypatch, tmp_path, search, taught_by, said):
     searched(monkeypatch, tmp_path, Made(curve_of))
-    with pytest.raises(UserError, match=f'movielens_by_user-ld.journal is of another search: {said}; choose'):
+    with pytest.raises(
+        UserError, match=f'movielens_by_user_Drama_War-ld.journal is of another search: {said}; choose'
+    ):
         searched(monkeypatch, tmp_path, Made(curve_of), search, taught_by=taught_by)
 
 
@@ -342,9 +343,35 @@ def test_a_journal_of_another_search_is_refused(monkeypatch, tmp_path, search, t
     'text', ['{"op_code": 0', 'nothing\n{}\n', '{}\n', '[1]\n', '{"op_code": 99, "worker_id": "a"}\n']
 )
 def test_a_damaged_journal_is_refused(monkeypatch, tmp_path, text):
-    (tmp_path / 'movielens_by_user-ld.journal').write_text(text)
-    with pytest.raises(UserError, match=r'movielens_by_user-ld\.journal is damaged; delete it'):
+    (tmp_path / 'movielens_by_user_Drama_War-ld.journal').write_text(text)
+    with pytest.raises(UserError, match=r'movielens_by_user_Drama_War-ld\.journal is damaged; delete it'):
         searched(monkeypatch, tmp_path, Made(curve_of))
+
+
+def test_a_search_on_other_columns_has_a_journal_of_its_own(monkeypatch, tmp_path):
+    """But the teacher's, whose runs are the same whatever the columns."""
+    usual = RATINGS._replace(columns=tuning.CONFIGS['movielens'].mean_of)
+    for search in (usual, RATINGS, RATINGS._replace(columns=('War',))):
+        made = Made(curve_of)
+        monkeypatch.setattr(tuning, '_curve', made)
+        for name in ('ld', tuning.TEACHER):
+            tuning.search_one(search, name, {}, epath.Path(tmp_path), epath.Path(tmp_path))
+        genres = {run.dataset.genre for run in made.runs if run.method == 'ld'}
+        assert genres == set(search.columns)
+        assert any(run.method == 'supervised' for run in made.runs) == (search is usual)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        'movielens_by_user-teacher.journal',
+        'movielens_by_user-ld.journal',
+        'movielens_by_user_Drama_War-ld.journal',
+        'movielens_by_user_War-ld.journal',
+    }
+
+
+@pytest.mark.parametrize('module', tuning.CONFIGS)
+def test_the_teacher_of_a_search_is_the_same_in_every_column(module):
+    search = tuning.search_of(module, 'time', None, 4, 1, 600)
+    runs = [tuning.prepared(search, tuning.TEACHER, column, 1) for column in tuning.CONFIGS[module].columns]
+    assert len({config_lib.digest(run) for run in runs}) == 1
 
 
 def test_the_teacher_s_knobs_are_those_of_the_runs(monkeypatch, tmp_path):
@@ -387,6 +414,19 @@ def test_folders_that_cannot_be_made_are_refused(tmp_path, name):
         list(tuning.tune(DIGITS, ['ld'], *places, 1))
 
 
+@pytest.mark.parametrize(
+    ('named', 'columns'),
+    [
+        (None, ('Drama', 'Adventure', 'War')),
+        (['War', 'Drama', 'Adventure'], ('Drama', 'Adventure', 'War')),
+        (['War', 'Comedy', 'War'], ('Comedy', 'War')),
+        (['Horror'], ('Horror',)),
+    ],
+)
+def test_columns_in_another_order_are_the_same_search(named, columns):
+    assert tuning.search_of('movielens', 'user', named, 4, 1, 9).columns == columns
+
+
 def test_a_split_of_what_is_not_split_is_refused():
     assert tuning.search_of('movielens', 'user', None, 4, 1, 9).columns == ('Drama', 'Adventure', 'War')
     with pytest.raises(UserError, match='--split_by is user, but digits has no ratings'):
@@ -395,7 +435,11 @@ def test_a_split_of_what_is_not_split_is_refused():
         tuning.search_of('digit', 'time', None, 4, 1, 9)
 
 
-def test_what_was_chosen_is_written_and_what_was_there_stays(monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    ('columns', 'filed_under'),
+    [(tuning.CONFIGS['movielens'].mean_of, 'movielens_by_user'), (('War',), 'movielens_by_user_War')],
+)
+def test_what_was_chosen_is_written_and_what_was_there_stays(monkeypatch, tmp_path, columns, filed_under):
     target = tmp_path / 'o.json'
     before = {'teacher': {'teacher.num_steps': 5}}
     target.write_text(
@@ -411,15 +455,17 @@ def test_what_was_chosen_is_written_and_what_was_there_stays(monkeypatch, tmp_pa
     taught = []
     monkeypatch.setattr(cells, 'train_teachers', lambda root, configs, count: taught.extend(configs))
     places = (epath.Path(tmp_path / name) for name in ('runs', 'journals', 'o.json'))
-    found = list(tuning.tune(RATINGS, ['ld', 'teacher'], *places, 2))
+    found = list(tuning.tune(RATINGS._replace(columns=columns), ['ld', 'teacher'], *places, 2))
     assert [name for name, _ in found] == ['teacher', 'ld']
     # The teacher's knobs are those that the methods are searched with, and not the teacher.
     assert [task[2] for task in tasks] == [{}, {'teacher.num_steps': 21}]
     assert [run.teacher.num_steps for run in taught[-3:]] == [21] * 3
-    assert json.loads(target.read_text()) == {
+    expected = {
         'movielens_by_time': {'td': {'num_steps': 3}},
-        'movielens_by_user': {'teacher': {'teacher.num_steps': 21}, 'ld': {'num_steps': 22}},
+        'movielens_by_user': {'teacher': {'teacher.num_steps': 21}},
     }
+    expected.setdefault(filed_under, {})['ld'] = {'num_steps': 22}
+    assert json.loads(target.read_text()) == expected
 
 
 @pytest.mark.parametrize('task', evaluation.METRICS)
