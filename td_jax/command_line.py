@@ -1,7 +1,9 @@
 """What every command of td_jax does around its work: parse flags, and say a mistake in one line."""
 
 import math
+import os
 import sys
+import threading
 import traceback
 
 import ml_collections
@@ -99,6 +101,11 @@ def _check_value(name, value):
 def fail(error: Exception):
     """Ends the process with one line for a person."""
     print(f'td_jax: {_text(error)}', file=sys.stderr)
+    if any(type(thread).__module__.startswith('orbax.') for thread in threading.enumerate()):
+        # After a save that failed they wait five minutes for a folder that was never made.
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(2)
     sys.exit(2)
 
 

@@ -46,6 +46,33 @@ def test_a_mistake_is_one_line(flag, text):
     assert done.stderr.startswith(f'td_jax: {text}')
 
 
+WAITS = """
+import threading, time
+from td_jax import command_line
+from td_jax.errors import UserError
+Waiting = type('Waiting', (threading.Thread,), {'__module__': MODULE})
+Waiting(target=time.sleep, args=(SECONDS,)).start()
+print('told')
+command_line.fail(UserError('the disk is full.'))
+"""
+
+
+@pytest.mark.parametrize(('module', 'seconds'), [('orbax.futures', 600), ('td_jax.files', 1)])
+def test_a_mistake_does_not_wait_for_orbax(module, seconds):
+    """What Orbax began and cannot end keeps no process; any other thread is waited for."""
+    done = subprocess.run(
+        [sys.executable, '-c', WAITS.replace('MODULE', repr(module)).replace('SECONDS', str(seconds))],
+        cwd=ROOT,
+        env=os.environ,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout) == (2, 'told\n')
+    assert done.stderr == 'td_jax: the disk is full.\n'
+
+
 def test_what_is_right_is_run():
     done = subprocess.run(
         [sys.executable, '-c', COMMAND, '--tables=3,4', '--device_tflops=2.5'],

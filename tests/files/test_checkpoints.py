@@ -314,6 +314,7 @@ FILLS = """
 import resource, sys
 import jax.numpy as jnp
 from absl import logging
+from td_jax import command_line
 from td_jax.errors import UserError
 from td_jax.files import checkpoints
 
@@ -339,7 +340,7 @@ try:
     finally:
         saved.close()
 except UserError as error:
-    print(error)
+    command_line.fail(error)
 """
 
 
@@ -348,9 +349,9 @@ def test_a_disk_that_is_full_is_one_line_wherever_orbax_meets_it(tmp_path, momen
     done = forked.run(
         ['-c', FILLS, str(tmp_path / 'saved'), str(moment)], env={**os.environ, 'JAX_PLATFORMS': 'cpu'}
     )
-    assert (done.returncode, done.stderr) == (0, '')
-    assert done.stdout == (
-        f'the checkpoint of step 2 could not be written to {tmp_path}/saved: File too large\n'
+    assert (done.returncode, done.stdout) == (2, '')
+    assert done.stderr == (
+        f'td_jax: the checkpoint of step 2 could not be written to {tmp_path}/saved: File too large\n'
     )
     assert restored(tmp_path / 'saved', {name: jnp.zeros(3000) for name in 'abcdefgh'})[0] == 1
 
