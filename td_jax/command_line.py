@@ -82,7 +82,7 @@ def run(command, required):
             fail(error)
         except Stopped as stopped:
             print(f'td_jax: {stopped}', file=sys.stderr)
-            sys.exit(CALL_AGAIN)
+            _end(CALL_AGAIN)
         except KeyboardInterrupt:
             interrupted()
 
@@ -101,12 +101,17 @@ def _check_value(name, value):
 def fail(error: Exception):
     """Ends the process with one line for a person."""
     print(f'td_jax: {_text(error)}', file=sys.stderr)
+    _end(2)
+
+
+def _end(code):
+    """Ends the process with an exit code, at once where threads of Orbax would keep it."""
     if any(type(thread).__module__.startswith('orbax.') for thread in threading.enumerate()):
         # After a save that failed they wait five minutes for a folder that was never made.
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
-        os._exit(2)
-    sys.exit(2)
+        os._exit(code)
+    sys.exit(code)
 
 
 def _text(error):
@@ -129,4 +134,4 @@ def _text(error):
 def interrupted():
     """Ends the process after Ctrl-C with one line for a person."""
     print('td_jax: interrupted; the same command continues.', file=sys.stderr)
-    sys.exit(130)
+    _end(130)

@@ -53,15 +53,23 @@ from td_jax.errors import UserError
 Waiting = type('Waiting', (threading.Thread,), {'__module__': MODULE})
 Waiting(target=time.sleep, args=(SECONDS,)).start()
 print('told')
-command_line.fail(UserError('the disk is full.'))
+command_line.END
 """
 
 
+@pytest.mark.parametrize(
+    ('end', 'code', 'said'),
+    [
+        ("fail(UserError('the disk is full.'))", 2, 'the disk is full.'),
+        ('interrupted()', 130, 'interrupted; the same command continues.'),
+    ],
+)
 @pytest.mark.parametrize(('module', 'seconds'), [('orbax.futures', 600), ('td_jax.files', 1)])
-def test_a_mistake_does_not_wait_for_orbax(module, seconds):
+def test_a_process_that_ends_does_not_wait_for_orbax(module, seconds, end, code, said):
     """What Orbax began and cannot end keeps no process; any other thread is waited for."""
+    program = WAITS.replace('MODULE', repr(module)).replace('SECONDS', str(seconds)).replace('END', end)
     done = subprocess.run(
-        [sys.executable, '-c', WAITS.replace('MODULE', repr(module)).replace('SECONDS', str(seconds))],
+        [sys.executable, '-c', program],
         cwd=ROOT,
         env=os.environ,
         capture_output=True,
@@ -69,8 +77,7 @@ def test_a_mistake_does_not_wait_for_orbax(module, seconds):
         check=False,
         timeout=60,
     )
-    assert (done.returncode, done.stdout) == (2, 'told\n')
-    assert done.stderr == 'td_jax: the disk is full.\n'
+    assert (done.returncode, done.stdout, done.stderr) == (code, 'told\n', f'td_jax: {said}\n')
 
 
 def test_what_is_right_is_run():

@@ -163,9 +163,8 @@ def _scaled(weight):
 
 
 # Chosen on the genre by itself: what one set of knobs for all genres costs each method there.
-_ON_WAR = {row: f'{row}, chosen on War' for row, change in _METHODS.items() if change != TEACHER}
-_ON_WAR[_WITH_LD] = f'{_WITH_LD}, chosen on War'
-_OF_WAR = {row: ({**_METHODS, **_RECENT})[row] for row in _ON_WAR}
+_OF_WAR = {**_SCRATCH, **_DISTILLED, _WITH_LD: _TD}
+_ON_WAR = {row: f'{row}, chosen on War' for row in _OF_WAR}
 
 # Rows of Table 2 -> those of Tables 5 and 6.
 _BY_ROUNDS = {
