@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
-from configs import common
 from td_jax import command_line, data
+from td_jax.configs import common
 from td_jax.data import base as batches
 from td_jax.data import imagenet, prepared, stream, tfds_images
 

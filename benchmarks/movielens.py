@@ -16,8 +16,8 @@ import numpy as np
 from absl import flags
 
 from benchmarks import products
-from configs import movielens
 from td_jax import command_line, data
+from td_jax.configs import movielens
 from td_jax.devices import flops, sharding
 from td_jax.method import objectives
 from td_jax.training import assembly, dispatch

@@ -15,8 +15,8 @@ import numpy as np
 from absl import flags
 
 from benchmarks import products
-from configs import vit_imagenet
 from td_jax import command_line
+from td_jax.configs import vit_imagenet
 from td_jax.data import images
 from td_jax.devices import flops, sharding
 from td_jax.training import assembly, dispatch

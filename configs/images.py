@@ -1,34 +1,5 @@
-"""Images of your own: a ViT of six blocks teaches one of three.
+"""The config that td_jax ships as td_jax/configs/images.py, where its description is."""
 
-Not in the paper; its section 4.1 at a size that two CPU cores can train, on a folder of yours with a folder
-for each class, or with `train` and `test` that have those. The teacher is trained here on all of the images;
-a public one, `teacher.pretrained`, knows more. The student starts from the teacher's first blocks.
+from td_jax.configs.images import get_config
 
-Cost: a step has four times the tokens of one of configs/vit_tiny_cifar10.py, whatever the images are.
-Expect: what an accuracy says depends on the images; a guess has the share of the largest class.
-
-    python -m td_jax.main --config=configs/images.py --workdir=runs/images --config.dataset.path=FOLDER
-"""
-
-from configs import vit_tiny_cifar10
-
-
-def get_config():
-    config = vit_tiny_cifar10.get_config()
-
-    config.dataset.name = 'images'
-    config.dataset.image_size = 64
-    config.dataset.classes = ()
-    config.dataset.examples_per_class = 0
-    config.num_steps = 1000
-    config.batch_size = 32
-    config.eval_every = 200
-    config.log_every = 100
-    config.save_every = 500
-    config.model.layers = 3
-    config.model.split = 2
-
-    config.teacher.dataset.classes = ()
-    config.teacher.num_steps = 2000
-    config.teacher.labels = 'shared'
-    return config
+__all__ = ['get_config']

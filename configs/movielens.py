@@ -1,34 +1,5 @@
-"""MovieLens100k: a recommender of all genres teaches a small one of a single genre.
+"""The config that td_jax ships as td_jax/configs/movielens.py, where its description is."""
 
-Reproduces section 4.2 of arXiv 2310.03188 (Table 3, `config.dataset.genre` its column): rating
-prediction, split by time, RMSE on the last tenth. The teacher (inputs 300 wide, hidden layers 512 and
-256) is trained on all genres first, unless `config.teacher.checkpoint` names one.
+from td_jax.configs.movielens import get_config
 
-Cost: about a minute for five students and 800 steps of TD with one round on two CPU cores.
-Expect: an RMSE near 1.0 on Drama; docs/movielens.md has what was measured.
-
-    python -m td_jax.main --config=configs/movielens.py --workdir=runs/drama
-"""
-
-from configs import common
-
-
-def get_config():
-    config = common.get_config()
-    embeddings = {'user': 100, 'movie': 100, 'title_words': 50, 'genres': 50}
-
-    config.num_seeds = 5
-    config.num_steps = 800
-    config.dataset.name = 'movielens'
-    config.dataset.genre = 'Drama'
-    config.model.hidden = (128, 64)
-    config.model.embeddings.update(embeddings)
-
-    # Of RKD its distances: every three of a batch of 256 make angles, which take a hundred times as long.
-    config.rkd.weights.angle = 0.0
-
-    config.teacher.model.hidden = (512, 256)
-    config.teacher.model.embeddings.update(embeddings)
-    config.teacher.num_steps = 1000
-    config.teacher.inputs = 'clean'
-    return config
+__all__ = ['get_config']

@@ -1,21 +1,5 @@
-"""CIFAR-100: the public ViT-B/32 teaches a ViT of its first four blocks, at 384 pixels.
+"""The config that td_jax ships as td_jax/configs/vit_cifar100.py, where its description is."""
 
-Reproduces section 4.1 of arXiv 2310.03188 (Table 4, CIFAR-100) with the fine-tuning recipe of the ViT paper
-(Dosovitskiy et al. 2020, section 4.1 and appendix B.1.1): 384 pixels, batches of 512, SGD with momentum 0.9,
-cosine decay after a warm-up, gradients clipped at norm 1, 20,000 steps, random crops and mirroring. The
-teacher is the ImageNet-21k checkpoint, whose labels are not CIFAR's: a logits term reads a probe on it.
+from td_jax.configs.vit_cifar100 import get_config
 
-Cost: about 1.3e18 operations for TD with two rounds; `python -m td_jax.reproduce --tables=4 --dry_run
---workdir=runs/tables` prints it for every method, with the time on a device of a given speed. Expect the
-accuracies of the paper's Table 4, which that command prints; not measured here.
-
-    python -m td_jax.main --config=configs/vit_cifar100.py --workdir=runs/vit_cifar100
-"""
-
-from configs import vit_cifar10
-
-
-def get_config():
-    config = vit_cifar10.get_config()
-    config.dataset.name = 'cifar100'
-    return config
+__all__ = ['get_config']

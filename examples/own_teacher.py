@@ -11,8 +11,8 @@ import jax
 from absl import flags
 
 import td_jax
-from configs import digits
 from td_jax import command_line
+from td_jax.configs import digits
 from td_jax.models import base
 
 

@@ -2,6 +2,7 @@
 
 import math
 import os
+import pathlib
 import sys
 import threading
 import traceback
@@ -12,12 +13,15 @@ from ml_collections.config_flags import config_flags
 
 from td_jax.errors import CALL_AGAIN, Stopped, UserError
 
+# Where the configs that td_jax ships are named from, in a checkout and wherever td_jax is installed.
+SHIPPED = pathlib.PurePosixPath('td_jax/configs')
+
 
 class _ConfigFile(config_flags.ConfigFileFlagParser):
     """Reads a config file, and names it where it returns something else than a config."""
 
     def parse(self, path):
-        config = super().parse(path)
+        config = super().parse(_find_config(path))
         is_unread = isinstance(config, config_flags._ErrorConfig)  # says why when it is looked at
         if not is_unread and not isinstance(config, ml_collections.ConfigDict):
             kind = 'None' if config is None else f'a value of type {type(config).__name__}'
@@ -26,6 +30,20 @@ class _ConfigFile(config_flags.ConfigFileFlagParser):
                 'common.get_config() gave it.'
             )
         return config
+
+
+def _find_config(path):
+    """The file of a --config that names one of the configs that td_jax ships; any other as it is."""
+    name, colon, argument = path.partition(':')
+    shipped = pathlib.Path(__file__).parent / 'configs' / pathlib.PurePath(name).name
+    if not name.endswith('.py') or os.path.exists(name) or not shipped.is_file():
+        return path
+    if pathlib.PurePosixPath(name) == SHIPPED / shipped.name:
+        return f'{shipped}{colon}{argument}'
+    raise UserError(
+        f'--config={name} is not there; the config of that name that td_jax ships is '
+        f'--config={SHIPPED / shipped.name}.'
+    )
 
 
 def define_config():

@@ -12,8 +12,8 @@ the digest of its source.
 
 import contextlib
 
-from configs import common
 from td_jax import config as config_lib
+from td_jax.configs import common
 from td_jax.errors import UserError
 from td_jax.files import workdir as workdir_lib
 from td_jax.method import shared

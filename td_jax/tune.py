@@ -1,7 +1,7 @@
 """Chooses the knobs of each method on the validation slice; the test period is never read.
 
     python -m td_jax.tune --config=movielens --split_by=user --jobs=2 --workdir=runs/tune \
-        --journals=docs/results/search --output=configs/tuned/movielens.json
+        --journals=docs/results/search --output=td_jax/configs/tuned/movielens.json
 
 Restartable: called again, it goes on, on another machine from the journals alone. With
 --columns=War what is chosen is filed under that name, beside what is chosen on the usual columns.
@@ -17,7 +17,7 @@ from td_jax.reproduction import jobs, tuning
 
 
 def main():
-    name = flags.DEFINE_string('config', None, f'A module of configs/: {", ".join(tuning.CONFIGS)}.')
+    name = flags.DEFINE_string('config', None, f'A module of td_jax/configs/: {", ".join(tuning.CONFIGS)}.')
     split_by = flags.DEFINE_string('split_by', 'time', 'MovieLens: how ratings are split, time or user.')
     columns = flags.DEFINE_list(
         'columns', None, 'Genres, or images a class, whose mean chooses; a few by default.'

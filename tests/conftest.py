@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from configs import digits
+from td_jax.configs import digits
 from td_jax.data import movielens
 from td_jax.files import checkpoints, metric_log, workdir
 from td_jax.training import assembly, finished, train_step

@@ -10,8 +10,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from configs import common, digits
 from td_jax import config as config_lib
+from td_jax.configs import common, digits
 from td_jax.files import metric_log
 from td_jax.method import objectives
 from td_jax.training.run import train
@@ -29,7 +29,9 @@ SCRIPTS = [
     if path.is_file() and path.suffix in ('.py', '.sh', '')
 ]
 CONFIGS = [
-    path.stem for path in sorted((ROOT / 'configs').glob('*.py')) if path.stem not in ('__init__', 'common')
+    path.stem
+    for path in sorted((PACKAGE / 'configs').glob('*.py'))
+    if path.stem not in ('__init__', 'common')
 ]
 
 # The commands. Each stands on the rooms below, and on no other command.
@@ -40,6 +42,7 @@ COMMANDS = {
 # A module, or all modules of a room -> what they may import beside their own room, whole rooms or modules.
 ALLOWED = {
     'td_jax.errors': set(),
+    'td_jax.configs': set(),
     'td_jax.command_line': {'td_jax.errors'},
     'td_jax.devices': {'td_jax.errors'},
     'td_jax.files': {'td_jax.errors', 'td_jax.devices'},
@@ -76,7 +79,7 @@ ALLOWED = {
     },
     # What the command `inspect` prints.
     'td_jax.pretrained.summary': {
-        'configs.common',
+        'td_jax.configs.common',
         'td_jax.method',
         'td_jax.models',
         'td_jax.pretrained',
@@ -103,7 +106,7 @@ ALLOWED = {
         'td_jax.training.train_step',
     },
     'td_jax.config': {
-        'configs.common',
+        'td_jax.configs.common',
         'td_jax.errors',
         'td_jax.data',
         'td_jax.devices.remat',
@@ -142,7 +145,7 @@ ALLOWED = {
         'td_jax.pretrained',
     },
     'td_jax.own': {
-        'configs.common',
+        'td_jax.configs.common',
         'td_jax.config',
         'td_jax.errors',
         'td_jax.files.workdir',
@@ -152,7 +155,7 @@ ALLOWED = {
     'td_jax.statistics': set(),
     'td_jax.reproduction.tables': {'td_jax.config'},
     'td_jax.reproduction': {
-        'configs.common',
+        'td_jax.configs.common',
         'td_jax.errors',
         'td_jax.config',
         'td_jax.data',
@@ -217,9 +220,8 @@ def imports_of(name, source):
             assert node.level == 0, f'{name} imports by dots'
             for alias in node.names:
                 inner = f'{node.module}.{alias.name}'
-                is_module = inner in MODULES or inner.startswith('configs.')
-                found.add(inner if is_module else node.module)
-    return {module for module in found if module.split('.')[0] in ('td_jax', 'configs')}
+                found.add(inner if inner in MODULES else node.module)
+    return {module for module in found if module.split('.')[0] == 'td_jax'}
 
 
 IMPORTS = {name: imports_of(name, path.read_text()) - {'td_jax'} for name, path in MODULES.items()}
@@ -367,7 +369,7 @@ DATA_OF = {'movielens': 'movielens_data', 'cifar10': 'cifar10_data', 'imagenet':
 @pytest.mark.long
 @pytest.mark.parametrize('name', CONFIGS)
 def test_every_config_trains(request, tmp_path, name):
-    config = importlib.import_module(f'configs.{name}').get_config()
+    config = importlib.import_module(f'td_jax.configs.{name}').get_config()
     # CIFAR-100 differs in its labels alone.
     config.dataset.name = config.dataset.name.replace('cifar100', 'cifar10')
     if config.dataset.name in DATA_OF:
@@ -391,7 +393,7 @@ def test_every_config_trains(request, tmp_path, name):
 
 
 def test_every_method_is_where_a_person_looks_for_it():
-    readme, common_config = (ROOT / name for name in ('README.md', 'configs/common.py'))
+    readme, common_config = (ROOT / name for name in ('README.md', 'td_jax/configs/common.py'))
     (line,) = re.findall(
         r'name of td_jax.method.objectives.METHODS(.*?)config.method', common_config.read_text(), re.S
     )
@@ -404,7 +406,7 @@ def test_every_file_in_configs_differs_from_common_in_values_alone():
     assert CONFIGS
     declared = config_lib.flatten(common.get_config()).keys()
     for name in CONFIGS:
-        config = importlib.import_module(f'configs.{name}').get_config()
+        config = importlib.import_module(f'td_jax.configs.{name}').get_config()
         added = config_lib.flatten(config).keys() - declared
         assert all('.embeddings.' in key for key in added)
 

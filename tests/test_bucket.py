@@ -13,8 +13,8 @@ import pytest
 from etils import epath
 from tensorboard.backend.event_processing import event_accumulator
 
-from configs import digits
 from td_jax import config
+from td_jax.configs import digits
 from td_jax.errors import Diverged, UserError
 from td_jax.files import metric_log, workdir
 from td_jax.reporting import page

@@ -5,9 +5,9 @@ import json
 import ml_collections
 import pytest
 
-from configs import common, movielens
 from td_jax import config as config_lib
 from td_jax.config import checks, effect
+from td_jax.configs import common, movielens
 from td_jax.errors import UserError
 from td_jax.method import objectives
 

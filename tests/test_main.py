@@ -12,8 +12,8 @@ import time
 
 import pytest
 
-from configs import digits
 from td_jax import config
+from td_jax.configs import digits
 from td_jax.devices import processes
 from td_jax.files import metric_log, workdir
 from td_jax.training.run import describe, train
@@ -327,10 +327,10 @@ def refused(process):
 
 CONFIGS = {
     'raises.py': 'def get_config():\n    return 1 / 0\n',
-    'wrong.py': "from configs import common\n\ndef get_config():\n    common.get_config().seed = 'x'\n",
+    'wrong.py': 'from td_jax.configs import common\n\ndef get_config():\n    common.get_config().seed = ""\n',
     'broken.py': 'def get_config(:\n',
     'number.py': 'def get_config():\n    return 3\n',
-    'forgotten.py': 'from configs import common\n\ndef get_config():\n    common.get_config()\n',
+    'forgotten.py': 'from td_jax.configs import common\n\ndef get_config():\n    common.get_config()\n',
 }
 DIGITS = '--config=configs/digits.py'
 

@@ -8,7 +8,7 @@ import PIL.Image
 import pytest
 from etils import epath
 
-from configs import images, ratings
+from td_jax.configs import images, ratings
 from td_jax.exporting import formats
 from td_jax.predicting import answers
 from td_jax.training.run import train

@@ -44,10 +44,7 @@ def test_what_the_package_reads_goes_with_it():
         for path in (ROOT / package.replace('.', '/')).glob(pattern)
     }
     kept = {
-        path
-        for room in ('td_jax', 'configs')
-        for path in (ROOT / room).rglob('*')
-        if path.is_file() and path.suffix not in ('.py', '.pyc')
+        path for path in (ROOT / 'td_jax').rglob('*') if path.is_file() and path.suffix not in ('.py', '.pyc')
     }
     assert packed == kept
     assert kept

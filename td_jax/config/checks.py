@@ -7,9 +7,9 @@ import numbers
 import ml_collections
 import numpy as np
 
-from configs import common
 from td_jax.config.effect import OF_MODELS
 from td_jax.config.tree import flatten, starts_and_stays
+from td_jax.configs import common
 from td_jax.data import SOURCES, images, movielens, ratings
 from td_jax.devices.remat import POLICIES
 from td_jax.errors import UserError

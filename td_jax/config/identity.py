@@ -3,9 +3,9 @@
 import hashlib
 import json
 
-from configs import common
 from td_jax.config.effect import unread
 from td_jax.config.tree import flatten, to_json
+from td_jax.configs import common
 
 # Keys that cannot change the result: how often a run logs and saves, what it says of itself, how much it
 # computes at once, on which devices, what it computes twice to save memory, and where its teacher lies. Every

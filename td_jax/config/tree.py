@@ -4,7 +4,7 @@ import json
 
 import ml_collections
 
-from configs import common
+from td_jax.configs import common
 from td_jax.errors import UserError
 from td_jax.method import objectives
 

@@ -5,7 +5,7 @@
 The terms themselves are beside this module: talking.py has those of Talking-model Distillation, one_way.py
 those of other methods that compare states, logits.py those that compare predictions, and shared.py what all
 are made of. To add a method, write its `terms` (and `init`, if it learns parameters of its own), add a line
-to METHODS and its weights to configs/common.py.
+to METHODS and its weights to td_jax/configs/common.py.
 """
 
 import jax.numpy as jnp

@@ -77,7 +77,7 @@ def build(config, vocabularies: dict[str, int], num_outputs: int, dtype: str) ->
     """Makes an MLP of a model config.
 
     Args:
-      config: the fields of `configs.common.model_config`.
+      config: the fields of `td_jax.configs.common.model_config`.
       vocabularies: number of rows of each id or bag input, by input name.
       num_outputs: width of the prediction.
       dtype: of the computation.

@@ -208,7 +208,7 @@ def build(config, vocabularies: dict[str, int], num_outputs: int, dtype: str) ->
     """Makes a ResNet of a model config.
 
     Args:
-      config: the fields of `configs.common.model_config`.
+      config: the fields of `td_jax.configs.common.model_config`.
       vocabularies: empty; a ResNet reads images.
       num_outputs: width of the prediction.
       dtype: of the computation.

@@ -40,7 +40,7 @@ class ResNetArchitecture(NamedTuple):
 
 
 class Shown(NamedTuple):
-    """How a model is shown images, in the words of `configs.common.task_config` and `dataset_config`."""
+    """How a model is shown images, in the words of td_jax.configs.common.dataset_config."""
 
     image_mean: tuple[float, float, float]
     image_std: tuple[float, float, float]

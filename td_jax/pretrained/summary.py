@@ -7,8 +7,8 @@ import shlex
 import flax
 import jax
 
-from configs import common
 from td_jax import pretrained
+from td_jax.configs import common
 from td_jax.method import objectives
 from td_jax.models import base, vit
 from td_jax.pretrained.architecture import (

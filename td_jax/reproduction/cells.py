@@ -25,12 +25,12 @@ from td_jax.training.run import train
 
 # Of the runs of this process.
 PROGRAMS = Programs()
-TUNED = pathlib.Path(__file__).parents[2] / 'configs' / 'tuned'
+TUNED = pathlib.Path(__file__).parents[1] / 'configs' / 'tuned'
 
 
 def base_config(name: str):
-    """The config of a module of configs/."""
-    return importlib.import_module(f'configs.{name}').get_config()
+    """The config of a module of td_jax/configs/."""
+    return importlib.import_module(f'td_jax.configs.{name}').get_config()
 
 
 def tuned(name: str) -> dict:
@@ -65,8 +65,8 @@ def apply_tuned(config, choices: dict, name: str, columns=()):
     chosen = choices.get(setting(config, columns), {})
     if columns and name not in chosen:
         raise UserError(
-            f'configs/tuned/ has no knobs of {name} under {setting(config, columns)}; td_jax.tune with '
-            f'--columns={",".join(columns)} --methods={name} chooses them.'
+            f'td_jax/configs/tuned/ has no knobs of {name} under {setting(config, columns)}; '
+            f'td_jax.tune with --columns={",".join(columns)} --methods={name} chooses them.'
         )
     found = {**choices.get(setting(config), {}).get('teacher', {}), **chosen.get(name, {})}
     config.update_from_flattened_dict(
@@ -91,7 +91,7 @@ def cell_config(table: tables.Table, column: str, row: str, choices: dict | None
 
     Args:
       table, column, row: which cell.
-      choices: as `tuned` gives them, in place of those in configs/tuned/.
+      choices: as `tuned` gives them, in place of those in td_jax/configs/tuned/.
     """
     module = module_of(table, column)
     config = base_config(module)

@@ -58,7 +58,7 @@ def make_optimizer(config, num_steps: int, rates: Rates | None = None):
     gradients of the group.
 
     Args:
-      config: the fields of `configs.common.optimizer_config`, checked.
+      config: the fields of `td_jax.configs.common.optimizer_config`, checked.
       num_steps: length of the run, where a decaying learning rate reaches 0.
       rates: in place of the config's own, of which it is still asked whether there is any weight decay.
 

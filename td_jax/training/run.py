@@ -21,7 +21,7 @@ def train(
     """Trains what a config describes, from wherever its workdir stands, and evaluates it.
 
     Args:
-      config: every knob of configs.common.
+      config: every knob of td_jax.configs.common.
       workdir: folder of the run; made if missing, continued if it holds the same run.
       prefix: what the optimizer's keys are under where a person set them.
       programs: those of the runs before in this process, where there are some that compile the same.

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from configs import vit_tiny_cifar10
 from td_jax.analysis import tpu
+from td_jax.configs import vit_tiny_cifar10
 from td_jax.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -29,7 +29,7 @@ SCRIPT = """
 import json, sys
 import jax
 jax.config.update('jax_platforms', 'cpu')
-from configs import vit_tiny_cifar10
+from td_jax.configs import vit_tiny_cifar10
 from td_jax.analysis import tpu
 found = []
 for name, batch, rounds, fsdp in json.loads(sys.argv[1]):

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from configs import common, vit_tiny_cifar10
+from td_jax.configs import common, vit_tiny_cifar10
 from td_jax.data import SOURCES, cifar, images, prepared
 from td_jax.errors import UserError
 from td_jax.training import assembly

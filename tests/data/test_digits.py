@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import sklearn.datasets
 
-from configs import digits as digits_config
+from td_jax.configs import digits as digits_config
 from td_jax.data import digits
 from td_jax.errors import UserError
 

@@ -7,7 +7,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from configs import images as images_config
+from td_jax.configs import images as images_config
 from td_jax.data import base, folders, images
 from td_jax.devices import memory
 from td_jax.errors import UserError

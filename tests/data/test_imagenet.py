@@ -14,7 +14,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from configs import common
+from td_jax.configs import common
 from td_jax.data import SOURCES, base, imagenet, images, stream
 from td_jax.errors import UserError
 
@@ -529,7 +529,7 @@ LEFT_BEHIND = """
 import sys
 import tensorflow_datasets as tfds
 tfds.core.constants.DATA_DIR = sys.argv[1]
-from configs import common
+from td_jax.configs import common
 from td_jax.data import imagenet
 
 config = common.get_config().dataset

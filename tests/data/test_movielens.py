@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from configs import movielens as movielens_config
+from td_jax.configs import movielens as movielens_config
 from td_jax.data import movielens, prepared
 from td_jax.errors import UserError
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from configs import common
+from td_jax.configs import common
 from td_jax.data import ratings
 
 # 10 ratings of user 0 in the even rows below 20, 10 of user 2 in the odd ones, then 21 of user 1.

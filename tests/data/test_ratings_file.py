@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from configs import ratings as ratings_config
+from td_jax.configs import ratings as ratings_config
 from td_jax.data import base, ratings, ratings_file, table
 from td_jax.errors import UserError
 from td_jax.training import assembly

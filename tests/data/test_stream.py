@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from configs import vit_imagenet
+from td_jax.configs import vit_imagenet
 from td_jax.data import SOURCES
 from td_jax.devices import memory, sharding
 from td_jax.errors import UserError

@@ -6,7 +6,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from configs import images as images_config
+from td_jax.configs import images as images_config
 from td_jax.data import base, tfds_images
 from td_jax.errors import UserError
 

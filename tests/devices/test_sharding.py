@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import common
+from td_jax.configs import common
 from td_jax.data import SOURCES
 from td_jax.devices import sharding
 from td_jax.errors import UserError

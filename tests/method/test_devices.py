@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from configs import common
+from td_jax.configs import common
 from td_jax.method import objectives, shared
 from td_jax.models import base
 

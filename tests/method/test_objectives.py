@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from configs import common
+from td_jax.configs import common
 from td_jax.errors import UserError
 from td_jax.method import logits as of_logits
 from td_jax.method import objectives, shared

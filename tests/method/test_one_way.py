@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import common
+from td_jax.configs import common
 from td_jax.method import objectives, one_way, shared
 from td_jax.models import base
 

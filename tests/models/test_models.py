@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import common, movielens
+from td_jax.configs import common, movielens
 from td_jax.errors import UserError
 from td_jax.models import MODELS, base, mlp
 

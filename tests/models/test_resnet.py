@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import common
+from td_jax.configs import common
 from td_jax.errors import UserError
 from td_jax.models import MODELS, base, resnet
 

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import common, vit_tiny_cifar10
 from td_jax import pretrained
+from td_jax.configs import common, vit_tiny_cifar10
 from td_jax.devices import fingerprint
 from td_jax.devices.remat import POLICIES
 from td_jax.errors import UserError

@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from configs import common
+from td_jax.configs import common
 from td_jax.errors import UserError
 from td_jax.models import vit
 from td_jax.pretrained import google

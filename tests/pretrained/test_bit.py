@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from configs import common
 from td_jax import pretrained
+from td_jax.configs import common
 from td_jax.errors import UserError
 from td_jax.models import MODELS, base, resnet
 from td_jax.pretrained import bit, fit, summary

@@ -10,8 +10,8 @@ import jax
 import numpy as np
 import pytest
 
-from configs import common
 from td_jax import pretrained
+from td_jax.configs import common
 from td_jax.models import vit
 from td_jax.pretrained import google, summary
 from td_jax.pretrained.architecture import (

@@ -9,8 +9,8 @@ import pytest
 import scipy.stats
 from etils import epath
 
-from configs import common
 from td_jax import config as config_lib
+from td_jax.configs import common
 from td_jax.errors import UserError
 from td_jax.files import metric_log, workdir
 from td_jax.method import objectives
@@ -91,7 +91,7 @@ def test_a_row_may_have_knobs_chosen_on_other_columns(monkeypatch):
     monkeypatch.setattr(cells, 'tuned', lambda name: tuned)
     war = tables.TABLES['war_user']
     own = 'TD, chosen on War'
-    said = r'^configs/tuned/ has no knobs of td under movielens_by_user_War; .* --columns=War --methods=td '
+    said = r'^td_jax/configs/tuned/ has no knobs of td under .*_by_user_War; .* --columns=War --methods=td '
     with pytest.raises(UserError, match=said):
         cells.runs_of(war, 'Genre 8', own)
     tuned['movielens_by_user_War'] = {'ld': {'num_steps': 3}}

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from configs import common
 from td_jax import config as config_lib
+from td_jax.configs import common
 from td_jax.errors import UserError
 from td_jax.method import objectives
 from td_jax.reproduction import cells, tables

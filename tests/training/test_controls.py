@@ -192,7 +192,7 @@ def test_an_untrained_teacher_is_another_run(small_config):
 @pytest.mark.usefixtures('movielens_data')
 @pytest.mark.parametrize('method', ['dkd', 'dist'])
 def test_ratings_have_no_classes_to_compare(method, tmp_path):
-    from configs import movielens
+    from td_jax.configs import movielens
 
     config = movielens.get_config()
     config.method = method

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import vit_imagenet
+from td_jax.configs import vit_imagenet
 from td_jax.data import SOURCES
 from td_jax.devices import sharding
 from td_jax.files import metric_log

@@ -7,7 +7,7 @@ import pytest
 import scipy.stats
 import sklearn.metrics
 
-from configs import common
+from td_jax.configs import common
 from td_jax.data import base as data
 from td_jax.devices import sharding
 from td_jax.models import base

@@ -9,8 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from configs import vit_tiny_cifar10
 from td_jax import config as config_lib
+from td_jax.configs import vit_tiny_cifar10
 from td_jax.devices import memory as devices_memory
 from td_jax.errors import UserError
 from td_jax.files import checkpoints

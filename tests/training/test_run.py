@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import td_jax
-from configs import movielens as movielens_config
 from td_jax import config
+from td_jax.configs import movielens as movielens_config
 from td_jax.data import SOURCES, movielens
 from td_jax.devices import fingerprint, small
 from td_jax.errors import Diverged, UserError

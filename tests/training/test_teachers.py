@@ -11,7 +11,7 @@ from tests import forked
 PROGRAM = """
 import pathlib, sys
 import jax
-from configs import digits
+from td_jax.configs import digits
 from td_jax.devices import sharding
 from td_jax.training import assembly, teachers
 

@@ -14,7 +14,7 @@ X64 = {**os.environ, 'JAX_ENABLE_X64': '1', 'JAX_PLATFORMS': 'cpu'}
 TRACED = """
 import json
 import jax
-from configs import digits, vit_tiny_cifar10
+from td_jax.configs import digits, vit_tiny_cifar10
 from td_jax.devices import sharding
 from td_jax.method import objectives
 from td_jax.training import assembly
