@@ -87,6 +87,12 @@ find_state() {
 # Whether waiting may mend what standard input says.
 passes() { grep -qiE 'capacity|stockout|unavailable|internal error'; }
 
+# All that a VM may do with its service account: what the clients of buckets ask for by name, where IAM still
+# decides what the account may do, and the logs and metrics of the TPU runtime. The API of TPUs knows
+# cloud-platform alone, and nothing on a VM calls it: JAX finds the other workers in the VM's metadata.
+AUTH=https://www.googleapis.com/auth
+SCOPES=$AUTH/devstorage.full_control,$AUTH/logging.write,$AUTH/monitoring.write
+
 # Returns once the VM is there and in order.
 create() {
   local code before=''
@@ -96,11 +102,10 @@ create() {
     case $STATE in
       missing)
         say "queueing for $name ($type${spot:+, spot}); Google makes it when there is room"
-        # The scope lets it write to buckets that its service account may write to.
         code=0 silent=0
         tpu queued-resources create "$name" --node-id="$name" --accelerator-type="$type" \
           --runtime-version="${version:-$RUNTIME}" ${spot:+--spot} \
-          --scopes=https://www.googleapis.com/auth/cloud-platform 2>"$scratch/said" || code=$?
+          --scopes="$SCOPES" 2>"$scratch/said" || code=$?
         cat "$scratch/said" >&2
         [ -z "$dry_run" ] || return 0
         [ $code -eq 0 ] || { passes <"$scratch/said" && sleep "$pause"; } || exit $code

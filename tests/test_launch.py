@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 
+import gcsfs
 import pytest
 import yaml
 from kubeflow_trainer_api import models
@@ -476,6 +477,10 @@ def head(checkout):
     return subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=True).stdout.strip()
 
 
+# Buckets, logs and metrics; cloud-platform would be everything that the service account may do.
+SCOPES = ('devstorage.full_control', 'logging.write', 'monitoring.write')
+
+
 def test_run_goes_from_nothing_to_the_end_of_training(cloud, checkout):
     cloud.trains('0')
     env = ['--env=TFDS_DATA_DIR=gs://b/my data', '--env=STORAGE_EMULATOR_HOST=http://localhost:1']
@@ -489,7 +494,7 @@ def test_run_goes_from_nothing_to_the_end_of_training(cloud, checkout):
         'accelerator-type': 'v5litepod-16',
         'runtime-version': 'v2-alpha-tpuv5-lite',
         'spot': None,
-        'scopes': 'https://www.googleapis.com/auth/cloud-platform',
+        'scopes': ','.join(f'https://www.googleapis.com/auth/{scope}' for scope in SCOPES),
         **place,
     }
     for what, words, options in cloud.calls():
@@ -935,6 +940,17 @@ def test_without_gcloud_or_a_repository_it_says_so(cloud, checkout, tmp_path):
     cloud.checkout = tmp_path / 'unpacked'
     code, _, err = cloud(*RUN, '--dry_run', *CONFIG)
     assert (code, 'this folder is no git repository' in err) == (2, True)
+
+
+def test_no_launcher_asks_for_everything_that_an_account_may_do():
+    for path in (ROOT / 'launch').iterdir():
+        assert 'auth/cloud-platform' not in path.read_text(), path
+
+
+def test_a_bucket_is_read_with_a_scope_that_the_vm_has():
+    """The metadata of a VM gives no token for a scope that it does not have."""
+    asked = gcsfs.core.GCSFileSystem(token='anon').credentials.scope
+    assert asked == f'https://www.googleapis.com/auth/{SCOPES[0]}'
 
 
 # --- Several processes on one machine --------------------------------------------------------------
