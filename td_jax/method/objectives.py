@@ -72,6 +72,8 @@ METHODS = {
         {'bridged_logits': ('target', 'others')},
         tasks=('classification',),
         bridges=('shared', 'probe'),
+        # Beside the label there is one other class, whose share of the others is 1.
+        fewest_classes={'others': 3},
     ),
     'dist': Objective(
         logits.init_bridge,
@@ -79,6 +81,8 @@ METHODS = {
         {'bridged_logits': ('inter', 'intra')},
         tasks=('classification',),
         smallest_batch=2,
+        # Two numbers correlate by 1 or -1, so there is no gradient.
+        fewest_classes={'inter': 3},
     ),
 }
 
@@ -98,6 +102,17 @@ def weights_of(config) -> dict[str, float]:
 def taught(config) -> list[str]:
     """The terms of the configured method that have a weight; none where the student learns its task alone."""
     return [term for term, weight in weights_of(config).items() if weight and term != 'probe']
+
+
+def constant_terms(config, num_classes: int) -> list[str]:
+    """The terms with a weight that are constant by definition, so that no weight makes them teach anything.
+
+    Args:
+      config: of the run.
+      num_classes: of the predictions that its terms compare.
+    """
+    fewest = METHODS[config.method].fewest_classes
+    return [term for term in taught(config) if num_classes < fewest.get(term, 0)]
 
 
 def reads_teacher(config) -> bool:

@@ -1,6 +1,7 @@
 """What the methods are made of: their type, the models in a step, and modules bound to their parameters."""
 
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -38,6 +39,8 @@ class Objective(NamedTuple):
     tasks: what it can be used for, of TASKS.
     bridges: what teacher.labels may be, of BRIDGES.
     smallest_batch: how many examples its terms need at once, at the least.
+    fewest_classes: {term: how many classes it takes to say anything}; with fewer it is constant, whatever its
+      weight.
     messages(params, student, teacher, config, key) -> (the student's message, the teacher's), [batch, ...,
       width] each, of what terms on 'states' compare; None where nobody speaks.
     """
@@ -48,6 +51,7 @@ class Objective(NamedTuple):
     tasks: tuple[str, ...] = TASKS
     bridges: tuple[str, ...] = BRIDGES
     smallest_batch: int = 1
+    fewest_classes: Mapping[str, int] = types.MappingProxyType({})
     messages: Callable[..., tuple[jax.Array, jax.Array]] | None = None
 
 

@@ -3,6 +3,8 @@
 It is computed apart from the training steps and changes none of them.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 
@@ -77,9 +79,16 @@ def spread(signal) -> tuple[jax.Array, jax.Array]:
 class Watch:
     """Warns of inert terms and of collapsed messages, of each once."""
 
-    def __init__(self, config, name: str, lines: list[dict]):
-        """A watch that goes on after some lines of metrics.jsonl; `name` is that of the data set."""
-        self._config, self._about = config, f'{config.method} {name}'
+    def __init__(self, config, name: str, lines: list[dict], constant: Sequence[str] = ()):
+        """A watch that goes on after some lines of metrics.jsonl.
+
+        Args:
+          config: of the run.
+          name: of the data set.
+          lines: of metrics.jsonl.
+          constant: terms that are constant by definition, which no weight would help.
+        """
+        self._config, self._about, self._constant = config, f'{config.method} {name}', constant
         self._weights = f'{config.method}.weights'
         self._first, self._warned = {}, set()
         for line in lines:
@@ -93,8 +102,9 @@ class Watch:
         is_whole = train_step.ramp_up_stage(step, self._config) == 2
         if step and is_whole and train_step.share_of_weights(step, self._config) == 1:
             for name, value in scalars.items():
-                if name.startswith('share_') and value < INERT:
-                    self._warn(name, step, self._inert(name.removeprefix('share_'), value))
+                term = name.removeprefix('share_')
+                if name.startswith('share_') and value < INERT and term not in self._constant:
+                    self._warn(name, step, self._inert(term, value))
         for name, first in self._first.items():
             if name in scalars and scalars[name] < COLLAPSED * first:
                 self._warn(name, step, self._collapsed(name.split('_')[0], scalars[name], first))

@@ -15,6 +15,7 @@ from td_jax.devices import processes, sharding, small
 from td_jax.errors import Diverged, Stopped, UserError
 from td_jax.files import checkpoints, metric_log
 from td_jax.files import workdir as workdir_lib
+from td_jax.method import objectives
 from td_jax.training import (
     assembly,
     diagnostics,
@@ -46,6 +47,8 @@ class Loop:
         self.keys = dispatch.seed_keys(config)
         self.folder = workdir / finished.CHECKPOINTS
         self.checkpoints = checkpoints.Checkpoints(self.folder)
+        classes = (teacher if config.teacher.labels == 'auxiliary' and teacher else plan).source.label_names
+        self.constant_terms = objectives.constant_terms(config, len(classes))
         self.is_saved = False  # whether there is a checkpoint
         self.best = selection.NOTHING
         # With config.keep 'best', the parameters of that step: a copy, because those of a state are donated.
@@ -56,8 +59,11 @@ class Loop:
         with self._opened_checkpoints():
             step, state = self._restore_or_init()
             self._describe_devices(state)
+            for term in self.constant_terms:
+                weight = f'{self.config.method}.weights.{term}'
+                processes.say(f'{weight} has no effect: with two classes its term is constant')
             lines = self._logged_until(step) if processes.is_main() else []
-            self.watch = diagnostics.Watch(self.config, self.source.name, lines)
+            self.watch = diagnostics.Watch(self.config, self.source.name, lines, self.constant_terms)
             with self._opened_log(lines) as log:
                 step, state, scores = self._train(step, state, log)
                 # One that was validated before it was saved is not measured again.

@@ -158,6 +158,10 @@ def _check_task(config, source):
             f'method {config.method} compares probabilities of classes, but {source.name} is {source.task}; '
             'use a method for every task, such as ld.'
         )
+    if source.task == 'classification' and len(source.label_names) < 2:
+        raise UserError(
+            f'{source.name} has one class, so there is nothing to learn; name two or more in dataset.classes.'
+        )
     compares = objectives.reads(config, 'bridged_logits') and source.task != 'classification'
     if compares and config.logits.distance == 'kl':
         raise UserError(

@@ -269,6 +269,33 @@ def test_a_task_that_terms_drown_is_warned_of(small_config, capsys):
     assert 'the term task is inert: 0.9% of the gradient on the student; lower ld.weights' in line
 
 
+TWO = {f'{part}__classes': (3, 8) for part in ('dataset', 'teacher__dataset')}
+
+
+@pytest.mark.parametrize(
+    ('method', 'term'), [('dkd', 'others'), pytest.param('dist', 'inter', marks=pytest.mark.long)]
+)
+def test_a_term_that_is_constant_by_definition_gets_no_advice_to_raise_its_weight(
+    small_config, tmp_path, capsys, method, term
+):
+    config = small_config(method=method, diagnostics=True, num_seeds=1, **TWO)
+    train(config, tmp_path)
+    said = capsys.readouterr().err
+    line = f'{method}.weights.{term} has no effect: with two classes its term is constant\n'
+    assert said.count(line) == 1
+    assert f'the term {term}' not in said
+    # It is 0 by the method's own formula, or 0 or 2 T^2 an example, with no gradient to speak of.
+    shares = [found[f'share_{term}'] for found in metric_log.read(tmp_path) if f'share_{term}' in found]
+    assert len(shares) == 4 and max(shares) < 1e-4
+
+
+def test_terms_of_three_classes_are_none_of_those(small_config):
+    for method in ('dkd', 'dist'):
+        assert objectives.constant_terms(small_config(method=method), 3) == []
+    assert objectives.constant_terms(small_config(method='dkd'), 2) == ['others']
+    assert objectives.constant_terms(small_config(method='dkd', dkd__weights__others=0.0), 2) == []
+
+
 def test_while_weights_warm_up_no_term_is_called_inert(small_config, capsys):
     watch = diagnostics.Watch(small_config(td__warmup_steps=4), 'digits', [])
     watch.look(2, {'share_state': 0.001})

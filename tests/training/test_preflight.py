@@ -127,6 +127,13 @@ def test_cpu_devices_share_the_memory_of_the_machine():
     assert 0 < devices_memory.of_machine() <= 1024 * total
 
 
+def test_one_class_is_nothing_to_learn(small_config, tmp_path):
+    said = refusal(small_config(method='supervised', dataset__classes=(3,), batch_size=4), tmp_path / 'run')
+    assert said == (
+        'digits 3 has one class, so there is nothing to learn; name two or more in dataset.classes.'
+    )
+
+
 # --- Models of unlike shapes -----------------------------------------------------------------------
 
 VIT = {'name': 'vit', 'width': 8, 'layers': 2, 'mlp': 8, 'heads': 2, 'split': 1, 'patch': 8}
