@@ -8,6 +8,11 @@ import urllib.parse
 
 from td_jax.errors import UserError
 
+# NAME, NAME/CONFIG or either with :VERSION. What else TFDS takes leads to code and data of others:
+# NAMESPACE:NAME to those of a community or of Hugging Face, and NAME/data_dir=PATH to a folder whose files
+# name modules that are then imported.
+_NAME = re.compile(r'[A-Za-z]\w*(/\w[\w.+-]*)?(:(\d+|\*)(\.(\d+|\*)){2})?', re.ASCII)
+
 
 def reason(error) -> str:
     """What an error of TensorFlow or the file system says, in one line without the operations behind it."""
@@ -38,10 +43,19 @@ def builder(name: str):
     It is looked for where TFDS always does: TFDS_DATA_DIR, or ~/tensorflow_datasets. One that is missing
     is downloaded.
 
+    Args:
+      name: of a data set of TFDS itself. It may come from a run that somebody else made, so it is held to
+        be no more than that.
+
     Raises:
-      UserError: there is none of this name, or it is missing and cannot be downloaded; says how to prepare
-        it.
+      UserError: it is no such name, there is none of this name, or it is missing and cannot be downloaded;
+        says how to prepare it.
     """
+    if not _NAME.fullmatch(name):
+        raise UserError(
+            f'dataset.tfds {name[:100]!r} is no name of a data set of TFDS; write NAME, NAME/CONFIG or '
+            'NAME/CONFIG:VERSION, such as oxford_flowers102 or cifar10_corrupted/fog_1.'
+        )
     # Imported here: TensorFlow takes seconds to start, and other data sets do without it.
     import tensorflow_datasets as tfds
 

@@ -7,7 +7,7 @@ import PIL.Image
 import pytest
 
 from td_jax.configs import images as images_config
-from td_jax.data import base, tfds_images
+from td_jax.data import base, prepared, tfds_images
 from td_jax.errors import UserError
 
 SIDE = 6
@@ -152,6 +152,53 @@ def test_a_name_that_tfds_does_not_have_is_refused_with_the_nearest():
         load(tfds='cifar10_corrupted/none')
     with pytest.raises(UserError, match=r'^dataset\.tfds is empty; name a data set of TFDS, such as '):
         load(tfds='')
+
+
+@pytest.mark.parametrize(
+    'name',
+    [
+        *('huggingface:mnist', 'kaggle:cats/cats', 'own_flowers/data_dir=/tmp/theirs'),
+        *('own_flowers/plain/data_dir=gs://theirs/data', 'own_flowers:1.0.0/a=1', 'os.path', 'https://a/b'),
+        *('../own_flowers', '/tmp/own_flowers', 'own_flowers/..', 'own_flowers/a/b', 'own_flowers\n', 'a b'),
+        *('-x', 'own_flowers:experimental_latest', 'größe'),
+    ],
+)
+def test_only_names_of_data_sets_reach_tfds(name, monkeypatch):
+    import tensorflow_datasets as tfds
+
+    monkeypatch.setattr(tfds, 'builder', lambda *arguments: pytest.fail('it was asked for'))
+    message = r'^dataset\.tfds .* is no name of a data set of TFDS; write NAME'
+    with pytest.raises(UserError, match=message) as raised:
+        load(tfds=name)
+    assert len(str(raised.value).splitlines()) == 1
+
+
+def test_files_of_a_folder_that_a_name_leads_to_import_nothing(write, tmp_path, monkeypatch):
+    """TFDS imports what the description of features names; it does so from data_dir, wherever that is."""
+    description = write({'train': 4}) / 'features.json'
+    text = description.read_text()
+    kind = 'tensorflow_datasets.core.features.features_dict.FeaturesDict'
+    assert kind in text
+    description.write_text(text.replace(kind, 'imported_by_a_name.Feature'))
+    (tmp_path / 'imported_by_a_name.py').write_text("raise SystemExit('this ran')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr('tensorflow_datasets.core.constants.DATA_DIR', str(tmp_path / 'mine'))
+    with pytest.raises(UserError, match='is no name of a data set of TFDS'):
+        load(tfds=f'own_flowers/data_dir={tmp_path}')
+
+
+def test_every_name_of_tfds_is_one():
+    """And of each TFDS itself reads a name, a config and a version, and nothing else."""
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core import naming
+
+    names = tfds.list_builders(with_community_datasets=False)
+    assert len(names) > 300
+    examples = ['cifar10_1/v4:1.0.0', 'a/b+c-d.e:1.*.*', 'movielens/100k-ratings', 'wikipedia/20230601.en']
+    for name in [*names, *examples]:
+        assert prepared._NAME.fullmatch(name), name
+        found, settings = naming.parse_builder_name_kwargs(name)
+        assert not found.namespace and settings.keys() <= {'config', 'version'}
 
 
 def test_what_is_no_data_set_of_images_of_one_class_is_refused(write):
