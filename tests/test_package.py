@@ -5,6 +5,7 @@ import pathlib
 import re
 import tomllib
 
+import yaml
 from packaging.requirements import Requirement
 from packaging.version import Version
 
@@ -48,6 +49,15 @@ def test_what_the_package_reads_goes_with_it():
     }
     assert packed == kept
     assert kept
+
+
+def test_licence_and_version_are_the_same_everywhere():
+    citation = yaml.safe_load((ROOT / 'CITATION.cff').read_text())
+    assert citation['version'] == td_jax.__version__
+    assert citation['license'] == PYPROJECT['project']['license'] == 'Apache-2.0'
+    assert 'Apache License\n' in (ROOT / 'LICENSE').read_text()
+    changes = (ROOT / 'CHANGELOG.md').read_text()
+    assert f'version {td_jax.__version__}' in changes or f'## {td_jax.__version__}' in changes
 
 
 def versions(file, operator):
