@@ -43,6 +43,7 @@ COMMANDS = {
 ALLOWED = {
     'td_jax.errors': set(),
     'td_jax.configs': set(),
+    'td_jax.randomness': set(),
     'td_jax.command_line': {'td_jax.errors'},
     'td_jax.devices': {'td_jax.errors'},
     'td_jax.files': {'td_jax.errors', 'td_jax.devices'},
@@ -55,12 +56,13 @@ ALLOWED = {
         'td_jax.method.grids',
         'td_jax.models.base',
     },
-    'td_jax.method.logits': {'td_jax.method.communication', 'td_jax.models.base'},
+    'td_jax.method.logits': {'td_jax.method.communication', 'td_jax.models.base', 'td_jax.randomness'},
     'td_jax.method.one_way': {
         'td_jax.method.communication',
         'td_jax.method.logits',
         'td_jax.method.shared',
         'td_jax.models.base',
+        'td_jax.randomness',
     },
     'td_jax.method.talking': {
         'td_jax.devices.remat',
@@ -68,6 +70,7 @@ ALLOWED = {
         'td_jax.method.logits',
         'td_jax.method.one_way',
         'td_jax.method.shared',
+        'td_jax.randomness',
     },
     # The table of methods: what all others read.
     'td_jax.method': {'td_jax.errors'},
@@ -115,7 +118,12 @@ ALLOWED = {
         'td_jax.training.optimizer',
     },
     'td_jax.training.optimizer': set(),
-    'td_jax.training.train_step': {'td_jax.method', 'td_jax.models.base', 'td_jax.training.optimizer'},
+    'td_jax.training.train_step': {
+        'td_jax.method',
+        'td_jax.models.base',
+        'td_jax.randomness',
+        'td_jax.training.optimizer',
+    },
     'td_jax.training.diagnostics': {
         'td_jax.devices.processes',
         'td_jax.method',
@@ -125,6 +133,7 @@ ALLOWED = {
         'td_jax.data.base',
         'td_jax.devices',
         'td_jax.models.base',
+        'td_jax.randomness',
         'td_jax.training.diagnostics',
         'td_jax.training.train_step',
     },
@@ -143,6 +152,7 @@ ALLOWED = {
         'td_jax.method',
         'td_jax.models',
         'td_jax.pretrained',
+        'td_jax.randomness',
     },
     'td_jax.own': {
         'td_jax.configs.common',

@@ -3,9 +3,18 @@
 from td_jax.config.checks import check, check_choice
 from td_jax.config.effect import said_of, without_effect
 from td_jax.config.identity import completed, describe, differences, digest
-from td_jax.config.tree import flatten, from_json, has_teacher, teacher_run, to_json, trains_teacher
+from td_jax.config.tree import (
+    PROTOCOL,
+    flatten,
+    from_json,
+    has_teacher,
+    teacher_run,
+    to_json,
+    trains_teacher,
+)
 
 __all__ = [
+    'PROTOCOL',
     'check',
     'check_choice',
     'completed',

@@ -8,7 +8,7 @@ import ml_collections
 import numpy as np
 
 from td_jax.config.effect import OF_MODELS
-from td_jax.config.tree import flatten, starts_and_stays
+from td_jax.config.tree import PROTOCOL, flatten, starts_and_stays
 from td_jax.configs import common
 from td_jax.data import SOURCES, images, movielens, ratings
 from td_jax.devices.remat import POLICIES
@@ -20,6 +20,7 @@ from td_jax.training import optimizer
 # What a name may be, by key.
 CHOICES = {
     'method': objectives.METHODS,
+    'role': ('student', 'teacher'),
     'dataset.name': SOURCES,
     'dataset.split': ('validation', 'test'),
     'dataset.split_by': ratings.SPLITS_BY,
@@ -70,6 +71,7 @@ _DEVICES = 'more than 0, or -1 for what is left', lambda x: x > 0 or x == -1
 _CHANCE = 'from 0 to 1', lambda x: 0 <= x <= 1
 _SHARE = 'more than 0 and at most 1', lambda x: 0 < x <= 1
 NUMBERS = {
+    'protocol': (f'from 1 to {PROTOCOL}', lambda x: 1 <= x <= PROTOCOL),
     'num_seeds': _POSITIVE,
     'seed_step': _POSITIVE,
     'num_steps': _POSITIVE,

@@ -4,7 +4,7 @@ import hashlib
 import json
 
 from td_jax.config.effect import unread
-from td_jax.config.tree import flatten, to_json
+from td_jax.config.tree import FIRST_PROTOCOL, explicit, flatten, to_json
 from td_jax.configs import common
 
 # Keys that cannot change the result: how often a run logs and saves, what it says of itself, how much it
@@ -37,15 +37,16 @@ def identity(config) -> dict:
 
 def completed(stored: dict) -> dict:
     """{dotted key: value} of a config that was read back from JSON; a key that it lacks is at its default."""
-    return _as_stored(common.get_config()) | flatten(stored)
+    return _as_stored(common.get_config()) | explicit(stored)
 
 
 def digest(config) -> str:
     """A short name of a run's identity.
 
-    A key at its default adds nothing, so that a knob that is new, at its default, changes no digest.
+    A key at its default adds nothing, so that a knob that is new, at its default, changes no digest. What
+    another protocol does otherwise, it adds.
     """
-    defaults = _as_stored(common.get_config())
+    defaults = _as_stored(common.get_config()) | FIRST_PROTOCOL
     changed = {key: value for key, value in identity(config).items() if value != defaults.get(key)}
     return hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:10]
 

@@ -8,6 +8,11 @@ from td_jax.configs import common
 from td_jax.errors import UserError
 from td_jax.method import objectives
 
+# The rules that a run is trained by (docs/decisions.md), and what a stored config of the first ones, which
+# did not say so, means by what it leaves out.
+PROTOCOL = common.get_config().protocol
+FIRST_PROTOCOL = {'protocol': 1}
+
 
 def flatten(config) -> dict:
     """{dotted key: value} of a config or of the dict read back from its JSON."""
@@ -27,10 +32,16 @@ def to_json(config) -> str:
     return json.dumps(config.to_dict(), indent=2, sort_keys=True) + '\n'
 
 
+def explicit(stored: dict) -> dict:
+    """{dotted key: value} of a config read back from JSON, with what the first protocol left unsaid."""
+    flat = flatten(stored)
+    return flat if 'protocol' in flat else FIRST_PROTOCOL | flat
+
+
 def from_json(stored: dict) -> ml_collections.ConfigDict:
     """The config that `to_json` wrote, from the dict that was read back."""
     config = common.get_config()
-    flat = flatten(stored)
+    flat = explicit(stored)
     for key in sorted(flat.keys() & flatten(config).keys()):
         value = tuple(flat[key]) if isinstance(flat[key], list) else flat[key]
         config.update_from_flattened_dict({key: value})
@@ -69,7 +80,7 @@ def teacher_run(config):
     """The config of the supervised run that makes `config`'s teacher."""
     run = config.copy_and_resolve_references()
     with run.unlocked():
-        run.method = 'supervised'
+        run.method, run.role = 'supervised', 'teacher'
         run.num_seeds = 1
         run.seed = config.teacher.seed
         run.num_steps = config.teacher.num_steps

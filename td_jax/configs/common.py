@@ -239,6 +239,13 @@ def get_config():
     # How the student is trained, a name of td_jax.method.objectives.METHODS: supervised (from scratch, no
     # teacher), ld, fd, fitnet, hybrid, td, rkd, crd or srd; for classification alone dkd or dist.
     config.method = 'td'
+    # What is trained, which is part of every random number: 'student', or 'teacher', as the run of a config's
+    # teacher has it, so that a student and a teacher of the same seed have nothing in common. Set it for a
+    # run of your own that is to be a teacher.checkpoint.
+    config.role = 'student'
+    # By which rules a run draws its random numbers (docs/decisions.md). Not to be set: a run is trained by
+    # those of today. One of an earlier version has a lower number; it is read, but not continued.
+    config.protocol = 2
     # The first seed; student i of num_seeds uses seed + i * seed_step for its initial parameters, data order
     # and noise.
     config.seed = 0

@@ -7,6 +7,7 @@ import optax
 
 from td_jax.method import communication
 from td_jax.models import base
+from td_jax.randomness import fold_name
 
 # Added to a sum of squares, whose root is divided by.
 EPSILON = 1e-12
@@ -18,12 +19,11 @@ EPSILON = 1e-12
 def init_bridge(key, student, teacher, config, num_labels):
     """Parameters of the head that bridges two label spaces; none where they are shared."""
     if config.teacher.labels == 'probe':
-        return {'probe': nn.Dense(num_labels).init(key, base.read_by_head(teacher.upper))['params']}
+        own_key = fold_name(key, 'probe')
+        return {'probe': nn.Dense(num_labels).init(own_key, base.read_by_head(teacher.upper))['params']}
     if config.teacher.labels == 'auxiliary':
-        num_teacher_labels = teacher.logits.shape[-1]
-        return {
-            'auxiliary': nn.Dense(num_teacher_labels).init(key, base.read_by_head(student.upper))['params']
-        }
+        head, own_key = nn.Dense(teacher.logits.shape[-1]), fold_name(key, 'auxiliary')
+        return {'auxiliary': head.init(own_key, base.read_by_head(student.upper))['params']}
     return {}
 
 

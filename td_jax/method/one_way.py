@@ -17,6 +17,7 @@ from td_jax.method.shared import (
     split,
 )
 from td_jax.models import base
+from td_jax.randomness import fold_name
 
 
 def representations(student, teacher):
@@ -29,11 +30,10 @@ def representations(student, teacher):
 
 def init_fd(key, student, teacher, config, num_labels):
     """Encoders of both models."""
-    keys = jax.random.split(key)
     encoder = encoder_of(config)
     return {
-        'student_encoder': encoder.init(keys[0], *map(one_cell, student[:2]))['params'],
-        'teacher_encoder': encoder.init(keys[1], *map(one_cell, teacher[:2]))['params'],
+        name: encoder.init(fold_name(key, name), *map(one_cell, side[:2]))['params']
+        for name, side in (('student_encoder', student), ('teacher_encoder', teacher))
     }
 
 
@@ -57,7 +57,8 @@ def fd_terms(params, student, teacher, labels, config, key):
 def init_fitnet(key, student, teacher, config, num_labels):
     """The student's decoder, which reads the teacher's states themselves."""
     decoder = decoder_of(config, student)
-    return {'student_decoder': decoder.init(key, *map(one_cell, teacher[:2]))['params']}
+    own_key = fold_name(key, 'student_decoder')
+    return {'student_decoder': decoder.init(own_key, *map(one_cell, teacher[:2]))['params']}
 
 
 def fitnet_terms(params, student, teacher, labels, config, key):
@@ -70,10 +71,9 @@ def fitnet_terms(params, student, teacher, labels, config, key):
 
 def init_hybrid(key, student, teacher, config, num_labels):
     """What both LD and FD learn."""
-    logits_key, fd_key = jax.random.split(key)
     return {
-        **logits.init_bridge(logits_key, student, teacher, config, num_labels),
-        **init_fd(fd_key, student, teacher, config, num_labels),
+        **logits.init_bridge(key, student, teacher, config, num_labels),
+        **init_fd(key, student, teacher, config, num_labels),
     }
 
 
@@ -190,10 +190,10 @@ def rkd_terms(params, student, teacher, labels, config, key):
 
 def init_crd(key, student, teacher, config, num_labels):
     """A linear projection to a message of what the head of each model reads."""
-    keys, project = jax.random.split(key), nn.Dense(config.communication.message)
+    project = nn.Dense(config.communication.message)
     return {
-        'student_projection': project.init(keys[0], base.read_by_head(student.upper))['params'],
-        'teacher_projection': project.init(keys[1], base.read_by_head(teacher.upper))['params'],
+        name: project.init(fold_name(key, name), base.read_by_head(side.upper))['params']
+        for name, side in (('student_projection', student), ('teacher_projection', teacher))
     }
 
 
@@ -229,7 +229,8 @@ SRD_VARIANCE_EPSILON, SRD_EPSILON = 1e-4, 1e-12
 def init_srd(key, student, teacher, config, num_labels):
     """A linear projector from what the student's head reads to the width of what the teacher's reads."""
     projector = nn.Dense(base.read_by_head(teacher.upper).shape[-1])
-    return {'projector': projector.init(key, base.read_by_head(student.upper))['params']}
+    own_key = fold_name(key, 'projector')
+    return {'projector': projector.init(own_key, base.read_by_head(student.upper))['params']}
 
 
 def srd_terms(params, student, teacher, labels, config, key):

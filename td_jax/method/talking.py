@@ -9,6 +9,7 @@ from td_jax.devices.remat import POLICIES
 from td_jax.method import communication, logits
 from td_jax.method.one_way import init_fd
 from td_jax.method.shared import decode_with, decoder_of, encode_with, layout_of_message, split
+from td_jax.randomness import fold_name
 
 # Added to the variance of a target that a distance is divided by.
 VARIANCE_EPSILON = 1e-6
@@ -16,15 +17,12 @@ VARIANCE_EPSILON = 1e-6
 
 def init_td(key, student, teacher, config, num_labels):
     """Encoder and decoder of both models, and the bridge of an optional logits term."""
-    keys = jax.random.split(key, 4)
     message = jnp.zeros((1, config.communication.message), jnp.float32)
-    params = {
-        **init_fd(keys[0], student, teacher, config, num_labels),
-        'student_decoder': decoder_of(config, student).init(keys[1], message)['params'],
-        'teacher_decoder': decoder_of(config, teacher).init(keys[2], message)['params'],
-    }
+    params = init_fd(key, student, teacher, config, num_labels)
+    for name, side in (('student_decoder', student), ('teacher_decoder', teacher)):
+        params[name] = decoder_of(config, side).init(fold_name(key, name), message)['params']
     if config.td.weights.logits:
-        params |= logits.init_bridge(keys[3], student, teacher, config, num_labels)
+        params |= logits.init_bridge(key, student, teacher, config, num_labels)
     return params
 
 

@@ -3,6 +3,7 @@
 import jax
 
 from td_jax import config as config_lib
+from td_jax import randomness
 from td_jax.data import SOURCES, images
 from td_jax.data import base as data
 from td_jax.method import objectives
@@ -49,10 +50,13 @@ def same_labels(student_source: data.Source, teacher_source: data.Source) -> boo
 def untrained_teacher(config, source: data.Source) -> dispatch.Teacher:
     """A teacher with the parameters that its own run starts from, random by teacher.seed or brought."""
     model = build_model(config, config.teacher.model, source)
-    # As dispatch and train_step come to the key of a student.
-    initial_key, *_ = dispatch.streams(jax.random.key(config.teacher.seed))
-    student_key, _ = jax.random.split(initial_key)
-    return dispatch.Teacher(model, source, model.init(student_key, one_input(source)))
+    return dispatch.Teacher(model, source, model.init(teacher_key(config), one_input(source)))
+
+
+def teacher_key(config):
+    """The key of the parameters that a teacher starts from, as in its own run, where it is the student."""
+    initial = dispatch.streams(dispatch.key_of(config.teacher.seed, 'teacher')).initial
+    return randomness.fold_name(initial, train_step.STUDENT)
 
 
 def abstract_teacher(config, source: data.Source) -> dispatch.Teacher:

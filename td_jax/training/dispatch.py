@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from td_jax import randomness
 from td_jax.data import base as data
 from td_jax.devices import compiler, sharding
 from td_jax.models import base
@@ -78,8 +79,13 @@ class Dispatch(NamedTuple):
 
 
 def seed_keys(config) -> jax.Array:
-    """One key a seed, [num_seeds]."""
-    return jax.vmap(jax.random.key)(jnp.asarray(seeds(config), jnp.int32))
+    """One key a seed, [num_seeds]; a student and a teacher of the same seed have nothing in common."""
+    return jax.vmap(lambda seed: key_of(seed, config.role))(jnp.asarray(seeds(config), jnp.int32))
+
+
+def key_of(seed, role: str) -> jax.Array:
+    """The key that all random numbers of a student or a teacher come from; `role` as in config.role."""
+    return randomness.fold_name(jax.random.key(seed), role)
 
 
 def seeds(config) -> list[int]:
@@ -87,9 +93,18 @@ def seeds(config) -> list[int]:
     return [config.seed + i * config.seed_step for i in range(config.num_seeds)]
 
 
-def streams(key):
-    """The random streams of a seed: initial parameters, order of examples, inputs, training."""
-    return jax.random.split(key, 4)
+class Streams(NamedTuple):
+    """The random keys of a seed, by what they are for."""
+
+    initial: jax.Array  # the first parameters
+    order: jax.Array  # the order of the examples
+    inputs: jax.Array  # how examples are varied
+    training: jax.Array  # dropout and noise
+
+
+def streams(key) -> Streams:
+    """The random streams of a key of `key_of`."""
+    return Streams(*(randomness.fold_name(key, name) for name in Streams._fields))
 
 
 def make_dispatch(
@@ -257,7 +272,7 @@ class _Parts:
     def init(self, constants, keys, start):
         """Every seed's first TrainState; `start` are parameters that the student starts from, or None."""
         batch = self.batch(constants, self.example, None, None)
-        return jax.vmap(lambda key: self.step.init(streams(key)[0], batch, start))(keys)
+        return jax.vmap(lambda key: self.step.init(streams(key).initial, batch, start))(keys)
 
     def activations(self, constants, examples, key) -> base.Activations:
         """What the teacher makes of some examples."""
@@ -284,9 +299,8 @@ class _Parts:
 
     def arguments(self, constants, state, keys, examples, teacher_activations):
         """What a step of one seed is called with."""
-        _, _, input_key, training_key = keys
         batch = self.batch(
-            constants, examples, teacher_activations, jax.random.fold_in(input_key, state.step)
+            constants, examples, teacher_activations, jax.random.fold_in(keys.inputs, state.step)
         )
         if self.config.teacher.control.startswith('shuffled'):
             # What the teacher makes of the next example; an epoch's order is random.
@@ -299,7 +313,7 @@ class _Parts:
             model, _ = self.teacher
             return model.upper(constants.teacher_params, s)
 
-        return state, training_key, teacher_upper, batch, constants.numbers
+        return state, keys.training, teacher_upper, batch, constants.numbers
 
     def of_all_seeds(self, function, constants, state, keys, examples, teacher_activations):
         """A function of a step's arguments, for every seed.
@@ -328,7 +342,7 @@ class _Parts:
 
     def order(self, keys, step):
         """[seeds, examples], the order of the examples in the epoch of a step."""
-        order_keys = jax.vmap(streams)(keys)[:, 1]
+        order_keys = jax.vmap(streams)(keys).order
         return jax.vmap(data.epoch_order, in_axes=(0, None, None))(
             order_keys, step // self.steps_per_epoch, self.num_examples
         )
@@ -396,7 +410,8 @@ def _streamed(jitted, constants, source, config, mesh):
 
     def batches(step):
         # One for every seed, whose examples come in its own order.
-        opened = [source.train.open(seed, step, config.batch_size, rows) for seed in seeds(config)]
+        own = [randomness.derive_seed(config.role, 'stream', seed) for seed in seeds(config)]
+        opened = [source.train.open(seed, step, config.batch_size, rows) for seed in own]
         for batches in zip(*opened, strict=True):
             stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
             yield sharding.place_rows(stacked, mesh, config.batch_size, axis=1)

@@ -77,8 +77,13 @@ def check_workdir(config, folder: epath.Path) -> dict | None:
     """Compares a config with that of its workdir; -> the result if the run is finished, else None.
 
     Raises:
-      UserError: the folder holds something else, or cannot be written.
+      UserError: the folder holds something else, or cannot be written; or the config has another protocol.
     """
+    if config.protocol != config_lib.PROTOCOL:
+        raise UserError(
+            f'protocol is {config.protocol}, but this version of td_jax trains by protocol '
+            f'{config_lib.PROTOCOL} alone; leave it out.'
+        )
     saved = folder / finished.CHECKPOINTS
     is_local = not workdir.is_in_bucket(saved)
     if is_local and saved.exists() and not os.access(saved, os.W_OK):
@@ -92,8 +97,13 @@ def check_workdir(config, folder: epath.Path) -> dict | None:
                 'choose another --workdir.'
             )
         return None
-    changed = config_lib.differences(config, stored)
-    old_steps = config_lib.completed(stored)['num_steps']
+    before = config_lib.completed(stored)
+    if before['protocol'] != config.protocol:
+        raise UserError(
+            f'{folder} holds a run by another protocol ({before["protocol"]} there, {config.protocol} here): '
+            'that version of td_jax draws other random numbers. Choose another --workdir.'
+        )
+    changed, old_steps = config_lib.differences(config, stored), before['num_steps']
     if isinstance(old_steps, int):
         changed.pop('num_steps', None)
     if changed:
@@ -188,12 +198,25 @@ def _check_teacher(config, folder, student_source) -> data.Source:
             f'{student_source.name} streams from disk; set teacher.inputs to varied.'
         )
     if config.teacher.checkpoint:
-        teachers.check_run(config, teachers.folder_of(config, folder))
+        place = teachers.folder_of(config, folder)
+        teachers.check_run(config, place)
+        _warn_of_same_start(config, place)
     elif config_lib.trains_teacher(config):
         _check_batch(config_lib.teacher_run(config), source)
     if config.model.initial == 'teacher':
         _check_start(config, student_source, source)
     return source
+
+
+def _warn_of_same_start(config, folder):
+    """Says that a teacher starts from the random numbers of one of its students."""
+    stored = config_lib.completed(workdir.read_json(folder / workdir.CONFIG))
+    seed, is_alike = stored['seed'], all(stored[key] == config[key] for key in ('protocol', 'role'))
+    if is_alike and seed in dispatch.seeds(config):
+        processes.say(
+            f'warning: the student of seed {seed} starts from the same random numbers as its teacher '
+            f'{folder}, a run of role {config.role}; train a teacher with role=teacher.'
+        )
 
 
 def _check_start(config, student_source, teacher_source):

@@ -24,7 +24,7 @@ MOST = 32
 MAPPINGS = pathlib.Path('/proc/self/maps')
 MOST_MAPPINGS = pathlib.Path('/proc/sys/vm/max_map_count')
 # Knobs that no program has in it: those of random keys, and where the teacher's parameters come from.
-GIVEN = 'seed', 'seed_step', 'teacher.seed', 'teacher.checkpoint'
+GIVEN = 'role', 'protocol', 'seed', 'seed_step', 'teacher.seed', 'teacher.checkpoint'
 
 
 class Programs:

@@ -140,7 +140,7 @@ def _with_initial(params, names, config, model, source):
         return {name: made[name] for name in names}
 
     flat = flax.traverse_util.flatten_dict(params, sep='/')
-    made = jax.tree.map(np.asarray, initial(jax.random.key(config.teacher.seed)))
+    made = jax.tree.map(np.asarray, initial(assembly.teacher_key(config)))
     return flax.traverse_util.unflatten_dict({**flat, **made}, sep='/')
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from td_jax import randomness
 from td_jax.method import objectives, shared
 from td_jax.models import base
 from td_jax.training import optimizer
@@ -97,12 +98,12 @@ def make_step(
     terms_of = _make_terms(student, objective, objectives.TASK_LOSSES[task], config, registers)
 
     def init(key, batch: Batch, start=None) -> TrainState:
-        student_key, objective_key = jax.random.split(key)
-        student_params = student.init(student_key, batch.student_inputs)
+        student_params = student.init(randomness.fold_name(key, STUDENT), batch.student_inputs)
         if start is not None:
             student_params = base.started_from(start, student_params, copies_head)
         activations = base.activations(student, student_params, batch.student_inputs)
-        communication = objective.init(objective_key, activations, batch.teacher, config, num_labels)
+        communication_key = randomness.fold_name(key, COMMUNICATION)
+        communication = objective.init(communication_key, activations, batch.teacher, config, num_labels)
         params = {STUDENT: student_params, COMMUNICATION: communication}
         tx, _ = optimizer.make_optimizer(config.optimizer, config.num_steps)
         # Each group by itself: what is learned beside the student never scales the student's gradient.
@@ -149,7 +150,7 @@ def _make_terms(student, objective, task_loss, config, registers):
 
     def terms_of(params, key, teacher_upper, batch: Batch, weights, share):
         """-> ({term: what it adds to the loss}, {term: mean over the batch})."""
-        student_key, terms_key = jax.random.split(key)
+        student_key, terms_key = (randomness.fold_name(key, name) for name in (STUDENT, COMMUNICATION))
         activations = base.activations(student, params[STUDENT], batch.student_inputs, student_key)
         terms = {'task': task_loss(activations.logits, batch.labels)}
         if is_taught:

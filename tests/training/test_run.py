@@ -413,7 +413,7 @@ def test_checkpoints_without_a_config_are_refused(copied, td_config):
     [
         ('config.json', '{"seed": ', r'config\.json cannot be read'),
         ('config.json', '[]', r'config\.json does not hold a JSON object'),
-        ('config.json', '{}', 'holds a run with another config'),
+        ('config.json', '{}', 'holds a run by another protocol'),
         ('result.json', 'null', r'result\.json does not hold a JSON object'),
         ('result.json', '{"method": "td"}', r'result\.json is damaged, dataset, metric, .*missing'),
     ],
