@@ -9,8 +9,8 @@ Every cell is a run in a folder of its own, so this may be interrupted and calle
 
 The first also keeps what every interval of the table is computed from, the second computes them again. Cells
 that the file has already are not run again: it goes on from what another machine has done. With
---figures=FOLDER either draws them. With --baseline=ROW all rows are compared with that one. With
---journals=FOLDER, of td_jax.tune, the first also says what choosing knobs on the test split would give.
+--figures=FOLDER either draws them. With --baseline=ROW all rows are compared with that one. With --on_test
+the first also says what choosing knobs on the test split would give.
 """
 
 import sys
@@ -72,10 +72,10 @@ def main():
         'baseline', None, "The row that the others are compared with, in place of a table's own."
     )
     read = flags.DEFINE_string('from_errors', None, 'Show tables from such a file alone, without runs.')
-    journals = flags.DEFINE_string(
-        'journals',
-        None,
-        'Folder of the journals of td_jax.tune: also says what choosing knobs on the test split would give.',
+    with_test = flags.DEFINE_bool(
+        'on_test',
+        False,
+        'Also run all completed trials of td_jax.tune, and say what the best on test gives.',
     )
     tflops = flags.DEFINE_float(
         'device_tflops',
@@ -88,11 +88,11 @@ def main():
         columns = genres.value, datasets.value
         tables.check_names(names.value, *columns)
         comparison.check_baseline(names.value, beside.value)
-        _check_effects('from_errors', read.value, {'journals': journals.value, 'errors': kept.value})
+        _check_effects('from_errors', read.value, {'on_test': with_test.value, 'errors': kept.value})
         _check_effects(
             'dry_run',
             dry_run.value,
-            {'journals': journals.value, 'figures': drawn.value, 'baseline': beside.value},
+            {'on_test': with_test.value, 'figures': drawn.value, 'baseline': beside.value},
         )
         pictures = drawn.value and workdir.resolve(drawn.value)
         if pictures:
@@ -113,8 +113,8 @@ def main():
             raise UserError('--workdir is missing.')
         root, target = workdir.resolve(folder.value), kept.value and workdir.resolve(kept.value)
         there, trials = _cells_in(target), {}
-        if journals.value:
-            trials = on_test.candidates(names.value, *columns, workdir.resolve(journals.value))
+        if with_test.value:
+            trials = on_test.candidates(names.value, *columns)
         if dry_run.value:
             print(render.plan(cells.plan(names.value, *columns, root, there), tflops.value))
             return None

@@ -1,10 +1,10 @@
-"""Chooses the knobs of each method on the validation slice; the test period is never read.
+"""Chooses the hyperparameters of each method on the validation slice; the test period is never read.
 
     python -m td_jax.tune --config=movielens --split_by=user --jobs=2 --workdir=runs/tune \
         --journals=docs/results/search --output=td_jax/configs/tuned/movielens.json
 
-Restartable: called again, it goes on, on another machine from the journals alone. With
---columns=War what is chosen is filed under that name, beside what is chosen on the usual columns.
+Restartable: called again, it goes on, on another machine from the journals alone. With --columns=War or
+--sampler_seed=1 what is chosen is filed under that name, beside what is chosen on the usual columns or draws.
 """
 
 import json
@@ -12,6 +12,7 @@ import json
 from absl import flags
 
 from td_jax import command_line
+from td_jax.errors import UserError
 from td_jax.files import workdir
 from td_jax.reproduction import jobs, tuning
 
@@ -23,15 +24,21 @@ def main():
         'columns', None, 'Genres, or images a class, whose mean chooses; a few by default.'
     )
     methods = flags.DEFINE_list(
-        'methods', None, f'Methods, variants and {tuning.TEACHER}, which is first; all by default.'
+        'methods',
+        None,
+        f'Methods, variants and {tuning.TEACHER}, which is first; all by default, '
+        f'with another --sampler_seed {", ".join(tuning.MAIN)}.',
     )
-    trials = flags.DEFINE_integer('trials', 40, 'Trials a method.', lower_bound=1)
-    seeds = flags.DEFINE_integer('seeds', 1, 'Students of a run, with seeds of their own.', lower_bound=1)
+    trials = flags.DEFINE_integer('trials', 16, 'Trials per method.', lower_bound=1)
+    seeds = flags.DEFINE_integer('seeds', 3, 'Students of a run, with seeds of their own.', lower_bound=2)
     steps = flags.DEFINE_integer('steps', 1500, 'Steps of a run, the most that can be chosen.', lower_bound=1)
+    sampler_seed = flags.DEFINE_integer(
+        'sampler_seed', 0, 'Of the draws; 0 is that of the teacher.', lower_bound=0
+    )
     count = flags.DEFINE_integer(
         'jobs',
         1,
-        'Methods searched at once, each kept to its share of the cores; 0: one on each.',
+        'Runs at once, each kept to its share of the cores; 0: one on each.',
         lower_bound=0,
     )
     folder = flags.DEFINE_string('workdir', None, 'Folder of all runs; called again, it goes on.')
@@ -42,14 +49,27 @@ def main():
 
     def command():
         search = tuning.search_of(
-            name.value, split_by.value, columns.value, trials.value, seeds.value, steps.value
+            name.value,
+            split_by.value,
+            columns.value,
+            trials.value,
+            seeds.value,
+            steps.value,
+            sampler_seed.value,
         )
-        names = tuning.names_for(name.value) if methods.value is None else methods.value
+        default = tuning.names_for(name.value, sampler_seed.value)
+        names = default if methods.value is None else list(dict.fromkeys(methods.value))
         root, *places = (workdir.resolve(flag.value) for flag in (folder, journals, output))
         tuning.check(search, names, *places)
         processes = jobs.prepare(count.value, root)
         for searched, record in tuning.tune(search, names, root, *places, processes):
             print(f'{searched}: {json.dumps(record)}', flush=True)
+        choices = workdir.read_json(places[-1])
+        if at_last := tuning.at_last_step(search, names, choices):
+            raise UserError(
+                f'{", ".join(at_last)} chose the last step: the step budget binds, and what was chosen is '
+                f'not final; call this again with --steps={2 * steps.value}.'
+            )
 
     command_line.run(command, required=('config', 'workdir', 'journals', 'output'))
 

@@ -46,21 +46,20 @@ def test_an_unknown_table_is_one_line_with_the_known_ones(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_journals_without_effect_or_elsewhere_are_one_line(tmp_path):
+def test_flags_without_effect_are_one_line(tmp_path):
     for more, said in (
-        (['--from_errors=kept.npz'], '--journals has no effect with --from_errors; leave one of them out.'),
-        (['--dry_run'], '--journals has no effect with --dry_run; leave one of them out.'),
+        (['--from_errors=kept.npz'], '--on_test has no effect with --from_errors; leave one of them out.'),
+        (['--dry_run'], '--on_test has no effect with --dry_run; leave one of them out.'),
         (
-            ['--from_errors=kept.npz', '--journals=', '--errors=a.npz'],
+            ['--from_errors=kept.npz', '--noon_test', '--errors=a.npz'],
             '--errors has no effect with --from_errors; leave one of them out.',
         ),
         (
-            ['--dry_run', '--journals=', '--baseline=LD'],
+            ['--dry_run', '--noon_test', '--baseline=LD'],
             '--baseline has no effect with --dry_run; leave one of them out.',
         ),
-        ([], f'{tmp_path}/none/digits-supervised.journal is not there; td_jax.tune makes it.'),
     ):
-        flags = ['--tables=digits', f'--workdir={tmp_path / "t"}', f'--journals={tmp_path / "none"}', *more]
+        flags = ['--tables=digits', f'--workdir={tmp_path / "t"}', '--on_test', *more]
         process = start(*flags)
         out, err = process.communicate()
         assert (process.returncode, out, err) == (2, '', f'td_jax: {said}\n')

@@ -26,6 +26,10 @@ from td_jax.training.run import train
 # Of the runs of this process.
 PROGRAMS = Programs()
 TUNED = pathlib.Path(__file__).parents[1] / 'configs' / 'tuned'
+# How the choices of a setting were made, beside them.
+SEARCHED = 'searched'
+# The options of a search that those of all methods have in common.
+BUDGET = 'trials', 'seeds', 'steps'
 
 
 def base_config(name: str):
@@ -34,44 +38,73 @@ def base_config(name: str):
 
 
 def tuned(name: str) -> dict:
-    """{setting: {'teacher', a method or a variant: {config key: value}}}, as td_jax.tune chose."""
+    """{setting: {'teacher', a method or a variant: {config key: value}}}, as td_jax.tune chose.
+
+    Under SEARCHED of a setting stands how each of them was chosen: {name: {'trials', 'seeds', 'steps',
+    'fixed', 'completed', 'at_last_step'}}, where `fixed` are the values that all trials had, `completed` the
+    score and the values of those that were trained to their end, best first, and `at_last_step` whether the
+    best one had as many steps as there were.
+    """
     return workdir.read_json(TUNED / f'{name}.json') or {}
 
 
-def setting(config, columns=()) -> str:
+def setting(config, chosen_by: tables.ChosenBy = tables.USUAL) -> str:
     """What a config's tuned values are filed under: how ratings are split, or the data set of images.
 
     Args:
       config: of any of its runs.
-      columns: those whose mean chose, where they are others than usual.
+      chosen_by: the search that chose them.
     """
     dataset = config.dataset
     name = f'{dataset.name}_by_{dataset.split_by}' if dataset.name == 'movielens' else dataset.name
-    return '_'.join((name, *columns))
+    seed = chosen_by.sampler_seed
+    return '_'.join((name, *chosen_by.columns, *([f'sampler_seed_{seed}'] if seed else [])))
 
 
-def apply_tuned(config, choices: dict, name: str, columns=()):
+def apply_tuned(config, choices: dict, name: str, chosen_by: tables.ChosenBy = tables.USUAL):
     """Sets what was chosen for a method or a variant, and for the teacher; a list in JSON is a tuple.
 
     Args:
       config: is changed.
       choices: as `tuned` gives them.
       name: of the method or the variant.
-      columns: those whose mean chose, where they are others than usual; the teacher is the usual one.
+      chosen_by: the search that chose it; the teacher is that of the usual one.
 
     Raises:
-      UserError: nothing was chosen on these columns, so that the usual knobs would pass for theirs.
+      UserError: this search, which is not the usual one, chose nothing, so that the usual hyperparameters
+        would pass for its own; or the student without distillation, or the teacher, is of another search.
     """
-    chosen = choices.get(setting(config, columns), {})
-    if columns and name not in chosen:
+    under = setting(config, chosen_by)
+    chosen, teacher = choices.get(under, {}), choices.get(setting(config), {}).get('teacher', {})
+    if chosen_by != tables.USUAL and name not in chosen:
+        columns, seed = chosen_by
+        flags = f'--columns={",".join(columns)} ' * bool(columns) + f'--sampler_seed={seed} ' * bool(seed)
         raise UserError(
-            f'td_jax/configs/tuned/ has no knobs of {name} under {setting(config, columns)}; '
-            f'td_jax.tune with --columns={",".join(columns)} --methods={name} chooses them.'
+            f'td_jax/configs/tuned/ has no hyperparameters of {name} under {under}; '
+            f'td_jax.tune with {flags}--methods={name} chooses them.'
         )
-    found = {**choices.get(setting(config), {}).get('teacher', {}), **chosen.get(name, {})}
+    if SEARCHED in chosen and name in chosen:
+        _check_same_search(under, chosen, teacher, name)
+    found = {**teacher, **chosen.get(name, {})}
     config.update_from_flattened_dict(
         {key: tuple(value) if isinstance(value, list) else value for key, value in found.items()}
     )
+
+
+def _check_same_search(under, chosen, teacher, name):
+    """Refuses a choice that was not made as that of the student without distillation, and on top of it."""
+    ours, basis = (chosen[SEARCHED].get(of, {}) for of in (name, 'supervised'))
+    now = chosen.get('supervised', {}) | teacher
+    if (
+        not ours
+        or any(ours[key] != basis.get(key) for key in BUDGET)
+        or any(value != now.get(key) for key, value in ours['fixed'].items())
+    ):
+        raise UserError(
+            f'td_jax/configs/tuned/ has hyperparameters of {name} under {under} that are not of the search '
+            f'of supervised and teacher there; td_jax.tune with --methods={name} and the --trials, --seeds '
+            'and --steps of that one chooses them anew.'
+        )
 
 
 def module_of(table: tables.Table, column: str) -> str:
@@ -100,7 +133,7 @@ def cell_config(table: tables.Table, column: str, row: str, choices: dict | None
     config.update_from_flattened_dict(tables.variant(name))
     knobs_of = tuned_name(table, table.knobs_of.get(row, row))
     choices = tuned(module) if choices is None else choices
-    apply_tuned(config, choices, knobs_of, table.chosen_on.get(row, ()))
+    apply_tuned(config, choices, knobs_of, table.chosen_by.get(row, tables.USUAL))
     config.update_from_flattened_dict(table.rows[row])
     config.update_from_flattened_dict(
         {key: config_lib.flatten(config)[other] for key, other in table.copied.get(row, {}).items()}
@@ -364,7 +397,7 @@ def make(
     results = {}
     for (name, column, row), result in zip(wanted, found, strict=True):
         results.setdefault(name, {}).setdefault(column, {})[row] = result
-        if result and row in tables.TABLES[name].chosen_on:
+        if result and row in tables.TABLES[name].chosen_by:
             # A row may have the runs of the usual one, whose trials are of another search.
             results[name][column][row] = {key: result[key] for key in result if key != 'on_test'}
     return results

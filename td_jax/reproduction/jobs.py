@@ -29,6 +29,7 @@ def each(
     folder: epath.Path,
     what: str,
     kinds: Sequence[Hashable] = (),
+    keep: Callable[[int, Any], None] = lambda number, result: None,
 ) -> list[Any]:
     """What a function gives for some tasks, in their order; how far it is, is said after each.
 
@@ -42,6 +43,7 @@ def each(
       what: the tasks, for a person, such as 'runs'.
       kinds: of each task; a process goes on with one of the same kind as its last, such as one of a program
         that it has compiled. None are given where all are of one.
+      keep: called in this process with the number of each task and what it gave, as soon as it is over.
 
     Raises:
       UserError: of the first task that raised one; the others are stopped. Or a process died.
@@ -50,8 +52,9 @@ def each(
     count = min(count, len(tasks))
     if count <= 1:
         results = []
-        for task in tasks:
+        for number, task in enumerate(tasks):
             results.append(function(task))
+            keep(number, results[-1])
             _say(what, len(results), 1, len(tasks), began)
         return results
     context = multiprocessing.get_context('spawn')
@@ -77,6 +80,7 @@ def each(
             for future in finished:
                 number, _ = running.pop(future)
                 results[number] = future.result()
+                keep(number, results[number])
                 _say(what, len(results), count, len(tasks), began)
     except BrokenProcessPool as error:
         raise UserError(

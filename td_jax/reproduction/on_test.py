@@ -1,46 +1,47 @@
 """What knobs that are chosen on the test split would give: how much of a method's gain that alone can make.
 
-It is no result, since the test split is then no test. Every trial of a search that reached its last rung is
-run as the cell of a table is, and of each cell the one with the best mean on the test split is taken. Methods
-whose searches differ in the number of such trials differ in how much they can gain by it.
+It is no result, since the test split is then no test. Every trial of a search that was trained to its end is
+run as the cell of a table is, and of each cell the one with the best mean on the test split is taken.
 """
 
 from etils import epath
 
+from td_jax.errors import UserError
 from td_jax.reproduction import cells, tables, tuning
 from td_jax.training import evaluation
 
 
-def candidates(names, genres, datasets, journals: epath.Path) -> dict:
+def candidates(names, genres, datasets) -> dict:
     """{(table, column, row): the configs of the runs of each trial} of the cells with tuned knobs alone.
 
     Args:
       names: of the tables.
       genres, datasets: the columns to keep.
-      journals: folder of the journals of td_jax.tune.
 
     Raises:
-      UserError: an unknown name, or a journal that is not there or damaged.
+      UserError: an unknown name, or a choice that does not say which trials it was made of.
     """
     tables.check_names(names, genres, datasets)
-    trials, found = {}, {}
+    found = {}
     for name, column, row in tables.wanted_cells(names, genres, datasets):
         table = tables.TABLES[name]
         # Not a row from which something is taken away, nor a control, nor one of another search.
-        of_others = (table.copied, table.as_many_operations_as, table.knobs_of, table.chosen_on)
+        of_others = (table.copied, table.as_many_operations_as, table.knobs_of, table.chosen_by)
         if set(table.rows[row]) != {'method'} or any(row in rows for rows in of_others):
             continue
-        tuned_for, setting = (
-            cells.tuned_name(table, row),
-            cells.setting(cells.cell_config(table, column, row)),
-        )
-        path = journals / f'{setting}-{tuned_for}.journal'
-        if path not in trials:
-            trials[path] = tuning.trials_in(path)
-        chosen = cells.tuned(cells.module_of(table, column)).get(setting, {})
+        module, tuned_for = cells.module_of(table, column), cells.tuned_name(table, row)
+        setting = cells.setting(cells.cell_config(table, column, row))
+        chosen = cells.tuned(module).get(setting, {})
+        record = chosen.get(cells.SEARCHED, {}).get(tuned_for)
+        if record is None:
+            raise UserError(
+                f'td_jax/configs/tuned/{module}.json does not say from which trials {tuned_for} under '
+                f'{setting} was chosen; td_jax.tune with --methods={tuned_for} writes them.'
+            )
+        others = {key: values for key, values in chosen.items() if key != cells.SEARCHED}
         found[name, column, row] = [
-            cells.runs_of(table, column, row, {setting: {**chosen, tuned_for: knobs}})
-            for knobs in trials[path]
+            cells.runs_of(table, column, row, {setting: {**others, tuned_for: trial['values']}})
+            for trial in record['completed']
         ]
     return found
 

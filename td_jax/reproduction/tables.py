@@ -20,6 +20,16 @@ TEACHER = 'teacher'
 _NONE = types.MappingProxyType({})
 
 
+class ChosenBy(NamedTuple):
+    """A search of hyperparameters, as td_jax.tune takes it."""
+
+    columns: tuple[str, ...] = ()  # whose mean chose, where they are others than usual
+    sampler_seed: int = 0
+
+
+USUAL = ChosenBy()
+
+
 class Table(NamedTuple):
     """A table whose cells are runs."""
 
@@ -41,8 +51,8 @@ class Table(NamedTuple):
     # Row -> another row, whose tuned knobs it has in place of its own; what its method does not read, such as
     # weights of another one, is no part of its run.
     knobs_of: Mapping[str, str] = _NONE
-    # Row -> columns of a search, as td_jax.tune takes them, whose mean chose its knobs in place of the usual.
-    chosen_on: Mapping[str, tuple[str, ...]] = _NONE
+    # Row -> the search that chose its hyperparameters, in place of the usual one.
+    chosen_by: Mapping[str, ChosenBy] = _NONE
 
 
 class Derived(NamedTuple):
@@ -353,7 +363,7 @@ TABLES['war_user'] = _by_user(
         {**_OF_WAR, **{_ON_WAR[row]: change for row, change in _OF_WAR.items()}},
         'Train from scratch',
         variants=dict.fromkeys((_WITH_LD, _ON_WAR[_WITH_LD]), 'td_ld'),
-        chosen_on=dict.fromkeys(_ON_WAR.values(), ('War',)),
+        chosen_by=dict.fromkeys(_ON_WAR.values(), ChosenBy(('War',))),
         **_TEN,
     )
 )

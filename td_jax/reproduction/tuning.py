@@ -1,46 +1,65 @@
-"""Chooses the knobs of each method on validation data; the test split is never read.
+"""Chooses the hyperparameters of each method on validation data; the test split is never read.
 
-One set of knobs for a method and a setting (how ratings are split, or a data set of images), chosen on the
-mean over some columns, such as a dense, a middle and a sparse genre: a mean averages noise away, and is what
-a user could do, too. Every method has as many trials and the same rungs. What is chosen on other columns is
-filed under their names; the teacher, whose task is the same in every column, is not.
+One choice for a method and a setting (how ratings are split, or a data set of images), made on the mean over
+some columns, such as a dense, a middle and a sparse genre: a mean averages noise away, and is what a user
+could do, too. What is chosen on other columns, or with another sampler seed, is filed under their names; the
+teacher, whose task is the same in every column, is not.
 
-A trial draws knobs by Optuna's tree-structured Parzen estimator and climbs RUNGS rungs. On each it is trained
-anew on every column, with other seeds and, of ratings, on another slice of time; its score is the best mean
-validation metric, over all runs so far, of a common step: the learning rate is constant, so that this step is
-the number of steps that is chosen. By successive halving one of REDUCTION trials goes on to the next rung.
+The teacher is searched first, then the student without distillation: what is chosen there of the optimizer
+(OPTIMIZER) holds for all methods, and each has its weights and rounds searched on top. All searches have as
+many trials and the same rungs: all trials are trained on a rung, with several seeds, before the best of them,
+by fixed quotas, go on to the next one, with other seeds and, of ratings, on another slice of time. The score
+of a trial is the best mean validation metric, over all its runs so far, of a common step: the learning rate
+is constant, so that this step is the number of steps that is chosen. So every method has as many trials that
+are trained to their end, unless some diverge.
 
-Where a module of configs/ draws other weights once the random trials are over, every method's next trial is
-scratch's best of its random ones with the least weights: no method is chosen worse than scratch for the lack
-of trials, and the estimator goes on from there.
+A draw belongs to the name of an option, the number of the trial and the sampler seed: trial 5 of every method
+with a weight of the logits term has the same one. A variant that joins two methods has what was chosen for
+them as its first trials (STARTS).
 
-Restartable: a trial is in Optuna's journal, a file for each method that another machine goes on from, and a
-finished run is read from its folder. The knobs of a trial depend on the trials before it and on their number
-alone, so an interrupted search ends where an uninterrupted one does.
+Restartable: each run is a line of a journal, a file for each method that another machine goes on from, and a
+finished run is read from its folder. Nothing else is remembered, so that an interrupted search ends where an
+uninterrupted one does.
 """
 
-import collections
 import contextlib
+import hashlib
+import itertools
 import json
+import pathlib
 from typing import NamedTuple
 
-import optuna
 from etils import epath
-from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.storages.journal import JournalFileBackend, JournalStorage
-from optuna.trial import TrialState
 
 from td_jax import config as config_lib
 from td_jax.data import ratings
-from td_jax.errors import Diverged, UserError, reason
+from td_jax.errors import Diverged, UserError
 from td_jax.files import metric_log, workdir
 from td_jax.method import objectives
-from td_jax.reproduction import cells, jobs, tables
+from td_jax.reproduction import cells, jobs, journal, tables
 from td_jax.training import evaluation, finished
+from td_jax.training.programs import knobs_of
 
-optuna.logging.set_verbosity(optuna.logging.WARNING)
 
-WEIGHT = FloatDistribution(0.1, 1000.0, log=True)
+class LogUniform(NamedTuple):
+    """Values from `low` to `high`, every order of magnitude as likely."""
+
+    low: float
+    high: float
+
+    def at(self, share: float) -> float:
+        """The value below which this share of the draws is, to six digits, the same on every machine."""
+        return float(f'{self.low * (self.high / self.low) ** share:.6g}')
+
+
+class OneOf(NamedTuple):
+    """Some values, each as likely."""
+
+    values: tuple
+
+    def at(self, share: float):
+        """The value of a share in [0, 1)."""
+        return self.values[int(share * len(self.values))]
 
 
 class Searched(NamedTuple):
@@ -49,7 +68,7 @@ class Searched(NamedTuple):
     columns: dict[str, dict]  # what can be searched -> what it changes in the config
     mean_of: tuple[str, ...]  # the columns whose mean is the score, unless others are named
     points: int  # validations of a run
-    weights: FloatDistribution = WEIGHT  # what weights are drawn from after the random trials
+    weights: LogUniform = LogUniform(0.1, 1000.0)
 
 
 # The modules of configs/ whose runs are short enough to be searched.
@@ -58,29 +77,34 @@ CONFIGS = {
         {genre: {'dataset.genre': genre} for genre in tables.GENRES}, ('Drama', 'Adventure', 'War'), 30
     ),
     'digits': Searched({'digits': {}}, ('digits',), 30),
-    # A validation of images takes as long as many steps. Weights of states as large as those of the random
-    # trials cost accuracy there (docs/cifar.md).
+    # A validation of images takes as long as many steps. Larger weights of states cost accuracy there
+    # (docs/cifar.md).
     'vit_tiny_cifar10': Searched(
         {str(count): {'dataset.examples_per_class': count} for count in tables.LABELLED},
         tuple(map(str, tables.LABELLED)),
         6,
-        FloatDistribution(0.01, 10.0, log=True),
+        LogUniform(0.01, 10.0),
     ),
 }
 TEACHER = 'teacher'
-SCRATCH = 'supervised'
+NO_DISTILLATION = 'supervised'
+# A variant -> the methods that it joins, whose choices are its first trials.
+STARTS = {'td_ld': ('td', 'ld')}
+# The rows whose search is repeated with other sampler seeds, unless methods are named.
+MAIN = (NO_DISTILLATION, 'ld', 'td', 'td_ld')
 RUNGS = 3
-REDUCTION = 3
-# Trials that are drawn at random before the estimator has something to go by.
-RANDOM_TRIALS = 6
+# Of the trials of a rung, one of so many goes on to the next one.
+REDUCTION = 2
+# Of each so many trials in a row, an option has one in each part of its range of this number of equal parts.
+PARTS = 4
 
-# What is drawn for every method; all that is drawn for one without a teacher.
-COMMON = {
-    'optimizer.learning_rate': FloatDistribution(1e-4, 3e-3, log=True),
-    'optimizer.weight_decay': FloatDistribution(1e-2, 10.0, log=True),
-    'model.dropout': CategoricalDistribution((0.0, 0.2, 0.4)),
+# Chosen for the teacher, and on the student without distillation for all methods.
+OPTIMIZER = {
+    'optimizer.learning_rate': LogUniform(1e-4, 3e-3),
+    'optimizer.weight_decay': LogUniform(1e-2, 10.0),
+    'model.dropout': OneOf((0.0, 0.2, 0.4)),
 }
-ROUNDS = {'td.rounds': IntDistribution(0, 3)}
+ROUNDS = {'td.rounds': OneOf((0, 1, 2, 3))}
 
 
 class Search(NamedTuple):
@@ -88,24 +112,70 @@ class Search(NamedTuple):
 
     name: str  # of CONFIGS
     setting: dict  # what it changes in the config, such as {'dataset.split_by': 'user'}
-    columns: tuple[str, ...]
+    chosen_by: tables.ChosenBy  # on which columns, with which sampler seed
     trials: int  # of each method
     seeds: int  # of a run
     steps: int  # of a run
 
 
-def space(module: str, name: str, number: int = 0) -> dict:
-    """{config key: distribution}, what trial `number` of TEACHER, a method or a variant of one draws from.
+class Plan(NamedTuple):
+    """What is tried for a method."""
+
+    name: str  # of the method or the variant, or TEACHER
+    columns: tuple[str, ...]
+    fixed: dict  # {config key: value} of all trials: what was chosen before
+    trials: list[dict]  # {config key: value} of each trial
+
+
+class Ranked(NamedTuple):
+    """A trial after a rung."""
+
+    score: float  # the best value of its mean curve
+    step: int  # where that is
+    number: int
+    at_last_step: bool  # whether there is no later one
+
+
+def space(module: str, name: str) -> dict:
+    """{config key: LogUniform or OneOf}, what is drawn for TEACHER, a method or a variant of one.
 
     A weight that a module of configs/ or a variant leaves at 0 stays there.
     """
-    if name == TEACHER:
-        return COMMON
+    if name in (TEACHER, NO_DISTILLATION):
+        return OPTIMIZER
     config = cells.base_config(module)
     config.update_from_flattened_dict(tables.variant(name))
-    weight = WEIGHT if number < RANDOM_TRIALS else CONFIGS[module].weights
-    weights = {f'{config.method}.weights.{term}': weight for term in objectives.taught(config)}
-    return {**COMMON, **weights, **(ROUNDS if config.method == 'td' else {})}
+    weights = {
+        f'{config.method}.weights.{term}': CONFIGS[module].weights for term in objectives.taught(config)
+    }
+    return weights | (ROUNDS if config.method == 'td' else {})
+
+
+def draw(name: str, number: int, sampler_seed: int) -> float:
+    """A number in [0, 1) that belongs to the name of an option, a trial and a sampler seed alone.
+
+    Of each PARTS trials in a row one is in each of PARTS equal parts, in an order of the name's own.
+    """
+    block, place = divmod(number, PARTS)
+    order = sorted(range(PARTS), key=lambda part: _uniform(name, sampler_seed, block, part))
+    return (order[place] + _uniform(name, sampler_seed, number)) / PARTS
+
+
+def _uniform(*of):
+    """A number in [0, 1) by the hash of some values, the same on every machine."""
+    digest = hashlib.sha256(json.dumps(of).encode()).digest()
+    return (int.from_bytes(digest[:8], 'big') >> 11) / 2**53
+
+
+def drawn_as(key: str) -> str:
+    """The name that a config key's draws belong to: a weight is known by its term, whatever the method."""
+    _, is_weight, term = key.partition('.weights.')
+    return f'weights.{term}' if is_weight else key
+
+
+def quotas(trials: int) -> list[int]:
+    """How many of some trials are trained on each rung."""
+    return [max(1, trials // REDUCTION**rung) for rung in range(RUNGS)]
 
 
 def task_of(module: str) -> str:
@@ -113,13 +183,20 @@ def task_of(module: str) -> str:
     return 'regression' if cells.base_config(module).dataset.name == 'movielens' else 'classification'
 
 
-def names_for(module: str) -> list[str]:
-    """All that a module of CONFIGS can be searched for: TEACHER, methods of its task, variants of these."""
+def names_for(module: str, sampler_seed: int = 0) -> list[str]:
+    """All that a module of CONFIGS can be searched for: TEACHER, methods of its task, variants of these.
+
+    With another sampler seed than 0, what is searched unless methods are named: MAIN.
+    """
+    if sampler_seed:
+        return list(MAIN)
     methods = [name for name, method in objectives.METHODS.items() if task_of(module) in method.tasks]
     return [TEACHER, *methods, *tables.VARIANTS]
 
 
-def search_of(name: str, split_by: str, columns, trials: int, seeds: int, steps: int) -> Search:
+def search_of(
+    name: str, split_by: str, columns, trials: int, seeds: int, steps: int, sampler_seed: int = 0
+) -> Search:
     """A Search; columns may be None, for the usual ones.
 
     The same columns in another order are the same search.
@@ -134,28 +211,41 @@ def search_of(name: str, split_by: str, columns, trials: int, seeds: int, steps:
         setting = {'dataset.split_by': split_by}
     elif split_by != 'time':
         raise UserError(f'--split_by is {split_by}, but {name} has no ratings to split; leave it out.')
-    known = list(CONFIGS[name].columns)
+    searched = CONFIGS[name]
+    known, wanted = list(searched.columns), set(columns or searched.mean_of)
     # `check` refuses what is not known.
-    order = sorted(set(columns or CONFIGS[name].mean_of), key=lambda c: known.index(c) if c in known else -1)
-    return Search(name, setting, tuple(order), trials, seeds, steps)
+    order = tuple(sorted(wanted, key=lambda column: known.index(column) if column in known else -1))
+    by = tables.ChosenBy(() if order == searched.mean_of else order, sampler_seed)
+    return Search(name, setting, by, trials, seeds, steps)
 
 
 def check(search: Search, names, journals: epath.Path, target: epath.Path):
     """Refuses what cannot be searched.
 
     Raises:
-      UserError: a name that is not known, a method of another task, journals in a bucket, a file that
-        cannot be written, or trials that start from scratch's without those.
+      UserError: a name that is not known, a method of another task, a teacher with another sampler seed,
+        journals in a bucket or damaged, a file that cannot be written, or a method without what it is
+        searched on top of.
     """
     for name in names:
         config_lib.check_choice('--methods', name, names_for(search.name))
-    for column in search.columns:
+    for column in search.chosen_by.columns:
         config_lib.check_choice('--columns', column, CONFIGS[search.name].columns)
-    _check_journals(journals)
+    if TEACHER in names and search.chosen_by.sampler_seed:
+        raise UserError(
+            f'--sampler_seed is {search.chosen_by.sampler_seed}, but the teacher is that of --sampler_seed=0 '
+            f'for all; leave {TEACHER} out of --methods.'
+        )
+    if workdir.is_in_bucket(journals):
+        raise UserError(f'--journals {journals} is in a bucket, which no journal can grow in; name a folder.')
     workdir.check_target('--output', target)
-    starting = [name for name in names if _starts_from_scratch(search, name)]
-    if starting and SCRATCH not in names:
-        _start(search, starting[0], journals)
+    for name in names:
+        journal.read(_journal(search, name, journals))
+    choices = workdir.read_json(target) or {}
+    for name in names:
+        for other in _needed(name):
+            if other not in names:
+                _chosen(search, name, other, choices)
 
 
 def prepared(search: Search, name: str, column: str, rung: int):
@@ -173,237 +263,172 @@ def prepared(search: Search, name: str, column: str, rung: int):
     config.teacher.seed = rung
     if name == TEACHER:
         run = config_lib.teacher_run(config)
-        run.num_steps = search.steps
+        run.num_steps, run.num_seeds, run.seed = search.steps, config.num_seeds, config.seed
         return run
     config.update_from_flattened_dict(tables.variant(name))
     return config
 
 
-def knobs_of(search: Search, name: str, rung: int, values: dict, column: str | None = None):
-    """The config of one run of a trial; in the first column, if none is named.
-
-    Args:
-      values: {config key: value}, what the trial drew, and the teacher's knobs.
-    """
-    config = prepared(search, name, column or search.columns[0], rung)
-    config.update_from_flattened_dict(values)
+def run_of(search: Search, plan: Plan, number: int, rung: int, column: str):
+    """The config of one run of a trial."""
+    config = prepared(search, plan.name, column, rung)
+    config.update_from_flattened_dict(plan.fixed | plan.trials[number])
     return config
 
 
-def tune(search: Search, names, root: epath.Path, journals: epath.Path, target: epath.Path, processes: int):
-    """Searches the knobs of some methods; what was chosen is written after the teacher and after all.
+def plan(search: Search, name: str, choices: dict) -> Plan:
+    """What is tried for a method.
 
     Args:
       search: what is searched.
-      names: methods or variants, TEACHER among them or not; it is searched first. `check` has seen them.
-      root: folder of all runs.
-      journals: local folder of Optuna's journals.
-      target: JSON file that gets the choices; others in it stay.
-      processes: methods that are searched at once.
-
-    Yields:
-      (name, what `search_one` returns), as they come
+      name: of the method or the variant, or TEACHER.
+      choices: as `cells.tuned` gives them, of what is searched before it.
 
     Raises:
-      UserError: what a run raises.
+      UserError: they lack something that the method is searched on top of, or have it of another search.
+    """
+    columns = search.chosen_by.columns or CONFIGS[search.name].mean_of
+    drawn, fixed, starts = space(search.name, name), {}, []
+    if name == TEACHER:
+        columns = columns[:1]
+    else:
+        fixed = dict(choices.get(_filed_under(search, TEACHER), {}).get(TEACHER, {}))
+    if NO_DISTILLATION in _needed(name):
+        optimizer = _chosen(search, name, NO_DISTILLATION, choices, fixed)
+        fixed |= {key: optimizer[key] for key in OPTIMIZER}
+    if name in STARTS:
+        one, other = (
+            {
+                drawn_as(key): value
+                for key, value in _chosen(search, name, method, choices, fixed).items()
+                if key not in fixed
+            }
+            for method in STARTS[name]
+        )
+        # What only the other one has is as weak as can be.
+        least = {drawn_as(key): getattr(of, 'low', 0) for key, of in drawn.items()}
+        for values in (one | other, one, other):
+            starts.append({key: (least | values)[drawn_as(key)] for key in drawn})
+
+    def trial(number):
+        seed = search.chosen_by.sampler_seed
+        return {key: of.at(draw(drawn_as(key), number, seed)) for key, of in drawn.items()}
+
+    trials = starts[: search.trials]
+    for number in range(len(trials), search.trials):
+        values = trial(number)
+        # Both methods may have chosen this trial; tried twice, it would take the place of another one.
+        trials.append(trial(search.trials) if values in starts else values)
+    return Plan(name, columns, fixed, trials)
+
+
+def rank(curves: dict[int, list[dict]], less_is_better: bool) -> list[Ranked]:
+    """Some trials, best first, without those that diverged.
+
+    Args:
+      curves: {number of a trial: [{step: value} of each of its runs]}.
+      less_is_better: of the values.
+    """
+    found = []
+    for number, of_trial in curves.items():
+        # A run that diverged has no more steps, and no step that they all have is none to choose.
+        steps = set.intersection(*map(set, of_trial))
+        mean = {step: sum(curve[step] for curve in of_trial) / len(of_trial) for step in steps}
+        if mean:
+            step, score = best(mean, less_is_better)
+            found.append(Ranked(score, step, number, step == max(map(max, of_trial))))
+    return sorted(found, key=lambda trial: (trial.score if less_is_better else -trial.score, trial.number))
+
+
+def tune(search: Search, names, root: epath.Path, journals: epath.Path, target: epath.Path, processes: int):
+    """Searches the hyperparameters of some methods; what was chosen is written as soon as it is.
+
+    Args:
+      search: what is searched.
+      names: methods or variants, TEACHER among them or not. `check` has seen them.
+      root: folder of all runs.
+      journals: local folder of the journals.
+      target: JSON file that gets the choices; others in it stay.
+      processes: runs at once.
+
+    Yields:
+      (name, the record of its choice, as `cells.tuned` has it, with the choice itself as `chosen`)
+
+    Raises:
+      UserError: journals that are damaged or in use, every trial of a method diverged, or what a run raises.
     """
     for name, folder in (('workdir', root), ('journals', journals)):
         workdir.make_folder(name, folder)
-    first = [TEACHER] + [SCRATCH] * any(_starts_from_scratch(search, name) for name in names)
-    rest = [name for name in names if name not in first]
-    for part in (*([name] for name in first if name in names), rest):
-        choices = workdir.read_json(target) or {}
-        taught_by = {} if TEACHER in part else choices.get(_filed_under(search, TEACHER), {}).get(TEACHER, {})
-        needed = [knobs_of(search, name, rung, taught_by) for name in part for rung in range(RUNGS)]
-        cells.train_teachers(root, needed, processes)
-        tasks = [(search, name, taught_by, str(root), str(journals)) for name in part]
-        for name, record in zip(part, jobs.each(_task, tasks, processes, root, 'searches'), strict=True):
-            prefix = 'teacher.' if name == TEACHER else ''
-            values = {f'{prefix}{key}': value for key, value in record['chosen'].items()}
-            choices.setdefault(_filed_under(search, name), {})[name] = values
-            workdir.write(target, json.dumps(choices, indent=2, sort_keys=True) + '\n')
-            yield name, record
+    joined = [name for name in names if name in STARTS]
+    first = [name for name in (TEACHER, NO_DISTILLATION) if name in names]
+    rest = [name for name in names if name not in (*first, *joined)]
+    with contextlib.ExitStack() as held:
+        for under in sorted({_filed_under(search, name) for name in names}):
+            held.enter_context(journal.locked(pathlib.Path(journals), under))
+        # All are read before one is mended.
+        for name in names:
+            journal.read(_journal(search, name, journals))
+        kept = {name: journal.Journal(_journal(search, name, journals)) for name in names}
+        for part in (*([name] for name in first), rest, joined):
+            choices = workdir.read_json(target) or {}
+            plans = [plan(search, name, choices) for name in part]
+            over = _climb(search, plans, kept, root, processes)
+            for of, ranked in zip(plans, over, strict=True):
+                if not ranked:
+                    raise UserError(
+                        f'every trial of {of.name} diverged; raise --trials, now {search.trials}.'
+                    )
+                values, record = _choice(search, of, ranked)
+                # Another search may have written there in the meantime.
+                choices = workdir.read_json(target) or {}
+                under = choices.setdefault(_filed_under(search, of.name), {})
+                under[of.name] = values
+                under.setdefault(cells.SEARCHED, {})[of.name] = record
+                workdir.write(target, json.dumps(choices, indent=2, sort_keys=True) + '\n')
+                yield of.name, {'chosen': values, **record}
+
+
+def _climb(search, plans, kept, root, processes):
+    """The trials of each plan that are trained to their end, best first; runs what is missing."""
+    less_is_better = evaluation.METRICS[task_of(search.name)][3]
+    climbing = {of.name: {number: [] for number in range(search.trials)} for of in plans}
+    for rung, quota in enumerate([*quotas(search.trials)[1:], search.trials]):
+        runs, missing = [], {}
+        for of in plans:
+            for number, column in itertools.product(climbing[of.name], of.columns):
+                config = run_of(search, of, number, rung, column)
+                runs.append((of.name, number, cells.run_name(config)))
+                if runs[-1][2] not in kept[of.name].curves:
+                    about = {'method': of.name, 'trial': number, 'rung': rung, 'column': column}
+                    missing[runs[-1][2]] = config, about | {'values': of.trials[number]}
+        _run_missing(search, missing, kept, root, processes)
+        for name, number, run in runs:
+            climbing[name][number].append(kept[name].curves[run])
+        ranked = {name: rank(curves, less_is_better) for name, curves in climbing.items()}
+        climbing = {
+            name: {trial.number: climbing[name][trial.number] for trial in trials[:quota]}
+            for name, trials in ranked.items()
+        }
+    return [ranked[of.name] for of in plans]
+
+
+def _run_missing(search, missing, kept, root, processes):
+    """Runs {name: (config, what its line says of it)}; each is in its journal as soon as it is over."""
+    names, configs = list(missing), [config for config, _ in missing.values()]
+    metric = f'validation_{evaluation.METRICS[task_of(search.name)][0]}'
+
+    def keep(number, curve):
+        about = missing[names[number]][1]
+        kept[about['method']].append(names[number], curve, about)
+
+    cells.train_teachers(root, configs, processes)
+    tasks = [(str(root), config_lib.to_json(config), metric) for config in configs]
+    jobs.each(_task, tasks, processes, root, 'runs', [knobs_of(config) for config in configs], keep)
 
 
 def _task(task):
-    search, name, taught_by, root, journals = task
-    return search_one(search, name, taught_by, epath.Path(root), epath.Path(journals))
-
-
-def search_one(search: Search, name: str, taught_by: dict, root: epath.Path, journals: epath.Path) -> dict:
-    """Runs the trials of one method that are missing.
-
-    Args:
-      search: what is searched.
-      name: of a method or a variant, or TEACHER.
-      taught_by: {config key: value}, the teacher's knobs.
-      root: folder of all runs.
-      journals: folder of the journals.
-
-    Returns:
-      {'chosen': the best trial's knobs with num_steps, 'score': its validation metric, 'scores': those of all
-      trials that reached the last rung}
-
-    Raises:
-      UserError: a journal that is damaged or of another search, no trial that did not diverge, or what a run
-        raises.
-    """
-    metric, _, _, less_is_better = evaluation.METRICS[task_of(search.name)]
-    if name == TEACHER:
-        search = search._replace(columns=CONFIGS[search.name].mean_of)
-    study = _opened(_journal(search, name, journals), search, taught_by, less_is_better)
-    columns = search.columns if name != TEACHER else search.columns[:1]
-    while (number := len(_over(study))) < search.trials:
-        study.sampler = optuna.samplers.TPESampler(seed=number, n_startup_trials=RANDOM_TRIALS)
-        if number == RANDOM_TRIALS and _starts_from_scratch(search, name):
-            # It is there already where it was interrupted.
-            study.enqueue_trial(_start(search, name, journals), skip_if_exists=True)
-        trial = study.ask(space(search.name, name, number))
-        curves = collections.defaultdict(list)
-        for rung in range(RUNGS):
-            for column in columns:
-                run = knobs_of(search, name, rung, {**taught_by, **trial.params}, column)
-                for step, value in _curve(root, run, f'validation_{metric}').items():
-                    curves[step].append(value)
-            # A run that diverged has no more steps, and no step that they all have is none to choose.
-            whole = {s: sum(v) / len(v) for s, v in curves.items() if len(v) == (rung + 1) * len(columns)}
-            if not whole:
-                study.tell(trial, state=TrialState.PRUNED)
-                break
-            step, score = best(whole, less_is_better)
-            trial.set_user_attr('num_steps', step)
-            trial.report(score, REDUCTION**rung)
-            if rung < RUNGS - 1 and trial.should_prune():
-                study.tell(trial, state=TrialState.PRUNED)
-                break
-        else:
-            study.tell(trial, score)
-    done = study.get_trials(states=[TrialState.COMPLETE])
-    if not done:
-        raise UserError(f'every trial of {name} diverged; raise --trials, now {search.trials}.')
-    chosen = study.best_trial
-    return {
-        'chosen': {**chosen.params, 'num_steps': chosen.user_attrs['num_steps']},
-        'score': chosen.value,
-        'scores': [trial.value for trial in done],
-    }
-
-
-def _starts_from_scratch(search, name):
-    """Whether the trial after the random ones of a method has what was chosen for scratch."""
-    return (
-        search.trials > RANDOM_TRIALS
-        and CONFIGS[search.name].weights != WEIGHT
-        and name not in (TEACHER, SCRATCH)
-    )
-
-
-def _start(search, name, journals):
-    """The knobs of scratch's best random trial with the least weights; what else there is, is drawn."""
-    path = _journal(search, SCRATCH, journals)
-    study = _loaded(path) if path.exists() else None
-    random = _over(study)[:RANDOM_TRIALS] if study else []
-    if len(random) < RANDOM_TRIALS:
-        raise UserError(
-            f'trial {RANDOM_TRIALS + 1} of {name} starts from the best of {RANDOM_TRIALS} of {SCRATCH}, '
-            f'which {path} does not have; name {SCRATCH} in --methods, too.'
-        )
-    done = _best_first(study, random)
-    if not done:
-        raise UserError(f'every trial of {SCRATCH} in {path} diverged, and {name} starts from the best.')
-    weights = space(search.name, name).keys() - COMMON.keys() - ROUNDS.keys()
-    return {**done[0].params, **dict.fromkeys(sorted(weights), CONFIGS[search.name].weights.low)}
-
-
-def trials_in(path: epath.Path) -> list[dict]:
-    """The knobs, num_steps among them, of the trials in a journal that reached the last rung, best first.
-
-    Raises:
-      UserError: there is no such journal, or it is damaged.
-    """
-    _check_journals(path.parent)
-    if not path.exists():
-        raise UserError(f'{path} is not there; td_jax.tune makes it.')
-    study = _loaded(path)
-    with _undamaged(path):
-        done = _best_first(study, _over(study))
-        return [{**trial.params, 'num_steps': trial.user_attrs['num_steps']} for trial in done]
-
-
-def _best_first(study, trials):
-    """Those of some trials that reached the last rung, best first."""
-    sign = 1 if study.direction == optuna.study.StudyDirection.MINIMIZE else -1
-    done = [trial for trial in trials if trial.state == TrialState.COMPLETE]
-    return sorted(done, key=lambda trial: (sign * trial.value, trial.number))
-
-
-def _journal(search, name, journals):
-    """Where the trials of a method are."""
-    return journals / f'{_filed_under(search, name)}-{name}.journal'
-
-
-def _filed_under(search, name):
-    """The setting of a method's choice, with the columns that chose it unless they are the usual ones."""
-    usual = name == TEACHER or search.columns == CONFIGS[search.name].mean_of
-    return cells.setting(prepared(search, name, search.columns[0], 0), () if usual else search.columns)
-
-
-def _loaded(path):
-    """The study in a journal that is there."""
-    with _undamaged(path):
-        return optuna.load_study(study_name=path.stem, storage=JournalStorage(JournalFileBackend(str(path))))
-
-
-def _check_journals(folder):
-    if workdir.is_in_bucket(folder):
-        raise UserError(f'--journals {folder} is in a bucket, which no journal can grow in; name a folder.')
-
-
-@contextlib.contextmanager
-def _undamaged(path):
-    """Makes one line of whatever does not read back as what was written; Optuna asserts some of it."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f'{path} cannot be read ({reason(error)}); choose other --journals.') from error
-    except (ValueError, LookupError, TypeError, AttributeError, AssertionError) as error:
-        raise UserError(f'{path} is damaged; delete it, and its search begins anew.') from error
-
-
-def best(curve: dict, less_is_better: bool):
-    """(step, value) of the best value of a curve {step: value}, the first of several."""
-    return min(curve.items(), key=lambda point: (point[1] if less_is_better else -point[1], point[0]))
-
-
-def _over(study):
-    """The trials that are over."""
-    return study.get_trials(states=[TrialState.COMPLETE, TrialState.PRUNED])
-
-
-def _opened(path, search, taught_by, less_is_better):
-    """The study in a journal; a trial that was interrupted is tried again."""
-    with _undamaged(path):
-        study = optuna.create_study(
-            storage=JournalStorage(JournalFileBackend(str(path))),
-            study_name=path.stem,
-            direction='minimize' if less_is_better else 'maximize',
-            pruner=optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=REDUCTION),
-            load_if_exists=True,
-        )
-    # Not the trials, of which there may be more later.
-    made_by = json.loads(json.dumps({**search._replace(trials=None)._asdict(), 'taught_by': taught_by}))
-    there = study.user_attrs.get('search', made_by)
-    for key, value in made_by.items():
-        if there[key] != value:
-            raise UserError(
-                f'{path} is of another search: its {key} is {there[key]}, here {value}; choose other '
-                '--journals.'
-            )
-    study.set_user_attr('search', made_by)
-    for trial in study.get_trials(states=[TrialState.RUNNING]):
-        study.tell(trial.number, state=TrialState.FAIL)
-        study.enqueue_trial(trial.params)
-    return study
+    root, text, metric = task
+    return _curve(epath.Path(root), config_lib.from_json(json.loads(text)), metric)
 
 
 def _curve(root, config, name) -> dict:
@@ -418,3 +443,80 @@ def _curve(root, config, name) -> dict:
     if saved.exists():
         saved.rmtree()
     return {line['step']: line[name] for line in metric_log.read(folder) if name in line}
+
+
+def _choice(search, of, ranked):
+    """What is chosen of the trials that were trained to their end, best first, and its record."""
+    prefix = 'teacher.' if of.name == TEACHER else ''
+    fixed = {key: value for key, value in of.fixed.items() if not key.startswith('teacher.')}
+    trials = [
+        {f'{prefix}{key}': value for key, value in (fixed | of.trials[trial.number]).items()}
+        | {f'{prefix}num_steps': trial.step}
+        for trial in ranked
+    ]
+    record = {
+        **{key: getattr(search, key) for key in cells.BUDGET},
+        'fixed': of.fixed,
+        'completed': [
+            {'score': trial.score, 'values': values} for trial, values in zip(ranked, trials, strict=True)
+        ],
+        'at_last_step': ranked[0].at_last_step,
+    }
+    return trials[0], record
+
+
+def at_last_step(search: Search, names, choices: dict) -> list[str]:
+    """Who chose the last step, where that is more than half of the methods of a search, or the teacher's own.
+
+    Args:
+      search: what was searched.
+      names: of methods and TEACHER, of which the last is looked at alone.
+      choices: as `cells.tuned` gives them.
+    """
+
+    def of(wanted):
+        records = {name: _record(search, name, choices) for name in wanted}
+        last = [name for name, record in records.items() if record and record['at_last_step']]
+        return last if 2 * len(last) > sum(map(bool, records.values())) else []
+
+    methods = choices.get(_filed_under(search, NO_DISTILLATION), {}).get(cells.SEARCHED, {})
+    return of([TEACHER] if TEACHER in names else []) + of(name for name in methods if name != TEACHER)
+
+
+def _record(search, name, choices):
+    """The record of what was chosen for a method by a search of the same budget, or None."""
+    record = choices.get(_filed_under(search, name), {}).get(cells.SEARCHED, {}).get(name)
+    return record if record and all(record[key] == getattr(search, key) for key in cells.BUDGET) else None
+
+
+def _needed(name):
+    """What a method is searched on top of, beside the teacher."""
+    return () if name in (TEACHER, NO_DISTILLATION) else (NO_DISTILLATION, *STARTS.get(name, ()))
+
+
+def _chosen(search, name, other, choices, fixed=None):
+    """What was chosen for another method that this one is searched on top of."""
+    record = _record(search, other, choices)
+    if record is None or (fixed is not None and record['fixed'] != fixed):
+        raise UserError(
+            f'{name} is searched on top of {other}, for which --output has no choice of this search '
+            f'({search.trials} trials, {search.seeds} seeds, {search.steps} steps, the same teacher); '
+            f'name {other} in --methods, too.'
+        )
+    return choices[_filed_under(search, other)][other]
+
+
+def _journal(search, name, journals):
+    """Where the runs of a method's search are."""
+    return pathlib.Path(journals) / f'{_filed_under(search, name)}-{name}{journal.SUFFIX}'
+
+
+def _filed_under(search, name):
+    """The setting of a method's choice; that of the teacher is the usual one."""
+    config = prepared(search, name, CONFIGS[search.name].mean_of[0], 0)
+    return cells.setting(config, tables.USUAL if name == TEACHER else search.chosen_by)
+
+
+def best(curve: dict, less_is_better: bool):
+    """(step, value) of the best value of a curve {step: value}, the first of several."""
+    return min(curve.items(), key=lambda point: (point[1] if less_is_better else -point[1], point[0]))

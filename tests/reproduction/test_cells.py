@@ -32,13 +32,17 @@ def test_tuned_values_are_of_known_knobs(path):
     declared = config_lib.flatten(common.get_config())
     config = cells.base_config(path.stem)
     for setting, chosen in cells.tuned(path.stem).items():
-        usual, *columns = setting.removeprefix('movielens_by_').split('_')
+        by, _, seed = setting.partition('_sampler_seed_')
+        usual, *columns = by.removeprefix('movielens_by_').split('_')
         if config.dataset.name == 'movielens':
             config.dataset.split_by = usual
             config_lib.check(config)
-        assert setting == cells.setting(config, columns)
+        assert setting == cells.setting(config, tables.ChosenBy(tuple(columns), int(seed or 0)))
         assert set(columns) <= tuning.CONFIGS[path.stem].columns.keys()
+        assert chosen.get(cells.SEARCHED, {}).keys() <= chosen.keys()
         for name, values in chosen.items():
+            if name == cells.SEARCHED:
+                continue
             assert name in (tuning.TEACHER, *objectives.METHODS, *tables.VARIANTS)
             assert values.keys() <= declared.keys()
 
@@ -91,7 +95,7 @@ def test_a_row_may_have_knobs_chosen_on_other_columns(monkeypatch):
     monkeypatch.setattr(cells, 'tuned', lambda name: tuned)
     war = tables.TABLES['war_user']
     own = 'TD, chosen on War'
-    said = r'^td_jax/configs/tuned/ has no knobs of td under .*_by_user_War; .* --columns=War --methods=td '
+    said = r'^td_jax/configs/tuned/ has no hyperparameters of td under .*_War; .* --columns=War --methods=td '
     with pytest.raises(UserError, match=said):
         cells.runs_of(war, 'Genre 8', own)
     tuned['movielens_by_user_War'] = {'ld': {'num_steps': 3}}
@@ -104,6 +108,40 @@ def test_a_row_may_have_knobs_chosen_on_other_columns(monkeypatch):
     assert (config.td.rounds, config.td.weights.state, config.num_steps) == (2, default, 13)
     assert usual.teacher.num_steps == config.teacher.num_steps == 7
     assert (config.dataset.genre, config.dataset.split_by) == ('War', 'user')
+
+
+def test_what_is_not_of_one_search_is_refused(monkeypatch):
+    """Of other trials, another optimizer or teacher, or an earlier version."""
+    record = {'trials': 12, 'seeds': 3, 'steps': 800, 'fixed': {'teacher.num_steps': 7}}
+    searched = {
+        'supervised': record,
+        'td': record | {'fixed': {'teacher.num_steps': 7, 'model.dropout': 0.2}},
+    }
+    of_user = {
+        'teacher': {'teacher.num_steps': 7},
+        'supervised': {'model.dropout': 0.2, 'num_steps': 5},
+        'td': {'model.dropout': 0.2, 'td.rounds': 3, 'num_steps': 11},
+        'searched': searched,
+    }
+    monkeypatch.setattr(cells, 'tuned', lambda name: {'movielens_by_user': of_user})
+    table = tables.TABLES['3_user']
+    assert cells.cell_config(table, 'Genre 8', 'TD').num_steps == 11
+    # What was not searched at all stays at its defaults.
+    assert cells.cell_config(table, 'Genre 8', 'LD').teacher.num_steps == 7
+    changes = (
+        {'searched': searched | {'td': searched['td'] | {'trials': 40}}},
+        {'searched': searched | {'td': searched['td'] | {'steps': 1600}}},
+        {'searched': {'supervised': record}},
+        {'searched': {'td': searched['td']}},
+        {'supervised': {'model.dropout': 0.4, 'num_steps': 5}},
+        {'teacher': {'teacher.num_steps': 8}},
+    )
+    for change in changes:
+        monkeypatch.setattr(
+            cells, 'tuned', lambda name, change=change: {'movielens_by_user': of_user | change}
+        )
+        with pytest.raises(UserError, match='of td under movielens_by_user that are not of the search of'):
+            cells.cell_config(table, 'Genre 8', 'TD')
 
 
 def test_controls_differ_from_their_method_in_their_teacher_alone():

@@ -1,14 +1,11 @@
-"""What choosing knobs on the test split would give, from the journals of a search."""
+"""What choosing knobs on the test split would give, from the completed trials of a search."""
 
-import pathlib
-
-import optuna
 import pytest
 from etils import epath
-from optuna.storages.journal import JournalFileBackend, JournalStorage
 
 from td_jax.errors import UserError
-from td_jax.reproduction import cells, errors, on_test, render, tables, tuning
+from td_jax.method import objectives
+from td_jax.reproduction import cells, errors, on_test, render, tables
 from td_jax.training.run import train
 
 SCRATCH = 'Train from scratch'
@@ -17,33 +14,19 @@ COLUMNS = ['Drama'], ['CIFAR10']
 TRIALS = {1e-9: 0.9, 1e-2: 0.8}
 
 
-def journal(folder, name):
-    """A journal of a search with some trials and one more that was pruned."""
-    path = folder / f'digits-{name}.journal'
-    storage = JournalStorage(JournalFileBackend(str(path)))
-    study = optuna.create_study(storage=storage, study_name=path.stem, direction='maximize')
-    space = {'optimizer.learning_rate': optuna.distributions.FloatDistribution(1e-9, 1.0)}
-    for rate, value in TRIALS.items():
-        study.add_trial(
-            optuna.trial.create_trial(
-                params={'optimizer.learning_rate': rate},
-                distributions=space,
-                value=value,
-                user_attrs={'num_steps': 20},
-            )
-        )
-    study.add_trial(
-        optuna.trial.create_trial(
-            params={'optimizer.learning_rate': 0.5},
-            distributions=space,
-            state=optuna.trial.TrialState.PRUNED,
-            user_attrs={'num_steps': 20},
-        )
-    )
+def chosen(*names):
+    """Choices that say from which trials they were made."""
+    completed = [
+        {'score': score, 'values': {'optimizer.learning_rate': rate, 'num_steps': 20}}
+        for rate, score in TRIALS.items()
+    ]
+    of_each = {name: completed[0]['values'] for name in names}
+    record = {'trials': 4, 'seeds': 2, 'steps': 20, 'fixed': {}, 'completed': completed}
+    return {'digits': of_each | {'searched': dict.fromkeys(names, record)}}
 
 
 @pytest.fixture
-def tiny(small_config, one_table):
+def tiny(small_config, one_table, monkeypatch):
     """A table of a method, and of a control that is not tuned by itself."""
     rows = {
         SCRATCH: {'method': 'supervised'},
@@ -51,29 +34,31 @@ def tiny(small_config, one_table):
         'Control': {'method': 'ld', 'teacher.control': 'shuffled'},
     }
     one_table(rows, lambda: small_config(num_steps=20))
+    monkeypatch.setattr(cells, 'tuned', lambda name: chosen('supervised', 'ld'))
 
 
-def test_trials_come_best_first_and_whole_alone(tmp_path):
-    journal(tmp_path, 'ld')
-    found = tuning.trials_in(epath.Path(tmp_path) / 'digits-ld.journal')
-    assert found == [{'optimizer.learning_rate': rate, 'num_steps': 20} for rate in TRIALS]
+@pytest.fixture
+def searched(monkeypatch):
+    """Choices by user of which only their trials are known, none."""
+    names = *objectives.METHODS, *tables.VARIANTS
+    records = {'searched': {name: {'completed': []} for name in names}}
+    choices = {'movielens_by_user': records, 'movielens_by_user_War': {name: {} for name in names}}
+    monkeypatch.setattr(cells, 'tuned', lambda name: choices)
 
 
-def test_rows_that_have_a_search_of_their_own_are_candidates():
-    journals = pathlib.Path(__file__).parents[2] / 'docs' / 'results' / 'search'
-    found = on_test.candidates(['3x_user'], ['Drama'], ['CIFAR10'], epath.Path(journals))
-    methods = 'LD', 'FD', 'FitNet', 'Hybrid', 'TD', 'TD + LD', 'RKD', 'CRD', 'SRD'
-    assert {row for _, _, row in found} == {SCRATCH, *methods}
+METHODS = {SCRATCH, 'LD', 'FD', 'FitNet', 'Hybrid', 'TD', 'TD + LD'}
 
 
-def test_rows_of_another_search_are_none():
-    journals = pathlib.Path(__file__).parents[2] / 'docs' / 'results' / 'search'
-    found = on_test.candidates(['war_user'], ['War'], ['CIFAR10'], epath.Path(journals))
-    methods = 'LD', 'FD', 'FitNet', 'Hybrid', 'TD', 'TD + LD'
-    assert {row for _, _, row in found} == {SCRATCH, *methods}
+@pytest.mark.parametrize(
+    ('table', 'genre', 'rows'),
+    [('3x_user', 'Drama', METHODS | {'RKD', 'CRD', 'SRD'}), ('war_user', 'War', METHODS)],
+)
+def test_rows_that_have_a_search_of_their_own_are_candidates(searched, table, genre, rows):
+    found = on_test.candidates([table], [genre], ['CIFAR10'])
+    assert {row for _, _, row in found} == rows
 
 
-def test_a_row_of_another_search_has_no_best_trial_of_the_usual_one(tmp_path):
+def test_a_row_of_another_search_has_no_best_trial_of_the_usual_one(searched, tmp_path):
     """Where its knobs are the same its runs are, too."""
     own = f'{SCRATCH}, chosen on War'
     runs = cells.names_of(cells.runs_of(tables.TABLES['war_user'], 'Genre 8', own))
@@ -87,11 +72,9 @@ def test_a_row_of_another_search_has_no_best_trial_of_the_usual_one(tmp_path):
 
 @pytest.mark.long
 def test_the_best_trial_on_the_test_split_is_a_column_of_its_own(tiny, small_config, tmp_path):
-    for name in ('supervised', 'ld'):
-        journal(tmp_path, name)
     root = epath.Path(tmp_path / 'runs')
     results = cells.make(['tiny'], *COLUMNS, root, only_show=False)
-    trials = on_test.candidates(['tiny'], *COLUMNS, epath.Path(tmp_path))
+    trials = on_test.candidates(['tiny'], *COLUMNS)
     on_test.add(results, trials, root, only_show=False, processes=1)
     rows = results['tiny']['all']
     assert 'on_test' not in rows['Control']
@@ -135,9 +118,7 @@ def test_the_best_trial_on_the_test_split_is_a_column_of_its_own(tiny, small_con
 
 
 def test_a_trial_that_a_cell_has_is_not_run_again(tiny, tmp_path, monkeypatch):
-    for name in ('supervised', 'ld'):
-        journal(tmp_path, name)
-    trials = on_test.candidates(['tiny'], *COLUMNS, epath.Path(tmp_path))
+    trials = on_test.candidates(['tiny'], *COLUMNS)
     # As from a file of errors: the first trial of each, run on another machine.
     numbers = {'metric': 'accuracy', 'values': [0.5, 0.7], 'seeds': [0, 1], 'mean': 0.6}
     rows = {row: {**numbers, 'runs': cells.names_of(of_cell[0])} for (_, _, row), of_cell in trials.items()}
@@ -154,16 +135,13 @@ def test_a_trial_that_a_cell_has_is_not_run_again(tiny, tmp_path, monkeypatch):
     assert results['tiny']['all']['LD']['on_test']['mean'] == 0.6
 
 
-def test_journals_that_are_not_there_or_damaged_are_one_line(tiny, tmp_path):
-    journal(tmp_path, 'supervised')
-    with pytest.raises(UserError, match=r'digits-ld\.journal is not there; td_jax\.tune makes it'):
-        on_test.candidates(['tiny'], *COLUMNS, epath.Path(tmp_path))
-    (tmp_path / 'digits-ld.journal').write_text('{"op_code": 0}\n')
-    with pytest.raises(UserError, match=r'digits-ld\.journal is damaged; delete it'):
-        on_test.candidates(['tiny'], *COLUMNS, epath.Path(tmp_path))
-    (tmp_path / 'digits-ld.journal').unlink()
-    (tmp_path / 'digits-ld.journal').mkdir()
-    with pytest.raises(UserError, match=r'digits-ld\.journal cannot be read \(.*\); choose other --journals'):
-        on_test.candidates(['tiny'], *COLUMNS, epath.Path(tmp_path))
-    with pytest.raises(UserError, match='is in a bucket'):
-        on_test.candidates(['tiny'], *COLUMNS, epath.Path('gs://bucket/journals'))
+def test_choices_that_do_not_say_their_trials_are_one_line(tiny, monkeypatch):
+    """Those of an earlier version, or of one method alone."""
+    for choices in (chosen('supervised'), {'digits': {'ld': {'num_steps': 20}}}):
+        monkeypatch.setattr(cells, 'tuned', lambda name, choices=choices: choices)
+        with pytest.raises(
+            UserError,
+            match=r'^td_jax/configs/tuned/.*digits\.json does not say from which trials (ld|supervised) '
+            r'under digits was chosen; td_jax\.tune with --methods=(ld|supervised) writes them\.$',
+        ):
+            on_test.candidates(['tiny'], *COLUMNS)

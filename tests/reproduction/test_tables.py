@@ -19,11 +19,11 @@ GENRE, SCRATCH = 'Genre 1', 'Train from scratch'
 def test_a_table_is_made_of_what_there_is(name, monkeypatch):
     table = WITH_RUNS[name]
     declared = config_lib.flatten(common.get_config())
-    by_row = table.variants, table.copied, table.as_many_operations_as, table.knobs_of, table.chosen_on
+    by_row = table.variants, table.copied, table.as_many_operations_as, table.knobs_of, table.chosen_by
     for rows in by_row:
         assert rows.keys() <= table.rows.keys()
     assert set(table.variants.values()) <= tables.VARIANTS.keys()
-    assert {column for columns in table.chosen_on.values() for column in columns} <= set(tables.GENRES)
+    assert {column for by in table.chosen_by.values() for column in by.columns} <= set(tables.GENRES)
     assert {*table.as_many_operations_as.values(), *table.knobs_of.values()} <= table.rows.keys()
     # Counted from the data, which need not be there.
     monkeypatch.setattr(cells, 'operations', lambda config: 3 if config.method == 'td' else 2)
@@ -63,9 +63,9 @@ def test_knobs_chosen_on_war_stand_beside_the_cells_of_the_other_table():
     """The usual rows have the runs of Table 3; the others differ from them in their knobs alone."""
     war, other = tables.TABLES['war_user'], tables.TABLES['3x_user']
     assert war.columns == {'Genre 8': {'dataset.genre': 'War', 'dataset.split_by': 'user'}}
-    usual = [row for row in war.rows if row not in war.chosen_on]
+    usual = [row for row in war.rows if row not in war.chosen_by]
     assert usual == [SCRATCH, 'LD', 'FD', 'FitNet', 'Hybrid', 'TD', 'TD + LD']
-    assert [f'{row}, chosen on War' for row in usual] == list(war.chosen_on)
+    assert [f'{row}, chosen on War' for row in usual] == list(war.chosen_by)
     for row in usual:
         own = f'{row}, chosen on War'
         assert war.rows[own] == war.rows[row] == other.rows[row]

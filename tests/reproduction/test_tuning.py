@@ -1,30 +1,35 @@
-"""How the knobs of a method are chosen, on made-up curves and on one real search."""
+"""How the hyperparameters of a method are chosen, on made-up curves and on one real search."""
 
 import collections
 import json
 import math
+import pathlib
 
-import optuna
+import numpy as np
 import pytest
 from etils import epath
 
 from td_jax import config as config_lib
 from td_jax.errors import Diverged, UserError
 from td_jax.method import objectives
-from td_jax.reproduction import cells, jobs, tables, tuning
+from td_jax.reproduction import cells, journal, tables, tuning
 from td_jax.training import evaluation
 
-COMMON = {'optimizer.learning_rate', 'optimizer.weight_decay', 'model.dropout'}
+OPTIMIZER = {'optimizer.learning_rate', 'optimizer.weight_decay', 'model.dropout'}
 STEPS = 60
-DIGITS = tuning.Search('digits', {}, ('digits',), 7, 1, STEPS)
-RATINGS = tuning.Search('movielens', {'dataset.split_by': 'user'}, ('Drama', 'War'), 7, 1, STEPS)
+DIGITS = tuning.Search('digits', {}, tables.USUAL, 4, 2, STEPS)
+EIGHT = DIGITS._replace(trials=8)
+RATINGS = tuning.Search(
+    'movielens', {'dataset.split_by': 'user'}, tables.ChosenBy(('Drama', 'War')), 8, 2, STEPS
+)
 
 
 @pytest.mark.parametrize(
     ('module', 'name', 'drawn'),
     [
-        ('movielens', 'teacher', set()),
-        ('movielens', 'supervised', set()),
+        ('movielens', 'teacher', OPTIMIZER),
+        ('movielens', 'supervised', OPTIMIZER),
+        # On top of what was chosen of the optimizer.
         ('movielens', 'ld', {'ld.weights.logits'}),
         ('movielens', 'hybrid', {'hybrid.weights.logits', 'hybrid.weights.feature'}),
         # What a module or a variant leaves at 0 stays there.
@@ -39,25 +44,142 @@ RATINGS = tuning.Search('movielens', {'dataset.split_by': 'user'}, ('Drama', 'Wa
     ],
 )
 def test_what_is_drawn(module, name, drawn):
-    assert tuning.space(module, name).keys() == COMMON | drawn
+    assert tuning.space(module, name).keys() == drawn
 
 
-def test_weights_are_drawn_over_four_orders_of_magnitude_and_rounds_from_none():
-    space = tuning.space('digits', 'td')
-    weight, rounds = space['td.weights.state'], space['td.rounds']
-    assert (weight.low, weight.high, weight.log) == (0.1, 1000, True)
-    assert (rounds.low, rounds.high) == (0, 3)
+def test_ranges():
+    assert [tuning.LogUniform(0.1, 1000.0).at(share) for share in (0, 0.25, 0.5)] == [0.1, 1.0, 10.0]
+    assert [tuning.OneOf((0.0, 0.2, 0.4)).at(share) for share in (0, 0.33, 0.34, 0.99)] == [
+        0.0,
+        0.0,
+        0.2,
+        0.4,
+    ]
+    for module, bounds in (('vit_tiny_cifar10', (0.01, 10.0)), ('digits', (0.1, 1000.0))):
+        assert tuning.space(module, 'td')['td.weights.state'] == bounds
 
 
-def test_images_draw_smaller_weights_after_the_random_trials():
-    key = 'td.weights.state'
-    for module, number, bounds in (
-        ('vit_tiny_cifar10', 5, (0.1, 1000)),
-        ('vit_tiny_cifar10', 6, (0.01, 10)),
-        ('digits', 6, (0.1, 1000)),
-    ):
-        weight = tuning.space(module, 'td', number)[key]
-        assert (weight.low, weight.high, weight.log) == (*bounds, True)
+def test_a_draw_is_that_of_its_name_its_trial_and_its_seed():
+    draws = {
+        (name, seed): [tuning.draw(name, number, seed) for number in range(400)]
+        for name in ('weights.state', 'weights.message')
+        for seed in (0, 1)
+    }
+    # By hand, on any machine: the share of trial 5 and the parts of trials 4 to 7.
+    assert draws['weights.state', 0][5] == pytest.approx(0.38641453555017335)
+    for shares in draws.values():
+        assert len(set(shares)) == 400
+        # Of four trials in a row one is in each quarter.
+        parts = np.floor(4 * np.array(shares)).reshape(-1, 4)
+        assert (np.sort(parts) == np.arange(4)).all()
+        assert abs(np.mean(shares) - 0.5) < 0.01
+        # In many of the 24 orders.
+        assert len({tuple(row) for row in parts}) > 20
+    correlations = np.corrcoef(list(draws.values())) - np.eye(4)
+    assert np.abs(correlations).max() < 0.15
+
+
+def chosen_before(search, **names):
+    """Choices of a search as far as others are searched on top of them."""
+    optimizer = {'optimizer.learning_rate': 1e-3, 'optimizer.weight_decay': 0.1, 'model.dropout': 0.2}
+    record = {key: getattr(search, key) for key in cells.BUDGET}
+    under = {
+        'supervised': optimizer | {'num_steps': 20},
+        'searched': {'supervised': record | {'fixed': {}, 'at_last_step': False}},
+    }
+    for name, values in names.items():
+        under[name] = optimizer | {'num_steps': 40} | values
+        under['searched'][name] = record | {'fixed': optimizer, 'at_last_step': False}
+    return {tuning._filed_under(search, 'supervised'): under}
+
+
+TD = {'td.weights.interact': 2.0, 'td.weights.message': 3.0, 'td.weights.state': 5.0, 'td.rounds': 3}
+LD = {'ld.weights.logits': 7.0}
+
+
+def test_methods_share_the_draws_of_what_they_have_in_common():
+    choices = chosen_before(EIGHT, td=TD, ld=LD)
+    trials = {
+        name: tuning.plan(EIGHT, name, choices).trials
+        for name in ('td', 'td_ld', 'ld', 'hybrid', 'fd', 'fitnet', 'supervised', 'teacher')
+    }
+    assert {len(of_one) for of_one in trials.values()} == {8}
+    for number in range(3, 8):
+        td, td_ld, ld, hybrid, fd, fitnet = (
+            trials[name][number] for name in ('td', 'td_ld', 'ld', 'hybrid', 'fd', 'fitnet')
+        )
+        assert td.items() <= td_ld.items()
+        assert td_ld['td.weights.logits'] == ld['ld.weights.logits'] == hybrid['hybrid.weights.logits']
+        assert hybrid['hybrid.weights.feature'] == fd['fd.weights.feature']
+        assert fitnet['fitnet.weights.state'] == td['td.weights.state']
+    assert trials['teacher'] == trials['supervised']
+    assert {trial['td.rounds'] for trial in trials['td'][:4]} == {0, 1, 2, 3}
+    # Another sampler seed has others, and more trials have these and more.
+    by = EIGHT._replace(chosen_by=tables.ChosenBy((), 1))
+    others = tuning.plan(by, 'supervised', {}).trials
+    assert all(one != other for one, other in zip(others, trials['supervised'], strict=True))
+    more = tuning.plan(EIGHT._replace(trials=12), 'supervised', {}).trials
+    assert more[:8] == trials['supervised']
+
+
+def test_td_with_ld_begins_with_what_was_chosen_for_both():
+    trials = tuning.plan(EIGHT, 'td_ld', chosen_before(EIGHT, td=TD, ld=LD)).trials
+    weak = {f'td.weights.{term}': 0.1 for term in ('interact', 'message', 'state')}
+    assert trials[:3] == [
+        TD | {'td.weights.logits': 7.0},
+        TD | {'td.weights.logits': 0.1},
+        weak | {'td.rounds': 0, 'td.weights.logits': 7.0},
+    ]
+    few = EIGHT._replace(trials=2)
+    assert tuning.plan(few, 'td_ld', chosen_before(few, td=TD, ld=LD)).trials == trials[:2]
+
+
+def test_what_both_chose_alike_is_not_tried_twice():
+    """Where the same trial is the best one of TD and of LD, TD + LD draws another in its place."""
+    trials = {name: tuning.plan(EIGHT, name, chosen_before(EIGHT)).trials for name in ('td', 'ld')}
+    choices = chosen_before(EIGHT, td=trials['td'][5], ld=trials['ld'][5])
+    joined = tuning.plan(EIGHT, 'td_ld', choices).trials
+    more = EIGHT._replace(trials=9)
+    (ninth,) = tuning.plan(more, 'td', chosen_before(more)).trials[8:]
+    assert joined[0].items() >= trials['td'][5].items()
+    assert joined[5].items() >= ninth.items()
+    assert len({json.dumps(trial) for trial in joined}) == 8
+
+
+def test_methods_have_the_optimizer_of_the_student_without_distillation():
+    choices = chosen_before(RATINGS)
+    choices['movielens_by_user'] = {'teacher': {'teacher.num_steps': 77}}
+    choices['movielens_by_user_Drama_War']['searched']['supervised']['fixed'] = {'teacher.num_steps': 77}
+    of = tuning.plan(RATINGS, 'td', choices)
+    run = tuning.run_of(RATINGS, of, 5, 1, 'War')
+    assert (run.optimizer.learning_rate, run.optimizer.weight_decay, run.model.dropout) == (1e-3, 0.1, 0.2)
+    assert (run.teacher.num_steps, run.num_steps, run.num_seeds) == (77, STEPS, 2)
+    assert config_lib.flatten(run).items() >= of.trials[5].items()
+    # All that was chosen for the teacher is that of the student's run, too.
+    assert tuning.plan(RATINGS, 'supervised', choices).fixed == {'teacher.num_steps': 77}
+
+
+@pytest.mark.parametrize(
+    ('trials', 'hand'), [(12, [12, 6, 3]), (16, [16, 8, 4]), (7, [7, 3, 1]), (1, [1, 1, 1])]
+)
+def test_quotas(trials, hand):
+    assert tuning.quotas(trials) == hand
+
+
+def test_ranks_by_hand():
+    curves = {
+        0: [{20: 3.0, 40: 1.0}, {20: 1.0, 40: 2.0}],  # 2.0 and 1.5
+        1: [{20: 1.0, 40: 9.0}, {20: 1.0, 40: 9.0}],  # 1.0 and 9.0
+        2: [{20: 1.0}, {40: 0.1}],  # No step of both.
+        3: [{20: 0.5, 40: 0.1}, {20: 1.5}],  # Of the step of both 1.0, as trial 1.
+        4: [{20: 0.1, 40: 0.1}, {}],
+    }
+    assert tuning.rank(curves, less_is_better=True) == [
+        (1.0, 20, 1, False),
+        (1.0, 20, 3, False),
+        (1.5, 40, 0, True),
+    ]
+    assert [trial.number for trial in tuning.rank(curves, less_is_better=False)] == [1, 0, 3]
 
 
 @pytest.mark.parametrize('module', tuning.CONFIGS)
@@ -66,10 +188,11 @@ def test_all_that_a_task_allows_is_searched(module):
     assert names[0] == tuning.TEACHER
     of_classes = {'dkd', 'dist'} if module == 'movielens' else set()
     assert set(names) == {tuning.TEACHER, *objectives.METHODS, *tables.VARIANTS} - of_classes
+    assert set(tuning.names_for(module, 1)) == {'supervised', 'ld', 'td', 'td_ld'}
 
 
 def test_each_rung_has_other_seeds_and_another_slice_of_time():
-    runs = [tuning.prepared(RATINGS._replace(seeds=2), 'td', 'War', rung) for rung in range(3)]
+    runs = [tuning.prepared(RATINGS, 'td', 'War', rung) for rung in range(3)]
     assert [run.dataset.validation_slice for run in runs] == [0, 1, 2]
     assert [run.seed for run in runs] == [0, 2, 4]
     assert [run.teacher.seed for run in runs] == [0, 1, 2]
@@ -80,24 +203,29 @@ def test_each_rung_has_other_seeds_and_another_slice_of_time():
 
 
 def test_images_are_searched_with_few_labels_and_with_more():
-    search = tuning.search_of('vit_tiny_cifar10', 'time', None, 4, 1, 600)
-    runs = [tuning.prepared(search, 'td', column, 1) for column in search.columns]
+    search = tuning.search_of('vit_tiny_cifar10', 'time', None, 4, 2, 600)
+    of = tuning.plan(search, 'supervised', {})
+    runs = [tuning.run_of(search, of, 0, 1, column) for column in of.columns]
     assert [run.dataset.examples_per_class for run in runs] == [50, 500]
     assert {(run.dataset.split, run.num_steps, run.eval_every) for run in runs} == {('validation', 600, 100)}
     assert {run.teacher.dataset.examples_per_class for run in runs} == {0}
-    with pytest.raises(UserError, match="--columns '40' is not known"):
-        tuning.check(search._replace(columns=('40',)), ['td'], epath.Path('j'), epath.Path('o.json'))
 
 
 def test_the_teacher_is_searched_on_its_own_task():
     run = tuning.prepared(RATINGS, tuning.TEACHER, 'Drama', 1)
     assert (run.method, run.dataset.genre, run.num_steps) == ('supervised', 'all', STEPS)
-    assert (run.dataset.split, run.dataset.validation_slice, run.seed) == ('validation', 1, 1)
+    assert (run.dataset.split, run.dataset.validation_slice, run.seed, run.num_seeds) == (
+        'validation',
+        1,
+        2,
+        2,
+    )
     assert run.model.hidden == (512, 256)
+    config_lib.check(run)
 
 
 class Made:
-    """Stands where a run would: its curve is a function of its knobs."""
+    """Stands where a run would: its curve is a function of its config."""
 
     def __init__(self, score, fails_at=None):
         self.score, self.fails_at, self.runs = score, fails_at, []
@@ -111,273 +239,281 @@ class Made:
 
 
 def distance(config):
-    """How far a learning rate is from the best one, in orders of magnitude."""
-    return abs(math.log10(config.optimizer.learning_rate) + 3)
+    """How far the rate and the weights of a run are from the best ones, in orders of magnitude."""
+    weights = objectives.weights_of(config)
+    far = [abs(math.log10(weight)) for term, weight in weights.items() if weight and term != 'probe']
+    return abs(math.log10(config.optimizer.learning_rate) + 3) + sum(far)
 
 
 def curve_of(config):
     """Better at step 40 than before and after."""
     worse = 0.1 * config.dataset.validation_slice
-    return {20: 2 + distance(config), 40: 1 + distance(config) + worse, 60: 3.0}
+    return {20: 2 + distance(config), 40: 1 + distance(config) + worse, 60: 30.0}
 
 
-def searched(monkeypatch, folder, made, search=RATINGS, name='ld', taught_by=None):
-    """What search_one returns with made-up runs, and the trials of its journal."""
+def searched(monkeypatch, folder, made, search=RATINGS, names=('supervised', 'ld')):
+    """{name: what is recorded of its choice} with made-up runs, and the choices that are written."""
     monkeypatch.setattr(tuning, '_curve', made)
+    monkeypatch.setattr(cells, 'train_teachers', lambda root, configs, count: None)
+    monkeypatch.setattr(tuning, 'knobs_of', lambda config: '')
     folder.mkdir(exist_ok=True)
-    record = tuning.search_one(search, name, taught_by or {}, epath.Path(folder), epath.Path(folder))
-    (path,) = folder.glob(f'*-{name}.journal')
-    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path)))
-    (study,) = (optuna.load_study(study_name=None, storage=storage),)
-    return record, study.get_trials()
+    places = [epath.Path(folder / name) for name in ('runs', 'journals', 'o.json')]
+    tuning.check(search, names, *places[1:])
+    return dict(tuning.tune(search, names, *places, 1)), json.loads((folder / 'o.json').read_text())
 
 
-@pytest.mark.parametrize('search', [RATINGS, DIGITS])
-def test_the_best_of_all_that_climbed_to_the_top_is_chosen(monkeypatch, tmp_path, search):
-    sign = 1 if search is RATINGS else -1
-    made = Made(lambda config: {step: sign * value for step, value in curve_of(config).items()})
-    record, trials = searched(monkeypatch, tmp_path, made, search)
-    assert len(trials) == 7
-    done = [trial for trial in trials if trial.state.name == 'COMPLETE']
-    assert {trial.state.name for trial in trials} == {'COMPLETE', 'PRUNED'}
-    assert record['scores'] == [trial.value for trial in done]
-    # Equal scores cannot be, as rates are drawn.
-    best = min(done, key=lambda trial: abs(math.log10(trial.params['optimizer.learning_rate']) + 3))
-    assert record['chosen'] == {**best.params, 'num_steps': 40}
-    slices = (0, 1, 2) if search is RATINGS else (0, 0, 0)
-    rate = best.params['optimizer.learning_rate']
-    mean = sum(1 + abs(math.log10(rate) + 3) + 0.1 * slice for slice in slices) / 3
-    assert record['score'] == pytest.approx(sign * mean)
+def lines_of(folder, name):
+    """The lines of a method's journal."""
+    (path,) = (folder / 'journals').glob(f'*-{name}.jsonl')
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_the_estimator_has_a_say_from_the_seventh_trial_on(monkeypatch, tmp_path):
-    """Knobs of the first six do not depend on what came of those before."""
-
-    def other(config):
-        return {step: 9 - value for step, value in curve_of(config).items()}
-
-    drawn = []
-    for name, score in (('one', curve_of), ('other', other)):
-        _, trials = searched(monkeypatch, tmp_path / name, Made(score))
-        drawn.append([trial.params for trial in trials])
-    assert drawn[0][:6] == drawn[1][:6]
-    assert drawn[0][6] != drawn[1][6]
-
-
-def test_one_of_three_goes_on_to_the_next_rung(monkeypatch, tmp_path):
-    """By successive halving: a trial goes on if it is in the best third of those that came so far."""
+def test_all_of_a_rung_are_run_before_the_best_half_goes_on(monkeypatch, tmp_path):
     made = Made(curve_of)
-    _, trials = searched(monkeypatch, tmp_path, made)
-    scores, climbed = [], []
-    for trial in trials:
-        scores.append(abs(math.log10(trial.params['optimizer.learning_rate']) + 3))
-        place = sorted(scores).index(scores[-1])
-        climbed.append(place < max(1, len(scores) // 3))
-    rungs = [len(trial.intermediate_values) for trial in trials]
-    assert [rung > 1 for rung in rungs] == climbed
-    # Two columns a rung.
-    assert len(made.runs) == 2 * sum(rungs)
-    assert rungs[0] == 3
+    records, _ = searched(monkeypatch, tmp_path, made)
+    slices = [run.dataset.validation_slice for run in made.runs if run.method == 'ld']
+    # 8, 4 and 2 trials in two columns each.
+    assert slices == [0] * 16 + [1] * 8 + [2] * 4
+    lines = lines_of(tmp_path, 'ld')
+    weights = {line['trial']: line['values']['ld.weights.logits'] for line in lines}
+    order = sorted(weights, key=lambda number: abs(math.log10(weights[number])))
+    for rung, quota in enumerate((8, 4, 2)):
+        on_rung = collections.Counter(line['trial'] for line in lines if line['rung'] == rung)
+        assert on_rung == dict.fromkeys(order[:quota], 2)
+    record = records['ld']
+    assert [done['values']['ld.weights.logits'] for done in record['completed']] == [
+        weights[number] for number in order[:2]
+    ]
+    assert record['chosen'] == record['completed'][0]['values']
+    assert record['completed'][0]['score'] == pytest.approx(
+        1.1 + np.mean([distance(run) for run in made.runs[-4:-2]])
+    )
+
+
+@pytest.mark.parametrize(
+    ('search', 'names'),
+    [(DIGITS, tuning.names_for('digits')[1:]), (RATINGS._replace(trials=4), ['supervised', 'ld'])],
+    ids=['accuracy', 'rmse'],
+)
+def test_every_method_has_as_many_completed_trials(monkeypatch, tmp_path, search, names):
+    sign = 1 if search is not DIGITS else -1
+    made = Made(lambda config: {step: sign * value for step, value in curve_of(config).items()})
+    records, choices = searched(monkeypatch, tmp_path, made, search, names)
+    assert set(records) == set(names)
+    assert {len(record['completed']) for record in records.values()} == {1}
+    columns = len(search.chosen_by.columns) or 1
+    assert len(made.runs) == (4 + 2 + 1) * columns * len(names)
+    assert {run.num_seeds for run in made.runs} == {2}
+    (under,) = choices.values()
+    of_optimizer = {key: under['supervised'][key] for key in OPTIMIZER}
+    for name in names:
+        assert under[name].items() >= (of_optimizer | {'num_steps': 40}).items()
+        assert under[name] == records[name]['chosen']
+        assert under['searched'][name] | {'chosen': under[name]} == records[name]
+    rates = [trial['optimizer.learning_rate'] for trial in tuning.plan(search, 'supervised', {}).trials]
+    assert of_optimizer['optimizer.learning_rate'] == min(rates, key=lambda rate: abs(math.log10(rate) + 3))
+
+
+def test_td_with_ld_is_searched_after_both(monkeypatch, tmp_path):
+    made = Made(curve_of)
+    records, choices = searched(monkeypatch, tmp_path, made, DIGITS, ['td_ld', 'td', 'ld', 'supervised'])
+    assert list(records) == ['supervised', 'td', 'ld', 'td_ld']
+    (under,) = choices.values()
+    joined = {key: under['td'][key] for key in TD} | {'td.weights.logits': under['ld']['ld.weights.logits']}
+    assert lines_of(tmp_path, 'td_ld')[0]['values'] == joined
 
 
 def test_every_column_counts(monkeypatch, tmp_path):
-    """War alone would choose the other rate."""
+    """War alone would choose the other rates."""
 
     def score(config):
         high = config.optimizer.learning_rate > 1e-3
-        return {40: {'Drama': 1.0 - 0.5 * high, 'War': 1.0 + 0.2 * high}[config.dataset.genre]}
+        return {40: {'Drama': 1.0 - 0.5 * high, 'War': 1.0 + 0.2 * high}[config.dataset.genre], 60: 2.0}
 
-    record, _ = searched(monkeypatch, tmp_path, Made(score), RATINGS._replace(trials=12))
+    records, _ = searched(monkeypatch, tmp_path, Made(score), names=['supervised'])
+    record = records['supervised']
     assert record['chosen']['optimizer.learning_rate'] > 1e-3
-    assert record['score'] == pytest.approx(0.85)
+    assert record['completed'][0]['score'] == pytest.approx(0.85)
 
 
-def test_a_step_that_not_all_runs_have_is_not_chosen(monkeypatch, tmp_path):
-    def score(config):
-        return {20: 1.0, **({} if config.dataset.genre == 'War' else {40: 0.1})}
-
-    record, _ = searched(monkeypatch, tmp_path, Made(score))
-    assert record['chosen']['num_steps'] == 20
-    assert record['score'] == 1.0
-
-
-def test_knobs_that_diverge_are_not_chosen(monkeypatch, tmp_path):
-    made = Made(lambda config: {} if config.optimizer.learning_rate < 1e-3 else {40: distance(config)})
-    record, trials = searched(monkeypatch, tmp_path, made)
-    assert record['chosen']['optimizer.learning_rate'] > 1e-3
-    fell = [trial for trial in trials if trial.params['optimizer.learning_rate'] < 1e-3]
-    assert fell
-    assert {trial.state.name for trial in fell} == {'PRUNED'}
+def test_hyperparameters_that_diverge_are_not_chosen(monkeypatch, tmp_path):
+    made = Made(
+        lambda config: {} if config.optimizer.learning_rate < 1e-3 else {40: distance(config), 60: 99.0}
+    )
+    records, _ = searched(monkeypatch, tmp_path, made, names=['supervised'])
+    rates = [done['values']['optimizer.learning_rate'] for done in records['supervised']['completed']]
+    assert len(rates) == 2
+    assert min(rates) > 1e-3
+    assert {line['rung'] for line in lines_of(tmp_path, 'supervised') if line['curve'] == {}} == {0}
 
 
 def test_all_that_diverge_are_refused(monkeypatch, tmp_path):
-    with pytest.raises(UserError, match='every trial of ld diverged; raise --trials, now 7'):
+    with pytest.raises(UserError, match='every trial of supervised diverged; raise --trials, now 8'):
         searched(monkeypatch, tmp_path, Made(lambda config: {}))
 
 
-@pytest.mark.parametrize('fails_at', [0, 1, 5])
-def test_an_interrupted_search_ends_as_another(monkeypatch, tmp_path, fails_at):
-    whole, trials = searched(monkeypatch, tmp_path / 'whole', Made(curve_of))
+NAMES = ['supervised', 'ld', 'td', 'td_ld']
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+    """What a search comes to that nothing interrupts, and the names of its runs."""
+    made = Made(curve_of)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        result = searched(monkeypatch, tmp_path_factory.mktemp('whole'), made, DIGITS, NAMES)
+    return result, cells.names_of(made.runs)
+
+
+@pytest.mark.parametrize('fails_at', [0, 4, 11, 20])
+def test_an_interrupted_search_ends_as_another(monkeypatch, tmp_path, whole, fails_at):
+    """From its journals alone, and what was run is not run again."""
     made = Made(curve_of, fails_at)
     with pytest.raises(KeyboardInterrupt):
-        searched(monkeypatch, tmp_path / 'cut', made)
-    cut, all_trials = searched(monkeypatch, tmp_path / 'cut', made)
-    assert cut == whole
-    over = [trial for trial in all_trials if trial.state.name != 'FAIL']
-    assert len(all_trials) == len(over) + 1
-    assert [trial.params for trial in over] == [trial.params for trial in trials]
+        searched(monkeypatch, tmp_path, made, DIGITS, NAMES)
+    result = searched(monkeypatch, tmp_path, made, DIGITS, NAMES)
+    assert result == whole[0]
+    assert cells.names_of(made.runs) == whole[1]
 
 
-def test_more_trials_are_those_and_more(monkeypatch, tmp_path):
-    _, few = searched(monkeypatch, tmp_path / 'grown', Made(curve_of), RATINGS._replace(trials=3))
-    grown = searched(monkeypatch, tmp_path / 'grown', Made(curve_of), RATINGS._replace(trials=12))
-    whole = searched(monkeypatch, tmp_path / 'whole', Made(curve_of), RATINGS._replace(trials=12))
-    assert [trial.params for trial in few] == [trial.params for trial in grown[1][:3]]
-    assert grown[0] == whole[0]
-    assert [trial.params for trial in grown[1]] == [trial.params for trial in whole[1]]
+def test_a_search_goes_on_from_a_torn_journal(monkeypatch, tmp_path, capsys):
+    whole = Made(curve_of)
+    expected = searched(monkeypatch, tmp_path, whole, DIGITS, ['supervised'])
+    (path,) = (tmp_path / 'journals').glob('*.jsonl')
+    content = path.read_bytes()
+    path.write_bytes(content[:-20])
+    made = Made(curve_of)
+    assert searched(monkeypatch, tmp_path, made, DIGITS, ['supervised']) == expected
+    assert cells.names_of(made.runs) == cells.names_of(whole.runs[-1:])
+    assert 'is torn' in capsys.readouterr().err
+    assert path.read_bytes() == content
 
 
-IMAGES = tuning.Search('vit_tiny_cifar10', {}, ('50', '500'), 9, 1, STEPS)
+def test_a_damaged_journal_is_refused_before_anything_is_written(monkeypatch, tmp_path):
+    folder = tmp_path / 'journals'
+    folder.mkdir()
+    (folder / 'digits-supervised.jsonl').write_text('{"torn')
+    (folder / 'digits-ld.jsonl').write_text('{}\n')
+    with pytest.raises(UserError, match=r'digits-ld\.jsonl is damaged in line 1'):
+        searched(monkeypatch, tmp_path, Made(curve_of), DIGITS)
+    assert sorted(path.name for path in tmp_path.rglob('*')) == [
+        'digits-ld.jsonl',
+        'digits-supervised.jsonl',
+        'journals',
+    ]
+    assert (folder / 'digits-supervised.jsonl').read_text() == '{"torn'
 
 
-def accuracy_of(config):
-    return {40: -distance(config)}
-
-
-@pytest.mark.parametrize('fails_at', [None, 'in the trial from scratch'])
-def test_a_trial_of_images_starts_from_scratch(monkeypatch, tmp_path, fails_at):
-    _, trials = searched(monkeypatch, tmp_path, Made(accuracy_of), IMAGES, 'supervised')
-    done = [trial for trial in trials[:6] if trial.state.name == 'COMPLETE']
-    best = max(done, key=lambda trial: trial.value).params
-    assert best.keys() == COMMON
-    if fails_at:
-        before = Made(accuracy_of)
-        searched(monkeypatch, tmp_path / 'before', before, IMAGES._replace(trials=6), 'td')
-        made = Made(accuracy_of, len(before.runs) + 1)
-        with pytest.raises(KeyboardInterrupt):
-            searched(monkeypatch, tmp_path, made, IMAGES, 'td')
-    record, trials = searched(monkeypatch, tmp_path, Made(accuracy_of), IMAGES, 'td')
-    over = [trial for trial in trials if trial.state.name != 'FAIL']
-    assert len(trials) == len(over) + bool(fails_at)
-    assert len(over) == 9
-    weights = [f'td.weights.{term}' for term in ('interact', 'message', 'state')]
-    start = dict(over[6].params)
-    assert start.pop('td.rounds') in range(4)
-    assert start == {**best, **dict.fromkeys(weights, 0.01)}
-    for trial in over[7:]:
-        assert all(0.01 <= trial.params[key] <= 10 for key in weights)
-        assert trial.params != over[6].params
-    # It is in the best third so far, as scratch was.
-    assert record['score'] >= max(trial.value for trial in done)
-
-
-def test_a_trial_that_starts_from_scratch_needs_it(monkeypatch, tmp_path):
-    places = epath.Path(tmp_path), epath.Path(tmp_path / 'o.json')
-    tuning.check(IMAGES, ['supervised', 'td'], *places)
-    tuning.check(IMAGES._replace(trials=6), ['td'], *places)
-    tuning.check(DIGITS, ['td'], *places)
-    said = r'trial 7 of td starts from the best of 6 of supervised, which .*cifar10-supervised\.journal does '
-    for trials in (0, 3):
-        if trials:
-            few = IMAGES._replace(trials=trials)
-            searched(monkeypatch, tmp_path, Made(accuracy_of), few, 'supervised')
-        with pytest.raises(UserError, match=said + 'not have; name supervised in --methods, too'):
-            tuning.check(IMAGES, ['teacher', 'td'], *places)
-    searched(monkeypatch, tmp_path, Made(accuracy_of), IMAGES._replace(trials=6), 'supervised')
-    tuning.check(IMAGES, ['teacher', 'td'], *places)
-    (tmp_path / 'cifar10-supervised.journal').write_text('{}\n')
-    with pytest.raises(UserError, match=r'supervised\.journal is damaged'):
-        tuning.check(IMAGES, ['td'], *places)
-
-
-def test_scratch_that_always_diverged_is_no_start(monkeypatch, tmp_path):
-    few = IMAGES._replace(trials=6)
-    with pytest.raises(UserError, match='every trial of supervised diverged'):
-        searched(monkeypatch, tmp_path, Made(lambda config: {}), few, 'supervised')
-    with pytest.raises(UserError, match=r'every trial of supervised in .* diverged, and td starts'):
-        tuning.check(IMAGES, ['td'], epath.Path(tmp_path), epath.Path(tmp_path / 'o.json'))
-
-
-@pytest.mark.parametrize(
-    ('search', 'parts'),
-    [(IMAGES, [['supervised'], ['td', 'ld']]), (DIGITS, [['td', 'supervised', 'ld']])],
-)
-def test_scratch_is_searched_before_what_starts_from_it(monkeypatch, tmp_path, search, parts):
+def test_two_searches_at_once(monkeypatch, tmp_path):
+    """The second one of the same setting is refused and leaves the first alone; another setting is none."""
     found = []
 
-    def each(function, tasks, count, folder, what):
-        found.append([task[1] for task in tasks])
-        return [{'chosen': {'num_steps': 20}} for _ in tasks]
+    def second(config):
+        if not found:
+            found.append(None)
+            with pytest.raises(UserError, match=r'the journals of digits in .* are in use by process'):
+                searched(monkeypatch, tmp_path, Made(curve_of), DIGITS, ['supervised'])
+            other = RATINGS._replace(trials=1)
+            found.append(searched(monkeypatch, tmp_path, Made(curve_of), other, ['supervised'])[0])
+        return curve_of(config)
 
-    monkeypatch.setattr(jobs, 'each', each)
-    monkeypatch.setattr(cells, 'train_teachers', lambda root, configs, count: None)
-    places = (epath.Path(tmp_path / name) for name in ('runs', 'journals', 'o.json'))
-    names = [name for name, _ in tuning.tune(search, ['td', 'supervised', 'ld'], *places, 2)]
-    assert names == [name for part in parts for name in part]
-    assert found == parts
-
-
-def test_a_finished_search_runs_nothing(monkeypatch, tmp_path):
-    record, _ = searched(monkeypatch, tmp_path, Made(curve_of))
-    made = Made(curve_of)
-    assert searched(monkeypatch, tmp_path, made)[0] == record
-    assert made.runs == []
+    records, choices = searched(monkeypatch, tmp_path, Made(second), DIGITS, ['supervised'])
+    expected, _ = searched(monkeypatch, tmp_path / 'alone', Made(curve_of), DIGITS, ['supervised'])
+    assert records == expected
+    # The file has what the other one chose in the meantime.
+    assert choices['movielens_by_user_Drama_War']['supervised'] == found[1]['supervised']['chosen']
 
 
-@pytest.mark.parametrize(
-    ('search', 'taught_by', 'said'),
-    [
-        (RATINGS._replace(steps=30), {}, r'its steps is 60, here 30'),
-        (RATINGS, {'teacher.num_steps': 5}, r"its taught_by is {}, here {'teacher.num_steps': 5}"),
-    ],
-)
-def test_a_journal_of_another_search_is_refused(monkeypatch, tmp_path, search, taught_by, said):
-    searched(monkeypatch, tmp_path, Made(curve_of))
+def test_journals_of_an_earlier_version_stay_as_they_are(monkeypatch, tmp_path):
+    (tmp_path / 'journals').mkdir()
+    old = tmp_path / 'journals' / 'digits-supervised.journal'
+    old.write_text('{"op_code": 0}\n')
+    searched(monkeypatch, tmp_path, Made(curve_of), DIGITS, ['supervised'])
+    assert old.read_text() == '{"op_code": 0}\n'
+    assert old.with_suffix('.jsonl').exists()
+
+
+def test_more_trials_or_steps_take_nothing_of_another_search(monkeypatch, tmp_path):
+    first = Made(curve_of)
+    searched(monkeypatch, tmp_path, first, DIGITS)
+    more = DIGITS._replace(trials=8)
     with pytest.raises(
-        UserError, match=f'movielens_by_user_Drama_War-ld.journal is of another search: {said}; choose'
+        UserError,
+        match=r'^ld is searched on top of supervised, for which --output has no choice of this search '
+        r'\(8 trials, 2 seeds, 60 steps, the same teacher\); name supervised in --methods, too\.$',
     ):
-        searched(monkeypatch, tmp_path, Made(curve_of), search, taught_by=taught_by)
+        searched(monkeypatch, tmp_path, Made(curve_of), more, ['ld'])
+    grown = Made(curve_of)
+    expected = searched(monkeypatch, tmp_path / 'whole', Made(curve_of), more)
+    assert searched(monkeypatch, tmp_path, grown, more) == expected
+    # The four more trials of the first rung, and what climbs now.
+    assert not set(cells.names_of(grown.runs)) & set(cells.names_of(first.runs))
+    longer = Made(curve_of)
+    searched(monkeypatch, tmp_path, longer, DIGITS._replace(steps=2 * STEPS))
+    assert len(longer.runs) == len(first.runs)
 
 
-@pytest.mark.parametrize(
-    'text', ['{"op_code": 0', 'nothing\n{}\n', '{}\n', '[1]\n', '{"op_code": 99, "worker_id": "a"}\n']
-)
-def test_a_damaged_journal_is_refused(monkeypatch, tmp_path, text):
-    (tmp_path / 'movielens_by_user_Drama_War-ld.journal').write_text(text)
-    with pytest.raises(UserError, match=r'movielens_by_user_Drama_War-ld\.journal is damaged; delete it'):
-        searched(monkeypatch, tmp_path, Made(curve_of))
-
-
-def test_a_search_on_other_columns_has_a_journal_of_its_own(monkeypatch, tmp_path):
-    """But the teacher's, whose runs are the same whatever the columns."""
-    usual = RATINGS._replace(columns=tuning.CONFIGS['movielens'].mean_of)
-    for search in (usual, RATINGS, RATINGS._replace(columns=('War',))):
-        made = Made(curve_of)
-        monkeypatch.setattr(tuning, '_curve', made)
-        for name in ('ld', tuning.TEACHER):
-            tuning.search_one(search, name, {}, epath.Path(tmp_path), epath.Path(tmp_path))
-        genres = {run.dataset.genre for run in made.runs if run.method == 'ld'}
-        assert genres == set(search.columns)
-        assert any(run.method == 'supervised' for run in made.runs) == (search is usual)
-    assert {path.name for path in tmp_path.iterdir()} == {
-        'movielens_by_user-teacher.journal',
-        'movielens_by_user-ld.journal',
-        'movielens_by_user_Drama_War-ld.journal',
-        'movielens_by_user_War-ld.journal',
+def test_another_sampler_seed_is_filed_under_its_name(monkeypatch, tmp_path):
+    before, _ = searched(monkeypatch, tmp_path, Made(curve_of), DIGITS)
+    search = DIGITS._replace(chosen_by=tables.ChosenBy((), 1))
+    after, choices = searched(monkeypatch, tmp_path, Made(curve_of), search)
+    assert choices.keys() == {'digits', 'digits_sampler_seed_1'}
+    assert choices['digits']['ld'] == before['ld']['chosen']
+    assert choices['digits_sampler_seed_1']['ld'] == after['ld']['chosen'] != before['ld']['chosen']
+    assert {path.name for path in (tmp_path / 'journals').glob('*.jsonl')} == {
+        f'digits{seed}-{name}.jsonl' for seed in ('', '_sampler_seed_1') for name in ('supervised', 'ld')
     }
+    with pytest.raises(UserError, match='--sampler_seed is 1, but the teacher is that of --sampler_seed=0'):
+        searched(monkeypatch, tmp_path, Made(curve_of), search, ['teacher'])
+
+
+def test_other_columns_are_filed_under_their_names_with_the_usual_teacher(monkeypatch, tmp_path):
+    found = {}
+    for search in (RATINGS, RATINGS._replace(chosen_by=tables.ChosenBy(('War',)))):
+        made = Made(curve_of)
+        _, found = searched(monkeypatch, tmp_path, made, search, ['teacher', 'supervised'])
+        genres = {run.dataset.genre for run in made.runs} - {'all'}
+        assert genres == set(search.chosen_by.columns)
+    assert found.keys() == {'movielens_by_user', 'movielens_by_user_Drama_War', 'movielens_by_user_War'}
+    assert found['movielens_by_user'].keys() == {'teacher', 'searched'}
+    assert all(key.startswith('teacher.') for key in found['movielens_by_user']['teacher'])
+    # The second search runs no teacher, which is there, and takes it.
+    assert not any(run.dataset.genre == 'all' for run in made.runs)
+    fixed = found['movielens_by_user_War']['searched']['supervised']['fixed']
+    assert fixed == found['movielens_by_user']['teacher']
+
+
+def test_a_method_is_searched_on_top_of_the_same_teacher(monkeypatch, tmp_path):
+    searched(monkeypatch, tmp_path, Made(curve_of), DIGITS)
+    with pytest.raises(
+        UserError, match='ld is searched on top of supervised, for which --output has no choice'
+    ):
+        searched(monkeypatch, tmp_path, Made(curve_of), DIGITS, ['teacher', 'ld'])
+    searched(monkeypatch, tmp_path, Made(curve_of), DIGITS, ['teacher', 'supervised', 'ld'])
 
 
 @pytest.mark.parametrize('module', tuning.CONFIGS)
 def test_the_teacher_of_a_search_is_the_same_in_every_column(module):
-    search = tuning.search_of(module, 'time', None, 4, 1, 600)
+    search = tuning.search_of(module, 'time', None, 4, 2, 600)
     runs = [tuning.prepared(search, tuning.TEACHER, column, 1) for column in tuning.CONFIGS[module].columns]
     assert len({config_lib.digest(run) for run in runs}) == 1
 
 
-def test_the_teacher_s_knobs_are_those_of_the_runs(monkeypatch, tmp_path):
-    made = Made(curve_of)
-    searched(monkeypatch, tmp_path, made, taught_by={'teacher.num_steps': 77})
-    assert {run.teacher.num_steps for run in made.runs} == {77}
+def test_who_chose_the_last_step(monkeypatch, tmp_path):
+    """More than half of the methods: 2 of 4 are not, 3 of 4 are; the teacher is looked at alone."""
+    names, search = ['supervised', 'ld', 'td', 'fd'], DIGITS._replace(trials=1)
+    for late, said in (({'ld', 'td'}, []), ({'ld', 'td', 'fd'}, ['fd', 'ld', 'td'])):
+        made = Made(lambda config, late=late: {20: 1.0, 40: 2.0 if config.method in late else 0.1})
+        folder = tmp_path / str(len(late))
+        records, choices = searched(monkeypatch, folder, made, search, names)
+        assert {name for name, record in records.items() if record['at_last_step']} == late
+        assert sorted(tuning.at_last_step(search, names, choices)) == said
+    # One method alone has no say for the four, and a search with another budget has none.
+    assert sorted(tuning.at_last_step(search, ['supervised'], choices)) == ['fd', 'ld', 'td']
+    assert tuning.at_last_step(search._replace(steps=7), ['supervised'], choices) == []
+    teacher = RATINGS._replace(trials=1)
+    _, choices = searched(monkeypatch, folder, Made(lambda config: {20: 1.0, 40: 0.1}), teacher, ['teacher'])
+    assert tuning.at_last_step(teacher, ['teacher'], choices) == ['teacher']
+    assert tuning.at_last_step(teacher, ['supervised'], choices) == []
 
 
 @pytest.mark.parametrize(
@@ -385,12 +521,14 @@ def test_the_teacher_s_knobs_are_those_of_the_runs(monkeypatch, tmp_path):
     [
         ({}, ['td', 'tdd'], "--methods 'tdd' is not known. Did you mean td?"),
         ({}, ['dkd'], "--methods 'dkd' is not known."),
-        ({'columns': ('Drama', 'Horror')}, ['td'], "--columns 'Horror' is not known."),
+        ({'chosen_by': tables.ChosenBy(('Drama', 'Horror'))}, ['td'], "--columns 'Horror' is not known."),
+        ({}, ['td', 'ld', 'td_ld'], 'td is searched on top of supervised, for which --output has no choice'),
+        ({}, ['supervised', 'td_ld'], 'td_ld is searched on top of td, for which --output has no choice'),
     ],
 )
 def test_what_cannot_be_searched_is_refused(tmp_path, change, names, said):
     places = epath.Path(tmp_path / 'journals'), epath.Path(tmp_path / 'o.json')
-    tuning.check(RATINGS, ['teacher', 'td', 'td_ld'], *places)
+    tuning.check(RATINGS, ['teacher', 'td_ld', 'ld', 'td', 'supervised'], *places)
     with pytest.raises(UserError) as refused:
         tuning.check(RATINGS._replace(**change), names, *places)
     assert str(refused.value).startswith(said)
@@ -399,9 +537,9 @@ def test_what_cannot_be_searched_is_refused(tmp_path, change, names, said):
 def test_places_that_cannot_be_written_are_refused(tmp_path):
     here = epath.Path(tmp_path / 'journals'), epath.Path(tmp_path / 'o.json')
     with pytest.raises(UserError, match=r'--journals gs://bucket/j is in a bucket, .* name a folder'):
-        tuning.check(DIGITS, ['td'], epath.Path('gs://bucket/j'), here[1])
+        tuning.check(DIGITS, ['supervised'], epath.Path('gs://bucket/j'), here[1])
     with pytest.raises(UserError, match=r'--output .*/a/o\.json cannot be written: its folder is missing'):
-        tuning.check(DIGITS, ['td'], here[0], epath.Path(tmp_path / 'a' / 'o.json'))
+        tuning.check(DIGITS, ['supervised'], here[0], epath.Path(tmp_path / 'a' / 'o.json'))
 
 
 @pytest.mark.parametrize('name', ['workdir', 'journals'])
@@ -411,61 +549,28 @@ def test_folders_that_cannot_be_made_are_refused(tmp_path, name):
     with pytest.raises(
         UserError, match=rf'^{name} .*{name} cannot be written \(.*\); choose another --{name}\.$'
     ):
-        list(tuning.tune(DIGITS, ['ld'], *places, 1))
+        list(tuning.tune(DIGITS, ['supervised'], *places, 1))
 
 
 @pytest.mark.parametrize(
     ('named', 'columns'),
     [
-        (None, ('Drama', 'Adventure', 'War')),
-        (['War', 'Drama', 'Adventure'], ('Drama', 'Adventure', 'War')),
+        (None, ()),
+        (['War', 'Drama', 'Adventure'], ()),
         (['War', 'Comedy', 'War'], ('Comedy', 'War')),
         (['Horror'], ('Horror',)),
     ],
 )
 def test_columns_in_another_order_are_the_same_search(named, columns):
-    assert tuning.search_of('movielens', 'user', named, 4, 1, 9).columns == columns
+    assert tuning.search_of('movielens', 'user', named, 4, 2, 9, 5).chosen_by == (columns, 5)
 
 
 def test_a_split_of_what_is_not_split_is_refused():
-    assert tuning.search_of('movielens', 'user', None, 4, 1, 9).columns == ('Drama', 'Adventure', 'War')
+    assert tuning.search_of('movielens', 'user', None, 4, 2, 9).setting == {'dataset.split_by': 'user'}
     with pytest.raises(UserError, match='--split_by is user, but digits has no ratings'):
-        tuning.search_of('digits', 'user', None, 4, 1, 9)
+        tuning.search_of('digits', 'user', None, 4, 2, 9)
     with pytest.raises(UserError, match="--config 'digit' is not known"):
-        tuning.search_of('digit', 'time', None, 4, 1, 9)
-
-
-@pytest.mark.parametrize(
-    ('columns', 'filed_under'),
-    [(tuning.CONFIGS['movielens'].mean_of, 'movielens_by_user'), (('War',), 'movielens_by_user_War')],
-)
-def test_what_was_chosen_is_written_and_what_was_there_stays(monkeypatch, tmp_path, columns, filed_under):
-    target = tmp_path / 'o.json'
-    before = {'teacher': {'teacher.num_steps': 5}}
-    target.write_text(
-        json.dumps({'movielens_by_time': {'td': {'num_steps': 3}}, 'movielens_by_user': before})
-    )
-    tasks = []
-
-    def each(function, some, count, folder, what):
-        tasks.extend(some)
-        return [{'chosen': {'num_steps': 20 + len(tasks)}} for _ in some]
-
-    monkeypatch.setattr(jobs, 'each', each)
-    taught = []
-    monkeypatch.setattr(cells, 'train_teachers', lambda root, configs, count: taught.extend(configs))
-    places = (epath.Path(tmp_path / name) for name in ('runs', 'journals', 'o.json'))
-    found = list(tuning.tune(RATINGS._replace(columns=columns), ['ld', 'teacher'], *places, 2))
-    assert [name for name, _ in found] == ['teacher', 'ld']
-    # The teacher's knobs are those that the methods are searched with, and not the teacher.
-    assert [task[2] for task in tasks] == [{}, {'teacher.num_steps': 21}]
-    assert [run.teacher.num_steps for run in taught[-3:]] == [21] * 3
-    expected = {
-        'movielens_by_time': {'td': {'num_steps': 3}},
-        'movielens_by_user': {'teacher': {'teacher.num_steps': 21}},
-    }
-    expected.setdefault(filed_under, {})['ld'] = {'num_steps': 22}
-    assert json.loads(target.read_text()) == expected
+        tuning.search_of('digit', 'time', None, 4, 2, 9)
 
 
 @pytest.mark.parametrize('task', evaluation.METRICS)
@@ -477,7 +582,7 @@ def test_best(task):
 
 @pytest.mark.long
 def test_a_real_search(tmp_path):
-    """Its score is the mean of what its runs logged, and what diverges ends no search."""
+    """Its score is the mean of what its runs logged."""
     search = DIGITS._replace(trials=2, steps=4)
     places = epath.Path(tmp_path / 'runs'), epath.Path(tmp_path / 'journals'), epath.Path(tmp_path / 'o.json')
     (found,) = tuning.tune(search, ['supervised'], *places, 1)
@@ -493,8 +598,18 @@ def test_a_real_search(tmp_path):
         assert not (folder / 'checkpoints').exists()
     assert {len(values) for values in curves.values()} == {3}
     means = {step: sum(values) / 3 for step, values in curves.items()}
-    assert found[1]['score'] == pytest.approx(max(means.values()))
+    assert found[1]['completed'][0]['score'] == pytest.approx(max(means.values()))
     assert means[chosen['num_steps']] == max(means.values())
+    # From the runs alone, and from the journal alone.
+    journals = tmp_path / 'journals'
+    content = (journals / 'digits-supervised.jsonl').read_bytes()
+    assert len(journal.read(journals / 'digits-supervised.jsonl')[0]) == 4
+    (journals / 'digits-supervised.jsonl').unlink()
+    assert list(tuning.tune(search, ['supervised'], *places, 1)) == [found]
+    assert (journals / 'digits-supervised.jsonl').read_bytes() == content
+    other = places[0].parent / 'other'
+    assert list(tuning.tune(search, ['supervised'], other, *places[1:], 1)) == [found]
+    assert list(pathlib.Path(other).iterdir()) == []
 
 
 def test_a_run_that_diverged_has_no_curve(monkeypatch, tmp_path):

@@ -1,0 +1,101 @@
+"""The journal of a search: what is read back, what is cut off, what is refused, and who has it."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from td_jax.errors import UserError
+from td_jax.reproduction import journal
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.fixture
+def path(tmp_path):
+    """A journal of two runs."""
+    made = journal.Journal(tmp_path / 'digits-td.jsonl')
+    made.append('digits/td-1', {20: 0.5, 40: 0.1 + 0.2}, {'trial': 0})
+    made.append('digits/td-2', {}, {'trial': 1})
+    return tmp_path / 'digits-td.jsonl'
+
+
+CURVES = {'digits/td-1': {20: 0.5, 40: 0.1 + 0.2}, 'digits/td-2': {}}
+
+
+def test_what_is_appended_is_read_back(path):
+    assert journal.Journal(path).curves == CURVES
+    assert journal.read(path) == (CURVES, path.stat().st_size)
+    assert journal.read(path.with_name('other.jsonl')) == ({}, 0)
+
+
+@pytest.mark.parametrize(
+    'torn', ['{"run": "digits/td-3", "curve": {"2', '{"run": "c", "curve": {}}', '\0\0\0']
+)
+def test_a_torn_last_line_is_cut_off_before_anything_is_appended(path, capsys, torn):
+    whole = path.read_bytes()
+    path.write_bytes(whole + torn.encode())
+    assert journal.read(path) == (CURVES, len(whole))
+    assert path.read_bytes() == whole + torn.encode()
+    opened = journal.Journal(path)
+    assert f'td_jax: the last line of {path} is torn' in capsys.readouterr().err
+    assert opened.curves == CURVES
+    opened.append('digits/td-3', {20: 1.0}, {})
+    assert path.read_bytes().startswith(whole)
+    # The next call reads it without a word.
+    assert journal.Journal(path).curves == CURVES | {'digits/td-3': {20: 1.0}}
+    assert capsys.readouterr().err == ''
+
+
+@pytest.mark.parametrize(
+    'line',
+    ['nothing', '{}', '[1]', '{"run": "a"}', '{"run": "a", "curve": {"x": 1}}', '\0\0', '', '{"op_code": 0'],
+)
+def test_a_journal_that_is_damaged_in_the_middle_is_refused(path, line):
+    first, second = path.read_text().splitlines()
+    path.write_text(f'{first}\n{line}\n{second}\n')
+    content = path.read_bytes()
+    for use in (journal.read, journal.Journal):
+        with pytest.raises(UserError, match=r'digits-td\.jsonl is damaged in line 2; delete that line'):
+            use(path)
+    assert path.read_bytes() == content
+    # As it says.
+    path.write_text(f'{first}\n{second}\n')
+    assert journal.Journal(path).curves == CURVES
+
+
+def test_a_journal_that_cannot_be_read_is_one_line(tmp_path):
+    with pytest.raises(UserError, match=r'cannot be read \(.*\); choose other --journals'):
+        journal.read(tmp_path)
+
+
+def test_journals_belong_to_one_process(tmp_path):
+    with journal.locked(tmp_path, 'digits'):
+        said = f'the journals of digits in {tmp_path} are in use by process {os.getpid()} on .*; wait for it'
+        with pytest.raises(UserError, match=said), journal.locked(tmp_path, 'digits'):
+            pass
+        with journal.locked(tmp_path, 'movielens_by_user'):
+            pass
+    with journal.locked(tmp_path, 'digits'):
+        pass
+
+
+def test_a_lock_ends_with_its_process(tmp_path):
+    code = (
+        'import pathlib, sys, time; from td_jax.reproduction import journal\n'
+        f'with journal.locked(pathlib.Path({str(tmp_path)!r}), "digits"):\n'
+        '    print("locked", flush=True); time.sleep(600)'
+    )
+    process = subprocess.Popen([sys.executable, '-c', code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline() == 'locked\n'
+        said = f'are in use by process {process.pid} on '
+        with pytest.raises(UserError, match=said), journal.locked(tmp_path, 'digits'):
+            pass
+    finally:
+        process.kill()
+        process.communicate()
+    with journal.locked(tmp_path, 'digits'):
+        pass
