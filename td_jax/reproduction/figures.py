@@ -1,4 +1,4 @@
-"""A figure of a table: what each row differs from the baseline by, with its intervals."""
+"""A figure of a table: what each row differs from its baseline by, with its intervals."""
 
 import math
 import pathlib
@@ -36,8 +36,8 @@ def points(table: tables.Table, results: dict) -> dict[str, list[Point]]:
     """
     found = {}
     for column, rows in results.items():
-        baseline = rows.get(table.baseline)
         for row in table.rows:
+            baseline = rows.get(table.baseline_of(row))
             if row == table.baseline or not baseline or not rows.get(row):
                 continue
             compared = comparison.compare(rows[row], baseline)
@@ -112,7 +112,7 @@ def _file(name, baseline):
 
 
 def draw(name: str, table: tables.Table, results: dict, path: pathlib.Path):
-    """A panel a row: columns from left to right, each with its difference and both of its intervals.
+    """A panel a row, or of a table that sweeps a key one a column: differences with both of their intervals.
 
     Args:
       name: of the table.
@@ -132,22 +132,25 @@ def draw(name: str, table: tables.Table, results: dict, path: pathlib.Path):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    figure = Figure(layout='constrained')
+    FigureCanvasAgg(figure)
+    said = (_draw_sweep if table.swept else _draw_rows)(figure, table, found)
+    metric = next(rows[table.baseline]['metric'] for rows in results.values() if rows.get(table.baseline))
+    figure.supylabel(f'difference of {metric} to {table.baseline}', fontsize=8)
+    figure.suptitle(
+        f'95% intervals: bars over seeds; broad bands over users or images and teachers{said}', fontsize=8
+    )
+    figure.savefig(path, dpi=110, format='png')
+
+
+def _draw_rows(figure, table, found):
+    """A panel a row, columns from left to right; -> what the title says of the axis."""
     columns = list(dict.fromkeys(point.column for row in found.values() for point in row))
     across = min(ACROSS, len(found))
     down = -(-len(found) // across)
-    size = 1.2 + across * (1.1 + 0.35 * len(columns)), 1.0 + 2.6 * down
-    figure = Figure(figsize=size, layout='constrained')
-    FigureCanvasAgg(figure)
+    figure.set_size_inches(1.2 + across * (1.1 + 0.35 * len(columns)), 1.0 + 2.6 * down)
     all_axes = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True)
-    linear, said = linear_to(found), ''
-    if linear is not None:
-        # Of the axis that all share. Its own ticks would leave the linear part with none but 0.
-        decades = math.ceil(math.log10(max(map(_reach, found.values())) / linear))
-        ticks = [linear / 2, *(linear * 10**i for i in range(decades + 1))]
-        ticks = [*(-tick for tick in reversed(ticks)), 0, *ticks]
-        all_axes[0, 0].set_yscale('symlog', linthresh=linear, linscale=2)
-        all_axes[0, 0].set_yticks(ticks, [f'{tick:.3g}' for tick in ticks])
-        said = f'; linear to ±{linear:.3g}, logarithmic beyond'
+    said = _scale(all_axes[0, 0], found)
     for axes, (row, of_row) in zip(all_axes.flat, found.items(), strict=False):
         places = [columns.index(point.column) for point in of_row]
         means, half_widths = [point.mean for point in of_row], [point.half_width for point in of_row]
@@ -164,9 +167,60 @@ def draw(name: str, table: tables.Table, results: dict, path: pathlib.Path):
         all_axes.flat[place].set_axis_off()
         # The one above is the last of those that share its columns' names.
         all_axes.flat[place - across].tick_params(axis='x', labelbottom=True)
-    metric = next(rows[table.baseline]['metric'] for rows in results.values() if rows.get(table.baseline))
-    figure.supylabel(f'difference of {metric} to {table.baseline}', fontsize=8)
-    figure.suptitle(
-        f'95% intervals: bars over seeds; broad bands over users or images and teachers{said}', fontsize=8
-    )
-    figure.savefig(path, dpi=110, format='png')
+    return said
+
+
+def _scale(axes, found):
+    """Scales the vertical axis that all panels share; -> what the title says of it."""
+    linear = linear_to(found)
+    if linear is None:
+        return ''
+    # The axis' own ticks would leave the linear part with none but 0.
+    decades = math.ceil(math.log10(max(map(_reach, found.values())) / linear))
+    ticks = [linear / 2, *(linear * 10**i for i in range(decades + 1))]
+    ticks = [*(-tick for tick in reversed(ticks)), 0, *ticks]
+    axes.set_yscale('symlog', linthresh=linear, linscale=2)
+    axes.set_yticks(ticks, [f'{tick:.3g}' for tick in ticks])
+    return f'; linear to ±{linear:.3g}, logarithmic beyond'
+
+
+def _draw_sweep(figure, table, found):
+    """A panel a column, a line for each change of the other keys than the one on the horizontal axis."""
+    found = {row: of_row for row, of_row in found.items() if table.swept in table.rows[row]}
+    columns = list(dict.fromkeys(point.column for row in found.values() for point in row))
+    figure.set_size_inches(1.2 + 2.8 * len(columns), 3.6)
+    all_axes = figure.subplots(1, len(columns), squeeze=False, sharey=True)[0]
+    lines = {}
+    for row, of_row in found.items():
+        others = {key: value for key, value in table.rows[row].items() if key not in ('method', table.swept)}
+        label = ', '.join(f'{key} {value}' for key, value in others.items())
+        for point in of_row:
+            lines.setdefault((point.column, label), []).append((table.rows[row][table.swept], point))
+    labels = list(dict.fromkeys(label for _, label in lines))
+    for axes, column in zip(all_axes, columns, strict=True):
+        axes.set_xscale('log')
+        axes.axhline(0, color='black', linewidth=0.8)
+        for number, label in enumerate(labels):
+            # Beside each other, not one on the other.
+            shift = 1.12 ** (number - (len(labels) - 1) / 2)
+            color = f'C{number}'
+            of_line = lines.get((column, label), [])
+            for value, point in of_line:
+                if point.bootstrap:
+                    axes.vlines(value * shift, *point.bootstrap, color=color, alpha=0.3, linewidth=5)
+            axes.errorbar(
+                [value * shift for value, _ in of_line],
+                [point.mean for _, point in of_line],
+                [point.half_width for _, point in of_line],
+                fmt='o-',
+                markersize=3,
+                linewidth=0.8,
+                capsize=2,
+                color=color,
+                label=label,
+            )
+        axes.set_title(column, fontsize=8)
+        axes.tick_params(labelsize=7)
+    all_axes[0].legend(fontsize=7)
+    figure.supxlabel(table.swept, fontsize=8)
+    return _scale(all_axes[0], found)

@@ -29,6 +29,10 @@ MEANS = (
     'Of each seed the mean of its differences in all columns, and the same of each draw; p is corrected by '
     'Holm for the rows that are there in all.'
 )
+SPREAD = (
+    'The mean over the columns of the difference to the baseline, both with the hyperparameters of the same '
+    'search; the searches differ in their draws alone. No interval of this table includes this spread.'
+)
 # Two columns of a table, and one of its mean, where the trials of a search were run on the test split, too.
 ON_TEST = 'knobs chosen on the test split, which is no result'
 
@@ -142,10 +146,10 @@ def of_runs(name: str, table: tables.Table, results: dict) -> str:
                 )
             parts += [_of_group(result, said) for said in groups]
             if has_on_test:
-                parts += _of_on_test(result, rows[table.baseline])
+                parts += _of_on_test(result, rows[table.baseline_of(row)])
             if paper:
                 mean, stderr = _paper_cell(paper, column, row)
-                base, _ = _paper_cell(paper, column, table.baseline)
+                base, _ = _paper_cell(paper, column, table.baseline_of(row))
                 parts += [
                     statistics.number(mean, stderr),
                     '' if row == table.baseline else f'{mean - base:+.4f}',
@@ -156,6 +160,7 @@ def of_runs(name: str, table: tables.Table, results: dict) -> str:
         less_is_better = evaluation.LESS_IS_BETTER[metrics[0]]
         lines += [*_counted(table, compared, less_is_better), '']
         lines += _over_columns(table, results, less_is_better)
+        lines += _spread(table, results)
     return '\n'.join(lines)
 
 
@@ -166,11 +171,10 @@ def _is_run(result):
 
 def _compared(table, rows):
     """{row: comparison.Comparison} of a column's rows to the baseline, of those that are there."""
-    baseline = rows[table.baseline]
     return {
-        row: comparison.compare(result, baseline)
+        row: comparison.compare(result, rows[table.baseline_of(row)])
         for row, result in rows.items()
-        if baseline and result and row != table.baseline
+        if rows[table.baseline_of(row)] and result and row != table.baseline
     }
 
 
@@ -248,12 +252,13 @@ def _over_columns(table, results, less_is_better):
         return []
     found = {}
     for row in table.rows:
-        if row != table.baseline and all(_is_run(rows[row]) for rows in columns):
-            compared = comparison.over_columns([(rows[row], rows[table.baseline]) for rows in columns])
+        baseline = table.baseline_of(row)
+        if row != table.baseline and all(_is_run(rows[of]) for rows in columns for of in (row, baseline)):
+            compared = comparison.over_columns([(rows[row], rows[baseline]) for rows in columns])
             if compared:
                 found[row] = compared
     adjusted = statistics.holm([compared.p_value for compared in found.values()])
-    on_test = {row: _mean_on_test(columns, row, table.baseline) for row in found}
+    on_test = {row: _mean_on_test(columns, row, table.baseline_of(row)) for row in found}
     head = [
         'method',
         'n',
@@ -277,6 +282,30 @@ def _over_columns(table, results, less_is_better):
         parts += [on_test[row]] if has_on_test else []
         lines.append(_row(parts))
     return [*lines, '']
+
+
+def _spread(table, results):
+    """Lines of how far the mean difference of a row to its baseline moves from one search to the next."""
+    lines = []
+    for row, others in table.repeated.items():
+        if row == table.baseline:
+            continue
+        rows = {one: table.baseline_of(one) for one in (row, *others)}
+        pairs = [
+            (of_column[one], of_column[baseline])
+            for of_column in results.values()
+            for one, baseline in rows.items()
+        ]
+        if not all(_is_run(result) for pair in pairs for result in pair):
+            continue
+        means = [
+            sum(of_column[one]['mean'] - of_column[baseline]['mean'] for of_column in results.values())
+            / len(results)
+            for one, baseline in rows.items()
+        ]
+        said = ', '.join(statistics.number(mean, signed=True) for mean in means)
+        lines.append(f'- {row}: {said}; {statistics.number(max(means) - min(means))} apart')
+    return ['### Spread over searches', '', SPREAD, '', *lines, ''] if lines else []
 
 
 def _mean_on_test(columns, row, baseline):

@@ -53,6 +53,16 @@ class Table(NamedTuple):
     knobs_of: Mapping[str, str] = _NONE
     # Row -> the search that chose its hyperparameters, in place of the usual one.
     chosen_by: Mapping[str, ChosenBy] = _NONE
+    # Row -> the row that it is compared with, in place of `baseline`.
+    baselines: Mapping[str, str] = _NONE
+    # Row -> the same with the choices of repeated searches, over which the spread is shown.
+    repeated: Mapping[str, tuple[str, ...]] = _NONE
+    # The key that is on the horizontal axis of the figure, with a line for each change of the others.
+    swept: str = ''
+
+    def baseline_of(self, row: str) -> str:
+        """The row that another one is compared with."""
+        return self.baselines.get(row, self.baseline)
 
 
 class Derived(NamedTuple):
@@ -175,6 +185,26 @@ def _scaled(weight):
 # Chosen on the genre by itself: what one set of knobs for all genres costs each method there.
 _OF_WAR = {**_SCRATCH, **_DISTILLED, _WITH_LD: _TD}
 _ON_WAR = {row: f'{row}, chosen on War' for row in _OF_WAR}
+
+# The main rows with the choices of searches with other sampler seeds, each compared with no distillation of
+# its own search.
+_SAMPLER_SEEDS = (1, 2)
+_REPEATED = {
+    row: tuple(f'{row} (sampler seed {seed})' for seed in _SAMPLER_SEEDS)
+    for row in ('Train from scratch', 'LD', 'TD', _WITH_LD)
+}
+_OF_SEARCHES = {row: {**_SCRATCH, **_DISTILLED, _WITH_LD: _TD}[row] for row in _REPEATED}
+
+# What rounds can do at most: every weight of their term, with all else as it was chosen for TD.
+_SWEEP = {
+    f'{rounds} round{"s" * (rounds > 1)}, interact {weight:g}': {
+        **_TD,
+        'td.rounds': rounds,
+        'td.weights.interact': weight,
+    }
+    for rounds in (1, 2, 3)
+    for weight in (0.1, 1.0, 10.0, 100.0, 1000.0)
+}
 
 # Rows of Table 2 -> those of Tables 5 and 6.
 _BY_ROUNDS = {
@@ -354,7 +384,38 @@ TABLES = {
 }
 # Tables that the paper does not have: the same of ratings that are split by each user's own time, and of
 # images at a size that two cores train.
-TABLES |= {f'{name}_user': _by_user(TABLES[name]) for name in ('3', '3x', '5', '7', '8', 'needs')}
+TABLES['3_searches'] = Table(
+    'MovieLens100k rating prediction by genre, hyperparameters chosen by three searches with other draws, '
+    'each compared with no distillation of the same search',
+    'movielens',
+    _GENRE_COLUMNS,
+    _OF_SEARCHES | {other: _OF_SEARCHES[row] for row, others in _REPEATED.items() for other in others},
+    'Train from scratch',
+    variants=dict.fromkeys((_WITH_LD, *_REPEATED[_WITH_LD]), 'td_ld'),
+    chosen_by={
+        other: ChosenBy(sampler_seed=seed)
+        for others in _REPEATED.values()
+        for other, seed in zip(others, _SAMPLER_SEEDS, strict=True)
+    },
+    baselines={
+        other: baseline
+        for row, others in _REPEATED.items()
+        if row != 'Train from scratch'
+        for other, baseline in zip(others, _REPEATED['Train from scratch'], strict=True)
+    },
+    repeated=_REPEATED,
+    **_TEN,
+)
+TABLES['interact'] = TABLES['needs']._replace(
+    title='What rounds can do: MovieLens100k on validation data, TD with every weight of interactions',
+    rows={'No interactions': {**_TD, 'td.rounds': 0}, **_SWEEP},
+    baseline='No interactions',
+    swept='td.weights.interact',
+)
+TABLES |= {
+    f'{name}_user': _by_user(TABLES[name])
+    for name in ('3', '3x', '3_searches', '5', '7', '8', 'needs', 'interact')
+}
 TABLES['war_user'] = _by_user(
     Table(
         'MovieLens100k, War: knobs chosen on it by itself, beside those chosen on the mean of three genres',
@@ -401,7 +462,7 @@ def beside(name: str, baseline: str | None) -> Table | Derived:
     if baseline is None or isinstance(table, Derived):
         return table
     config_lib.check_choice('--baseline', baseline, [row for row in table.rows if table.rows[row] != TEACHER])
-    return table._replace(baseline=baseline)
+    return table._replace(baseline=baseline, baselines=_NONE, repeated=_NONE)
 
 
 def selected_columns(table: Table, genres, datasets=tuple(IMAGES)) -> list[str]:

@@ -114,3 +114,45 @@ def test_what_cannot_be_drawn_is_refused(tmp_path):
     with pytest.raises(UserError, match='table 3 has no row with the seeds of Train from scratch'):
         figures.draw_all(['3'], {'3': {'Genre 1': {SCRATCH: None}}}, epath.Path(tmp_path), None)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_sweep_has_a_panel_a_column_and_a_line_for_each_number_of_rounds(tmp_path, monkeypatch):
+    panels = []
+
+    def keep(figure, *_, **__):
+        panels.extend(
+            (
+                axes.get_title(),
+                axes.get_xscale(),
+                [[bars.get_label(), *bars.lines[0].get_ydata()] for bars in axes.containers],
+            )
+            for axes in figure.axes
+        )
+
+    monkeypatch.setattr('matplotlib.figure.Figure.savefig', keep)
+    table = tables.TABLES['interact_user']
+    cells = {table.baseline: result([1.0, 0.9, 0.7])}
+    for place, rounds in enumerate((1, 2)):
+        for power, weight in enumerate((0.1, 1, 10)):
+            row = f'{rounds} round{"s" * (rounds > 1)}, interact {weight:g}'
+            cells[row] = result(np.array([1.0, 0.9, 0.7]) + 0.01 * power + 0.1 * place + [0.0, 0.0, 0.003])
+    figures.draw('interact_user', table, {'Genre 1': cells, 'Genre 8': cells}, tmp_path / 'picture')
+    assert [(title, scale) for title, scale, _ in panels] == [('Drama', 'log'), ('War', 'log')]
+    for _, _, lines in panels:
+        assert [label for label, *_ in lines] == ['td.rounds 1', 'td.rounds 2']
+        np.testing.assert_allclose(
+            [means for _, *means in lines], [[0.001, 0.011, 0.021], [0.101, 0.111, 0.121]]
+        )
+
+
+def test_a_search_is_drawn_beside_its_own_baseline():
+    table = tables.TABLES['3_searches']
+    row = 'TD (sampler seed 1)'
+    rows = {
+        SCRATCH: result([1.0, 0.9, 0.7]),
+        table.baseline_of(row): result([2.0, 1.9, 1.7]),
+        row: result([2.1, 2.0, 1.8]),
+    }
+    found = figures.points(table, {'Genre 8': rows})
+    assert found.keys() == {row, table.baseline_of(row)}
+    assert found[row][0].mean == pytest.approx(0.1)

@@ -503,3 +503,39 @@ def test_an_improvement_over_other_seeds_has_no_interval():
     columns = [*PAPER['1']['columns'], *table.contrasts]
     ours = dict(zip(columns, cells_of(text, 'LD')[1::2], strict=True))
     assert ours['CIFAR10'] == '+20.00'
+
+
+def test_a_search_is_compared_with_its_own_baseline_and_its_spread_is_shown():
+    table = tables.TABLES['3_searches']
+    means = {
+        'Genre 1': {SCRATCH: (1.0, 0.96, 1.03), 'LD': (0.98, 0.97, 1.0), 'TD': (0.99, 0.95, 1.0)},
+        'Genre 8': {SCRATCH: (2.0, 2.0, 2.0), 'LD': (1.98, 1.99, 2.0), 'TD': (1.97, 1.98, 1.99)},
+    }
+    results = {
+        column: dict.fromkeys(table.rows)
+        | {
+            one: fake(mean)
+            for row, of_row in rows.items()
+            for one, mean in zip((row, *table.repeated[row]), of_row, strict=True)
+        }
+        for column, rows in means.items()
+    }
+    text = render.of_runs('3_searches', table, results)
+    of_drama, _ = text.split('### Genre 8')
+    for row, difference in (
+        ('LD', '-0.0200'),
+        ('LD (sampler seed 1)', '+0.0100'),
+        ('LD (sampler seed 2)', '-0.0300'),
+        # That of another search of no distillation is compared with the usual one.
+        (f'{SCRATCH} (sampler seed 1)', '-0.0400'),
+    ):
+        assert cells_of(of_drama, row)[3].startswith(difference)
+    _, over = text.split('### Mean over 2 columns')
+    over, spread = over.split('### Spread over searches')
+    assert cells_of(over, 'TD (sampler seed 1)')[2].startswith('-0.0150')
+    # TD + LD is missing.
+    assert [line for line in spread.splitlines() if line.startswith('- ')] == [
+        '- LD: -0.0200, +0.0000, -0.0150; 0.0200 apart',
+        '- TD: -0.0200, -0.0150, -0.0200; 0.0050 apart',
+    ]
+    assert 'Spread' not in render.of_runs('3_searches', table._replace(repeated={}), results)

@@ -20,11 +20,23 @@ def test_a_table_is_made_of_what_there_is(name, monkeypatch):
     table = WITH_RUNS[name]
     declared = config_lib.flatten(common.get_config())
     by_row = table.variants, table.copied, table.as_many_operations_as, table.knobs_of, table.chosen_by
-    for rows in by_row:
+    for rows in (*by_row, table.baselines, table.repeated):
         assert rows.keys() <= table.rows.keys()
     assert set(table.variants.values()) <= tables.VARIANTS.keys()
     assert {column for by in table.chosen_by.values() for column in by.columns} <= set(tables.GENRES)
-    assert {*table.as_many_operations_as.values(), *table.knobs_of.values()} <= table.rows.keys()
+    others = *table.as_many_operations_as.values(), *table.knobs_of.values(), *table.baselines.values()
+    assert {*others, *(row for rows in table.repeated.values() for row in rows)} <= table.rows.keys()
+    if any(by.sampler_seed for by in table.chosen_by.values()):
+        # As if what was chosen by other draws were the usual choice.
+        tuned = cells.tuned
+
+        def repeated(module):
+            choices = tuned(module)
+            return choices | {
+                f'{key}_sampler_seed_{seed}': choices[key] for key in choices for seed in (1, 2)
+            }
+
+        monkeypatch.setattr(cells, 'tuned', repeated)
     # Counted from the data, which need not be there.
     monkeypatch.setattr(cells, 'operations', lambda config: 3 if config.method == 'td' else 2)
     for change in (*table.columns.values(), *table.rows.values()):
@@ -131,3 +143,39 @@ def test_an_unknown_name_is_refused_with_the_known_ones(names, genres, datasets,
     with pytest.raises(UserError) as caught:
         tables.check_names(names, genres, datasets)
     assert str(caught.value).startswith(text)
+
+
+def test_three_searches_are_those_of_the_main_rows(monkeypatch):
+    """The usual rows have the runs of Table 3; the others their search's choice and its own baseline."""
+    settings = ('movielens_by_user', 'movielens_by_user_sampler_seed_1', 'movielens_by_user_sampler_seed_2')
+    choices = {
+        setting: {name: {'num_steps': 100 + place} for name in ('supervised', 'ld', 'td', 'td_ld')}
+        for place, setting in enumerate(settings)
+    }
+    monkeypatch.setattr(cells, 'tuned', lambda name: choices)
+    table, other = tables.TABLES['3_searches_user'], tables.TABLES['3x_user']
+    assert table.columns == other.columns
+    for row in (SCRATCH, 'LD', 'TD', 'TD + LD'):
+        rows = [row, *(f'{row} (sampler seed {seed})' for seed in (1, 2))]
+        runs = [cells.cell_config(table, 'Genre 8', one) for one in rows]
+        assert [run.num_steps for run in runs] == [100, 101, 102]
+        assert {run.method for run in runs} == {table.rows[row]['method']}
+        assert {run.td.weights.logits for run in runs} == {float(row == 'TD + LD')}
+        assert cells.names_of(runs[:1]) == cells.names_of([cells.cell_config(other, 'Genre 8', row)])
+        baselines = [SCRATCH, *(f'{SCRATCH} (sampler seed {seed})' for seed in (1, 2))]
+        assert [table.baseline_of(one) for one in rows] == ([SCRATCH] * 3 if row == SCRATCH else baselines)
+    # All beside one row.
+    beside = tables.beside('3_searches_user', 'LD')
+    assert {beside.baseline_of(row) for row in beside.rows} == {'LD'}
+
+
+def test_a_sweep_has_every_weight_with_every_number_of_rounds():
+    table = tables.TABLES['interact_user']
+    runs = {row: cells.cell_config(table, 'Genre 8', row) for row in table.rows}
+    found = [(run.td.rounds, run.td.weights.interact) for row, run in runs.items() if row != table.baseline]
+    assert found == [(rounds, 10.0**power) for rounds in (1, 2, 3) for power in range(-1, 4)]
+    assert runs[table.baseline].td.rounds == 0
+    # All else is as it was chosen, on validation data.
+    alike = [{**config_lib.flatten(run), 'td.rounds': 0, 'td.weights.interact': 0} for run in runs.values()]
+    assert all(one == alike[0] for one in alike)
+    assert alike[0]['dataset.split'] == 'validation'
