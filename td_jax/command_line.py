@@ -12,6 +12,7 @@ from absl import app, flags, logging
 from ml_collections.config_flags import config_flags
 
 from td_jax.errors import CALL_AGAIN, Stopped, UserError
+from td_jax.files import quiet
 
 # Where the configs that td_jax ships are named from, in a checkout and wherever td_jax is installed.
 SHIPPED = pathlib.PurePosixPath('td_jax/configs')
@@ -93,18 +94,21 @@ def run(command, required):
             logging.set_verbosity(logging.WARNING)
         return argv[:1]
 
-    def main(_):
-        try:
-            command()
-        except UserError as error:
-            fail(error)
-        except Stopped as stopped:
-            print(f'td_jax: {stopped}', file=sys.stderr)
-            _end(CALL_AGAIN)
-        except KeyboardInterrupt:
-            interrupted()
+    app.run(lambda _: execute(command), flags_parser=parse)
 
-    app.run(main, flags_parser=parse)
+
+def execute(command):
+    """Calls `command()`, of which every end but a good one is one line on stderr and an exit code."""
+    quiet.drop_late_news()
+    try:
+        command()
+    except UserError as error:
+        fail(error)
+    except Stopped as stopped:
+        print(f'td_jax: {stopped}', file=sys.stderr)
+        _end(CALL_AGAIN)
+    except KeyboardInterrupt:
+        interrupted()
 
 
 def _check_value(name, value):

@@ -23,15 +23,14 @@ def main():
 
     parser.error = refuse
     location = parser.parse_args().checkpoint
-    try:
+
+    def command():
         # Imported here: it takes seconds, and a mistake in an argument is told without it.
         from td_jax.pretrained import summary
 
         print(summary.report(location))
-    except UserError as error:
-        command_line.fail(error)
-    except KeyboardInterrupt:
-        command_line.interrupted()
+
+    command_line.execute(command)
 
 
 if __name__ == '__main__':

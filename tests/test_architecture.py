@@ -44,7 +44,7 @@ ALLOWED = {
     'td_jax.errors': set(),
     'td_jax.configs': set(),
     'td_jax.randomness': set(),
-    'td_jax.command_line': {'td_jax.errors'},
+    'td_jax.command_line': {'td_jax.errors', 'td_jax.files.quiet'},
     'td_jax.devices': {'td_jax.errors'},
     'td_jax.files': {'td_jax.errors', 'td_jax.devices'},
     'td_jax.data': {'td_jax.errors', 'td_jax.devices.memory'},

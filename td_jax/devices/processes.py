@@ -232,8 +232,13 @@ def from_all(value) -> list:
 
 
 def hear_signals():
-    """From now on SIGTERM, which a machine gets before it is taken away, and Ctrl-C ask the run to stop."""
+    """From now on SIGTERM, which a machine gets before it is taken away, and Ctrl-C ask the run to stop.
+
+    For a process that is a run's own: it changes handlers of signals and the hook of errors that nobody can
+    catch.
+    """
     _stop.update(asked=False, interrupted=False)
+    sys.unraisablehook = _except_heard(sys.unraisablehook)
     if jax.process_count() == 1:
         signal.signal(signal.SIGTERM, lambda *_: _stop.update(asked=True))
         # Unless the one who started this process lets it ignore Ctrl-C.
@@ -258,9 +263,6 @@ def _except_heard(hook):
             hook(found)
 
     return dropping
-
-
-sys.unraisablehook = _except_heard(sys.unraisablehook)
 
 
 def is_asked_to_stop() -> bool:

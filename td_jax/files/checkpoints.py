@@ -12,9 +12,6 @@ import hashlib
 import json
 import logging
 import os
-import sys
-import traceback
-import warnings
 
 import fsspec
 import jax
@@ -28,6 +25,7 @@ from td_jax.errors import UserError, reason
 from td_jax.files import workdir
 
 KEEP = 2
+_log = logging.getLogger(__name__)
 # In each checkpoint, from each process that saved it: the digests of a share of its files.
 DIGESTS = 'digests-{process}.json'
 # The two parts of a checkpoint.
@@ -199,7 +197,7 @@ class Checkpoints:
             if damage is None:
                 return step, *found
             if processes.is_main():
-                logging.warning('Checkpoint %d in %s is skipped: %s', step, self._folder, damage)
+                _log.warning('Checkpoint %d in %s is skipped: %s', step, self._folder, damage)
             self._set_aside(step)
         return None
 
@@ -384,42 +382,3 @@ def _chain(error):
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
-
-
-def _is_no_failure_of_orbax(record) -> bool:
-    """A filter of log records: drops what Orbax warns of, and failures in its threads, raised too."""
-    return not (record.levelno >= logging.WARNING and '/orbax/' in record.pathname)
-
-
-def _is_no_news_of_orbax(record) -> bool:
-    """A filter of what asyncio logs: drops that nobody asked how a write of Orbax or TensorStore ended.
-
-    Where several writes of a save fail, Orbax asks the first only, which is raised.
-    """
-    said = record.getMessage()
-    if 'exception was never retrieved' not in said:
-        return True
-    # A task names its code, a future the error alone, and a future of several the error and where it was.
-    where = ''.join(traceback.format_exception(*record.exc_info)) if record.exc_info else ''
-    return not any(name in said + where for name in ('/orbax/', 'tensorstore_spec', '.orbax-checkpoint-tmp'))
-
-
-def _except_late_news(hook):
-    """A hook of errors that nobody can catch, which drops one kind of them.
-
-    Where one write of a save fails, Orbax ends its event loop, and TensorStore, which has the other writes to
-    tell of, says from a thread of its own that it is closed.
-    """
-
-    def dropping(found):
-        if found.exc_type is not RuntimeError or str(found.exc_value) != 'Event loop is closed':
-            hook(found)
-
-    return dropping
-
-
-# Every failure is raised, and told in one line. What Orbax had still to do after one is no news.
-warnings.filterwarnings('ignore', "coroutine '.*' was never awaited", RuntimeWarning)
-logging.getLogger('absl').addFilter(_is_no_failure_of_orbax)
-logging.getLogger('asyncio').addFilter(_is_no_news_of_orbax)
-sys.unraisablehook = _except_late_news(sys.unraisablehook)

@@ -16,7 +16,7 @@ import jax
 from etils import epath
 
 from td_jax.errors import UserError
-from td_jax.files import workdir
+from td_jax.files import quiet, workdir
 
 # The most that compiled programs take which are kept for later runs.
 COMPILED_BYTES = 4 * 2**30
@@ -168,6 +168,7 @@ def _settle(cores, log):
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
             os.dup2(file, stream.fileno())
+    quiet.drop_late_news()
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

@@ -564,6 +564,7 @@ def test_control_c_in_a_finalizer_is_no_traceback():
 
 def test_control_c_that_a_finalizer_swallowed_is_heard_by_the_run():
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    hook = sys.unraisablehook
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         processes.hear_signals()
@@ -576,5 +577,6 @@ def test_control_c_that_a_finalizer_swallowed_is_heard_by_the_run():
         processes.hear_signals()
         assert not processes.is_asked_to_stop()
     finally:
+        sys.unraisablehook = hook
         for number, handler in before.items():
             signal.signal(number, handler)
