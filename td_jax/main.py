@@ -25,11 +25,12 @@ def main():
             td_jax.silence_cpp()
         # Imported here: it takes seconds, and a mistake in a flag is told without them.
         from td_jax import config as config_lib
-        from td_jax.devices import processes
+        from td_jax.devices import platform, processes
         from td_jax.files import workdir
         from td_jax.training.run import describe, train
 
         processes.start(coordinator.value, num_processes.value, process_id.value, cluster.value)
+        platform.start()
         processes.hear_signals()
         with processes.ending_together():
             config_lib.check(config.value)

@@ -83,6 +83,7 @@ ALLOWED = {
     # What the command `inspect` prints.
     'td_jax.pretrained.summary': {
         'td_jax.configs.common',
+        'td_jax.devices.platform',
         'td_jax.method',
         'td_jax.models',
         'td_jax.pretrained',

@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 
 import fsspec
 import jax
@@ -66,9 +67,7 @@ def read(folder: epath.Path, step: int, wanted: dict[str, jax.ShapeDtypeStruct])
       Unreadable: the checkpoint is missing or damaged.
     """
     with _reading(folder, step):
-        damage = _damage(folder / str(step))
-        if damage:
-            raise Unreadable(damage)
+        _check(folder / str(step))
         handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=_alone())
         with contextlib.closing(ocp.Checkpointer(handler, multiprocessing_options=_alone())) as reader:
             found = reader.restore(
@@ -166,7 +165,7 @@ class Checkpoints:
     def restore(self, like, check=lambda facts: None):
         """The newest readable checkpoint, straight where `like` has its arrays.
 
-        One that cannot be read, or whose content is not what was saved, is set aside with a warning.
+        One that is damaged, or whose content is not what was saved, is set aside with a warning.
 
         Args:
           like: a tree of placed arrays, or of ShapeDtypeStructs with a sharding.
@@ -176,30 +175,43 @@ class Checkpoints:
           (step, a tree like `like`, facts), or None if no checkpoint is readable
 
         Raises:
-          UserError: what `check` raises, or the checkpoint has other names or shapes than `like`.
+          UserError: what `check` raises, the checkpoint has other names or shapes than `like`, or it cannot
+            be read now, which says nothing of it.
         """
         for step in processes.from_main(lambda: sorted(self._manager.all_steps(), reverse=True)):
-            damage, found = None, None
-            try:
-                damage = _damage(self._folder / str(step))
-            except Exception as error:
-                damage = _reason(error)
-            damage = _first(damage)
+            damage, found = self._attempt(step, lambda step=step: _check(self._folder / str(step)))
             if damage is None:
-                try:
-                    found = self._restore(step, like, check)
-                except UserError:
-                    raise
-                # Whatever a damaged file makes Orbax or the file system raise.
-                except Exception as error:
-                    damage = _reason(error)
-                damage = _first(damage)
+                damage, found = self._attempt(step, lambda step=step: self._restore(step, like, check))
             if damage is None:
                 return step, *found
             if processes.is_main():
                 _log.warning('Checkpoint %d in %s is skipped: %s', step, self._folder, damage)
             self._set_aside(step)
         return None
+
+    def _attempt(self, step, read):
+        """(None, what `read()` gives), or (what is damaged in any of the processes, None).
+
+        Raises:
+          UserError: what `read` raises, or in all processes, where one of them cannot read now.
+        """
+        damage, hindrance, found = None, None, None
+        try:
+            found = read()
+        except UserError:
+            raise
+        # Whatever a damaged file makes Orbax or the file system raise.
+        except Exception as error:
+            if _is_of_device(error):
+                raise
+            if _is_hindrance(error):
+                hindrance = _reason(error)
+            else:
+                damage = _reason(error)
+        hindrance, damage = _first(hindrance), _first(damage)
+        if hindrance:
+            raise UserError(_cannot_be_read(self._folder, step, hindrance))
+        return damage, found
 
     def _restore(self, step, like, check):
         facts = self._manager.restore(step, args=ocp.args.Composite(**{FACTS: ocp.args.JsonRestore()}))[FACTS]
@@ -297,16 +309,73 @@ def _restore_args(wanted):
 
 @contextlib.contextmanager
 def _reading(folder, step):
-    """Makes an Unreadable with its reason in one line of whatever is raised."""
+    """Makes an Unreadable with its reason in one line of whatever a damaged file makes others raise.
+
+    Raises:
+      Unreadable: instead of it.
+      UserError: it cannot be read now, which says nothing of the checkpoint.
+    """
     try:
         yield
     except Unreadable:
         raise
     except Exception as error:
+        if _is_of_device(error):
+            raise
+        if _is_hindrance(error):
+            raise UserError(_cannot_be_read(folder, step, _reason(error))) from error
         raise Unreadable(f'the checkpoint of step {step} in {folder}: {_reason(error)}') from error
 
 
 # --- Damage ----------------------------------------------------------------------------------------
+
+# Of a file that is there and whole: who asks for it may not have it, or gets no memory, files or answer.
+_HINDRANCES = (
+    *(errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ETIMEDOUT),
+    *(errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED, errno.EHOSTUNREACH, errno.ENETUNREACH),
+)
+# The same in the words of TensorStore, in front of a colon.
+_STATUS = re.compile(
+    r'\b(PERMISSION_DENIED|UNAUTHENTICATED|UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED)\b'
+)
+
+
+def _is_of_device(error) -> bool:
+    """Whether a device failed, or a process that has a part in a computation, and not the reading."""
+    return any(
+        isinstance(part, jax.errors.JaxRuntimeError) or 'Unable to initialize backend' in str(part)
+        for part in _chain(error)
+    )
+
+
+def _is_hindrance(error) -> bool:
+    """Whether an error of reading says nothing of what is read."""
+    for part in _chain(error):
+        if isinstance(part, (MemoryError, ConnectionError, TimeoutError)):
+            return True
+        if isinstance(part, OSError) and part.errno in _HINDRANCES:
+            return True
+        said = str(part)
+        if _STATUS.search(said) or any(os.strerror(code) in said for code in _HINDRANCES):
+            return True
+    return False
+
+
+def _cannot_be_read(folder, step, why):
+    return f'the checkpoint of step {step} in {folder} cannot be read now, and is left as it is: {why}.'
+
+
+def _check(folder):
+    """Raises an Unreadable where this process's share of a checkpoint's files is damaged."""
+    try:
+        damage = _damage(folder)
+    except UserError as error:
+        if _is_hindrance(error):
+            raise error.__cause__ from None
+        # A file of digests that is none.
+        raise Unreadable(str(error)) from error
+    if damage:
+        raise Unreadable(damage)
 
 
 def _damage(folder) -> str | None:
@@ -373,7 +442,7 @@ def _objects(folder) -> dict[str, dict]:
 def _reason(error) -> str:
     """Why a save or a restore failed, in one line; of the long chains of TensorStore what the system said."""
     text = ' '.join(str(part) for part in _chain(error))
-    codes = errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG, errno.EIO
+    codes = errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO, *_HINDRANCES
     said = next((os.strerror(code) for code in codes if os.strerror(code) in text), None)
     return said or reason(error)
 

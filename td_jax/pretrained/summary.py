@@ -9,6 +9,7 @@ import jax
 
 from td_jax import pretrained
 from td_jax.configs import common
+from td_jax.devices import platform
 from td_jax.method import objectives
 from td_jax.models import base, vit
 from td_jax.pretrained.architecture import (
@@ -38,8 +39,9 @@ def report(location: str) -> str:
       the overrides that make the teacher of a config fit, and a student that starts from it
 
     Raises:
-      UserError: what `pretrained.read` raises.
+      UserError: what `pretrained.read` raises, or there is no device to work shapes out with.
     """
+    platform.start()
     config = common.get_config()
     checkpoint = pretrained.read(location)
     architecture = checkpoint.architecture

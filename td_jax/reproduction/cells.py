@@ -15,7 +15,7 @@ from typing import NamedTuple
 from etils import epath
 
 from td_jax import config as config_lib
-from td_jax.devices import flops, sharding
+from td_jax.devices import flops, platform, sharding
 from td_jax.errors import UserError
 from td_jax.files import workdir
 from td_jax.reproduction import errors, jobs, tables
@@ -421,8 +421,9 @@ def plan(names, genres, datasets, root: epath.Path, kept: dict = types.MappingPr
     """The runs that `make` needs of the same arguments, each once, and their operations; runs nothing.
 
     Raises:
-      UserError: an unknown name, or a table whose runs cannot be counted without their data.
+      UserError: an unknown name, a table whose runs cannot be counted without their data, or no device.
     """
+    platform.start()
     found, in_file = {}, by_runs(kept)
     for cell, configs in _of_wanted(names, genres, datasets).items():
         is_kept = tuple(names_of(configs)) in in_file

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 from etils import epath
 
+from td_jax.devices import platform
 from td_jax.errors import UserError
 from td_jax.files import quiet, workdir
 
@@ -130,8 +131,10 @@ def prepare(count: int, folder: epath.Path) -> int:
       how many run at once
 
     Raises:
-      UserError: there are fewer cores, or the device is one that a process keeps for itself.
+      UserError: there are fewer cores, or the device cannot be started or is one that a process keeps for
+        itself.
     """
+    platform.start()
     cores = len(_cores()) or os.cpu_count()
     if not count:
         count = cores if jax.default_backend() == 'cpu' else 1

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from td_jax import config as config_lib
 from td_jax.data import base as data
-from td_jax.devices import sharding
+from td_jax.devices import platform, sharding
 from td_jax.errors import UserError
 from td_jax.files import checkpoints, workdir
 from td_jax.models import base
@@ -129,8 +129,10 @@ def load(folder: epath.Path, seed_index: int = 0) -> Finished:
       seed_index: which of its seeds, counted from 0.
 
     Raises:
-      UserError: no finished run is there, it has no such seed, or its files do not fit each other.
+      UserError: no finished run is there, it has no such seed, its files do not fit each other, or there is
+        no device to read it with.
     """
+    platform.start()
     stored, result = workdir.read_json(folder / workdir.CONFIG), read_result(folder)
     if stored is None or result is None:
         raise UserError(

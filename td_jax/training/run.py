@@ -8,7 +8,7 @@ import numpy as np
 from etils import epath
 
 from td_jax import config as config_lib
-from td_jax.devices import processes
+from td_jax.devices import platform, processes
 from td_jax.errors import Diverged, UserError
 from td_jax.files import workdir as workdir_lib
 from td_jax.training import finished, loop, memory, preflight, teachers
@@ -33,11 +33,13 @@ def train(
       UserError: anything the user can mend.
     """
     config_lib.check(config)
+    platform.start()
     result = processes.from_main(lambda: preflight.check_workdir(config, workdir))
     if result:
         return result
     programs = programs or Programs()
-    plan = preflight.check(config, workdir, programs)
+    with memory.told():
+        plan = preflight.check(config, workdir, programs)
     if plan.source.said and not prefix:
         processes.say(plan.source.said)
     with _opened(workdir):
@@ -48,10 +50,11 @@ def train(
         teacher = plan.teacher
         if plan.teacher_source and not teacher:
             train(config_lib.teacher_run(config), workdir / finished.TEACHER, 'teacher.', programs)
-            # Every process reads for itself what all of them wrote; one may see another disk.
-            teacher = processes.together(
-                lambda: teachers.load(config, workdir, plan.teacher_source, plan.mesh)
-            )
+            with memory.told():
+                # Every process reads for itself what all of them wrote; one may see another disk.
+                teacher = processes.together(
+                    lambda: teachers.load(config, workdir, plan.teacher_source, plan.mesh)
+                )
         with memory.told():
             facts = teachers.facts(config, teacher, plan.source, plan.mesh)
             return loop.Loop(config, workdir, plan, teacher, facts, prefix).finish()

@@ -160,6 +160,85 @@ def test_strangers_in_the_folder_do_no_harm(folder, name):
     assert restored(folder)[0] == 7
 
 
+def full_device():
+    """What JAX raises where a device has no room."""
+    jnp.zeros(25 * 10**12, jnp.float32).block_until_ready()
+
+
+def test_a_device_that_fails_is_no_damage(folder, monkeypatch):
+    """Also where Orbax tells it on as an error of its own."""
+
+    def told_on(*arguments, **named):
+        try:
+            full_device()
+        except jax.errors.JaxRuntimeError as error:
+            raise ValueError('the array could not be read') from error
+
+    monkeypatch.setattr(ocp.CheckpointManager, 'restore', told_on)
+    with pytest.raises(ValueError, match='the array could not be read'):
+        restored(folder)
+    monkeypatch.setattr(ocp.PyTreeCheckpointHandler, 'metadata', lambda *arguments: full_device())
+    with pytest.raises(jax.errors.JaxRuntimeError, match='RESOURCE_EXHAUSTED'):
+        checkpoints.described(folder, 2)
+    assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == ['1', '2']
+
+
+@pytest.mark.parametrize(
+    'error',
+    [
+        PermissionError(13, 'Permission denied'),
+        ConnectionResetError(104, 'Connection reset by peer'),
+        MemoryError(),
+        ValueError('UNAVAILABLE: Error reading "gs://b/run": CURL error Could not resolve host'),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_what_cannot_be_read_now_is_no_damage(folder, error, monkeypatch):
+    def fails(*arguments, **named):
+        raise error
+
+    message = rf'^the checkpoint of step 2 in {folder} cannot be read now, and is left as it is: .+\.$'
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, '_digests', fails)
+        for ask in (restored, lambda folder: checkpoints.read(folder, 2, {})):
+            with pytest.raises(UserError, match=message):
+                ask(folder)
+    assert restored(folder)[0] == 2
+
+
+SHORT_OF_FILES = """
+import os, resource, sys
+import jax.numpy as jnp
+from etils import epath
+from td_jax.errors import UserError
+from td_jax.files import checkpoints
+
+state = {'a': jnp.arange(3000.0)}
+saved = checkpoints.Checkpoints(epath.Path(sys.argv[1]))
+saved.save(1, state, {})
+saved.wait()
+most = resource.getrlimit(resource.RLIMIT_NOFILE)
+# As many as are open, so that no other can be.
+resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir('/proc/self/fd'))), most[1]))
+try:
+    saved.restore(state)
+except UserError as error:
+    print(error)
+resource.setrlimit(resource.RLIMIT_NOFILE, most)
+print(saved.restore(state)[0])
+"""
+
+
+def test_a_process_that_may_open_no_more_files_sets_no_checkpoint_aside(tmp_path):
+    done = forked.run(
+        ['-c', SHORT_OF_FILES, str(tmp_path / 'saved')], env={**os.environ, 'JAX_PLATFORMS': 'cpu'}
+    )
+    assert done.returncode == 0, done.stderr
+    first, second = done.stdout.splitlines()
+    assert first.endswith('cannot be read now, and is left as it is: Too many open files.')
+    assert second == '1'
+
+
 def test_all_damaged_is_none(folder):
     for step in ('1', '2'):
         cut(largest_file(folder / step / 'state'))
