@@ -35,6 +35,7 @@ IMPORTED = (
 # What JAX reads as it is imported -> what it makes of the text.
 READ_BY_JAX = {
     'JAX_COMPILATION_CACHE_DIR': str,
+    'JAX_COMPILATION_CACHE_MAX_SIZE': int,
     'JAX_ENABLE_X64': lambda text: text == '1',
     'JAX_NUM_CPU_DEVICES': int,
     'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': float,

@@ -4,11 +4,14 @@ import re
 
 import jax
 
+from td_jax.devices import compiled
 from td_jax.errors import UserError
 
 
 def start():
     """Starts the devices that JAX is told to use, where they are not started yet.
+
+    What is broken in the folder of compiled programs is taken away: nothing is compiled before.
 
     Raises:
       UserError: there are none of that platform, or it cannot be started, such as a TPU that another process
@@ -29,3 +32,4 @@ def start():
             f'JAX_PLATFORMS is {wanted}, which JAX cannot start: {why}. Unset it to use what is there, or '
             'set JAX_PLATFORMS=cpu.'
         ) from error
+    compiled.mend()

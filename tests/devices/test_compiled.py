@@ -1,0 +1,131 @@
+"""A folder of compiled programs in which a process left something half written."""
+
+import os
+import time
+import zlib
+
+import jax
+import pytest
+
+from td_jax.devices import compiled
+from tests import forked
+
+# Compiles some programs, and says which of them it had to.
+PROGRAM = """
+import sys
+import jax
+from td_jax.devices import platform
+
+if sys.argv[1] == 'mends':
+    platform.start()
+for number in range(3):
+    jax.jit(lambda x: x * 3 + number)(jax.numpy.arange(5.0)).block_until_ready()
+"""
+
+
+def compile_in(folder, most, mends='mends'):
+    """What a process that compiles into a folder says; its programs as {path: content}."""
+    settings = {'DIR': str(folder), 'MAX_SIZE': str(most)}
+    environment = {f'JAX_COMPILATION_CACHE_{name}': value for name, value in settings.items()}
+    environment |= {'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0', 'JAX_PLATFORMS': 'cpu'}
+    done = forked.run(['-c', PROGRAM, mends], env={**os.environ, **environment})
+    assert done.returncode == 0, done.stderr
+    return done.stderr, programs_in(folder)
+
+
+def programs_in(folder):
+    return {path: path.read_bytes() for path in sorted(folder.glob('*-cache'))}
+
+
+def pairs_in(folder):
+    """The keys that have a program, and those that have a time of last use."""
+    return tuple(
+        {path.name.removesuffix(end) for path in folder.glob(f'*{end}')} for end in ('-cache', '-atime')
+    )
+
+
+BOUNDED, UNBOUNDED = 2**30, -1
+
+
+@pytest.mark.parametrize('most', [BOUNDED, UNBOUNDED])
+def test_what_is_cut_off_is_written_anew(tmp_path, most):
+    said, whole = compile_in(tmp_path, most)
+    assert said == '' and len(whole) >= 3
+    longest = max(whole, key=lambda path: len(whole[path]))
+    longest.write_bytes(whole[longest][:-7])
+    if most == UNBOUNDED:
+        # By a process that may still be at it, so nobody touches it.
+        said, _ = compile_in(tmp_path, most)
+        assert 'Error reading persistent compilation cache entry' in said
+        old = time.time() - 2 * compiled.SECONDS
+        os.utime(longest, (old, old))
+        (tmp_path / compiled.CHECKED).unlink()
+    else:
+        said, _ = compile_in(tmp_path, most, 'does not')
+        assert 'Error reading persistent compilation cache entry' in said
+        longest.write_bytes(whole[longest][:-7])
+    said, found = compile_in(tmp_path, most)
+    assert said == ''
+    assert found.keys() == whole.keys()
+    assert len(found[longest]) > len(whole[longest]) - 7 and zlib.decompress(found[longest])
+    # All others are as they were.
+    assert {**found, longest: b''} == {**whole, longest: b''}
+
+
+def test_a_program_without_a_time_of_use_gets_one_and_a_time_without_a_program_goes(tmp_path):
+    """A process was killed between the two, when it wrote one or took one away."""
+    said, whole = compile_in(tmp_path, BOUNDED)
+    gone, other, *_ = whole
+    gone.unlink()
+    # Of another command, so that this one does not read it.
+    lonely = tmp_path / 'jit_other-0123-cache'
+    lonely.write_bytes(whole[other])
+    # JAX alone writes nothing any more.
+    said, found = compile_in(tmp_path, BOUNDED, 'does not')
+    assert 'Error writing persistent compilation cache entry' in said and gone not in found
+    said, found = compile_in(tmp_path, BOUNDED)
+    assert (said, found.keys()) == ('', {*whole, lonely})
+    assert found[lonely] == whole[other]
+    programs, used = pairs_in(tmp_path)
+    assert programs == used
+
+
+def test_what_was_looked_at_once_is_not_read_again(tmp_path, monkeypatch):
+    _, whole = compile_in(tmp_path, BOUNDED)
+    asked = []
+    monkeypatch.setattr(compiled, 'is_whole', lambda path: asked.append(path) or True)
+    old = time.time() - 100
+    os.utime(tmp_path / compiled.CHECKED, (old, old))
+    newest = next(iter(whole))
+    for path in whole:
+        os.utime(path, (old - 50, old - 50))
+    os.utime(newest, (old + 50, old + 50))
+    compiled._remove_cut_off(tmp_path, 0)
+    assert asked == [newest]
+
+
+@pytest.mark.parametrize(
+    ('content', 'expected'),
+    [
+        (zlib.compress(b'program'), True),
+        (zlib.compress(b'program')[:-1], False),
+        (b'', False),
+        (b'neither', False),
+        # Zstandard is not among what td_jax needs: where it is missing, JAX reads none of these.
+        (compiled.ZSTANDARD + b'...', compiled._zstandard() is None),
+    ],
+)
+def test_a_program_is_whole_or_not(content, expected, tmp_path):
+    path = tmp_path / 'key-cache'
+    path.write_bytes(content)
+    assert compiled.is_whole(path) == expected
+
+
+@pytest.mark.parametrize('place', ['gs://bucket/compiled', '/none/compiled', ''])
+def test_what_is_no_folder_is_left_to_jax(place, monkeypatch):
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update('jax_compilation_cache_dir', place)
+    try:
+        compiled.mend()
+    finally:
+        jax.config.update('jax_compilation_cache_dir', before)
