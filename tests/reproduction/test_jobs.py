@@ -34,6 +34,20 @@ def test_one_after_the_other_in_this_process(capsys, tmp_path):
     assert jobs.each(found.append, [], 2, epath.Path(tmp_path), 'runs') == []
 
 
+def test_what_is_over_is_kept_before_the_next_fails(tmp_path):
+    kept = []
+    with pytest.raises(ZeroDivisionError):
+        jobs.each(
+            lambda task: 6 // task,
+            [3, 2, 0, 1],
+            1,
+            epath.Path(tmp_path),
+            'runs',
+            keep=lambda number, result: kept.append((number, result)),
+        )
+    assert kept == [(0, 2), (1, 3)]
+
+
 @pytest.mark.parametrize(
     ('seconds', 'said'), [(0.4, '0 s'), (29, '29 s'), (60, '1 min'), (7140, '119 min'), (9000, '2.5 h')]
 )
