@@ -1,15 +1,15 @@
 """Ratings of your own, from a CSV or TSV of users, items, ratings and times, by the protocol of ratings.py.
 
-Ids are any text. Ratings are in order of (time, user id, item id), ids in the order of their text. Further
-columns say what an item is: text as a bag of words, or categories, of which a cell may hold several. What a
-teacher and what a student are trained on is a filter on such a column.
+Ids are any text. Ratings are in order of (time, user id, item id), ids in the order of their text. A row that
+says what an earlier one says, of the same user, item, rating and time, is left out, so that no rating is on
+both sides of a split. Further columns say what an item is: text as a bag of words, or categories, of which a
+cell may hold several. What a teacher and what a student are trained on is a filter on such a column.
 """
 
 import array
 import datetime
 import difflib
 import functools
-import math
 import re
 from typing import NamedTuple
 
@@ -64,8 +64,8 @@ def load(config, task) -> Source:
     bags = {name: ratings.bags_of(of_items, shown, fewest) for name, (of_items, fewest) in values.items()}
     source = ratings.source_of(f'{path.name} {task.filter_value or "all"}', rated, parts, bags, config)
     others = [name for name in read.header if name not in [column for _, column in columns]]
-    said = f'{path.name} has columns that are not read: {", ".join(others)}' if others else ''
-    return source._replace(said=said)
+    unread = [f'{path.name} has columns that are not read: {", ".join(others)}'] if others else []
+    return source._replace(said='; '.join([*unread, *read.notes]))
 
 
 def _words(text):
@@ -115,11 +115,13 @@ class _Read(NamedTuple):
     """What a file has, in order of time, with users and items numbered from 0 in the order of their ids."""
 
     header: list[str]
+    notes: list[str]  # what a person may not expect of it
     user: np.ndarray  # [ratings] int32
     item: np.ndarray  # [ratings] int32
     labels: np.ndarray  # [ratings] float32
-    user_ids: np.ndarray  # [users] text
-    item_ids: np.ndarray  # [items] text
+    # Text, as objects: an array of type str takes the length of the longest id for each.
+    user_ids: np.ndarray  # [users]
+    item_ids: np.ndarray  # [items]
     texts: dict[str, list[str]]  # {column: [items], the cell of each}
 
 
@@ -129,37 +131,60 @@ def _read(path, stamp, columns) -> _Read:
     user_column, item_column, rating_column, time_column, *about = (name for _, name in columns)
     numbers = {}, {}  # of users and items, by id, in order of their first line
     found = array.array('i'), array.array('i')
-    labels, times = array.array('f'), array.array('d')
-    texts = []  # [items], (line, cells) of each
-    rows = table.rows(path, columns)
-    _, header = next(rows)
+    labels, times, lines = array.array('f'), array.array('d'), array.array('q')
+    texts = []  # [items], (row, cells) of each
+    rows = table.Rows(path, columns)
     time_of = None
-    for line, (user, item, rating, time, *cells) in rows:
+    for row in rows:
+        user, item, rating, time, *cells = row.cells
         for i, (raw, name) in enumerate(((user, user_column), (item, item_column))):
             if not raw:
-                raise UserError(f'{path}, line {line}: {name} is empty.')
+                raise UserError(f'{path}, {row.place}: {name} is empty.')
             found[i].append(numbers[i].setdefault(raw, len(numbers[i])))
-        labels.append(_rating(path, line, rating_column, rating))
-        time_of = time_of or (_seconds if _is_number(time) else _date)
-        times.append(time_of(path, line, time_column, time))
+        labels.append(_rating(path, row, rating_column, rating))
+        time_of = time_of or (_date if table.number(time) is None else _seconds)
+        times.append(time_of(path, row, time_column, time))
+        lines.append(row.last)
         if found[1][-1] == len(texts):
-            texts.append((line, cells))
+            texts.append((row, cells))
         elif texts[found[1][-1]][1] != cells:
-            _refuse_two(path, line, item, about, texts[found[1][-1]], cells)
+            _refuse_two_texts(path, row, item, about, texts[found[1][-1]], cells)
     if not labels:
         raise UserError(f'{path} has a first line and no ratings.')
     (users, user), (items, item) = (_in_order(numbers[i], found[i]) for i in range(2))
+    # Rows that are equal in all three stay in the order of their lines.
     order = np.lexsort((item, user, np.asarray(times)))
+    user, item, times, labels, lines = (
+        np.asarray(column)[order] for column in (user, item, times, labels, lines)
+    )
+    is_repeat = _is_as_before(user) & _is_as_before(item) & _is_as_before(times)
+    if second := np.flatnonzero(is_repeat & ~_is_as_before(labels)).tolist():
+        of_first_line = min(second, key=lambda i: lines[i])
+        ids = {user_column: users[user[of_first_line]], item_column: items[item[of_first_line]]}
+        rows_of_pair = slice(of_first_line - 1, of_first_line + 1)
+        _refuse_two_ratings(path, ids, labels[rows_of_pair], lines[rows_of_pair], len(second) - 1)
+    notes = rows.notes()
+    if count := int(is_repeat.sum()):
+        notes.append(
+            f'{path.name} repeats {count} row{"s" if count > 1 else ""} of the same user, item, rating and '
+            f'time, left out (first: line {lines[is_repeat].min()})'
+        )
     by_item = [texts[numbers[1][raw]][1] for raw in items]
     return _Read(
-        header,
-        user[order],
-        item[order],
-        np.asarray(labels, np.float32)[order],
-        np.array(users),
-        np.array(items),
+        rows.header,
+        notes,
+        user[~is_repeat],
+        item[~is_repeat],
+        labels[~is_repeat],
+        np.array(users, object),
+        np.array(items, object),
         {name: [cells[i] for cells in by_item] for i, name in enumerate(about)},
     )
+
+
+def _is_as_before(column):
+    """[rows] bool, whether a value is that of the row before; not in the first."""
+    return np.concatenate([[False], column[1:] == column[:-1]])
 
 
 def _in_order(numbers, column):
@@ -170,34 +195,31 @@ def _in_order(numbers, column):
     return ids, place[np.asarray(column)]
 
 
-def _rating(path, line, name, text):
-    if not _is_number(text) or abs(float(text)) > LARGEST:
-        raise UserError(f'{path}, line {line}: {name} is {text!r:.60}; it must be a finite number.')
-    return float(text)
-
-
-def _is_number(text):
-    try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False
-
-
-def _seconds(path, line, name, text):
-    if not _is_number(text):
+def _rating(path, row, name, text):
+    value = table.number(text)
+    if value is None or abs(value) > LARGEST:
         raise UserError(
-            f'{path}, line {line}: {name} is {text!r:.60}; it must be a number, as in the rows before.'
+            f'{path}, {row.place}: {name} is {text!r:.60}; it must be a finite number such as 4, -0.5 or 1e3.'
         )
-    return float(text)
+    return value
 
 
-def _date(path, line, name, text):
+def _seconds(path, row, name, text):
+    value = table.number(text)
+    if value is None:
+        raise UserError(
+            f'{path}, {row.place}: {name} is {text!r:.60}; it must be a number, as in the rows before.'
+        )
+    return value
+
+
+def _date(path, row, name, text):
     """Seconds since 1970 of a date; one that says no time zone is in UTC."""
     try:
         date = datetime.datetime.fromisoformat(text)
     except ValueError as error:
         raise UserError(
-            f'{path}, line {line}: {name} is {text!r:.60}; it must be a number, or a date such as '
+            f'{path}, {row.place}: {name} is {text!r:.60}; it must be a number, or a date such as '
             '2024-05-31T10:00:00, the same kind in all rows.'
         ) from error
     if date.tzinfo is None:
@@ -205,13 +227,23 @@ def _date(path, line, name, text):
     return date.timestamp()
 
 
-def _refuse_two(path, line, item, about, first, cells):
+def _refuse_two_texts(path, row, item, about, first, cells):
     """Refuses an item that is said to be two things."""
     before, known = first
     place = next(i for i, cell in enumerate(cells) if cell != known[i])
     raise UserError(
-        f'{path}, line {line}: {about[place]} of {item!r:.60} is {cells[place]!r:.60}, but '
-        f'{known[place]!r:.60} in line {before}; an item has one.'
+        f'{path}, {row.place}: {about[place]} of {item!r:.60} is {cells[place]!r:.60}, but '
+        f'{known[place]!r:.60} in {before.place}; an item has one.'
+    )
+
+
+def _refuse_two_ratings(path, ids, labels, lines, others):
+    """Refuses two ratings of the same item by the same user at the same time; `others` is how many more."""
+    who = ' and '.join(f'{name} {raw!r:.60}' for name, raw in ids.items())
+    more = f' ({others} more of this kind)' if others else ''
+    raise UserError(
+        f'{path}, lines {lines[0]} and {lines[1]}: {who} have the ratings {labels[0]:g} and {labels[1]:g} at '
+        f'the same time{more}; delete one of the two.'
     )
 
 
@@ -228,6 +260,6 @@ def _is_chosen(path, read, task, separator):
         more = f' and {len(known) - SHOWN} more' if len(known) > SHOWN else ''
         raise UserError(
             f'dataset.filter_value {task.filter_value!r} is not in the column {task.filter_column} of '
-            f'{path}.{hint} It has {", ".join(known[:SHOWN])}{more}.'
+            f'{path}.{hint} It has {", ".join(known[:SHOWN]):.1000}{more}.'
         )
     return is_chosen

@@ -3,7 +3,10 @@
 import csv
 import difflib
 import io
+import math
+import re
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from etils import epath
 
@@ -11,85 +14,167 @@ from td_jax.errors import UserError, reason
 
 # Suffix -> what stands between two cells.
 SEPARATORS = {'.csv': ',', '.tsv': '\t'}
+NUMBER = re.compile(r'[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?', re.ASCII)
 
 
-def rows(
-    path: epath.Path, columns: list[tuple[str, str]], given: str = 'dataset.path'
-) -> Iterator[tuple[int, list[str]]]:
-    """The cells of some columns, without the space around them.
+class Row(NamedTuple):
+    """A row of a table: some of its cells, without the space around them."""
 
-    The file is in UTF-8 and its first line names its columns; a cell with separators, quotes or line breaks
-    in it stands in double quotes. Empty lines do not count.
+    first: int  # the line of the file that it begins on, from 1
+    last: int  # and ends on
+    cells: list[str]
 
-    Args:
-      path: of the file.
-      columns: (the knob that names a column, that name), of each.
-      given: the knob or flag that names the file.
+    @property
+    def place(self) -> str:
+        return _place(self.first, self.last)
 
-    Returns:
-      Iterator over (line of the file that a row ends on, from 1; its cells, in the order of `columns`). The
-      first is the first line itself, with the names of all columns.
 
-    Raises:
-      UserError: from the iterator; no such file, a column that is missing or there twice, or a row that is
-        not like the first; names the file and, where there is one, the line.
+class Rows:
+    """The rows of a file, one after the other.
+
+    The file is in UTF-8 and its first line names its columns. In a CSV a cell with separators, quotes or line
+    breaks in it stands in double quotes; in a TSV a double quote is a character like any other. Empty lines
+    do not count.
+
+    header: the names of all columns; empty until the first row is asked for
     """
-    separator = SEPARATORS.get(path.suffix.lower())
-    if separator is None:
-        endings = ' or '.join(SEPARATORS)
-        raise UserError(f'{given} {path} is no table; the name of one ends in {endings}.')
-    try:
-        with path.open('rb') as file:
-            text = io.TextIOWrapper(file, encoding='utf-8-sig', newline='')
-            yield from _cells(path, csv.reader(text, delimiter=separator, strict=True), columns)
-    except UserError:
-        raise
-    except UnicodeDecodeError as error:
-        raise UserError(f'{path}, line {_first_undecoded(path)}: it is not UTF-8.') from error
-    # The client of a bucket has errors of its own.
-    except Exception as error:
-        raise UserError(f'{path} cannot be read: {reason(error)}.') from error
 
+    def __init__(self, path: epath.Path, columns: list[tuple[str, str]], given: str = 'dataset.path'):
+        """Names a file; nothing is read yet.
 
-def _cells(path, reader, columns):
-    """What `rows` gives."""
-    header = None
-    try:
-        for row in reader:
+        Args:
+          path: of the file.
+          columns: (the knob that names a column, that name), of each that is read.
+          given: the knob or flag that names the file.
+        """
+        self.header: list[str] = []
+        self._path, self._columns, self._given = path, columns, given
+        self._spanning, self._quoted = _Counted(), _Counted()
+
+    def __iter__(self) -> Iterator[Row]:
+        """The rows after the first line, each with the cells of the columns that are read, in their order.
+
+        Raises:
+          UserError: from the iterator; no such file, a column that is missing or there twice, or a row that
+            is not like the first; names the file and, where there is one, the line.
+        """
+        path = self._path
+        separator = SEPARATORS.get(path.suffix.lower())
+        if separator is None:
+            endings = ' or '.join(SEPARATORS)
+            raise UserError(f'{self._given} {path} is no table; the name of one ends in {endings}.')
+        quoting = csv.QUOTE_NONE if separator == '\t' else csv.QUOTE_MINIMAL
+        try:
+            with path.open('rb') as file:
+                text = io.TextIOWrapper(file, encoding='utf-8-sig', newline='')
+                yield from self._read(csv.reader(text, delimiter=separator, quoting=quoting, strict=True))
+        except UserError:
+            raise
+        except UnicodeDecodeError as error:
+            raise UserError(f'{path}, line {_first_undecoded(path)}: it is not UTF-8.') from error
+        # The client of a bucket has errors of its own.
+        except Exception as error:
+            raise UserError(f'{path} cannot be read: {reason(error)}.') from error
+
+    def notes(self) -> list[str]:
+        """What a person may not expect of the rows read so far, one sentence each."""
+        name, found = self._path.name, []
+        if self._spanning.count:
+            found.append(
+                f'{name} has {self._spanning.said("row")} over several lines, by double quotes '
+                f'(first: {self._spanning.first})'
+            )
+        if self._quoted.count:
+            found.append(
+                f'{name} has {self._quoted.said("cell")} in double quotes, which are read as a part of them, '
+                f'as in every TSV (first: {self._quoted.first})'
+            )
+        return found
+
+    def _read(self, reader):
+        """What `__iter__` gives."""
+        path, places = self._path, None
+        has_quotes = reader.dialect.quoting != csv.QUOTE_NONE
+        for first, last, row in _numbered(path, reader):
             if not row:
                 continue
             if '\0' in ''.join(row):
-                raise UserError(f'{path}, line {reader.line_num}: a byte of 0 in it; it is no text in UTF-8.')
-            if header is None:
-                header = [name.strip() for name in row]
-                places = _places(path, header, columns)
-                yield reader.line_num, header
+                raise UserError(f'{path}, {_place(first, last)}: a byte of 0 in it; it is no text in UTF-8.')
+            if places is None:
+                self.header = [name.strip() for name in row]
+                places = _places(f'{path}, {_place(first, last)}', self.header, self._columns)
                 continue
-            if len(row) != len(header):
+            if len(row) != len(self.header):
                 raise UserError(
-                    f'{path}, line {reader.line_num}: a row of {len(row)} cells, but there are {len(header)} '
-                    'columns.'
+                    f'{path}, {_place(first, last)}: a row of {len(row)} cells, but there are '
+                    f'{len(self.header)} columns.'
                 )
-            yield reader.line_num, [row[place].strip() for place in places]
-    except csv.Error as error:
-        raise UserError(f'{path}, line {reader.line_num}: {error}.') from error
-    if header is None:
-        raise UserError(f'{path} is empty; its first line names its columns.')
+            cells = [row[i].strip() for i in places]
+            if last > first:
+                self._spanning.add(_place(first, last))
+            for cell in () if has_quotes else cells:
+                if len(cell) > 1 and cell[0] == cell[-1] == '"':
+                    self._quoted.add(_place(first, last))
+            yield Row(first, last, cells)
+        if places is None:
+            raise UserError(f'{path} is empty; its first line names its columns.')
 
 
-def _places(path, header, columns):
-    """The place of each of some columns in a first line."""
+class _Counted:
+    """How often something was met, and where first."""
+
+    def __init__(self):
+        self.count, self.first = 0, ''
+
+    def add(self, place):
+        self.first = self.first or place
+        self.count += 1
+
+    def said(self, what):
+        return f'{self.count} {what}{"s" if self.count > 1 else ""}'
+
+
+def number(text: str) -> float | None:
+    """The finite number that a text is in the digits 0 to 9, such as 4, -0.5 or 1e3; None where it is none.
+
+    Python itself takes more for a number: 4_5 for 45, digits of other scripts, inf and nan.
+    """
+    if not NUMBER.fullmatch(text):
+        return None
+    value = float(text)
+    return value if math.isfinite(value) else None
+
+
+def _numbered(path, reader):
+    """(line that a row begins on, line that it ends on, its cells), from 1."""
+    while True:
+        first = reader.line_num + 1
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            place = _place(first, reader.line_num)
+            raise UserError(f'{path}, {place}: {error}.') from error
+        if row is None:
+            return
+        yield first, reader.line_num, row
+
+
+def _place(first, last):
+    return f'line {last}' if first >= last else f'lines {first} to {last}'
+
+
+def _places(where, header, columns):
+    """The place of each of some columns in a first line, which is `where`."""
     for knob, name in columns:
         if header.count(name) == 1:
             continue
         if name in header:
-            raise UserError(f'{path}, line 1: the column {name!r} is there twice; rename all but one.')
+            raise UserError(f'{where}: the column {name!r} is there twice; rename all but one.')
         nearest = difflib.get_close_matches(name.lower(), [other.lower() for other in header], n=1)
         found = [other for other in header if nearest and other.lower() == nearest[0]]
         hint = f' Did you mean {found[0]}?' if found else ''
         raise UserError(
-            f'{knob} is {name!r}, but {path}, line 1, has no such column.{hint} It has '
-            f'{", ".join(header):.300}.'
+            f'{knob} is {name!r}, but {where}, has no such column.{hint} It has {", ".join(header):.300}.'
         )
     return [header.index(name) for _, name in columns]
 

@@ -94,7 +94,7 @@ def top(
     said = []
     if number == program.UNKNOWN or not users.is_known[number]:
         said.append(
-            f'{users.column} {user} is unknown to the student: these are for anybody it does not know.'
+            f'{users.column} {user:.60} is unknown to the student: these are for anybody it does not know.'
         )
     if output:
         _write(output, header, rows)
@@ -117,7 +117,7 @@ def _of_table(run, path):
     columns = [*table.columns.values(), [f'{x:.6f}' for x in ratings], [' '.join(names) for names in unknown]]
     said = [f'{len(table.lines)} rows, {sum(map(bool, unknown))} with an id that the student does not know']
     named = [
-        f'{name} {table.columns[name][row]} (line {table.lines[row]})'
+        f'{name} {table.columns[name][row]:.60} (line {table.lines[row]})'
         for row, names in enumerate(unknown)
         for name in names
     ]
@@ -126,6 +126,7 @@ def _of_table(run, path):
         said[0] += f': {", ".join(named[:NAMED])}{more}'
     if table.others:
         said.append(f'columns that are not read: {", ".join(table.others)}')
+    said += table.notes
     return header, zip(*columns, strict=True), said
 
 

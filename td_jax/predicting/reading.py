@@ -19,6 +19,7 @@ class Table(NamedTuple):
     columns: dict[str, list[str]]
     lines: list[int]  # where each row ends in the file, counted from 1
     others: list[str]  # columns that were not asked for
+    notes: list[str]  # what a person may not expect of it
 
 
 def table(path: epath.Path, wanted: list[str]) -> Table:
@@ -28,18 +29,17 @@ def table(path: epath.Path, wanted: list[str]) -> Table:
       UserError: it is no such file, a column is missing or there twice, or a row has too many or too few
         cells or an empty one; names the file and the line.
     """
-    rows = data_table.rows(path, [('the column of ids', name) for name in wanted], '--input')
-    _, header = next(rows)
+    rows = data_table.Rows(path, [('the column of ids', name) for name in wanted], '--input')
     columns, lines = {name: [] for name in wanted}, []
-    for line, cells in rows:
-        for name, cell in zip(wanted, cells, strict=True):
+    for row in rows:
+        for name, cell in zip(wanted, row.cells, strict=True):
             if not cell:
-                raise UserError(f'{path}, line {line}: {name} is empty.')
+                raise UserError(f'{path}, {row.place}: {name} is empty.')
             columns[name].append(cell)
-        lines.append(line)
+        lines.append(row.last)
     if not lines:
         raise UserError(f'{path} has a first line and no rows.')
-    return Table(columns, lines, [name for name in header if name not in wanted])
+    return Table(columns, lines, [name for name in rows.header if name not in wanted], rows.notes())
 
 
 def _bytes(path):

@@ -3,6 +3,7 @@
 import csv
 import datetime
 import json
+import tracemalloc
 
 import jax
 import numpy as np
@@ -169,6 +170,91 @@ def test_columns_may_have_other_names_and_space_around_them(tmp_path):
     assert source.ids['user'].column == 'who'
 
 
+@pytest.mark.parametrize('text', ['4', '+4', '04', '4.', '4.0', '.4e1', '40E-1', ' 4 '])
+def test_a_number_is_in_plain_digits(tmp_path, text):
+    rows = ''.join(f'u,i,{text},{i}\n' for i in range(10))
+    assert set(load(write(tmp_path, f'{HEADER}\n{rows}')).train['labels'].tolist()) == {4.0}
+
+
+@pytest.mark.parametrize('where', ['rating', 'timestamp', 'first timestamp'])
+@pytest.mark.parametrize(
+    'text',
+    # The first eight are numbers to Python's float.
+    ['4_5', '1_700_000_300', '٤', '４', 'inf', '-Infinity', 'nan', '1e400', '0x10', '4,5', '1e', '.', '--4'],
+)
+def test_what_is_a_number_to_python_alone_is_refused_by_its_line(tmp_path, where, text):
+    assert table.number(text) is None
+    rating, time = (text, '5') if where == 'rating' else ('3', text)
+    rows = '' if where == 'first timestamp' else 'u,i,3,1\nu,j,3,2\n'
+    path = write(tmp_path, f'user\titem\trating\ttimestamp\n{rows}u,i,R,T\n'.replace(',', '\t'), 'own.tsv')
+    path.write_text(path.read_text().replace('R', rating).replace('T', time))
+    line, name = (2 if where == 'first timestamp' else 4), where.removeprefix('first ')
+    refused(path, rf'own\.tsv, line {line}: {name} is .*; it must be a (finite )?number')
+
+
+def test_a_tsv_has_no_quotes(tmp_path):
+    """As a CSV, all between the two quotes would be one cell."""
+    rows = [f'u{i}\ti\t{i}\t{i}\t{"5" if i not in (3, 8) else ""}"' for i in range(12)]
+    source = load(write(tmp_path, '\n'.join([HEADER.replace(',', '\t') + '\tinches', *rows, '']), 'own.tsv'))
+    assert [*source.train['labels'], *source.evaluation['labels']] == list(range(12))
+    assert source.said == 'own.tsv has columns that are not read: inches'
+    # Whoever wrote quotes around cells is told that they are a part of them.
+    text = '\n'.join([HEADER, *(f'"u",i,{i},{i}' for i in range(10))]).replace(',', '\t')
+    quoted = load(write(tmp_path, text, 'quoted.tsv'))
+    assert quoted.ids['user'].raw.tolist() == ['"u"']
+    assert quoted.said == (
+        'quoted.tsv has 10 cells in double quotes, which are read as a part of them, as in every TSV '
+        '(first: line 2)'
+    )
+
+
+def test_a_row_over_several_lines_is_said(tmp_path):
+    rows = [f'u,i{i},{i},{i},a' for i in range(10)]
+    text = '\n'.join([f'{HEADER},note', *rows, 'u,x,1,20,"5', 'u,y,1,21,"', 'u,z,1,22,"6', '\n', '"', ''])
+    assert load(write(tmp_path, text)).said == (
+        'own.csv has columns that are not read: note; '
+        'own.csv has 2 rows over several lines, by double quotes (first: lines 12 to 13)'
+    )
+
+
+def test_a_row_that_repeats_an_earlier_one_is_left_out_and_counted(tmp_path):
+    rows = [f'u,i,{i % 5},{i}' for i in range(20)]
+    once = load(write(tmp_path, '\n'.join([HEADER, *rows])), split='test')
+    # The last of training and the first of the test twice more, as the same numbers in other digits.
+    again = [f'u,i,{i % 5}.0,{i}e0' for i in (17, 18, 18, 17)]
+    source = load(write(tmp_path, '\n'.join([HEADER, *again[:2], *rows, *again[2:]])), split='test')
+    for part, expected in ((source.train, once.train), (source.evaluation, once.evaluation)):
+        np.testing.assert_array_equal(part['labels'], expected['labels'])
+    assert len(source.evaluation['labels']) == 2
+    assert source.said == (
+        'own.csv repeats 4 rows of the same user, item, rating and time, left out (first: line 21)'
+    )
+    # Later is another rating.
+    assert len(load(write(tmp_path, '\n'.join([HEADER, *rows, 'u,i,4,20']))).train['labels']) == 18
+
+
+def test_two_ratings_at_the_same_time_are_refused_with_both_lines(tmp_path):
+    rows = [f'u,i,{i},2024-01-{10 + i}' for i in range(10)]
+    pair = r"own\.csv, lines 4 and 13: user 'u' and item 'i' have the ratings 2 and 5 at the same time"
+    text = '\n'.join([HEADER, *rows, 'v,i,5,2024-01-12', 'u,i,5,2024-01-12'])
+    refused(write(tmp_path, text), pair + '; delete one of the two')
+    refused(write(tmp_path, f'{text}\nu,i,0,2024-01-11'), pair + r' \(1 more of this kind\); delete')
+
+
+def test_a_long_id_takes_its_own_length(tmp_path):
+    """An array of type str would take 60,000 characters for each user, 2.4 GB."""
+    rows = [f'u{i},i{i},3,{i}' for i in range(10_000)]
+    path = write(tmp_path, '\n'.join([HEADER, *rows, f'{"u" * 60_000},{"i" * 60_000},3,0']))
+    tracemalloc.start()
+    try:
+        source = load(path)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 50e6
+    assert max(map(len, source.ids['user'].raw.tolist())) == 60_000
+
+
 def test_a_file_that_was_changed_is_read_anew(tmp_path):
     path = write(tmp_path, film_table())
     assert len(load(path).train['labels']) == 9
@@ -229,6 +315,9 @@ GOOD = '\n'.join([HEADER, *(f'u,i,3,{i}' for i in range(10)), ''])
         (GOOD.encode('utf-16'), r'own\.csv, line 1: it is not UTF-8'),
         (GOOD.encode('utf-16-be'), r'own\.csv, line 1: a byte of 0'),
         (GOOD + '"u,i,3,4\n', r'own\.csv, line 12: unexpected end of data'),
+        (GOOD + 'a,"b\n\nc,3,4\nd,5,6\n', r'own\.csv, lines 12 to 15: unexpected end of data'),
+        (GOOD + 'a,"b\nc",3\n', r'own\.csv, lines 12 to 13: a row of 3 cells, but there are 4'),
+        (GOOD + 'a,"b\nc",x,4\n', r"own\.csv, lines 12 to 13: rating is 'x'"),
         (GOOD + '"u"x,i,3,4\n', r'own\.csv, line 12: .* expected after'),
         (GOOD + 'u' * 200_000 + ',i,3,4\n', r'own\.csv, line 12: field larger than field limit'),
     ],
@@ -253,7 +342,7 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path, monkeypatch):
     def forbidden(*_):
         raise PermissionError(13, 'Permission denied')
 
-    monkeypatch.setattr(table, '_cells', forbidden)
+    monkeypatch.setattr(table.Rows, '_read', forbidden)
     refused(path, r'own\.csv cannot be read: Permission denied\.$')
 
 

@@ -31,7 +31,11 @@ def test_columns_come_by_name_with_their_lines(table):
     assert found.columns == {'user_id': ['196', 'ann'], 'movie_id': ['242', 'x,y']}
     assert found.lines == [3, 5]
     assert found.others == ['note']
+    assert found.notes == ['a.csv has 1 row over several lines, by double quotes (first: lines 2 to 3)']
     assert table('user_id\tmovie_id\n1\t2,3\n', 'a.TSV').columns == {'user_id': ['1'], 'movie_id': ['2,3']}
+    quote = table('user_id\tnote\tmovie_id\n1\t"5 inches\t2\n3\t"a"\t4\n', 'b.tsv')
+    assert quote.columns == {'user_id': ['1', '3'], 'movie_id': ['2', '4']}
+    assert (quote.lines, quote.notes) == ([2, 3], [])
 
 
 @pytest.mark.parametrize(
@@ -53,7 +57,7 @@ def test_columns_come_by_name_with_their_lines(table):
         ('user_id,movie_id\n1,2,3\n', 'a.csv, line 2: a row of 3 cells, but there are 2 columns.'),
         ('user_id,movie_id\n1,2\n ,3\n', 'a.csv, line 3: user_id is empty.'),
         (b'user_id,movie_id\n1,2\n\xe9,3\n', 'a.csv, line 3: it is not UTF-8.'),
-        ('user_id,movie_id\n1,"2\n3,4\n', 'a.csv, line 3: unexpected end of data.'),
+        ('user_id,movie_id\n1,"2\n3,4\n', 'a.csv, lines 2 to 3: unexpected end of data.'),
     ],
 )
 def test_what_is_wrong_with_a_table_is_said_with_its_line(table, content, message):
