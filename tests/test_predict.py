@@ -21,7 +21,7 @@ def test_an_image_goes_in_and_a_class_comes_out(run_command, run_folder, tmp_pat
     code, out, err = run_command(
         'predict', f'--workdir={run_folder}', f'--input={tmp_path / "a.png"}', f'--output={target}'
     )
-    assert (code, out, err) == (0, f'{target}\n1 images\n', '')
+    assert (code, out, err) == (0, f'{target}\n1 image\n', '')
     header, row = target.read_text().splitlines()
     assert header == 'file,class,probability,p(5),p(6),p(7),p(8),p(9)'
     assert row.startswith('a.png,')

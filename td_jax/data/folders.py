@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from etils import epath
 
-from td_jax.data import images, paths, stream
+from td_jax.data import decoding, image_files, images, paths, stream
 from td_jax.data.base import Source
 from td_jax.data.stream import Records, Sizes, Span
 from td_jax.errors import UserError, reason
@@ -19,12 +19,6 @@ from td_jax.errors import UserError, reason
 TRAIN, TEST = 'train', 'test'
 # Share of a class that is cut off, as a test and again as a validation slice.
 SHARE = 0.1
-# Suffixes of the files that are read.
-SUFFIXES = '.jpg', '.jpeg', '.png', '.gif', '.bmp'
-# What such files begin with, whatever their suffix says.
-BEGINNINGS = b'\xff\xd8\xff', b'\x89PNG\r\n\x1a\n', b'GIF8', b'BM'
-# Other files that are named.
-SHOWN = 5
 # Spans that the files of a part are cut into, at the most: what the order of an epoch is made of.
 MOST_SPANS = 1024
 WHAT = 'a folder of images, with a folder for each class in it, or with train and test that have those'
@@ -39,7 +33,7 @@ class Listing(NamedTuple):
     files: dict[
         str, tuple[tuple[str, ...], ...]
     ]  # {part: of each class, its names, in the order of their hashes}
-    others: tuple[str, ...]  # what is not read
+    left_out: str  # what is not read, for a person; '' if there is nothing
 
 
 def load(config, task) -> Source:
@@ -80,15 +74,13 @@ def load(config, task) -> Source:
         source = images.kept_source(name, label_names, examples, config, whole, is_resized=True)
     else:
         for part in files:
-            _check_beginnings(listing.folder, part)
+            _check_files(listing.folder, part)
         # What is shuffled are numbers of files.
         host_bytes = 8 * min(config.shuffle_buffer, len(files[0]))
         source = stream.source_of(
             name, label_names, list(zip(records, spans, strict=True)), config, task, host_bytes
         )
-    others = listing.others
-    more = f' and {len(others) - SHOWN} more' if len(others) > SHOWN else ''
-    unread = f'{name} holds what is not read: {", ".join(others[:SHOWN])}{more}' if others else ''
+    unread = f'{name} holds what is not read: {listing.left_out}' if listing.left_out else ''
     return source._replace(name=said, said=unread)
 
 
@@ -108,19 +100,19 @@ def listed(folder: epath.Path) -> Listing:
 
 
 def _listed(folder):
-    others = []
-    top = _folders(folder, '', others)
+    left_out = image_files.LeftOut()
+    top = _folders(folder, '', left_out)
     halves = [part for part in (TRAIN, TEST) if part in top]
     if len(halves) == 1:
         missing = TEST if halves == [TRAIN] else TRAIN
         raise UserError(f'dataset.path {folder} has {halves[0]} and no {missing}; it must be {WHAT}.')
     parts = halves or [TRAIN]
-    others += [f'{name}/' for name in top if halves and name not in halves]
+    left_out.names += [f'{name}/' for name in top if halves and name not in halves]
     found = {}
     for part in parts:
         inside = f'{part}/' if halves else ''
-        names = _folders(folder / part, inside, others) if halves else top
-        found[part] = {name: _files(folder, f'{inside}{name}', others) for name in names}
+        names = _folders(folder / part, inside, left_out) if halves else top
+        found[part] = {name: _files(folder, f'{inside}{name}', left_out) for name in names}
     for part, other in ((TRAIN, TEST), (TEST, TRAIN)) if halves else ():
         if only := sorted(found[part].keys() - found[other].keys()):
             raise UserError(
@@ -130,34 +122,32 @@ def _listed(folder):
     if len(classes) < 2:
         raise UserError(f'dataset.path {folder} has {len(classes) or "no"} class; it must be {WHAT}.')
     files = {part: tuple(of_class[name] for name in classes) for part, of_class in found.items()}
-    return Listing(str(folder), classes, bool(halves), files, tuple(sorted(others)))
+    return Listing(str(folder), classes, bool(halves), files, str(left_out))
 
 
-def _folders(folder, inside, others):
-    """The names of the folders in a folder; other names that are not hidden are added to `others`."""
-    found = []
-    for path in folder.iterdir():
-        if path.name.startswith('.'):
-            continue
-        if path.is_dir():
-            found.append(path.name)
-        else:
-            others.append(f'{inside}{path.name}')
-    return sorted(found)
+def _folders(folder, inside, left_out):
+    """The names of the folders in a folder, which is `inside` another; all else is left out."""
+    found = image_files.list_folder(folder)
+    left_out.add(inside, found)
+    # A class may be called as an image is.
+    folders = [name for name in found.images if (folder / name).is_dir()]
+    left_out.names += [f'{inside}{name}' for name in found.images if name not in folders]
+    return sorted(found.folders + folders)
 
 
-def _files(folder, inside, others):
+def _files(folder, inside, left_out):
     """The images of a class, 'INSIDE/FILE' each, in the order of their hashes."""
-    names = [path.name for path in (folder / inside).iterdir() if not path.name.startswith('.')]
-    read = [name for name in names if name.lower().endswith(SUFFIXES)]
-    others += [f'{inside}/{name}' for name in names if not name.lower().endswith(SUFFIXES)]
-    if not read:
-        raise UserError(f'{folder / inside} has no images; read are {", ".join(SUFFIXES)}.')
+    found = image_files.list_folder(folder / inside)
+    left_out.add(f'{inside}/', found)
+    left_out.names += [f'{inside}/{name}/' for name in found.folders]
+    if not found.images:
+        raise UserError(f'{folder / inside} has no images; read are {", ".join(decoding.SUFFIXES)}.')
     class_name = inside.rpartition('/')[2]
-    return tuple(
-        f'{inside}/{name}'
-        for name in sorted(read, key=lambda name: hashlib.sha256(f'{class_name}/{name}'.encode()).digest())
-    )
+
+    def digest(name):
+        return hashlib.sha256(f'{class_name}/{name}'.encode()).digest()
+
+    return tuple(f'{inside}/{name}' for name in sorted(found.images, key=digest))
 
 
 def _parts(listing, split):
@@ -221,19 +211,23 @@ def _records(folder, files, num_classes):
         return stream.tensorflow().data.Dataset.range(skip, skip + take)
 
     return Records(
-        folder.rstrip('/').rpartition('/')[2], num_classes, (folder, names, labels), opened, parsed
+        folder.rstrip('/').rpartition('/')[2],
+        num_classes,
+        (folder, names, labels),
+        opened,
+        parsed,
+        stream.decode_by_pil,
     )
 
 
-def _check_beginnings(folder, files):
-    """Refuses a file that does not begin as an image does; what is kept is decoded at once instead."""
+def _check_files(folder, files):
+    """Refuses a file that begins as no image does; what is kept is decoded at once instead."""
     for name, _ in files:
         path = epath.Path(folder) / name
         try:
             with path.open('rb') as file:
-                beginning = file.read(max(map(len, BEGINNINGS)))
+                decoding.check(file)
+        except ValueError as error:
+            raise UserError(f'{path} cannot be decoded ({error}); replace it or take it away.') from error
         except Exception as error:
             raise UserError(f'{path} cannot be read: {reason(error)}.') from error
-        if not beginning.startswith(BEGINNINGS):
-            what = 'begins as no image does' if beginning else 'is empty'
-            raise UserError(f'{path} {what}; replace it or take it away.')

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from td_jax.data import images, prepared
+from td_jax.data import decoding, images, prepared
 from td_jax.data.base import EvaluationStream, Source, TrainStream
 from td_jax.errors import UserError
 
@@ -47,6 +47,8 @@ class Records:
     open: Callable[..., Any] = dataclasses.field(compare=False)
     # parsed(record) -> {'image': [] string, still encoded, 'label': [] whole number, 'file_name': [] string}
     parsed: Callable[..., dict] = dataclasses.field(compare=False)
+    # decode(encoded, seed, min_area) -> [height, width, 3] uint8, as decode_by_tensorflow does it
+    decode: Callable[..., Any] = dataclasses.field(compare=False)
 
 
 class Sizes(NamedTuple):
@@ -233,47 +235,69 @@ def _seed(tf, seed, *numbers):
 # --- From a record to pixels -----------------------------------------------------------------------
 
 
-def decoded(encoded, seed=None, min_area: float = 1):
-    """Decodes an image of any size, colours and format to three channels, whole or a random crop of it.
-
-    The crop is that of the ViT paper's fine-tuning: a share of the area from min_area to 1 and an aspect
-    ratio from images.ASPECT_RATIOS; an image that is too narrow for any is taken whole.
+def decode_by_tensorflow(encoded, seed=None, min_area: float = 1):
+    """Decodes an image as TFDS does, whole or a random crop of it.
 
     Args:
-      encoded: [] string; JPEG, PNG, GIF or BMP.
+      encoded: [] string; JPEG, PNG, GIF or BMP, of any size and colours.
       seed: [2], of the crop.
-      min_area: smallest share of the area; 1 takes the image whole.
+      min_area: of the crop, by _crop_of; 1 takes the image whole.
 
     Returns:
       [height, width, 3] uint8.
     """
     tf = tensorflow()
 
-    def crop_of(shape):
-        """[y, x, height, width] of a crop of an image [height, width, channels]."""
-        begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
-            shape,
-            bounding_boxes=[[[0.0, 0.0, 1.0, 1.0]]],
-            seed=seed,
-            min_object_covered=0.0,
-            aspect_ratio_range=images.ASPECT_RATIOS,
-            area_range=(min_area, 1.0),
-        )
-        return tf.concat([begin[:2], size[:2]], axis=0)
-
     def jpeg():
         if min_area >= 1:
             return tf.io.decode_jpeg(encoded, channels=3)
-        return tf.io.decode_and_crop_jpeg(encoded, crop_of(tf.io.extract_jpeg_shape(encoded)), channels=3)
+        crop = _crop_of(tf.io.extract_jpeg_shape(encoded), seed, min_area)
+        return tf.io.decode_and_crop_jpeg(encoded, crop, channels=3)
 
     def other():
         image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
-        if min_area >= 1:
-            return image
-        y, x, height, width = tf.unstack(crop_of(tf.shape(image)))
-        return image[y : y + height, x : x + width]
+        return _cropped(image, seed, min_area)
 
     return tf.cond(tf.io.is_jpeg(encoded), jpeg, other)
+
+
+def decode_by_pil(encoded, seed=None, min_area: float = 1):
+    """Decodes a file by decoding.decode, whole or a random crop of it; the rest is as above."""
+    tf = tensorflow()
+
+    def decode(content):
+        # Outside of a tf.data.Dataset it comes as an array of no axes.
+        return decoding.decode(content if isinstance(content, bytes) else content.item())
+
+    image = tf.numpy_function(decode, [encoded], tf.uint8, stateful=False)
+    return _cropped(tf.ensure_shape(image, (None, None, 3)), seed, min_area)
+
+
+def _crop_of(shape, seed, min_area):
+    """[y, x, height, width] of a random crop of an image [height, width, channels].
+
+    It is that of the ViT paper's fine-tuning: a share of the area from min_area to 1 and an aspect ratio from
+    images.ASPECT_RATIOS; an image that is too narrow for any is taken whole.
+    """
+    tf = tensorflow()
+    begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
+        shape,
+        bounding_boxes=[[[0.0, 0.0, 1.0, 1.0]]],
+        seed=seed,
+        min_object_covered=0.0,
+        aspect_ratio_range=images.ASPECT_RATIOS,
+        area_range=(min_area, 1.0),
+    )
+    return tf.concat([begin[:2], size[:2]], axis=0)
+
+
+def _cropped(image, seed, min_area):
+    """A random crop of a decoded image; the whole for a min_area of 1."""
+    if min_area >= 1:
+        return image
+    tf = tensorflow()
+    y, x, height, width = tf.unstack(_crop_of(tf.shape(image), seed, min_area))
+    return image[y : y + height, x : x + width]
 
 
 def _resized(image, sizes):
@@ -309,7 +333,7 @@ def _train_batches(records, spans, config, seed, step, batch_size, rows):
         crop_seed, mirror_seed = tf.unstack(
             tf.random.experimental.stateless_split(_seed(tf, seed, 2, position_of(index)), 2)
         )
-        image = decoded(parsed['image'], crop_seed, config.min_crop_area)
+        image = records.decode(parsed['image'], crop_seed, config.min_crop_area)
         is_mirrored = tf.random.stateless_uniform([], mirror_seed) < config.mirror_rate
         # tf.reverse is ten times as fast as a slice with stride -1.
         image = tf.cond(is_mirrored, lambda: tf.reverse(image, [1]), lambda: image)
@@ -366,7 +390,7 @@ def _evaluation_batches(records, spans, sizes, batch_size, part, parts):
 
     def example(index, record):
         parsed = records.parsed(record)
-        return _example(parsed, decoded(parsed['image']), sizes)
+        return _example(parsed, records.decode(parsed['image']), sizes)
 
     found = _batches(records, found, example, batch_size)
     for _ in range(-(-largest // batch_size)):
@@ -448,8 +472,8 @@ def _what_failed(records, found, error):
         for _, record in found:
             parsed = records.parsed(record)
             try:
-                decoded(parsed['image'])
-            except tf.errors.OpError as reason:
+                records.decode(parsed['image'])
+            except (tf.errors.OpError, ValueError) as reason:
                 return (
                     f'{records.name}: the image {_file_name(parsed)} cannot be decoded '
                     f'({prepared.reason(reason)}).'

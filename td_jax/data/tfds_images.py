@@ -149,7 +149,12 @@ def records_of(builder, image: str = 'image', label: str = 'label') -> Records:
 
     place = str(builder.data_path), image, label
     return Records(
-        builder.info.full_name.rpartition('/')[0], features[label].num_classes, place, opened, parsed
+        builder.info.full_name.rpartition('/')[0],
+        features[label].num_classes,
+        place,
+        opened,
+        parsed,
+        stream.decode_by_tensorflow,
     )
 
 

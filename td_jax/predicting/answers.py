@@ -92,6 +92,11 @@ def top(
     header = [users.column, items.column, label]
     rows = [[user, items.raw[offered[i]], f'{ratings[i]:.6f}'] for i in best]
     said = []
+    if not rows:
+        said.append(
+            f'{users.column} {user:.60} has rated all {len(np.unique(rated))} that training shows: there is '
+            'nothing left to recommend.'
+        )
     if number == program.UNKNOWN or not users.is_known[number]:
         said.append(
             f'{users.column} {user:.60} is unknown to the student: these are for anybody it does not know.'
@@ -146,7 +151,7 @@ def _ratings(run, numbers):
 def _of_images(run, path):
     """(header, rows, what to say) of an image or a folder of images."""
     student = _program(run)
-    files = reading.image_files(path)
+    files, left_out = reading.find_images(path)
     compute, paths, found = jax.jit(student.of_pixels), list(files.values()), []
     for rows in reading.in_batches(len(paths), IMAGES):
         pixels = _filled(reading.pixels(paths[rows], student.picture), min(len(paths), IMAGES))
@@ -157,7 +162,8 @@ def _of_images(run, path):
         [name, student.labels[np.argmax(of_one)], f'{of_one.max():.6f}', *(f'{x:.6f}' for x in of_one)]
         for name, of_one in zip(files, found, strict=True)
     )
-    return header, rows, [f'{len(files)} images']
+    said = [f'{len(files)} image{"s" if len(files) > 1 else ""}']
+    return header, rows, said + [f'not read: {left_out}'] * bool(left_out)
 
 
 def _program(run):

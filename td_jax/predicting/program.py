@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from td_jax.data import base as data
-from td_jax.data import images
+from td_jax.data import decoding, images
 from td_jax.models import base
 
 # The name of an axis with as many rows as there are examples, and those of an image of any size.
@@ -89,7 +89,7 @@ def of_student(model: base.Model, params, source: data.Source) -> Program:
     port = Port(
         'uint8',
         (BATCH, HEIGHT, WIDTH, 3),
-        'red, green and blue of images of any size, each from 0 to 255; '
+        f'red, green and blue of images of any size, each from 0 to 255; of a file {decoding.RULE}; '
         f'resized inside to {picture.size} x {picture.size} pixels ({picture.resize})',
     )
     return Program({IMAGE: port}, outputs, labels, of_images, picture=picture, of_pixels=of_pixels)

@@ -7,9 +7,8 @@ import numpy as np
 from etils import epath
 
 from td_jax.data import base as data
-from td_jax.data import images, stream
+from td_jax.data import decoding, image_files, images
 from td_jax.data import table as data_table
-from td_jax.data.folders import SUFFIXES
 from td_jax.errors import UserError, reason
 
 
@@ -50,8 +49,8 @@ def _bytes(path):
         raise UserError(f'{path} cannot be read: {reason(error)}.') from error
 
 
-def image_files(path: epath.Path) -> dict[str, epath.Path]:
-    """{name: path} of an image, or of all in a folder and the folders in it, in order of their names.
+def find_images(path: epath.Path) -> image_files.Images:
+    """An image, whatever its name, or all images of a folder and of the folders in it.
 
     Raises:
       UserError: there is none.
@@ -59,26 +58,23 @@ def image_files(path: epath.Path) -> dict[str, epath.Path]:
     if not path.exists():
         raise UserError(f'--input {path} is not there.')
     if not path.is_dir():
-        return {path.name: path}
-    found = {str(file.relative_to(path)): file for file in _files(path) if file.suffix.lower() in SUFFIXES}
-    if not found:
-        raise UserError(f'--input {path} has no images in it; known are {", ".join(SUFFIXES)}.')
-    return dict(sorted(found.items()))
-
-
-def _files(folder):
-    """All files of a folder and of those in it."""
-    for path in folder.iterdir():
-        if path.is_dir():
-            yield from _files(path)
-        else:
-            yield path
+        return image_files.Images({path.name: path}, '')
+    try:
+        found = image_files.find_images(path)
+    # The client of a bucket has errors of its own.
+    except Exception as error:
+        raise UserError(f'--input {path} cannot be read: {reason(error)}.') from error
+    if not found.files:
+        left_out = f', but {found.left_out}' if found.left_out else ''
+        known = ', '.join(decoding.SUFFIXES)
+        raise UserError(f'--input {path} has no images in it{left_out}; known are {known}.')
+    return found
 
 
 def pixels(files: list[epath.Path], picture: data.Picture) -> np.ndarray:
     """Images as Program.of_pixels takes them, [files, size, size, 3] float32 from 0 to 255.
 
-    They are decoded and resized by TensorFlow, as those of the data set are.
+    They are resized by TensorFlow, as those of the data set are.
 
     Raises:
       UserError: one cannot be read or decoded; names it.
@@ -88,9 +84,9 @@ def pixels(files: list[epath.Path], picture: data.Picture) -> np.ndarray:
     def resized(file):
         content = _bytes(file)
         try:
-            image = stream.decoded(tf.constant(content))
-        except tf.errors.OpError as error:
-            raise UserError(f'{file} cannot be decoded as an image.') from error
+            image = decoding.decode(content)
+        except ValueError as error:
+            raise UserError(f'{file} cannot be decoded as an image: {error}.') from error
         size = picture.size, picture.size
         return tf.image.resize(
             tf.cast(image, tf.float32), size, antialias=images.RESIZES[picture.resize]

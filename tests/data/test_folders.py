@@ -6,11 +6,13 @@ import json
 import numpy as np
 import PIL.Image
 import pytest
+from etils import epath
 
 from td_jax.configs import images as images_config
-from td_jax.data import base, folders, images
+from td_jax.data import base, decoding, folders, images
 from td_jax.devices import memory
 from td_jax.errors import UserError
+from td_jax.predicting import reading
 from td_jax.training.run import train
 from tests import forked
 
@@ -111,12 +113,18 @@ def test_train_and_test_are_taken_as_they_are(tmp_path, split):
         assert len(source.train['labels']) == 13
 
 
-def test_what_is_not_read_is_said_and_hidden_files_are_not_there(tmp_path):
+def test_what_is_not_read_is_said(tmp_path):
     write(tmp_path / 'own', {'a': 5, 'b': 5})
-    for file in ('.DS_Store', 'a/.hidden.png', 'a/notes.txt', 'b/scan.tiff', 'LICENSE', 'b/Old.JPG.bak'):
+    for folder in ('__MACOSX', '.ipynb_checkpoints', 'b/deeper'):
+        (tmp_path / 'own' / folder).mkdir()
+    hidden = ['.DS_Store', 'a/._000.png', '__MACOSX/000.png', '.ipynb_checkpoints/000.png']
+    for file in (*hidden, 'a/notes.txt', 'b/scan.heic', 'LICENSE', 'b/deeper/000.png', '000.png'):
         (tmp_path / 'own' / file).write_text('x')
     source = load(tmp_path / 'own')
-    assert source.said == 'own holds what is not read: LICENSE, a/notes.txt, b/Old.JPG.bak, b/scan.tiff'
+    assert source.label_names == ('a', 'b')
+    assert source.said == (
+        'own holds what is not read: 000.png, LICENSE, a/notes.txt, b/deeper/, b/scan.heic, 4 hidden'
+    )
     assert load(write_halves(tmp_path / 'halves')).said == 'halves holds what is not read: val/'
 
 
@@ -154,6 +162,55 @@ def test_images_of_any_size_colours_and_format_become_one_size(tmp_path):
     assert shown.shape == (4, SIDE, SIDE, 3)
     colours = {tuple(image[3, 3]) for image in shown}
     assert colours == {(10, 245, 7), (20, 235, 7), (77, 77, 77), (0, 0, 0)}
+
+
+def test_files_become_the_same_pixels_in_memory_streamed_and_predicted(tmp_path):
+    """Of a camera on its side, of a palette, transparent, of 16 bits, and of other formats."""
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    rng = np.random.default_rng(0)
+    colours = PIL.Image.fromarray(rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8))
+    alpha = PIL.Image.fromarray(rng.integers(0, 256, (SIDE, SIDE, 4), np.uint8))
+    grey = PIL.Image.fromarray(rng.integers(0, 65536, (SIDE, SIDE), np.uint16))
+    stored = {
+        **{'a/turned.jpg': (colours, {'exif': exif}), 'a/palette.bmp': (colours.quantize(9), {})},
+        **{'a/clear.png': (alpha, {}), 'b/grey.png': (grey, {}), 'b/ink.jpg': (colours.convert('CMYK'), {})},
+        **{'b/scan.tif': (colours, {}), 'b/web.webp': (alpha, {})},
+    }
+    for file, (image, options) in stored.items():
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        image.save(tmp_path / file, **options)
+    files = [epath.Path(tmp_path / file) for file in stored]
+    expected = [decoding.decode(file.read_bytes()) for file in files]
+    kept, streamed = load(tmp_path), load(tmp_path, kept_gb=0.0, mirror_rate=0.0)
+    joined = np.concatenate([kept.train['image'], kept.evaluation['image']])
+    assert_same_images(joined, expected)
+    ((examples, mask),) = streamed.evaluation.open(2, 0, 1)
+    of_training = taken(streamed, 0, 1, streamed.train.count)['image']
+    assert_same_images(np.concatenate([of_training, examples['image'][mask == 1]]), expected)
+    for source in (kept, streamed):
+        np.testing.assert_array_equal(reading.pixels(files, source.picture), expected)
+
+
+def assert_same_images(found, expected):
+    """In any order."""
+    np.testing.assert_array_equal(*(sorted(np.array(images).tolist()) for images in (found, expected)))
+
+
+def test_random_crops_of_a_stream_are_of_the_image_as_it_is_shown(tmp_path):
+    """Its left half is dark and its right half is light once it is turned upright."""
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 8
+    pixels = np.repeat(np.repeat([[[0], [200]]], 20, axis=1), 30, axis=0).repeat(3, axis=2).astype(np.uint8)
+    upright = PIL.Image.fromarray(pixels)
+    for name in ('a/0.png', 'a/1.png', 'b/0.png', 'b/1.png'):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        upright.transpose(PIL.Image.Transpose.ROTATE_270).save(tmp_path / name, exif=exif)
+    source = load(tmp_path, kept_gb=0.0, min_crop_area=0.3, mirror_rate=0.0)
+    crops = taken(source, 0, 4, 4)['image'].astype(int)
+    assert np.ptp(crops, axis=1).max() == 0  # no row differs from another
+    assert np.diff(crops, axis=2).min() >= 0
+    assert len(np.unique(crops.sum(axis=(1, 2, 3)))) > 4
 
 
 def test_what_is_kept_is_read_once_and_varied_by_a_step(tmp_path):
@@ -320,7 +377,9 @@ def test_an_image_that_cannot_be_read_is_refused_by_name(tmp_path, name, kept_gb
     UNREADABLE[name](tmp_path)
     if (name, kept_gb) == ('cut short', 0.0):
         # It begins as an image does; what is streamed is decoded when it comes.
-        with pytest.raises(UserError, match=r'/b/003\.jpg cannot be decoded \([^\n]+\)\.$'):
+        with pytest.raises(
+            UserError, match=r'/b/003\.jpg cannot be decoded \(image file is truncated[^\n]+\)\.$'
+        ):
             taken(load(tmp_path, kept_gb=kept_gb), 0, 8, 1)
         return
     refused(tmp_path, r'/b/003\.jpg', kept_gb=kept_gb)

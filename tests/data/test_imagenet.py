@@ -363,7 +363,7 @@ def test_a_crop_is_the_part_of_the_image_that_its_seed_says():
         (y, x, _), (height, width, _) = begin.numpy(), size.numpy()
         for data, tolerance in ((encoded(pixels, quality=95), 1), (encoded(pixels, 'PNG'), 0)):
             whole = tf.io.decode_image(data).numpy()
-            crop = stream.decoded(tf.constant(data), seed, 0.3).numpy()
+            crop = stream.decode_by_tensorflow(tf.constant(data), seed, 0.3).numpy()
             # At the sides of a crop, libjpeg smooths colours over one pixel less.
             inner = slice(1, -1) if tolerance else slice(None)
             expected = whole[y : y + height, x : x + width]
@@ -415,10 +415,10 @@ def test_odd_images_decode_to_three_channels(name):
 
     data, tolerance = ODD[name]
     expected = np.asarray(PIL.Image.open(io.BytesIO(data)).convert('RGB'))
-    whole = stream.decoded(tf.constant(data)).numpy()
+    whole = stream.decode_by_tensorflow(tf.constant(data)).numpy()
     assert whole.dtype == np.uint8
     np.testing.assert_allclose(whole.astype(int), expected.astype(int), atol=tolerance)
-    crop = stream.decoded(tf.constant(data), tf.constant([0, 1]), 0.05).numpy()
+    crop = stream.decode_by_tensorflow(tf.constant(data), tf.constant([0, 1]), 0.05).numpy()
     assert crop.ndim == 3
     assert crop.shape[2] == 3
     assert min(crop.shape) >= 1

@@ -62,7 +62,10 @@ def test_the_best_for_a_user_without_what_it_has_rated(loaded, rating_by_hand, t
     assert (list(row), row['user_id'], row['movie_id']) == (['user_id', 'movie_id', 'rating'], 'ann', 'x y')
     np.testing.assert_allclose(float(row['rating']), rating, rtol=1e-5)
     assert said.splitlines() == ['movie_id  rating', f'x y       {row["rating"]}', str(target)]
-    assert answers.top(run, '196', 10).splitlines() == ['movie_id  rating']
+    assert answers.top(run, '196', 10).splitlines() == [
+        'movie_id  rating',
+        'user_id 196 has rated all 3 that training shows: there is nothing left to recommend.',
+    ]
     # Who is unknown has rated nothing.
     ratings = {name: rating_by_hand(loaded, None, NUMBERS[name]) for name in ('242', '302', 'x y')}
     best = sorted(ratings, key=ratings.get, reverse=True)
@@ -104,10 +107,17 @@ def test_classes_of_a_folder_of_images(digits_run, small_config, tmp_path, monke
     (tmp_path / 'in').mkdir()
     for i, image in enumerate(images):
         PIL.Image.fromarray(np.round(image * 255).astype(np.uint8)).save(tmp_path / 'in' / f'{i:03}.png')
+    for name in ('._000.png', 'Thumbs.db'):
+        (tmp_path / 'in' / name).write_bytes(b'no image')
+    (tmp_path / 'in' / 'loop').symlink_to('.')
     said = answers.predict(
         epath.Path(digits_run), epath.Path(tmp_path / 'in'), epath.Path(tmp_path / 'out.csv'), seed_index=1
     )
-    assert said.splitlines() == [str(tmp_path / 'out.csv'), '75 images']
+    assert said.splitlines() == [
+        str(tmp_path / 'out.csv'),
+        '75 images',
+        'not read: Thumbs.db, loop/, 1 hidden',
+    ]
     found = rows_of(tmp_path / 'out.csv')
     assert list(found[0]) == ['file', 'class', 'probability', 'p(5)', 'p(6)', 'p(7)', 'p(8)', 'p(9)']
     assert [row['file'] for row in found] == [f'{i:03}.png' for i in range(75)]

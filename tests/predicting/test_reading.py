@@ -84,13 +84,20 @@ def test_images_of_a_folder_come_in_order_of_their_names(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b'')
     folder = epath.Path(tmp_path)
-    assert list(reading.image_files(folder)) == ['a/z.JPG', 'b.png', 'c.jpeg']
-    assert reading.image_files(folder / 'b.png') == {'b.png': folder / 'b.png'}
+    found = reading.find_images(folder)
+    assert list(found.files) == ['a/z.JPG', 'b.png', 'c.jpeg']
+    assert found.left_out == 'a/note.txt'
+    # A file that is named is read, whatever it is called.
+    for name in ('b.png', 'a/note.txt'):
+        assert reading.find_images(folder / name) == ({name.rpartition('/')[2]: folder / name}, '')
     (tmp_path / 'empty').mkdir()
+    (tmp_path / 'other' / '.hidden').mkdir(parents=True)
     with pytest.raises(UserError, match=r'empty has no images in it; known are \.jpg, '):
-        reading.image_files(folder / 'empty')
+        reading.find_images(folder / 'empty')
+    with pytest.raises(UserError, match=r'other has no images in it, but 1 hidden; known are \.jpg, '):
+        reading.find_images(folder / 'other')
     with pytest.raises(UserError, match=r'none is not there\.$'):
-        reading.image_files(folder / 'none')
+        reading.find_images(folder / 'none')
 
 
 def test_pixels_are_those_of_pil(tmp_path):
@@ -115,5 +122,5 @@ def test_pixels_are_those_of_pil(tmp_path):
 @pytest.mark.parametrize('content', [b'', b'no image', b'\xff\xd8\xff broken'])
 def test_what_cannot_be_decoded_is_named(tmp_path, content):
     (tmp_path / 'a.jpg').write_bytes(content)
-    with pytest.raises(UserError, match=r'a\.jpg cannot be decoded as an image\.$'):
+    with pytest.raises(UserError, match=r'a\.jpg cannot be decoded as an image: [^\n]+\.$'):
         reading.pixels([epath.Path(tmp_path / 'a.jpg')], data.Picture(8, 'bilinear', False, None))

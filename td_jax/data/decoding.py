@@ -1,0 +1,116 @@
+"""The pixels of an image file, decoded by PIL.
+
+An image is turned upright as its EXIF says, gets the colours of its palette, and stands on white where it is
+transparent. Of 16 bits a colour the upper 8 are kept, of an animation or several pages the first.
+"""
+
+import io
+from typing import BinaryIO
+
+import numpy as np
+import PIL.Image
+
+from td_jax.errors import reason
+
+# PIL's name of a format -> the suffixes of its files. Which format a file has is read from its first bytes.
+FORMATS = {
+    'JPEG': ('.jpg', '.jpeg', '.jfif'),
+    'PNG': ('.png',),
+    'GIF': ('.gif',),
+    'BMP': ('.bmp',),
+    'WEBP': ('.webp',),
+    'TIFF': ('.tif', '.tiff'),
+}
+SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
+# What a file becomes, for who makes pixels of files without td_jax.
+RULE = (
+    'upright as its EXIF says, in the colours of its palette, on white where it is transparent, '
+    'the upper 8 of 16 bits, the first of several frames'
+)
+# The tag of EXIF that says how an image is turned, and what undoes it.
+ORIENTATION = 0x0112
+UPRIGHT = {
+    2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
+    3: PIL.Image.Transpose.ROTATE_180,
+    4: PIL.Image.Transpose.FLIP_TOP_BOTTOM,
+    5: PIL.Image.Transpose.TRANSPOSE,
+    6: PIL.Image.Transpose.ROTATE_270,
+    7: PIL.Image.Transpose.TRANSVERSE,
+    8: PIL.Image.Transpose.ROTATE_90,
+}
+WHITE = 255
+
+
+def decode(content: bytes) -> np.ndarray:
+    """Decodes a file of one of FORMATS.
+
+    Args:
+      content: of the file.
+
+    Returns:
+      [height, width, 3] uint8, red, green and blue.
+
+    Raises:
+      ValueError: it cannot be decoded; says why in one line.
+    """
+    try:
+        with _opened(io.BytesIO(content)) as image:
+            image.load()
+            turned = UPRIGHT.get(_orientation(image))
+            shown = _in_colour(image)
+            return np.asarray(shown if turned is None else shown.transpose(turned))
+    # Each format of PIL has errors of its own.
+    except Exception as error:
+        raise ValueError(_why(error)) from error
+
+
+def check(file: BinaryIO):
+    """Refuses a file whose first bytes say that it cannot be decoded; reads no pixels.
+
+    Raises:
+      ValueError: says why in one line.
+    """
+    try:
+        _opened(file).close()
+    except Exception as error:
+        raise ValueError(_why(error)) from error
+
+
+def _opened(file):
+    image = PIL.Image.open(file, formats=list(FORMATS))
+    if image.mode in ('I', 'F'):
+        kind = 'fractions' if image.mode == 'F' else 'whole numbers of 32 bits'
+        raise ValueError(f'its pixels are {kind}, and nothing says which of them is white')
+    return image
+
+
+def _orientation(image):
+    """What EXIF says, 1 for upright; damaged EXIF says nothing."""
+    try:
+        return image.getexif().get(ORIENTATION, 1)
+    except Exception:
+        return 1
+
+
+def _in_colour(image):
+    """An image of any mode in RGB, transparency on white."""
+    transparent = image.info.get('transparency')
+    if image.mode.startswith('I;16'):
+        grey = np.asarray(image)
+        upper = (grey >> 8).astype(np.uint8)
+        if transparent is not None:
+            upper[grey == transparent] = WHITE
+        return PIL.Image.fromarray(upper).convert('RGB')
+    if image.has_transparency_data:
+        if isinstance(transparent, tuple) and max(transparent) > WHITE:
+            raise ValueError('one of its colours of 16 bits is transparent')
+        image = image.convert('RGBA')
+        white = PIL.Image.new('RGBA', image.size, (WHITE,) * 4)
+        return PIL.Image.alpha_composite(white, image).convert('RGB')
+    return image if image.mode == 'RGB' else image.convert('RGB')
+
+
+def _why(error):
+    if isinstance(error, PIL.UnidentifiedImageError):
+        return f'it begins as no {", ".join(FORMATS)} does'
+    return reason(error).rstrip('.')

@@ -1,0 +1,91 @@
+"""Which files of a folder are images, the same for training and predicting."""
+
+import os
+from typing import NamedTuple
+
+from etils import epath
+
+from td_jax.data import decoding
+
+# Folders that systems put beside images; what begins with a dot is hidden, too.
+HIDDEN = ('__MACOSX',)
+# Names that are left out and said one by one.
+SHOWN = 5
+
+
+class Folder(NamedTuple):
+    """The names in a folder, in order."""
+
+    images: list[str]
+    folders: list[str]
+    others: list[str]
+    num_hidden: int
+
+
+class LeftOut:
+    """What is in some folders and not read."""
+
+    def __init__(self):
+        self.names: list[str] = []
+        self.num_hidden = 0
+
+    def add(self, inside: str, folder: Folder):
+        """Adds what a folder has beside images and folders; its own name, `inside`, is empty or ends in /."""
+        self.names += [f'{inside}{name}' for name in folder.others]
+        self.num_hidden += folder.num_hidden
+
+    def __str__(self):
+        """A list for a person; '' where all is read."""
+        more = f' and {len(self.names) - SHOWN} more' if len(self.names) > SHOWN else ''
+        named = ', '.join(sorted(self.names)[:SHOWN]) + more
+        hidden = f'{self.num_hidden} hidden' if self.num_hidden else ''
+        return ', '.join(filter(None, [named, hidden]))
+
+
+class Images(NamedTuple):
+    """The images of a folder and of the folders in it."""
+
+    files: dict[str, epath.Path]  # by their names within the folder, in order of these
+    left_out: str  # for a person, '' if there is nothing
+
+
+def list_folder(folder: epath.Path) -> Folder:
+    """Sorts the names in a folder by what they are.
+
+    An image is what has one of decoding.SUFFIXES and is not hidden; whether it is a file is not looked at,
+    which in a bucket is a request for each.
+    """
+    images, folders, others, num_hidden = [], [], [], 0
+    for path in folder.iterdir():
+        name = path.name
+        if name.startswith('.') or name in HIDDEN:
+            num_hidden += 1
+        elif name.lower().endswith(decoding.SUFFIXES):
+            images.append(name)
+        else:
+            (folders if path.is_dir() else others).append(name)
+    return Folder(sorted(images), sorted(folders), sorted(others), num_hidden)
+
+
+def find_images(folder: epath.Path) -> Images:
+    """Finds the images of a folder and of the folders in it.
+
+    A folder that is reached again by a link is not read again.
+    """
+    files, left_out, seen = {}, LeftOut(), set()
+    # Links come last, so that what they lead to goes by its own name.
+    places, links = [''], []
+    while places or links:
+        inside = places.pop() if places else links.pop(0)
+        place = folder / inside
+        real = os.path.realpath(place)
+        if real in seen:
+            left_out.names.append(inside)
+            continue
+        seen.add(real)
+        found = list_folder(place)
+        files |= {f'{inside}{name}': place / name for name in found.images}
+        left_out.add(inside, found)
+        for name in found.folders:
+            (links if os.path.islink(place / name) else places).append(f'{inside}{name}/')
+    return Images(dict(sorted(files.items())), str(left_out))
