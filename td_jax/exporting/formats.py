@@ -136,7 +136,8 @@ def _with_signature(write, dtype=None):
         made = program.of_student(model, _student(finished), source)
         folder.mkdir()
         write(folder, made)
-        facts = {'student': f'{config.method} on {source.name}', 'computes_in': computes}
+        student = f'{config.method} on {source.name}'
+        facts = {'student': student, 'computes_in': computes, 'batch': 'any number of examples from 1 on'}
         signature.write(folder, made, facts)
 
     return write_all

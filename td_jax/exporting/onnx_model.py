@@ -12,8 +12,8 @@ import numpy as np
 
 from td_jax.data import images
 from td_jax.errors import UserError
-from td_jax.exporting import optional
-from td_jax.predicting.program import BATCH, HEIGHT, IMAGE, WIDTH, Program
+from td_jax.exporting import onnx_batch, optional
+from td_jax.predicting.program import BATCH, HEIGHT, IMAGE, WIDTH, Port, Program
 
 NAME = 'student.onnx'
 # Version of ONNX's operations.
@@ -40,31 +40,30 @@ def write(folder: pathlib.Path, program: Program):
     """
     onnx = optional.module('onnx', 'onnx')
     outputs = list(program.outputs)
-    # One for all inputs: axes of the same name in other scopes are other axes.
-    (batch,) = jax.export.symbolic_shape(BATCH)
-    if program.picture is None:
-        specs = [
-            jax.ShapeDtypeStruct((batch, *port.shape[1:]), np.dtype(port.dtype))
-            for port in program.inputs.values()
-        ]
-        names = list(program.inputs)
-        model = _converted(
-            lambda *arrays: program.run(dict(zip(names, arrays, strict=True))), specs, names, outputs
-        )
-    else:
+    ports, run = program.inputs, _by_place(program)
+    if program.picture:
         size = program.picture.size
-        pixels = jax.ShapeDtypeStruct((batch, size, size, 3), np.float32)
-        student = _converted(program.of_pixels, [pixels], [PIXELS], outputs)
-        resizing = onnx.parser.parse_model(_resizing(program.picture, student.ir_version))
-        model = onnx.compose.merge_models(resizing, student, io_map=[(PIXELS, PIXELS)])
+        ports, run = {PIXELS: Port('float32', (BATCH, size, size, 3), '')}, program.of_pixels
+    # One for all inputs: axes of the same name in other scopes are other axes.
+    (rows,) = jax.export.symbolic_shape(onnx_batch.ROWS)
+    specs = [jax.ShapeDtypeStruct((rows, *port.shape[1:]), np.dtype(port.dtype)) for port in ports.values()]
+    model = onnx_batch.accept_none(_converted(run, specs, ports, outputs), ports, program.outputs)
+    if program.picture:
+        resizing = onnx.parser.parse_model(_resizing(program.picture, model.ir_version))
+        model = onnx.compose.merge_models(resizing, model, io_map=[(PIXELS, PIXELS)])
     onnx.checker.check_model(model)
     content = model.SerializeToString()
     _check(content, program)
     (folder / NAME).write_bytes(content)
 
 
+def _by_place(program):
+    """program.run of its inputs in their order."""
+    return lambda *arrays: program.run(dict(zip(program.inputs, arrays, strict=True)))
+
+
 def _converted(run, specs, inputs, outputs):
-    """The ONNX model of a function that gives {name: array}."""
+    """The ONNX model of a function that gives {name: array}; names are those of onnx_batch.inner_name."""
     jax2onnx = optional.module('jax2onnx', 'onnx')
 
     def ordered(*arrays):
@@ -74,7 +73,12 @@ def _converted(run, specs, inputs, outputs):
     with optional.silent():
         try:
             return jax2onnx.to_onnx(
-                ordered, specs, model_name='student', opset=OPSET, input_names=inputs, output_names=outputs
+                ordered,
+                specs,
+                model_name='student',
+                opset=OPSET,
+                input_names=list(map(onnx_batch.inner_name, inputs)),
+                output_names=list(map(onnx_batch.inner_name, outputs)),
             )
         # It has an own way to convert each operation, and fails in as many.
         except Exception as error:
@@ -109,7 +113,8 @@ def _resizing(picture, ir_version) -> str:
     """The text of a model: uint8 [batch, height, width, 3] -> float [batch, size, size, 3].
 
     As jax.image.resize does it: each side is a product with a matrix whose columns are triangles around the
-    places of the new pixels, of width 1, or, smoothed, as wide as a new pixel is.
+    places of the new pixels, of width 1, or, smoothed, as wide as a new pixel is. The number of the first
+    pixel of a side, 0, is looked up because a side without pixels has none: it would become a black image.
     """
     is_smoothed = images.RESIZES[picture.resize]
 
@@ -126,7 +131,9 @@ def _resizing(picture, ir_version) -> str:
     {side}_new_scaled = Mul ({side}_new_centres, {side}_inverse)
     {side}_sampled = Sub ({side}_new_scaled, half)
     {side}_old_row = Range (zero, {side}_old, one)
-    {side}_old_column = Unsqueeze ({side}_old_row, axis_1)
+    {side}_no_pixels_here = Gather ({side}_old_row, first)
+    {side}_old_from_0 = Sub ({side}_old_row, {side}_no_pixels_here)
+    {side}_old_column = Unsqueeze ({side}_old_from_0, axis_1)
     {side}_difference = Sub ({side}_sampled, {side}_old_column)
     {side}_distance = Abs ({side}_difference)
     {side}_relative = Div ({side}_distance, {side}_width)
@@ -145,6 +152,7 @@ resizing (uint8[{BATCH}, height, width, 3] {IMAGE})
     half = Constant <value = float {{0.5}}> ()
     one = Constant <value = float {{1.0}}> ()
     size = Constant <value = float {{{picture.size}.0}}> ()
+    first = Constant <value = int64 {{0}}> ()
     axis_0 = Constant <value = int64[1] {{0}}> ()
     axis_1 = Constant <value = int64[1] {{1}}> (){weights('row', 1)}{weights('column', 2)}
     colours = Cast <to = 1> ({IMAGE})

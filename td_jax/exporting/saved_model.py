@@ -1,7 +1,7 @@
 """A student as a SavedModel of TensorFlow, for any model.
 
 `tf.saved_model.load(folder).signatures['serving_default'](**inputs)` gives {name: tensor}; so do TensorFlow
-Serving and every other program that reads a SavedModel. It takes any number of examples.
+Serving and every other program that reads a SavedModel. It takes any number of examples from one on.
 """
 
 import pathlib

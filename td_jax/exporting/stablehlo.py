@@ -1,7 +1,7 @@
 """A student as a StableHLO program with its parameters in it, for any model.
 
 `jax.export.deserialize(bytearray(content)).call({name: array})` gives {name: array} of what the program of
-td_jax/predicting/program.py takes and gives, any number of examples at once and images of any size.
+td_jax/predicting/program.py takes and gives, any number of examples from one on and images of any size.
 """
 
 import pathlib

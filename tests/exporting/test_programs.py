@@ -104,15 +104,39 @@ def test_images_of_any_size_and_number_go_in(name, resize, finished_vit, written
         np.testing.assert_allclose(
             found['probabilities'], shares / shares.sum(axis=1, keepdims=True), atol=1e-3
         )
+    check_empty(name, folder)
     said = signature_of(folder)
-    assert said['labels'] == ['bird', 'plane']
+    assert (said['labels'], said['batch']) == (['bird', 'plane'], 'any number of examples from 1 on')
     image = said['inputs']['image']
     assert (image['type'], image['shape']) == ('uint8', ['batch', 'height', 'width', 3])
     assert f'to 32 x 32 pixels ({resize})' in image['meaning']
+    assert 'of a file upright as its EXIF says' in image['meaning']
+    assert 'on white where it is transparent' in image['meaning']
     assert {output: port['shape'] for output, port in said['outputs'].items()} == {
         'logits': ['batch', 2],
         'probabilities': ['batch', 2],
     }
+
+
+def check_empty(name, folder):
+    """No images give no predictions or are refused, and an image without pixels is refused."""
+    none, flat = np.zeros((0, 5, 7, 3), np.uint8), np.zeros((1, 0, 7, 3), np.uint8)
+    if name == 'onnx':
+        # Another process, since it was once ended by it.
+        code = (
+            'import numpy, onnxruntime, sys\n'
+            'session = onnxruntime.InferenceSession(sys.argv[1])\n'
+            'image = numpy.zeros((0, 5, 7, 3), numpy.uint8)\n'
+            'print([found.shape for found in session.run(None, {"image": image})])'
+        )
+        command = [sys.executable, '-c', code, folder / 'student.onnx']
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert done.stdout == '[(0, 2), (0, 2)]\n'
+    else:
+        with pytest.raises(Exception, match="Expected value >= 1 for dimension variable 'batch'"):
+            CALLS[name](folder, {'image': none})
+    with pytest.raises(Exception, match=r'idx=0 must be|Expected value >= 1 for dimension variable .height'):
+        CALLS[name](folder, {'image': flat})
 
 
 def test_images_that_are_kept_resized_are_rounded(finished_vit, written, logits_of):
