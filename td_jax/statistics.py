@@ -18,12 +18,12 @@ import scipy.stats
 
 CONFIDENCE = 0.95
 # Of a bootstrap.
-DRAWS = 2000
+DRAWS = 20_000
 # Numbers that a bootstrap has in memory at once, about.
 AT_ONCE = 4_000_000
 # metric -> what becomes of the mean of the examples' values.
 FINISH = {'rmse': np.sqrt, 'accuracy': np.asarray}
-BETTER, TIED, WORSE = 'better', 'not told apart', 'worse'
+BETTER, NOT_SIGNIFICANT, WORSE = 'better', 'n.s.', 'worse'
 
 
 class Estimate(NamedTuple):
@@ -45,6 +45,23 @@ class Interval(NamedTuple):
 
     low: float
     high: float
+
+
+class Bootstrap(NamedTuple):
+    """The bounds of a bootstrap, and how far each may be from that of infinitely many draws."""
+
+    low: float
+    high: float
+    low_error: float
+    high_error: float
+
+    def bounds(self) -> Interval:
+        """Without their errors, as a person reads them."""
+        return Interval(self.low, self.high)
+
+    def outer(self) -> Interval:
+        """Each moved outwards by its error: what is outside is so with any other draws, too."""
+        return Interval(self.low - self.low_error, self.high + self.high_error)
 
 
 class Sums(NamedTuple):
@@ -102,17 +119,23 @@ def holm(p_values) -> list[float | None]:
     return adjusted
 
 
-def bootstrap_difference(ours: Sums, baseline: Sums, clusters, metric: str, draws=DRAWS, seed=0) -> Interval:
-    """`bootstrap_mean_difference` of one set of examples."""
-    return bootstrap_mean_difference([(ours, baseline)], clusters, metric, draws=draws, seed=seed)
+class Compared(NamedTuple):
+    """A method and what it is compared with in a bootstrap, of some seeds on one or more sets of examples."""
+
+    pairs: list  # [sets] of (ours, baseline), Sums of the same seeds, in the same order
+    clusters: list  # [seeds], what each belongs to
+    shares: np.ndarray | None = None  # [sets] factors of the differences before they are added; None: a mean
 
 
-def bootstrap_mean_difference(
-    pairs, clusters, metric: str, shares=None, draws=DRAWS, seed=0, same_units=True
-) -> Interval:
-    """The percentile interval of the mean paired difference of a metric, over units and clusters of seeds.
+def bootstrap_difference(ours: Sums, baseline: Sums, clusters, metric: str, draws=DRAWS, seed=0) -> Bootstrap:
+    """`bootstrap_differences` of one method on one set of examples."""
+    return bootstrap_differences([Compared([(ours, baseline)], clusters)], metric, draws, seed)[0]
 
-    In each draw as many units as there are come with replacement, the same for all seeds of both methods, and
+
+def bootstrap_differences(compared, metric: str, draws=DRAWS, seed=0, same_units=True) -> list[Bootstrap]:
+    """The percentile intervals of mean paired differences of a metric, over units and clusters of seeds.
+
+    In each draw as many units as there are come with replacement, the same for all seeds of all methods, and
     independently as many clusters as there are, each with all of its seeds (the pigeonhole bootstrap, Owen
     2007). The statistic is the mean, over the seeds that came and over the sets of examples, of the
     difference of the metric of all the examples of the units that came; a draw that leaves a set without an
@@ -121,50 +144,89 @@ def bootstrap_mean_difference(
     says nothing of others.
 
     Args:
-      pairs: (ours, baseline), Sums of each set of examples; all of the same seeds, in the same order.
-      clusters: [seeds], what each belongs to.
+      compared: what is compared, all on the same sets of examples. Sums that several have in common should be
+        the same object: what becomes of them is computed once.
       metric: a name of FINISH.
-      shares: [sets], what the difference in each is multiplied by before they are added up; those of a mean,
-        by default.
       draws: how many.
       seed: of the draws; the same draws for all that have as many units and clusters.
       same_units: whether all sets have the same units, of which one may have no example in a set; else each
         set has its own, and they are drawn set by set.
+
+    Returns:
+      [compared], in their order.
     """
-    num_seeds, num_units = pairs[0][0].sums.shape
-    for ours, baseline in pairs:
-        shape = num_seeds, num_units if same_units else len(ours.counts)
-        if {ours.sums.shape, baseline.sums.shape} != {shape} or not np.array_equal(
-            ours.counts, baseline.counts
-        ):
-            raise ValueError('the seeds or the units of the two are not the same')
-    names, cluster_of = np.unique(clusters, return_inverse=True)
-    if len(cluster_of) != num_seeds:
-        raise ValueError(f'{num_seeds} seeds have {len(cluster_of)} clusters')
-    finish = FINISH[metric]
-    shares = np.full(len(pairs), 1 / len(pairs)) if shares is None else shares
-    # Of each set [units, 2 * seeds] and [units].
-    sets = [
-        (np.concatenate([ours.sums, baseline.sums]).astype(np.float64).T, np.asarray(ours.counts, np.float64))
-        for ours, baseline in pairs
-    ]
-    of_units, of_clusters = np.random.default_rng(seed), np.random.default_rng([seed, 1])
-    found = []
-    at_once = max(1, AT_ONCE // num_units)
+    if not compared:
+        return []
+    every_counts = [np.asarray(ours.counts, np.float64) for ours, _ in compared[0].pairs]
+    for one in compared:
+        _check_pairs(one, every_counts, same_units)
+    # Of each set its Sums by id, each once, and all of them side by side, [units, their seeds].
+    each = [{id(x): x for one in compared for x in one.pairs[place]} for place in range(len(every_counts))]
+    joined = [np.concatenate([x.sums for x in of_set.values()]).astype(np.float64).T for of_set in each]
+    columns = []
+    for of_set in each:
+        ends = np.cumsum([len(x.sums) for x in of_set.values()])
+        columns.append(
+            {key: slice(end - len(of_set[key].sums), end) for key, end in zip(of_set, ends, strict=True)}
+        )
+    clusters = [np.unique(one.clusters, return_inverse=True) for one in compared]
+    of_units = [np.random.default_rng((seed, 0, place)) for place in range(len(each))]
+    of_clusters = {len(names): np.random.default_rng((seed, 1)) for names, _ in clusters}
+    found = [[] for _ in compared]
+    at_once = max(1, AT_ONCE // max(map(len, every_counts)))
     for start in range(0, draws, at_once):
         size = min(at_once, draws - start)
-        weights = _times_drawn(of_clusters, len(names), size)[:, cluster_of]  # [size, seeds]
-        differences, is_draw, times = 0.0, True, None
-        for (both, counts), share in zip(sets, shares, strict=True):
+        weights = {count: _times_drawn(rng, count, size) for count, rng in of_clusters.items()}
+        metrics, is_draw, times = [], True, None
+        for rng, counts, sums in zip(of_units, every_counts, joined, strict=True):
             if times is None or not same_units:
-                times = _times_drawn(of_units, len(counts), size)  # [size, units]
+                times = _times_drawn(rng, len(counts), size)  # [size, units]
             examples = (times @ counts)[:, None]
-            metrics = finish(times @ both / np.maximum(examples, 1))  # [size, 2 * seeds]
-            differences = differences + share * (metrics[:, :num_seeds] - metrics[:, num_seeds:])
+            metrics.append(FINISH[metric](times @ sums / np.maximum(examples, 1)))
             is_draw = is_draw & (examples[:, 0] > 0)
-        found.append(((weights * differences).sum(axis=1) / weights.sum(axis=1))[is_draw])
-    tail = 100 * (1 - CONFIDENCE) / 2
-    return Interval(*map(float, np.percentile(np.concatenate(found), [tail, 100 - tail])))
+        for one, (names, cluster_of), kept in zip(compared, clusters, found, strict=True):
+            shares = np.full(len(each), 1 / len(each)) if one.shares is None else one.shares
+            differences = sum(
+                share * (of_set[:, place[id(ours)]] - of_set[:, place[id(baseline)]])
+                for share, of_set, place, (ours, baseline) in zip(
+                    shares, metrics, columns, one.pairs, strict=True
+                )
+            )  # [size, seeds]
+            times_seed = weights[len(names)][:, cluster_of]
+            kept.append(((times_seed * differences).sum(axis=1) / times_seed.sum(axis=1))[is_draw])
+    return [percentile_interval(np.concatenate(kept)) for kept in found]
+
+
+def _check_pairs(compared, every_counts, same_units):
+    """Refuses what cannot be paired."""
+    num_seeds = len(compared.pairs[0][0].sums)
+    for (ours, baseline), counts in zip(compared.pairs, every_counts, strict=True):
+        shape = num_seeds, len(every_counts[0] if same_units else counts)
+        if {ours.sums.shape, baseline.sums.shape} != {shape} or not all(
+            np.array_equal(x.counts, counts) for x in (ours, baseline)
+        ):
+            raise ValueError('the seeds or the units of the two are not the same')
+    if len(compared.clusters) != num_seeds:
+        raise ValueError(f'{num_seeds} seeds have {len(compared.clusters)} clusters')
+
+
+def percentile_interval(values) -> Bootstrap:
+    """The middle 95% of the draws of a bootstrap, [draws], and the Monte-Carlo errors of its bounds.
+
+    A bound's error is the longer way to the ends of its own 95% interval, which are order statistics: how
+    many of n draws are below the true quantile p is binomial.
+    """
+    ordered, count = np.sort(values), len(values)
+    tails = (1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2
+    bounds, errors = [], []
+    for p in tails:
+        bound = np.quantile(ordered, p)
+        low, high = scipy.stats.binom.ppf(tails, count, p)
+        # The smallest has place 0.
+        ends = ordered[[max(0, int(low) - 1), min(count - 1, int(high))]]
+        bounds.append(float(bound))
+        errors.append(float(np.abs(ends - bound).max()))
+    return Bootstrap(*bounds, *errors)
 
 
 def _times_drawn(rng, count, size):
@@ -174,19 +236,20 @@ def _times_drawn(rng, count, size):
 
 
 def verdict(intervals, less_is_better: bool) -> str:
-    """What some 95% intervals of one difference to a baseline say together: BETTER, TIED or WORSE.
+    """What some 95% intervals of one difference to a baseline say: BETTER, NOT_SIGNIFICANT or WORSE.
 
-    A method is better or worse only if no interval holds 0 and all are on one side of it.
+    A method is better or worse only if all intervals exclude 0 on the same side.
 
     Args:
-      intervals: of the difference; without any, nothing is told apart.
+      intervals: of the difference, those of a bootstrap by `Bootstrap.outer`; without any, it is not
+        significant.
       less_is_better: whether a negative difference is an improvement.
     """
     if intervals and all(interval.high < 0 for interval in intervals):
         return BETTER if less_is_better else WORSE
     if intervals and all(interval.low > 0 for interval in intervals):
         return WORSE if less_is_better else BETTER
-    return TIED
+    return NOT_SIGNIFICANT
 
 
 def number(mean: float, spread: float | None = None, signed: bool = False, digits: int = 4) -> str:

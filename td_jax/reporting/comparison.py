@@ -18,7 +18,7 @@ class Compared(NamedTuple):
     own: statistics.Estimate | None  # None where no run is finished
     beside: Baseline
     paired: statistics.Estimate | None = None  # None where no seeds agree, or there is no baseline
-    bootstrap: statistics.Interval | None = None  # None where errors are missing or of other examples
+    bootstrap: statistics.Bootstrap | None = None  # None where errors are missing or of other examples
     p_value: float | None = None  # of the paired t-test, by Holm over the rows of the setting
     verdict: str = ''  # of statistics.verdict, '' where there is nothing to compare
     remarks: tuple[str, ...] = ()
@@ -44,7 +44,7 @@ def _of_row(row, setting, kept):
     pair = [values[seed] for seed in seeds], [others[seed] for seed in seeds]
     paired = statistics.paired_difference(*pair)
     bootstrap, remarks = _bootstrap(row, beside.row, seeds, setting.metric, kept)
-    intervals = [interval for interval in (paired.interval(), bootstrap) if interval]
+    intervals = [interval for interval in (paired.interval(), bootstrap and bootstrap.outer()) if interval]
     less = evaluation.LESS_IS_BETTER.get(setting.metric)
     # Seeds alone tell how much a difference varies; a bootstrap of one seed does not.
     told = statistics.verdict(intervals if paired.interval() else [], less) if less is not None else ''

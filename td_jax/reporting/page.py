@@ -206,7 +206,11 @@ def _paired(found):
     mean = statistics.number(found.paired.mean, found.paired.half_width, signed=True)
     if found.paired.count < found.own.count:
         mean += f' ({found.paired.count} seeds)'
-    bounds = ' to '.join(f'{end:+.4f}' for end in found.bootstrap) if found.bootstrap else 'no errors kept'
+    bounds = (
+        ' to '.join(f'{end:+.4f}' for end in found.bootstrap.bounds())
+        if found.bootstrap
+        else 'no errors kept'
+    )
     p = statistics.written_p_value(found.p_value)
     kind = found.verdict if found.verdict in (statistics.BETTER, statistics.WORSE) else None
     return [mean, bounds, p, element('span', found.verdict, class_=kind)]
@@ -224,7 +228,12 @@ def _of_group(row, name):
 def _differences(setting, compared):
     """A chart of all paired differences, None without any."""
     found = [
-        charts.Span(of_row.row.label, of_row.paired.mean, of_row.paired.interval(), of_row.bootstrap)
+        charts.Span(
+            of_row.row.label,
+            of_row.paired.mean,
+            of_row.paired.interval(),
+            of_row.bootstrap and of_row.bootstrap.bounds(),
+        )
         for of_row in compared
         if of_row.paired
     ]

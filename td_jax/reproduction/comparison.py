@@ -17,16 +17,16 @@ class Comparison(NamedTuple):
 
     mean: float  # the difference
     paired: statistics.Estimate | None  # None where their seeds are not the same
-    bootstrap: statistics.Interval | None  # None where errors are missing, or are not of the same examples
+    bootstrap: statistics.Bootstrap | None  # None where errors are missing, or are not of the same examples
     p_value: float | None  # of the paired t-test
 
     def verdict(self, less_is_better: bool) -> str:
         """What the intervals say, as statistics.verdict."""
         of_seeds = self.paired and self.paired.interval()
-        return statistics.verdict(
-            [interval for interval in (of_seeds, self.bootstrap) if interval] if of_seeds else [],
-            less_is_better,
-        )
+        intervals = [of_seeds] if of_seeds else []
+        if of_seeds and self.bootstrap:
+            intervals.append(self.bootstrap.outer())
+        return statistics.verdict(intervals, less_is_better)
 
 
 def check_baseline(names, baseline: str | None):
@@ -42,10 +42,21 @@ def check_baseline(names, baseline: str | None):
 
 def compare(result: dict, baseline: dict) -> Comparison:
     """A result less a baseline's."""
-    mean = result['mean'] - baseline['mean']
-    if result.get('seeds') != baseline['seeds']:
-        return Comparison(mean, None, None, None)
-    return _paired([(result, baseline)])
+    return compare_all({'': (result, baseline)})['']
+
+
+def compare_all(pairs: dict) -> dict[str, Comparison]:
+    """`compare` of each of {name: (result, baseline)}, whose bootstraps are made together."""
+    paired = {
+        name: ([(result, baseline)], None)
+        for name, (result, baseline) in pairs.items()
+        if result.get('seeds') == baseline['seeds']
+    }
+    found = _paired(paired)
+    return {
+        name: found.get(name) or Comparison(result['mean'] - baseline['mean'], None, None, None)
+        for name, (result, baseline) in pairs.items()
+    }
 
 
 def of_the_same_seeds(result: dict, baseline: dict) -> tuple[dict, dict]:
@@ -64,52 +75,88 @@ def of_the_same_seeds(result: dict, baseline: dict) -> tuple[dict, dict]:
 
 
 def over_columns(pairs, shares=None) -> Comparison | None:
-    """The mean over several columns of a row's results less their baselines'.
+    """`rows_over_columns` of one row."""
+    return rows_over_columns({'': (pairs, shares)})['']
+
+
+def rows_over_columns(rows: dict) -> dict[str, Comparison | None]:
+    """The mean over several columns of some rows' results less their baselines'.
 
     Its t interval is over seeds, each with its mean over the columns; its bootstrap draws a user with his
     ratings of all columns, or the images of each data set.
 
     Args:
-      pairs: [columns] of (result, baseline).
-      shares: [columns], what each difference is multiplied by before they are added up; those of a mean, by
-        default.
+      rows: {name: (pairs, shares)}: [columns] of (result, baseline), and [columns], what each difference is
+        multiplied by before they are added up; None is a mean.
 
     Returns:
-      None where their seeds are not the same in all.
+      {name: the comparison}, None where the seeds are not the same in all columns.
     """
+    found = _paired({name: row for name, row in rows.items() if _are_of_the_same_seeds(row[0])})
+    return {name: found.get(name) for name in rows}
+
+
+def _are_of_the_same_seeds(pairs):
     seeds = [result.get('seeds') for pair in pairs for result in pair]
-    if any(of_one is None or of_one != seeds[0] for of_one in seeds):
-        return None
-    return _paired(pairs, shares)
+    return seeds[0] is not None and all(of_one == seeds[0] for of_one in seeds)
 
 
-def _paired(pairs, shares=None):
-    shares = np.full(len(pairs), 1 / len(pairs)) if shares is None else np.asarray(shares)
-    ours, theirs = (shares @ [pair[side]['values'] for pair in pairs] for side in (0, 1))
-    paired = statistics.paired_difference(ours, theirs)
-    return Comparison(paired.mean, paired, _bootstrap(pairs, shares), statistics.paired_p_value(ours, theirs))
+def _paired(rows):
+    """{name: Comparison} of {name: (pairs, shares)}, whose seeds are the same."""
+    bootstraps, found = _bootstraps(rows), {}
+    for name, (pairs, shares) in rows.items():
+        weights = np.full(len(pairs), 1 / len(pairs)) if shares is None else np.asarray(shares)
+        ours, theirs = (weights @ [pair[side]['values'] for pair in pairs] for side in (0, 1))
+        paired = statistics.paired_difference(ours, theirs)
+        p_value = statistics.paired_p_value(ours, theirs)
+        found[name] = Comparison(paired.mean, paired, bootstraps.get(name), p_value)
+    return found
 
 
-def _bootstrap(pairs, shares):
-    errors = [[result.get('errors') for result in pair] for pair in pairs]
-    for ours, theirs in errors:
-        if ours is None or theirs is None:
+def _bootstraps(rows):
+    """{name: statistics.Bootstrap} of those of {name: (pairs, shares)} with errors of the same examples."""
+    alike = {}
+    for name, (pairs, _) in rows.items():
+        if (key := _examples(pairs)) is not None:
+            alike.setdefault(key, []).append(name)
+    found = {}
+    for (metric, *_), names in alike.items():
+        same_units = metric in _OF_THE_SAME_UNITS
+        of_columns = [ours['errors']['units'] for ours, _ in rows[names[0]][0]]
+        every = np.unique(np.concatenate(of_columns))
+        # By what they are of, so that what several rows have in common is one object.
+        sums, compared = {}, []
+        for name in names:
+            pairs, shares = rows[name]
+            for result in (result for pair in pairs for result in pair):
+                errors = result['errors']
+                if id(errors) not in sums:
+                    sums[id(errors)] = _spread(errors, every if same_units else errors['units'])
+            of_row = [tuple(sums[id(result['errors'])] for result in pair) for pair in pairs]
+            compared.append(statistics.Compared(of_row, _clusters(*pairs[0]), shares))
+        intervals = statistics.bootstrap_differences(compared, metric, same_units=same_units)
+        found |= dict(zip(names, intervals, strict=True))
+    return found
+
+
+def _examples(pairs):
+    """What says that two rows are of the same examples; None where a row's own are not, or have no errors."""
+    metrics, key = {result.get('metric') for pair in pairs for result in pair}, []
+    for pair in pairs:
+        both = [result.get('errors') for result in pair]
+        if None in both:
             return None
-        if any(not np.array_equal(ours[key], theirs[key]) for key in ('units', 'counts')):
+        of_both = [
+            tuple(np.asarray(errors[part], np.int64).tobytes() for part in ('units', 'counts'))
+            for errors in both
+        ]
+        if of_both[0] != of_both[1]:
             return None
+        key.append(of_both[0])
     clusters = [_clusters(*pair) for pair in pairs]
-    if any(of_one != clusters[0] for of_one in clusters):
+    if len(metrics) > 1 or any(of_one != clusters[0] for of_one in clusters):
         return None
-    metric = pairs[0][0]['metric']
-    if any(result['metric'] != metric for pair in pairs for result in pair):
-        return None
-    same_units = metric in _OF_THE_SAME_UNITS
-    every = np.unique(np.concatenate([ours['units'] for ours, _ in errors]))
-    sums = [
-        [_spread(found, every if same_units else found['units']) for found in of_column]
-        for of_column in errors
-    ]
-    return statistics.bootstrap_mean_difference(sums, clusters[0], metric, shares, same_units=same_units)
+    return *metrics, *key
 
 
 def _clusters(result, baseline):

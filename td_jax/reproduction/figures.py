@@ -3,11 +3,11 @@
 import math
 import pathlib
 import re
-import statistics
 from typing import NamedTuple
 
 from etils import epath
 
+from td_jax import statistics
 from td_jax.errors import UserError
 from td_jax.files import workdir
 from td_jax.reproduction import comparison, tables
@@ -24,7 +24,7 @@ class Point(NamedTuple):
     column: str  # its genre, if it has one
     mean: float
     half_width: float  # of the 95% t interval over seeds
-    bootstrap: tuple[float, float] | None
+    bootstrap: statistics.Interval | None
 
 
 def points(table: tables.Table, results: dict) -> dict[str, list[Point]]:
@@ -36,14 +36,16 @@ def points(table: tables.Table, results: dict) -> dict[str, list[Point]]:
     """
     found = {}
     for column, rows in results.items():
-        for row in table.rows:
-            baseline = rows.get(table.baseline_of(row))
-            if row == table.baseline or not baseline or not rows.get(row):
-                continue
-            compared = comparison.compare(rows[row], baseline)
+        pairs = {
+            row: (rows[row], rows[table.baseline_of(row)])
+            for row in table.rows
+            if row != table.baseline and rows.get(table.baseline_of(row)) and rows.get(row)
+        }
+        for row, compared in comparison.compare_all(pairs).items():
             if compared.paired is not None and compared.paired.half_width is not None:
                 genre = table.columns[column].get('dataset.genre', column)
-                point = Point(genre, compared.mean, compared.paired.half_width, compared.bootstrap)
+                bounds = compared.bootstrap and compared.bootstrap.bounds()
+                point = Point(genre, compared.mean, compared.paired.half_width, bounds)
                 found.setdefault(row, []).append(point)
     return found
 
@@ -60,7 +62,7 @@ def linear_to(found: dict[str, list[Point]]) -> float | None:
     """
     # A row that is the baseline under another name reaches nowhere.
     reach = [end for end in map(_reach, found.values()) if end]
-    limit = FAR * statistics.median_high(reach) if reach else 0.0
+    limit = FAR * sorted(reach)[len(reach) // 2] if reach else 0.0
     if max(reach, default=0.0) <= limit:
         return None
     furthest = max(end for end in reach if end <= limit)
@@ -73,7 +75,11 @@ def _reach(row):
     return max(
         abs(end)
         for point in row
-        for end in (point.mean - point.half_width, point.mean + point.half_width, *(point.bootstrap or ()))
+        for end in (
+            point.mean - point.half_width,
+            point.mean + point.half_width,
+            *(point.bootstrap or ()),
+        )
     )
 
 

@@ -22,8 +22,9 @@ COMPARED = (
     'row that are there.'
 )
 COUNTED = (
-    'Better or worse is a column whose intervals, that of t and that of the bootstrap where there is one, '
-    'are all on one side of 0; a column without paired seeds is not counted.'
+    'A column is better or worse if its difference is significant: both 95% intervals, that of t and that '
+    'of the bootstrap where there is one, exclude 0, the latter by more than its Monte-Carlo error. '
+    'Otherwise it is n.s., not significantly different. A column without paired seeds is not counted.'
 )
 MEANS = (
     'Of each seed the mean of its differences in all columns, and the same of each draw; p is corrected by '
@@ -88,7 +89,7 @@ def bounds(found: comparison.Comparison) -> str:
         return ''
     if found.bootstrap is None:
         return 'no errors kept'
-    low, high = (statistics.number(bound, signed=True) for bound in found.bootstrap)
+    low, high = (statistics.number(bound, signed=True) for bound in found.bootstrap.bounds())
     return f'{low} to {high}'
 
 
@@ -171,11 +172,12 @@ def _is_run(result):
 
 def _compared(table, rows):
     """{row: comparison.Comparison} of a column's rows to the baseline, of those that are there."""
-    return {
-        row: comparison.compare(result, rows[table.baseline_of(row)])
+    pairs = {
+        row: (result, rows[table.baseline_of(row)])
         for row, result in rows.items()
         if rows[table.baseline_of(row)] and result and row != table.baseline
     }
+    return comparison.compare_all(pairs)
 
 
 def _adjusted(compared, row):
@@ -225,7 +227,7 @@ def _of_on_test(result, baseline):
 
 def _counted(table, compared, less_is_better):
     """Lines of how often each row is better and worse than the baseline."""
-    verdicts = statistics.BETTER, statistics.TIED, statistics.WORSE
+    verdicts = statistics.BETTER, statistics.NOT_SIGNIFICANT, statistics.WORSE
     columns = f'{len(compared)} column{"s" if len(compared) > 1 else ""}'
     lines = [
         f'### Beside {table.baseline}, of {columns}',
@@ -250,13 +252,14 @@ def _over_columns(table, results, less_is_better):
     columns = [rows for rows in results.values() if _is_run(rows[table.baseline])]
     if len(columns) < 2:
         return []
-    found = {}
-    for row in table.rows:
-        baseline = table.baseline_of(row)
-        if row != table.baseline and all(_is_run(rows[of]) for rows in columns for of in (row, baseline)):
-            compared = comparison.over_columns([(rows[row], rows[baseline]) for rows in columns])
-            if compared:
-                found[row] = compared
+    pairs = {
+        row: [(rows[row], rows[table.baseline_of(row)]) for rows in columns]
+        for row in table.rows
+        if row != table.baseline
+        and all(_is_run(rows[of]) for rows in columns for of in (row, table.baseline_of(row)))
+    }
+    compared_rows = comparison.rows_over_columns({row: (of_row, None) for row, of_row in pairs.items()})
+    found = {row: compared for row, compared in compared_rows.items() if compared}
     adjusted = statistics.holm([compared.p_value for compared in found.values()])
     on_test = {row: _mean_on_test(columns, row, table.baseline_of(row)) for row in found}
     head = [
@@ -338,23 +341,27 @@ def of_others(name: str, table: tables.Derived, results: dict) -> str:
         _row(['method', *(f'{column}, {who}' for column, who in shown)]),
         _row(['---'] * (1 + len(shown))),
     ]
+    every = {row: _gains(table, row, results) for row in table.rows}
+    ours = {column: _percents({row: gains[column] for row, gains in every.items()}) for column in columns}
     for row in table.rows:
-        gains = {group: gain(of_group, table.rows[row], results) for group, of_group in table.groups.items()}
-        # What the paper averages over is all of its columns.
-        gains['Avg.'] = _mean(list(gains.values()))
-        gains |= {
-            column: _less(*(gains[group] for group in both)) for column, both in table.contrasts.items()
-        }
         theirs = {}
         if paper is not None:
             found = zip(paper['columns'], paper['rows'][row], strict=True)
             theirs = {column: value for column, (value, _) in found}
             theirs |= {column: theirs[a] - theirs[b] for column, (a, b) in table.contrasts.items()}
-        parts = [
-            _percent(gains[column]) if who == 'ours' else f'{theirs[column]:+.2f}' for column, who in shown
-        ]
+        parts = [ours[column][row] if who == 'ours' else f'{theirs[column]:+.2f}' for column, who in shown]
         lines.append(_row([row, *parts]))
     return '\n'.join([*lines, ''])
+
+
+def _gains(table, row, results):
+    """{column: `gain` of a row}, of all columns of a table that is made of others."""
+    gains = {group: gain(of_group, table.rows[row], results) for group, of_group in table.groups.items()}
+    # What the paper averages over is all of its columns.
+    gains['Avg.'] = _mean(list(gains.values()))
+    return gains | {
+        column: _less(*(gains[group] for group in both)) for column, both in table.contrasts.items()
+    }
 
 
 def gain(group: tables.Group, rows: dict, results: dict) -> list | None:
@@ -395,16 +402,19 @@ def _less(gain, other):
     return [*gain, *((-share, pair) for share, pair in other)]
 
 
-def _percent(gain):
-    if gain is None:
-        return 'missing'
-    shares, pairs = zip(*gain, strict=True)
-    found = comparison.over_columns(pairs, shares)
+def _percents(gains):
+    """{row: text} of {row: `gain`}."""
+    there = {row: tuple(zip(*gain, strict=True)) for row, gain in gains.items() if gain is not None}
+    found = comparison.rows_over_columns({row: (pairs, shares) for row, (shares, pairs) in there.items()})
+    return {row: _percent(gain, found[row]) if gain else 'missing' for row, gain in gains.items()}
+
+
+def _percent(gain, found):
     if found is None:
         mean = sum(share * (ours['mean'] - theirs['mean']) for share, (ours, theirs) in gain)
         return statistics.number(mean, signed=True, digits=2)
     text = statistics.number(found.mean, found.paired.half_width, signed=True, digits=2)
-    bounds = '' if found.bootstrap is None else '; {:+.2f} to {:+.2f}'.format(*found.bootstrap)
+    bounds = '' if found.bootstrap is None else '; {:+.2f} to {:+.2f}'.format(*found.bootstrap.bounds())
     return f'{text} ({found.paired.count}){bounds}'
 
 

@@ -74,7 +74,7 @@ def test_holm_and_verdicts_are_of_the_rows_of_a_setting(write_run, tmp_path):
         'supervised': '',
         'ld': 'better',
         'fd': 'worse',
-        'td': 'not told apart',
+        'td': 'n.s.',
     }
     values = {method: list(of_row.row.values().values()) for method, of_row in found.items()}
     plain = {m: scipy.stats.ttest_rel(values[m], values['supervised']).pvalue for m in ('ld', 'fd', 'td')}
@@ -97,7 +97,7 @@ def test_one_seed_tells_nothing_apart(write_run, tmp_path):
     found = compared(tmp_path)['td']
     assert found.paired == (pytest.approx(-0.9), None, 1)
     assert found.bootstrap.high < 0
-    assert (found.p_value, found.verdict) == (None, 'not told apart')
+    assert (found.p_value, found.verdict) == (None, 'n.s.')
 
 
 def test_errors_that_are_damaged_or_of_others_leave_the_bootstrap_out(write_run, tmp_path):

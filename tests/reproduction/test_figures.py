@@ -39,7 +39,7 @@ def test_points_are_paired_differences_with_both_intervals():
     np.testing.assert_allclose(ld.mean, (interval.low + interval.high) / 2)
     np.testing.assert_allclose(ld.half_width, (interval.high - interval.low) / 2)
     sums = [statistics.Sums(rows[row]['errors']['sums'], np.ones(40)) for row in ('LD', SCRATCH)]
-    assert ld.bootstrap == statistics.bootstrap_difference(*sums, [0, 1, 2], 'rmse')
+    assert ld.bootstrap == statistics.bootstrap_difference(*sums, [0, 1, 2], 'rmse').bounds()
     assert fitnet.bootstrap is None
 
 
