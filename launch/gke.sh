@@ -4,7 +4,8 @@
 #   bash launch/gke.sh NAME --type=v5litepod-16 --image=IMAGE --workdir=gs://BUCKET/RUN [--spot] \
 #       --env=TFDS_DATA_DIR=gs://BUCKET/tfds -- --config=configs/FILE.py | kubectl apply --filename=-
 #
-# --max_restarts      how often a failed training is started again, 3; stops and preemptions do not count
+# --max_restarts      how often a failed training is started again, 3; stops and preemptions do not count, of
+#                     which there may be three without a new checkpoint in between
 # --service_account   the Kubernetes account of the pods, which must be allowed to use the bucket
 # --env               NAME=VALUE for the training; may come many times
 source "$(dirname "$0")/common.sh"
@@ -65,7 +66,8 @@ spec:
           backoffLimit: 0
           podFailurePolicy:
             rules:
-              # Told to stop, and it has saved; or another worker is gone.
+              # Told to stop, and it has saved; or another worker is gone. td_jax.main counts how often without
+              # a new checkpoint, and then ends with another code.
               - {action: FailJob, onExitCodes: {containerName: train, operator: In, values: [75]}}
               # The node was taken away.
               - {action: FailJob, onPodConditions: [{type: DisruptionTarget, status: "True"}]}

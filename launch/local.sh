@@ -5,7 +5,8 @@
 #
 # Every line is shown with the number of its process. SIGTERM and Ctrl-C go to all; a second one kills.
 # When one fails, the others are told to stop. The exit code is that of the first failure, else 75 if training
-# was told to stop and has saved. --restart calls it again after 75, unless this script was told to stop.
+# was told to stop and has saved, or lost a process. --restart calls it again after 75, unless this script was
+# told to stop; td_jax.main ends that after three times without a new checkpoint.
 # PYTHON is what to call if not .venv/bin/python.
 source "$(dirname "$0")/common.sh"
 
@@ -34,7 +35,7 @@ process() {
 
 code=''
 while [[ -z $code || ($code -eq 75 && -n $restart && -z $told) ]]; do
-  [ -z "$code" ] || say 'training was told to stop and has saved; calling it again'
+  [ -z "$code" ] || say 'training was told to stop or lost a process; calling it again'
   code=0 pids=()
   # One that nobody listens on.
   until port=$((20000 + RANDOM % 12000)) && ! (: <"/dev/tcp/localhost/$port") 2>/dev/null; do :; done

@@ -174,7 +174,7 @@ run() {
       unknown) ;;
       none) next=start ;;
       running) silent=0 && say 'the connection was lost; training goes on' ;;
-      75) silent=0 next=start && say 'training was told to stop and has saved; calling it again' ;;
+      75) silent=0 next=start && say 'training was told to stop or lost a process; calling it again' ;;
       0) leave 0 "$name is still there and" ;;
       *)
         # The VM's state may lag a little behind.

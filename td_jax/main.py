@@ -20,13 +20,15 @@ def main():
     process_id = flags.DEFINE_integer('process_id', None, 'Several processes: which this is, from 0.')
 
     def command():
-        if cluster.value or coordinator.value:
+        is_launched = cluster.value or coordinator.value is not None
+        if is_launched:
             # JAX says pages of a process that died, and processes.ending_together one line.
             td_jax.silence_cpp()
         # Imported here: it takes seconds, and a mistake in a flag is told without them.
         from td_jax import config as config_lib
         from td_jax.devices import platform, processes
         from td_jax.files import workdir
+        from td_jax.training import restarts
         from td_jax.training.run import describe, train
 
         processes.start(coordinator.value, num_processes.value, process_id.value, cluster.value)
@@ -36,7 +38,9 @@ def main():
             config_lib.check(config.value)
             for line in config_lib.said_of(config.value, command_line.typed_keys()):
                 processes.say(line)
-            result = train(config.value, workdir.resolve(folder.value))
+            place = workdir.resolve(folder.value)
+            with restarts.counted(place, is_launched):
+                result = train(config.value, place)
             if processes.is_main():
                 print(describe(result))
 

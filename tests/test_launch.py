@@ -533,7 +533,7 @@ def test_run_calls_again_what_was_told_to_stop(cloud):
     assert code == 0, err
     assert cloud.verbs() == ['create', 'scp']
     assert [cloud.starts(worker) for worker in range(2)] == [3, 3]
-    assert err.count('training was told to stop and has saved; calling it again') == 2
+    assert err.count('training was told to stop or lost a process; calling it again') == 2
     assert 'the connection was lost' not in err
 
 
@@ -1056,7 +1056,7 @@ def test_local_calls_again_only_when_asked(local):
     local.does(['75', '75', '0'], ['75', '75', '0'])
     code, out, err = local('-n', '2', '--restart', *FLAGS)
     assert (code, len(local.arguments(0)), out.count('[1] out of 1')) == (0, 3, 3)
-    assert err.splitlines() == ['local.sh: training was told to stop and has saved; calling it again'] * 2
+    assert err.splitlines() == ['local.sh: training was told to stop or lost a process; calling it again'] * 2
     local.does(['75', '0'], ['75', '0'])
     assert local('-n', '2', *FLAGS)[0] == 75
 

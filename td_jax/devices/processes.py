@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -25,20 +26,16 @@ from td_jax.errors import CALL_AGAIN, UserError
 HEARTBEAT_SECONDS = 40
 # Seconds that a process waits for the others before it ends.
 SHUTDOWN_SECONDS = 60
-# What an error of JAX says where another process does not answer, in small letters.
-SIGNS_OF_LOSS = (
-    'gloo',
-    'connection',
-    'socket closed',
-    'coordination',
-    'heartbeat',
-    'barrier',
-    'deadline_exceeded',
-    'unavailable',
+# The status, at the beginning, of an error of JAX where another process does not answer.
+LOST_STATUS = re.compile(r'(UNAVAILABLE|DEADLINE_EXCEEDED): ')
+# What errors say of it, those of JAX and of others that tell them on: of what carries the sums between
+# processes, Gloo or NCCL, that a connection ended; and the service by which they know of each other.
+LOST = re.compile(
+    r'\bgloo\b.*failed: .*(connection|broken pipe|timed out|timeout|socket|read error|write error)'
+    r'|\bnccl\b.*remote process exited'
+    r'|heartbeat timeout|failed to send rpc to coordination service|deadline_exceeded: barrier timed out',
+    re.IGNORECASE | re.DOTALL,
 )
-
-# What no error says for another reason.
-SIGNS_IN_ANY_ERROR = ('gloo/', 'coordination service', 'heartbeat timeout')
 
 # Whether this process heard SIGTERM or Ctrl-C, and how often all of them asked whether to stop.
 _stop = {'asked': False, 'interrupted': False, 'calls': 0}
@@ -103,7 +100,7 @@ def ending_together():
         yield
         _exit['code'] = 0
     except Exception as error:
-        if _is_loss(error):
+        if is_loss(error):
             _end_lost('')
         if isinstance(error, UserError):
             _exit['code'] = 2
@@ -133,14 +130,14 @@ def _on_abort(_):
     _end_lost(', or JAX failed (TF_CPP_MIN_LOG_LEVEL=0 shows how)')
 
 
-def _is_loss(error):
+def is_loss(error: BaseException) -> bool:
     """Whether an error came of one that JAX raises where another process does not answer.
 
     Orbax and others tell such an error on as one of their own, with what it said in the text.
     """
     while error is not None:
-        signs = SIGNS_OF_LOSS if isinstance(error, jax.errors.JaxRuntimeError) else SIGNS_IN_ANY_ERROR
-        if any(sign in str(error).lower() for sign in signs):
+        is_of_jax = isinstance(error, jax.errors.JaxRuntimeError)
+        if (is_of_jax and LOST_STATUS.match(str(error))) or LOST.search(str(error)):
             return True
         error = error.__cause__ or error.__context__
     return False

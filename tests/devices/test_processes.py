@@ -509,20 +509,37 @@ def test_flags_that_do_not_fit_are_refused(arguments, words):
 
 def test_a_lost_process_is_known_by_what_others_say_of_it():
     """An error of JAX, also where somebody else tells it on in words alone; nothing else is taken for one."""
-    lost = jax.errors.JaxRuntimeError('INTERNAL: Gloo all-gather failed: Connection reset by peer')
-    told = UserError(
-        'cannot be written: allgather failed: [external/gloo/gloo/transport/tcp/pair.cc:538] Read'
-    )
-    caused = UserError('the checkpoint of step 8 could not be written')
-    caused.__cause__ = lost
-    for error in (lost, told, caused):
-        assert processes._is_loss(error)
+    closed = '[external/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:8104'
+    lost = [
+        # As JAX 0.10 raises them where one of two processes was killed.
+        jax.errors.JaxRuntimeError(f'UNKNOWN: Gloo all-reduce failed: {closed}'),
+        ValueError(f'UNKNOWN: Gloo AllGather failed: {closed}'),
+        jax.errors.JaxRuntimeError('DEADLINE_EXCEEDED: Barrier timed out. Id: b::0. This usually happens'),
+        jax.errors.JaxRuntimeError('DEADLINE_EXCEEDED: GetKeyValue() timed out with key: k and duration: 2s'),
+        jax.errors.JaxRuntimeError('UNAVAILABLE: failed to connect to all addresses'),
+        jax.errors.JaxRuntimeError('ABORTED: Failed to send RPC to coordination service.'),
+        UserError(f'cannot be written: Gloo AllGather failed: {closed}'),
+        UserError('the checkpoint of step 8 could not be written'),
+    ]
+    lost[-1].__cause__ = lost[0]
+    for error in lost:
+        assert processes.is_loss(error), error
     for error in (
         jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: out of memory'),
+        # What every start would raise again.
+        jax.errors.JaxRuntimeError(
+            'INVALID_ARGUMENT: %opt-barrier.3 = (f32[8]) opt-barrier(%tuple) is wrong'
+        ),
+        jax.errors.JaxRuntimeError('INTERNAL: the connection of these layers is unavailable at the barrier'),
+        jax.errors.JaxRuntimeError(
+            'UNKNOWN: Gloo AllGather failed: [enforce fail at external/gloo/gloo/transport/tcp/pair.cc:446] '
+            'op.preamble.length <= op.nbytes. 8 vs 4'
+        ),
         UserError('the connection to hf://a/b is closed'),
+        ValueError('UNAVAILABLE: Error reading "gs://b/run/checkpoints"'),
         ValueError('no'),
     ):
-        assert not processes._is_loss(error)
+        assert not processes.is_loss(error), error
 
 
 SWALLOWS = """
