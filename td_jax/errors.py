@@ -8,6 +8,10 @@ class UserError(Exception):
     """A mistake in a config, a file or a folder; its message names it and the way out."""
 
 
+class Missing(UserError):
+    """A data set is not where it should be."""
+
+
 class Diverged(UserError):
     """A loss or a metric of a run is not finite."""
 

@@ -57,11 +57,12 @@ def load(workdir, seed_index: int = 0, *, models=None, sources=None, methods=Non
       models, sources, methods: as in `train`, what the run was made of.
 
     Raises:
-      UserError: no finished run is there, a part of it is not brought, or it was made of another source.
+      UserError: no finished run is there, a part of it is not brought, it was made of another source, or its
+        data have changed since.
     """
     folder = workdir_lib.resolve(str(workdir))
     with brought(models, sources, methods):
-        return finished.load(folder, seed_index)
+        return finished.load(folder, seed_index, with_examples=True)
 
 
 @contextlib.contextmanager

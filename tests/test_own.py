@@ -17,7 +17,7 @@ from td_jax.errors import UserError
 from td_jax.files import workdir
 from td_jax.method import objectives
 from td_jax.models import MODELS, base, mlp
-from td_jax.training import made_of
+from td_jax.training import data_record, made_of
 
 ROOT = pathlib.Path(__file__).parents[1]
 BROUGHT = {
@@ -182,6 +182,58 @@ def test_a_part_without_a_source_is_refused(small_config, tmp_path):
     with pytest.raises(UserError, match='build was brought, but has no source to know it again by'):
         td_jax.train(config, tmp_path / 'run', models={'mine': found['build']})
     assert not (tmp_path / 'run').exists()
+
+
+OWN_SOURCE = """
+import numpy as np
+from td_jax.data import base, digits
+
+def load(config, task):
+    source = digits.load(config, task)
+    pixels = np.load({path!r}) + source.train['image']
+    return source._replace(train={{**source.train, 'image': pixels.astype(np.float32)}})
+
+def load_stream(config, task):
+    source, version = digits.load(config, task), float(np.load({path!r}))
+    example = base.take(source.train, np.arange(1))
+    train = base.TrainStream(len(source.train['labels']), example, None)
+    return source._replace(train=train, known_by={{'version': f'{{version:.2f}}'}} if version else None)
+"""
+
+
+def test_a_data_set_of_a_caller_that_changed_is_refused(small_config, tmp_path):
+    """Its arrays tell, though the file of its function is the same."""
+    (tmp_path / 'mine.py').write_text(OWN_SOURCE.format(path=str(tmp_path / 'pixels.npy')))
+    np.save(tmp_path / 'pixels.npy', 0.0)
+    mine = {'sources': {'mine': brought_module(tmp_path / 'mine.py').load}}
+    config = small_config(method='supervised', dataset__name='mine', num_steps=2)
+    first = td_jax.train(config, tmp_path / 'run', **mine)
+    assert td_jax.train(config, tmp_path / 'run', **mine) == first
+    shown = td_jax.load(tmp_path / 'run', **mine).source.train['image']
+    np.save(tmp_path / 'pixels.npy', 0.25)
+    message = r'was trained on other data than digits .* is now: training examples: other content'
+    with pytest.raises(UserError, match=message):
+        td_jax.train(config, tmp_path / 'run', **mine)
+    with pytest.raises(UserError, match=message):
+        td_jax.load(tmp_path / 'run', **mine)
+    np.save(tmp_path / 'pixels.npy', 0.0)
+    np.testing.assert_array_equal(td_jax.load(tmp_path / 'run', **mine).source.train['image'], shown)
+
+
+def test_a_stream_of_a_caller_is_known_by_what_it_says(small_config, tmp_path, capsys):
+    (tmp_path / 'mine.py').write_text(OWN_SOURCE.format(path=str(tmp_path / 'version.npy')))
+    load, config = brought_module(tmp_path / 'mine.py').load_stream, small_config()
+    records = []
+    for version in (1.0, 1.0, 2.0, 0.0):
+        np.save(tmp_path / 'version.npy', version)
+        sources = {data_record.STUDENT: load(config.dataset, config.dataset)}
+        assert capsys.readouterr().err == ''
+        data_record.say_unknown(sources)
+        records.append(data_record.describe(sources))
+    assert 'has no known_by: only the number of its examples tells whether' in capsys.readouterr().err
+    data_record.check(tmp_path, records[0], records[1])
+    with pytest.raises(UserError, match=r'is now: version: 1\.00 there, 2\.00 here\. Put the data back'):
+        data_record.check(tmp_path, records[0], records[2])
 
 
 @pytest.mark.parametrize('text', ['{"models": 3}', '{"models": {"mine": {}}}', '{"others": {}}'])

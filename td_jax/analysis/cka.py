@@ -191,7 +191,9 @@ def analyse(folders, examples: int, estimator: str, seed_index: int | None = Non
         )
     if len(set(folders)) < len(folders):
         raise UserError('--workdir names the same folder twice.')
-    firsts = [teachers.finished_with_teacher(folder, seed_index or 0) for folder in folders]
+    firsts = [
+        teachers.finished_with_teacher(folder, seed_index or 0, with_examples=True) for folder in folders
+    ]
     groups = _of_other_seeds(firsts, folders)
     names = _names([firsts[group[0]] for group in groups], [folders[group[0]] for group in groups])
     for folder, run in zip(folders, firsts, strict=True):
@@ -221,7 +223,7 @@ def analyse(folders, examples: int, estimator: str, seed_index: int | None = Non
         classes = {i: own[i] for i in own if counts[i] >= fewest}
         for i in range(first.config.num_seeds) if seed_index is None else [seed_index]:
             is_first = i == (seed_index or 0)
-            run = first if is_first else teachers.finished_with_teacher(folder, i)
+            run = first if is_first else teachers.finished_with_teacher(folder, i, with_examples=True)
             compared = compare(run, classes, linear_cka.ESTIMATORS[estimator])
             values[name][dispatch.seeds(run.config)[i]] = {label_names[c]: row for c, row in compared.items()}
     return Comparison(

@@ -57,6 +57,13 @@ class Ids(NamedTuple):
     is_known: np.ndarray  # [ids] bool, whether training shows it; others are as good as unknown ids
 
 
+class Files(NamedTuple):
+    """Files that examples are decoded from."""
+
+    folder: str  # or a place in a bucket
+    names: tuple[str, ...]  # below it
+
+
 class Source(NamedTuple):
     """A data set cut for one task.
 
@@ -85,6 +92,11 @@ class Source(NamedTuple):
     # Of ratings: {field of the examples: what its numbers stand for}, `user` and what users rate. `inputs`
     # takes the number one beyond the last for an id that is not among them.
     ids: Mapping[str, Ids] = types.MappingProxyType({})
+    # Of ratings: {field of ids: [training examples] its numbers}, who is shown with what in training.
+    pairs: Mapping[str, np.ndarray] = types.MappingProxyType({})
+    # What tells whether the examples are those of another day, {what: text, or Files whose content counts}.
+    # None: their arrays in memory do. Those of a decoded JPEG do not: its pixels may differ between machines.
+    known_by: Mapping[str, str | Files] | None = None
     # A line for a person of what was left unread of the data; '' where there is nothing to say.
     said: str = ''
 

@@ -59,14 +59,22 @@ def load(config, task) -> Source:
         label_names=tuple(map(str, classes)),
         vocabularies={},
         tables=(),
-        inputs=lambda tables, examples, key: {'image': examples['image']},
-        picture=Picture(SIDE, 'bilinear_antialias', False, _example),
+        inputs=inputs,
+        picture=PICTURE,
     )
+
+
+def inputs(tables, examples, key) -> dict:
+    """Source.inputs of digits: an image as it is."""
+    return {'image': examples['image']}
 
 
 def _example(pixels):
     """Pixels of a light digit on black, [batch, 8, 8, 3] -> {'image': [batch, 64]}."""
     return {'image': pixels.mean(axis=-1).reshape(-1, SIDE * SIDE) / 255}
+
+
+PICTURE = Picture(SIDE, 'bilinear_antialias', False, _example)
 
 
 def _cut(rows, digits, share):

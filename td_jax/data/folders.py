@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 from etils import epath
 
-from td_jax.data import decoding, image_files, images, paths, stream
-from td_jax.data.base import Source
+from td_jax.data import decoding, file_digest, image_files, images, paths, stream
+from td_jax.data.base import Files, Source
 from td_jax.data.stream import Records, Sizes, Span
 from td_jax.errors import UserError, reason
 
@@ -58,15 +58,24 @@ def load(config, task) -> Source:
     classes = images.checked_classes(name, listing.classes, task)
     parts = _parts(listing, config.split)
     count = sum(len(of_class) for part in parts for of_class in part)
+    of_each = _of_each(task, parts[0], classes) or None
+    by_class = [(parts[0][c][:of_each], parts[1][c]) for c in classes]
     files = [
-        tuple((file, i) for i, c in enumerate(classes) for file in part[c][: of_each or None])
-        for part, of_each in zip(parts, (_of_each(task, parts[0], classes), 0), strict=True)
+        tuple((file, i) for i, of_class in enumerate(of_part) for file in of_class)
+        for of_part in zip(*by_class, strict=True)
     ]
     label_names = tuple(listing.classes[c] for c in classes)
-    records = [_records(listing.folder, part, len(classes)) for part in files]
+    known_by = {
+        f'images of {label}': Files(listing.folder, (*training, *evaluation))
+        for label, (training, evaluation) in zip(label_names, by_class, strict=True)
+    }
+    is_kept = images.is_kept(count, config.image_size, config)
+    # What is kept is of files as they are now; while they are streamed, each is read when its turn comes.
+    stamp = file_digest.stamps(known_by.values()) if is_kept else ''
+    records = [_records(listing.folder, part, len(classes), stamp) for part in files]
     spans = [_spans(len(part)) for part in files]
     said = f'{name} {images.said_of(listing.classes, classes)}'
-    if images.is_kept(count, config.image_size, config):
+    if is_kept:
         sizes = Sizes(config.image_size, config.resize)
         examples = [stream.kept(*of_part, sizes) for of_part in zip(records, map(tuple, spans), strict=True)]
         whole = task.copy_and_resolve_references()
@@ -81,7 +90,7 @@ def load(config, task) -> Source:
             name, label_names, list(zip(records, spans, strict=True)), config, task, host_bytes
         )
     unread = f'{name} holds what is not read: {listing.left_out}' if listing.left_out else ''
-    return source._replace(name=said, said=unread)
+    return source._replace(name=said, said=unread, known_by=known_by)
 
 
 def listed(folder: epath.Path) -> Listing:
@@ -189,7 +198,7 @@ def _spans(count):
     return [Span('', start, min(size, count - start)) for start in range(0, count, size)]
 
 
-def _records(folder, files, num_classes):
+def _records(folder, files, num_classes, stamp):
     """The records of some (file, label): their numbers, in an order that mixes the classes."""
     order = sorted(files, key=lambda file: hashlib.sha256(file[0].encode()).digest())
     names, labels = zip(*order, strict=True)
@@ -213,7 +222,7 @@ def _records(folder, files, num_classes):
     return Records(
         folder.rstrip('/').rpartition('/')[2],
         num_classes,
-        (folder, names, labels),
+        (folder, names, labels, stamp),
         opened,
         parsed,
         stream.decode_by_pil,

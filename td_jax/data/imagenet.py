@@ -26,7 +26,7 @@ def load(config, task) -> Source:
     prepared.check_format(builder)
     records = tfds_images.records_of(builder)
     train, evaluation = (tfds_images.spans_of(builder, split) for split in SPLITS[config.split])
-    return stream.source_of(
+    source = stream.source_of(
         NAME,
         tuple(builder.info.features['label'].names),
         ((records, train), (records, evaluation)),
@@ -34,3 +34,4 @@ def load(config, task) -> Source:
         task,
         host_bytes=tfds_images.shuffled_bytes(builder, config, stream.count_of(train)),
     )
+    return source._replace(known_by=prepared.known_by(builder))

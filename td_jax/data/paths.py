@@ -2,7 +2,7 @@
 
 from etils import epath
 
-from td_jax.errors import UserError, reason
+from td_jax.errors import Missing, UserError, reason
 
 
 def given(path: str, what: str, is_folder: bool) -> epath.Path:
@@ -14,15 +14,15 @@ def given(path: str, what: str, is_folder: bool) -> epath.Path:
       is_folder: whether that is a folder.
 
     Raises:
-      UserError: nothing is named, it is not there or cannot be looked at, or it is the other of file and
-        folder.
+      Missing: it is not there.
+      UserError: nothing is named, it cannot be looked at, or it is the other of file and folder.
     """
     if not path:
         raise UserError(f'dataset.path is empty; name {what}.')
     try:
         place = epath.Path(path).expanduser()
         if not place.exists():
-            raise UserError(f'dataset.path {path} is not there; name {what}.')
+            raise Missing(f'dataset.path {path} is not there; name {what}.')
         if place.is_dir() != is_folder:
             kind = 'a file' if is_folder else 'a folder'
             raise UserError(f'dataset.path {path} is {kind}; name {what}.')

@@ -2,11 +2,12 @@
 
 import contextlib
 import difflib
+import hashlib
 import re
 import socket
 import urllib.parse
 
-from td_jax.errors import UserError
+from td_jax.errors import Missing, UserError
 
 # NAME, NAME/CONFIG or either with :VERSION. What else TFDS takes leads to code and data of others:
 # NAMESPACE:NAME to those of a community or of Hugging Face, and NAME/data_dir=PATH to a folder whose files
@@ -48,8 +49,8 @@ def builder(name: str):
         be no more than that.
 
     Raises:
-      UserError: it is no such name, there is none of this name, or it is missing and cannot be downloaded;
-        says how to prepare it.
+      UserError: it is no such name, or there is none of this name.
+      Missing: it is missing and cannot be downloaded; says how to prepare it.
     """
     if not _NAME.fullmatch(name):
         raise UserError(
@@ -77,11 +78,23 @@ def builder(name: str):
     except Exception as error:
         # The folder of all data sets; in it are the name, its config if it has one, and the version.
         root = found.data_path.parents[found.info.full_name.count('/')]
-        raise UserError(
+        raise Missing(
             f'{name} is not prepared under {root} and cannot be downloaded '
             f'({type(error).__name__}): run `tfds build {name}` where there is a network and set '
             'TFDS_DATA_DIR to the folder it wrote to.'
         ) from error
+    return found
+
+
+def known_by(builder) -> dict[str, str]:
+    """Source.known_by of a data set that TFDS has prepared: what it says of its records."""
+    found = {'TFDS': builder.info.full_name}
+    for name, split in builder.info.splits.items():
+        lengths = ' '.join(map(str, split.shard_lengths))
+        found[f'split {name}'] = (
+            f'{split.num_examples} examples of {int(split.num_bytes)} bytes in '
+            f'{len(split.shard_lengths)} files ({hashlib.sha256(lengths.encode()).hexdigest()[:8]})'
+        )
     return found
 
 

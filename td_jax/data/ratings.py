@@ -91,10 +91,10 @@ def source_of(
     rows = {column.field: vocabulary(column.number[train], len(column.raw)) for column in columns}
     is_known = {field: found != OUT_OF_VOCABULARY for field, (found, _) in rows.items()}
     of_known_user = is_known[ratings.user.field][ratings.user.number[evaluation]]
-    rates = {ratings.user.field: config.user_oov_rate, ratings.item.field: config.movie_oov_rate}
+    training = {field: array[train] for field, array in examples.items()}
     return Source(
         name=name,
-        train={field: array[train] for field, array in examples.items()},
+        train=training,
         evaluation={field: array[evaluation] for field, array in examples.items()},
         task='regression',
         label_names=('rating',),
@@ -108,11 +108,23 @@ def source_of(
             },
             'bags': bags,
         },
-        inputs=functools.partial(_inputs, rates=rates, item=ratings.item.field),
+        inputs=inputs_of(config, ratings.user.field, ratings.item.field),
         units=ratings.user.number[evaluation],
         groups={'known_users': of_known_user, 'unknown_users': ~of_known_user},
         ids={column.field: Ids(column.name, column.raw, is_known[column.field]) for column in columns},
+        pairs={column.field: training[column.field] for column in columns},
     )
+
+
+def inputs_of(config, user: str, item: str):
+    """Makes Source.inputs of ratings.
+
+    Args:
+      config: `config.dataset`, for the out-of-vocabulary rates.
+      user, item: what examples and inputs call the ids of users and of what they rate.
+    """
+    rates = {user: config.user_oov_rate, item: config.movie_oov_rate}
+    return functools.partial(_inputs, rates=rates, item=item)
 
 
 def _inputs(tables, examples, key, *, rates, item):

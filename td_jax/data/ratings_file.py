@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from td_jax.data import paths, ratings, table
+from td_jax.data import file_digest, paths, ratings, table
 from td_jax.data.base import Source
 from td_jax.errors import UserError
 
@@ -43,8 +43,7 @@ def load(config, task) -> Source:
     """
     path = paths.given(config.path, 'a CSV or TSV of ratings', is_folder=False)
     columns = _columns(config, task)
-    stat = path.stat()
-    read = _read(path, (stat.mtime, stat.length), tuple(columns))
+    read = _read(path, file_digest.stamp(path), tuple(columns))
     is_chosen = _is_chosen(path, read, task, config.separator)
     rated = ratings.Ratings(
         ratings.Column(FIELDS[0], config.user_column, read.user, read.user_ids),
@@ -127,7 +126,7 @@ class _Read(NamedTuple):
 
 @functools.lru_cache(maxsize=2)
 def _read(path, stamp, columns) -> _Read:
-    """Reads a file; `stamp` is when it was written and how long it is, so that another one is read anew."""
+    """Reads a file; `stamp` is that of file_digest, so that another one is read anew."""
     user_column, item_column, rating_column, time_column, *about = (name for _, name in columns)
     numbers = {}, {}  # of users and items, by id, in order of their first line
     found = array.array('i'), array.array('i')

@@ -46,14 +46,16 @@ def load(config, task) -> Source:
         sizes = Sizes(side, config.resize)
         kept = [stream.kept(records, tuple(spans), sizes) for spans in parts]
         is_resized = side != _side(builder.info.features[image])
-        return images.kept_source(name, label_names, kept, config, task, is_resized)
+        source = images.kept_source(name, label_names, kept, config, task, is_resized)
+        return source._replace(known_by=prepared.known_by(builder))
     stream.whole_only(name, config, task)
     for spans in parts:
         _check_first(records, spans)
     host_bytes = shuffled_bytes(builder, config, counts[0])
-    return stream.source_of(
+    source = stream.source_of(
         name, label_names, [(records, spans) for spans in parts], config, task, host_bytes
     )
+    return source._replace(known_by=prepared.known_by(builder))
 
 
 def _keys(name, info):

@@ -83,7 +83,9 @@ def top(
     users = source.ids[USER]
     ((field, items),) = ((name, ids) for name, ids in source.ids.items() if name != USER)
     (number,) = program.numbers_of(users, [user])
-    rated = source.train[field][source.train[USER] == number]
+    # A caller's own data set may leave them to its examples.
+    pairs = source.pairs or source.train
+    rated = pairs[field][pairs[USER] == number]
     offered = np.setdiff1d(np.flatnonzero(items.is_known), rated).astype(np.int32)
     ratings = _ratings(run, {users.column: np.full(len(offered), number, np.int32), items.column: offered})
     # Of equal ratings the first comes first.

@@ -15,7 +15,7 @@ from td_jax import config as config_lib
 from td_jax.analysis import cka
 from td_jax.errors import UserError, reason
 from td_jax.files import metric_log, workdir
-from td_jax.training import finished
+from td_jax.training import data_record, finished
 
 FINISHED, UNFINISHED, DIVERGED, DAMAGED = 'finished', 'unfinished', 'diverged', 'damaged'
 # Any of these makes a folder that of a run. A config alone does not: exports have one, too.
@@ -40,6 +40,7 @@ class Run(NamedTuple):
     config: ml_collections.ConfigDict | None = None  # None where it has none that td_jax knows
     result: dict | None = None  # of a run that is finished; its numbers are numbers
     lines: tuple[dict, ...] = ()  # of its metrics, numbers alone
+    data: str = ''  # what its data are known by, '' where it does not say
 
     @property
     def method(self) -> str:
@@ -136,6 +137,7 @@ def read(folder: epath.Path, name: str) -> Run:
     note = attempted(lambda: workdir.read_json(folder / workdir.DIVERGED), remarks)
     if result and stored is None and not damage:
         damage.append(f'{folder / workdir.CONFIG} is missing')
+    data = attempted(lambda: data_record.digest(folder), remarks) or ''
     config = None
     if stored is not None:
         config, complaint = understood(stored)
@@ -149,6 +151,7 @@ def read(folder: epath.Path, name: str) -> Run:
         stored=config_lib.completed(stored) if stored else {},
         config=config,
         lines=lines,
+        data=data,
     )
     if damage:
         return run._replace(state=DAMAGED, reason=' '.join(damage))

@@ -1,7 +1,8 @@
 """Which runs are compared with which: runs that differ in seeds are one row, rows on one task one setting.
 
-A setting is the data, how it is split and evaluated, and the student's architecture. What trains it (method,
-optimizer, dropout, where it starts) tells the rows apart.
+A setting is the data, how it is split and evaluated, and the student's architecture. Where a data set has
+changed between runs, they are in settings of their own. What trains a student (method, optimizer, dropout,
+where it starts) tells the rows apart.
 """
 
 import json
@@ -16,6 +17,8 @@ SEEDS = ('seed', 'num_seeds', 'seed_step', 'teacher.seed')
 # What a setting is, by what keys start with, and those among them that train a student.
 _OF_SETTING = ('dataset.', 'model.')
 _OF_TRAINING = ('model.initial', 'model.dropout')
+# Beside the keys of a config, what data are known by, where runs of one config were trained on several.
+CONTENT = 'dataset.content'
 # Keys that a label or a title names at most.
 _MOST_KEYS = 3
 
@@ -94,8 +97,19 @@ def make(runs, teaching) -> list[Setting]:
     groups = {
         key: group for key, group in groups.items() if any(run.name not in teaching for run, _ in group)
     }
-    made = [_setting(group) for group in groups.values()]
+    groups = [part for group in groups.values() for part in _by_data(group)]
+    made = [_setting(group) for group in groups]
     return [setting._replace(title=title) for setting, title in zip(made, _titles(made, groups), strict=True)]
+
+
+def _by_data(group):
+    """Cuts runs of one setting apart where they were trained on different data."""
+    if len({run.data for run, _ in group if run.data}) <= 1:
+        return [group]
+    parts = {}
+    for run, read in group:
+        parts.setdefault(run.data, []).append((run, {**read, CONTENT: run.data or 'unknown'}))
+    return list(parts.values())
 
 
 def _of_setting(read):
@@ -184,7 +198,7 @@ def _titles(settings, groups):
         first = setting.rows[0].runs[0]
         data = done[0].result['dataset'] if done else said(first.stored.get('dataset.name'))
         plain.append(f'{data}, {setting.split} {setting.metric or ""}'.rstrip())
-    parts = [_of_setting(group[0][1]) for group in groups.values()]
+    parts = [_of_setting(group[0][1]) for group in groups]
     titles = []
     for title, part in zip(plain, parts, strict=True):
         alike = [other for name, other in zip(plain, parts, strict=True) if name == title]

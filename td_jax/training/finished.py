@@ -1,7 +1,6 @@
 """What a finished run left: its result, its config, and the parameters it ended with.
 
-It is read on any machine: neither the devices of the run, nor its teacher, nor its training data on a device
-are needed.
+It is read on any machine: neither the devices of the run, nor its teacher, nor its data set are needed.
 """
 
 from typing import NamedTuple
@@ -15,11 +14,12 @@ from jax.sharding import Mesh
 
 from td_jax import config as config_lib
 from td_jax.data import base as data
+from td_jax.data import description
 from td_jax.devices import platform, sharding
 from td_jax.errors import UserError
 from td_jax.files import checkpoints, workdir
 from td_jax.models import base
-from td_jax.training import assembly, dispatch, made_of, train_step
+from td_jax.training import assembly, data_record, dispatch, made_of, train_step
 
 # Folders in a workdir: its checkpoints, and the workdir of a teacher that was trained for it.
 CHECKPOINTS, TEACHER = 'checkpoints', 'teacher'
@@ -56,7 +56,7 @@ class Finished(NamedTuple):
     """What a finished run left, of one of its seeds."""
 
     config: ml_collections.ConfigDict
-    source: data.Source
+    source: data.Source  # as the run keeps it, without examples, or, where they were asked for, as it is
     student: base.Model
     params: dict  # {STUDENT: tree, COMMUNICATION: tree} of numpy arrays, as in train_step
     teacher: dispatch.Teacher | None = None  # where one was asked for, by teachers.finished_with_teacher
@@ -121,16 +121,17 @@ def read_errors(folder: epath.Path) -> Errors | None:
     return Errors(values, units)
 
 
-def load(folder: epath.Path, seed_index: int = 0) -> Finished:
+def load(folder: epath.Path, seed_index: int = 0, with_examples: bool = False) -> Finished:
     """Reads a finished run back.
 
     Args:
       folder: its workdir.
       seed_index: which of its seeds, counted from 0.
+      with_examples: whether its source is to be read from the data set.
 
     Raises:
-      UserError: no finished run is there, it has no such seed, its files do not fit each other, or there is
-        no device to read it with.
+      UserError: no finished run is there, it has no such seed, its files do not fit each other, its examples
+        are asked for and its data have changed, or there is no device to read it with.
     """
     platform.start()
     stored, result = workdir.read_json(folder / workdir.CONFIG), read_result(folder)
@@ -146,11 +147,46 @@ def load(folder: epath.Path, seed_index: int = 0) -> Finished:
         raise UserError(
             f'--seed_index is {seed_index}, but {folder} has {config.num_seeds} seeds, counted from 0.'
         )
-    source = assembly.load_source(config, config.dataset)
+    source = read_source(config, folder, data_record.STUDENT, with_examples)
     student = assembly.build_model(config, config.model, source)
     params = read_parameters(folder, seed_index)
-    check_fit(folder, params, assembly.parameter_shapes(config, config.model, source))
+    try:
+        check_fit(folder, params, assembly.parameter_shapes(config, config.model, source))
+    except UserError as error:
+        if data_record.read(folder) is not None:
+            raise
+        raise UserError(f'{str(error).rstrip(".")}; its data set may have changed since.') from error
     return Finished(config, source, student, params)
+
+
+def keeps_source(config, folder: epath.Path) -> bool:
+    """Whether a run has what its students are shown; else its data set has to be read.
+
+    That of a caller's own data set is made by a function that only the caller has.
+    """
+    return config.dataset.name in description.RESTORED and data_record.read(folder) is not None
+
+
+def read_source(config, folder: epath.Path, who: str, with_examples: bool = False) -> data.Source:
+    """The data of a finished run.
+
+    Args:
+      config: of the run.
+      folder: its workdir.
+      who: whose, data_record.STUDENT or TEACHER.
+      with_examples: whether to read the data set, and to compare it with what the run was trained on. So it
+        is where the run does not keep what is needed.
+
+    Raises:
+      UserError: the data set cannot be read, or it has changed.
+    """
+    task = config.dataset if who == data_record.STUDENT else config.teacher.dataset
+    record = data_record.read(folder)
+    if keeps_source(config, folder) and not with_examples:
+        return data_record.source_of(folder, record, who, config.dataset, task)
+    source = assembly.load_source(config, task)
+    data_record.check(folder, record, data_record.describe({who: source}, [record]))
+    return source
 
 
 def read_parameters(folder: epath.Path, seed_index: int, mesh: Mesh | None = None, prefix: str = '') -> dict:

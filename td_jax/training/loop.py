@@ -18,6 +18,7 @@ from td_jax.files import workdir as workdir_lib
 from td_jax.method import objectives
 from td_jax.training import (
     assembly,
+    data_record,
     diagnostics,
     dispatch,
     evaluation,
@@ -50,6 +51,8 @@ class Loop:
         classes = (teacher if config.teacher.labels == 'auxiliary' and teacher else plan).source.label_names
         self.constant_terms = objectives.constant_terms(config, len(classes))
         self.is_saved = False  # whether there is a checkpoint
+        self.sources, self.record = plan.sources, plan.record
+        self.is_recorded = False  # whether the workdir says, or cannot say, what the run is trained on
         self.best = selection.NOTHING
         # With config.keep 'best', the parameters of that step: a copy, because those of a state are donated.
         self.best_params = None
@@ -91,7 +94,8 @@ class Loop:
         except UserError:
             # Without a checkpoint there is nothing that another config must not continue.
             if processes.is_main() and not checkpoints.holds_any(self.folder):
-                for name in (workdir_lib.CONFIG, workdir_lib.MADE_OF):
+                names = workdir_lib.CONFIG, workdir_lib.MADE_OF, workdir_lib.DATA, workdir_lib.DATA_ARRAYS
+                for name in names:
                     (self.workdir / name).unlink(missing_ok=True)
             raise
 
@@ -125,7 +129,8 @@ class Loop:
             # Of no validation yet, but what a checkpoint before the first one holds.
             self.best_params = self.copied(state.params)
         restored = self.checkpoints.restore(self._saved(state), self._check_facts)
-        self.is_saved = restored is not None
+        # What the steps of an older version were trained on, nobody knows.
+        self.is_saved = self.is_recorded = restored is not None
         if restored is None:
             return 0, state
         step, state, facts = restored
@@ -242,8 +247,11 @@ class Loop:
     def _save(self, step, state, log):
         """Starts a save, which goes on beside training."""
         self.is_saved = True
-        # Not before: until something is saved, the folder is open to any config. With every save: a run that
-        # is continued may have become longer.
+        # Not before: until something is saved, the folder is open to any config and any data.
+        if processes.is_main() and not self.is_recorded:
+            data_record.write(self.workdir, self.record, self.sources)
+        self.is_recorded = True
+        # With every save: a run that is continued may have become longer.
         self._write(workdir_lib.CONFIG, config_lib.to_json(self.config))
         if processes.is_main():
             made_of.write(self.config, self.workdir)

@@ -1,7 +1,8 @@
 """All that can be refused of a run, before anything is written or trained."""
 
 import os
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -12,11 +13,20 @@ from td_jax import config as config_lib
 from td_jax.data import base as data
 from td_jax.data import images
 from td_jax.devices import processes, sharding
-from td_jax.errors import UserError
+from td_jax.errors import Missing, UserError
 from td_jax.files import checkpoints, workdir
 from td_jax.method import objectives
 from td_jax.models import base
-from td_jax.training import assembly, dispatch, evaluation, finished, made_of, memory, teachers
+from td_jax.training import (
+    assembly,
+    data_record,
+    dispatch,
+    evaluation,
+    finished,
+    made_of,
+    memory,
+    teachers,
+)
 from td_jax.training.programs import Programs
 
 
@@ -26,8 +36,11 @@ class Plan(NamedTuple):
     mesh: Mesh
     source: data.Source
     teacher_source: data.Source | None  # None where there is no teacher
-    teacher: dispatch.Teacher | None  # None where it has to be trained first, too
     compiled: 'Compiled'  # what its loop compiles
+    teacher: dispatch.Teacher | None = None  # None where it has to be trained first, too
+    # Of its data: what it is trained on, and the record of that, by data_record.describe.
+    sources: Mapping[str, data.Source] = types.MappingProxyType({})
+    record: Mapping[str, dict] = types.MappingProxyType({})
 
 
 class Compiled(NamedTuple):
@@ -51,10 +64,26 @@ def check(config, folder: epath.Path, programs: Programs) -> Plan:
     mesh = sharding.make_mesh(config)
     # No process waits for others in here: one that sees another disk would keep them waiting.
     plan = processes.together(lambda: _check_alone(config, folder, mesh, programs))
-    if plan.teacher_source and not plan.teacher:
-        expected = config_lib.teacher_run(config)
-        processes.from_main(lambda: check_workdir(expected, folder / finished.TEACHER))
-    return plan
+    sources = _sources_of(config, plan.source, plan.teacher_source)
+    record = _record_of(config, folder, sources)
+    processes.from_main(lambda: check_workdir(config, folder, record))
+    data_record.say_unknown(sources)
+    plan = plan._replace(sources=sources, record=record)
+    if not plan.teacher_source:
+        return plan
+    is_run = config_lib.trains_teacher(config)
+    if is_run and not config.teacher.checkpoint:
+        expected, of_teacher = (
+            config_lib.teacher_run(config),
+            {data_record.STUDENT: record[data_record.TEACHER]},
+        )
+        processes.from_main(lambda: check_workdir(expected, folder / finished.TEACHER, of_teacher))
+        return plan
+    if is_run:
+        processes.from_main(lambda: _check_data_of_teacher(config, folder, record))
+    # Not before: parameters that do not fit other data are no damage of theirs.
+    teacher = processes.together(lambda: teachers.load(config, folder, plan.teacher_source, mesh))
+    return plan._replace(teacher=teacher)
 
 
 def _check_alone(config, folder, mesh, programs) -> Plan:
@@ -63,21 +92,51 @@ def _check_alone(config, folder, mesh, programs) -> Plan:
     _check_task(config, source)
     assembly.build_model(config, config.model, source)
     if not config_lib.has_teacher(config):
-        return Plan(mesh, source, None, None, _check_step(config, source, None, mesh, 'student', programs))
+        return Plan(mesh, source, None, _check_step(config, source, None, mesh, 'student', programs))
     teacher_source = _check_teacher(config, folder, source)
     compiled = _check_step(config, source, teacher_source, mesh, 'student', programs)
-    is_there = not config_lib.trains_teacher(config) or config.teacher.checkpoint
-    if not is_there:
+    if config_lib.trains_teacher(config) and not config.teacher.checkpoint:
         _check_step(config_lib.teacher_run(config), teacher_source, None, mesh, 'teacher', programs)
-    teacher = teachers.load(config, folder, teacher_source, mesh) if is_there else None
-    return Plan(mesh, source, teacher_source, teacher, compiled)
+    return Plan(mesh, source, teacher_source, compiled)
 
 
-def check_workdir(config, folder: epath.Path) -> dict | None:
-    """Compares a config with that of its workdir; -> the result if the run is finished, else None.
+def _sources_of(config, source, teacher_source):
+    """The data of a run that its record is of: a public checkpoint was trained on none of it."""
+    if teacher_source is None or config.teacher.pretrained:
+        return {data_record.STUDENT: source}
+    return {data_record.STUDENT: source, data_record.TEACHER: teacher_source}
+
+
+def _record_of(config, folder, sources):
+    """The record of some data, which is that of process 0; refused where another process sees others."""
+    places = [folder, *([teachers.folder_of(config, folder)] if data_record.TEACHER in sources else [])]
+    record = processes.from_main(
+        lambda: data_record.describe(sources, [data_record.read(place) for place in places])
+    )
+    if jax.process_count() > 1:
+        # Files that look the same are not read by every process.
+        own = processes.together(lambda: data_record.describe(sources, [record]))
+        processes.together(lambda: data_record.check_same(record, own))
+    return record
+
+
+def _check_data_of_teacher(config, folder, record):
+    place = teachers.folder_of(config, folder)
+    data_record.check_teacher(place, data_record.read(place), record[data_record.TEACHER])
+
+
+def check_workdir(config, folder: epath.Path, record: Mapping[str, dict] | None = None) -> dict | None:
+    """Compares a run with that of its workdir; -> the result if the run is finished, else None.
+
+    Args:
+      config: of the run.
+      folder: its workdir.
+      record: of its data, by data_record.describe. None: they are read where the run is finished, and where
+        they are gone, that is said; a run that goes on is compared when they are known.
 
     Raises:
-      UserError: the folder holds something else, or cannot be written; or the config has another protocol.
+      UserError: the folder holds something else, of another config or trained on other data, or cannot be
+        written; or the config has another protocol.
     """
     if config.protocol != config_lib.PROTOCOL:
         raise UserError(
@@ -124,9 +183,33 @@ def check_workdir(config, folder: epath.Path) -> dict | None:
         )
     result = finished.read_result(folder)
     if not result or not finished.is_finished(result, config.num_steps):
+        if record:
+            data_record.check(folder, data_record.read(folder), record)
         return None
+    _check_data_of_result(config, folder, record)
     _check_teacher_of_result(config, folder, stored, result)
     return result
+
+
+def _check_data_of_result(config, folder, record):
+    """Refuses the result of a run whose data have changed; that they are gone is said."""
+    before = data_record.read(folder)
+    if before is None:
+        data_record.say_old(folder)
+        return
+    try:
+        record = record or _record_now(config, before)
+    except Missing as error:
+        processes.say(f'{folder} is finished; whether its data have changed is not known: {error}')
+        return
+    data_record.check(folder, before, record)
+
+
+def _record_now(config, known):
+    source, teacher_source = assembly.load_source(config, config.dataset), None
+    if config_lib.has_teacher(config) and not config.teacher.pretrained:
+        teacher_source = teachers.source_of(config, source)
+    return data_record.describe(_sources_of(config, source, teacher_source), [known])
 
 
 def _check_teacher_of_result(config, folder, stored, result):
@@ -141,7 +224,8 @@ def _check_teacher_of_result(config, folder, stored, result):
         return
     is_there = not config_lib.trains_teacher(config) or config.teacher.checkpoint
     if is_there or teachers.folder_of(config, folder).exists():
-        teacher = teachers.found(config, folder, assembly.load_source(config, config.dataset))
+        source = teachers.source_of(config, assembly.load_source(config, config.dataset))
+        teacher = teachers.found(config, folder, source)
         if teachers.is_the_same(teacher, result):
             return
     other = config_lib.describe(moved) if moved else 'teacher.model brings other parameters'

@@ -44,7 +44,7 @@ def train(
         processes.say(plan.source.said)
     with _opened(workdir):
         # Another process may have trained here in the meantime.
-        result = processes.from_main(lambda: preflight.check_workdir(config, workdir))
+        result = processes.from_main(lambda: preflight.check_workdir(config, workdir, plan.record))
         if result:
             return result
         teacher = plan.teacher

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+from collections.abc import Callable
 
 import flax
 import jax
@@ -17,14 +18,29 @@ from td_jax.errors import UserError
 from td_jax.files import workdir
 from td_jax.method import objectives
 from td_jax.pretrained import architecture, fit, labels
-from td_jax.training import assembly, dispatch, evaluation, finished, made_of, train_step
+from td_jax.training import (
+    assembly,
+    data_record,
+    dispatch,
+    evaluation,
+    finished,
+    made_of,
+    train_step,
+)
 
 
-def pretrained_source(config, student_source: data.Source) -> data.Source:
+def pretrained_source(
+    config, student_source: data.Source, load: Callable[..., data.Source] = assembly.load_source
+) -> data.Source:
     """The student's data as a public checkpoint labels it and is shown it.
 
     Labels that the checkpoint names are the student's where the names are the same ones, in any order. Of one
     that names none, as many as the student's are taken to be the same. One without a head has no labels.
+
+    Args:
+      config: of the student's run.
+      student_source: its data.
+      load: (config, task) -> Source, by which the student's was made.
 
     Raises:
       UserError: no such checkpoint, one of another architecture than `config.teacher.model`, or one that is
@@ -40,7 +56,7 @@ def pretrained_source(config, student_source: data.Source) -> data.Source:
         names = tuple(f'label {i} of the checkpoint' for i in range(count))
     task = config.dataset.copy_and_resolve_references()
     task.image_mean, task.image_std = config.teacher.dataset.image_mean, config.teacher.dataset.image_std
-    inputs = assembly.load_source(config, task).inputs if task != config.dataset else student_source.inputs
+    inputs = load(config, task).inputs if task != config.dataset else student_source.inputs
     return student_source._replace(label_names=names, inputs=inputs)
 
 
@@ -66,7 +82,7 @@ def under(prefix: str):
     try:
         yield
     except UserError as error:
-        raise UserError(f'{prefix}{error}') from error
+        raise type(error)(f'{prefix}{error}') from error
 
 
 def folder_of(config, folder: epath.Path) -> epath.Path:
@@ -144,20 +160,20 @@ def _with_initial(params, names, config, model, source):
     return flax.traverse_util.unflatten_dict({**flat, **made}, sep='/')
 
 
-def found(config, folder: epath.Path, student_source: data.Source) -> dispatch.Teacher:
+def found(config, folder: epath.Path, source: data.Source) -> dispatch.Teacher:
     """The teacher of a run that was trained, which must be where its config says.
 
     Args:
       config: of the student's run.
       folder: workdir of the student's run.
-      student_source: its data.
+      source: the teacher's data, by `source_of`.
 
     Raises:
       UserError: it is not there, not finished, or does not fit the config.
     """
     if config_lib.trains_teacher(config):
         check_run(config, folder_of(config, folder))
-    return load(config, folder, source_of(config, student_source))
+    return load(config, folder, source)
 
 
 def is_the_same(teacher: dispatch.Teacher, result: dict) -> bool:
@@ -165,7 +181,9 @@ def is_the_same(teacher: dispatch.Teacher, result: dict) -> bool:
     return fingerprint.of(teacher.params) == result['teacher_fingerprint']
 
 
-def finished_with_teacher(folder: epath.Path, seed_index: int = 0) -> finished.Finished:
+def finished_with_teacher(
+    folder: epath.Path, seed_index: int = 0, with_examples: bool = False
+) -> finished.Finished:
     """A finished run, read back with the teacher that it had.
 
     A teacher that is no longer where it was is looked for beside the run, under the name that it had: folders
@@ -174,24 +192,39 @@ def finished_with_teacher(folder: epath.Path, seed_index: int = 0) -> finished.F
     Args:
       folder: its workdir.
       seed_index: which of its seeds, counted from 0.
+      with_examples: whether both have their examples, from the data set.
 
     Raises:
       UserError: what `finished.load` raises, or the teacher is gone or another than it was.
     """
-    run = finished.load(folder, seed_index)
+    run = finished.load(folder, seed_index, with_examples)
     if not config_lib.has_teacher(run.config):
         return run
     place = folder_of(run.config, folder)
     beside = folder.parent / place.name
     if config_lib.trains_teacher(run.config) and not place.exists() and beside.exists():
         run.config.teacher.checkpoint = str(beside)
-    teacher = found(run.config, folder, run.source)
+    teacher = found(run.config, folder, _source_of_finished(run, folder, with_examples))
     if not is_the_same(teacher, finished.read_result(folder)):
         where = run.config.teacher.pretrained or folder_of(run.config, folder)
         raise UserError(
             f'the teacher in {where} is not the one that taught {folder}; put that one there again.'
         )
     return run._replace(teacher=teacher)
+
+
+def _source_of_finished(run, folder, with_examples):
+    """The data of the teacher of a finished run."""
+    if not run.config.teacher.pretrained:
+        return finished.read_source(run.config, folder, data_record.TEACHER, with_examples)
+    if with_examples or not finished.keeps_source(run.config, folder):
+        return pretrained_source(run.config, run.source)
+    record = data_record.read(folder)
+    return pretrained_source(
+        run.config,
+        run.source,
+        lambda config, task: data_record.source_of(folder, record, data_record.STUDENT, config.dataset, task),
+    )
 
 
 def check_run(config, folder: epath.Path):

@@ -74,7 +74,7 @@ def test_a_stream_is_read_until_all_classes_are_full():
 
 def test_it_is_of_what_both_models_compute(runs):
     """One pair of one class, from the models themselves."""
-    finished = teachers.finished_with_teacher(runs / 'td', 1)
+    finished = teachers.finished_with_teacher(runs / 'td', 1, with_examples=True)
     found = cka.analyse([runs / 'td'], 6, 'biased', seed_index=1)
     rows = np.flatnonzero(finished.source.evaluation['labels'] == 2)[:6]
     inputs = {'image': finished.source.evaluation['image'][rows]}
@@ -103,8 +103,8 @@ def few(monkeypatch):
     load = teachers.finished_with_teacher
 
     def leave(counts):
-        def loaded(folder, seed_index=0):
-            finished = load(folder, seed_index)
+        def loaded(folder, seed_index=0, with_examples=True):
+            finished = load(folder, seed_index, with_examples)
             labels = finished.source.evaluation['labels']
             rows = [np.flatnonzero(labels == c)[: counts.get(c, 30)] for c in range(5)]
             evaluation = data.take(finished.source.evaluation, np.concatenate(rows))
@@ -138,8 +138,8 @@ def test_no_class_with_enough_examples_is_refused(runs, few):
 def test_a_student_that_computes_the_same_for_all_is_aligned_with_nothing(runs, monkeypatch):
     load = teachers.finished_with_teacher
 
-    def dead(folder, seed_index=0):
-        finished = load(folder, seed_index)
+    def dead(folder, seed_index=0, with_examples=True):
+        finished = load(folder, seed_index, with_examples)
         params = {**finished.params, train_step.STUDENT: {}}
         student = finished.student._replace(
             lower=lambda p, x, key=None: jnp.full((len(x['image']), 3), 0.1),
@@ -241,8 +241,8 @@ def test_runs_that_cannot_be_compared_are_refused(runs, monkeypatch):
         cka.analyse([runs / 'td', runs / 'td'], 5, 'debiased')
     load = teachers.finished_with_teacher
 
-    def changed(folder, seed_index=0):
-        finished = load(folder, seed_index)
+    def changed(folder, seed_index=0, with_examples=True):
+        finished = load(folder, seed_index, with_examples)
         source = finished.source._replace(name='other' if folder.name == 'ld' else 'some')
         return finished._replace(source=source)
 
@@ -250,8 +250,8 @@ def test_runs_that_cannot_be_compared_are_refused(runs, monkeypatch):
     with pytest.raises(UserError, match=r'different data: some \(test\), other \(test\)\.'):
         cka.analyse([runs / 'td', runs / 'ld'], 5, 'debiased')
 
-    def ratings(folder, seed_index=0):
-        finished = load(folder, seed_index)
+    def ratings(folder, seed_index=0, with_examples=True):
+        finished = load(folder, seed_index, with_examples)
         return finished._replace(source=finished.source._replace(task='regression'))
 
     monkeypatch.setattr(teachers, 'finished_with_teacher', ratings)

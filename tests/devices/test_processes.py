@@ -166,6 +166,38 @@ def test_two_processes_compute_what_one_computes_and_one_of_them_speaks(alone, t
     assert again.splitlines()[-1] == out.splitlines()[-1]
 
 
+@pytest.mark.long
+def test_processes_that_see_other_data_are_refused_together(tmp_path):
+    """One path, which is another file for each; then the same file twice."""
+    homes = [tmp_path / name for name in ('first', 'second')]
+    for home, user in zip(homes, ('u3', 'zed'), strict=True):
+        home.mkdir()
+        users = [f'u{i % 7}'.replace('u3', user) for i in range(60)]
+        rows = [f'{name},i{i % 5},{i % 3},{i}' for i, name in enumerate(users)]
+        (home / 'own.csv').write_text('\n'.join(['user,item,rating,timestamp', *rows, '']))
+    flags = (
+        *('--config=configs/ratings.py', '--config.method=supervised', '--config.dataset.path=~/own.csv'),
+        *('--config.num_steps=2', '--config.batch_size=8', '--config.model.hidden=(8,4)'),
+    )
+    environments = [{'HOME': str(home)} for home in homes]
+    outputs = finish(*launch_several(tmp_path / 'run', 2, flags=flags, environments=environments), code=2)
+    line = (
+        'td_jax: a process sees other data than process 0 ("there"): user: u3 -> zed. Give all of them the '
+        'same data. (process 1)\n'
+    )
+    assert [err for _, err in outputs] == [line, line]
+    assert not (tmp_path / 'run').exists()
+    shutil.copy(homes[0] / 'own.csv', homes[1] / 'own.csv')
+    finish(*launch_several(tmp_path / 'run', 2, flags=flags, environments=environments))
+    shutil.copyfile(homes[0] / 'own.csv', tmp_path / 'kept.csv')
+    for home in homes:
+        (home / 'own.csv').write_text((tmp_path / 'kept.csv').read_text().replace('u3', 'zed'))
+    outputs = finish(*launch_several(tmp_path / 'run', 2, flags=flags, environments=environments), code=2)
+    assert all(
+        'was trained on other data than own.csv all is now: user: u3 -> zed.' in err for _, err in outputs
+    )
+
+
 @pytest.fixture(scope='session')
 def last_parameters(read_back):
     """A function (workdir) -> {name: array}, the parameters of its newest checkpoint."""

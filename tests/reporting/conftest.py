@@ -7,6 +7,7 @@ import pytest
 from etils import epath
 
 from td_jax import config as config_lib
+from td_jax.data import description
 from td_jax.files import metric_log, workdir
 from td_jax.training import finished
 
@@ -16,10 +17,13 @@ def write_run(small_config):
     """A function that writes the files of a run into a folder, and returns the folder.
 
     `values` are those of the seeds, or None of a run without a result; `squared` [seeds, examples] are its
-    errors; `lines` those of its metrics; other arguments are changes of the config.
+    errors; `lines` those of its metrics; `data` names what it was trained on; other
+    arguments are changes of the config.
     """
 
-    def write(folder, values, squared=None, lines=(), units=None, teacher=None, metric='rmse', **changes):
+    def write(
+        folder, values, squared=None, lines=(), units=None, teacher=None, metric='rmse', data=None, **changes
+    ):
         folder = epath.Path(folder)
         folder.mkdir(parents=True)
         changes = {'dataset__split': 'validation', **changes}
@@ -27,6 +31,10 @@ def write_run(small_config):
             changes['num_seeds'] = len(values)
         config = small_config(**changes)
         workdir.write(folder / workdir.CONFIG, config_lib.to_json(config))
+        if data:
+            content = {'training examples': {'count': 3, 'sha256': data}}
+            described = {key: {} for key in description.KEYS} | {'label_names': [], 'content': content}
+            workdir.write(folder / workdir.DATA, json.dumps({'student': described}))
         workdir.write(folder / metric_log.FILE, ''.join(json.dumps(line) + '\n' for line in lines))
         if values is None:
             return folder

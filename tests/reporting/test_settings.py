@@ -52,6 +52,34 @@ def test_public_teachers_are_known_by_their_parameters(write_run, tmp_path):
     assert [[run.name for run in row.runs] for row in setting.rows] == [['a', 'b'], ['c']]
 
 
+def test_runs_on_other_data_of_the_same_name_are_not_compared(write_run, tmp_path):
+    write_run(tmp_path / 'scratch', [0.5, 0.6], method='supervised', data='of may')
+    write_run(tmp_path / 'ld', [0.4, 0.5], method='ld', data='of may')
+    # Of an older version, it may be on the same data, as long as there are no others.
+    write_run(tmp_path / 'old', [0.7], method='ld', seed=9)
+    (setting,) = made(tmp_path)
+    assert rows(setting) == {'supervised': ['scratch'], 'ld': ['ld', 'old']}
+    write_run(tmp_path / 'td', [0.3, 0.4], data='of june')
+    may, old, june = sorted(made(tmp_path), key=lambda setting: -len(setting.rows))
+    assert rows(may) == {'supervised': ['scratch'], 'ld': ['ld']}
+    assert sorted([*rows(old).values(), *rows(june).values()]) == [['old'], ['td']]
+    titles = [setting.title for setting in (may, old, june)]
+    assert len(set(titles)) == 3
+    assert all(title.startswith('some data, validation rmse; dataset.content ') for title in titles)
+    assert sum(title.endswith('content unknown') for title in titles) == 1
+    (june,) = [setting for setting in (old, june) if 'td' in rows(setting)]
+    assert settings.baseline(june.rows[0], june.rows).row is None
+
+
+def test_a_damaged_record_is_a_remark(write_run, tmp_path):
+    folder = write_run(tmp_path / 'run', [0.5])
+    (folder / 'data.json').write_text('{}')
+    (run,) = runs.find(epath.Path(tmp_path)).runs
+    assert run.state == runs.FINISHED
+    (remark,) = run.remarks
+    assert remark.startswith(f'{folder}/data.json is damaged; delete it')
+
+
 def test_a_setting_is_data_and_architecture(write_run, tmp_path):
     changes = {
         'plain': {},

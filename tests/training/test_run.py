@@ -14,9 +14,9 @@ from td_jax import config
 from td_jax.configs import movielens as movielens_config
 from td_jax.data import SOURCES, movielens
 from td_jax.devices import fingerprint, small
-from td_jax.errors import Diverged, UserError
+from td_jax.errors import Diverged, Missing, UserError
 from td_jax.files import checkpoints, metric_log, workdir
-from td_jax.training import assembly, evaluation
+from td_jax.training import evaluation
 from td_jax.training import finished as finished_runs
 from td_jax.training import run as run_lib
 from td_jax.training.run import describe, train
@@ -64,7 +64,7 @@ def test_a_workdir_holds_these_files_and_no_other(finished):
         events = {name for name in names if name.startswith('events.out.tfevents.')}
         assert len(events) == 1
         others = {'.lock', 'checkpoints', 'config.json', 'metrics.jsonl', 'result.json', 'errors.npz'}
-        assert names == events | others | more
+        assert names == events | others | more | {'data.json'}
 
 
 def test_config_json_is_the_resolved_config(finished, td_config):
@@ -352,10 +352,16 @@ def test_a_run_that_was_finished_before_errors_were_kept_is_finished(copied, td_
     assert describe(result).startswith('td on digits')
 
 
-def test_a_finished_run_needs_neither_its_data_nor_its_teacher(copied, td_config, monkeypatch):
+def test_a_finished_run_needs_neither_its_data_nor_its_teacher(copied, td_config, monkeypatch, capsys):
     shutil.rmtree(copied / 'teacher')
-    monkeypatch.setattr(assembly, 'SOURCES', {})
+
+    def gone(*arguments):
+        raise Missing('they are gone')
+
+    monkeypatch.setitem(SOURCES, 'digits', gone)
     assert train(td_config, copied)['steps'] == 6
+    said = f'{copied} is finished; whether its data have changed is not known: they are gone\n'
+    assert capsys.readouterr().err == said
 
 
 @pytest.mark.long

@@ -1,0 +1,200 @@
+"""What is kept of a data set: what a student is shown by it, and what is told of two of them."""
+
+import copy
+import hashlib
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from td_jax.configs import images as images_config
+from td_jax.data import SOURCES, cifar, description, prepared
+from td_jax.data.base import Files, one_example
+from td_jax.errors import UserError
+
+
+@pytest.fixture
+def rated(recommender):
+    """A Source of ratings, and its config."""
+    return recommender.source, recommender.config.dataset
+
+
+def restored(source, config, task=None):
+    """A Source as it is read back, from JSON and arrays alone."""
+    found = json.loads(json.dumps(description.describe(source)))
+    assert description.is_description(found)
+    return description.restore(found, description.arrays_of(source), config, task or config)
+
+
+# --- A data set without its examples ---------------------------------------------------------------
+
+
+def test_every_data_set_is_restored():
+    assert description.RESTORED.keys() == SOURCES.keys()
+
+
+def test_ratings_are_shown_as_they_were(rated):
+    source, config = rated
+    found = restored(source, config)
+    examples = {'user': np.array([0, 1, 2, 3]), 'movie': np.array([4, 3, 1, 0])}
+    expected, shown = (jax.tree.map(np.asarray, s.inputs(s.tables, examples, None)) for s in (source, found))
+    assert list(shown) == list(expected)
+    jax.tree.map(np.testing.assert_array_equal, shown, expected)
+    assert list(found.vocabularies.items()) == list(source.vocabularies.items())
+    for field, ids in source.ids.items():
+        assert found.ids[field].column == ids.column
+        np.testing.assert_array_equal(found.ids[field].raw, ids.raw)
+        np.testing.assert_array_equal(found.ids[field].is_known, ids.is_known)
+        np.testing.assert_array_equal(found.pairs[field], source.train[field])
+    one, other = one_example(source), one_example(found)
+    assert {k: (v.shape, v.dtype) for k, v in one.items()} == {
+        k: (v.shape, v.dtype) for k, v in other.items()
+    }
+
+
+@pytest.mark.parametrize('size', [32, 16])
+def test_images_are_shown_as_they_were(size, monkeypatch):
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), np.uint8)
+    labels = np.arange(6) % 2
+    monkeypatch.setattr(
+        cifar,
+        'read',
+        lambda name: ({'train': pixels, 'test': pixels}, {'train': labels, 'test': labels}, ('a', 'b')),
+    )
+    config = images_config.get_config()
+    config.dataset.update({'name': 'cifar10', 'image_size': size, 'image_mean': (0.1, 0.2, 0.3)})
+    source = SOURCES['cifar10'](config.dataset, config.dataset)
+    found = restored(source, config.dataset)
+    assert found.label_names == ('a', 'b')
+    assert found.picture[:3] == source.picture[:3]
+    shown = pixels[:, :size, :size].astype(np.float32)
+    inputs = [s.inputs(s.tables, s.picture.example(shown), None)['image'] for s in (source, found)]
+    np.testing.assert_array_equal(*inputs)
+    teacher = config.dataset.copy_and_resolve_references()
+    teacher.image_mean = (0.5, 0.5, 0.5)
+    other = restored(source, config.dataset, teacher)
+    assert not np.allclose(other.inputs((), {'image': shown}, None)['image'], inputs[0])
+
+
+def test_examples_are_not_there(rated):
+    found = restored(*rated)
+    for stream in (found.train, found.evaluation):
+        with pytest.raises(UserError, match='are not kept with a run'):
+            stream.open(1, 0, 1)
+
+
+# --- What has changed ------------------------------------------------------------------------------
+
+
+def described(users=('ann', 'bo'), labels=('cat', 'dog'), **content):
+    """A description of some ids, classes and parts."""
+    return {
+        'task': 'classification',
+        'ids': {'user': {'column': 'reader', 'raw': list(users)}},
+        'label_names': list(labels),
+        'content': {'training examples': {'count': 9, 'sha256': 'x'}, **content},
+    }
+
+
+@pytest.mark.parametrize(
+    ('now', 'changes'),
+    [
+        (described(), []),
+        (described(images={'count': 1, 'md5': 'y', 'stamp': 'of today'}), ['images: new']),
+        (described(users=('ann', 'cy')), ['reader: bo -> cy']),
+        (described(users=('bo', 'ann')), ['reader: in another order']),
+        (described(users=('ann',)), ['reader: 1 gone (bo)']),
+        (
+            described(users=('a', 'ann', 'b', 'bo', 'c', 'd')),
+            ['reader: 4 added (a, b, c, ...)'],
+        ),
+        (
+            described(users=('ann', 'x', 'y'), labels=('dog', 'kitten')),
+            ['reader: 2 added (x, y), 1 gone (bo)', 'class: cat -> kitten'],
+        ),
+        (
+            described(**{'training examples': {'count': 10, 'sha256': 'y'}}),
+            ['training examples: 9 there, 10 here'],
+        ),
+        (
+            described(**{'training examples': {'count': 9, 'sha256': 'y'}}),
+            ['training examples: other content'],
+        ),
+        # Where numbers mean something else, so do all examples.
+        (
+            described(labels=('cat',), **{'training examples': {'count': 9, 'sha256': 'y'}}),
+            ['class: 1 gone (dog)'],
+        ),
+        (described(TFDS={'text': 'a/1'}, b={}, c={}, d={}), ['TFDS: new', 'b: new', 'c: new', 'and 1 more']),
+    ],
+)
+def test_what_has_changed_is_a_few_words(now, changes):
+    assert description.differences(described(), now) == changes
+    assert (description.digest(described()) == description.digest(now)) == (not changes)
+
+
+def test_long_ids_are_cut():
+    (change,) = description.differences(described(), described(users=('ann', 'b' * 60_000)))
+    assert len(change) < 100
+
+
+def test_when_files_were_touched_is_no_change():
+    before, now = (described(images={'count': 1, 'md5': 'y', 'stamp': stamp}) for stamp in 'ab')
+    assert description.differences(before, now) == []
+    assert description.digest(before) == description.digest(now)
+
+
+def test_every_part_of_ratings_counts(rated):
+    source, _ = rated
+    before = description.describe(source)
+    for path in (('train', 'labels'), ('evaluation', 'user'), ('train', 'movie')):
+        part = {**getattr(source, path[0])}
+        part[path[1]] = part[path[1]].copy()
+        part[path[1]][0] += 1
+        now = description.describe(source._replace(**{path[0]: part}))
+        (change,) = description.differences(before, now)
+        assert change.endswith('examples: other content')
+    tables = copy.deepcopy(source.tables)
+    tables['bags']['genres'][0, 0] += 1
+    assert description.differences(before, description.describe(source._replace(tables=tables))) == [
+        'bags/genres: other content'
+    ]
+
+
+def test_a_digest_of_arrays_is_of_names_types_shapes_and_elements():
+    a = np.arange(6, dtype=np.int32)
+    found = [
+        {'a': a},
+        {'b': a},
+        {'a': a.astype(np.int64)},
+        {'a': a.reshape(2, 3)},
+        {'a': a[::-1]},
+        {'a': np.array(list('abc'), object)},
+        {'a': np.array(list('abd'), object)},
+    ]
+    assert len({description.digest_of(arrays) for arrays in found}) == len(found)
+    assert description.digest_of({'a': np.arange(12, dtype=np.int32)[::2]}) == description.digest_of(
+        {'a': 2 * a}
+    )
+
+
+def test_what_tfds_says_is_what_its_file_says(cifar10_data):
+    builder = prepared.builder('cifar10')
+    stored = json.loads((pathlib.Path(builder.data_path) / 'dataset_info.json').read_text())
+    expected = {'TFDS': f'cifar10/{stored["version"]}'}
+    for split in stored['splits']:
+        lengths = split['shardLengths']
+        digest = hashlib.sha256(' '.join(lengths).encode()).hexdigest()[:8]
+        expected[f'split {split["name"]}'] = (
+            f'{sum(map(int, lengths))} examples of {split["numBytes"]} bytes in {len(lengths)} files '
+            f'({digest})'
+        )
+    assert prepared.known_by(builder) == expected
+
+
+def test_files_are_read_for_those_that_are_not_known(rated, tmp_path):
+    source = rated[0]._replace(known_by={'images of a': Files(str(tmp_path), ('1', '2'))})
+    assert description.files_to_read(source, []) == 2
+    assert description.files_to_read(source, [described(**{'images of a': {'count': 2}})]) == 0

@@ -1,0 +1,404 @@
+"""A run knows the data it was trained on: what it answers without them, and what is refused on others."""
+
+import csv
+import json
+import os
+import shutil
+
+import numpy as np
+import PIL.Image
+import pytest
+from etils import epath
+
+import td_jax
+from td_jax import config as config_lib
+from td_jax.configs import images as images_config
+from td_jax.configs import ratings as ratings_config
+from td_jax.errors import UserError
+from td_jax.exporting import formats
+from td_jax.predicting import answers
+from td_jax.training import finished, loop, teachers
+from td_jax.training.run import train
+
+STEPS = {
+    **{'num_seeds': 1, 'num_steps': 2, 'batch_size': 8, 'eval_batch_size': 64, 'diagnostics': False},
+    **{'teacher.num_steps': 2, 'optimizer.warmup_steps': 0, 'teacher.optimizer.warmup_steps': 0},
+}
+ROWS = [
+    f'u{i % 7},i{i % 5},{1 + (3 * i) % 5},{i},{"crime|city" if i % 5 % 2 else "city"},{i % 3}'
+    for i in range(100)
+]
+HEADER = 'user,item,rating,timestamp,about,mood'
+
+
+def files(folder):
+    """{path: content} of everything under a folder but the locks."""
+    return {
+        path.relative_to(folder): path.read_bytes()
+        for path in folder.rglob('*')
+        if path.is_file() and path.name != '.lock'
+    }
+
+
+def changed(config, **changes):
+    """A copy of a config with some other values, keys with __ for dots."""
+    other = config.copy_and_resolve_references()
+    other.update_from_flattened_dict({key.replace('__', '.'): value for key, value in changes.items()})
+    return other
+
+
+def refuses(config, folder, message):
+    """Asserts that a run is refused in one line, and that its folder stays as it was."""
+    before = files(folder)
+    with pytest.raises(UserError, match=message) as refused:
+        train(config, folder)
+    assert '\n' not in str(refused.value)
+    assert files(folder) == before
+    assert folder.exists() == bool(before)
+
+
+# --- Ratings ---------------------------------------------------------------------------------------
+
+
+def write_table(path, rows=ROWS, header=HEADER):
+    path.write_text('\n'.join([header, *rows, '']))
+
+
+def renamed(rows=ROWS):
+    """u3 has another name, which comes last, so that the numbers of all after it are others."""
+    return [row.replace('u3,', 'zed,') for row in rows]
+
+
+@pytest.fixture(scope='module')
+def taught(tmp_path_factory):
+    """(config, workdir, table) of a finished recommender of crime, whose teacher knows all items."""
+    folder = tmp_path_factory.mktemp('ratings')
+    write_table(folder / 'own.csv')
+    config = ratings_config.get_config()
+    config.update_from_flattened_dict(
+        {
+            **STEPS,
+            **{'method': 'ld', 'model.hidden': (8, 4), 'teacher.model.hidden': (12, 8)},
+            **{'model.embedding_width': 5, 'teacher.model.embedding_width': 5},
+            **{'dataset.path': str(folder / 'own.csv'), 'dataset.categories': ('about',)},
+            **{'dataset.filter_column': 'about', 'dataset.filter_value': 'crime'},
+        }
+    )
+    train(config, folder / 'run')
+    return config, folder / 'run', folder / 'own.csv'
+
+
+@pytest.fixture
+def copied(taught, tmp_path):
+    """The same in a folder that may be changed; so may the table, which is then as it was."""
+    config, folder, table = taught
+    yield config, shutil.copytree(folder, tmp_path / 'run'), table
+    write_table(table)
+
+
+def predictions(folder, target):
+    """What a run says of all pairs of some users and items, and of what it offers u3."""
+    pairs = [f'{user},{item}' for user in ('u0', 'u3', 'u6', 'zed') for item in ('i1', 'i3', 'i4', 'new')]
+    asked, answered = target.with_suffix('.asked.csv'), target.with_suffix('.csv')
+    asked.write_text('\n'.join(['user,item', *pairs]))
+    answers.predict(epath.Path(folder), epath.Path(asked), epath.Path(answered))
+    with answered.open(newline='') as file:
+        rows = list(csv.DictReader(file))
+    return rows, answers.top(epath.Path(folder), 'u3', 3)
+
+
+def other_users(table):
+    write_table(table, renamed())
+
+
+def one_more(table):
+    write_table(table, [*ROWS, 'a new one,i3,4,200,crime|city,0'])
+
+
+def gone(table):
+    table.unlink()
+
+
+@pytest.fixture(scope='module')
+def before(taught, tmp_path_factory):
+    return predictions(taught[1], tmp_path_factory.mktemp('before') / 'said')
+
+
+@pytest.mark.parametrize('change', [other_users, one_more, gone])
+def test_a_student_predicts_as_it_was_trained_whatever_the_table_says_now(copied, before, change, tmp_path):
+    _, folder, table = copied
+    change(table)
+    rows, offered = predictions(folder, tmp_path / 'after')
+    assert (rows, offered) == before
+    assert len({row['rating'] for row in rows}) > 4
+    # u3 is known as in training, and nobody else is.
+    assert {row['user'] for row in rows if 'user' in row['unknown'].split()} == {'zed'}
+    assert len(offered.splitlines()) < 4 or 'unknown' not in offered
+
+
+@pytest.mark.parametrize('change', [other_users, gone])
+def test_an_export_has_the_ids_of_training(copied, change, tmp_path):
+    _, folder, table = copied
+    change(table)
+    said = formats.export(epath.Path(folder), 'stablehlo', epath.Path(tmp_path / 'student'))
+    numbers = json.loads((tmp_path / 'student' / 'vocabulary.json').read_text())
+    users, items = ({row.split(',')[place] for row in ROWS} for place in range(2))
+    assert numbers == {
+        'user': {name: number for number, name in enumerate(sorted(users))},
+        'item': {name: number for number, name in enumerate(sorted(items))},
+    }
+    # The teacher is beside it, whose data are not there either.
+    assert [line.split()[0] for line in said.splitlines() if line.startswith(('student', 'teacher'))] == [
+        'student',
+        'teacher',
+    ]
+
+
+def unread_column(table):
+    write_table(table, [row[:-1] + 'x' for row in ROWS])
+
+
+def other_order(table):
+    write_table(table, ROWS[::-1])
+
+
+@pytest.mark.parametrize('change', [unread_column, other_order])
+def test_what_is_not_read_may_change(copied, change, monkeypatch):
+    config, folder, table = copied
+    change(table)
+    monkeypatch.setattr(loop.Loop, 'finish', never)
+    assert train(config, folder) == finished.read_result(epath.Path(folder))
+
+
+def never(self):
+    raise AssertionError(f'{self.workdir} is trained')
+
+
+def other_rating(table):
+    write_table(table, [ROWS[0].replace('u0,i0,1,', 'u0,i0,5,'), *ROWS[1:]])
+
+
+def other_category(table):
+    write_table(table, [row.replace('crime|city', 'crime') if ',i3,' in row else row for row in ROWS])
+
+
+def without_effect(folder):
+    """Leaves a run as it is."""
+
+
+def killed(folder):
+    (folder / 'result.json').unlink()
+
+
+@pytest.mark.parametrize('state', [without_effect, killed])
+@pytest.mark.parametrize('longer', [0, 2])
+def test_a_run_is_not_continued_on_other_data(copied, state, longer):
+    config, folder, table = copied
+    other_users(table)
+    state(folder)
+    refuses(
+        changed(config, num_steps=2 + longer),
+        folder,
+        rf'^{folder} was trained on other data than own\.csv crime is now: user: u3 -> zed\. Put the data',
+    )
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        # 100 rows are cut at 90, and so are 101; the last 4 of the 40 of crime are the test, then 5 of 41.
+        (one_more, r'user: 1 added \(a new one\); evaluation examples: 4 there, 5 here'),
+        (other_rating, r'the teacher of .*/run was trained .* now: training examples: other content'),
+        (other_category, r'own\.csv crime is now: bags/about: other content'),
+    ],
+)
+def test_what_has_changed_is_said(copied, change, message):
+    config, folder, table = copied
+    change(table)
+    refuses(config, folder, message)
+
+
+def test_a_finished_run_whose_data_are_gone_says_so(copied, capsys):
+    config, folder, table = copied
+    table.unlink()
+    assert train(config, folder) == finished.read_result(epath.Path(folder))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f'{folder} is finished; whether its data have changed is not known: dataset.path')
+    refuses(changed(config, num_steps=4), folder, r'dataset\.path .* is not there')
+
+
+def test_a_teacher_does_not_teach_on_other_data(copied, tmp_path):
+    """Neither one that is named nor one that lies in the student's workdir."""
+    config, folder, table = copied
+    other_users(table)
+    named = changed(config, teacher__checkpoint=str(folder / 'teacher'))
+    message = r'was trained on other data than own\.csv all is now: user: u3 -> zed'
+    refuses(named, tmp_path / 'other', f'^the teacher in {folder / "teacher"} {message}')
+    shutil.copytree(folder / 'teacher', tmp_path / 'beside' / 'teacher')
+    refuses(config, tmp_path / 'beside', f'{tmp_path / "beside" / "teacher"} {message}')
+    (tmp_path / 'beside' / 'teacher' / 'result.json').unlink()
+    refuses(config, tmp_path / 'beside', f'{tmp_path / "beside" / "teacher"} {message}')
+
+
+def test_a_new_user_does_not_blame_the_teachers_checkpoint(copied, tmp_path):
+    config, folder, table = copied
+    # Early enough to be in training.
+    write_table(table, ['a new one,i3,4,-1,crime|city,0', *ROWS])
+    named = changed(config, teacher__checkpoint=str(folder / 'teacher'))
+    refuses(
+        named, tmp_path / 'other', r'^the teacher in .* was trained on other .* user: 1 added \(a new one\)'
+    )
+
+
+def test_examples_are_read_from_the_data_set_that_was_trained_on_alone(copied):
+    _, folder, table = copied
+    run = td_jax.load(folder)
+    assert len(run.source.train['labels']) == 36
+    other_users(table)
+    with pytest.raises(UserError, match=r'was trained on other data than own\.csv .* user: u3 -> zed'):
+        td_jax.load(folder)
+    with pytest.raises(UserError, match='was trained on other data'):
+        teachers.finished_with_teacher(epath.Path(folder), with_examples=True)
+
+
+def test_a_run_of_an_older_version_says_so_and_goes_on(copied, before, tmp_path, capsys):
+    config, folder, table = copied
+    for place in (folder, folder / 'teacher'):
+        for name in ('data.json', 'data.npz'):
+            (place / name).unlink()
+    assert predictions(folder, tmp_path / 'after') == before
+    said = f'{folder} does not say what it was trained on, as an older version of td_jax left it'
+    assert capsys.readouterr().err.count(said) == 1
+    other_users(table)
+    assert train(config, folder) == finished.read_result(epath.Path(folder))
+    # Its ids are those of the table as it is: that is what a record is for.
+    assert predictions(folder, tmp_path / 'others') != before
+    # Steps that nobody knows the data of are not said to be of those of today.
+    assert train(changed(config, num_steps=3), folder)['steps'] == 3
+    assert not (folder / 'data.json').exists()
+    assert f'{folder / "teacher"} does not say what it was trained on' in capsys.readouterr().err
+    write_table(table, ['a new one,i3,4,-1,crime|city,0', *ROWS])
+    with pytest.raises(UserError, match=r'does not fit its model: .*; its data set may have changed since'):
+        finished.load(epath.Path(folder))
+
+
+@pytest.mark.parametrize('text', ['{}', '{"student": 3}', '{"student": {"name": "a"}}', '[]', '{'])
+def test_a_damaged_record_is_one_line(copied, text):
+    config, folder, _ = copied
+    (folder / 'data.json').write_text(text)
+    refuses(config, folder, r'data\.json (is damaged|cannot be read|does not hold)')
+    with pytest.raises(UserError, match=r'data\.json (is damaged|cannot be read|does not hold)'):
+        finished.load(epath.Path(folder))
+
+
+def test_arrays_that_are_not_of_the_record_are_refused(copied):
+    _, folder, _ = copied
+    shutil.copy(folder / 'teacher' / 'data.npz', folder / 'data.npz')
+    for _ in range(2):
+        with pytest.raises(UserError, match=r'data\.npz is missing or not of the data\.json beside it'):
+            finished.load(epath.Path(folder))
+        (folder / 'data.npz').unlink(missing_ok=True)
+
+
+def test_what_is_left_of_a_run_that_never_saved_binds_nobody(copied, tmp_path):
+    config, folder, table = copied
+    shutil.copytree(folder / 'teacher', tmp_path / 'new')
+    for name in ('result.json', 'config.json', 'errors.npz'):
+        (tmp_path / 'new' / name).unlink()
+    shutil.rmtree(tmp_path / 'new' / 'checkpoints')
+    other_users(table)
+    alone = changed(config_lib.teacher_run(config), num_steps=1)
+    assert train(alone, tmp_path / 'new')['steps'] == 1
+    assert 'zed' in json.loads((tmp_path / 'new' / 'data.json').read_text())['student']['ids']['user']['raw']
+
+
+# --- Images ----------------------------------------------------------------------------------------
+
+
+def write_images(folder):
+    rng = np.random.default_rng(0)
+    for name, lightest in (('ant', 120), ('cat', 256)):
+        (folder / name).mkdir(parents=True)
+        for i in range(12):
+            pixels = rng.integers(lightest - 120, lightest, (9, 9, 3), np.uint8)
+            PIL.Image.fromarray(pixels).save(folder / name / f'{i}.png')
+
+
+@pytest.fixture(scope='module')
+def seen(tmp_path_factory):
+    """(config, workdir, folder of images) of a finished run on images."""
+    folder = tmp_path_factory.mktemp('images')
+    write_images(folder / 'own')
+    config = images_config.get_config()
+    config.update_from_flattened_dict(
+        {
+            **STEPS,
+            **{'method': 'supervised', 'model.initial': 'random', 'dataset.image_size': 8},
+            **{'dataset.path': str(folder / 'own'), 'model.layers': 1, 'model.width': 8, 'model.mlp': 8},
+            **{'model.heads': 2, 'model.patch': 4, 'model.split': 1},
+        }
+    )
+    train(config, folder / 'run')
+    return config, folder / 'run', folder / 'own'
+
+
+@pytest.fixture
+def looked_at(seen, tmp_path):
+    """The same in a folder that may be changed; so may the images, which are then as they were."""
+    config, folder, own = seen
+    yield config, shutil.copytree(folder, tmp_path / 'run'), own
+    shutil.rmtree(own, ignore_errors=True)
+    write_images(own)
+
+
+def test_a_class_keeps_its_name_and_its_folder_may_be_gone(looked_at, tmp_path):
+    config, folder, own = looked_at
+    shutil.copytree(own / 'ant', tmp_path / 'asked')
+
+    def said(name):
+        target = tmp_path / f'{name}.csv'
+        answers.predict(epath.Path(folder), epath.Path(tmp_path / 'asked'), epath.Path(target))
+        return target.read_text()
+
+    first = said('first')
+    assert first.startswith('file,class,probability,p(ant),p(cat)\n')
+    (own / 'cat').rename(own / 'kitten')
+    assert said('renamed') == first
+    refuses(config, folder, r'than own ant, kitten is now: class: cat -> kitten\. Put')
+    shutil.rmtree(own)
+    assert said('gone') == first
+    formats.export(epath.Path(folder), 'stablehlo')
+    signature = json.loads((folder / 'student_stablehlo' / 'signature.json').read_text())
+    assert signature['labels'] == ['ant', 'cat']
+    assert signature['student'] == 'supervised on own ant, cat'
+    write_images(own)
+    (own / 'cat').rename(own / 'kitten')
+    killed(folder)
+    refuses(config, folder, r'class: cat -> kitten\. Put')
+
+
+def test_an_image_of_the_same_name_size_and_time_is_another_one(looked_at):
+    config, folder, own = looked_at
+    file = own / 'cat' / '3.png'
+    before = file.stat()
+    with PIL.Image.open(file) as image:
+        pixels = np.asarray(image)
+    # Stored without compression, so that sizes agree.
+    PIL.Image.fromarray(pixels).save(file, compress_level=0)
+    size = file.stat().st_size
+    refuses(config, folder, 'is now: images of cat: other content')
+    PIL.Image.fromarray(255 - pixels).save(file, compress_level=0)
+    assert file.stat().st_size == size
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    refuses(config, folder, 'is now: images of cat: other content')
+
+
+def test_files_that_were_copied_are_the_same(looked_at, tmp_path, monkeypatch):
+    config, folder, own = looked_at
+    shutil.copytree(own, tmp_path / 'copy')
+    shutil.rmtree(own)
+    shutil.copytree(tmp_path / 'copy', own, copy_function=shutil.copyfile)
+    monkeypatch.setattr(loop.Loop, 'finish', never)
+    assert train(config, folder)['steps'] == 2
+    (own / 'cat' / 'more.png').write_bytes((own / 'cat' / '1.png').read_bytes())
+    refuses(config, folder, r'images of cat: 12 there, 13 here')
