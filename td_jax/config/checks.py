@@ -24,6 +24,7 @@ CHOICES = {
     'dataset.name': SOURCES,
     'dataset.split': ('validation', 'test'),
     'dataset.split_by': ratings.SPLITS_BY,
+    'dataset.labelled_by': ('seed', 'first'),
     'dataset.movielens': movielens.SIZES,
     'dataset.resize': images.RESIZES,
     'compute_dtype': ('float32', 'bfloat16'),

@@ -1,6 +1,6 @@
 """Which knobs a run reads."""
 
-from td_jax.config.tree import has_teacher, starts_and_stays
+from td_jax.config.tree import has_few_labels, has_teacher, starts_and_stays
 from td_jax.method import objectives
 
 # The knobs of a model that an architecture reads and not all others do, and those of a data set.
@@ -12,7 +12,7 @@ OF_MODELS = {
     ),
     'resnet': ('variant', 'width', 'remat_policy'),
 }
-_CLASSES = ('classes', 'examples_per_class')
+_CLASSES = ('classes', 'examples_per_class', 'labelled_by')
 _IMAGES = ('image_size', 'image_mean', 'image_std', 'resize', 'min_crop_area', 'mirror_rate')
 _RATINGS = 'split_by', 'validation_slice', 'user_oov_rate', 'movie_oov_rate', 'min_title_word_count'
 OF_DATASETS = {
@@ -143,6 +143,8 @@ def _unread_of_parts(config):
         }
         if config.dataset.name in OF_DATASETS and set(_RATINGS).isdisjoint(ours):
             found[f'{prefix}model.embedding_width'] = f'dataset.name is {config.dataset.name}'
+    if not has_few_labels(config):
+        found['dataset.labelled_by'] = 'dataset.examples_per_class is 0'
     if config.dataset.name == 'ratings' and not config.dataset.words:
         found['dataset.min_title_word_count'] = 'dataset.words is empty'
     return found

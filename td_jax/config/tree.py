@@ -11,7 +11,7 @@ from td_jax.method import objectives
 # The rules that a run is trained by (docs/decisions.md), and what a stored config of the first ones, which
 # did not say so, means by what it leaves out.
 PROTOCOL = common.get_config().protocol
-FIRST_PROTOCOL = {'protocol': 1}
+FIRST_PROTOCOL = {'protocol': 1, 'dataset.labelled_by': 'first'}
 
 
 def flatten(config) -> dict:
@@ -69,6 +69,12 @@ def has_teacher(config) -> bool:
 def trains_teacher(config) -> bool:
     """Whether a run's teacher is a run, too: not a public checkpoint, and not left as it starts."""
     return has_teacher(config) and not config.teacher.pretrained and not starts_and_stays(config)
+
+
+def has_few_labels(config) -> bool:
+    """Whether a run, or that of its teacher, trains on a part of the examples of a class."""
+    of_teacher = trains_teacher(config) and config.teacher.dataset.examples_per_class
+    return bool(config.dataset.examples_per_class or of_teacher)
 
 
 def starts_and_stays(config) -> bool:

@@ -98,7 +98,7 @@ def task_config():
     task.filter_value = ''
     # Classification: only these classes of the data set, in this order; () takes them all.
     task.classes = ()
-    # Classification: training examples kept of each class, the first ones; 0 keeps all.
+    # Classification: training examples kept of each class, by dataset.labelled_by; 0 keeps all.
     task.examples_per_class = 0
     # Images: how the model is shown a pixel between 0 and 1: less the mean, over the standard deviation, each
     # of red, green and blue. These make it -1 to 1.
@@ -123,6 +123,10 @@ def dataset_config():
     # What is evaluated: 'validation' (a slice cut from training data, for choosing knobs) or 'test'
     # (trains on the slice as well).
     dataset.split = 'test'
+    # Classification: which examples of a class examples_per_class keeps: those that each 'seed' draws for
+    # itself, the same for every method and in a search (a teacher draws by its own seed), or the 'first'
+    # ones, the same for all.
+    dataset.labelled_by = 'seed'
     # Ratings: the columns of the file with the ids of who rated and of what was rated, the rating, and when,
     # in numbers or dates.
     dataset.user_column = 'user'

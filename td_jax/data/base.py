@@ -9,14 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from td_jax.errors import UserError
+from td_jax.randomness import derive_seed
 
 
 class TrainStream(NamedTuple):
     """Training examples that do not fit in memory.
 
-    open(seed, step, batch_size, rows) -> iterator over the batches from `step` on, of each the `rows` (a
+    open(number, step, batch_size, rows) -> iterator over the batches from `step` on, of each the `rows` (a
       slice) alone: {name: [rows, ...]}. What a batch holds, random variation included, depends on
-      seed, step and batch_size and on nothing else. It never ends.
+      the number of a seed, step and batch_size and on nothing else. It never ends.
     host_bytes: what an open one holds in the machine's memory, at the least.
     """
 
@@ -24,6 +25,17 @@ class TrainStream(NamedTuple):
     example: dict[str, np.ndarray]  # {name: [1, ...]}, zeros of the right shapes and types
     open: Callable[..., Iterator[dict[str, np.ndarray]]]
     host_bytes: int = 0
+
+
+class LabelledPool(NamedTuple):
+    """Training examples in memory, of which each seed draws some for itself.
+
+    rows(number) -> [count], which of `examples` a seed trains on, by its number alone.
+    """
+
+    examples: dict[str, np.ndarray]
+    count: int  # that a seed draws
+    rows: Callable[[int], np.ndarray]
 
 
 class EvaluationStream(NamedTuple):
@@ -73,7 +85,7 @@ class Source(NamedTuple):
     """
 
     name: str  # what a person calls it
-    train: dict[str, np.ndarray] | TrainStream
+    train: dict[str, np.ndarray] | LabelledPool | TrainStream
     evaluation: dict[str, np.ndarray] | EvaluationStream
     task: str  # a name of objectives.TASK_LOSSES
     label_names: tuple[str, ...]  # what each output predicts
@@ -101,9 +113,16 @@ class Source(NamedTuple):
     said: str = ''
 
 
-def count(examples: dict | TrainStream | EvaluationStream) -> int:
-    """How many examples there are."""
+def count(examples: dict | LabelledPool | TrainStream | EvaluationStream) -> int:
+    """How many examples there are, of a pool for each seed."""
     return len(examples['labels']) if isinstance(examples, dict) else examples.count
+
+
+def arrays_in_memory(examples: dict | LabelledPool | TrainStream | EvaluationStream) -> dict | None:
+    """The arrays of examples in memory, of a pool all; None of a stream."""
+    if isinstance(examples, LabelledPool):
+        return examples.examples
+    return examples if isinstance(examples, dict) else None
 
 
 def check(source: Source):
@@ -116,14 +135,15 @@ def check(source: Source):
     for part, examples in (('training', source.train), ('evaluation', source.evaluation)):
         if not count(examples):
             raise UserError(f'dataset {source.name} has no {part} examples.')
-        if not isinstance(examples, dict):
+        in_memory = arrays_in_memory(examples)
+        if in_memory is None:
             continue
         name = f'dataset {source.name}, {part} examples'
-        for field, array in examples.items():
+        for field, array in in_memory.items():
             if np.issubdtype(array.dtype, np.floating):
                 refuse_rows(name, field, array, np.isfinite(array), 'a finite number')
         if source.task == 'classification':
-            check_labels(name, examples['labels'], len(source.label_names))
+            check_labels(name, in_memory['labels'], len(source.label_names))
 
 
 def check_labels(name: str, labels: np.ndarray, num_labels: int):
@@ -165,13 +185,50 @@ def refuse_rows(name: str, field: str, values, is_right: np.ndarray, what: str):
 
 def one_example(source: Source) -> dict[str, np.ndarray]:
     """One training example, {name: [1, ...]}, of a stream only its shapes and types."""
-    train = source.train
-    return take(train, np.arange(1)) if isinstance(train, dict) else train.example
+    arrays = arrays_in_memory(source.train)
+    return source.train.example if arrays is None else take(arrays, np.arange(1))
 
 
 def take(examples: dict, rows) -> dict:
     """The examples at `rows`."""
     return {name: array[rows] for name, array in examples.items()}
+
+
+def draw_rows(
+    number: int, labels: np.ndarray, of_each: int, places: np.ndarray, is_held_back: np.ndarray
+) -> np.ndarray:
+    """Draws examples of each class: those with the lowest lots, of which each place of a data set has one.
+
+    So a seed has the same examples of a class whatever other classes a task has, fewer of them are among
+    more, and those of a search are those of training for the test.
+
+    Args:
+      number: of the seed.
+      labels: [examples], the class of each.
+      of_each: how many of each class; there are as many.
+      places: [examples], whole numbers from 0, of the data set.
+      is_held_back: [examples] bool, those that a search is evaluated on, which are drawn where the others of
+        a class are too few.
+
+    Returns:
+      [of_each times classes] rows, in ascending order.
+    """
+    # NumPy says of the raw numbers of PCG64 alone that they never change.
+    lots = np.random.PCG64(derive_seed(number, 'labelled')).random_raw(int(places.max()) + 1)[places]
+    order = np.lexsort((lots, is_held_back))
+    return np.sort(np.concatenate([order[labels[order] == c][:of_each] for c in np.unique(labels)]))
+
+
+def drawn_examples(
+    examples: dict, of_each: int, places: np.ndarray, is_held_back: np.ndarray
+) -> LabelledPool:
+    """Examples of which each seed draws some of each class; of `draw_rows`'s arguments."""
+    labels = examples['labels']
+    return LabelledPool(
+        examples,
+        of_each * len(np.unique(labels)),
+        lambda number: draw_rows(number, labels, of_each, places, is_held_back),
+    )
 
 
 def epoch_order(key: jax.Array, epoch, num_examples: int) -> jax.Array:

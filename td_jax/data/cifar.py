@@ -39,7 +39,9 @@ def load(name: str, config, task) -> Source:
         'test': (('train', slice(None)), ('test', slice(None))),
     }
     parts = [{'image': pixels[part][rows], 'labels': labels[part][rows]} for part, rows in cuts[config.split]]
-    return images.kept_source(name, names, parts, config, task)
+    # The test split trains on the validation slice, too.
+    held_back = count - kept if config.split == 'test' else 0
+    return images.kept_source(name, names, parts, config, task, held_back=held_back)
 
 
 @functools.cache

@@ -14,7 +14,16 @@ import jax
 import numpy as np
 
 from td_jax.data import digits, file_digest, images, ratings
-from td_jax.data.base import EvaluationStream, Files, Ids, Source, TrainStream, count, one_example
+from td_jax.data.base import (
+    EvaluationStream,
+    Files,
+    Ids,
+    Source,
+    TrainStream,
+    arrays_in_memory,
+    count,
+    one_example,
+)
 from td_jax.errors import UserError
 
 # Parts that examples are of.
@@ -61,8 +70,9 @@ def _content(source, known):
     content = {}
     for what, examples in ((TRAINING, source.train), (EVALUATION, source.evaluation)):
         content[what] = {'count': count(examples)}
-        if source.known_by is None and isinstance(examples, dict):
-            content[what]['sha256'] = digest_of(examples)
+        arrays = arrays_in_memory(examples)
+        if source.known_by is None and arrays is not None:
+            content[what]['sha256'] = digest_of(arrays)
     for what, value in (source.known_by or {}).items():
         is_files = isinstance(value, Files)
         before = [description['content'].get(what, {}) for description in known]
@@ -84,7 +94,7 @@ def files_to_read(source: Source, known: Iterable[dict]) -> int:
 
 def is_known_by_count_alone(source: Source) -> bool:
     """Whether nothing tells examples from others of their number: they are streamed, and nothing is said."""
-    return source.known_by is None and not isinstance(source.train, dict)
+    return source.known_by is None and arrays_in_memory(source.train) is None
 
 
 def digest_of(arrays: Mapping[str, np.ndarray]) -> str:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from td_jax.data.base import Picture, Source
+from td_jax.data.base import Picture, Source, drawn_examples
 from td_jax.errors import UserError
 
 CLASSES = tuple(range(10))
@@ -20,7 +20,7 @@ def load(config, task) -> Source:
     Inputs: {'image': [batch, 64]}, from 0 to 1; labels: position of the digit in the task's classes.
 
     Args:
-      config: `config.dataset`, for the split.
+      config: `config.dataset`, for the split, and for who draws the training examples of a class.
       task: `config.dataset` or `config.teacher.dataset`, for the classes.
 
     Raises:
@@ -38,11 +38,13 @@ def load(config, task) -> Source:
     train, validation = _cut(rest, digits, VALIDATION_SHARE / (1 - TEST_SHARE))
     train, evaluation = (train, validation) if config.split == 'validation' else (rest, test)
 
-    def examples(rows, of_each=None):
+    def of_classes(rows, of_each=None):
         rows = np.sort(rows)
-        kept = np.concatenate([rows[digits[rows] == c][:of_each] for c in classes])
-        labels = np.array([classes.index(digit) for digit in digits[kept]])
-        return {'image': images[kept], 'labels': labels.astype(np.int32)}
+        return np.concatenate([rows[digits[rows] == c][:of_each] for c in classes])
+
+    def examples(rows):
+        labels = np.array([classes.index(digit) for digit in digits[rows]])
+        return {'image': images[rows], 'labels': labels.astype(np.int32)}
 
     if task.examples_per_class:
         fewest = min(np.sum(digits[train] == c) for c in classes)
@@ -51,10 +53,17 @@ def load(config, task) -> Source:
                 f'dataset.examples_per_class is {task.examples_per_class}; only {fewest} training '
                 'images of a class are there.'
             )
+    if task.examples_per_class and config.labelled_by == 'seed':
+        places = of_classes(train)
+        # What a search is evaluated on, in the part that the test split trains on.
+        is_held_back = np.isin(places, validation)
+        of_seeds = drawn_examples(examples(places), task.examples_per_class, places, is_held_back)
+    else:
+        of_seeds = examples(of_classes(train, task.examples_per_class or None))
     return Source(
         name=f'digits {", ".join(map(str, classes))}',
-        train=examples(train, task.examples_per_class or None),
-        evaluation=examples(evaluation),
+        train=of_seeds,
+        evaluation=examples(of_classes(evaluation)),
         task='classification',
         label_names=tuple(map(str, classes)),
         vocabularies={},

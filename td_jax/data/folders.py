@@ -9,8 +9,10 @@ import functools
 import hashlib
 from typing import NamedTuple
 
+import numpy as np
 from etils import epath
 
+from td_jax.data import base as data
 from td_jax.data import decoding, file_digest, image_files, images, paths, stream
 from td_jax.data.base import Files, Source
 from td_jax.data.stream import Records, Sizes, Span
@@ -44,8 +46,8 @@ def load(config, task) -> Source:
     model is shown, in memory all at once.
 
     Args:
-      config: `config.dataset`, for the folder, the split, the image size, the resize and the random
-        variation.
+      config: `config.dataset`, for the folder, the split, the image size, the resize, the random variation,
+        and for who draws the training examples of a class.
       task: `config.dataset` or `config.teacher.dataset`, for the classes, how many examples of each, the
         mean and the standard deviation.
 
@@ -56,12 +58,13 @@ def load(config, task) -> Source:
     listing = listed(paths.given(config.path, WHAT, is_folder=True))
     name = epath.Path(config.path).name or config.path
     classes = images.checked_classes(name, listing.classes, task)
-    parts = _parts(listing, config.split)
+    *parts, held_back = _parts(listing, config.split)
     count = sum(len(of_class) for part in parts for of_class in part)
-    of_each = _of_each(task, parts[0], classes) or None
-    by_class = [(parts[0][c][:of_each], parts[1][c]) for c in classes]
+    of_each, is_drawn = _of_each(task, parts[0], classes), config.labelled_by == 'seed'
+    first = None if is_drawn else of_each or None
+    by_class = [(parts[0][c][:first], parts[1][c]) for c in classes]
     files = [
-        tuple((file, i) for i, of_class in enumerate(of_part) for file in of_class)
+        _ordered((file, i) for i, of_class in enumerate(of_part) for file in of_class)
         for of_part in zip(*by_class, strict=True)
     ]
     label_names = tuple(listing.classes[c] for c in classes)
@@ -74,13 +77,17 @@ def load(config, task) -> Source:
     stamp = file_digest.stamps(known_by.values()) if is_kept else ''
     records = [_records(listing.folder, part, len(classes), stamp) for part in files]
     spans = [_spans(len(part)) for part in files]
+    draw = _draw_of(listing, files[0], of_each, held_back) if of_each and is_drawn else None
     said = f'{name} {images.said_of(listing.classes, classes)}'
     if is_kept:
         sizes = Sizes(config.image_size, config.resize)
         examples = [stream.kept(*of_part, sizes) for of_part in zip(records, map(tuple, spans), strict=True)]
         whole = task.copy_and_resolve_references()
         whole.classes, whole.examples_per_class = (), 0
-        source = images.kept_source(name, label_names, examples, config, whole, is_resized=True)
+        source = images.kept_source(name, label_names, examples, config, whole, held_back=0, is_resized=True)
+        if draw:
+            pool = data.LabelledPool(source.train, of_each * len(classes), draw)
+            source = source._replace(train=pool)
     else:
         for part in files:
             _check_files(listing.folder, part)
@@ -89,6 +96,8 @@ def load(config, task) -> Source:
         source = stream.source_of(
             name, label_names, list(zip(records, spans, strict=True)), config, task, host_bytes
         )
+        if draw:
+            source = source._replace(train=_drawn_stream(listing, files[0], draw, source.train, config))
     unread = f'{name} holds what is not read: {listing.left_out}' if listing.left_out else ''
     return source._replace(name=said, said=unread, known_by=known_by)
 
@@ -160,7 +169,7 @@ def _files(folder, inside, left_out):
 
 
 def _parts(listing, split):
-    """(training, evaluation), of each class its files."""
+    """(training, evaluation, those of training that a search is evaluated on), of each class its files."""
     cut = {}
     for number, name in enumerate(listing.classes):
         training = listing.files[TRAIN][number]
@@ -175,7 +184,7 @@ def _parts(listing, split):
             raise UserError(
                 f'{place} has {images_there}; with dataset.split={split} a class takes {needed} at the least.'
             )
-        cut[name] = train, evaluation
+        cut[name] = train, evaluation, _first(left) if split == 'test' else ()
     return tuple(zip(*cut.values(), strict=True))
 
 
@@ -192,6 +201,42 @@ def _of_each(task, train, classes):
     return task.examples_per_class
 
 
+def _digest(file):
+    return hashlib.sha256(file.encode()).digest()
+
+
+def _ordered(files):
+    """Some (file, label) in an order that mixes the classes."""
+    return tuple(sorted(files, key=lambda file: _digest(file[0])))
+
+
+def _draw_of(listing, files, of_each, held_back):
+    """LabelledPool.rows of some training files, whose places are those among all files of training."""
+    everything = sorted((file for of_class in listing.files[TRAIN] for file in of_class), key=_digest)
+    place_of = {file: place for place, file in enumerate(everything)}
+    last = {file for of_class in held_back for file in of_class}
+    places = np.array([place_of[file] for file, _ in files])
+    is_held_back = np.array([file in last for file, _ in files])
+    labels = np.array([label for _, label in files])
+    return lambda number: data.draw_rows(number, labels, of_each, places, is_held_back)
+
+
+def _drawn_stream(listing, files, draw, whole, config):
+    """A TrainStream of the files that each seed draws, where `whole` is that of all."""
+    num_classes = len({label for _, label in files})
+
+    def records_of(number):
+        chosen = tuple(files[row] for row in draw(number))
+        return _records(listing.folder, chosen, num_classes, stamp=''), _spans(len(chosen))
+
+    count = len(draw(0))
+    return whole._replace(
+        count=count,
+        open=functools.partial(stream.train_batches, records_of, config),
+        host_bytes=8 * min(config.shuffle_buffer, count),
+    )
+
+
 def _spans(count):
     """The numbers of files, in spans of equal size."""
     size = -(-count // MOST_SPANS)
@@ -199,9 +244,8 @@ def _spans(count):
 
 
 def _records(folder, files, num_classes, stamp):
-    """The records of some (file, label): their numbers, in an order that mixes the classes."""
-    order = sorted(files, key=lambda file: hashlib.sha256(file[0].encode()).digest())
-    names, labels = zip(*order, strict=True)
+    """The records of some (file, label), by `_ordered`: their numbers."""
+    names, labels = zip(*files, strict=True)
 
     @functools.cache
     def constants():

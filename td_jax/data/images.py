@@ -166,7 +166,14 @@ def is_kept(count: int, side: int, config) -> bool:
 
 
 def kept_source(
-    name: str, label_names: tuple[str, ...], parts, config, task, is_resized: bool = False
+    name: str,
+    label_names: tuple[str, ...],
+    parts,
+    config,
+    task,
+    *,
+    held_back: int,
+    is_resized: bool = False,
 ) -> data.Source:
     """A Source of images in memory, cut to the classes of a task.
 
@@ -177,9 +184,11 @@ def kept_source(
       name: what a person calls the data set.
       label_names: of all classes.
       parts: (training, evaluation), {'image': [images, side, side, 3] uint8, 'labels': [images]} each.
-      config: `config.dataset`, for the image size, the resize and the random variation.
+      config: `config.dataset`, for the image size, the resize and the random variation, and for who draws the
+        training examples of a class.
       task: `config.dataset` or `config.teacher.dataset`, for the classes, the mean and the standard
         deviation.
+      held_back: how many of the training images, the last ones, a search is evaluated on.
       is_resized: whether they were resized to be kept, and so had their pixels rounded.
 
     Raises:
@@ -189,8 +198,8 @@ def kept_source(
     train, evaluation = parts
     return data.Source(
         name=f'{name} {said_of(label_names, classes)}',
-        train=_of_classes(train, label_names, classes, task.examples_per_class or None),
-        evaluation=_of_classes(evaluation, label_names, classes),
+        train=_of_seeds(train, label_names, classes, config, task, held_back),
+        evaluation=_of_classes(evaluation, label_names, classes)[0],
         task='classification',
         label_names=tuple(label_names[c] for c in classes),
         vocabularies={},
@@ -231,18 +240,32 @@ def too_few(wanted: int, there: int) -> UserError:
     )
 
 
+def _of_seeds(examples, label_names, classes, config, task, held_back):
+    """What seeds train on: all of some classes, the first of each class, or a pool that each draws from."""
+    of_each, is_drawn = task.examples_per_class, config.labelled_by == 'seed'
+    if not of_each or not is_drawn:
+        return _of_classes(examples, label_names, classes, of_each or None)[0]
+    pool, places = _of_classes(examples, label_names, classes)
+    fewest = np.bincount(pool['labels'], minlength=len(classes)).min()
+    if of_each > fewest:
+        raise too_few(of_each, fewest)
+    is_held_back = places >= len(examples['labels']) - held_back
+    return data.drawn_examples(pool, of_each, places, is_held_back)
+
+
 def _of_classes(examples, label_names, classes, of_each=None):
-    """Examples of some classes, the first `of_each` of each, labels their positions."""
+    """(examples of some classes, the first `of_each` of each, labels their positions; their rows before)"""
     labels = examples['labels']
     if classes == tuple(range(len(label_names))) and not of_each:
-        return {'image': examples['image'], 'labels': labels.astype(np.int32)}
+        kept = {'image': examples['image'], 'labels': labels.astype(np.int32)}
+        return kept, np.arange(len(labels))
     found = [np.flatnonzero(labels == c) for c in classes]
     if of_each and of_each > min(map(len, found)):
         raise too_few(of_each, min(map(len, found)))
     chosen = np.sort(np.concatenate([rows[:of_each] for rows in found]))
     position = np.zeros(len(label_names), np.int32)
     position[list(classes)] = np.arange(len(classes))
-    return {'image': examples['image'][chosen], 'labels': position[labels[chosen]]}
+    return {'image': examples['image'][chosen], 'labels': position[labels[chosen]]}, chosen
 
 
 # name -> (classes, training images, side in pixels as they are kept; 0 for the side that a model is shown)

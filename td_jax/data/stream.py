@@ -86,7 +86,7 @@ def source_of(
         train=TrainStream(
             count=count_of(train),
             example={'image': np.zeros((1, size, size, 3), np.uint8), 'labels': np.zeros(1, np.int32)},
-            open=functools.partial(_train_batches, train_records, train, config),
+            open=functools.partial(train_batches, lambda number: (train_records, train), config),
             host_bytes=host_bytes,
         ),
         evaluation=evaluation_stream(records, evaluation, Sizes(size, config.resize)),
@@ -323,9 +323,9 @@ def _example(parsed, image, sizes):
 # --- Batches ---------------------------------------------------------------------------------------
 
 
-def _train_batches(records, spans, config, seed, step, batch_size, rows):
-    """TrainStream.open."""
-    tf = tensorflow()
+def train_batches(records_of, config, seed, step, batch_size, rows):
+    """TrainStream.open, after what makes the (records, spans) of a seed's number and `config.dataset`."""
+    tf, (records, spans) = tensorflow(), records_of(seed)
     found, position_of = _train_records(records, spans, config.shuffle_buffer, seed, step, batch_size, rows)
 
     def example(index, record):

@@ -46,7 +46,12 @@ def load(config, task) -> Source:
         sizes = Sizes(side, config.resize)
         kept = [stream.kept(records, tuple(spans), sizes) for spans in parts]
         is_resized = side != _side(builder.info.features[image])
-        source = images.kept_source(name, label_names, kept, config, task, is_resized)
+        with prepared.reading(name):
+            searched, _ = _splits(name, builder.info, 'validation')
+            held_back = counts[0] - stream.count_of(_spans(builder, searched))
+        source = images.kept_source(
+            name, label_names, kept, config, task, held_back=held_back, is_resized=is_resized
+        )
         return source._replace(known_by=prepared.known_by(builder))
     stream.whole_only(name, config, task)
     for spans in parts:

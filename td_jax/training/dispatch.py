@@ -38,10 +38,11 @@ class Constants(NamedTuple):
     """Everything a step reads that training does not change, on the device."""
 
     train: dict[str, jax.Array] | None  # None where examples stream
+    rows: jax.Array | None  # [seeds, examples] which of them each trains on, where each has its own
     tables: Any
     teacher_tables: Any
     teacher_params: Any
-    teacher_states: base.Activations | None  # of every training example, where they are computed once
+    teacher_states: base.Activations | None  # of all in `train`, where they are computed once
     numbers: train_step.Numbers
 
 
@@ -88,6 +89,11 @@ def key_of(seed, role: str) -> jax.Array:
     return randomness.fold_name(jax.random.key(seed), role)
 
 
+def numbers(config) -> list[int]:
+    """What each seed draws its examples by outside of JAX, another one for a student than for a teacher."""
+    return [randomness.derive_seed(config.role, seed) for seed in seeds(config)]
+
+
 def seeds(config) -> list[int]:
     """The seed of each student of a run."""
     return [config.seed + i * config.seed_step for i in range(config.num_seeds)]
@@ -123,7 +129,8 @@ def make_dispatch(
     jitted, whole = known.jitted, sharding.replicated(mesh)
     constants = _constants(source, teacher, config, mesh, sharding.place)
     if known.constants.teacher_states is not None:
-        batches, _ = data.padded_batches(source.train, min(TEACHER_BATCH, data.count(source.train)))
+        examples, _ = examples_of_seeds(source, config)
+        batches, _ = data.padded_batches(examples, min(TEACHER_BATCH, data.count(examples)))
         states = jitted.states(constants, sharding.place(batches, whole))
         constants = constants._replace(teacher_states=states)
     if start is not None:
@@ -138,7 +145,7 @@ def make_dispatch(
         sums = {name: np.zeros(sum_.shape, sum_.dtype) for name, sum_ in known.progress.sums.items()}
         return Progress(state, *sharding.place((sums, np.array(True)), whole))
 
-    if not isinstance(source.train, dict):
+    if isinstance(source.train, data.TrainStream):
         feed, run = _streamed(jitted.run, constants, source, config, mesh)
 
         def diagnose_streamed(state, feed, keys):
@@ -222,7 +229,7 @@ class _Parts:
     def __init__(self, step, source, teacher, config, mesh):
         self.step, self.config, self.mesh = step, config, mesh
         self.inputs, self.example = source.inputs, data.one_example(source)
-        self.is_streamed = not isinstance(source.train, dict)
+        self.is_streamed = isinstance(source.train, data.TrainStream)
         self.teacher = teacher and (teacher.model, teacher.source.inputs)
         self.num_examples = data.count(source.train)
         self.steps_per_epoch = self.num_examples // config.batch_size
@@ -281,10 +288,11 @@ class _Parts:
         return base.activations(model, constants.teacher_params, given)
 
     def states(self, constants, batches) -> base.Activations:
-        """What the teacher makes of all training examples, {name: [batches, batch, ...]} filled up."""
+        """What the teacher makes of all that is in memory, {name: [batches, batch, ...]} filled up."""
         states = jax.lax.map(lambda examples: self.activations(constants, examples, None), batches)
         # [batches, batch, ...] -> [examples, ...]
-        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[: self.num_examples], states)
+        count = data.count(constants.train)
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count], states)
 
     def batch(self, constants, examples, teacher_activations, key):
         """Examples -> what a step reads; `teacher_activations` is None where they are not known yet."""
@@ -350,6 +358,8 @@ class _Parts:
     def drawn(self, constants, order, step):
         """(examples, teacher_activations) of a step on data that is on the device."""
         rows = jax.vmap(data.batch_rows, in_axes=(0, None, None))(order, step, self.config.batch_size)
+        if constants.rows is not None:
+            rows = jnp.take_along_axis(constants.rows, rows, axis=1)
         examples = data.take(constants.train, rows)
         if constants.teacher_states is None:
             return examples, None
@@ -410,8 +420,7 @@ def _streamed(jitted, constants, source, config, mesh):
 
     def batches(step):
         # One for every seed, whose examples come in its own order.
-        own = [randomness.derive_seed(config.role, 'stream', seed) for seed in seeds(config)]
-        opened = [source.train.open(seed, step, config.batch_size, rows) for seed in own]
+        opened = [source.train.open(number, step, config.batch_size, rows) for number in numbers(config)]
         for batches in zip(*opened, strict=True):
             stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
             yield sharding.place_rows(stacked, mesh, config.batch_size, axis=1)
@@ -432,11 +441,33 @@ def _streamed(jitted, constants, source, config, mesh):
     return feed, run
 
 
+def examples_of_seeds(source: data.Source, config) -> tuple[dict | None, np.ndarray | None]:
+    """The training examples in memory that the seeds of a run need.
+
+    Returns:
+      (examples, or None where they stream; [seeds, examples of a seed] which of them each has, or None where
+      all have all)
+    """
+    train = source.train
+    if isinstance(train, data.TrainStream):
+        return None, None
+    if isinstance(train, dict):
+        return train, None
+    rows = np.stack([train.rows(number) for number in numbers(config)])
+    drawn = np.unique(rows)
+    # As many for other seeds, whose run then has the same program: what fills up, no row is of.
+    size = min(rows.size, data.count(train.examples))
+    filled = np.concatenate([drawn, np.full(size - len(drawn), drawn[0])])
+    return data.take(train.examples, filled), np.searchsorted(drawn, rows).astype(np.int32)
+
+
 def _constants(source, teacher, config, mesh, place):
     """Puts what a step reads on the devices; the teacher's states are not there yet."""
     whole = sharding.replicated(mesh)
+    train, rows = examples_of_seeds(source, config)
     return Constants(
-        train=place(source.train, whole) if isinstance(source.train, dict) else None,
+        train=train and place(train, whole),
+        rows=None if rows is None else place(rows, whole),
         tables=place(source.tables, whole),
         teacher_tables=teacher and place(teacher.source.tables, whole),
         teacher_params=teacher and place(teacher.params, sharding.of_parameters(mesh, teacher.params)),

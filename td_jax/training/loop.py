@@ -11,6 +11,7 @@ import numpy as np
 
 import td_jax
 from td_jax import config as config_lib
+from td_jax.data import base as data
 from td_jax.devices import processes, sharding, small
 from td_jax.errors import Diverged, Stopped, UserError
 from td_jax.files import checkpoints, metric_log
@@ -363,7 +364,7 @@ class _Pace:
     OF_SEVERAL_PROCESSES = 10
 
     def __init__(self, source):
-        is_stream, is_alone = not isinstance(source.train, dict), jax.process_count() == 1
+        is_stream, is_alone = isinstance(source.train, data.TrainStream), jax.process_count() == 1
         self._is_measured = is_alone and not is_stream
         self.steps = 1 if is_alone or is_stream else self.OF_SEVERAL_PROCESSES
         self._compiles, self._began = True, time.monotonic()

@@ -62,7 +62,7 @@ def check(config, source: data.Source, teacher: dispatch.Teacher | None, found: 
     }
     if config.keep == 'best':
         parts['parameters of the best step'] = sharding.bytes_on_device(state.params), 'set keep to last'
-    is_streamed = not isinstance(source.train, dict)
+    is_streamed = isinstance(source.train, data.TrainStream)
     if is_streamed:
         _check_machine(
             'the examples that are shuffled at once are',
@@ -76,7 +76,7 @@ def check(config, source: data.Source, teacher: dispatch.Teacher | None, found: 
         states = activations(config, config.teacher.model, teacher.source)
         if config.teacher.inputs == 'clean' and not is_streamed:
             parts["teacher's states"] = (
-                data.count(source.train) * _bytes(states),
+                data.count(constants.train) * _bytes(states),
                 'set teacher.inputs to varied, which computes them in every step',
             )
         if config.method == 'td' and config.td.weights.interact:

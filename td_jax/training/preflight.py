@@ -276,7 +276,7 @@ def _check_teacher(config, folder, student_source) -> data.Source:
         with teachers.under('teacher.'):
             assembly.build_model(config, config.teacher.model, source)
     objectives.check_labels(config, student_source.label_names, source.label_names)
-    if config.teacher.inputs == 'clean' and not isinstance(student_source.train, dict):
+    if config.teacher.inputs == 'clean' and isinstance(student_source.train, data.TrainStream):
         raise UserError(
             f"teacher.inputs is clean, which keeps the teacher's states of all examples, but "
             f'{student_source.name} streams from disk; set teacher.inputs to varied.'

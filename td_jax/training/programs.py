@@ -87,6 +87,8 @@ def _shapes(source: data.Source):
     leaves, structure = jax.tree.flatten(arrays)
     return (
         (source.name, source.task, source.label_names, tuple(sorted(source.vocabularies.items()))),
-        (isinstance(source.train, dict), data.count(source.train)),
+        (type(source.train), data.count(source.train)),
+        # Of a pool, how many are on the device at the most.
+        data.count(source.train.examples) if isinstance(source.train, data.LabelledPool) else None,
         (structure, tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves)),
     )

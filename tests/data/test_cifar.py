@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from td_jax.configs import common, vit_tiny_cifar10
-from td_jax.data import SOURCES, cifar, images, prepared
+from td_jax.data import SOURCES, base, cifar, images, prepared
 from td_jax.errors import UserError
 from td_jax.training import assembly
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures('cifar10_data')
 
 def load(split='test', classes=(), examples_per_class=0, **changes):
     config = common.get_config()
-    config.dataset.update({'name': 'cifar10', 'split': split, **changes})
+    config.dataset.update({'name': 'cifar10', 'split': split, 'labelled_by': 'first', **changes})
     task = config.teacher.dataset
     task.update({'classes': classes, 'examples_per_class': examples_per_class})
     return SOURCES['cifar10'](config.dataset, task)
@@ -87,6 +87,23 @@ def test_examples_per_class_keeps_the_first_of_each_and_all_of_the_evaluation():
     np.testing.assert_array_equal(few.train['image'], everything['image'][rows])
     np.testing.assert_array_equal(np.take((1, 8), few.train['labels']), everything['labels'][rows])
     assert len(few.evaluation['labels']) == 2000
+
+
+def test_a_seed_draws_as_many_of_each_outside_of_the_validation_slice():
+    """What a search is evaluated on is never drawn, and its pool is another one, of the same draws."""
+    tested, searched = (
+        load(split, classes=(1, 8), examples_per_class=7, labelled_by='seed').train
+        for split in ('test', 'validation')
+    )
+    everything = load().train
+    of_classes = np.flatnonzero(np.isin(everything['labels'], (1, 8)))
+    rows = tested.rows(3)
+    assert np.bincount(tested.examples['labels'][rows]).tolist() == [7, 7]
+    assert of_classes[rows].max() < 45_000
+    np.testing.assert_array_equal(tested.examples['image'][rows], everything['image'][of_classes[rows]])
+    np.testing.assert_array_equal(searched.rows(3), rows)
+    assert base.count(searched.examples) < base.count(tested.examples) == 10_000
+    assert not np.array_equal(tested.rows(4), rows)
 
 
 def test_inputs_are_varied_with_a_key_alone():

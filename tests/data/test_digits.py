@@ -17,7 +17,7 @@ ROW_OF = {image.astype(np.float32).tobytes(): row for row, image in enumerate(IM
 
 def load(split='test', **task):
     config = digits_config.get_config()
-    config.dataset.split = split
+    config.dataset.split, config.dataset.labelled_by = split, 'first'
     config.dataset.update({'classes': (), 'examples_per_class': 0, **task})
     return digits.load(config.dataset, config.dataset)
 

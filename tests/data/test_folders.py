@@ -38,7 +38,8 @@ def write(folder, counts, suffix='.png', first=0):
 
 def config_of(folder, **changes):
     config = images_config.get_config()
-    config.dataset.update({'path': str(folder), 'image_size': SIDE, 'min_crop_area': 1.0, **changes})
+    settings = {'path': str(folder), 'image_size': SIDE, 'min_crop_area': 1.0, 'labelled_by': 'first'}
+    config.dataset.update({**settings, **changes})
     return config
 
 

@@ -14,6 +14,7 @@ from td_jax.data import SOURCES
 from td_jax.devices import memory, sharding
 from td_jax.errors import UserError
 from td_jax.files import metric_log, workdir
+from td_jax.randomness import derive_seed
 from td_jax.training import assembly, dispatch
 from td_jax.training.run import train
 from tests import forked
@@ -144,7 +145,7 @@ def test_seeds_side_by_side_read_their_own_streams(imagenet_data):
     feed.close()
     assert batch['image'].shape == (2, 16, 32, 32, 3)
     for i in range(2):
-        alone = source.train.open(5 + i, 2, 16, slice(0, 16))
+        alone = source.train.open(derive_seed('student', 5 + i), 2, 16, slice(0, 16))
         np.testing.assert_array_equal(batch['image'][i], next(alone)['image'])
     assert not np.array_equal(batch['image'][0], batch['image'][1])
     assert jax.tree.leaves(batch)[0].sharding.mesh.shape == {'data': 1, 'fsdp': 1}

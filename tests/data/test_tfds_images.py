@@ -48,7 +48,13 @@ def write(write_prepared):
 
 def load(**changes):
     config = images_config.get_config()
-    defaults = {'name': 'tfds', 'tfds': NAME, 'image_size': SIDE, 'min_crop_area': 1.0}
+    defaults = {
+        'name': 'tfds',
+        'tfds': NAME,
+        'image_size': SIDE,
+        'min_crop_area': 1.0,
+        'labelled_by': 'first',
+    }
     config.dataset.update({**defaults, **changes})
     return tfds_images.load(config.dataset, config.dataset)
 
@@ -115,6 +121,20 @@ def test_classes_of_what_is_kept(write):
     assert source.label_names == ('daisy', 'rose')
     assert numbers_of(source.train) == {0: 1, 2: 0, 3: 1, 5: 0}
     assert sorted(source.evaluation['labels'].tolist()) == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize('parts', [('train', 'test', 'validation'), ('train', 'test'), ('train',)])
+def test_a_seed_draws_the_same_for_a_search(write, parts):
+    """Whatever a search is evaluated on: a part of its own, or the end of training."""
+    write(dict(zip(parts, (40, 6, 9), strict=False)))
+    tested, searched = (
+        load(split=split, examples_per_class=3, labelled_by='seed').train for split in ('test', 'validation')
+    )
+    assert base.count(searched.examples) < base.count(tested.examples)
+    for number in range(5):
+        found, expected = (numbers_of(base.take(t.examples, t.rows(number))) for t in (searched, tested))
+        assert found == expected
+        assert sorted(found.values()) == 3 * [0] + 3 * [1] + 3 * [2]
 
 
 def test_a_stream_trains_on_all(write):

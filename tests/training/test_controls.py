@@ -28,7 +28,9 @@ class Case:
         teacher = assembly.untrained_teacher(config, theirs)
         self.teacher = teacher._replace(params=change_teacher(teacher.params))
         self.keys = dispatch.seed_keys(config)
-        source, examples = self.source, self.source.train
+        source = self.source
+        drawn, rows = dispatch.examples_of_seeds(source, config)
+        self.train = examples = data.take(drawn, rows[0])
         if path == 'stream':
             stream = data.TrainStream(
                 len(examples['labels']),
@@ -46,7 +48,7 @@ class Case:
         if self.path != 'stream':
             (order,) = self.run.feed(self.keys, 0)
             rows = data.batch_rows(order, 0, self.config.batch_size)
-        return data.take(self.source.train, np.asarray(rows))
+        return data.take(self.train, np.asarray(rows))
 
     def stepped(self):
         """(parameters after a step, {metric: value})."""

@@ -4,6 +4,7 @@ import pytest
 from etils import epath
 
 from td_jax import config as config_lib
+from td_jax.data import base as data
 from td_jax.devices import sharding
 from td_jax.errors import UserError
 from td_jax.training import assembly, dispatch, preflight, programs
@@ -120,12 +121,17 @@ def test_any_knob_that_is_read_is_part_of_it_if_it_is_not_known_to_be_given(smal
 def test_data_of_other_shapes_makes_another(small_config):
     shared, config = Programs(), small_config()
     source = assembly.load_source(config, config.dataset)
+    pool = source.train
+    assert isinstance(pool, data.LabelledPool)
+    source = source._replace(train=data.take(pool.examples, pool.rows(0)))
     less = {name: array[:-1] for name, array in source.train.items()}
     others = (
         source._replace(train=less),
         source._replace(train={**source.train, 'labels': source.train['labels'].astype('int16')}),
         source._replace(label_names=tuple('abcde')),
         source._replace(tables=source.train['labels']),
+        source._replace(train=pool),
+        source._replace(train=pool._replace(examples=source.train)),
     )
     made = [made_for(shared, config, other) for other in (source, *others)]
     assert len(set(map(id, made))) == len(made)
