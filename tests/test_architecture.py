@@ -124,7 +124,9 @@ ALLOWED = {
         'td_jax.models.base',
         'td_jax.randomness',
         'td_jax.training.optimizer',
+        'td_jax.training.probe',
     },
+    'td_jax.training.probe': {'td_jax.models.base'},
     'td_jax.training.diagnostics': {
         'td_jax.devices.processes',
         'td_jax.method',
@@ -136,6 +138,8 @@ ALLOWED = {
         'td_jax.models.base',
         'td_jax.randomness',
         'td_jax.training.diagnostics',
+        'td_jax.training.evaluation',
+        'td_jax.training.probe',
         'td_jax.training.train_step',
     },
     'td_jax.training.evaluation': {
@@ -220,6 +224,7 @@ TRAINING = (
     'diagnostics',
     'selection',
     'train_step',
+    'probe',
     'optimizer',
 )
 

@@ -175,14 +175,6 @@ def test_as_few_examples_as_can_be_related_are_accepted():
     config_lib.check(config)
 
 
-def test_predictions_made_of_shuffled_states_are_refused():
-    config = with_value('teacher.control', 'shuffled_states')
-    config.teacher.labels = 'probe'
-    config_lib.check(config)
-    config.td.weights.logits = 1.0
-    assert_refused(config, 'teacher.control is shuffled_states', 'teacher.labels is probe')
-
-
 def test_a_label_that_no_example_has_is_refused():
     config = with_value('method', 'dkd')
     config.teacher.labels = 'auxiliary'
@@ -296,6 +288,7 @@ WITHOUT_EFFECT = {
     'td.remat_policy',
     'teacher.checkpoint',
     'teacher.pretrained',
+    'teacher.probe_gb',
 }
 # Sections that some methods read -> these methods.
 READ_BY = {
@@ -517,6 +510,7 @@ def test_every_knob_has_an_effect_in_some_run():
         {'dataset.name': 'imagenet', 'model.name': 'vit', 'teacher.model.name': 'vit'},
         {'dataset.name': 'ratings'},
         {'dataset.name': 'digits', 'dataset.examples_per_class': 5},
+        {'method': 'ld', 'teacher.labels': 'probe'},
         {'dataset.name': 'tfds', 'model.name': 'vit'},
         *({'method': method} for method in objectives.METHODS),
         {'num_seeds': 2},

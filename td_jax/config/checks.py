@@ -98,6 +98,7 @@ NUMBERS = {
     'image_std': _POSITIVE,
     'shuffle_buffer': _POSITIVE,
     'kept_gb': _NOT_NEGATIVE,
+    'probe_gb': _POSITIVE,
     'data': _DEVICES,
     'fsdp': _DEVICES,
     'layers': (f'from 0 to {MOST_LAYERS}', lambda x: 0 <= x <= MOST_LAYERS),
@@ -219,16 +220,6 @@ def _check_control(config):
         )
 
 
-def _check_shuffled_states(config):
-    """Refuses predictions of the own example that are made of the states of another."""
-    is_read = config.teacher.labels == 'probe' and objectives.reads(config, 'bridged_logits')
-    if config.teacher.control == 'shuffled_states' and is_read:
-        raise UserError(
-            'teacher.control is shuffled_states, which keeps the predictions of each example, but '
-            'teacher.labels is probe, which makes them of its states; choose shuffled, or other labels.'
-        )
-
-
 def _check_grid(side):
     """Refuses a grid of messages that is neither a model's nor a number."""
     is_number = side.isascii() and side.isdecimal() and 1 <= int(side) <= LARGEST_GRID
@@ -243,7 +234,6 @@ def _check_method(config):
     """Refuses what the terms of a method cannot do with the config as it is."""
     method, labels = objectives.METHODS[config.method], config.teacher.labels
     _check_weights(config)
-    _check_shuffled_states(config)
     if 'bridged_logits' in method.reads and labels not in method.bridges:
         raise UserError(
             f'teacher.labels is {labels}, but method {config.method} has to know which of the compared '

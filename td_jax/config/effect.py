@@ -102,6 +102,8 @@ def _unread_of_method(config):
         found |= dict.fromkeys([f'communication.{knob}' for knob in knobs], method)
     if 'bridged_logits' not in reads:
         found['teacher.labels'] = method
+    if not objectives.has_probe(config):
+        found['teacher.probe_gb'] = 'there is no probe'
     # A term of this name compares by config.logits; others by themselves.
     if 'logits' not in reads.get('bridged_logits', ()):
         found['logits.'] = method

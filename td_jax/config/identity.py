@@ -22,6 +22,7 @@ WITHOUT_EFFECT = (
     'td.remat_policy',
     'teacher.checkpoint',
     'teacher.pretrained',
+    'teacher.probe_gb',
 )
 
 

@@ -191,9 +191,12 @@ def teacher_config():
     # whole data set) or 'varied' ones, with the random variation that the student sees.
     teacher.inputs = 'varied'
     # How a logits term compares models: 'shared' (both predict the same labels), 'probe' (a linear
-    # head on the frozen teacher learns the student's labels in the same run) or 'auxiliary' (a second
-    # head of the student predicts the teacher's labels).
+    # head on the frozen teacher, fitted to the student's training labels before the student starts) or
+    # 'auxiliary' (a second head of the student predicts the teacher's labels).
     teacher.labels = 'shared'
+    # Probe: what the teacher makes of the training examples is kept in memory while it is fitted, at most so
+    # many GB; more is refused.
+    teacher.probe_gb = 4.0
     # A teacher that knows nothing of use, to see what of a method's gain its knowledge is: 'none', the
     # teacher as it is; 'untrained', with the parameters that its own training would start from, by
     # teacher.seed; 'shuffled', with states and predictions of the next example of the batch (which may be of

@@ -19,12 +19,17 @@ class TrainStream(NamedTuple):
       slice) alone: {name: [rows, ...]}. What a batch holds, random variation included, depends on
       the number of a seed, step and batch_size and on nothing else. It never ends.
     host_bytes: what an open one holds in the machine's memory, at the least.
+    pass_over(number) -> the examples of a seed, once each and without random variation; None where a stream
+      cannot give them.
+    is_drawn: whether each seed has examples of its own.
     """
 
     count: int  # examples in an epoch
     example: dict[str, np.ndarray]  # {name: [1, ...]}, zeros of the right shapes and types
     open: Callable[..., Iterator[dict[str, np.ndarray]]]
     host_bytes: int = 0
+    pass_over: Callable[[int], 'EvaluationStream'] | None = None
+    is_drawn: bool = False
 
 
 class LabelledPool(NamedTuple):

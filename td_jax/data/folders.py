@@ -234,6 +234,10 @@ def _drawn_stream(listing, files, draw, whole, config):
         count=count,
         open=functools.partial(stream.train_batches, records_of, config),
         host_bytes=8 * min(config.shuffle_buffer, count),
+        pass_over=lambda number: stream.evaluation_stream(
+            *records_of(number), Sizes(config.image_size, config.resize)
+        ),
+        is_drawn=True,
     )
 
 

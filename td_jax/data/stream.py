@@ -81,6 +81,7 @@ def source_of(
     """
     (train_records, train), (records, evaluation) = parts
     size = config.image_size
+    sizes = Sizes(size, config.resize)
     return Source(
         name=name,
         train=TrainStream(
@@ -88,8 +89,9 @@ def source_of(
             example={'image': np.zeros((1, size, size, 3), np.uint8), 'labels': np.zeros(1, np.int32)},
             open=functools.partial(train_batches, lambda number: (train_records, train), config),
             host_bytes=host_bytes,
+            pass_over=lambda number: evaluation_stream(train_records, train, sizes),
         ),
-        evaluation=evaluation_stream(records, evaluation, Sizes(size, config.resize)),
+        evaluation=evaluation_stream(records, evaluation, sizes),
         task='classification',
         label_names=label_names,
         vocabularies={},

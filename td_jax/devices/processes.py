@@ -228,6 +228,13 @@ def from_all(value) -> list:
     return [json.loads(bytes(row[:size])) for row, size in zip(rows, sizes, strict=True)]
 
 
+def same_everywhere(tree):
+    """A tree of numbers and numpy arrays as process 0 has it, in every process; all have one of this form."""
+    if jax.process_count() == 1:
+        return tree
+    return jax.tree.map(np.asarray, multihost_utils.broadcast_one_to_all(tree))
+
+
 def hear_signals():
     """From now on SIGTERM, which a machine gets before it is taken away, and Ctrl-C ask the run to stop.
 

@@ -17,42 +17,32 @@ EPSILON = 1e-12
 
 
 def init_bridge(key, student, teacher, config, num_labels):
-    """Parameters of the head that bridges two label spaces; none where they are shared."""
-    if config.teacher.labels == 'probe':
-        own_key = fold_name(key, 'probe')
-        return {'probe': nn.Dense(num_labels).init(own_key, base.read_by_head(teacher.upper))['params']}
+    """Parameters of the head of a student for its teacher's labels; none where there is no such head."""
     if config.teacher.labels == 'auxiliary':
         head, own_key = nn.Dense(teacher.logits.shape[-1]), fold_name(key, 'auxiliary')
         return {'auxiliary': head.init(own_key, base.read_by_head(student.upper))['params']}
     return {}
 
 
-def bridged(params, student, teacher, labels, config):
+def bridged(params, student, teacher, config):
     """Predictions of both models that can be compared, by teacher.labels.
 
     Args:
       params: what `init_bridge` made, among others.
       student, teacher: Participants.
-      labels: [batch], the student's.
       config: of the run.
 
     Returns:
-      (the student's [batch, outputs], the teacher's [batch, outputs], {name: [batch]} of what the bridge
-      learns from)
+      (the student's, the teacher's), [batch, outputs] each
     """
     student_logits, teacher_logits = student.activations.logits, teacher.activations.logits
     if config.teacher.labels == 'probe':
-        probe = nn.Dense(params['probe']['bias'].shape[0])
-        read = base.read_by_head(teacher.activations.upper).astype(jnp.float32)
-        probed = probe.apply({'params': params['probe']}, read)
-        learned = {'probe': optax.softmax_cross_entropy_with_integer_labels(probed, labels)}
-        # The student imitates the probe; the probe learns from the labels alone.
-        return student_logits, jax.lax.stop_gradient(probed), learned
+        return student_logits, teacher.probed
     if config.teacher.labels == 'auxiliary':
         head = nn.Dense(teacher_logits.shape[-1])
         read = base.read_by_head(student.activations.upper).astype(jnp.float32)
         student_logits = head.apply({'params': params['auxiliary']}, read)
-    return student_logits, teacher_logits, {}
+    return student_logits, teacher_logits
 
 
 # --- Label distillation ----------------------------------------------------------------------------
@@ -83,9 +73,8 @@ def logits_distance(student_logits, teacher_logits, config):
 
 
 def logits_terms(params, student, teacher, labels, config):
-    """L_logit = d(y_g, y_h), and what its bridge learns from. -> {name: [batch]}."""
-    student_logits, teacher_logits, learned = bridged(params, student, teacher, labels, config)
-    return {**learned, 'logits': logits_distance(student_logits, teacher_logits, config)}
+    """L_logit = d(y_g, y_h). -> {'logits': [batch]}."""
+    return {'logits': logits_distance(*bridged(params, student, teacher, config), config)}
 
 
 def ld_terms(params, student, teacher, labels, config, key):
@@ -134,10 +123,10 @@ def dkd_terms(params, student, teacher, labels, config, key):
     It asks which of the compared classes the label is, so an auxiliary head for the teacher's own labels,
     which no example has, does not do.
     """
-    student_logits, teacher_logits, terms = bridged(params, student, teacher, labels, config)
+    student_logits, teacher_logits = bridged(params, student, teacher, config)
     target, others = decoupled(student_logits, teacher_logits, labels, config.dkd.temperature)
     found = {'target': target, 'others': others}
-    return terms | {name: term for name, term in found.items() if config.dkd.weights[name]}
+    return {name: term for name, term in found.items() if config.dkd.weights[name]}
 
 
 # --- Distillation from a stronger teacher ----------------------------------------------------------
@@ -160,12 +149,12 @@ def dist_terms(params, student, teacher, labels, config, key):
     and 'intra' T^2 times the mean over the classes of 1 - their correlation over the batch, the same for
     every example. Beta and gamma are the terms' weights.
     """
-    student_logits, teacher_logits, terms = bridged(params, student, teacher, labels, config)
     temperature, weights = config.dist.temperature, config.dist.weights
     p_g, p_h = (
         jax.nn.softmax(logits.astype(jnp.float32) / temperature)
-        for logits in (student_logits, teacher_logits)
+        for logits in bridged(params, student, teacher, config)
     )
+    terms = {}
     if weights.inter:
         terms |= {'inter': temperature**2 * uncorrelated(p_g, p_h, axis=-1)}
     if weights.intra:

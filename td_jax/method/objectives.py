@@ -91,17 +91,17 @@ PREDICTIONS = {'logits', 'bridged_logits'}
 
 
 def weights_of(config) -> dict[str, float]:
-    """{term: weight} of the configured method; the probe's own loss always counts once."""
+    """{term: weight} of the configured method."""
     if config.method == 'supervised':
         return {}
     # A method that a caller brings has its knobs with what else is brought.
     knobs = config if config.method in config else config.own
-    return {**knobs[config.method].weights.to_dict(), 'probe': 1.0}
+    return knobs[config.method].weights.to_dict()
 
 
 def taught(config) -> list[str]:
     """The terms of the configured method that have a weight; none where the student learns its task alone."""
-    return [term for term, weight in weights_of(config).items() if weight and term != 'probe']
+    return [term for term, weight in weights_of(config).items() if weight]
 
 
 def constant_terms(config, num_classes: int) -> list[str]:
@@ -123,6 +123,11 @@ def reads_teacher(config) -> bool:
 def reads(config, part: str) -> bool:
     """Whether a term of the configured method with a weight reads a part of the teacher."""
     return bool(_weighted(config, part))
+
+
+def has_probe(config) -> bool:
+    """Whether a run compares its student's predictions with those of a probe on the teacher."""
+    return config.teacher.labels == 'probe' and reads(config, 'bridged_logits')
 
 
 def _weighted(config, part):

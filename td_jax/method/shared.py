@@ -19,6 +19,7 @@ class Participant(NamedTuple):
     activations: base.Activations  # on the batch
     upper: Callable[[jax.Array, Any], jax.Array]  # (s, key) -> e
     registers: int = 0  # of its tokens, base.Model.registers
+    probed: jax.Array | None = None  # of a teacher, what its probe says, [batch, the student's labels]
 
 
 class Objective(NamedTuple):

@@ -16,9 +16,9 @@ import numpy as np
 
 from td_jax import randomness
 from td_jax.data import base as data
-from td_jax.devices import compiler, sharding
+from td_jax.devices import compiler, processes, sharding
 from td_jax.models import base
-from td_jax.training import diagnostics, train_step
+from td_jax.training import diagnostics, evaluation, probe, train_step
 
 # Steps of a stream that may be on their way to the device at once; each holds a batch.
 IN_FLIGHT = 2
@@ -58,7 +58,11 @@ class Dispatch(NamedTuple):
     """A run's functions.
 
     constants: what a step reads, on the device
-    init(keys [seeds]) -> TrainState of all seeds, stacked
+    init(keys [seeds]) -> TrainState of all seeds, stacked; a probe is zeros
+    fit_probe() -> the probe.Fit of each seed, fitted once
+    add_probe(state) -> that with its probe, where the run has one, fitted
+    represent(examples) -> (what a probe reads of some examples [n, width], their labels [n]), numpy arrays,
+      of examples in memory or of an EvaluationStream; every process must call it, and has all of them
     started(state) -> Progress from there, nothing summed yet
     feed(keys, step) -> where the examples from `step` on come from: the order of the examples in the
       epoch, or an iterator over a stream
@@ -72,6 +76,9 @@ class Dispatch(NamedTuple):
 
     constants: Constants
     init: Callable[..., train_step.TrainState]
+    fit_probe: Callable[[], list[probe.Fit]]
+    add_probe: Callable[[train_step.TrainState], train_step.TrainState]
+    represent: Callable[..., tuple[np.ndarray, np.ndarray]]
     started: Callable[[train_step.TrainState], Progress]
     feed: Callable[..., Any]
     run: Callable[..., tuple[Progress, Any]]
@@ -138,8 +145,22 @@ def make_dispatch(
         placed = sharding.of_parameters(mesh, start)
         start = constants.teacher_params if teacher else sharding.place(start, placed)
 
+    def represent(examples):
+        return _represent(jitted.represent, constants, examples, config.batch_size, mesh)
+
+    @functools.cache
+    def fit_probe():
+        return _fit_probe(represent, source, config)
+
     def init(keys):
         return jitted.init(constants, sharding.place(keys, whole), start)
+
+    def add_probe(state):
+        if state.probe is None:
+            return state
+        params = jax.tree.map(lambda *leaves: np.stack(leaves), *(fit.params for fit in fit_probe()))
+        placed = jax.tree.map(lambda leaf: leaf.sharding, state.probe)
+        return state._replace(probe=sharding.place(params, placed))
 
     def started(state):
         sums = {name: np.zeros(sum_.shape, sum_.dtype) for name, sum_ in known.progress.sums.items()}
@@ -151,7 +172,8 @@ def make_dispatch(
         def diagnose_streamed(state, feed, keys):
             return jitted.measured(constants, state, sharding.place(keys, whole), feed.peek(), None)
 
-        return Dispatch(constants, init, started, feed, run, diagnose_streamed, jitted.run)
+        steps = started, feed, run, diagnose_streamed, jitted.run
+        return Dispatch(constants, init, fit_probe, add_probe, represent, *steps)
 
     def feed(keys, step):
         return jitted.order(sharding.place(keys, whole), step)
@@ -162,7 +184,8 @@ def make_dispatch(
     def diagnose(state, order, keys):
         return jitted.measured(constants, state, sharding.place(keys, whole), order)
 
-    return Dispatch(constants, init, started, feed, run, diagnose, jitted.run)
+    steps = started, feed, run, diagnose, jitted.run
+    return Dispatch(constants, init, fit_probe, add_probe, represent, *steps)
 
 
 class Jitted(NamedTuple):
@@ -175,6 +198,7 @@ class Jitted(NamedTuple):
     measured: _Parts.measured_in_order, or _Parts.measured where examples stream
     order(keys, step): _Parts.order
     states(constants, batches): _Parts.states
+    represent(constants, examples, mask): _Parts.represent
     """
 
     init: Callable[..., Any]
@@ -182,6 +206,7 @@ class Jitted(NamedTuple):
     measured: Callable[..., Any]
     order: Callable[..., Any]
     states: Callable[..., Any]
+    represent: Callable[..., Any]
 
 
 class Abstract(NamedTuple):
@@ -274,7 +299,8 @@ class _Parts:
             run = jax.jit(self.steps, donate_argnums=(0, 1), out_shardings=(progress, whole))
             measured = jax.jit(self.measured_in_order, out_shardings=whole)
         order = jax.jit(self.order, out_shardings=whole)
-        return Jitted(init, run, measured, order, jax.jit(self.states))
+        represent = jax.jit(self.represent, out_shardings=whole)
+        return Jitted(init, run, measured, order, jax.jit(self.states), represent)
 
     def init(self, constants, keys, start):
         """Every seed's first TrainState; `start` are parameters that the student starts from, or None."""
@@ -294,6 +320,11 @@ class _Parts:
         count = data.count(constants.train)
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count], states)
 
+    def represent(self, constants, examples, mask):
+        """(what a probe reads of a batch, its labels, its mask)"""
+        upper = self.activations(constants, examples, None).upper
+        return probe.representations(upper), examples['labels'], mask
+
     def batch(self, constants, examples, teacher_activations, key):
         """Examples -> what a step reads; `teacher_activations` is None where they are not known yet."""
         if teacher_activations is None and self.teacher:
@@ -310,12 +341,16 @@ class _Parts:
         batch = self.batch(
             constants, examples, teacher_activations, jax.random.fold_in(keys.inputs, state.step)
         )
+        if state.probe is not None:
+            batch = batch._replace(probed=probe.predictions(state.probe, batch.teacher.upper))
         if self.config.teacher.control.startswith('shuffled'):
             # What the teacher makes of the next example; an epoch's order is random.
-            shuffled = jax.tree.map(lambda x: jnp.roll(x, -1, axis=0), batch.teacher)
+            own = batch.teacher.logits, batch.probed
+            shuffled = jax.tree.map(lambda x: jnp.roll(x, -1, axis=0), (batch.teacher, *own))
+            activations, logits, probed = shuffled
             if self.config.teacher.control == 'shuffled_states':
-                shuffled = shuffled._replace(logits=batch.teacher.logits)
-            batch = batch._replace(teacher=shuffled)
+                logits, probed = own
+            batch = batch._replace(teacher=activations._replace(logits=logits), probed=probed)
 
         def teacher_upper(s):
             model, _ = self.teacher
@@ -459,6 +494,36 @@ def examples_of_seeds(source: data.Source, config) -> tuple[dict | None, np.ndar
     size = min(rows.size, data.count(train.examples))
     filled = np.concatenate([drawn, np.full(size - len(drawn), drawn[0])])
     return data.take(train.examples, filled), np.searchsorted(drawn, rows).astype(np.int32)
+
+
+def _represent(represent, constants, examples, batch_size, mesh):
+    """Dispatch.represent, by a compiled _Parts.represent."""
+    found = []
+    for rows in evaluation.batches(examples, batch_size, mesh):
+        placed = sharding.place_rows(rows, mesh, batch_size)
+        x, labels, mask = map(np.asarray, represent(constants, *placed))
+        found.append((x[mask > 0], labels[mask > 0]))
+    return tuple(np.concatenate(parts) for parts in zip(*found, strict=True))
+
+
+def _fit_probe(represent, source, config):
+    """Dispatch.fit_probe."""
+    train, num_labels = source.train, len(source.label_names)
+    if isinstance(train, data.TrainStream):
+        # What all share is read once.
+        of_each = map(represent, map(train.pass_over, numbers(config)[: None if train.is_drawn else 1]))
+    else:
+        examples, rows = examples_of_seeds(source, config)
+        x, labels = represent(examples)
+        of_each = ((x[own], labels[own]) for own in ([slice(None)] if rows is None else rows))
+    fits = [processes.same_everywhere(probe.fit(*own, num_labels)) for own in of_each]
+    for fit in fits:
+        if not fit.gradient <= probe.GRADIENT:
+            processes.say(
+                f'warning: the probe has not converged: the largest number of its gradient is '
+                f'{fit.gradient:.2g}'
+            )
+    return fits if len(fits) == config.num_seeds else fits * config.num_seeds
 
 
 def _constants(source, teacher, config, mesh, place):

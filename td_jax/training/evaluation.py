@@ -85,7 +85,7 @@ def make_evaluation(model: base.Model, source: data.Source, batch_size: int, mes
         count, in_memory = data.count(examples), isinstance(examples, dict)
         # Summed in float64 on the host: float32 would round with the batch size.
         total, kept = 0.0, []
-        for batch, mask in _batches(examples, size, mesh):
+        for batch, mask in batches(examples, size, mesh):
             placed = sharding.place_rows((batch, mask), mesh, size)
             values = np.asarray(values_of(params, tables, *placed))
             total += values.sum(axis=1, dtype=np.float64)
@@ -119,15 +119,15 @@ def of_groups(source: data.Source, values: np.ndarray) -> dict[str, dict]:
     }
 
 
-def _batches(examples, batch_size, mesh):
-    """The rows of every batch that belong to this process, with their mask."""
+def batches(examples: dict | data.EvaluationStream, batch_size: int, mesh):
+    """One pass over some examples: the rows of every batch that belong to this process, with their mask."""
     rows = sharding.local_rows(mesh, batch_size)
     if not isinstance(examples, dict):
         yield from examples.open(rows.stop - rows.start, jax.process_index(), jax.process_count())
         return
-    batches, mask = data.padded_batches(examples, batch_size)
+    padded, mask = data.padded_batches(examples, batch_size)
     for i in range(len(mask)):
-        yield jax.tree.map(lambda x, i=i: x[i, rows], (batches, mask))
+        yield jax.tree.map(lambda x, i=i: x[i, rows], (padded, mask))
 
 
 def mean_and_stderr(values):

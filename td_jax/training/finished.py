@@ -26,8 +26,9 @@ CHECKPOINTS, TEACHER = 'checkpoints', 'teacher'
 # In a checkpoint: the parameters of the best validation, and what is known of it.
 BEST = 'best'
 # What a result.json has beside RESULT_KEYS: of a run with config.keep 'best', the step that its students are
-# of; of one that ended before config.num_steps, as config.patience says, that it did.
-KEPT_STEP, ENDED_EARLY = 'kept_step', 'ended_early'
+# of; of one that ended before config.num_steps, as config.patience says, that it did; of one with a probe,
+# the accuracy of each seed's.
+KEPT_STEP, ENDED_EARLY, PROBE = 'kept_step', 'ended_early', 'probe'
 # What every result.json has.
 RESULT_KEYS = (
     'method',

@@ -25,6 +25,7 @@ from td_jax.training import (
     evaluation,
     finished,
     made_of,
+    probe,
     selection,
     train_step,
 )
@@ -76,7 +77,7 @@ class Loop:
             kept = self._kept(step, scores)
             if kept != step:
                 scores = self.evaluate(self.best_params[train_step.STUDENT])
-        result = self._result(step, kept, scores)
+        result = self._result(step, kept, scores, state)
         # All wait for it: each of them reads the result of a teacher next.
         processes.from_main(lambda: self._write_outcome(scores, result))
         return result
@@ -133,7 +134,8 @@ class Loop:
         # What the steps of an older version were trained on, nobody knows.
         self.is_saved = self.is_recorded = restored is not None
         if restored is None:
-            return 0, state
+            # A checkpoint holds it, too.
+            return 0, self.dispatch.add_probe(state)
         step, state, facts = restored
         if self.config.keep == 'best':
             self.best_params = state.pop(finished.BEST)
@@ -181,7 +183,7 @@ class Loop:
         config, scores = self.config, None
         started, compiled, pace = (time.monotonic(), step), None, _Pace(self.source)
         feed = self.dispatch.feed(self.keys, step)
-        if step == 0 and (scalars := self._diagnosed(0, state, feed)) and log:
+        if step == 0 and (scalars := self._probed(state) | self._diagnosed(0, state, feed)) and log:
             # What messages are before anything is learned.
             log.write(0, scalars)
         while not self._is_over(step):
@@ -295,6 +297,27 @@ class Loop:
         self.watch.look(step, scalars)
         return scalars
 
+    def _probed(self, state):
+        """{name: mean over the seeds} of the accuracy of a run's probe, {} where it has none; says it."""
+        if state.probe is None:
+            return {}
+        found = {'probe_train_accuracy': np.mean([fit.accuracy for fit in self.dispatch.fit_probe()])}
+        # The test split is read once, at the end.
+        if self.config.dataset.split == 'validation':
+            found['probe_validation_accuracy'] = np.mean(self._probe_scores(state))
+        scores = ', '.join(f'{name.split("_")[1]} {value:.4f}' for name, value in found.items())
+        processes.say(f'{self.config.method} {self.source.name}: accuracy of the probe: {scores}')
+        return found
+
+    def _probe_scores(self, state):
+        """The accuracy of each seed's probe on what is evaluated."""
+        given = self.dispatch.represent(self.source.evaluation)
+        params = _on_host(state.probe)
+        return [
+            probe.accuracy(jax.tree.map(lambda leaf, i=i: leaf[i], params), *given)
+            for i in range(self.config.num_seeds)
+        ]
+
     def _log(self, log, step, before, means, seconds, diagnosed):
         scalars = {f'train_{name}': value.mean() for name, value in means.items()}
         count = (step - before) * self.config.batch_size * self.config.num_seeds
@@ -326,7 +349,7 @@ class Loop:
             log.write(step, {self.score_name: mean, **by_seed})
         return scores
 
-    def _result(self, step, kept, scores):
+    def _result(self, step, kept, scores, state):
         values = scores.metric
         mean, stderr = evaluation.mean_and_stderr(values)
         config = self.config
@@ -348,6 +371,7 @@ class Loop:
                 'td_jax': td_jax.__version__,
             },
             'groups': {} if scores.values is None else evaluation.of_groups(self.source, scores.values),
+            **({} if state.probe is None else {finished.PROBE: self._probe_scores(state)}),
             **({finished.KEPT_STEP: kept} if config.keep == 'best' else {}),
             **({finished.ENDED_EARLY: True} if step < config.num_steps else {}),
         }

@@ -79,6 +79,8 @@ def check(config, source: data.Source, teacher: dispatch.Teacher | None, found: 
                 data.count(constants.train) * _bytes(states),
                 'set teacher.inputs to varied, which computes them in every step',
             )
+        if objectives.has_probe(config):
+            _check_probe(config, source, states)
         if config.method == 'td' and config.td.weights.interact:
             own = activations(config, config.model, source)
             rows = config.batch_size // (mesh.devices.size * config.micro_batches)
@@ -131,6 +133,18 @@ def _compare(mesh, parts):
         f'this run needs at least {_gigabytes(needed)} GB on a device that has {_gigabytes(there)} GB '
         f'({shown}): {parts[largest[0]][1]}.'
     )
+
+
+def _check_probe(config, source, states):
+    """Refuses a probe whose representations of all training examples are too large to be kept."""
+    count = data.count(source.train)
+    needed = 4 * count * base.read_by_head(states.upper).shape[-1]
+    if needed > config.teacher.probe_gb * 1e9:
+        raise UserError(
+            f'teacher.labels is probe, which keeps what the teacher makes of {count} training examples '
+            f'while it is fitted, {_gigabytes(needed)} GB, but teacher.probe_gb is '
+            f'{config.teacher.probe_gb}: raise it, or set teacher.labels to auxiliary.'
+        )
 
 
 def _check_machine(what, needed, remedy):

@@ -281,6 +281,12 @@ def _check_teacher(config, folder, student_source) -> data.Source:
             f"teacher.inputs is clean, which keeps the teacher's states of all examples, but "
             f'{student_source.name} streams from disk; set teacher.inputs to varied.'
         )
+    streams = isinstance(student_source.train, data.TrainStream)
+    if objectives.has_probe(config) and streams and not student_source.train.pass_over:
+        raise UserError(
+            'teacher.labels is probe, which is fitted to a pass over the training examples, but the stream '
+            f'of {student_source.name} has no pass_over; set teacher.labels to shared or auxiliary.'
+        )
     if config.teacher.checkpoint:
         place = teachers.folder_of(config, folder)
         teachers.check_run(config, place)

@@ -83,6 +83,8 @@ def describe(result: dict) -> str:
     """One line of a result for a person."""
     spread = '' if result['stderr'] is None else f', standard error {result["stderr"]:.4f}'
     teacher = '' if result['teacher'] is None else f'; teacher {result["teacher"]:.4f}'
+    if finished.PROBE in result:
+        teacher += f'; probe {np.mean(result[finished.PROBE]):.4f}'
     seeds = f'{len(result["seeds"])} seed{"s" if len(result["seeds"]) > 1 else ""}'
     # Of a run before there were groups, none. One alone is the whole.
     groups = result.get('groups', {})

@@ -12,7 +12,7 @@ import optax
 from td_jax import randomness
 from td_jax.method import objectives, shared
 from td_jax.models import base
-from td_jax.training import optimizer
+from td_jax.training import optimizer, probe
 
 # The two groups of trained parameters: the student, and what a method learns beside it.
 STUDENT, COMMUNICATION = 'student', 'communication'
@@ -26,6 +26,8 @@ class Batch(NamedTuple):
     mask: jax.Array  # [batch], 1 for a real example, 0 for padding
     # The teacher's Activations on the batch, or None where the method has no teacher.
     teacher: base.Activations | None
+    # What its probe says, [batch, labels], or None where there is none.
+    probed: jax.Array | None = None
 
 
 class TrainState(NamedTuple):
@@ -34,6 +36,8 @@ class TrainState(NamedTuple):
     step: jax.Array  # int32
     params: dict[str, Any]  # {STUDENT: tree, COMMUNICATION: tree}
     opt_state: dict[str, Any]  # one optimizer state a group
+    # Of the teacher, by td_jax.training.probe, which no step changes; None where a run has none.
+    probe: dict[str, jax.Array] | None = None
 
 
 class Numbers(NamedTuple):
@@ -58,12 +62,12 @@ class Step(NamedTuple):
     """A run's functions, pure and for one seed; vmap them for many.
 
     init(key, Batch, start) -> TrainState, from a batch of at least one example; where `start` is not None,
-      the student starts from these parameters of its teacher
+      the student starts from these parameters of its teacher. A probe is zeros.
     update(state, key, teacher_upper, Batch, Numbers) -> (TrainState, {metric: scalar})
     shares(state, key, teacher_upper, Batch, Numbers) -> {term: scalar}, the task among them: the norm of the
       gradient of weight times term on the student's parameters, over the sum of all these norms. They are
       those of an update with the same arguments, of several micro batches in the first. A term that a ramp-up
-      stage leaves out has 0; the probe, which teaches the student nothing, has none.
+      stage leaves out has 0.
     signals(params, Batch) -> {name: [batch, ..., width]}, of the first micro batch and without dropout: the
       states of both models (student_lower, student_upper, teacher_lower, teacher_upper), and where a method
       that speaks has a term on states, student_message and teacher_message
@@ -108,7 +112,8 @@ def make_step(
         tx, _ = optimizer.make_optimizer(config.optimizer, config.num_steps)
         # Each group by itself: what is learned beside the student never scales the student's gradient.
         opt_state = {group: tx.init(tree) for group, tree in params.items()}
-        return TrainState(jnp.zeros((), jnp.int32), params, opt_state)
+        of_teacher = probe.shaped(batch.teacher.upper, num_labels) if objectives.has_probe(config) else None
+        return TrainState(jnp.zeros((), jnp.int32), params, opt_state, of_teacher)
 
     def loss_fn(params, *arguments):
         added, means = terms_of(params, *arguments)
@@ -137,7 +142,7 @@ def make_step(
         if has_ramp_up(config):
             new, old = (params, opt_state), (state.params, state.opt_state)
             params, opt_state = freeze(new, old, ramp_up_stage(state.step, config))
-        return TrainState(state.step + 1, params, opt_state), metrics
+        return TrainState(state.step + 1, params, opt_state, state.probe), metrics
 
     signals = _make_signals(student, objective, config, registers)
     return Step(init, update, _make_shares(terms_of, config), signals)
@@ -159,6 +164,7 @@ def _make_terms(student, objective, task_loss, config, registers):
                 (lambda s, key: teacher_upper(s)),
             )
             speaking, listening = map(shared.Participant, (activations, batch.teacher), uppers, registers)
+            listening = listening._replace(probed=batch.probed)
             terms |= objective.terms(
                 params[COMMUNICATION], speaking, listening, batch.labels, config, terms_key
             )
@@ -187,12 +193,11 @@ def _make_shares(terms_of, config):
             return added
 
         added, pull_back = jax.vjp(added_by, state.params[STUDENT])
-        names = [name for name in added if name != 'probe']
         # One term after the other, so that there is one gradient at a time.
-        ones = {name: jnp.asarray([name == other for other in names], x.dtype) for name, x in added.items()}
+        ones = {name: jnp.asarray([name == other for other in added], x.dtype) for name, x in added.items()}
         norms = jax.lax.map(lambda one: optax.tree.norm(pull_back(one)), ones)
         total = norms.sum()
-        return dict(zip(names, norms / jnp.where(total > 0, total, 1.0), strict=True))
+        return dict(zip(added, norms / jnp.where(total > 0, total, 1.0), strict=True))
 
     return shares
 

@@ -59,6 +59,7 @@ def make_case(method, shapes=VECTORS, **changes):
 
     student, upper_g = participant(keys[:4], LOWER, UPPER, shapes[0])
     teacher, upper_h = participant(keys[4:8], TEACHER_LOWER, TEACHER_UPPER, shapes[1])
+    teacher = teacher._replace(probed=jax.random.normal(jax.random.key(9), (BATCH, CLASSES)))
     objective = objectives.METHODS[method]
     params = objective.init(keys[8], student.activations, teacher.activations, config, CLASSES)
     terms = objective.terms(params, student, teacher, LABELS, config, None)
@@ -67,6 +68,7 @@ def make_case(method, shapes=VECTORS, **changes):
         params=jax.tree.map(np.asarray, params),
         g=jax.tree.map(np.asarray, student.activations),
         h=jax.tree.map(np.asarray, teacher.activations),
+        probed=np.asarray(teacher.probed),
         upper_g=upper_g,
         upper_h=upper_h,
         shapes=dict(zip('gh', shapes, strict=True)),
@@ -395,9 +397,8 @@ def test_a_knob_of_a_method_is_that_of_its_equations(method, knob, value):
 def test_predictions_are_compared_with_those_of_a_probe(method):
     """As those of a teacher with the same labels that predicts what the probe does."""
     case = make_case(method, teacher__labels='probe')
-    probed = dense(case.params['probe'], case.h.upper)
-    case.h = case.h._replace(logits=probed)
-    assert_terms(case, {'probe': cross_entropy(probed), **REFERENCES[method](case)})
+    case.h = case.h._replace(logits=case.probed)
+    assert_terms(case, REFERENCES[method](case))
 
 
 @pytest.mark.parametrize(
@@ -455,23 +456,15 @@ def cross_entropy(logits):
     return -log_p[np.arange(BATCH), LABELS]
 
 
-def test_probe_learns_from_labels_and_teaches_the_student():
-    case = make_case('ld', teacher__labels='probe')
-    probed = dense(case.params['probe'], case.h.upper)
-    expected = {'probe': cross_entropy(probed), 'logits': np.mean((case.g.logits - probed) ** 2, -1)}
-    assert_terms(case, expected)
-
-
-def test_the_student_does_not_teach_the_probe():
-    case = make_case('ld', teacher__labels='probe')
-    student = shared.Participant(jax.tree.map(jnp.asarray, case.g), None)
-    teacher = shared.Participant(jax.tree.map(jnp.asarray, case.h), None)
-
-    def logits_term(params):
-        return of_logits.ld_terms(params, student, teacher, LABELS, case.config, None)['logits'].sum()
-
-    gradient = jax.grad(logits_term)(case.params)
-    assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradient))
+@pytest.mark.parametrize('distance', ['l2', 'kl'])
+def test_a_probe_teaches_the_student_and_is_nothing_that_a_method_learns(distance):
+    case = make_case('ld', teacher__labels='probe', logits__distance=distance)
+    expected = np.mean((case.g.logits - case.probed) ** 2, -1)
+    if distance == 'kl':
+        p_g, p_h = (np.exp(y) / np.exp(y).sum(-1, keepdims=True) for y in (case.g.logits, case.probed))
+        expected = (p_h * np.log(p_h / p_g)).sum(-1)
+    assert_terms(case, {'logits': expected})
+    assert case.params == {}
 
 
 def test_auxiliary_head_predicts_the_teachers_labels():
@@ -515,7 +508,7 @@ def terms_without(method, parts, **changes):
     h = h._replace(**{part: jnp.full_like(getattr(h, part), jnp.nan) for part in parts})
     unknown = jnp.nan if 'upper' in parts else 1.0
     student = shared.Participant(g, lambda s, key: s[:, :UPPER])
-    teacher = shared.Participant(h, lambda s, key: s[:, :TEACHER_UPPER] * unknown)
+    teacher = shared.Participant(h, lambda s, key: s[:, :TEACHER_UPPER] * unknown, probed=g.logits + 1)
     return config, objective.terms(params, student, teacher, LABELS, config, None)
 
 
@@ -539,7 +532,7 @@ def test_a_method_reads_what_it_says(method, part):
     }
     config, terms = terms_without(method, PARTS[part])
     assert {name for name, value in terms.items() if np.isnan(value).all()} == declared
-    assert set(terms) == {name for name in objectives.weights_of(config) if name != 'probe'}
+    assert set(terms) == objectives.weights_of(config).keys()
 
 
 @pytest.mark.parametrize('method', [m for m, o in objectives.METHODS.items() if 'bridged_logits' in o.reads])
@@ -547,7 +540,7 @@ def test_bridged_logits_are_not_those_of_the_teacher(method):
     """A probe reads states alone, so what is bridged asks nothing of the teacher's own labels."""
     _, terms = terms_without(method, PARTS['logits'], teacher__labels='probe')
     assert not any(np.isnan(value).any() for value in terms.values())
-    assert {*objectives.METHODS[method].reads['bridged_logits'], 'probe'} <= set(terms)
+    assert {*objectives.METHODS[method].reads['bridged_logits']} <= set(terms)
 
 
 @pytest.mark.parametrize('method', [m for m, o in objectives.METHODS.items() if 'representations' in o.reads])

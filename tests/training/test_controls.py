@@ -36,10 +36,11 @@ class Case:
                 len(examples['labels']),
                 data.one_example(source),
                 lambda seed, step, size, rows: iter([data.take(examples, np.arange(size))]),
+                pass_over=lambda number: examples,
             )
             source = source._replace(train=stream)
         self.run = assembly.assemble(config, source, self.teacher, sharding.make_mesh(config))
-        self.state = self.run.init(self.keys)
+        self.state = self.run.add_probe(self.run.init(self.keys))
         self.before = jax.tree.map(np.array, self.state)
 
     def examples(self):
@@ -57,19 +58,25 @@ class Case:
         return jax.tree.map(lambda x: np.array(x)[0], (progress.state.params, progress.sums))
 
 
-def expected_step(case, shift, own=()):
-    """The same of a step on a batch made by hand, the teacher's rows shifted in all parts but `own`."""
+def expected_step(case, shift, keeps_predictions=False):
+    """The same of a step on a batch made by hand, the teacher's rows shifted, or all but its predictions."""
     config, examples = case.config, case.examples()
     inputs = case.teacher.source.inputs(case.teacher.source.tables, examples, None)
     activations = base.activations(case.teacher.model, case.teacher.params, inputs)
     rows = (np.arange(config.batch_size) + shift) % config.batch_size
+    predicted_rows = np.arange(config.batch_size) if keeps_predictions else rows
+    probed = None
+    if case.state.probe is not None:
+        fitted = jax.tree.map(lambda x: np.asarray(x)[0], case.before.probe)
+        probed = np.asarray(activations.upper) @ fitted['kernel'] + fitted['bias']
+        assert np.ptp(probed) > 1
+        probed = probed[predicted_rows]
     batch = train_step.Batch(
         case.source.inputs(case.source.tables, examples, None),
         examples['labels'],
         np.ones(config.batch_size, np.float32),
-        jax.tree.map(lambda x: x[rows], activations)._replace(
-            **{part: getattr(activations, part) for part in own}
-        ),
+        jax.tree.map(lambda x: x[rows], activations)._replace(logits=activations.logits[predicted_rows]),
+        probed,
     )
     # What the step knows nothing of.
     plain = config.copy_and_resolve_references()
@@ -122,14 +129,14 @@ def test_a_shuffled_teacher_speaks_of_the_next_example(comparable_config, method
     assert all(not np.allclose(found[1][name], own[1][name], rtol=1e-3) for name in terms - {'interact'})
 
 
-@pytest.mark.parametrize('method', ['td', 'hybrid'])
-def test_shuffled_states_leave_an_example_its_predictions(comparable_config, method):
-    changes = {'teacher__control': 'shuffled_states', 'teacher__labels': 'auxiliary'}
+@pytest.mark.parametrize(('method', 'labels'), [('td', 'auxiliary'), ('hybrid', 'probe')])
+def test_shuffled_states_leave_an_example_its_predictions(comparable_config, method, labels):
+    changes = {'teacher__control': 'shuffled_states', 'teacher__labels': labels}
     config = comparable_config(method=method, num_seeds=1, **changes)
     config.td.weights.logits = 3.0
     case = Case(config, 'clean')
     found = case.stepped()
-    assert_same_step(found, expected_step(case, 1, own=['logits']))
+    assert_same_step(found, expected_step(case, 1, keeps_predictions=True))
     own, all_shuffled = expected_step(case, 0), expected_step(case, 1)
     np.testing.assert_allclose(found[1]['logits'], own[1]['logits'], rtol=1e-4)
     assert not np.allclose(found[1]['logits'], all_shuffled[1]['logits'], rtol=1e-3)

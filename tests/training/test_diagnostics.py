@@ -32,7 +32,7 @@ def build(config):
     teacher = assembly.untrained_teacher(config, teacher_source)
     run = assembly.assemble(config, source, teacher, sharding.make_mesh(config))
     keys = dispatch.seed_keys(config)
-    return run, keys, run.init(keys), source, teacher
+    return run, keys, run.add_probe(run.init(keys)), source, teacher
 
 
 # --- Shares ----------------------------------------------------------------------------------------
@@ -64,7 +64,7 @@ def fitnet_by_hand(student, learned, theirs, x):
 
 
 def ld_by_hand(student, learned, theirs, x):
-    target = theirs[1] @ learned['probe']['kernel'] + learned['probe']['bias']
+    target = theirs[1] @ learned['kernel'] + learned['bias']
     return jnp.square(mlp(student, x)[2] - target).mean(axis=-1)
 
 
@@ -89,8 +89,12 @@ def test_shares_are_those_of_gradients_by_hand(comparable_config, method, term, 
             predicted = jax.nn.log_softmax(mlp(student, x)[2])
             return -predicted[np.arange(8), labels].mean()
 
-        def other(student, x=x, theirs=theirs, params=params):
-            return weight * by_hand(student, params['communication'], theirs, x).mean()
+        learned = params['communication']
+        if progress.state.probe is not None:
+            learned = jax.tree.map(lambda x, seed=seed: np.asarray(x)[seed], progress.state.probe)
+
+        def other(student, x=x, theirs=theirs, learned=learned):
+            return weight * by_hand(student, learned, theirs, x).mean()
 
         norms = [
             np.sqrt(sum(np.square(leaf, dtype=np.float64).sum() for leaf in jax.tree.leaves(gradient)))
