@@ -323,6 +323,7 @@ def with_effect(key):
         ('shuffle_buffer',): {'dataset.name': 'imagenet'},
         ('classes', 'examples_per_class'): {'dataset.name': 'digits'},
         ('labelled_by',): {'dataset.name': 'digits', 'dataset.examples_per_class': 5},
+        ('test_part',): {'dataset.name': 'digits', 'dataset.split': 'test'},
         ('tfds', 'kept_gb'): {'dataset.name': 'tfds'},
         effect.OF_DATASETS['ratings'][:10]: {'dataset.name': 'ratings'},
         effect.OF_DATASETS['cifar10'][2:]: {'dataset.name': 'cifar10'},

@@ -11,6 +11,7 @@ from td_jax.config.effect import OF_MODELS
 from td_jax.config.tree import PROTOCOL, flatten, starts_and_stays
 from td_jax.configs import common
 from td_jax.data import SOURCES, images, movielens, ratings
+from td_jax.data import base as data
 from td_jax.devices.remat import POLICIES
 from td_jax.errors import UserError
 from td_jax.method import objectives, shared
@@ -25,6 +26,7 @@ CHOICES = {
     'dataset.split': ('validation', 'test'),
     'dataset.split_by': ratings.SPLITS_BY,
     'dataset.labelled_by': ('seed', 'first'),
+    'dataset.test_part': ('all', *data.TEST_PARTS),
     'dataset.movielens': movielens.SIZES,
     'dataset.resize': images.RESIZES,
     'compute_dtype': ('float32', 'bfloat16'),
@@ -272,6 +274,11 @@ def _check_weights(config):
 
 def _check_images(config):
     """Refuses sizes of models that do not fit each other or the images, and too few colours."""
+    if config.dataset.test_part != 'all' and config.dataset.name in ('movielens', 'ratings'):
+        raise UserError(
+            f'dataset.test_part is {config.dataset.test_part}, which is of images, but dataset.name is '
+            f'{config.dataset.name}; leave it at all.'
+        )
     for prefix, task in (('', config.dataset), ('teacher.', config.teacher.dataset)):
         for key in COLOURS:
             if len(task[key]) != 3:

@@ -12,7 +12,7 @@ OF_MODELS = {
     ),
     'resnet': ('variant', 'width', 'remat_policy'),
 }
-_CLASSES = ('classes', 'examples_per_class', 'labelled_by')
+_CLASSES = ('classes', 'examples_per_class', 'labelled_by', 'test_part')
 _IMAGES = ('image_size', 'image_mean', 'image_std', 'resize', 'min_crop_area', 'mirror_rate')
 _RATINGS = 'split_by', 'validation_slice', 'user_oov_rate', 'movie_oov_rate', 'min_title_word_count'
 OF_DATASETS = {
@@ -75,10 +75,6 @@ def unread(config) -> dict[str, str]:
         found['diagnostics'] = 'the task is the only term'
     if config.num_seeds == 1:
         found['seed_step'] = 'num_seeds is 1'
-    # The test split is read once, at the end.
-    if config.dataset.split == 'test':
-        found['eval_every'] = 'dataset.split is test, which is read once, at the end'
-        found['dataset.validation_slice'] = 'dataset.split is test'
     if config.method == 'td':
         if not objectives.reads(config, 'states'):
             found |= dict.fromkeys(('td.scale', 'td.stop_target'), 'no distance of states has a weight')
@@ -87,7 +83,17 @@ def unread(config) -> dict[str, str]:
             found |= {f'td.{knob}': 'there are no rounds of interaction' for knob in knobs}
         elif config.td.rounds == 1:
             found['td.reference'] = 'td.rounds is 1, and a first round knows one state only'
-    return found | _unread_of_parts(config)
+    return found | _unread_of_split(config) | _unread_of_parts(config)
+
+
+def _unread_of_split(config):
+    """What `unread` finds in the knobs of what is evaluated."""
+    if config.dataset.split == 'test':
+        return {
+            'eval_every': 'dataset.split is test, which is read once, at the end',
+            'dataset.validation_slice': 'dataset.split is test',
+        }
+    return {'dataset.test_part': f'dataset.split is {config.dataset.split}'}
 
 
 def _unread_of_method(config):

@@ -127,6 +127,9 @@ def dataset_config():
     # itself, the same for every method and in a search (a teacher draws by its own seed), or the 'first'
     # ones, the same for all.
     dataset.labelled_by = 'seed'
+    # Images: what of the test is evaluated: 'all', or one of two halves that the content of an image tells
+    # apart, 'development', to decide by, or 'held_out', to be read once, when nothing is left to decide.
+    dataset.test_part = 'all'
     # Ratings: the columns of the file with the ids of who rated and of what was rated, the rating, and when,
     # in numbers or dates.
     dataset.user_column = 'user'

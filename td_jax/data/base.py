@@ -1,7 +1,8 @@
 """A data set as training sees it, and the order in which its examples are drawn."""
 
+import hashlib
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -222,6 +223,28 @@ def draw_rows(
     lots = np.random.PCG64(derive_seed(number, 'labelled')).random_raw(int(places.max()) + 1)[places]
     order = np.lexsort((lots, is_held_back))
     return np.sort(np.concatenate([order[labels[order] == c][:of_each] for c in np.unique(labels)]))
+
+
+# The halves of a test, by the last bit of the SHA-256 of an image -> the end of a name that says it.
+TEST_PARTS = {'development': ', development half of the test', 'held_out': ', held-out half of the test'}
+
+
+def said_of_part(config) -> str:
+    """What the name of a data set says of the half of its test that is evaluated; '' of all of it."""
+    return TEST_PARTS.get(config.test_part, '') if config.split == 'test' else ''
+
+
+def rows_of_part(contents: Iterable[bytes], config) -> np.ndarray | slice:
+    """Which evaluation images are of dataset.test_part.
+
+    Args:
+      contents: of the images, in order; read where they are asked for.
+      config: `config.dataset`.
+    """
+    if not said_of_part(config):
+        return slice(None)
+    half = list(TEST_PARTS).index(config.test_part)
+    return np.flatnonzero([hashlib.sha256(content).digest()[-1] % 2 == half for content in contents])
 
 
 def drawn_examples(

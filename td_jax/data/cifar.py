@@ -41,7 +41,8 @@ def load(name: str, config, task) -> Source:
     parts = [{'image': pixels[part][rows], 'labels': labels[part][rows]} for part, rows in cuts[config.split]]
     # The test split trains on the validation slice, too.
     held_back = count - kept if config.split == 'test' else 0
-    return images.kept_source(name, names, parts, config, task, held_back=held_back)
+    contents = (image.tobytes() for image in parts[1]['image'])
+    return images.kept_source(name, names, parts, config, task, contents=contents, held_back=held_back)
 
 
 @functools.cache

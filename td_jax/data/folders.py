@@ -78,17 +78,21 @@ def load(config, task) -> Source:
     records = [_records(listing.folder, part, len(classes), stamp) for part in files]
     spans = [_spans(len(part)) for part in files]
     draw = _draw_of(listing, files[0], of_each, held_back) if of_each and is_drawn else None
-    said = f'{name} {images.said_of(listing.classes, classes)}'
+    said = f'{name} {images.said_of(listing.classes, classes)}{data.said_of_part(config)}'
     if is_kept:
         sizes = Sizes(config.image_size, config.resize)
         examples = [stream.kept(*of_part, sizes) for of_part in zip(records, map(tuple, spans), strict=True)]
         whole = task.copy_and_resolve_references()
         whole.classes, whole.examples_per_class = (), 0
-        source = images.kept_source(name, label_names, examples, config, whole, held_back=0, is_resized=True)
+        contents = stream.contents(records[1], spans[1])
+        source = images.kept_source(
+            name, label_names, examples, config, whole, contents=contents, held_back=0, is_resized=True
+        )
         if draw:
             pool = data.LabelledPool(source.train, of_each * len(classes), draw)
             source = source._replace(train=pool)
     else:
+        stream.whole_test(name, config)
         for part in files:
             _check_files(listing.folder, part)
         # What is shuffled are numbers of files.

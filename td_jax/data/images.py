@@ -1,6 +1,7 @@
 """What image data sets share: how an image is shown to a model, with or without random variation."""
 
 import math
+from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
@@ -172,6 +173,7 @@ def kept_source(
     config,
     task,
     *,
+    contents: Iterable[bytes],
     held_back: int,
     is_resized: bool = False,
 ) -> data.Source:
@@ -188,6 +190,7 @@ def kept_source(
         training examples of a class.
       task: `config.dataset` or `config.teacher.dataset`, for the classes, the mean and the standard
         deviation.
+      contents: what each evaluation image is as it is stored, for dataset.test_part; read where that asks.
       held_back: how many of the training images, the last ones, a search is evaluated on.
       is_resized: whether they were resized to be kept, and so had their pixels rounded.
 
@@ -196,8 +199,10 @@ def kept_source(
     """
     classes = checked_classes(name, label_names, task)
     train, evaluation = parts
+    chosen = data.rows_of_part(contents, config)
+    evaluation = data.take(evaluation, chosen)
     return data.Source(
-        name=f'{name} {said_of(label_names, classes)}',
+        name=f'{name} {said_of(label_names, classes)}{data.said_of_part(config)}',
         train=_of_seeds(train, label_names, classes, config, task, held_back),
         evaluation=_of_classes(evaluation, label_names, classes)[0],
         task='classification',
@@ -270,8 +275,10 @@ def _of_classes(examples, label_names, classes, of_each=None):
 
 # name -> (classes, training images, side in pixels as they are kept; 0 for the side that a model is shown)
 FACTS = {'cifar10': (10, 50_000, 32), 'cifar100': (100, 50_000, 32), 'imagenet': (1000, 1_281_167, 0)}
-# All data sets of images; of those that are not in FACTS, nothing is known before they are read.
-NAMES = *FACTS, 'images', 'tfds'
+# Those that are in memory or streamed, by dataset.kept_gb; of these, nothing is known before they are read.
+KEPT = 'images', 'tfds'
+# All data sets of images.
+NAMES = *FACTS, *KEPT
 
 
 def abstract_source(config, task) -> data.Source:

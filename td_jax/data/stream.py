@@ -10,11 +10,12 @@ import dataclasses
 import functools
 import itertools
 import os
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from td_jax.data import base as data
 from td_jax.data import decoding, images, prepared
 from td_jax.data.base import EvaluationStream, Source, TrainStream
 from td_jax.errors import UserError
@@ -112,12 +113,27 @@ def whole_only(name: str, config, task):
     Raises:
       UserError: names the key.
     """
+    whole_test(name, config)
     for key in ('classes', 'examples_per_class'):
         if task[key]:
             owner = 'dataset' if task is config else 'teacher.dataset'
             raise UserError(
                 f'{owner}.{key} is {task[key]}; {name} is streamed whole: leave it at {type(task[key])()}.'
             )
+
+
+def whole_test(name: str, config):
+    """Refuses half of the test where it is streamed; of a data set's name and `config.dataset`.
+
+    Raises:
+      UserError: says what to do.
+    """
+    if data.said_of_part(config):
+        kept = ', or raise dataset.kept_gb, which keeps them in memory' if config.name in images.KEPT else ''
+        raise UserError(
+            f'dataset.test_part is {config.test_part}, which takes the content of all test images, but '
+            f'{name} is streamed: leave it at all{kept}.'
+        )
 
 
 # --- Which records ---------------------------------------------------------------------------------
@@ -376,25 +392,36 @@ def kept(records: Records, spans: tuple[Span, ...], sizes: Sizes) -> dict[str, n
     return found
 
 
-def _evaluation_batches(records, spans, sizes, batch_size, part, parts):
-    """EvaluationStream.open."""
-    tf, size = tensorflow(), sizes.side
-    own = _share(spans, part, parts)
-    largest = max(count_of(_share(spans, p, parts)) for p in range(parts))
-    columns = list(zip(*own, strict=True)) or [np.zeros(0, str), np.zeros(0, int), np.zeros(0, int)]
+def contents(records: Records, spans: list[Span]) -> Iterator[bytes]:
+    """The encoded images of some spans, in the order of `kept`."""
+    for _, record in _evaluation_records(records, _share(spans, 0, 1)):
+        yield records.parsed(record)['image'].numpy()
+
+
+def _evaluation_records(records, spans):
+    """A tf.data.Dataset of (index [], record) of some spans, in the order of an evaluation."""
+    tf = tensorflow()
+    columns = list(zip(*spans, strict=True)) or [np.zeros(0, str), np.zeros(0, int), np.zeros(0, int)]
     files = tf.data.Dataset.from_tensor_slices(tuple(map(tf.constant, columns)))
-    found = files.interleave(
+    return files.interleave(
         lambda path, skip, take: records.open(path, tf.cast(skip, tf.int64), tf.cast(take, tf.int64)),
         cycle_length=EVALUATION_FILES,
         num_parallel_calls=EVALUATION_FILES,
         deterministic=True,
     ).enumerate()
 
+
+def _evaluation_batches(records, spans, sizes, batch_size, part, parts):
+    """EvaluationStream.open."""
+    size = sizes.side
+    own = _share(spans, part, parts)
+    largest = max(count_of(_share(spans, p, parts)) for p in range(parts))
+
     def example(index, record):
         parsed = records.parsed(record)
         return _example(parsed, records.decode(parsed['image']), sizes)
 
-    found = _batches(records, found, example, batch_size)
+    found = _batches(records, _evaluation_records(records, own), example, batch_size)
     for _ in range(-(-largest // batch_size)):
         examples = next(found, None) or {
             'image': np.zeros((0, size, size, 3), np.uint8),

@@ -49,8 +49,16 @@ def load(config, task) -> Source:
         with prepared.reading(name):
             searched, _ = _splits(name, builder.info, 'validation')
             held_back = counts[0] - stream.count_of(_spans(builder, searched))
+        contents = stream.contents(records, parts[1])
         source = images.kept_source(
-            name, label_names, kept, config, task, held_back=held_back, is_resized=is_resized
+            name,
+            label_names,
+            kept,
+            config,
+            task,
+            contents=contents,
+            held_back=held_back,
+            is_resized=is_resized,
         )
         return source._replace(known_by=prepared.known_by(builder))
     stream.whole_only(name, config, task)

@@ -6,6 +6,7 @@ import math
 import jax
 
 from td_jax.data import base as data
+from td_jax.data import images
 from td_jax.devices import memory, sharding
 from td_jax.errors import UserError
 from td_jax.method import objectives
@@ -158,7 +159,7 @@ def _check_machine(what, needed, remedy):
 
 
 def _smaller_data(config):
-    if config.dataset.name in ('images', 'tfds'):
+    if config.dataset.name in images.KEPT:
         return 'lower dataset.kept_gb, which streams images that take more'
     return 'take a smaller part of the data'
 

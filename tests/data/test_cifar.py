@@ -1,6 +1,7 @@
 """CIFAR-10 as it is cut for a task, held against what TFDS reads."""
 
 import functools
+import hashlib
 import socket
 
 import jax
@@ -104,6 +105,18 @@ def test_a_seed_draws_as_many_of_each_outside_of_the_validation_slice():
     np.testing.assert_array_equal(searched.rows(3), rows)
     assert base.count(searched.examples) < base.count(tested.examples) == 10_000
     assert not np.array_equal(tested.rows(4), rows)
+
+
+def test_the_half_of_a_test_image_is_the_last_bit_of_the_digest_of_its_pixels():
+    everything, *halves = (
+        load(classes=(8, 1), test_part=part) for part in ('all', 'development', 'held_out')
+    )
+    digests = [hashlib.sha256(image.tobytes()).hexdigest() for image in everything.evaluation['image']]
+    for half, source in enumerate(halves):
+        rows = [row for row, digest in enumerate(digests) if int(digest[-1], 16) % 2 == half]
+        assert len(rows) > 900
+        for name, array in source.evaluation.items():
+            np.testing.assert_array_equal(array, everything.evaluation[name][rows])
 
 
 def test_inputs_are_varied_with_a_key_alone():

@@ -52,7 +52,7 @@ def of_images(split, of_each, labelled_by='seed', classes=(1, 0), count=40):
     train = base.take(everything, np.arange(kept))
     held_back = count // 5 if split == 'test' else 0
     return images.kept_source(
-        'own', tuple('abc'), (train, train), config.dataset, config.dataset, held_back=held_back
+        'own', tuple('abc'), (train, train), config.dataset, config.dataset, contents=(), held_back=held_back
     )
 
 
