@@ -18,7 +18,7 @@ from td_jax import config as config_lib
 from td_jax.devices import flops, platform, sharding
 from td_jax.errors import UserError
 from td_jax.files import workdir
-from td_jax.reproduction import errors, jobs, tables
+from td_jax.reproduction import errors, jobs, same_data, tables
 from td_jax.training import assembly, evaluation
 from td_jax.training.programs import Programs, knobs_of
 from td_jax.training.run import train
@@ -238,10 +238,11 @@ def stored(root: epath.Path, configs) -> dict | None:
 
     What a result.json has; of several runs, `values` and `seeds` in the order of the seeds, and `teacher` the
     mean of the teachers' scores. Beside them `teachers`, the seed of each student's teacher, `errors` of its
-    examples, as `errors.by_unit` gives them, or None, and `runs`, the names of the runs.
+    examples, as `errors.by_unit` gives them, or None, `runs`, the names of the runs, and `data`, what their
+    data are known by, '' where they do not say.
 
     Raises:
-      UserError: a file of errors is damaged.
+      UserError: a file of errors is damaged, or the runs were trained on different data.
     """
     folders = [run_folder(root, config) for config in configs]
     results = [workdir.read_json(folder / workdir.RESULT) for folder in folders]
@@ -267,7 +268,17 @@ def stored(root: epath.Path, configs) -> dict | None:
         'errors': errors.of_runs(folders, order),
         'groups': errors.groups_of_runs(results, order),
         'runs': names_of(configs),
+        'data': _data_of(configs, folders),
     }
+
+
+def _data_of(configs, folders):
+    """What the data of the runs of a cell are known by, '' where none says it."""
+    found = same_data.check(
+        (same_data.part_of(config), str(folder), same_data.of_run(folder))
+        for config, folder in zip(configs, folders, strict=True)
+    )
+    return next((digest for _, digest in found.values()), '')
 
 
 def run_missing(root: epath.Path, configs, processes: int):
@@ -341,13 +352,35 @@ def results_of(root: epath.Path, wanted, there: dict, only_show: bool, processes
       processes: how many runs at once.
 
     Raises:
-      UserError: what a run raises.
+      UserError: what a run raises, or cells that were trained on different data.
     """
+    wanted = list(wanted)
     names = [tuple(names_of(configs)) for configs in wanted]
     if not only_show:
         needed = [configs for name, configs in zip(names, wanted, strict=True) if name not in there]
-        run_missing(root, [config for configs in needed for config in configs], processes)
-    return [stored(root, configs) or there.get(name) for name, configs in zip(names, wanted, strict=True)]
+        needed = [config for configs in needed for config in configs]
+        _check_data_now(root, zip(names, wanted, strict=True), there, needed)
+        run_missing(root, needed, processes)
+    found = [stored(root, configs) or there.get(name) for name, configs in zip(names, wanted, strict=True)]
+    same_data.check(
+        (same_data.part_of(configs[0]), name[0], cell.get('data', ''))
+        for name, configs, cell in zip(names, wanted, found, strict=True)
+        if cell
+    )
+    return found
+
+
+def _check_data_now(root, wanted, there, needed):
+    """Refuses to run what is missing on other data than those of what is there, a run of each part."""
+    missing = [config for config in needed if not is_there(root, config)]
+    parts, known = {same_data.part_of(config) for config in missing}, {}
+    for name, configs in wanted:
+        part = same_data.part_of(configs[0])
+        if part in parts and part not in known:
+            folders = [run_folder(root, config) for config in configs if is_there(root, config)]
+            digest = there.get(name, {}).get('data', '') or (same_data.of_run(folders[0]) if folders else '')
+            known |= same_data.check([(part, name[0], digest)])
+    same_data.check_now(known, missing)
 
 
 def of_other_runs(results: dict, kept: dict) -> list[tuple[str, str, str]]:

@@ -22,6 +22,7 @@ class Journal:
 
     Attributes:
       curves: {name of a run: {step: value}}; that of a run that diverged is empty.
+      data: {name of a run: what its data are known by}, '' where its line does not say.
     """
 
     def __init__(self, path: pathlib.Path):
@@ -34,6 +35,7 @@ class Journal:
         """
         self._path = path
         self.curves, length = read(path)
+        self.data = {str(found['run']): str(found.get('data', '')) for found in _lines(path)[0]}
         with _refusing(path, 'written'):
             if path.exists() and path.stat().st_size > length:
                 os.truncate(path, length)
@@ -60,7 +62,7 @@ class Journal:
             file.write(line)
             file.flush()
             os.fsync(file.fileno())
-        self.curves[run] = curve
+        self.curves[run], self.data[run] = curve, about.get('data', '')
 
 
 def read(path: pathlib.Path) -> tuple[dict[str, dict[int, float]], int]:
@@ -69,21 +71,27 @@ def read(path: pathlib.Path) -> tuple[dict[str, dict[int, float]], int]:
     Raises:
       UserError: a whole line does not read back as what was written, or the file cannot be read.
     """
+    found, length = _lines(path)
+    return {str(line['run']): line['curve'] for line in found}, length
+
+
+def _lines(path):
+    """(the whole lines of a journal, their curves as numbers, up to which byte it is whole)."""
     with _refusing(path, 'read'):
         content = path.read_bytes() if path.exists() else b''
     # What was written whole ends with a newline.
     length = content.rfind(b'\n') + 1
-    curves = {}
+    lines = []
     for number, line in enumerate(content[:length].split(b'\n')[:-1], 1):
         try:
             found = json.loads(line)
             curve = {int(step): float(value) for step, value in found['curve'].items()}
-            curves[str(found['run'])] = curve
+            lines.append({**found, 'run': found['run'], 'curve': curve})
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise UserError(
                 f'{path} is damaged in line {number}; delete that line, and its run is looked at again.'
             ) from error
-    return curves, length
+    return lines, length
 
 
 @contextlib.contextmanager

@@ -36,7 +36,7 @@ from td_jax.data import ratings
 from td_jax.errors import Diverged, UserError
 from td_jax.files import metric_log, workdir
 from td_jax.method import objectives
-from td_jax.reproduction import cells, jobs, journal, tables
+from td_jax.reproduction import cells, jobs, journal, same_data, tables
 from td_jax.training import evaluation, finished
 from td_jax.training.programs import knobs_of
 
@@ -393,7 +393,7 @@ def _climb(search, plans, kept, root, processes):
     less_is_better = evaluation.METRICS[task_of(search.name)][3]
     climbing = {of.name: {number: [] for number in range(search.trials)} for of in plans}
     for rung, quota in enumerate([*quotas(search.trials)[1:], search.trials]):
-        runs, missing = [], {}
+        runs, missing, known = [], {}, []
         for of in plans:
             for number, column in itertools.product(climbing[of.name], of.columns):
                 config = run_of(search, of, number, rung, column)
@@ -401,6 +401,9 @@ def _climb(search, plans, kept, root, processes):
                 if runs[-1][2] not in kept[of.name].curves:
                     about = {'method': of.name, 'trial': number, 'rung': rung, 'column': column}
                     missing[runs[-1][2]] = config, about | {'values': of.trials[number]}
+                else:
+                    known.append((same_data.part_of(config), runs[-1][2], kept[of.name].data[runs[-1][2]]))
+        same_data.check_now(same_data.check(known), [config for config, _ in missing.values()])
         _run_missing(search, missing, kept, root, processes)
         for name, number, run in runs:
             climbing[name][number].append(kept[name].curves[run])
@@ -418,7 +421,8 @@ def _run_missing(search, missing, kept, root, processes):
     metric = f'validation_{evaluation.METRICS[task_of(search.name)][0]}'
 
     def keep(number, curve):
-        about = missing[names[number]][1]
+        about, digest = missing[names[number]][1], same_data.of_run(cells.run_folder(root, configs[number]))
+        about = {**about, 'data': digest} if digest else about
         kept[about['method']].append(names[number], curve, about)
 
     cells.train_teachers(root, configs, processes)
