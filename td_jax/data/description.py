@@ -18,6 +18,7 @@ from td_jax.data.base import (
     EvaluationStream,
     Files,
     Ids,
+    LabelledPool,
     Source,
     TrainStream,
     arrays_in_memory,
@@ -73,6 +74,9 @@ def _content(source, known):
         arrays = arrays_in_memory(examples)
         if source.known_by is None and arrays is not None:
             content[what]['sha256'] = digest_of(arrays)
+        if isinstance(examples, LabelledPool):
+            # Lots belong to places in the whole data set: one seed's draw tells whether these moved.
+            content[what]['drawn'] = digest_of({'rows': examples.rows(0)})
     for what, value in (source.known_by or {}).items():
         is_files = isinstance(value, Files)
         before = [description['content'].get(what, {}) for description in known]

@@ -78,6 +78,10 @@ def load(config, task) -> Source:
     records = [_records(listing.folder, part, len(classes), stamp) for part in files]
     spans = [_spans(len(part)) for part in files]
     draw = _draw_of(listing, files[0], of_each, held_back) if of_each and is_drawn else None
+    if draw:
+        # Files of other classes, too, decide what is drawn.
+        chosen = ' '.join(files[0][row][0] for row in draw(0))
+        known_by['files that a seed draws'] = _digest(chosen).hex()[:8]
     said = f'{name} {images.said_of(listing.classes, classes)}{data.said_of_part(config)}'
     if is_kept:
         sizes = Sizes(config.image_size, config.resize)

@@ -7,11 +7,12 @@ import pathlib
 
 import jax
 import numpy as np
+import PIL.Image
 import pytest
 
 from td_jax.configs import images as images_config
 from td_jax.data import SOURCES, cifar, description, prepared
-from td_jax.data.base import Files, one_example
+from td_jax.data.base import Files, LabelledPool, one_example
 from td_jax.errors import UserError
 
 
@@ -161,6 +162,42 @@ def test_every_part_of_ratings_counts(rated):
     assert description.differences(before, description.describe(source._replace(tables=tables))) == [
         'bags/genres: other content'
     ]
+
+
+def test_what_a_seed_draws_counts(rated):
+    source, _ = rated
+    pools = [
+        source._replace(train=LabelledPool(source.train, 3, lambda number, rows=rows: np.array(rows)))
+        for rows in ([1, 2, 4], [1, 2, 5])
+    ]
+    before, same, now = (description.describe(pool) for pool in (pools[0], *pools))
+    assert description.differences(before, same) == []
+    assert description.differences(before, now) == ['training examples: other content']
+
+
+@pytest.mark.parametrize('kept_gb', [1.0, 0.0])
+def test_files_of_other_classes_count_where_they_decide_what_is_drawn(tmp_path, kept_gb):
+    for i in range(36):
+        file = tmp_path / 'abc'[i % 3] / f'{i}.png'
+        file.parent.mkdir(exist_ok=True)
+        PIL.Image.new('RGB', (4, 4), (i, i, i)).save(file)
+    config = images_config.get_config().dataset
+    config.update({'path': str(tmp_path), 'image_size': 4, 'classes': (0, 1), 'kept_gb': kept_gb})
+
+    def described():
+        return description.describe(SOURCES['images'](config, config))
+
+    for of_each, is_drawn in ((0, False), (3, True)):
+        config.update({'examples_per_class': of_each, 'labelled_by': 'seed'})
+        before = described()
+        assert description.differences(before, described()) == []
+        for i in range(20):
+            PIL.Image.new('RGB', (4, 4)).save(tmp_path / 'c' / f'more-{i}.png')
+        changes = description.differences(before, described())
+        assert any(change.startswith('files that a seed draws: ') for change in changes) == is_drawn
+        assert bool(changes) == is_drawn
+        for i in range(20):
+            (tmp_path / 'c' / f'more-{i}.png').unlink()
 
 
 def test_a_digest_of_arrays_is_of_names_types_shapes_and_elements():
