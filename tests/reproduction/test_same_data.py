@@ -62,12 +62,13 @@ def write_run(root, row, change=None):
     return folder
 
 
-def brighter(source):
-    return source._replace(train={**source.train, 'image': source.train['image'] / 2})
+def darker(source):
+    evaluation = {**source.evaluation, 'image': source.evaluation['image'] / 2}
+    return source._replace(evaluation=evaluation)
 
 
 def test_a_table_has_runs_on_the_same_data_alone(table):
-    folders = write_run(table, SCRATCH), write_run(table, LD, brighter)
+    folders = write_run(table, SCRATCH), write_run(table, LD, darker)
     for only_show in (True, False):
         with pytest.raises(
             UserError, match=r'supervised-\w+ and digits/ld-\w+ were trained on different data'
@@ -92,7 +93,7 @@ def test_what_is_missing_is_not_run_on_other_data(table, place, tmp_path, monkey
     with pytest.raises(AssertionError, match='is trained'):
         cells.make(['tiny'], *COLUMNS, root, False, kept=kept)
     load = SOURCES['digits']
-    monkeypatch.setitem(SOURCES, 'digits', lambda config, task: brighter(load(config, task)))
+    monkeypatch.setitem(SOURCES, 'digits', lambda config, task: darker(load(config, task)))
     with pytest.raises(
         UserError, match=r'^digits/supervised-\w+ was trained on other data than digits 5, 6, 7, 8, 9 is now'
     ):
@@ -132,7 +133,7 @@ def test_a_search_does_not_go_on_on_other_data(monkeypatch, tmp_path):
 
     load, before = SOURCES['digits'], path.read_bytes()
     with monkeypatch.context() as patch:
-        patch.setitem(SOURCES, 'digits', lambda config, task: brighter(load(config, task)))
+        patch.setitem(SOURCES, 'digits', lambda config, task: darker(load(config, task)))
         with pytest.raises(UserError, match=r'^digits/supervised-\w+ was trained on other data than digits'):
             list(tuning.tune(search, ['supervised'], *folders, 1))
     assert (len(ran), path.read_bytes()) == (3, before)
