@@ -22,7 +22,7 @@ from absl import flags
 from td_jax import command_line, data
 from td_jax.configs import common
 from td_jax.data import base as batches
-from td_jax.data import imagenet, prepared, stream, tfds_images
+from td_jax.data import imagenet, images, prepared, stream, tfds_images
 
 # What is ready before it is asked for, and more, so that it does not count.
 UNTIMED_BATCHES = 6
@@ -60,8 +60,8 @@ def evaluation(size: int, batch_size: int):
     config.name, config.image_size = 'imagenet', size
     builder = prepared.builder(imagenet.NAME)
     spans = tfds_images.spans_of(builder, 'validation') * PASSES
-    sizes = stream.Sizes(config.image_size, config.resize)
-    return stream.evaluation_stream(tfds_images.records_of(builder), spans, sizes).open(batch_size, 0, 1)
+    views = {images.IMAGE: images.view_of(config, config)}
+    return stream.evaluation_stream(tfds_images.records_of(builder), spans, views).open(batch_size, 0, 1)
 
 
 def on_device(size: int, batch_size: int):

@@ -159,6 +159,23 @@ def imagenet_data():
 
 
 @pytest.fixture(scope='session')
+def foundation():
+    """A function (name of a real pretrained model) -> its folder; skips a test where it is not there.
+
+    It lies in `foundation`, beside the folder of prepared data sets.
+    """
+    folder = pathlib.Path(os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets')).expanduser().parent
+
+    def find(name):
+        path = folder / 'foundation' / name
+        if not path.is_dir():
+            pytest.skip(f'the pretrained model {name} is not in foundation beside TFDS_DATA_DIR')
+        return path
+
+    return find
+
+
+@pytest.fixture(scope='session')
 def small_config():
     """A function (**changes, keys with __ for dots) -> a config that trains in a second."""
 

@@ -75,6 +75,7 @@ ALLOWED = {
     # The table of methods: what all others read.
     'td_jax.method': {'td_jax.errors'},
     'td_jax.pretrained': {
+        'td_jax.data.resizing',
         'td_jax.errors',
         'td_jax.files.workdir',
         'td_jax.models.resnet',

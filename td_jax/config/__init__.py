@@ -4,6 +4,7 @@ from td_jax.config.checks import check, check_choice
 from td_jax.config.effect import said_of, without_effect
 from td_jax.config.identity import completed, describe, differences, digest
 from td_jax.config.tree import (
+    OF_STUDENT,
     PROTOCOL,
     flatten,
     from_json,
@@ -14,6 +15,7 @@ from td_jax.config.tree import (
 )
 
 __all__ = [
+    'OF_STUDENT',
     'PROTOCOL',
     'check',
     'check_choice',

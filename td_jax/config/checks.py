@@ -8,9 +8,9 @@ import ml_collections
 import numpy as np
 
 from td_jax.config.effect import OF_MODELS
-from td_jax.config.tree import PROTOCOL, flatten, starts_and_stays
+from td_jax.config.tree import OF_STUDENT, PROTOCOL, flatten, starts_and_stays
 from td_jax.configs import common
-from td_jax.data import SOURCES, images, movielens, ratings
+from td_jax.data import SOURCES, images, movielens, ratings, resizing
 from td_jax.data import base as data
 from td_jax.devices.remat import POLICIES
 from td_jax.errors import UserError
@@ -28,7 +28,10 @@ CHOICES = {
     'dataset.labelled_by': ('seed', 'first'),
     'dataset.test_part': ('all', *data.TEST_PARTS),
     'dataset.movielens': movielens.SIZES,
-    'dataset.resize': images.RESIZES,
+    'dataset.resize': resizing.RESIZES,
+    'teacher.dataset.resize': ('', *resizing.RESIZES),
+    'dataset.crop_mode': resizing.CROP_MODES,
+    'teacher.dataset.crop_mode': ('', *resizing.CROP_MODES),
     'compute_dtype': ('float32', 'bfloat16'),
     'keep': ('last', 'best'),
     'model.initial': ('random', 'teacher'),
@@ -94,6 +97,7 @@ NUMBERS = {
     'movie_oov_rate': _RATE,
     'min_title_word_count': _NOT_NEGATIVE,
     'image_size': _POSITIVE,
+    'crop_pct': _SHARE,
     'min_crop_area': _SHARE,
     'mirror_rate': _CHANCE,
     'image_mean': _CHANCE,
@@ -151,7 +155,8 @@ def check(config):
     # A model that a caller brings may bring what it learned, and then needs no steps.
     is_learned = config.teacher.model.name not in OF_MODELS and config.teacher.num_steps == 0
     for key, value in flat.items():
-        if not (key == 'teacher.num_steps' and is_learned):
+        is_open = key.startswith('teacher.dataset.') and key.rpartition('.')[2] in OF_STUDENT and value == 0
+        if not is_open and not (key == 'teacher.num_steps' and is_learned):
             _check_numbers(key, value)
     last_seed = config.seed + (config.num_seeds - 1) * config.seed_step
     if last_seed > LARGEST:
@@ -286,7 +291,10 @@ def _check_images(config):
                     f'{prefix}dataset.{key} is {tuple(task[key])}; it has three numbers, for red, green and '
                     'blue.'
                 )
-    for prefix, model in (('', config.model), ('teacher.', config.teacher.model)):
+    for prefix, model, task in (
+        ('', config.model, config.dataset),
+        ('teacher.', config.teacher.model, config.teacher.dataset),
+    ):
         try:
             sizes = SIZES.get(model.name, vit.sizes_of)(model)
         except UserError as error:
@@ -294,11 +302,12 @@ def _check_images(config):
         if model.name != 'vit':
             continue
         _, patch = sizes
-        if config.dataset.image_size % patch:
+        side = images.view_of(config.dataset, task).side
+        if side % patch:
+            key = f'{prefix if task.image_size else ""}dataset.image_size'
             raise UserError(
-                f'dataset.image_size is {config.dataset.image_size}, which the patches of {prefix}model, '
-                f'{patch} pixels, do not divide; set dataset.image_size to a multiple, or '
-                f'{prefix}model.variant or .patch.'
+                f'{key} is {side}, which the patches of {prefix}model, {patch} pixels, do not divide; set '
+                f'{prefix}dataset.image_size to a multiple, or {prefix}model.variant or .patch.'
             )
 
 

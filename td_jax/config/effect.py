@@ -13,7 +13,10 @@ OF_MODELS = {
     'resnet': ('variant', 'width', 'remat_policy'),
 }
 _CLASSES = ('classes', 'examples_per_class', 'labelled_by', 'test_part')
-_IMAGES = ('image_size', 'image_mean', 'image_std', 'resize', 'min_crop_area', 'mirror_rate')
+_IMAGES = (
+    *('image_size', 'resize', 'crop_mode', 'crop_pct', 'image_mean', 'image_std'),
+    *('min_crop_area', 'mirror_rate'),
+)
 _RATINGS = 'split_by', 'validation_slice', 'user_oov_rate', 'movie_oov_rate', 'min_title_word_count'
 OF_DATASETS = {
     'movielens': ('movielens', 'genre', *_RATINGS),

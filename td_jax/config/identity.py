@@ -4,7 +4,7 @@ import hashlib
 import json
 
 from td_jax.config.effect import unread
-from td_jax.config.tree import FIRST_PROTOCOL, explicit, flatten, to_json
+from td_jax.config.tree import FIRST_PROTOCOL, OF_STUDENT, explicit, flatten, to_json
 from td_jax.configs import common
 
 # Keys that cannot change the result: how often a run logs and saves, what it says of itself, how much it
@@ -38,7 +38,7 @@ def identity(config) -> dict:
 
 def completed(stored: dict) -> dict:
     """{dotted key: value} of a config that was read back from JSON; a key that it lacks is at its default."""
-    return _as_stored(common.get_config()) | explicit(stored)
+    return _with_defaults_of_student(_as_stored(common.get_config()) | explicit(stored))
 
 
 def digest(config) -> str:
@@ -81,7 +81,18 @@ def _said(value):
 
 
 def _as_stored(config):
-    return flatten(json.loads(to_json(config)))
+    return _with_defaults_of_student(flatten(json.loads(to_json(config))))
+
+
+def _with_defaults_of_student(flat):
+    """A flat config that leaves open how the teacher is shown images where that is as the student is."""
+    defaults = common.teacher_config().dataset
+    same = {
+        f'teacher.dataset.{key}': defaults[key]
+        for key in OF_STUDENT
+        if f'dataset.{key}' in flat and flat.get(f'teacher.dataset.{key}') == flat[f'dataset.{key}']
+    }
+    return flat | same
 
 
 def _that_count(config, keys):

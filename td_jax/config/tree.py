@@ -12,6 +12,8 @@ from td_jax.method import objectives
 # did not say so, means by what it leaves out.
 PROTOCOL = common.get_config().protocol
 FIRST_PROTOCOL = {'protocol': 1, 'dataset.labelled_by': 'first'}
+# Keys of teacher.dataset that are as the student's where they are 0 or ''.
+OF_STUDENT = 'image_size', 'resize', 'crop_mode', 'crop_pct'
 
 
 def flatten(config) -> dict:
@@ -94,5 +96,6 @@ def teacher_run(config):
         run.keep, run.patience = 'last', 0
         run.model = config.teacher.model.copy_and_resolve_references()
         run.optimizer = config.teacher.optimizer.copy_and_resolve_references()
-        run.dataset.update(config.teacher.dataset)
+        task = config.teacher.dataset.to_dict()
+        run.dataset.update({key: value for key, value in task.items() if value or key not in OF_STUDENT})
     return run

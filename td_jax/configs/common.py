@@ -100,6 +100,18 @@ def task_config():
     task.classes = ()
     # Classification: training examples kept of each class, by dataset.labelled_by; 0 keeps all.
     task.examples_per_class = 0
+    # Images: side in pixels that the model is shown. (Of a teacher, 0 is that of a public checkpoint, or else
+    # the student's.)
+    task.image_size = 32
+    # Images: how they are resized, a name of td_jax.data.resizing.RESIZES: 'bilinear', as
+    # google-research/vision_transformer does it, or 'bilinear_antialias' or 'bicubic_antialias', as Pillow
+    # does it for Hugging Face and timm. (Of a teacher, '' means what 0 does above; so in the next two.)
+    task.resize = 'bilinear'
+    # Images: what they are resized to in an evaluation, and in training where they are taken whole: a square
+    # ('squash'), or as large that the shortest side has its length ('center').
+    task.crop_mode = 'squash'
+    # Images: image_size over that length; the middle is then cut out. 224 of 256 pixels is 0.875.
+    task.crop_pct = 1.0
     # Images: how the model is shown a pixel between 0 and 1: less the mean, over the standard deviation, each
     # of red, green and blue. These make it -1 to 1.
     task.image_mean = (0.5, 0.5, 0.5)
@@ -154,12 +166,6 @@ def dataset_config():
     # MovieLens, ratings: a word that occurs in the titles, or texts, of fewer movies or items than this is
     # out of vocabulary.
     dataset.min_title_word_count = 2
-    # Images: side in pixels that a model is shown.
-    dataset.image_size = 32
-    # Images: how they are resized for both models, a name of td_jax.data.images.RESIZES: 'bilinear', as
-    # google-research/vision_transformer does it, or 'bilinear_antialias', as Hugging Face does it, which
-    # smooths an image that becomes smaller.
-    dataset.resize = 'bilinear'
     # Images: smallest share of an image's area that a random crop keeps in training; 1 takes it whole.
     dataset.min_crop_area = 0.05
     # Images: chance that a training image is mirrored.
@@ -182,8 +188,10 @@ def teacher_config():
     # google-research/vision_transformer or of BiT (a path, gs:// or https://), or a ViT, DeiT or DINOv2 of
     # Hugging Face (a folder, or hf://OWNER/NAME).
     teacher.pretrained = ''
-    # Part of the data set that the teacher is trained on.
+    # Part of the data set that the teacher is trained on, and how it is shown images.
     teacher.dataset = task_config()
+    teacher.dataset.image_size, teacher.dataset.crop_pct = 0, 0.0
+    teacher.dataset.resize, teacher.dataset.crop_mode = '', ''
     teacher.model = model_config()
     teacher.optimizer = optimizer_config()
     teacher.seed = 0

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from td_jax.data.resizing import View
 from td_jax.errors import UserError
 from td_jax.randomness import derive_seed
 
@@ -57,14 +58,13 @@ class EvaluationStream(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """How an image of any size becomes an example, for who has a file of it and not the data set."""
+    """How an image of any size becomes what a model is given, for who has a file and not the data set."""
 
-    size: int  # side in pixels that it is resized to
-    resize: str  # a name of images.RESIZES
+    view: View  # how it is resized
     is_rounded: bool  # whether its pixels are whole numbers then, as where examples are kept resized
-    # example(pixels [batch, size, size, 3], float32 from 0 to 255, red, green and blue)
-    # -> {name: [batch, ...]}, what `inputs` reads of an example, without labels.
-    example: Callable[[jax.Array], dict[str, jax.Array]]
+    # inputs(pixels) -> {name: [batch, ...]}, what the model is given of pixels [batch, side, side, 3] that
+    # are as the view shows them, float32 from 0 to 255, red, green and blue.
+    inputs: Callable[[jax.Array], dict[str, jax.Array]]
 
 
 class Ids(NamedTuple):
@@ -105,7 +105,8 @@ class Source(NamedTuple):
     units: np.ndarray | None = None
     # {name: [examples] bool}, parts that have a metric of their own.
     groups: Mapping[str, np.ndarray] = types.MappingProxyType({})
-    # Of images.
+    # Of images. `inputs` for a model that another task (config.dataset or config.teacher.dataset) is of.
+    inputs_for: Callable[[Any], Callable] | None = None
     picture: Picture | None = None
     # Of ratings: {field of the examples: what its numbers stand for}, `user` and what users rate. `inputs`
     # takes the number one beyond the last for an id that is not among them.

@@ -15,7 +15,7 @@ from td_jax.errors import UserError
 VALIDATION_SHARE = 0.1
 
 
-def load(name: str, config, task) -> Source:
+def load(name: str, config, task, beside: images.OfTeacher | None = None) -> Source:
     """Cuts the images for a task.
 
     Inputs: {'image': [batch, size, size, 3]}, by images.inputs_of; labels: position of the class in the
@@ -23,9 +23,9 @@ def load(name: str, config, task) -> Source:
 
     Args:
       name: 'cifar10' or 'cifar100'.
-      config: `config.dataset`, for the split, the image size, the resize and the random variation.
-      task: `config.dataset` or `config.teacher.dataset`, for the classes, the mean and the
-        standard deviation.
+      config: `config.dataset`, for the split and the random variation.
+      task: `config.dataset` or `config.teacher.dataset`, for the classes and how a model is shown images.
+      beside: of no account: the images stay as they are, and each model's inputs resize them.
 
     Raises:
       UserError: classes that are not there, more examples of a class than there are, or data that is not

@@ -211,20 +211,25 @@ def _of_part(what, old, new, is_renumbered):
 
 
 def _of_digits(description, config, task):
-    return digits.inputs, digits.PICTURE
+    return {'inputs': digits.inputs, 'picture': digits.PICTURE}
 
 
 def _of_images(description, config, task):
-    # As a model is shown them, images are resized before.
-    inputs = images.inputs_of(config, task, is_kept=False)
-    return inputs, images.picture_of(config, is_kept=not description['is_rounded'])
+    # Those that were taken as they are, are resized by inputs; others were before.
+    is_native = not description['is_rounded']
+    inputs = functools.partial(images.inputs_of, config, is_kept=False, is_native=is_native)
+    return {
+        'inputs': inputs(task),
+        'inputs_for': inputs,
+        'picture': images.picture_of(config, task, is_native),
+    }
 
 
 def _of_ratings(description, config, task):
-    return ratings.inputs_of(config, *description['ids']), None
+    return {'inputs': ratings.inputs_of(config, *description['ids'])}
 
 
-# config.dataset.name -> (description, config.dataset, task) -> (Source.inputs, Source.picture)
+# config.dataset.name -> (description, config.dataset, task) -> fields of a Source, inputs among them
 RESTORED = {
     'digits': _of_digits,
     **dict.fromkeys(images.NAMES, _of_images),
@@ -241,7 +246,6 @@ def restore(description: dict, arrays: dict[str, np.ndarray], config, task) -> S
       config: `config.dataset`, whose name is one of RESTORED.
       task: `config.dataset` or `config.teacher.dataset`.
     """
-    inputs, picture = RESTORED[config.name](description, config, task)
     example = {
         field: np.zeros(array['shape'], array['type']) for field, array in description['example'].items()
     }
@@ -255,8 +259,7 @@ def restore(description: dict, arrays: dict[str, np.ndarray], config, task) -> S
         label_names=tuple(description['label_names']),
         vocabularies=description['vocabularies'],
         tables=flax.traverse_util.unflatten_dict(_under('tables/', arrays), sep='/'),
-        inputs=inputs,
-        picture=picture,
+        **RESTORED[config.name](description, config, task),
         ids={
             field: Ids(ids['column'], np.array(ids['raw'], object), arrays[f'known/{field}'])
             for field, ids in description['ids'].items()

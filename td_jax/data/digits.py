@@ -3,6 +3,7 @@
 import numpy as np
 
 from td_jax.data.base import Picture, Source, drawn_examples, rows_of_part, said_of_part
+from td_jax.data.resizing import View
 from td_jax.errors import UserError
 
 CLASSES = tuple(range(10))
@@ -82,12 +83,12 @@ def inputs(tables, examples, key) -> dict:
     return {'image': examples['image']}
 
 
-def _example(pixels):
+def _of_pixels(pixels):
     """Pixels of a light digit on black, [batch, 8, 8, 3] -> {'image': [batch, 64]}."""
     return {'image': pixels.mean(axis=-1).reshape(-1, SIDE * SIDE) / 255}
 
 
-PICTURE = Picture(SIDE, 'bilinear_antialias', False, _example)
+PICTURE = Picture(View(SIDE, 'bilinear_antialias'), False, _of_pixels)
 
 
 def _cut(rows, digits, share):

@@ -15,7 +15,7 @@ from etils import epath
 from td_jax.data import base as data
 from td_jax.data import decoding, file_digest, image_files, images, paths, stream
 from td_jax.data.base import Files, Source
-from td_jax.data.stream import Records, Sizes, Span
+from td_jax.data.stream import Records, Span
 from td_jax.errors import UserError, reason
 
 TRAIN, TEST = 'train', 'test'
@@ -38,18 +38,19 @@ class Listing(NamedTuple):
     left_out: str  # what is not read, for a person; '' if there is nothing
 
 
-def load(config, task) -> Source:
+def load(config, task, beside: images.OfTeacher | None = None) -> Source:
     """Cuts the images for a task.
 
     Inputs: {'image': [batch, size, size, 3]}, by images.inputs_of; labels: position of the class in the
-    task's classes, which have numbers in the order of their names. Images are resized to the size that a
-    model is shown, in memory all at once.
+    task's classes, which have numbers in the order of their names. In memory, images are kept as a model is
+    shown them in an evaluation.
 
     Args:
-      config: `config.dataset`, for the folder, the split, the image size, the resize, the random variation,
-        and for who draws the training examples of a class.
-      task: `config.dataset` or `config.teacher.dataset`, for the classes, how many examples of each, the
-        mean and the standard deviation.
+      config: `config.dataset`, for the folder, the split, the random variation, and for who draws the
+        training examples of a class.
+      task: `config.dataset` or `config.teacher.dataset`, for the classes, how many examples of each, and how
+        a model is shown images.
+      beside: how a teacher is shown the same images, where that is not as the student is.
 
     Raises:
       UserError: a folder that is not there or laid out otherwise, a class with too few images, an image that
@@ -72,7 +73,8 @@ def load(config, task) -> Source:
         f'images of {label}': Files(listing.folder, (*training, *evaluation))
         for label, (training, evaluation) in zip(label_names, by_class, strict=True)
     }
-    is_kept = images.is_kept(count, config.image_size, config)
+    views = stream.views_of(config, task, beside)
+    is_kept = images.is_kept(count, [view.side for view in views[0].values()], config)
     # What is kept is of files as they are now; while they are streamed, each is read when its turn comes.
     stamp = file_digest.stamps(known_by.values()) if is_kept else ''
     records = [_records(listing.folder, part, len(classes), stamp) for part in files]
@@ -84,13 +86,12 @@ def load(config, task) -> Source:
         known_by['files that a seed draws'] = _digest(chosen).hex()[:8]
     said = f'{name} {images.said_of(listing.classes, classes)}{data.said_of_part(config)}'
     if is_kept:
-        sizes = Sizes(config.image_size, config.resize)
-        examples = [stream.kept(*of_part, sizes) for of_part in zip(records, map(tuple, spans), strict=True)]
+        examples = [stream.kept(*part) for part in zip(records, map(tuple, spans), views, strict=True)]
         whole = task.copy_and_resolve_references()
         whole.classes, whole.examples_per_class = (), 0
         contents = stream.contents(records[1], spans[1])
         source = images.kept_source(
-            name, label_names, examples, config, whole, contents=contents, held_back=0, is_resized=True
+            name, label_names, examples, config, whole, contents=contents, held_back=0, is_native=False
         )
         if draw:
             pool = data.LabelledPool(source.train, of_each * len(classes), draw)
@@ -102,10 +103,12 @@ def load(config, task) -> Source:
         # What is shuffled are numbers of files.
         host_bytes = 8 * min(config.shuffle_buffer, len(files[0]))
         source = stream.source_of(
-            name, label_names, list(zip(records, spans, strict=True)), config, task, host_bytes
+            name, label_names, list(zip(records, spans, strict=True)), config, task, host_bytes, beside
         )
         if draw:
-            source = source._replace(train=_drawn_stream(listing, files[0], draw, source.train, config))
+            source = source._replace(
+                train=_drawn_stream(listing, files[0], draw, source.train, config, views[0])
+            )
     unread = f'{name} holds what is not read: {listing.left_out}' if listing.left_out else ''
     return source._replace(name=said, said=unread, known_by=known_by)
 
@@ -229,8 +232,8 @@ def _draw_of(listing, files, of_each, held_back):
     return lambda number: data.draw_rows(number, labels, of_each, places, is_held_back)
 
 
-def _drawn_stream(listing, files, draw, whole, config):
-    """A TrainStream of the files that each seed draws, where `whole` is that of all."""
+def _drawn_stream(listing, files, draw, whole, config, views):
+    """A TrainStream of the files that each seed draws, shown by views, where `whole` is that of all."""
     num_classes = len({label for _, label in files})
 
     def records_of(number):
@@ -240,11 +243,9 @@ def _drawn_stream(listing, files, draw, whole, config):
     count = len(draw(0))
     return whole._replace(
         count=count,
-        open=functools.partial(stream.train_batches, records_of, config),
+        open=functools.partial(stream.train_batches, records_of, config, views),
         host_bytes=8 * min(config.shuffle_buffer, count),
-        pass_over=lambda number: stream.evaluation_stream(
-            *records_of(number), Sizes(config.image_size, config.resize)
-        ),
+        pass_over=lambda number: stream.evaluation_stream(*records_of(number), views),
         is_drawn=True,
     )
 

@@ -1,6 +1,6 @@
 """ImageNet as TFDS stores it (`imagenet2012`), read while training goes on."""
 
-from td_jax.data import prepared, stream, tfds_images
+from td_jax.data import images, prepared, stream, tfds_images
 from td_jax.data.base import Source
 
 NAME = 'imagenet2012'
@@ -8,13 +8,14 @@ NAME = 'imagenet2012'
 SPLITS = {'validation': ('train[:99%]', 'train[99%:]'), 'test': ('train', 'validation')}
 
 
-def load(config, task) -> Source:
+def load(config, task, beside: images.OfTeacher | None = None) -> Source:
     """Opens the images, by stream.source_of.
 
     Args:
-      config: `config.dataset`, for the split, the image size, the resize and the random variation.
-      task: `config.dataset` or `config.teacher.dataset`, for the mean and the standard deviation; takes all
-        classes and all examples.
+      config: `config.dataset`, for the split and the random variation.
+      task: `config.dataset` or `config.teacher.dataset`, for how a model is shown images; takes all classes
+        and all examples.
+      beside: how a teacher is shown the same images, where that is not as the student is.
 
     Raises:
       UserError: a part of the classes or examples is asked for, or the data is not prepared, or in another
@@ -33,5 +34,6 @@ def load(config, task) -> Source:
         config,
         task,
         host_bytes=tfds_images.shuffled_bytes(builder, config, stream.count_of(train)),
+        beside=beside,
     )
     return source._replace(known_by=prepared.known_by(builder))

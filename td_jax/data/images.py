@@ -1,13 +1,17 @@
 """What image data sets share: how an image is shown to a model, with or without random variation."""
 
+import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from td_jax.data import base as data
+from td_jax.data import resizing
+from td_jax.data.resizing import View
 from td_jax.devices import memory
 from td_jax.errors import UserError
 
@@ -15,9 +19,15 @@ from td_jax.errors import UserError
 ASPECT_RATIOS = 3 / 4, 4 / 3
 
 
-# How an image is resized, by name -> whether it is smoothed where it becomes smaller. Both are bilinear: the
-# first is tf.image.resize as it comes, the second that of PIL, but for PIL's rounding.
-RESIZES = {'bilinear': False, 'bilinear_antialias': True}
+# Of an example: what its student is shown, and its teacher where that is shown images otherwise.
+IMAGE, TEACHER_IMAGE = 'image', 'teacher_image'
+
+
+class OfTeacher(NamedTuple):
+    """How a teacher is shown the images of its student, where that is not as the student is."""
+
+    training: View
+    evaluation: View
 
 
 def normalize(images, mean, std):
@@ -33,22 +43,6 @@ def normalize(images, mean, std):
     shape = (1,) * (images.ndim - 1) + (3,)
     mean, std = (np.asarray(values, np.float64).reshape(shape) for values in (mean, std))
     return images.astype(jnp.float32) / np.float32(255 * std) - np.float32(mean / std)
-
-
-def resized(images, size: int, resize: str):
-    """Resizes images by a name of RESIZES.
-
-    [batch, height, width, channels] -> [batch, size, size, channels].
-    """
-    height, width = images.shape[1:3]
-    if (height, width) == (size, size):
-        return images
-    return jax.image.resize(
-        images.astype(jnp.float32),
-        (images.shape[0], size, size, images.shape[3]),
-        method='bilinear',
-        antialias=RESIZES[resize],
-    )
 
 
 def crop_boxes(key, batch: int, height: int, width: int, min_area: float):
@@ -72,41 +66,28 @@ def crop_boxes(key, batch: int, height: int, width: int, min_area: float):
     return place * (jnp.array([[height, width]], jnp.float32) - size), size
 
 
-def varied(images, size: int, key, min_area: float, mirror_rate: float, resize: str):
+def varied(images, view: View, key, min_area: float, mirror_rate: float):
     """A random crop of each image, resized and mirrored by chance, on the device.
 
     Args:
       images: [batch, height, width, channels].
-      size: side of the result in pixels.
-      key: jax.random key.
+      view: whose side and resize are those of the result; where images are taken whole, they are shown by it.
+      key: jax.random key; the same one crops and mirrors alike for every view.
       min_area: smallest share of the area, of crop_boxes; 1 takes images whole.
       mirror_rate: chance to be mirrored.
-      resize: a name of RESIZES.
 
     Returns:
-      [batch, size, size, channels], float32 with the values of `images`.
+      [batch, side, side, channels], float32 with the values of `images`.
     """
-    batch, height, width, channels = images.shape
+    batch, height, width, _ = images.shape
     box_key, mirror_key = jax.random.split(key)
     mirror = jax.random.bernoulli(mirror_key, np.float32(mirror_rate), (batch,))
     images = images.astype(jnp.float32)
     if min_area >= 1:
-        return _mirrored(resized(images, size, resize), mirror)
-
-    def cut(image, start, extent):
-        scale = size / extent
-        return jax.image.scale_and_translate(
-            image,
-            (size, size, channels),
-            (0, 1),
-            scale,
-            -start * scale,
-            method='bilinear',
-            antialias=RESIZES[resize],
-        )
-
+        return _mirrored(resizing.on_device(images, view), mirror)
     start, extent = crop_boxes(box_key, batch, height, width, min_area)
-    return _mirrored(jax.vmap(cut)(images, start, extent), mirror)
+    cut = jax.vmap(lambda *image_and_box: resizing.crop(*image_and_box, view.side, view.resize))
+    return _mirrored(cut(images, start, extent), mirror)
 
 
 def _mirrored(images, mirror):
@@ -114,48 +95,93 @@ def _mirrored(images, mirror):
     return jnp.where(mirror[:, None, None, None], images[:, :, ::-1], images)
 
 
-def picture_of(config, is_kept: bool) -> data.Picture:
-    """How an image of any size becomes an example of `inputs_of`, which takes the same."""
-    return data.Picture(config.image_size, config.resize, not is_kept, lambda pixels: {'image': pixels})
-
-
-def inputs_of(config, task, is_kept: bool):
-    """Makes Source.inputs of an image data set: {'image': [batch, size, size, 3]}, in float32.
+def view_of(config, task) -> View:
+    """How a task's model is shown images; what the teacher's task leaves open is as the student's.
 
     Args:
-      config: `config.dataset`, for the size, the resize and the random variation.
-      task: `config.dataset` or `config.teacher.dataset`, for the mean and the standard deviation.
-      is_kept: whether images are on the device as they were taken, so that varying and resizing them is part
-        of a step; else they come varied and resized.
+      config: `config.dataset`.
+      task: that, or `config.teacher.dataset`.
+    """
+    return View(*(task[key] or config[key] for key in ('image_size', 'resize', 'crop_mode', 'crop_pct')))
+
+
+def training_view(config, task) -> View:
+    """How a task's model is shown an image in training that is taken whole: the student's part of it.
+
+    Args:
+      config, task: as of view_of.
+    """
+    own = view_of(config, config)
+    return view_of(config, task)._replace(crop_mode=own.crop_mode, crop_pct=own.crop_pct)
+
+
+def of_teacher(config, task, is_clean: bool) -> OfTeacher | None:
+    """How a teacher is shown the images of its student; None where that is as the student is.
+
+    Args:
+      config: `config.dataset`.
+      task: `config.teacher.dataset`.
+      is_clean: whether it is shown training images as in an evaluation.
+    """
+    view = view_of(config, task)
+    if view == view_of(config, config):
+        return None
+    return OfTeacher(view if is_clean else training_view(config, task), view)
+
+
+def picture_of(config, task, is_native: bool) -> data.Picture:
+    """How an image of any size becomes what a task's model is given in an evaluation.
+
+    Args:
+      config, task: as of view_of.
+      is_native: as of inputs_of.
     """
 
+    def inputs(pixels):
+        return {'image': normalize(pixels, task.image_mean, task.image_std)}
+
+    return data.Picture(view_of(config, task), not is_native, inputs)
+
+
+def inputs_of(config, task, is_kept: bool, is_native: bool):
+    """Makes Source.inputs of an image data set: {'image': [batch, side, side, 3]}, in float32.
+
+    Args:
+      config: `config.dataset`, for the random variation, and how its student is shown images.
+      task: `config.dataset` or `config.teacher.dataset`, for how its model is shown images.
+      is_kept: whether images are in memory, so that varying them is part of a step; else they come varied.
+      is_native: whether they are kept as they were taken, so that resizing them is part of a step, too.
+    """
+    view = view_of(config, task)
+    field = IMAGE if is_native or view == view_of(config, config) else TEACHER_IMAGE
+    # What is kept resized is shown as it is.
+    in_training = training_view(config, task) if is_native else View(view.side, view.resize)
+
     def inputs(tables, examples, key):
-        pixels = examples['image']
+        pixels = examples[field]
         if is_kept and key is not None:
-            pixels = varied(
-                pixels, config.image_size, key, config.min_crop_area, config.mirror_rate, config.resize
-            )
-        elif is_kept:
-            pixels = resized(pixels, config.image_size, config.resize)
+            pixels = varied(pixels, in_training, key, config.min_crop_area, config.mirror_rate)
+        elif is_native:
+            pixels = resizing.on_device(pixels, view)
         return {'image': normalize(pixels, task.image_mean, task.image_std)}
 
     return inputs
 
 
-def is_kept(count: int, side: int, config) -> bool:
+def is_kept(count: int, sides: Sequence[int], config) -> bool:
     """Whether some images are few and small enough to be kept in memory.
 
     It depends on the data and on `config.kept_gb`, and not on the machine: what a run computes may.
 
     Args:
       count: how many there are, of training and evaluation.
-      side: in pixels, as they would be kept.
+      sides: in pixels, as each of them would be kept.
       config: `config.dataset`.
 
     Raises:
       UserError: they should be, but are larger than this machine.
     """
-    size = 3 * count * side * side
+    size = 3 * count * sum(side * side for side in sides)
     if size / 1e9 > config.kept_gb:
         return False
     if size > memory.of_machine():
@@ -175,7 +201,7 @@ def kept_source(
     *,
     contents: Iterable[bytes],
     held_back: int,
-    is_resized: bool = False,
+    is_native: bool = True,
 ) -> data.Source:
     """A Source of images in memory, cut to the classes of a task.
 
@@ -185,14 +211,13 @@ def kept_source(
     Args:
       name: what a person calls the data set.
       label_names: of all classes.
-      parts: (training, evaluation), {'image': [images, side, side, 3] uint8, 'labels': [images]} each.
-      config: `config.dataset`, for the image size, the resize and the random variation, and for who draws the
-        training examples of a class.
-      task: `config.dataset` or `config.teacher.dataset`, for the classes, the mean and the standard
-        deviation.
+      parts: (training, evaluation), {'image': [images, side, side, 3] uint8, 'labels': [images]} each, and
+        'teacher_image' where a teacher is shown others.
+      config: `config.dataset`, for the random variation, and for who draws the training examples of a class.
+      task: `config.dataset` or `config.teacher.dataset`, for the classes and how a model is shown images.
       contents: what each evaluation image is as it is stored, for dataset.test_part; read where that asks.
       held_back: how many of the training images, the last ones, a search is evaluated on.
-      is_resized: whether they were resized to be kept, and so had their pixels rounded.
+      is_native: whether they are as they were taken, and not resized to be kept.
 
     Raises:
       UserError: classes that are not there, or more examples of a class than there are.
@@ -201,6 +226,7 @@ def kept_source(
     train, evaluation = parts
     chosen = data.rows_of_part(contents, config)
     evaluation = data.take(evaluation, chosen)
+    inputs = functools.partial(inputs_of, config, is_kept=True, is_native=is_native)
     return data.Source(
         name=f'{name} {said_of(label_names, classes)}{data.said_of_part(config)}',
         train=_of_seeds(train, label_names, classes, config, task, held_back),
@@ -209,8 +235,9 @@ def kept_source(
         label_names=tuple(label_names[c] for c in classes),
         vocabularies={},
         tables=(),
-        inputs=inputs_of(config, task, is_kept=True),
-        picture=picture_of(config, is_kept=not is_resized),
+        inputs=inputs(task),
+        inputs_for=inputs,
+        picture=picture_of(config, task, is_native),
     )
 
 
@@ -262,7 +289,7 @@ def _of_classes(examples, label_names, classes, of_each=None):
     """(examples of some classes, the first `of_each` of each, labels their positions; their rows before)"""
     labels = examples['labels']
     if classes == tuple(range(len(label_names))) and not of_each:
-        kept = {'image': examples['image'], 'labels': labels.astype(np.int32)}
+        kept = {**examples, 'labels': labels.astype(np.int32)}
         return kept, np.arange(len(labels))
     found = [np.flatnonzero(labels == c) for c in classes]
     if of_each and of_each > min(map(len, found)):
@@ -270,7 +297,7 @@ def _of_classes(examples, label_names, classes, of_each=None):
     chosen = np.sort(np.concatenate([rows[:of_each] for rows in found]))
     position = np.zeros(len(label_names), np.int32)
     position[list(classes)] = np.arange(len(classes))
-    return {'image': examples['image'][chosen], 'labels': position[labels[chosen]]}, chosen
+    return {**data.take(examples, chosen), 'labels': position[labels[chosen]]}, chosen
 
 
 # name -> (classes, training images, side in pixels as they are kept; 0 for the side that a model is shown)
@@ -281,12 +308,13 @@ KEPT = 'images', 'tfds'
 NAMES = *FACTS, *KEPT
 
 
-def abstract_source(config, task) -> data.Source:
+def abstract_source(config, task, beside: OfTeacher | None = None) -> data.Source:
     """A Source of the shapes of an image data set, without its images, for what only counts or compiles.
 
     Args:
       config: `config.dataset`.
       task: `config.dataset` or `config.teacher.dataset`, for the classes.
+      beside: how a teacher is shown the same images, where that is not as the student is.
 
     Raises:
       UserError: a data set that is not one of images.
@@ -296,17 +324,19 @@ def abstract_source(config, task) -> data.Source:
         raise UserError(f'dataset.name {config.name} {kind}; known without data: {", ".join(FACTS)}.')
     classes, count, side = FACTS[config.name]
     chosen = tuple(task.classes) or tuple(range(classes))
-    side = side or config.image_size
     if task.examples_per_class or task.classes:
         count = len(chosen) * (task.examples_per_class or count // classes)
     kept = config.name != 'imagenet'
     rows = count if kept else 1
+    sides = {IMAGE: side or config.image_size}
+    if beside and not kept:
+        sides[TEACHER_IMAGE] = beside.training.side
     train = {
         # Strides of zero: as large as the data set, but of no memory.
-        'image': np.broadcast_to(np.zeros((), np.uint8), (rows, side, side, 3)),
+        **{field: np.broadcast_to(np.zeros((), np.uint8), (rows, n, n, 3)) for field, n in sides.items()},
         'labels': np.zeros(rows, np.int32),
     }
-
+    inputs = functools.partial(inputs_of, config, is_kept=kept, is_native=kept)
     return data.Source(
         name=config.name,
         train=train if kept else data.TrainStream(count, train, None),
@@ -315,5 +345,6 @@ def abstract_source(config, task) -> data.Source:
         label_names=tuple(map(str, chosen)),
         vocabularies={},
         tables=(),
-        inputs=inputs_of(config, task, kept),
+        inputs=inputs(task),
+        inputs_for=inputs,
     )

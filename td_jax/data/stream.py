@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from td_jax.data import base as data
-from td_jax.data import decoding, images, prepared
+from td_jax.data import decoding, images, prepared, resizing
 from td_jax.data.base import EvaluationStream, Source, TrainStream
+from td_jax.data.resizing import View
 from td_jax.errors import UserError
 
 MAX_LANES = 16
@@ -52,11 +53,8 @@ class Records:
     decode: Callable[..., Any] = dataclasses.field(compare=False)
 
 
-class Sizes(NamedTuple):
-    """How an image is resized: the side in pixels, and a name of images.RESIZES."""
-
-    side: int
-    resize: str
+# How each image of an example is made of a record: of the student, and of a teacher that is shown others.
+Views = dict[str, View]
 
 
 def source_of(
@@ -66,40 +64,62 @@ def source_of(
     config,
     task,
     host_bytes: int,
+    beside: images.OfTeacher | None = None,
 ) -> Source:
     """A Source of images that are streamed; nothing is decoded yet.
 
-    Examples: {'image': [rows, size, size, 3] uint8, 'labels': [rows] int32}. Inputs: {'image':
-    [rows, size, size, 3]}, by images.inputs_of.
+    Examples: {'image': [rows, side, side, 3] uint8, 'labels': [rows] int32}, and 'teacher_image' where a
+    teacher is shown others. Inputs: {'image': [rows, side, side, 3]}, by images.inputs_of.
 
     Args:
       name: what a person calls it.
       label_names: of the classes, in the order of their numbers.
       parts: of training and of evaluation, the records, and which of them.
-      config: `config.dataset`, for the image size, the resize and the random variation.
-      task: `config.dataset` or `config.teacher.dataset`, for the mean and the standard deviation.
+      config: `config.dataset`, for the random variation.
+      task: `config.dataset` or `config.teacher.dataset`, for how a model is shown images.
       host_bytes: of TrainStream.
+      beside: how a teacher is shown the same images, where that is not as the student is.
     """
     (train_records, train), (records, evaluation) = parts
-    size = config.image_size
-    sizes = Sizes(size, config.resize)
+    training, evaluated = views_of(config, task, beside)
+    inputs = functools.partial(images.inputs_of, config, is_kept=False, is_native=False)
     return Source(
         name=name,
         train=TrainStream(
             count=count_of(train),
-            example={'image': np.zeros((1, size, size, 3), np.uint8), 'labels': np.zeros(1, np.int32)},
-            open=functools.partial(train_batches, lambda number: (train_records, train), config),
+            example={
+                **{field: np.zeros((1, *_shape(view)), np.uint8) for field, view in training.items()},
+                'labels': np.zeros(1, np.int32),
+            },
+            open=functools.partial(train_batches, lambda number: (train_records, train), config, training),
             host_bytes=host_bytes,
-            pass_over=lambda number: evaluation_stream(train_records, train, sizes),
+            pass_over=lambda number: evaluation_stream(train_records, train, training),
         ),
-        evaluation=evaluation_stream(records, evaluation, sizes),
+        evaluation=evaluation_stream(records, evaluation, evaluated),
         task='classification',
         label_names=label_names,
         vocabularies={},
         tables=(),
-        inputs=images.inputs_of(config, task, is_kept=False),
-        picture=images.picture_of(config, is_kept=False),
+        inputs=inputs(task),
+        inputs_for=inputs,
+        picture=images.picture_of(config, task, is_native=False),
     )
+
+
+def views_of(config, task, beside: images.OfTeacher | None) -> tuple[Views, Views]:
+    """How examples of training and of evaluation are made of whole images.
+
+    Args:
+      config, task, beside: as of source_of.
+    """
+    own = {images.IMAGE: images.view_of(config, task)}
+    if beside is None:
+        return own, own
+    return tuple({**own, images.TEACHER_IMAGE: view} for view in beside)
+
+
+def _shape(view):
+    return view.side, view.side, 3
 
 
 def whole_only(name: str, config, task):
@@ -318,32 +338,50 @@ def _cropped(image, seed, min_area):
     return image[y : y + height, x : x + width]
 
 
-def _resized(image, sizes):
-    """[height, width, 3] uint8 -> [side, side, 3] uint8, rounded.
+def shown(image, view: View, is_rounded: bool = True):
+    """An image as a view shows it.
 
-    A byte a value is a quarter of what goes to the device.
+    Args:
+      image: [height, width, 3] uint8.
+      view: how it is shown.
+      is_rounded: whether the result is uint8: a byte a value is a quarter of what goes to the device. Else it
+        is float32, and whole numbers where Pillow resizes.
+
+    Returns:
+      [side, side, 3]
     """
-    tf = tensorflow()
-    # Added before resizing, where there are mostly fewer pixels; the cast then cuts off, which rounds.
-    # (From float32 TensorFlow resizes faster than from uint8.)
-    image = tf.cast(image, tf.float32) + 0.5
-    size = (sizes.side, sizes.side)
-    image = tf.image.resize(image, size, antialias=images.RESIZES[sizes.resize])
-    return tf.ensure_shape(tf.cast(image, tf.uint8), (*size, 3))
+    tf, how = tensorflow(), resizing.RESIZES[view.resize]
+    if how.is_pillow:
+        by_pillow = functools.partial(resizing.by_pillow, view=view)
+        image = tf.numpy_function(by_pillow, [image], tf.uint8, stateful=False)
+    else:
+        height, width = view.scaled(*tf.unstack(tf.shape(image)[:2]), tf.minimum)
+        # Added before resizing, where there are mostly fewer pixels; the cast then cuts off, which rounds.
+        # (From float32 TensorFlow resizes faster than from uint8.)
+        image = tf.cast(image, tf.float32) + (0.5 if is_rounded else 0.0)
+        image = tf.image.resize(image, (height, width), how.method)
+        if not view.is_whole:
+            top, left = ((length - view.side) // 2 for length in (height, width))
+            image = image[top : top + view.side, left : left + view.side]
+    return tf.ensure_shape(tf.cast(image, tf.uint8 if is_rounded else tf.float32), _shape(view))
 
 
-def _example(parsed, image, sizes):
-    """{'image': [side, side, 3] uint8, 'labels': [] int32}."""
+def _example(parsed, image, views):
+    """{field: [side, side, 3] uint8 of each view, 'labels': [] int32}."""
     tf = tensorflow()
-    return {'image': _resized(image, sizes), 'labels': tf.cast(parsed['label'], tf.int32)}
+    made = {field: shown(image, view) for field, view in views.items()}
+    return {**made, 'labels': tf.cast(parsed['label'], tf.int32)}
 
 
 # --- Batches ---------------------------------------------------------------------------------------
 
 
-def train_batches(records_of, config, seed, step, batch_size, rows):
-    """TrainStream.open, after what makes the (records, spans) of a seed's number and `config.dataset`."""
+def train_batches(records_of, config, views, seed, step, batch_size, rows):
+    """TrainStream.open, after what makes (records, spans) of a seed's number, `config.dataset` and Views."""
     tf, (records, spans) = tensorflow(), records_of(seed)
+    if config.min_crop_area < 1:
+        # All of the crop is shown.
+        views = {field: View(view.side, view.resize) for field, view in views.items()}
     found, position_of = _train_records(records, spans, config.shuffle_buffer, seed, step, batch_size, rows)
 
     def example(index, record):
@@ -355,20 +393,19 @@ def train_batches(records_of, config, seed, step, batch_size, rows):
         is_mirrored = tf.random.stateless_uniform([], mirror_seed) < config.mirror_rate
         # tf.reverse is ten times as fast as a slice with stride -1.
         image = tf.cond(is_mirrored, lambda: tf.reverse(image, [1]), lambda: image)
-        return _example(parsed, image, Sizes(config.image_size, config.resize))
+        return _example(parsed, image, views)
 
     return _batches(records, found, example, len(range(*rows.indices(batch_size))))
 
 
-def evaluation_stream(records: Records, spans: list[Span], sizes: Sizes) -> EvaluationStream:
-    """Whole images of some spans, resized."""
+def evaluation_stream(records: Records, spans: list[Span], views: Views) -> EvaluationStream:
+    """Images of some spans, as views show them."""
     return EvaluationStream(
-        count=count_of(spans), open=functools.partial(_evaluation_batches, records, spans, sizes)
+        count=count_of(spans), open=functools.partial(_evaluation_batches, records, spans, views)
     )
 
 
-@functools.lru_cache(maxsize=2)
-def kept(records: Records, spans: tuple[Span, ...], sizes: Sizes) -> dict[str, np.ndarray]:
+def kept(records: Records, spans: tuple[Span, ...], views: Views) -> dict[str, np.ndarray]:
     """All examples of some spans, as an EvaluationStream has them, in memory.
 
     Of two parts of a data set the same arrays are given again.
@@ -376,11 +413,15 @@ def kept(records: Records, spans: tuple[Span, ...], sizes: Sizes) -> dict[str, n
     Raises:
       UserError: what the stream raises.
     """
-    stream, size = evaluation_stream(records, list(spans), sizes), sizes.side
-    found = {
-        'image': np.empty((stream.count, size, size, 3), np.uint8),
-        'labels': np.empty(stream.count, np.int32),
-    }
+    return _kept(records, spans, tuple(views.items()))
+
+
+@functools.lru_cache(maxsize=4)
+def _kept(records, spans, views):
+    """`kept`, of what can be looked up."""
+    stream = evaluation_stream(records, list(spans), dict(views))
+    found = {field: np.empty((stream.count, *_shape(view)), np.uint8) for field, view in views}
+    found['labels'] = np.empty(stream.count, np.int32)
     start = 0
     for examples, mask in stream.open(KEPT_AT_ONCE, 0, 1):
         stop = start + int(mask.sum())
@@ -411,20 +452,19 @@ def _evaluation_records(records, spans):
     ).enumerate()
 
 
-def _evaluation_batches(records, spans, sizes, batch_size, part, parts):
+def _evaluation_batches(records, spans, views, batch_size, part, parts):
     """EvaluationStream.open."""
-    size = sizes.side
     own = _share(spans, part, parts)
     largest = max(count_of(_share(spans, p, parts)) for p in range(parts))
 
     def example(index, record):
         parsed = records.parsed(record)
-        return _example(parsed, records.decode(parsed['image']), sizes)
+        return _example(parsed, records.decode(parsed['image']), views)
 
     found = _batches(records, _evaluation_records(records, own), example, batch_size)
     for _ in range(-(-largest // batch_size)):
         examples = next(found, None) or {
-            'image': np.zeros((0, size, size, 3), np.uint8),
+            **{field: np.zeros((0, *_shape(view)), np.uint8) for field, view in views.items()},
             'labels': np.zeros(0, np.int32),
         }
         rows = len(examples['labels'])

@@ -4,7 +4,8 @@ import numpy as np
 
 from td_jax.data import base, images, prepared, stream
 from td_jax.data.base import Source
-from td_jax.data.stream import Records, Sizes, Span
+from td_jax.data.resizing import View
+from td_jax.data.stream import Records, Span
 from td_jax.errors import UserError
 
 # Share of the training part that is a validation slice, and of all images a test, where TFDS has none: in
@@ -14,17 +15,17 @@ SHARE = 10
 FILE_NAMES = 'file_name', 'image/filename', 'filename', 'image/file_name', 'id', 'image_id'
 
 
-def load(config, task) -> Source:
+def load(config, task, beside: images.OfTeacher | None = None) -> Source:
     """Cuts the images for a task.
 
     Inputs: {'image': [batch, size, size, 3]}, by images.inputs_of; labels: position of the class in the
-    task's classes. In memory, square images that are all of one size stay so, and others are resized to the
-    size that a model is shown.
+    task's classes. In memory, square images that are all of one size stay so, and others are kept as a model
+    is shown them in an evaluation.
 
     Args:
-      config: `config.dataset`, for the name, the split, the image size, the resize and the random variation.
-      task: `config.dataset` or `config.teacher.dataset`, for the classes, the mean and the standard
-        deviation.
+      config: `config.dataset`, for the name, the split and the random variation.
+      task: `config.dataset` or `config.teacher.dataset`, for the classes and how a model is shown images.
+      beside: how a teacher is shown the same images, where that is not as the student is.
 
     Raises:
       UserError: a name that TFDS does not have, a data set that is not of labelled images, not prepared or in
@@ -40,12 +41,15 @@ def load(config, task) -> Source:
         parts = [_spans(builder, names) for names in _splits(name, builder.info, config.split)]
     label_names = tuple(builder.info.features[label].names)
     records = records_of(builder, image, label)
-    side = _side(builder.info.features[image]) or config.image_size
+    side = _side(builder.info.features[image])
+    # Squares of one size are kept as they are.
+    native = {images.IMAGE: View(side, config.resize)} if side else None
+    views = (native, native) if native else stream.views_of(config, task, beside)
     counts = [stream.count_of(spans) for spans in parts]
-    if images.is_kept(sum(counts), side, config):
-        sizes = Sizes(side, config.resize)
-        kept = [stream.kept(records, tuple(spans), sizes) for spans in parts]
-        is_resized = side != _side(builder.info.features[image])
+    if images.is_kept(sum(counts), [view.side for view in views[0].values()], config):
+        kept = [
+            stream.kept(records, tuple(part), of_part) for part, of_part in zip(parts, views, strict=True)
+        ]
         with prepared.reading(name):
             searched, _ = _splits(name, builder.info, 'validation')
             held_back = counts[0] - stream.count_of(_spans(builder, searched))
@@ -58,7 +62,7 @@ def load(config, task) -> Source:
             task,
             contents=contents,
             held_back=held_back,
-            is_resized=is_resized,
+            is_native=bool(side),
         )
         return source._replace(known_by=prepared.known_by(builder))
     stream.whole_only(name, config, task)
@@ -66,7 +70,7 @@ def load(config, task) -> Source:
         _check_first(records, spans)
     host_bytes = shuffled_bytes(builder, config, counts[0])
     source = stream.source_of(
-        name, label_names, [(records, spans) for spans in parts], config, task, host_bytes
+        name, label_names, [(records, spans) for spans in parts], config, task, host_bytes, beside
     )
     return source._replace(known_by=prepared.known_by(builder))
 

@@ -6,13 +6,14 @@ from typing import NamedTuple
 
 from etils import epath
 
+from td_jax.data import resizing
 from td_jax.errors import UserError
 from td_jax.exporting import comparison, onnx_model, saved_model, signature, stablehlo
 from td_jax.files import workdir
 from td_jax.models import resnet, vit
 from td_jax.predicting import program
 from td_jax.pretrained import bit, google, hugging_face, kinds, preprocessing
-from td_jax.pretrained.architecture import Architecture, ResNetArchitecture, Shown
+from td_jax.pretrained.architecture import Architecture, Preprocessing, ResNetArchitecture
 from td_jax.training import assembly, teachers, train_step
 
 
@@ -56,7 +57,7 @@ def _npz_misfit(config):
     for key, value in meant.items() if model.name == 'vit' else ():
         if model[key] != value:
             return f'means model.{key} {value}, and that of this student is {model[key]}'
-    for key, value in google.SHOWN._asdict().items():
+    for key, value in google.PREPROCESSING.of_task().items():
         if config.dataset[key] != value:
             return f'means dataset.{key} {value}, and that of this student is {config.dataset[key]}'
     return None
@@ -97,13 +98,13 @@ def _architecture(finished):
     return architecture_of(finished.config, len(finished.source.label_names))
 
 
-def _shown(finished):
-    return Shown(*(finished.config.dataset[key] for key in Shown._fields))
+def _preprocessing(finished):
+    return Preprocessing(*(finished.config.dataset[key] for key in Preprocessing._fields))
 
 
 def _safetensors_note(config):
     dataset = config.dataset
-    if dataset.resize == 'bilinear_antialias':
+    if resizing.RESIZES[dataset.resize].is_pillow:
         return None
     return (
         f'{preprocessing.FILE} leaves resizing out: with dataset.resize={dataset.resize} this student was '
@@ -149,7 +150,7 @@ FORMATS = {
         'student_safetensors',
         _safetensors_misfit,
         lambda path, run: hugging_face.write(
-            path, _architecture(run), _shown(run), _student(run), run.source.label_names
+            path, _architecture(run), _preprocessing(run), _student(run), run.source.label_names
         ),
         _safetensors_note,
     ),

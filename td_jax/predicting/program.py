@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from td_jax.data import base as data
-from td_jax.data import decoding, images
+from td_jax.data import decoding, resizing
 from td_jax.models import base
 
 # The name of an axis with as many rows as there are examples, and those of an image of any size.
@@ -35,7 +35,8 @@ class Program(NamedTuple):
     """A student with its parameters.
 
     run({name: array, as inputs say}) -> {name: array, as outputs say}; pure
-    of_pixels([batch, size, size, 3] float32, by `picture` resized) -> the same; None where no image is taken
+    of_pixels([batch, side, side, 3] float32, as the view of `picture` shows them) -> the same; None where no
+      image is taken
     """
 
     inputs: dict[str, Port]
@@ -81,7 +82,7 @@ def of_student(model: base.Model, params, source: data.Source) -> Program:
         return Program(ports, outputs, labels, of_inputs)
 
     def of_pixels(pixels):
-        return of_examples(picture.example(pixels))
+        return of_inputs(picture.inputs(pixels))
 
     def of_images(inputs):
         return of_pixels(resized(inputs[IMAGE], picture))
@@ -90,7 +91,7 @@ def of_student(model: base.Model, params, source: data.Source) -> Program:
         'uint8',
         (BATCH, HEIGHT, WIDTH, 3),
         f'red, green and blue of images of any size, each from 0 to 255; of a file {decoding.RULE}; '
-        f'resized inside to {picture.size} x {picture.size} pixels ({picture.resize})',
+        f'inside, {picture.view.describe()}',
     )
     return Program({IMAGE: port}, outputs, labels, of_images, picture=picture, of_pixels=of_pixels)
 
@@ -123,8 +124,8 @@ def _of_ids(source, of_examples):
 
 
 def resized(pixels, picture: data.Picture):
-    """Images [batch, height, width, 3] of any size -> [batch, size, size, 3], float32 from 0 to 255."""
-    pixels = images.resized(pixels, picture.size, picture.resize).astype(jnp.float32)
+    """Images [batch, height, width, 3] of any size -> [batch, side, side, 3], float32 from 0 to 255."""
+    pixels = resizing.on_device(pixels, picture.view).astype(jnp.float32)
     return jnp.floor(pixels + 0.5) if picture.is_rounded else pixels
 
 

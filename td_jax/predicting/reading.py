@@ -7,7 +7,7 @@ import numpy as np
 from etils import epath
 
 from td_jax.data import base as data
-from td_jax.data import decoding, image_files, images
+from td_jax.data import decoding, image_files, stream
 from td_jax.data import table as data_table
 from td_jax.errors import UserError, reason
 
@@ -72,28 +72,23 @@ def find_images(path: epath.Path) -> image_files.Images:
 
 
 def pixels(files: list[epath.Path], picture: data.Picture) -> np.ndarray:
-    """Images as Program.of_pixels takes them, [files, size, size, 3] float32 from 0 to 255.
+    """Images as Program.of_pixels takes them, [files, side, side, 3] float32 from 0 to 255.
 
-    They are resized by TensorFlow, as those of the data set are.
+    They are decoded and resized as those of a folder are.
 
     Raises:
       UserError: one cannot be read or decoded; names it.
     """
-    import tensorflow as tf
 
-    def resized(file):
+    def shown(file):
         content = _bytes(file)
         try:
             image = decoding.decode(content)
         except ValueError as error:
             raise UserError(f'{file} cannot be decoded as an image: {error}.') from error
-        size = picture.size, picture.size
-        return tf.image.resize(
-            tf.cast(image, tf.float32), size, antialias=images.RESIZES[picture.resize]
-        ).numpy()
+        return stream.shown(image, picture.view, picture.is_rounded).numpy().astype(np.float32)
 
-    found = np.stack([resized(file) for file in files])
-    return np.floor(found + np.float32(0.5)) if picture.is_rounded else found
+    return np.stack([shown(file) for file in files])
 
 
 def in_batches(count: int, size: int) -> Iterator[slice]:

@@ -6,6 +6,7 @@ import flax
 import jax
 import numpy as np
 
+from td_jax.data.resizing import View
 from td_jax.errors import UserError
 from td_jax.models import resnet, vit
 
@@ -39,12 +40,26 @@ class ResNetArchitecture(NamedTuple):
     kind = 'BiT'  # as a person calls it
 
 
-class Shown(NamedTuple):
-    """How a model is shown images, in the words of td_jax.configs.common.dataset_config."""
+class Preprocessing(NamedTuple):
+    """How a model is shown images, in the words of td_jax.configs.common.task_config."""
 
     image_mean: tuple[float, float, float]
     image_std: tuple[float, float, float]
-    resize: str | None  # None: images are not resized
+    resize: str | None  # None: nothing is said of how images become as large as they are shown
+    crop_mode: str = 'squash'
+    crop_pct: float = 1.0
+    image_size: int = 0  # side in pixels; 0: nothing is said
+
+    def view(self, side: int = 0) -> View:
+        """How images of a side, or of that which is said, are shown; a resize has to be said."""
+        return View(side or self.image_size, self.resize, self.crop_mode, self.crop_pct)
+
+    def of_task(self) -> dict:
+        """{key of a task's config: value} of what is said."""
+        said = {'image_mean': self.image_mean, 'image_std': self.image_std}
+        if self.resize:
+            said |= {'resize': self.resize, 'crop_mode': self.crop_mode, 'crop_pct': self.crop_pct}
+        return said
 
 
 class Checkpoint(NamedTuple):
@@ -54,7 +69,7 @@ class Checkpoint(NamedTuple):
     architecture: Architecture | ResNetArchitecture
     # float32, nested as those of vit.ViT or resnet.ResNet; without `head_layer` where there is no head
     params: dict
-    shown: Shown
+    preprocessing: Preprocessing
     label_names: tuple[str, ...] | None = None  # of the head's outputs; None where there are none or no names
     assumed: str = ''  # what its files do not say, and what is taken for granted then
     unused: tuple[str, ...] = ()  # names in the file that became no parameter
@@ -76,7 +91,7 @@ def teacher_overrides(checkpoint: Checkpoint, config) -> dict:
         **{f'teacher.model.{key}': value for key, value in model.items()},
         **{
             key: value
-            for key, value in _shown(checkpoint.shown, 'teacher.').items()
+            for key, value in _of_teacher(checkpoint.preprocessing).items()
             if value != _at(config, key)
         },
     }
@@ -142,21 +157,23 @@ def student_overrides(checkpoint: Checkpoint, config) -> dict:
     is_resnet = isinstance(checkpoint.architecture, ResNetArchitecture)
     kept = () if is_resnet else ('activation', 'epsilon', 'registers', 'pooling')
     wanted = {f'model.{key}': getattr(checkpoint.architecture, key) for key in kept}
-    wanted |= {f'dataset.{key}': getattr(checkpoint.shown, key) for key in ('image_mean', 'image_std')}
+    wanted |= {f'dataset.{key}': value for key, value in checkpoint.preprocessing.of_task().items()}
     return {key: value for key, value in wanted.items() if value != _at(config, key)}
 
 
-def _shown(shown, prefix):
-    """The keys of a config that say how a model is shown images -> what they would be."""
-    wanted = {f'{prefix}dataset.{key}': getattr(shown, key) for key in ('image_mean', 'image_std')}
-    return {**wanted, **({'dataset.resize': shown.resize} if shown.resize else {})}
+def _of_teacher(preprocessing):
+    """The keys of a config that say how its teacher is shown images -> what they would be."""
+    return {f'teacher.dataset.{key}': value for key, value in preprocessing.of_task().items()}
 
 
 def _at(config, key):
-    """The value at a dotted key."""
+    """The value at a dotted key; what the teacher's part of the data leaves open is as the student's."""
+    value = config
     for part in key.split('.'):
-        config = config[part]
-    return config
+        value = value[part]
+    if key.startswith('teacher.dataset.') and not value:
+        return _at(config, key.removeprefix('teacher.'))
+    return value
 
 
 def check_teacher(checkpoint: Checkpoint, config):
@@ -179,9 +196,9 @@ def check_teacher(checkpoint: Checkpoint, config):
         theirs = {'name': 'vit', **architecture.sizes._asdict(), 'patch': architecture.patch}
         for key in KEPT:
             ours[key], theirs[key] = model[key], getattr(architecture, key)
-    shown = _shown(checkpoint.shown, 'teacher.')
-    ours |= {key: _at(config, key) for key in shown}
-    theirs |= shown
+    wanted = _of_teacher(checkpoint.preprocessing)
+    ours |= {key: _at(config, key) for key in wanted}
+    theirs |= wanted
     different = ', '.join(
         f'{key} is {theirs[key]} there, {ours[key]} here' for key in ours if ours[key] != theirs[key]
     )

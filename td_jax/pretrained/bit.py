@@ -9,7 +9,7 @@ from td_jax.models import resnet
 from td_jax.pretrained import convert
 from td_jax.pretrained.architecture import Checkpoint, ResNetArchitecture
 from td_jax.pretrained.convert import Place, shape_of
-from td_jax.pretrained.google import SHOWN
+from td_jax.pretrained.google import PREPROCESSING
 
 # What the names of a file begin with, and how its parts of a unit are called, in order.
 PREFIX, PARTS = 'resnet/', 'abc'
@@ -49,7 +49,7 @@ def read(location: str, path, raw: dict) -> Checkpoint:
     )
     if kernel.shape[:3] != (7, 7, 3):
         raise UserError(f'{path}: {PREFIX}root_block/{CONV} is {shape_of(kernel)}; it is [7, 7, 3, width].')
-    return convert.converted(location, path, architecture, SHOWN, raw, places(architecture, raw))
+    return convert.converted(location, path, architecture, PREPROCESSING, raw, places(architecture, raw))
 
 
 def _units(raw):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from td_jax.errors import UserError
-from td_jax.pretrained.architecture import Architecture, Checkpoint, ResNetArchitecture, Shown, shapes
+from td_jax.pretrained.architecture import Architecture, Checkpoint, Preprocessing, ResNetArchitecture, shapes
 
 
 class Place(NamedTuple):
@@ -25,7 +25,7 @@ def converted(
     location: str,
     path,
     architecture: Architecture | ResNetArchitecture,
-    shown: Shown,
+    preprocessing: Preprocessing,
     raw: dict,
     places: dict,
 ):
@@ -35,7 +35,7 @@ def converted(
       location: as the user wrote it.
       path: of the file, for messages.
       architecture: what it holds.
-      shown: how it is shown images.
+      preprocessing: how it is shown images.
       raw: {name in the file: array}.
       places: {our name: Place}.
 
@@ -62,7 +62,7 @@ def converted(
         used.add(place.key)
     unused = tuple(sorted(raw.keys() - used))
     tree = flax.traverse_util.unflatten_dict(params, sep='/')
-    return Checkpoint(location, architecture, tree, shown, unused=unused)
+    return Checkpoint(location, architecture, tree, preprocessing, unused=unused)
 
 
 def finite(path, key, value):

@@ -7,12 +7,12 @@ import numpy as np
 from td_jax.errors import UserError
 from td_jax.models import vit
 from td_jax.pretrained import convert
-from td_jax.pretrained.architecture import Architecture, Checkpoint, Shown
+from td_jax.pretrained.architecture import Architecture, Checkpoint, Preprocessing
 from td_jax.pretrained.convert import Place, shape_of
 
 # What that code takes for granted; the file has no place to say others, and none for names of labels.
 ACTIVATION, EPSILON = 'gelu_tanh', 1e-6
-SHOWN = Shown(image_mean=(0.5, 0.5, 0.5), image_std=(0.5, 0.5, 0.5), resize='bilinear')
+PREPROCESSING = Preprocessing(image_mean=(0.5, 0.5, 0.5), image_std=(0.5, 0.5, 0.5), resize='bilinear')
 
 
 def read(location: str, path, raw: dict) -> Checkpoint:
@@ -54,7 +54,7 @@ def read(location: str, path, raw: dict) -> Checkpoint:
         epsilon=EPSILON,
         pre_logits='pre_logits/kernel' in raw,
     )
-    return convert.converted(location, path, architecture, SHOWN, raw, places(architecture))
+    return convert.converted(location, path, architecture, PREPROCESSING, raw, places(architecture))
 
 
 def _renumbered(raw):

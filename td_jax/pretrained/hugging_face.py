@@ -7,7 +7,7 @@ from td_jax.errors import UserError, reason
 from td_jax.files import workdir
 from td_jax.models import vit
 from td_jax.pretrained import convert, kinds, preprocessing
-from td_jax.pretrained.architecture import Architecture, Checkpoint, Shown
+from td_jax.pretrained.architecture import Architecture, Checkpoint, Preprocessing
 from td_jax.pretrained.convert import Place, shape_of
 from td_jax.pretrained.kinds import Kind
 
@@ -71,7 +71,7 @@ def read(location: str, folder) -> Checkpoint:
     if architecture.pre_logits and config['pooler_act'] != 'tanh':
         raise UserError(f'{folder / CONFIG}: pooler_act {config["pooler_act"]!r} is not known; it is tanh.')
     said = workdir.read_json(folder / preprocessing.FILE)
-    shown = kind.shown
+    shown = kind.preprocessing
     if said is not None or not shown:
         shown = preprocessing.read(folder / preprocessing.FILE, said or {}, image_size, kind.processor)
     assumed = '' if said is not None else f'no {preprocessing.FILE}: images are shown as is usual'
@@ -213,7 +213,7 @@ def _tensors(path):
         ) from error
 
 
-def write(path, architecture: Architecture, shown: Shown, params, label_names):
+def write(path, architecture: Architecture, shown: Preprocessing, params, label_names):
     """Writes parameters of a vit.ViT to a new folder, as a classifier of the kind that `kinds.kind_of` says.
 
     Beside the two files of the model, the folder has the one that says how images are shown to it.
@@ -252,7 +252,7 @@ def write(path, architecture: Architecture, shown: Shown, params, label_names):
     tensors = convert.in_file(params, places(architecture, kind, prefix, head, without_bias=False))
     tensors = kinds.unfolded(kind, architecture, tensors, prefix)
     path.mkdir()
-    for name, content in ((CONFIG, config), (preprocessing.FILE, preprocessing.written(shown, side))):
+    for name, content in ((CONFIG, config), (preprocessing.FILE, preprocessing.written(shown))):
         (path / name).write_text(json.dumps(content, indent=2) + '\n')
     # transformers refuses a file that does not say so, whoever wrote it.
     (path / WEIGHTS).write_bytes(safetensors_numpy.save(tensors, metadata={'format': 'pt'}))

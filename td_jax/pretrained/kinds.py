@@ -17,7 +17,7 @@ import numpy as np
 
 from td_jax.errors import UserError
 from td_jax.pretrained import convert
-from td_jax.pretrained.architecture import Architecture, Shown
+from td_jax.pretrained.architecture import Architecture, Preprocessing
 from td_jax.pretrained.convert import shape_of
 
 
@@ -31,7 +31,8 @@ class Kind(NamedTuple):
     epsilon: float  # of a LayerNorm, where config.json does not say
     positions: str  # how it resizes position embeddings, a name of fit.STRETCHES
     processor: str  # the class that shows it images, where its file does not say
-    shown: Shown | None  # how it is shown images, where there is no such file; None: as its processor does
+    # How it is shown images, where there is no such file; None: as its processor does.
+    preprocessing: Preprocessing | None
 
 
 _ATTENTION = {
@@ -54,7 +55,7 @@ _DINOV2 = {
 }
 _SCALES = {'attention/out': 'layer_scale1.lambda1', 'mlp_out': 'layer_scale2.lambda1'}
 # Both are shown pixels less ImageNet's mean, over its standard deviation, at several sizes.
-_IMAGENET = Shown((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), None)
+_IMAGENET = Preprocessing((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), None)
 _VIT_KIND = Kind('vit', ('ViTForImageClassification',), _VIT, {}, 1e-12, 'linear', 'ViTImageProcessor', None)
 _DINOV2_KIND = Kind(
     model_type='dinov2',
@@ -64,7 +65,7 @@ _DINOV2_KIND = Kind(
     epsilon=1e-6,
     positions='bicubic',
     processor='BitImageProcessor',
-    shown=_IMAGENET,
+    preprocessing=_IMAGENET,
 )
 KINDS = {
     kind.model_type: kind
@@ -75,7 +76,7 @@ KINDS = {
             classes=('DeiTForImageClassification', 'DeiTForImageClassificationWithTeacher'),
             positions='bicubic',
             processor='DeiTImageProcessor',
-            shown=_IMAGENET,
+            preprocessing=_IMAGENET,
         ),
         _DINOV2_KIND,
         _DINOV2_KIND._replace(

@@ -4,41 +4,51 @@ import math
 import numbers
 
 from td_jax.errors import UserError
-from td_jax.pretrained.architecture import Shown
+from td_jax.pretrained.architecture import Preprocessing
 
 # Of a Hugging Face folder.
 FILE = 'preprocessor_config.json'
-# What transformers' class for a ViT takes where the file does not say.
+# What transformers' class for a ViT takes where the file does not say. Its size is that of the model.
 DEFAULTS = {
     'do_resize': True,
+    'size': None,
     'resample': 2,
     'do_center_crop': False,
+    'crop_size': None,
     'do_rescale': True,
     'rescale_factor': 1 / 255,
     'do_normalize': True,
     'image_mean': [0.5] * 3,
     'image_std': [0.5] * 3,
+    # Whether a single number as a size is that of a square, or of the shortest side.
+    'default_to_square': True,
 }
-# The same of those for DeiT and DINOv2; sizes are not among them, as they crop and that is refused.
-_CROPPED = {**DEFAULTS, 'resample': 3, 'do_center_crop': True}
-_CLIP = {'image_mean': [0.48145466, 0.4578275, 0.40821073], 'image_std': [0.26862954, 0.26130258, 0.27577711]}
+# The same of those for DeiT and DINOv2.
+_DEIT = {**DEFAULTS, 'size': 256, 'resample': 3, 'do_center_crop': True, 'crop_size': 224}
+_BIT = {
+    **{**_DEIT, 'size': 224, 'default_to_square': False},
+    'image_mean': [0.48145466, 0.4578275, 0.40821073],
+    'image_std': [0.26862954, 0.26130258, 0.27577711],
+}
 PROCESSORS = {
     f'{name}{kind}': defaults
-    for name, defaults in (('ViT', DEFAULTS), ('DeiT', _CROPPED), ('Bit', {**_CROPPED, **_CLIP}))
+    for name, defaults in (('ViT', DEFAULTS), ('DeiT', _DEIT), ('Bit', _BIT))
     for kind in ('ImageProcessor', 'ImageProcessorFast', 'FeatureExtractor')
 }
 # What somebody can do whose file has steps that td_jax does not take.
 WAY_OUT = (
-    'With do_resize and do_center_crop false in that file, dataset.resize and dataset.image_size say how '
-    'images become as large as the model is shown them.'
+    'With do_resize and do_center_crop false in that file, resize, crop_mode, crop_pct and image_size of '
+    'teacher.dataset say how images become as large as the model is shown them.'
 )
 # PIL's numbers of how it resizes -> names.
 RESAMPLES = ('nearest', 'lanczos', 'bilinear', 'bicubic', 'box', 'hamming')
+# Those that td_jax knows, by number -> a name of td_jax.data.resizing.RESIZES.
+RESIZES = {2: 'bilinear_antialias', 3: 'bicubic_antialias'}
 # What every image goes through here, too: three colours.
 HARMLESS = ('do_convert_rgb',)
 
 
-def read(path, content: dict, image_size: int, processor: str = 'ViTImageProcessor') -> Shown:
+def read(path, content: dict, image_size: int, processor: str = 'ViTImageProcessor') -> Preprocessing:
     """What a preprocessor_config.json says.
 
     A factor other than 1 / 255 and a step that is left out go into the mean and the standard deviation, so
@@ -57,12 +67,9 @@ def read(path, content: dict, image_size: int, processor: str = 'ViTImageProcess
     for key in ('do_resize', 'do_rescale', 'do_normalize', 'do_center_crop'):
         if not isinstance(fields[key], bool):
             raise UserError(f'{path}: {key} is {fields[key]!r}; it is true or false.')
-    others = [key for key in content if key.startswith('do_') and key not in (*DEFAULTS, *HARMLESS)]
-    for key in ('do_center_crop', *others):
-        value = fields.get(key, content.get(key))
-        if value:
-            hint = f' {WAY_OUT}' if key == 'do_center_crop' else ''
-            raise UserError(f'{path}: {key} is {value!r}, a step that td_jax does not take.{hint}')
+    for key in [key for key in content if key.startswith('do_') and key not in (*DEFAULTS, *HARMLESS)]:
+        if content[key]:
+            raise UserError(f'{path}: {key} is {content[key]!r}, a step that td_jax does not take.')
     factor = fields['rescale_factor'] if fields['do_rescale'] else 1.0
     if not _is_number(factor) or factor <= 0:
         raise UserError(f'{path}: rescale_factor is {factor!r}; it is a number above 0.')
@@ -79,41 +86,81 @@ def read(path, content: dict, image_size: int, processor: str = 'ViTImageProcess
             f'{path}: rescale_factor, image_mean and image_std make a mean of {mean} and a standard '
             f'deviation of {std} of pixels between 0 and 1; these are from 0 to 1 and above 0.'
         )
-    return Shown(mean, std, _resize(path, content, fields, image_size))
+    return Preprocessing(mean, std, *_resize(path, fields, image_size))
 
 
 def _fields(path, content, processor):
     """The fields of DEFAULTS as the file says them."""
     kind = content.get('image_processor_type', content.get('feature_extractor_type', processor))
-    missing = [key for key in DEFAULTS if key not in content]
     is_known = isinstance(kind, str) and kind in PROCESSORS
+    # null is as good as nothing.
+    said = {key: content[key] for key in DEFAULTS if content.get(key) is not None}
+    unneeded = [
+        *(['crop_size'] if said.get('do_center_crop') is False else []),
+        *(['default_to_square'] if isinstance(said.get('size'), dict) else []),
+    ]
+    missing = [key for key in DEFAULTS if key not in (*said, *unneeded)]
     if not is_known and missing:
         raise UserError(
             f'{path}: {kind} is not known, and what it takes for {", ".join(missing)} is not said; known: '
             f'{", ".join(PROCESSORS)}. Write these keys into the file.'
         )
-    return {
-        key: content.get(key, value) for key, value in (PROCESSORS[kind] if is_known else DEFAULTS).items()
-    }
+    return {**(PROCESSORS[kind] if is_known else DEFAULTS), **said}
 
 
-def _resize(path, content, fields, image_size):
-    """A name of td_jax.data.images.RESIZES, or None where the file leaves resizing out."""
+def _resize(path, fields, image_size):
+    """(resize, crop_mode, crop_pct, image_size) of a Preprocessing."""
     if not fields['do_resize']:
-        return None
-    if fields['resample'] != RESAMPLES.index('bilinear'):
-        number = fields['resample']
-        is_known = number in range(len(RESAMPLES))
+        if fields['do_center_crop']:
+            raise UserError(
+                f'{path}: do_center_crop is True and do_resize is False: the middle of images of any size, '
+                f'which td_jax does not take. {WAY_OUT}'
+            )
+        return None, 'squash', 1.0, 0
+    number = fields['resample']
+    if isinstance(number, bool) or number not in RESIZES:
+        is_known = not isinstance(number, bool) and number in range(len(RESAMPLES))
         name = f', {RESAMPLES[number]}' if is_known else ''
-        raise UserError(f'{path}: resample is {number!r}{name}; td_jax resizes by 2, bilinear. {WAY_OUT}')
-    size = content.get('size', image_size)
-    sides = size if isinstance(size, dict) else {'height': size, 'width': size}
-    if sides != {'height': image_size, 'width': image_size}:
+        known = ' or '.join(f'{known}, {RESAMPLES[known]}' for known in RESIZES)
+        raise UserError(f'{path}: resample is {number!r}{name}; td_jax resizes by {known}. {WAY_OUT}')
+    crop_mode, scaled = _size(path, fields, image_size)
+    if not fields['do_center_crop']:
+        if crop_mode == 'center':
+            raise UserError(
+                f'{path}: size is {fields["size"]!r} without do_center_crop: images that keep their shape, '
+                f'and a model is shown squares. {WAY_OUT}'
+            )
+        return RESIZES[number], crop_mode, 1.0, scaled
+    side = _square(path, 'crop_size', image_size if fields['crop_size'] is None else fields['crop_size'])
+    if side > scaled:
         raise UserError(
-            f'{path}: size is {size!r}; td_jax resizes to a square, and the position embeddings are for '
-            f'{image_size} x {image_size} pixels. {WAY_OUT}'
+            f'{path}: crop_size is {fields["crop_size"]!r}, larger than size, {fields["size"]!r}: an image '
+            f'with a black border, which td_jax does not make. {WAY_OUT}'
         )
-    return 'bilinear_antialias'
+    return RESIZES[number], crop_mode, side / scaled, side
+
+
+def _size(path, fields, image_size):
+    """(a name of td_jax.data.resizing.CROP_MODES, what a side is resized to)."""
+    size = image_size if fields['size'] is None else fields['size']
+    if isinstance(size, dict) and size.keys() == {'shortest_edge'}:
+        return 'center', _square(path, 'size', size['shortest_edge'])
+    if isinstance(size, dict) and size.keys() != {'height', 'width'}:
+        raise UserError(
+            f'{path}: size is {size!r}; td_jax knows a number, height and width, and shortest_edge. {WAY_OUT}'
+        )
+    is_square = isinstance(size, dict) or fields['default_to_square']
+    return 'squash' if is_square else 'center', _square(path, 'size', size)
+
+
+def _square(path, key, value):
+    """The side of a square, a number above 0 or height and width of that."""
+    sides = value if isinstance(value, dict) else {'height': value, 'width': value}
+    side = sides.get('height')
+    is_count = isinstance(side, int) and not isinstance(side, bool) and side > 0
+    if not is_count or sides != {'height': side, 'width': side}:
+        raise UserError(f'{path}: {key} is {value!r}; a model is shown squares, of whole pixels. {WAY_OUT}')
+    return side
 
 
 def _colours(path, key, value):
@@ -128,20 +175,26 @@ def _is_number(value):
     return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def written(shown: Shown, image_size: int) -> dict:
+def written(preprocessing: Preprocessing) -> dict:
     """The content of a preprocessor_config.json.
 
-    Hugging Face resizes with antialiasing alone. Where a model is shown something else, the file leaves
-    resizing out.
+    Hugging Face resizes as Pillow does. Where a model is shown something else, the file leaves resizing out.
     """
+    view = preprocessing.view()
+    side, scaled, is_center = view.side, view.scaled_side, view.crop_mode == 'center'
+    numbers_of = {name: number for number, name in RESIZES.items()}
+    is_resized, crops = view.resize in numbers_of, not view.is_whole
+    kind = 'Bit' if is_center else 'DeiT' if crops else 'ViT'
     return {
-        'image_processor_type': 'ViTImageProcessor',
-        'do_resize': shown.resize == 'bilinear_antialias',
-        'size': {'height': image_size, 'width': image_size},
-        'resample': DEFAULTS['resample'],
+        'image_processor_type': f'{kind}ImageProcessor',
+        'do_resize': is_resized,
+        'size': {'shortest_edge': scaled} if is_center else {'height': scaled, 'width': scaled},
+        'resample': numbers_of.get(preprocessing.resize, DEFAULTS['resample']),
+        'do_center_crop': is_resized and crops,
+        **({'crop_size': {'height': side, 'width': side}} if crops else {}),
         'do_rescale': True,
         'rescale_factor': DEFAULTS['rescale_factor'],
         'do_normalize': True,
-        'image_mean': list(shown.image_mean),
-        'image_std': list(shown.image_std),
+        'image_mean': list(preprocessing.image_mean),
+        'image_std': list(preprocessing.image_std),
     }

@@ -61,10 +61,7 @@ def report(location: str) -> str:
         'head': f'{architecture.num_outputs:,} outputs' if architecture.num_outputs else 'none',
         'parameters': f'backbone {total - head:,}, head {head:,}, total {total:,}',
     }
-    mean, std, resize = checkpoint.shown
-    facts['pixels'] = f'(pixel / 255 - {as_text(mean)}) / {as_text(std)}, ' + (
-        f'resized by {resize}' if resize else 'not resized'
-    )
+    facts['pixels'] = _preprocessing(checkpoint.preprocessing, side)
     if architecture.num_outputs:
         names = checkpoint.label_names
         facts['labels'] = objectives.preview(names) if names else 'without names'
@@ -95,6 +92,15 @@ def report(location: str) -> str:
             ),
         ]
     )
+
+
+def _preprocessing(preprocessing, side):
+    """How images are shown."""
+    mean, std = preprocessing.image_mean, preprocessing.image_std
+    pixels = f'(pixel / 255 - {as_text(mean)}) / {as_text(std)}, '
+    if not preprocessing.resize:
+        return pixels + 'not resized'
+    return pixels + preprocessing.view(preprocessing.image_size or side).describe()
 
 
 def _of_vit(architecture):

@@ -20,9 +20,19 @@ def load_source(config, task) -> data.Source:
     Raises:
       UserError: it is not there, or cannot be trained on or evaluated.
     """
-    source = SOURCES[config.dataset.name](config.dataset, task)
+    load = SOURCES[config.dataset.name]
+    # What td_jax has itself knows that a teacher is shown the same images otherwise.
+    beside = (of_teacher(config),) if config.dataset.name in images.NAMES and task == config.dataset else ()
+    source = load(config.dataset, task, *beside)
     data.check(source)
     return source
+
+
+def of_teacher(config) -> images.OfTeacher | None:
+    """How a run's teacher is shown images; None where there is none, or it is as the student is."""
+    if not config_lib.has_teacher(config):
+        return None
+    return images.of_teacher(config.dataset, config.teacher.dataset, config.teacher.inputs == 'clean')
 
 
 def build_model(config, model_config, source: data.Source) -> base.Model:
@@ -113,12 +123,14 @@ def abstract_images(config, mesh) -> dispatch.Abstract:
     Raises:
       UserError: data that is not images, or models that do not fit it.
     """
-    source = images.abstract_source(config.dataset, config.dataset)
+    source = images.abstract_source(config.dataset, config.dataset, of_teacher(config))
     if not config_lib.has_teacher(config):
         return abstract(config, source, None, mesh)
-    task = config.dataset if config.teacher.pretrained else config.teacher.dataset
-    teacher_source = images.abstract_source(config.dataset, task)
     if config.teacher.pretrained:
-        teacher_source = teacher_source._replace(label_names=tuple(map(str, range(PUBLIC_LABELS))))
+        label_names = tuple(map(str, range(PUBLIC_LABELS)))
+    else:
+        label_names = images.abstract_source(config.dataset, config.teacher.dataset).label_names
+    inputs = source.inputs_for(config.teacher.dataset)
+    teacher_source = source._replace(label_names=label_names, inputs=inputs)
     objectives.check_labels(config, source.label_names, teacher_source.label_names)
     return abstract(config, source, abstract_teacher(config, teacher_source), mesh)

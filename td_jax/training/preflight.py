@@ -96,7 +96,8 @@ def _check_alone(config, folder, mesh, programs) -> Plan:
     teacher_source = _check_teacher(config, folder, source)
     compiled = _check_step(config, source, teacher_source, mesh, 'student', programs)
     if config_lib.trains_teacher(config) and not config.teacher.checkpoint:
-        _check_step(config_lib.teacher_run(config), teacher_source, None, mesh, 'teacher', programs)
+        own = _own_source(config, teacher_source)
+        _check_step(config_lib.teacher_run(config), own, None, mesh, 'teacher', programs)
     return Plan(mesh, source, teacher_source, compiled)
 
 
@@ -104,7 +105,7 @@ def _sources_of(config, source, teacher_source):
     """The data of a run that its record is of: a public checkpoint was trained on none of it."""
     if teacher_source is None or config.teacher.pretrained:
         return {data_record.STUDENT: source}
-    return {data_record.STUDENT: source, data_record.TEACHER: teacher_source}
+    return {data_record.STUDENT: source, data_record.TEACHER: _own_source(config, teacher_source)}
 
 
 def _record_of(config, folder, sources):
@@ -292,7 +293,7 @@ def _check_teacher(config, folder, student_source) -> data.Source:
         teachers.check_run(config, place)
         _warn_of_same_start(config, place)
     elif config_lib.trains_teacher(config):
-        _check_batch(config_lib.teacher_run(config), source)
+        _check_batch(config_lib.teacher_run(config), _own_source(config, source))
     if config.model.initial == 'teacher':
         _check_start(config, student_source, source)
     return source
@@ -307,6 +308,11 @@ def _warn_of_same_start(config, folder):
             f'warning: the student of seed {seed} starts from the same random numbers as its teacher '
             f'{folder}, a run of role {config.role}; train a teacher with role=teacher.'
         )
+
+
+def _own_source(config, teacher_source):
+    """The data that a teacher is trained on, which is another where it is shown images otherwise."""
+    return teacher_source if assembly.of_teacher(config) is None else teachers.own_source(config)
 
 
 def _check_start(config, student_source, teacher_source):

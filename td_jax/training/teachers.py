@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-from collections.abc import Callable
 
 import flax
 import jax
@@ -29,9 +28,7 @@ from td_jax.training import (
 )
 
 
-def pretrained_source(
-    config, student_source: data.Source, load: Callable[..., data.Source] = assembly.load_source
-) -> data.Source:
+def pretrained_source(config, student_source: data.Source) -> data.Source:
     """The student's data as a public checkpoint labels it and is shown it.
 
     Labels that the checkpoint names are the student's where the names are the same ones, in any order. Of one
@@ -40,7 +37,6 @@ def pretrained_source(
     Args:
       config: of the student's run.
       student_source: its data.
-      load: (config, task) -> Source, by which the student's was made.
 
     Raises:
       UserError: no such checkpoint, one of another architecture than `config.teacher.model`, or one that is
@@ -54,9 +50,14 @@ def pretrained_source(
         names = student_source.label_names
     elif names is None:
         names = tuple(f'label {i} of the checkpoint' for i in range(count))
+    if student_source.inputs_for:
+        inputs = student_source.inputs_for(config.teacher.dataset)
+        return student_source._replace(label_names=names, inputs=inputs)
+    # A data set that a caller brings is asked for the inputs of its own task, as the teacher is shown it.
     task = config.dataset.copy_and_resolve_references()
-    task.image_mean, task.image_std = config.teacher.dataset.image_mean, config.teacher.dataset.image_std
-    inputs = load(config, task).inputs if task != config.dataset else student_source.inputs
+    own = {key: config.teacher.dataset[key] for key in ('image_mean', 'image_std', *config_lib.OF_STUDENT)}
+    task.update({key: value for key, value in own.items() if value})
+    inputs = assembly.load_source(config, task).inputs if task != config.dataset else student_source.inputs
     return student_source._replace(label_names=names, inputs=inputs)
 
 
@@ -64,8 +65,25 @@ def source_of(config, student_source: data.Source) -> data.Source:
     """The data that a config's teacher is for, cut as it was trained."""
     if config.teacher.pretrained:
         return pretrained_source(config, student_source)
+    return _listening(config, student_source, own_source(config))
+
+
+def _listening(config, student_source, own):
+    """The data of a teacher that was trained on its own, as it is shown the examples of its student."""
+    if assembly.of_teacher(config) is None or student_source.inputs_for is None:
+        return own
+    # What it is shown of them lies beside what the student is shown.
+    inputs = student_source.inputs_for(config.teacher.dataset)
+    return student_source._replace(name=own.name, label_names=own.label_names, inputs=inputs)
+
+
+def own_source(config) -> data.Source:
+    """The data that a teacher which is a run is trained on."""
     with under('teacher.'):
-        return assembly.load_source(config, config.teacher.dataset)
+        if assembly.of_teacher(config) is None:
+            return assembly.load_source(config, config.teacher.dataset)
+        run = config_lib.teacher_run(config)
+        return assembly.load_source(run, run.dataset)
 
 
 def _said_of_labels(checkpoint, source):
@@ -215,16 +233,10 @@ def finished_with_teacher(
 
 def _source_of_finished(run, folder, with_examples):
     """The data of the teacher of a finished run."""
-    if not run.config.teacher.pretrained:
-        return finished.read_source(run.config, folder, data_record.TEACHER, with_examples)
-    if with_examples or not finished.keeps_source(run.config, folder):
+    if run.config.teacher.pretrained:
         return pretrained_source(run.config, run.source)
-    record = data_record.read(folder)
-    return pretrained_source(
-        run.config,
-        run.source,
-        lambda config, task: data_record.source_of(folder, record, data_record.STUDENT, config.dataset, task),
-    )
+    own = finished.read_source(run.config, folder, data_record.TEACHER, with_examples)
+    return _listening(run.config, run.source, own)
 
 
 def check_run(config, folder: epath.Path):

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 
 from td_jax.configs import common, vit_tiny_cifar10
-from td_jax.data import SOURCES, base, cifar, images, prepared
+from td_jax.data import SOURCES, base, cifar, images, prepared, resizing
+from td_jax.data.resizing import View
 from td_jax.errors import UserError
 from td_jax.training import assembly
 
 HALF = (0.5, 0.5, 0.5)
+VIEW = View(48, 'bilinear')
 pytestmark = pytest.mark.usefixtures('cifar10_data')
 
 
@@ -125,11 +127,11 @@ def test_inputs_are_varied_with_a_key_alone():
     shown = source.inputs(source.tables, examples, None)['image']
     assert shown.shape == (4, 48, 48, 3)
     np.testing.assert_array_equal(
-        shown, images.normalize(images.resized(examples['image'], 48, 'bilinear'), HALF, HALF)
+        shown, images.normalize(resizing.on_device(examples['image'], VIEW), HALF, HALF)
     )
     key = jax.random.key(0)
     shown = source.inputs(source.tables, examples, key)['image']
-    expected = images.normalize(images.varied(examples['image'], 48, key, 0.3, 0.5, 'bilinear'), HALF, HALF)
+    expected = images.normalize(images.varied(examples['image'], VIEW, key, 0.3, 0.5), HALF, HALF)
     np.testing.assert_array_equal(shown, expected)
     assert -1 <= shown.min() < shown.max() <= 1
 
@@ -143,7 +145,7 @@ def test_a_task_has_its_own_mean_and_deviation():
         SOURCES['cifar10'](config.dataset, x) for x in (config.dataset, config.teacher.dataset)
     )
     examples = {'image': student.train['image'][:4]}
-    pixels = np.asarray(images.resized(examples['image'], 21, 'bilinear_antialias')) / 255
+    pixels = np.asarray(resizing.on_device(examples['image'], View(21, 'bilinear_antialias'))) / 255
     shown = teacher.inputs(teacher.tables, examples, None)['image']
     expected = (pixels - np.array([0.1, 0.2, 0.3])) / np.array([0.4, 0.6, 0.7])
     np.testing.assert_allclose(shown, expected, rtol=0, atol=1e-5)

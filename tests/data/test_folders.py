@@ -222,7 +222,7 @@ def test_what_is_kept_is_read_once_and_varied_by_a_step(tmp_path):
     inputs = source.inputs(source.tables, source.train, None)['image']
     np.testing.assert_allclose(inputs, source.train['image'] / 127.5 - 1, atol=1e-6)
     assert source.picture.is_rounded
-    assert source.picture.size == SIDE
+    assert source.picture.view.side == SIDE
 
 
 def test_a_stream_has_the_same_images(tmp_path):

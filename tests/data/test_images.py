@@ -3,10 +3,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import PIL.Image
 import pytest
 
-from td_jax.data import images
+from td_jax.data import images, resizing
+from td_jax.data.resizing import View
 
 BATCH, HEIGHT, WIDTH = 3, 11, 7
 
@@ -38,31 +38,6 @@ def test_pixels_become_numbers_from_minus_one_to_one():
     np.testing.assert_allclose(shown, [-1, -0.6, 1], atol=1e-7)
 
 
-@pytest.mark.parametrize('resize', images.RESIZES)
-@pytest.mark.parametrize('size', [2, 5, 7, 11, 24])
-def test_resizing_is_tensorflows(pixels, size, resize):
-    import tensorflow as tf
-
-    antialias = resize == 'bilinear_antialias'
-    expected = tf.image.resize(pixels, (size, size), antialias=antialias).numpy()
-    np.testing.assert_allclose(images.resized(pixels, size, resize), expected, rtol=0, atol=1e-3)
-
-
-@pytest.mark.parametrize(('side', 'size'), [(97, 32), (97, 31), (64, 48), (32, 48), (53, 5)])
-def test_resizing_with_antialiasing_is_that_of_pil(side, size):
-    """PIL rounds twice, after the columns and after the rows: by less than a half each, so by 1 in all."""
-    pixels = np.random.default_rng(2).integers(0, 256, (BATCH, side, side + 20, 3), np.uint8)
-    expected = [
-        np.asarray(PIL.Image.fromarray(image).resize((size, size), PIL.Image.Resampling.BILINEAR))
-        for image in pixels
-    ]
-    shown = np.asarray(images.resized(pixels, size, 'bilinear_antialias'))
-    np.testing.assert_allclose(shown, expected, rtol=0, atol=1.01)
-    if size < side:
-        # Without it, an image that becomes smaller is another one.
-        assert np.abs(images.resized(pixels, size, 'bilinear') - shown).mean() > 5
-
-
 def test_colours_have_a_mean_and_a_deviation_each():
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     pixels = np.random.default_rng(3).integers(0, 256, (2, 5, 7, 3), np.uint8)
@@ -73,13 +48,14 @@ def test_colours_have_a_mean_and_a_deviation_each():
 
 
 def test_an_image_of_the_right_size_stays_as_it_is(pixels):
-    np.testing.assert_array_equal(images.resized(pixels[:, :7], 7, 'bilinear'), pixels[:, :7])
+    np.testing.assert_array_equal(resizing.on_device(pixels[:, :7], View(7, 'bilinear')), pixels[:, :7])
 
 
 def test_whole_images_are_resized_alone(pixels):
-    shown = images.varied(pixels, 13, jax.random.key(0), 1.0, 0.0, 'bilinear')
-    assert shown.dtype == jnp.float32
-    np.testing.assert_array_equal(shown, images.resized(pixels, 13, 'bilinear'))
+    for view in (View(13, 'bilinear'), View(5, 'bicubic_antialias', 'center', 0.9)):
+        shown = images.varied(pixels, view, jax.random.key(0), 1.0, 0.0)
+        assert shown.dtype == jnp.float32
+        np.testing.assert_array_equal(shown, resizing.on_device(pixels, view))
 
 
 @pytest.mark.parametrize(('height', 'width', 'size'), [(HEIGHT, WIDTH, 13), (7, 11, 5), (5, 5, 5)])
@@ -91,20 +67,20 @@ def test_a_crop_is_what_its_box_says(height, width, size):
         bilinear(*row, size) for row in zip(pixels, np.asarray(start), np.asarray(extent), strict=True)
     ]
     np.testing.assert_allclose(
-        images.varied(pixels, size, key, 0.1, 0.0, 'bilinear'), np.stack(expected), rtol=0, atol=0.02
+        images.varied(pixels, View(size, 'bilinear'), key, 0.1, 0.0), np.stack(expected), rtol=0, atol=0.02
     )
 
 
 @pytest.mark.parametrize('min_area', [0.1, 1.0])
 def test_mirroring_turns_left_and_right_and_leaves_the_crop(pixels, min_area):
     key = jax.random.key(3)
-    never, always = (images.varied(pixels, 6, key, min_area, rate, 'bilinear') for rate in (0.0, 1.0))
+    never, always = (images.varied(pixels, View(6, 'bilinear'), key, min_area, rate) for rate in (0.0, 1.0))
     np.testing.assert_array_equal(always, never[:, :, ::-1])
 
 
 def test_every_image_is_mirrored_by_its_own_chance():
     pixels = np.broadcast_to(np.arange(4, dtype=np.uint8)[:, None], (2000, 4, 4, 1))
-    shown = images.varied(pixels, 4, jax.random.key(4), 1.0, 0.3, 'bilinear')
+    shown = images.varied(pixels, View(4, 'bilinear'), jax.random.key(4), 1.0, 0.3)
     mirrored = np.asarray(shown)[:, 0, 0, 0] == 3
     # Four standard deviations.
     assert abs(mirrored.mean() - 0.3) < 4 * np.sqrt(0.3 * 0.7 / 2000)
@@ -132,6 +108,10 @@ def test_boxes_lie_inside_and_are_spread_as_promised():
 
 
 def test_another_key_is_another_crop(pixels):
-    same, other = (images.varied(pixels, 6, jax.random.key(seed), 0.1, 0.5, 'bilinear') for seed in (7, 8))
-    np.testing.assert_array_equal(same, images.varied(pixels, 6, jax.random.key(7), 0.1, 0.5, 'bilinear'))
+    same, other = (
+        images.varied(pixels, View(6, 'bilinear'), jax.random.key(seed), 0.1, 0.5) for seed in (7, 8)
+    )
+    np.testing.assert_array_equal(
+        same, images.varied(pixels, View(6, 'bilinear'), jax.random.key(7), 0.1, 0.5)
+    )
     assert not np.array_equal(same, other)

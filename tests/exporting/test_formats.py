@@ -12,7 +12,7 @@ from td_jax import pretrained
 from td_jax.errors import UserError
 from td_jax.exporting import formats
 from td_jax.models import base
-from td_jax.pretrained.architecture import Shown, module_of
+from td_jax.pretrained.architecture import Preprocessing, module_of
 from td_jax.training import finished as finished_runs
 from td_jax.training.run import train
 
@@ -83,8 +83,9 @@ def test_the_folder_promises_no_resize_that_the_student_does_not_know(finished_v
     difference = np.abs((np.asarray(ours) + 1) * 127.5 - np.asarray(theirs, np.float32))
     assert how['do_resize'] == (resize == 'bilinear_antialias') == bool(difference.max() <= 1.01)
     # The importer takes the folder at its word.
-    shown = pretrained.read(str(tmp_path / 'made')).shown
-    assert shown == Shown((0.5,) * 3, (0.5,) * 3, resize if how['do_resize'] else None)
+    read = pretrained.read(str(tmp_path / 'made')).preprocessing
+    said = (resize, 'squash', 1.0, 32) if how['do_resize'] else (None,)
+    assert read == Preprocessing((0.5,) * 3, (0.5,) * 3, *said)
     note = formats.FORMATS['safetensors'].note(finished.config)
     assert (note is None) == how['do_resize']
     assert note is None or 'leaves resizing out: with dataset.resize=bilinear ' in note

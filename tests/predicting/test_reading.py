@@ -1,11 +1,15 @@
 """Files of ids and of images: what is in them, and one line of what is wrong with them."""
 
+import jax
 import numpy as np
 import PIL.Image
 import pytest
 from etils import epath
 
+from td_jax import pretrained
 from td_jax.data import base as data
+from td_jax.data import resizing
+from td_jax.data.resizing import View
 from td_jax.errors import UserError
 from td_jax.predicting import reading
 
@@ -101,26 +105,50 @@ def test_images_of_a_folder_come_in_order_of_their_names(tmp_path):
 
 
 def test_pixels_are_those_of_pil(tmp_path):
-    """Of another library, of colours and of grey, resized without and with rounding."""
+    """Of colours and of grey; what Pillow does not make itself is rounded or not."""
     rng = np.random.default_rng(0)
     made = [rng.integers(0, 256, (20, 31, 3), np.uint8), rng.integers(0, 256, (40, 13), np.uint8)]
     files = []
     for i, image in enumerate(made):
         PIL.Image.fromarray(image).save(tmp_path / f'{i}.png')
         files.append(epath.Path(tmp_path / f'{i}.png'))
-    picture = data.Picture(8, 'bilinear_antialias', False, None)
-    found = reading.pixels(files, picture)
+    found = reading.pixels(files, data.Picture(View(8, 'bilinear_antialias'), False, None))
     assert (found.shape, found.dtype) == ((2, 8, 8, 3), np.float32)
     for image, pixels in zip(made, found, strict=True):
-        expected = PIL.Image.fromarray(image).convert('RGB').resize((8, 8), PIL.Image.Resampling.BILINEAR)
-        # PIL rounds after each side.
-        np.testing.assert_allclose(pixels, np.asarray(expected, np.float32), atol=1.01)
+        # The width first.
+        expected = PIL.Image.fromarray(image).convert('RGB')
+        for size in ((8, expected.height), (8, 8)):
+            expected = expected.resize(size, PIL.Image.Resampling.BILINEAR)
+        np.testing.assert_array_equal(pixels, np.asarray(expected, np.float32))
+    picture = data.Picture(View(8, 'bilinear'), False, None)
+    found = reading.pixels(files, picture)
+    assert np.any(found % 1)
     rounded = reading.pixels(files, picture._replace(is_rounded=True))
     np.testing.assert_array_equal(rounded, np.floor(found + np.float32(0.5)))
+
+
+@pytest.mark.parametrize('name', ['dinov2_small_saliency'])
+def test_real_photographs_become_what_is_published(foundation, tmp_path, name):
+    """Of the shapes of ImageNet's: resized to 256 pixels, and the middle of 224 cut out."""
+    folder = foundation(name)
+    view = pretrained.read(str(folder)).preprocessing.view()
+    files = []
+    with np.load(folder / 'expected.npz') as expected:
+        for i in range(3):
+            files.append(epath.Path(tmp_path / f'{i}.jpg'))
+            files[-1].write_bytes(expected[f'jpeg_{i}'].tobytes())
+        pixels = expected['pixels_224']
+    np.testing.assert_array_equal(reading.pixels(files, data.Picture(view, True, None)), pixels)
+    # An exported program does it, too.
+    for i, file in enumerate(files):
+        image = np.asarray(PIL.Image.open(file))[None]
+        made = np.asarray(jax.jit(resizing.on_device, static_argnums=1)(image, view))[0]
+        assert np.abs(made - pixels[i]).max() <= 1
+        assert np.mean(made != pixels[i]) < 0.001
 
 
 @pytest.mark.parametrize('content', [b'', b'no image', b'\xff\xd8\xff broken'])
 def test_what_cannot_be_decoded_is_named(tmp_path, content):
     (tmp_path / 'a.jpg').write_bytes(content)
     with pytest.raises(UserError, match=r'a\.jpg cannot be decoded as an image: [^\n]+\.$'):
-        reading.pixels([epath.Path(tmp_path / 'a.jpg')], data.Picture(8, 'bilinear', False, None))
+        reading.pixels([epath.Path(tmp_path / 'a.jpg')], data.Picture(View(8, 'bilinear'), False, None))

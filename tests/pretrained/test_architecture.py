@@ -12,7 +12,7 @@ from td_jax.pretrained import google
 from td_jax.pretrained.architecture import (
     Architecture,
     Checkpoint,
-    Shown,
+    Preprocessing,
     check_teacher,
     shapes,
     student_overrides,
@@ -75,9 +75,9 @@ def test_every_field_that_differs_is_named_with_its_cure(checkpoints):
     assert str(caught.value) == (
         f'{BARE} does not fit teacher.model and dataset: layers is 6 there, 5 here, activation is gelu '
         'there, gelu_tanh here, epsilon is 1e-06 there, 1e-12 here, pre_logits is True there, False here, '
-        'dataset.resize is bilinear_antialias there, bilinear here; set teacher.model.layers=6 '
+        'teacher.dataset.resize is bilinear_antialias there, bilinear here; set teacher.model.layers=6 '
         'teacher.model.activation=gelu teacher.model.epsilon=1e-06 teacher.model.pre_logits=True '
-        'dataset.resize=bilinear_antialias'
+        'teacher.dataset.resize=bilinear_antialias'
     )
 
 
@@ -100,7 +100,7 @@ def test_every_field_that_differs_is_named_with_its_cure(checkpoints):
 )
 def test_overrides_are_few_and_do(architecture, changes, expected):
     config = make_config(**changes)
-    checkpoint = Checkpoint('somewhere', architecture, {}, google.SHOWN)
+    checkpoint = Checkpoint('somewhere', architecture, {}, google.PREPROCESSING)
     overrides = teacher_overrides(checkpoint, config)
     assert tuple(f'{key}={value}' for key, value in overrides.items()) == tuple(
         f'teacher.model.{change}' for change in expected
@@ -110,7 +110,7 @@ def test_overrides_are_few_and_do(architecture, changes, expected):
     check_teacher(checkpoint, config)
 
 
-IMAGENET = Shown((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 'bilinear_antialias')
+IMAGENET = Preprocessing((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 'bilinear_antialias')
 
 
 def test_how_images_are_shown_has_to_fit_too():
@@ -121,15 +121,15 @@ def test_how_images_are_shown_has_to_fit_too():
     assert str(caught.value) == (
         'somewhere does not fit teacher.model and dataset: teacher.dataset.image_mean is '
         '(0.485, 0.456, 0.406) there, (0.5, 0.5, 0.5) here, teacher.dataset.image_std is '
-        '(0.229, 0.224, 0.225) there, (0.5, 0.5, 0.5) here, dataset.resize is bilinear_antialias there, '
-        'bilinear here; set '
+        '(0.229, 0.224, 0.225) there, (0.5, 0.5, 0.5) here, teacher.dataset.resize is bilinear_antialias '
+        'there, bilinear here; set '
         'teacher.dataset.image_mean=(0.485,0.456,0.406) teacher.dataset.image_std=(0.229,0.224,0.225) '
-        'dataset.resize=bilinear_antialias'
+        'teacher.dataset.resize=bilinear_antialias'
     )
     config.update_from_flattened_dict(teacher_overrides(checkpoint, config))
     check_teacher(checkpoint, config)
     # Who does not resize says nothing of how.
-    check_teacher(checkpoint._replace(shown=IMAGENET._replace(resize=None)), config)
+    check_teacher(checkpoint._replace(preprocessing=IMAGENET._replace(resize=None)), config)
 
 
 def test_a_student_that_starts_from_a_checkpoint_is_shown_images_alike():
@@ -138,5 +138,11 @@ def test_a_student_that_starts_from_a_checkpoint_is_shown_images_alike():
         'model.activation': 'gelu',
         'dataset.image_mean': (0.485, 0.456, 0.406),
         'dataset.image_std': (0.229, 0.224, 0.225),
+        'dataset.resize': 'bilinear_antialias',
     }
-    assert student_overrides(checkpoint._replace(architecture=BASE, shown=google.SHOWN), make_config()) == {}
+    assert (
+        student_overrides(
+            checkpoint._replace(architecture=BASE, preprocessing=google.PREPROCESSING), make_config()
+        )
+        == {}
+    )

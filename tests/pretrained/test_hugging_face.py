@@ -13,7 +13,7 @@ from td_jax import pretrained
 from td_jax.errors import UserError
 from td_jax.models import vit
 from td_jax.pretrained import hugging_face
-from td_jax.pretrained.architecture import Shown
+from td_jax.pretrained.architecture import Preprocessing
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
 BARE, CLASSIFIER = GOLDEN / 'hf_vit_tiny', GOLDEN / 'hf_vit_tiny_classifier'
@@ -123,7 +123,9 @@ def test_what_is_written_has_the_names_shapes_and_values_of_the_original(tmp_pat
     source = GOLDEN / 'hf_vit_tiny_classifier'
     checkpoint = pretrained.read(str(source))
     names = [f'LABEL_{i}' for i in range(7)]
-    hugging_face.write(tmp_path / 'made', checkpoint.architecture, checkpoint.shown, checkpoint.params, names)
+    hugging_face.write(
+        tmp_path / 'made', checkpoint.architecture, checkpoint.preprocessing, checkpoint.params, names
+    )
     theirs = load_file(source / 'model.safetensors')
     ours = load_file(tmp_path / 'made' / 'model.safetensors')
     assert ours.keys() == theirs.keys()
@@ -184,12 +186,12 @@ def test_a_model_without_a_head_has_no_labels(changed_folder):
 def test_how_images_are_shown_is_read(changed_folder):
     folder = pathlib.Path(changed_folder(lambda *_: None))
     read = pretrained.read(str(folder))
-    assert read.shown == Shown((0.5,) * 3, (0.5,) * 3, 'bilinear_antialias')
+    assert read.preprocessing == Preprocessing((0.5,) * 3, (0.5,) * 3, 'bilinear_antialias', image_size=32)
     assert read.assumed.startswith('no preprocessor_config.json')
     mean = [0.485, 0.456, 0.406]
     (folder / 'preprocessor_config.json').write_text(json.dumps({'image_mean': mean, 'size': 32}))
     read = pretrained.read(str(folder))
-    assert (read.shown.image_mean, read.assumed) == (tuple(mean), '')
+    assert (read.preprocessing.image_mean, read.assumed) == (tuple(mean), '')
     (folder / 'preprocessor_config.json').write_text('{')
     with pytest.raises(UserError, match=r'preprocessor_config\.json cannot be read'):
         pretrained.read(str(folder))

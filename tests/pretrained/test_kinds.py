@@ -12,12 +12,12 @@ from td_jax import pretrained
 from td_jax.errors import UserError
 from td_jax.models import base, vit
 from td_jax.pretrained import fit, hugging_face, kinds, preprocessing
-from td_jax.pretrained.architecture import Architecture, Shown, module_of
+from td_jax.pretrained.architecture import Architecture, Preprocessing, module_of
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
 DEIT, DINOV2, REGISTERS = (GOLDEN / f'hf_{name}_tiny' for name in ('deit', 'dinov2', 'dinov2_registers'))
 SIZES = vit.Sizes(width=24, layers=2, mlp=48, heads=3)
-IMAGENET = Shown((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), None)
+IMAGENET = Preprocessing((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), None)
 
 
 def expected_of(folder):
@@ -84,7 +84,9 @@ def test_what_is_written_has_the_names_and_shapes_of_the_original(read, tmp_path
     checkpoint = read(folder)
     names = checkpoint.label_names
     assert names == tuple(f'class {i}' for i in range(5))
-    hugging_face.write(tmp_path / 'made', checkpoint.architecture, checkpoint.shown, checkpoint.params, names)
+    hugging_face.write(
+        tmp_path / 'made', checkpoint.architecture, checkpoint.preprocessing, checkpoint.params, names
+    )
     theirs, ours = (load_file(place / 'model.safetensors') for place in (folder, tmp_path / 'made'))
     assert {key: x.shape for key, x in ours.items()} == {key: x.shape for key, x in theirs.items()}
     theirs, ours = (json.loads((place / 'config.json').read_text()) for place in (folder, tmp_path / 'made'))
@@ -236,37 +238,12 @@ def test_a_folder_that_does_not_fit_is_refused_by_name(changed_folder, folder, c
 
 
 def test_how_images_are_shown(changed_folder):
-    """Both are published with a crop, which is refused with the way out."""
+    """Where no file says it, as is usual for the kind; where one says nothing, as its class does it."""
     folder = pathlib.Path(changed_folder(lambda *_: None, DINOV2))
     read = pretrained.read(str(folder))
-    assert read.shown == IMAGENET
+    assert read.preprocessing == IMAGENET
     assert read.assumed.startswith('no preprocessor_config.json')
-    # As facebook/dinov2-base has it.
-    said = {
-        'crop_size': {'height': 224, 'width': 224},
-        **{f'do_{step}': True for step in ('center_crop', 'convert_rgb', 'normalize', 'rescale', 'resize')},
-        'image_mean': [0.485, 0.456, 0.406],
-        'image_processor_type': 'BitImageProcessor',
-        'image_std': [0.229, 0.224, 0.225],
-        'resample': 3,
-        'rescale_factor': 0.00392156862745098,
-        'size': {'shortest_edge': 256},
-    }
-    for off, words in (
-        (
-            (),
-            'do_center_crop is True, .* With do_resize and do_center_crop false in that file, dataset.resize',
-        ),
-        (('do_center_crop',), 'resample is 3, bicubic'),
-        (('do_center_crop', 'do_resize'), None),
-    ):
-        (folder / preprocessing.FILE).write_text(json.dumps({**said, **dict.fromkeys(off, False)}))
-        if words:
-            with pytest.raises(UserError, match=words):
-                pretrained.read(str(folder))
-    read = pretrained.read(str(folder))
-    assert (read.shown, read.assumed) == (IMAGENET, '')
     # One that names no class is that of the kind, whose defaults are others than a ViT's.
     (folder / preprocessing.FILE).write_text('{}')
-    with pytest.raises(UserError, match='do_center_crop is True'):
-        pretrained.read(str(folder))
+    read = pretrained.read(str(folder))
+    assert (read.preprocessing[2:], read.assumed) == (('bicubic_antialias', 'center', 1.0, 224), '')

@@ -5,9 +5,10 @@ import json
 import numpy as np
 import pytest
 
+from td_jax import pretrained
 from td_jax.errors import UserError
 from td_jax.pretrained import preprocessing
-from td_jax.pretrained.architecture import Shown
+from td_jax.pretrained.architecture import Preprocessing
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 IMAGENET = {'image_mean': list(MEAN), 'image_std': list(STD)}
@@ -18,7 +19,7 @@ def read(**content):
 
 
 def test_what_a_file_does_not_say_is_as_in_transformers():
-    assert read() == Shown((0.5,) * 3, (0.5,) * 3, 'bilinear_antialias')
+    assert read() == Preprocessing((0.5,) * 3, (0.5,) * 3, 'bilinear_antialias', image_size=32)
 
 
 @pytest.mark.parametrize(
@@ -39,20 +40,121 @@ def test_pixels_become_what_the_file_says(content):
     theirs = pixels * content.get('rescale_factor', 1 / 255) if content.get('do_rescale', True) else pixels
     if content.get('do_normalize', True):
         theirs = (theirs - content['image_mean']) / content['image_std']
-    shown = read(**content)
-    np.testing.assert_allclose((pixels / 255 - shown.image_mean) / shown.image_std, theirs, rtol=1e-6)
+    ours = read(**content)
+    np.testing.assert_allclose((pixels / 255 - ours.image_mean) / ours.image_std, theirs, rtol=1e-6)
 
 
 def test_the_usual_factor_changes_no_digit():
-    shown = read(**IMAGENET, rescale_factor=0.0039215)
-    assert shown.image_mean != MEAN
+    assert read(**IMAGENET, rescale_factor=0.0039215).image_mean != MEAN
     for factor in (1 / 255, 0.00392156862745098, 0.003921568627):
         assert read(**IMAGENET, rescale_factor=factor)[:2] == (MEAN, STD)
 
 
-@pytest.mark.parametrize('size', [32, {'height': 32, 'width': 32}])
-def test_the_size_is_that_of_the_positions(size):
+# As they are published: of facebook/dinov2-small, facebook/deit-small-patch16-224,
+# google/vit-base-patch16-224 and facebook/dinov2-with-registers-small, that as transformers 5 writes it.
+DINOV2 = {
+    'crop_size': {'height': 224, 'width': 224},
+    'do_center_crop': True,
+    'do_convert_rgb': True,
+    'do_normalize': True,
+    'do_rescale': True,
+    'do_resize': True,
+    'image_mean': list(MEAN),
+    'image_processor_type': 'BitImageProcessor',
+    'image_std': list(STD),
+    'resample': 3,
+    'rescale_factor': 0.00392156862745098,
+    'size': {'shortest_edge': 256},
+}
+DEIT = {
+    'crop_size': 224,
+    'do_center_crop': True,
+    'do_normalize': True,
+    'do_resize': True,
+    'feature_extractor_type': 'DeiTFeatureExtractor',
+    'image_mean': list(MEAN),
+    'image_std': list(STD),
+    'resample': 3,
+    'size': 256,
+}
+VIT = {
+    'do_normalize': True,
+    'do_resize': True,
+    'image_mean': [0.5] * 3,
+    'image_std': [0.5] * 3,
+    'size': 224,
+}
+REGISTERS = {
+    **DINOV2,
+    'default_to_square': False,
+    'data_format': 'channels_first',
+    'do_pad': None,
+    'pad_size': None,
+    'device': None,
+    'return_tensors': None,
+    'image_processor_type': 'BitImageProcessorFast',
+}
+CENTER = ('bicubic_antialias', 'center', 0.875, 224)
+
+
+@pytest.mark.parametrize(
+    ('content', 'processor', 'expected'),
+    [
+        (DINOV2, 'ViTImageProcessor', (MEAN, STD, *CENTER)),
+        (REGISTERS, 'ViTImageProcessor', (MEAN, STD, *CENTER)),
+        (DEIT, 'ViTImageProcessor', (MEAN, STD, 'bicubic_antialias', 'squash', 0.875, 224)),
+        (VIT, 'ViTImageProcessor', ((0.5,) * 3, (0.5,) * 3, 'bilinear_antialias', 'squash', 1.0, 224)),
+        # What a class takes where the file does not say: of a Bit the mean is CLIP's.
+        ({**IMAGENET, 'size': 96}, 'BitImageProcessor', None),
+        (IMAGENET, 'DeiTImageProcessor', (MEAN, STD, 'bicubic_antialias', 'squash', 0.875, 224)),
+        (IMAGENET, 'BitImageProcessor', (MEAN, STD, 'bicubic_antialias', 'center', 1.0, 224)),
+        (
+            {**DINOV2, 'size': 235, 'crop_size': 224},
+            '',
+            (MEAN, STD, 'bicubic_antialias', 'center', 224 / 235, 224),
+        ),
+        (
+            {**DINOV2, 'size': {'height': 64, 'width': 64}, 'crop_size': 56, 'resample': 2},
+            '',
+            (MEAN, STD, 'bilinear_antialias', 'squash', 0.875, 56),
+        ),
+        (
+            {**DEIT, 'do_center_crop': False, 'size': {'height': 40, 'width': 40}, 'rescale_factor': None},
+            '',
+            (MEAN, STD, 'bicubic_antialias', 'squash', 1.0, 40),
+        ),
+        ({**DINOV2, 'do_resize': False, 'do_center_crop': False}, '', (MEAN, STD, None, 'squash', 1.0, 0)),
+    ],
+)
+def test_what_is_published_is_honoured(content, processor, expected):
+    if expected is None:
+        with pytest.raises(UserError, match=r'crop_size is 224, larger than size, 96'):
+            preprocessing.read('folder', content, 224, processor)
+        return
+    made = preprocessing.read('folder', content, 224, processor)
+    assert made == Preprocessing(*expected)
+    if made.resize:
+        view = made.view()
+        size = content.get('size', {'DeiTImageProcessor': 256}.get(processor, 224))
+        size = size if isinstance(size, int) else max(size.values())
+        assert view.scaled_side == size
+        # What is written of it says the same.
+        assert preprocessing.read('folder', preprocessing.written(made), 32) == made
+
+
+@pytest.mark.parametrize('name', ['dinov2_small_saliency'])
+def test_a_real_folder_is_honoured(foundation, name):
+    folder = foundation(name)
+    content = json.loads((folder / 'preprocessor_config.json').read_text())
+    assert content == DINOV2
+    made = pretrained.read(str(folder)).preprocessing
+    assert made == Preprocessing(MEAN, STD, *CENTER)
+
+
+@pytest.mark.parametrize('size', [32, {'height': 32, 'width': 32}, None])
+def test_a_size_may_be_a_number_or_two_or_that_of_the_model(size):
     assert read(size=size).resize == 'bilinear_antialias'
+    assert read(size=size).image_size == 32
 
 
 def test_images_that_are_not_resized_have_no_resize():
@@ -62,13 +164,17 @@ def test_images_that_are_not_resized_have_no_resize():
 @pytest.mark.parametrize(
     ('content', 'words'),
     [
-        ({'resample': 3}, 'resample is 3, bicubic; td_jax resizes by 2, bilinear'),
+        ({'resample': 1}, 'resample is 1, lanczos; td_jax resizes by 2, bilinear or 3, bicubic'),
         ({'resample': 'x'}, "resample is 'x'; "),
-        ({'do_center_crop': True}, 'do_center_crop is True, a step that td_jax does not take'),
+        ({'resample': True}, 'resample is True; '),
         ({'do_pad': True}, 'do_pad is True, a step'),
-        ({'size': {'shortest_edge': 32}}, r"size is \{'shortest_edge': 32\}; td_jax resizes to a square"),
-        ({'size': {'height': 48, 'width': 48}}, 'the position embeddings are for 32 x 32 pixels'),
-        ({'size': 48}, 'size is 48'),
+        ({'do_center_crop': True, 'do_resize': False}, 'do_center_crop is True and do_resize is False'),
+        ({'do_center_crop': True, 'crop_size': 33}, 'crop_size is 33, larger than size'),
+        ({'do_center_crop': True, 'crop_size': {'height': 32, 'width': 24}}, 'crop_size is .* squares'),
+        ({'size': {'shortest_edge': 32}}, r"size is \{'shortest_edge': 32\} without do_center_crop"),
+        ({'size': {'shortest_edge': 32, 'longest_edge': 64}}, 'size is .*; td_jax knows a number, height'),
+        ({'size': {'height': 48, 'width': 40}}, 'size is .* squares, of whole pixels'),
+        ({'size': 0}, 'size is 0; '),
         ({'image_mean': [0.5]}, r'image_mean is \[0.5\]; it has three numbers'),
         ({'image_std': [0.5, 0.5, 'x']}, 'image_std is .* three numbers'),
         ({'image_std': [0.5, 0.5, 0]}, 'standard deviation of .* above 0'),
@@ -87,13 +193,19 @@ def test_what_cannot_be_honoured_is_refused_by_name(content, words):
 
 
 def test_another_processor_that_says_everything_is_taken_at_its_word():
-    said = {**preprocessing.DEFAULTS, **IMAGENET, 'image_processor_type': 'CLIPImageProcessor'}
-    assert read(**said) == Shown(MEAN, STD, 'bilinear_antialias')
+    said = {**preprocessing.DEFAULTS, **IMAGENET, 'size': 24, 'image_processor_type': 'CLIPImageProcessor'}
+    assert read(**said) == Preprocessing(MEAN, STD, 'bilinear_antialias', image_size=24)
+    said |= {'size': {'shortest_edge': 30}, 'do_center_crop': True}
+    del said['default_to_square']
+    with pytest.raises(UserError, match='what it takes for crop_size is not said'):
+        read(**said)
 
 
 @pytest.mark.parametrize('resize', ['bilinear_antialias', 'bilinear'])
 def test_what_is_written_is_read_back(resize):
-    content = json.loads(json.dumps(preprocessing.written(Shown(MEAN, STD, resize), 48)))
+    written = preprocessing.written(Preprocessing(MEAN, STD, resize, image_size=48))
+    content = json.loads(json.dumps(written))
     assert content['do_resize'] == (resize == 'bilinear_antialias')
     back = preprocessing.read('file', content, 48)
-    assert back == Shown(MEAN, STD, resize if content['do_resize'] else None)
+    said = (resize, 'squash', 1.0, 48) if content['do_resize'] else (None,)
+    assert back == Preprocessing(MEAN, STD, *said)

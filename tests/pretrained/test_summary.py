@@ -39,7 +39,7 @@ def test_what_a_checkpoint_is():
         'activation': 'gelu_tanh, LayerNorm epsilon 1e-06',
         'pre-logits': 'none',
         'head': '10 outputs',
-        'pixels': '(pixel / 255 - (0.5,0.5,0.5)) / (0.5,0.5,0.5), resized by bilinear',
+        'pixels': '(pixel / 255 - (0.5,0.5,0.5)) / (0.5,0.5,0.5), resized to 32 x 32 pixels (bilinear)',
         'labels': 'without names',
         'parameters': f'backbone {backbone:,}, head {head:,}, total {backbone + head:,}',
     }
@@ -97,7 +97,7 @@ def test_registers_and_what_the_head_reads_are_said():
 
 def test_a_published_size_goes_by_its_name(monkeypatch):
     architecture = Architecture(vit.VARIANTS['B'], 32, 224, 21843, 'gelu_tanh', 1e-6, True)
-    checkpoint = Checkpoint('gs://b/ViT-B_32.npz', architecture, {}, google.SHOWN, unused=('odd',))
+    checkpoint = Checkpoint('gs://b/ViT-B_32.npz', architecture, {}, google.PREPROCESSING, unused=('odd',))
     monkeypatch.setattr(pretrained, 'read', lambda location: checkpoint)
     text = summary.report('gs://b/ViT-B_32.npz')
     assert 'variant     B/32\n' in text
@@ -138,7 +138,8 @@ def test_how_images_are_shown_and_labels_are_called_is_said(tmp_path):
     text = summary.report(str(folder))
     assert 'labels      a, b, c, ...\n' in text
     assert (
-        'pixels      (pixel / 255 - (0.1,0.2,0.3)) / (0.5,0.5,0.5), resized by bilinear_antialias\n' in text
+        'pixels      (pixel / 255 - (0.1,0.2,0.3)) / (0.5,0.5,0.5), '
+        'resized to 32 x 32 pixels (bilinear_antialias)\n' in text
     )
     assert 'assumed' not in text
     assert "'--config.teacher.dataset.image_mean=(0.1,0.2,0.3)'" in text

@@ -1,0 +1,188 @@
+"""How an image of any size becomes the square of pixels that a model is shown.
+
+It is resized, and the middle of it is cut out. On the host Pillow does it, as it does for Hugging Face and
+timm; on a device, and in a program that is exported, the same sums are made: along the width first, then
+along the height, each of them rounded and held to a byte.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# What is left of a quotient that is a whole number, but for its rounding.
+_ROUNDING = 1e-6
+
+
+def _triangle(x):
+    return jnp.maximum(1 - jnp.abs(x), 0)
+
+
+def _cubic(x):
+    """Keys's kernel of cubic convolution (1981), whose slope at 1 is -0.5."""
+    x = jnp.abs(x)
+    near = (1.5 * x - 2.5) * x * x + 1
+    far = -0.5 * (((x - 5) * x + 8) * x - 4)
+    return jnp.where(x < 1, near, jnp.where(x < 2, far, 0.0))
+
+
+class Resize(NamedTuple):
+    """A way to resize."""
+
+    method: str  # of jax.image and tf.image
+    # Pillow's: wider where an image becomes smaller, and rounded to bytes. Else tf.image.resize as it comes.
+    is_pillow: bool
+
+
+RESIZES = {
+    'bilinear': Resize('bilinear', False),
+    'bilinear_antialias': Resize('bilinear', True),
+    'bicubic_antialias': Resize('bicubic', True),
+}
+KERNELS = {'bilinear': _triangle, 'bicubic': _cubic}
+# What an image is resized to before its middle is cut out: a square, or as large that its shortest side has
+# the length that the square would have.
+CROP_MODES = ('squash', 'center')
+
+
+class View(NamedTuple):
+    """How a model is shown an image."""
+
+    side: int  # in pixels, of the square that it is shown
+    resize: str  # a name of RESIZES
+    crop_mode: str = 'squash'  # a name of CROP_MODES
+    crop_pct: float = 1.0  # the side over that of the image it is cut out of
+
+    @property
+    def scaled_side(self) -> int:
+        """The length that a side, or the shortest one, is resized to."""
+        return int(self.side / self.crop_pct + _ROUNDING)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing is cut off."""
+        return self.crop_mode == 'squash' and self.scaled_side == self.side
+
+    def scaled(self, height, width, smallest=min):
+        """(height, width) of an image of some size once it is resized; whole numbers, or arrays of them.
+
+        Args:
+          height, width: of the image.
+          smallest: of two numbers; jnp.minimum for arrays.
+        """
+        if self.crop_mode == 'squash':
+            return self.scaled_side, self.scaled_side
+        shortest = smallest(height, width)
+        return tuple(self.scaled_side * side // shortest for side in (height, width))
+
+    def describe(self) -> str:
+        """What it does, for a person."""
+        scaled = self.scaled_side
+        if self.is_whole:
+            return f'resized to {self.side} x {self.side} pixels ({self.resize})'
+        what = 'the shortest side' if self.crop_mode == 'center' else 'both sides'
+        return (
+            f'{what} resized to {scaled} pixels ({self.resize}), the central {self.side} x {self.side} of it'
+        )
+
+
+def by_pillow(pixels: np.ndarray, view: View) -> np.ndarray:
+    """An image as a view shows it whose resize is Pillow's: [height, width, 3] uint8 -> [side, side, 3]."""
+    import PIL.Image
+
+    height, width = view.scaled(*pixels.shape[:2])
+    method = getattr(PIL.Image.Resampling, RESIZES[view.resize].method.upper())
+    image = PIL.Image.fromarray(pixels)
+    # One side after the other. At once, Pillow 13 takes the height first where that is less work, and what is
+    # rounded in between is another image then.
+    image = image.resize((width, image.height), method).resize((width, height), method)
+    top, left = ((length - view.side) // 2 for length in (height, width))
+    return np.asarray(image)[top : top + view.side, left : left + view.side]
+
+
+def on_device(images, view: View):
+    """Images as a view shows them.
+
+    Args:
+      images: [batch, height, width, channels], from 0 to 255; height and width may be symbolic.
+      view: how they are shown.
+
+    Returns:
+      [batch, side, side, channels] in float32, whole numbers where Pillow would make them; `images` itself
+      where they are that already
+    """
+    _, *size, channels = images.shape
+    how = RESIZES[view.resize]
+    if view.is_whole:
+        if tuple(size) == (view.side, view.side):
+            return images
+        if not how.is_pillow:
+            shape = images.shape[0], view.side, view.side, channels
+            return jax.image.resize(images.astype(jnp.float32), shape, how.method, antialias=False)
+    x = images.astype(jnp.float32)
+    # What is symbolic is a number in the program.
+    lengths = [jnp.asarray(length, jnp.int32) for length in size]
+    scaled = view.scaled(*lengths, jnp.minimum)
+    for axis in (1, 0):
+        weights = _weights(size[axis], lengths[axis], jnp.asarray(scaled[axis], jnp.int32), view)
+        equation = 'nr,brwc->bnwc' if axis == 0 else 'nw,brwc->brnc'
+        x = jnp.einsum(equation, weights, x, precision=jax.lax.Precision.HIGHEST)
+        if how.is_pillow:
+            x = to_bytes(x)
+    return x
+
+
+def to_bytes(x):
+    """Rounds numbers to the nearest from 0 to 255, halves up."""
+    return jnp.clip(jnp.floor(x + 0.5), 0, 255)
+
+
+def _weights(count, old, new, view):
+    """What of each old pixel is in each new one of the middle, [side, count].
+
+    Args:
+      count: of the old pixels along an axis, a number or symbolic.
+      old: the same as an array [].
+      new: how many there are once it is resized, an array [].
+      view: of the image.
+    """
+    how = RESIZES[view.resize]
+    rows = (new - view.side) // 2 + jnp.arange(view.side, dtype=jnp.int32)
+    # The centre of new pixel r is at (r + 0.5) old / new. Its whole part is exact in int32; a float32 has no
+    # room for that and for the thousandths which make a byte another one.
+    quotient, rest = old // new, (old % new).astype(jnp.float32) / new.astype(jnp.float32)
+    whole = jnp.arange(count, dtype=jnp.int32)[None] - (rows * quotient)[:, None]
+    centres = 0.5 * quotient.astype(jnp.float32) + (rows.astype(jnp.float32) + 0.5) * rest
+    distances = whole.astype(jnp.float32) + 0.5 - centres[:, None]
+    if how.is_pillow:
+        distances = distances / jnp.maximum(old.astype(jnp.float32) / new.astype(jnp.float32), 1.0)
+    weights = KERNELS[how.method](distances)
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+def crop(image, start, extent, side: int, resize: str):
+    """The part of an image at `start` of `extent`, both [2] in pixels and fractions of them, resized.
+
+    Args:
+      image: [height, width, channels].
+      start, extent: y and x of the upper left corner, height and width.
+      side: of the result in pixels.
+      resize: a name of RESIZES.
+
+    Returns:
+      [side, side, channels]
+    """
+    how = RESIZES[resize]
+    scale = side / extent
+    x = jax.image.scale_and_translate(
+        image,
+        (side, side, image.shape[-1]),
+        (0, 1),
+        scale,
+        -start * scale,
+        method=how.method,
+        antialias=how.is_pillow,
+    )
+    # A cubic goes beyond what there is between.
+    return jnp.clip(x, 0, 255) if how.method == 'bicubic' else x
