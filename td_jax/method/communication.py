@@ -29,6 +29,9 @@ class NormalizedDense(nn.Module):
     widest array of a conversation, is never written: its memory traffic costs as much as the products. The
     norm has no scale and bias of its own; those of the Dense do the same.
 
+    The variance takes a second pass over the input, after the mean: the mean square less the squared mean, in
+    one, would be all rounding for numbers near 1000.
+
     A kernel that is rounded to bfloat16 has columns whose means are not quite 0, and an input whose mean is
     large would find them; what it adds by them is taken out of the product again. The initial kernel has the
     variance 1 / width, as a Dense's on the joined input has (LeCun).
@@ -51,9 +54,10 @@ class NormalizedDense(nn.Module):
         # Statistics in float32, whatever the parts are in.
         wide = [part.astype(jnp.float32) for part in parts]
         mean = sum(part.sum(axis=-1, keepdims=True) for part in wide) / width
-        square = sum(jnp.square(part).sum(axis=-1, keepdims=True) for part in wide) / width
-        # Rounding may leave a constant input with a variance just below 0.
-        scale = jax.lax.rsqrt(jnp.maximum(square - jnp.square(mean), 0.0) + self.epsilon)
+        # The sum of squares is least about the mean, and so has no gradient by it.
+        center = jax.lax.stop_gradient(mean)
+        variance = sum(jnp.square(part - center).sum(axis=-1, keepdims=True) for part in wide) / width
+        scale = jax.lax.rsqrt(variance + self.epsilon)
         column_means = sum(kernel.sum(axis=0, keepdims=True) for kernel in kernels) / width
         rounded = [(kernel - column_means).astype(self.dtype) for kernel in kernels]
         product = sum(part.astype(self.dtype) @ kernel for part, kernel in zip(parts, rounded, strict=True))

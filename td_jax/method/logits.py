@@ -9,8 +9,9 @@ from td_jax.method import communication
 from td_jax.models import base
 from td_jax.randomness import fold_name
 
-# Added to a sum of squares, whose root is divided by.
-EPSILON = 1e-12
+# The variance of what is correlated is at least this share of its squared mean: a correlation with what is
+# constant is 0, and one with what is almost constant would have a gradient without bound.
+SMALLEST_VARIANCE = 1e-4
 
 
 # --- The bridge ------------------------------------------------------------------------------------
@@ -132,14 +133,28 @@ def dkd_terms(params, student, teacher, labels, config, key):
 # --- Distillation from a stronger teacher ----------------------------------------------------------
 
 
-def uncorrelated(a, b, axis):
-    """1 - Pearson's correlation of a and b along an axis, which goes; 1 where either is constant."""
+def one_minus_correlation(a, b, axis):
+    """1 - Pearson's correlation of a and b along an axis, 1 where either is constant.
 
-    def normalised(x):
-        x = x - x.mean(axis=axis, keepdims=True)
-        return x / jnp.sqrt(jnp.square(x).sum(axis=axis, keepdims=True) + EPSILON)
+        1 - sum (a - mean a) (b - mean b) / (|a - mean a| |b - mean b|)
 
-    return 1.0 - jnp.sum(normalised(a) * normalised(b), axis=axis)
+    Each sum of squares |x - mean x|^2 of n numbers gets n SMALLEST_VARIANCE (mean x)^2 more, without a
+    gradient. Rows of probabilities are constant where a head starts at zero, and the gradient is then that of
+    a row with a standard deviation of a hundredth of its mean.
+
+    Args:
+      a, b: of one shape.
+      axis: is reduced.
+    """
+
+    def normalise(x):
+        mean = x.mean(axis=axis, keepdims=True)
+        floor = jax.lax.stop_gradient(SMALLEST_VARIANCE * jnp.square(mean)) * x.shape[axis]
+        squares = jnp.square(x - mean).sum(axis=axis, keepdims=True) + floor
+        # All are 0.
+        return (x - mean) / jnp.sqrt(jnp.where(squares > 0, squares, 1.0))
+
+    return 1.0 - jnp.sum(normalise(a) * normalise(b), axis=axis)
 
 
 def dist_terms(params, student, teacher, labels, config, key):
@@ -156,8 +171,8 @@ def dist_terms(params, student, teacher, labels, config, key):
     )
     terms = {}
     if weights.inter:
-        terms |= {'inter': temperature**2 * uncorrelated(p_g, p_h, axis=-1)}
+        terms |= {'inter': temperature**2 * one_minus_correlation(p_g, p_h, axis=-1)}
     if weights.intra:
-        intra = temperature**2 * uncorrelated(p_g, p_h, axis=0).mean()
+        intra = temperature**2 * one_minus_correlation(p_g, p_h, axis=0).mean()
         terms |= {'intra': jnp.full(len(p_g), intra)}
     return terms

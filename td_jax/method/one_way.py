@@ -188,6 +188,10 @@ def rkd_terms(params, student, teacher, labels, config, key):
 # --- Contrastive representation distillation -------------------------------------------------------
 
 
+# Added to the squared length that a projection is divided by: one of length 0 has a finite gradient.
+CRD_EPSILON = 1e-6
+
+
 def init_crd(key, student, teacher, config, num_labels):
     """A linear projection to a message of what the head of each model reads."""
     project = nn.Dense(config.communication.message)
@@ -214,7 +218,7 @@ def crd_terms(params, student, teacher, labels, config, key):
         project.apply({'params': params[f'{side}_projection']}, x)
         for side, x in zip(('student', 'teacher'), representations(student, teacher), strict=True)
     )
-    z_g, z_h = (z / jnp.sqrt(jnp.square(z).sum(axis=-1, keepdims=True) + logits.EPSILON) for z in (z_g, z_h))
+    z_g, z_h = (z / jnp.sqrt(jnp.square(z).sum(axis=-1, keepdims=True) + CRD_EPSILON) for z in (z_g, z_h))
     similarity = jnp.matmul(z_g, z_h.T, precision=jax.lax.Precision.HIGHEST) / config.crd.temperature
     log_p = jax.nn.log_softmax(similarity, axis=1) + jax.nn.log_softmax(similarity, axis=0)
     return {'contrast': -jnp.diagonal(log_p) / 2}

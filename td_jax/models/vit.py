@@ -25,6 +25,10 @@ ACTIVATIONS = {
 }
 
 
+# Of numbers that are far from 0, the mean square less the squared mean would be all rounding.
+LayerNorm = functools.partial(nn.LayerNorm, use_fast_variance=False)
+
+
 def _class(e, registers):
     return base.read_by_head(e)
 
@@ -89,7 +93,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x, deterministic):
-        norm = functools.partial(nn.LayerNorm, epsilon=self.epsilon, dtype=self.dtype)
+        norm = functools.partial(LayerNorm, epsilon=self.epsilon, dtype=self.dtype)
         dropout = nn.Dropout(self.dropout)
         kernel_init = nn.initializers.xavier_uniform()
         y = nn.MultiHeadDotProductAttention(
@@ -148,7 +152,7 @@ class ViT(nn.Module):
             kind = nn.remat(Block, policy=POLICIES[self.remat_policy], static_argnums=(2,))
         block = functools.partial(kind, self.sizes, self.dropout, self.activation, self.epsilon, self.dtype)
         self.blocks = [block(name=f'block_{i}') for i in range(self.sizes.layers)]
-        self.norm = nn.LayerNorm(epsilon=self.epsilon, dtype=self.dtype)
+        self.norm = LayerNorm(epsilon=self.epsilon, dtype=self.dtype)
         self.dropout_layer = nn.Dropout(self.dropout)
         self.pre_logits_layer = nn.Dense(self.sizes.width) if self.pre_logits else None
         self.head_layer = nn.Dense(self.num_outputs, kernel_init=nn.initializers.zeros)

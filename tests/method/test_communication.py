@@ -160,6 +160,45 @@ def test_encoder_is_norm_dense_relu_dense(shape):
     np.testing.assert_allclose(encoder.apply({'params': params}, s, e), expected, rtol=1e-4, atol=1e-5)
 
 
+def joined_norm_dense(parts, kernels, epsilon=1e-6):
+    """Dense(LayerNorm({a; b})) in float64 without a bias, and the gradient by the input of a sum of it."""
+    x, kernel = (
+        np.concatenate(arrays, axis).astype(np.float64) for arrays, axis in ((parts, -1), (kernels, 0))
+    )
+    std = np.sqrt(x.var(-1, keepdims=True) + epsilon)
+    normalised = (x - x.mean(-1, keepdims=True)) / std
+    inner = np.broadcast_to(kernel.sum(axis=1), x.shape)
+    along = (inner * normalised).mean(-1, keepdims=True)
+    return normalised @ kernel, (inner - inner.mean(-1, keepdims=True) - normalised * along) / std
+
+
+@pytest.mark.parametrize('case', ['mean 1000', 'mean -20,000', 'first far away', 'one large', 'parts apart'])
+def test_a_norm_is_exact_however_far_the_mean_is(case):
+    """It was 34% off at mean 1000 and standard deviation 1."""
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(40, 96)), rng.normal(size=(40, 31))
+    if case == 'first far away':
+        a[:, 0] = 1000.0
+    elif case == 'one large':
+        b[:, 7] = 1e5
+    elif case == 'parts apart':
+        a, b = a + 300.0, b - 500.0
+    else:
+        shift = float(case.removeprefix('mean ').replace(',', ''))
+        a, b = a + shift, b + shift
+    a, b = np.float32(a), np.float32(b)
+    layer = communication.NormalizedDense(17)
+    params = layer.init(jax.random.key(0), a, b)
+    kernels = [np.asarray(params['params'][f'kernel_{i}']) for i in (0, 1)]
+    expected, gradient = joined_norm_dense((a, b), kernels)
+    found, gradient_of = jax.vjp(lambda *parts: layer.apply(params, *parts), a, b)
+    # The product is of the numbers as they are, in float32.
+    size = np.abs(np.concatenate([a, b], -1)).mean() / np.concatenate([a, b], -1).std(-1).mean()
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * (1 + size))
+    found_gradient = np.concatenate(gradient_of(jnp.ones_like(found)), -1)
+    np.testing.assert_allclose(found_gradient, gradient, atol=2e-5 * (1 + size) * np.abs(gradient).max())
+
+
 @pytest.mark.parametrize('mean', [0.0, 1.0, 5.0, 30.0, 100.0])
 def test_bfloat16_is_as_exact_however_far_the_mean_is(mean):
     """LayerNorm and Dense in float64 on the same rounded input; a bfloat16 has steps of 1/256 of itself."""

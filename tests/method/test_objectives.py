@@ -263,8 +263,14 @@ def numpy_dkd(case):
 def numpy_dist(case):
     temperature = case.config.dist.temperature
     p_g, p_h = (softmax(y, temperature) for y in (case.g.logits, case.h.logits))
-    inter = [1 - np.corrcoef(g, h)[0, 1] for g, h in zip(p_g, p_h, strict=True)]
-    intra = np.mean([1 - np.corrcoef(g, h)[0, 1] for g, h in zip(p_g.T, p_h.T, strict=True)])
+
+    def correlation(g, h):
+        """With a hundredth of the mean as the least standard deviation, by the sum of both squares."""
+        stds = [np.sqrt(x.var() + 1e-4 * x.mean() ** 2) for x in (g, h)]
+        return np.cov(g, h, bias=True)[0, 1] / stds[0] / stds[1]
+
+    inter = [1 - correlation(g, h) for g, h in zip(p_g, p_h, strict=True)]
+    intra = np.mean([1 - correlation(g, h) for g, h in zip(p_g.T, p_h.T, strict=True)])
     return {'inter': temperature**2 * np.array(inter), 'intra': np.full(BATCH, temperature**2 * intra)}
 
 
