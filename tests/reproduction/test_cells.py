@@ -333,14 +333,14 @@ def test_a_process_gets_runs_of_one_program(monkeypatch, tmp_path):
     ]
     root = epath.Path(tmp_path)
     cells.run_missing(root, [run for runs in found for run in runs], 2)
-    assert len(given['teachers']) == 5
+    assert len(given['teachers']) == 10
     assert [task for task, _ in given['runs']] == cells._tasks(root, [r for runs in found for r in runs])[
         ::-1
     ]
     kinds = [kind for _, kind in given['runs']]
-    assert len(kinds) == 20
+    assert len(kinds) == 40
     assert len({*kinds}) == 4
-    assert [kinds[i : i + 5] for i in range(0, 20, 5)] == [[kinds[i]] * 5 for i in range(0, 20, 5)]
+    assert [kinds[i : i + 10] for i in range(0, 40, 10)] == [[kinds[i]] * 10 for i in range(0, 40, 10)]
 
 
 def test_only_teachers_that_are_trained_are_trained_first(small_config):

@@ -52,6 +52,15 @@ def test_a_table_is_made_of_what_there_is(name, monkeypatch):
                 config_lib.check(cells.cell_config(table, column, row))
 
 
+@pytest.mark.parametrize('name', WITH_RUNS)
+def test_students_have_one_teacher_or_each_its_own(name):
+    """Students who share one of several teachers are not independent; on MovieLens there are ten of each."""
+    table = WITH_RUNS[name]
+    assert table.teachers in (1, table.students)
+    if table.config == 'movielens':
+        assert (table.students, table.teachers) == (10, 10)
+
+
 def test_every_method_has_a_row():
     for names in (('3x', '4x'), ('digits_x',), ('4x_small',)):
         rows = [change for name in names for change in tables.TABLES[name].rows.values()]
