@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 from etils import epath
 
+from td_jax import statistics
 from td_jax.configs import digits
 from td_jax.data import movielens
 from td_jax.files import checkpoints, metric_log, workdir
@@ -313,3 +314,9 @@ def outcome(read_back):
         }
 
     return read
+
+
+@pytest.fixture
+def unwidened(monkeypatch):
+    """Makes the bounds of a bootstrap its percentiles, however few numbers they come from."""
+    monkeypatch.setattr(statistics, 'widening', lambda *_: 1.0)

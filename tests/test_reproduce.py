@@ -136,7 +136,7 @@ def test_the_command_writes_what_it_shows_unless_told_only_to_show(tmp_path):
     taught = [config for config in configs if config.method != 'supervised']
     runs = {cells.teacher_folder(root, config): config_lib.teacher_run(config) for config in taught}
     runs |= {cells.run_folder(root, config): config for config in configs}
-    assert len(runs) == 5 + 1 + 5 * 11
+    assert len(runs) == 10 + 1 + 10 * 11
     for config in taught:
         config.teacher.checkpoint = str(cells.teacher_folder(root, config))
     for folder, config in runs.items():
@@ -156,7 +156,7 @@ def test_the_command_writes_what_it_shows_unless_told_only_to_show(tmp_path):
     assert (written.returncode, shown.returncode) == (0, 0), outputs
     assert [err for _, err in outputs] == ['', '']
     # Half of the interval: t(0.975) of nine degrees of freedom, 2.2622, times the standard error, 0.01 / 3.
-    expected = ['TD', '10', '0.9000 ± 0.0075', '+0.0000 ± 0.0000', 'no errors kept', '1.0000']
+    expected = ['TD', '10', '0.9000 ± 0.0075', '+0.0000 ± 0.0000', 'no errors kept', 'no variance']
     assert cells_of(text, 'TD') == expected
     assert cells_of(missing, 'TD') == ['TD', '', 'missing', '', '', '']
     assert (root / 'tables_digits_x.md').read_text() + '\n' == text
@@ -170,4 +170,5 @@ def test_the_command_writes_what_it_shows_unless_told_only_to_show(tmp_path):
     for row, cell in errors.read(epath.Path(kept))['digits_x']['5 to 9'].items():
         assert cell['errors'] is None
         assert (cell['seeds'], cell['values']) == (list(range(10)), [0.89] * 5 + [0.91] * 5)
-        assert cell['teachers'] == ([0] * 10 if row == 'Train from scratch' else [0, 1, 2, 3, 4] * 2)
+        assert cell['teachers'] == ([0] * 10 if row == 'Train from scratch' else list(range(10)))
+        assert cell['protocol'] == config_lib.PROTOCOL

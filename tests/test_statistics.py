@@ -30,12 +30,41 @@ def test_a_difference_has_the_interval_of_a_paired_t_test(count):
 
 def test_three_seeds_by_hand():
     """1, 2 and 3: s is 1, t(0.975) of two degrees of freedom 4.303, and 4.303 / sqrt(3) is 2.484."""
-    assert statistics.of([1.0, 2.0, 3.0]) == (2.0, pytest.approx(2.484, abs=5e-4), 3)
+    assert statistics.of([1.0, 2.0, 3.0]) == (2.0, pytest.approx(2.484, abs=5e-4), 3, 3)
 
 
 def test_one_value_has_no_interval_and_equal_ones_have_one_of_no_width():
-    assert statistics.of([0.5]) == (0.5, None, 1)
-    assert statistics.of([0.5, 0.5, 0.5]) == (0.5, 0.0, 3)
+    assert statistics.of([0.5]) == (0.5, None, 1, 1)
+    assert statistics.of([0.5, 0.5, 0.5]) == (0.5, 0.0, 3, 3)
+
+
+@pytest.mark.parametrize('clusters', [[7, 3, 7, 3, 5, 5], [0, 0, 0, 1, 2, 2]])
+def test_seeds_of_one_cluster_count_once(clusters):
+    """The interval and the p-value of SciPy's paired t-test of the means of teachers, of other sizes, too."""
+    ours, theirs = np.random.default_rng(3).normal(size=(2, 6))
+    of_teachers = [
+        [np.mean([side[i] for i in range(6) if clusters[i] == name]) for name in sorted(set(clusters))]
+        for side in (ours, theirs)
+    ]
+    found = statistics.paired_difference(ours, theirs, clusters)
+    expected = scipy.stats.ttest_rel(*of_teachers)
+    assert (found.count, found.clusters) == (6, 3)
+    assert found.interval() == pytest.approx(tuple(expected.confidence_interval(0.95)))
+    assert statistics.paired_p_value(ours, theirs, clusters) == pytest.approx(expected.pvalue)
+    own = statistics.of(ours, clusters)
+    expected = scipy.stats.ttest_1samp(of_teachers[0], 0)
+    assert own.interval() == pytest.approx(tuple(expected.confidence_interval()))
+    with pytest.raises(ValueError, match='6 seeds have 3 clusters'):
+        statistics.of(ours, clusters[:3])
+
+
+def test_clusters_of_two_methods_are_joined():
+    join = statistics.joined_clusters
+    assert len(set(join([0, 1, 2, 3], [5, 6, 7, 8]))) == 4
+    # Students 0 and 2 share a teacher in the one, 2 and 3 in the other.
+    first, second, third, fourth = join(['a', 'b', 'a', 'c'], [0, 1, 2, 2])
+    assert first == third == fourth != second
+    assert len(set(join([0, 1, 0, 1], [0, 1, 1, 0]))) == 1
 
 
 def test_other_numbers_of_seeds_cannot_be_paired():
@@ -46,7 +75,7 @@ def test_other_numbers_of_seeds_cannot_be_paired():
 # --- p-values --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('count', [2, 3, 5, 20])
+@pytest.mark.parametrize('count', [3, 5, 20])
 def test_a_p_value_is_that_of_a_paired_t_test(count):
     ours, theirs = np.random.default_rng(count).normal(size=(2, count))
     assert statistics.paired_p_value(ours, theirs) == pytest.approx(
@@ -54,10 +83,20 @@ def test_a_p_value_is_that_of_a_paired_t_test(count):
     )
 
 
-def test_p_values_without_a_spread():
+def test_too_few_seeds_or_equal_differences_have_no_p_value():
     assert statistics.paired_p_value([1.0], [2.0]) is None
-    assert statistics.paired_p_value([1.0, 2.0], [1.0, 2.0]) == 1.0
-    assert statistics.paired_p_value([1.5, 2.5], [1.0, 2.0]) == 0.0
+    # Of two, whatever their differences: p < 0.0001 was said of equal ones.
+    assert statistics.paired_p_value([1.5, 2.5], [1.0, 2.0]) is None
+    assert statistics.paired_p_value([1.5, 2.7], [1.0, 2.0]) is None
+    # Six seeds of two teachers are two.
+    assert statistics.paired_p_value(np.arange(6) ** 2.0, np.arange(6), [0, 1] * 3) is None
+    for shift in (0.0, 0.1):
+        # 0.1 more than each, which in binary is not the same for all.
+        ours, theirs = np.array([0.3, 0.7, 1.1]) + shift, [0.3, 0.7, 1.1]
+        assert statistics.paired_p_value(ours, theirs) is None
+        found = statistics.paired_difference(ours, theirs)
+        assert found == (pytest.approx(shift), 0.0, 3, 3)
+        assert statistics.verdict(found, None, True) == statistics.NO_VARIANCE
 
 
 @pytest.mark.parametrize(
@@ -102,7 +141,7 @@ def pooled(metric, sums, counts):
 
 
 @pytest.mark.parametrize('metric', ['rmse', 'accuracy'])
-def test_a_bootstrap_of_one_cluster_is_scipys(metric):
+def test_a_bootstrap_of_one_cluster_is_scipys(metric, unwidened):
     """The same draws: SciPy has no clusters, so that there is one, and it takes tuples of paired units."""
     ours, baseline = drawn(3, 41, metric)
 
@@ -130,7 +169,7 @@ def test_a_bootstrap_of_one_cluster_is_scipys(metric):
 
 @pytest.mark.parametrize('metric', ['rmse', 'accuracy'])
 @pytest.mark.parametrize('clusters', [[3, 1, 3, 1, 2], [0, 1, 2, 3, 4], [9, 9, 9, 9, 9]])
-def test_a_bootstrap_is_that_of_a_plain_loop(metric, clusters, monkeypatch):
+def test_a_bootstrap_is_that_of_a_plain_loop(metric, clusters, monkeypatch, unwidened):
     ours, baseline = drawn(5, 13, metric)
     # In several pieces, which must not matter.
     monkeypatch.setattr(statistics, 'AT_ONCE', 13 * 7)
@@ -142,18 +181,20 @@ def test_a_bootstrap_is_that_of_a_plain_loop(metric, clusters, monkeypatch):
         came = [names[int(of_clusters.integers(0, len(names)))] for _ in names]
         differences = []
         for name in came:
+            of_name = []
             for s, cluster in enumerate(clusters):
                 if cluster == name:
                     a, b = (
                         pooled(metric, [x.sums[s][u] for u in units], [x.counts[u] for u in units])
                         for x in (ours, baseline)
                     )
-                    differences.append(a - b)
+                    of_name.append(a - b)
+            differences.append(sum(of_name) / len(of_name))
         means.append(sum(differences) / len(differences))
     assert found[:2] == pytest.approx(tuple(np.percentile(means, [2.5, 97.5])))
 
 
-def test_clusters_that_differ_make_the_interval_wider():
+def test_clusters_that_differ_make_the_interval_wider(unwidened):
     """The seeds of one teacher are better by 1, those of the other by 0; half of all draws have one alone."""
     counts = np.ones(50)
     baseline = np.full((4, 50), 4.0)
@@ -202,6 +243,150 @@ def test_every_metric_has_what_becomes_of_its_mean():
         )
 
 
+def test_a_bootstrap_is_widened_as_its_parts_say():
+    """By hand: each part's variance and degrees of freedom, put together by Satterthwaite's formula."""
+    clusters = np.array([1.0, 2.0, 6.0])  # mean 3; squares 4 + 1 + 9 = 14; variance of the mean 14 / 2 / 3
+    of_clusters = 14 / 6
+    assert statistics.widening(clusters, np.zeros(1)) == pytest.approx(
+        scipy.stats.t.ppf(0.975, 2) / 1.959964 / math.sqrt(2 / 3), rel=1e-6
+    )
+    # One unit of four has most of the variance: 16 + 1 + 4 + 1 = 22, fourth powers 256 + 1 + 16 + 1 = 274.
+    influences = np.array([4.0, -1.0, -2.0, -1.0])
+    of_units, freedom = 22 * 4 / 3, 2 * 22**2 / (274 - 22**2 / 4)
+    assert freedom > 3  # so that it is that of four units
+    expected = scipy.stats.t.ppf(0.975, 3) / 1.959964 / math.sqrt(3 / 4)
+    assert statistics.widening(np.ones(1), influences) == pytest.approx(expected, rel=1e-6)
+    both = of_clusters + of_units
+    freedom = both**2 / (of_clusters**2 / 2 + of_units**2 / 3)
+    shortfall = (of_clusters * 2 / 3 + of_units * 3 / 4) / both
+    expected = scipy.stats.t.ppf(0.975, freedom) / 1.959964 / math.sqrt(shortfall)
+    assert statistics.widening(clusters, influences) == pytest.approx(expected, rel=1e-6)
+    # Of 400 units one has nine tenths of the variance: 2 / (0.81 - 1 / 400) degrees of freedom, about.
+    influences = np.sqrt([0.9, *[0.1 / 399] * 399])
+    found = statistics.widening(np.ones(1), influences)
+    assert found == pytest.approx(scipy.stats.t.ppf(0.975, 2 / (0.81 - 1 / 400)) / 1.959964, rel=0.01)
+    # Many alike units are many degrees of freedom, and what never differs stays as it is.
+    assert statistics.widening(np.ones(1), np.tile([1.0, -1.0], 5000)) == pytest.approx(1.0, abs=1e-3)
+    assert statistics.widening(np.ones(3), np.zeros(5)) == 1.0
+
+
+@pytest.mark.parametrize('metric', ['rmse', 'accuracy'])
+def test_an_influence_is_how_the_difference_moves_with_a_units_weight(metric):
+    """By the difference of the statistic with a unit counted a little more, in two sets with shares."""
+    pairs = [drawn(5, 13, metric, key=key) for key in (0, 1)]
+    shares, clusters = np.array([2.0, -0.5]), [0, 0, 0, 1, 2]
+    members = [[0, 1, 2], [3], [4]]
+
+    def statistic(weights):
+        return np.mean(
+            [
+                np.mean(
+                    [
+                        sum(
+                            share
+                            * (
+                                pooled(metric, ours.sums[s] * weights, ours.counts * weights)
+                                - pooled(metric, baseline.sums[s] * weights, baseline.counts * weights)
+                            )
+                            for share, (ours, baseline) in zip(shares, pairs, strict=True)
+                        )
+                        for s in of_cluster
+                    ]
+                )
+                for of_cluster in members
+            ]
+        )
+
+    found = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            statistics, 'widening', lambda values, influences: found.append((values, influences)) or 1.0
+        )
+        compared = statistics.Compared(pairs, clusters, shares)
+        statistics.bootstrap_differences([compared], metric, draws=10)
+    ((of_clusters, influences),) = found
+    assert of_clusters.mean() == pytest.approx(statistic(np.ones(13)))
+    step = 1e-5
+    moved = [
+        (statistic(np.ones(13) + step * np.eye(13)[u]) - statistic(np.ones(13))) / step for u in range(13)
+    ]
+    assert influences == pytest.approx(np.array(moved), abs=1e-5 * np.abs(moved).max() + 1e-7)
+    assert influences.sum() == pytest.approx(0.0, abs=1e-12)
+
+
+# What differs from user to user and from seed to seed: the standard deviation of the effects of a user, a
+# teacher, a draw of training examples and the rest; and how many teachers ten seeds have.
+NULL = {
+    'users': (1.0, 0.02, 0.0, 0.3, 10),
+    'teachers': (0.02, 1.0, 0.0, 0.3, 10),
+    'training draws': (0.02, 0.0, 1.0, 0.3, 10),
+    'all alike': (1.0, 0.4, 0.4, 0.3, 10),
+    'the rest': (0.05, 0.02, 0.02, 2.0, 10),
+    'teachers of two students each': (0.02, 1.0, 0.3, 0.3, 5),
+    'users, teachers of two students each': (1.0, 0.2, 0.2, 0.3, 5),
+}
+# Users of a split and the spread of their numbers of ratings: half of the ratings by time are of a tenth of
+# the users, so that 150 users are like 50.
+USERS = {'by time': (150, 1.25), 'by user': (400, 0.9)}
+
+
+@pytest.mark.parametrize(
+    ('scenario', 'users', 'tail'),
+    [
+        ('users', 'by time', 'normal'),
+        ('users', 'by user', 'normal'),
+        ('teachers', 'by time', 'normal'),
+        ('training draws', 'by time', 'normal'),
+        ('teachers of two students each', 'by time', 'normal'),
+        pytest.param('users', 'by time', 'heavy', marks=pytest.mark.long),
+        *(
+            pytest.param(scenario, 'by time', 'normal', marks=pytest.mark.long)
+            for scenario in ('all alike', 'the rest', 'users, teachers of two students each')
+        ),
+        *(
+            pytest.param(scenario, 'by user', 'normal', marks=pytest.mark.long)
+            for scenario in ('teachers', 'training draws', 'all alike')
+        ),
+    ],
+)
+def test_differences_of_nothing_are_called_significant_once_in_twenty_times(scenario, users, tail):
+    """Both intervals together, of 1,000 differences of two methods that are equally good: at most 6%.
+
+    The standard error of such a share is 0.7%.
+    """
+    of_user, of_teacher, of_draw, rest, num_teachers = NULL[scenario]
+    (num_users, spread), sims = USERS[users], 1000
+    rng = np.random.default_rng([len(scenario), num_users])
+    counts = np.maximum(1, np.round(np.exp(rng.normal(1.0, spread, num_users))))
+    clusters = [seed % num_teachers for seed in range(10)]
+    user = (
+        rng.normal(size=(sims, 1, num_users)) if tail == 'normal' else rng.standard_t(4, (sims, 1, num_users))
+    )
+    effects = (
+        of_user * user
+        + of_teacher * rng.normal(size=(sims, num_teachers, 1))[:, clusters]
+        + of_draw * rng.normal(size=(sims, 10, 1))
+        + rest * rng.normal(size=(sims, 10, num_users)) / np.sqrt(counts)
+    )
+    # Small beside the metric, as they are.
+    baseline = statistics.Sums(np.broadcast_to(counts, (10, num_users)), counts)
+    ours = [statistics.Sums(counts * (1 + 0.01 * effect), counts) for effect in effects]
+    compared = [statistics.Compared([(one, baseline)], clusters) for one in ours]
+    bootstraps = statistics.bootstrap_differences(compared, 'rmse', draws=1000)
+    verdicts, of_seeds = [], []
+    for one, bootstrap in zip(ours, bootstraps, strict=True):
+        values = np.sqrt(one.sums.sum(axis=1) / counts.sum())
+        paired = statistics.paired_difference(values, np.ones(10), clusters)
+        verdicts.append(statistics.verdict(paired, bootstrap._replace(low_error=0.0, high_error=0.0), True))
+        of_seeds.append(abs(paired.mean) > paired.half_width)
+    assert set(verdicts) <= {statistics.BETTER, statistics.NOT_SIGNIFICANT, statistics.WORSE}
+    called = 1 - verdicts.count(statistics.NOT_SIGNIFICANT) / sims
+    assert called <= 0.06
+    if scenario == 'users':
+        # What either says alone is no test: seeds know nothing of other users.
+        assert np.mean(of_seeds) > 0.5
+
+
 def test_a_monte_carlo_error_covers_how_far_a_bound_is_from_the_true_quantile():
     """Normal draws, whose quantiles are known: 95% of 600 errors cover, three standard errors."""
     rng, covered = np.random.default_rng(0), []
@@ -219,7 +404,7 @@ def test_a_bound_that_another_seed_moves_over_0_is_not_significant():
         draws = np.random.default_rng(seed).normal(-1.959964, 1.0, 20_000)
         interval = statistics.percentile_interval(draws)
         without.append(interval.high < 0)
-        with_error.append(statistics.verdict([interval.outer()], True) == statistics.BETTER)
+        with_error.append(interval.outer().high < 0)
     assert 10 <= sum(without) <= 30 and sum(with_error) <= 3
 
 
@@ -227,8 +412,13 @@ def test_a_bound_nearer_to_0_than_its_error_is_not_outside():
     found = statistics.Bootstrap(-0.2, -0.1, 0.05, 0.11)
     assert found.bounds() == (-0.2, -0.1)
     assert found.outer() == pytest.approx((-0.25, 0.01))
-    assert statistics.verdict([found.bounds()], True) == statistics.BETTER
-    assert statistics.verdict([found.outer()], True) == statistics.NOT_SIGNIFICANT
+    paired = statistics.Estimate(-0.15, 0.1, 3, 3)
+    assert statistics.verdict(paired, found, True) == statistics.NOT_SIGNIFICANT
+    assert statistics.verdict(paired, found._replace(high_error=0.09), True) == statistics.BETTER
+    # The bound on the other side may be as uncertain as it will.
+    assert (
+        statistics.verdict(paired, found._replace(low_error=9.0, high_error=0.0), True) == statistics.BETTER
+    )
 
 
 def test_a_bootstrap_of_several_is_that_of_each():
@@ -249,24 +439,29 @@ def test_a_bootstrap_of_several_is_that_of_each():
 
 
 @pytest.mark.parametrize(
-    ('intervals', 'of_rmse', 'of_accuracy'),
+    ('interval', 'bootstrap', 'of_rmse', 'of_accuracy'),
     [
-        ([(-0.2, -0.1)], statistics.BETTER, statistics.WORSE),
-        ([(0.1, 0.2)], statistics.WORSE, statistics.BETTER),
-        ([(-0.2, 0.1)], statistics.NOT_SIGNIFICANT, statistics.NOT_SIGNIFICANT),
-        ([(-0.2, 0.0)], statistics.NOT_SIGNIFICANT, statistics.NOT_SIGNIFICANT),
-        ([(-0.2, -0.1), (-0.2, 0.1)], statistics.NOT_SIGNIFICANT, statistics.NOT_SIGNIFICANT),
-        ([(-0.2, -0.1), (-0.3, -0.05)], statistics.BETTER, statistics.WORSE),
-        ([(-0.2, -0.1), (0.1, 0.2)], statistics.NOT_SIGNIFICANT, statistics.NOT_SIGNIFICANT),
-        ([], statistics.NOT_SIGNIFICANT, statistics.NOT_SIGNIFICANT),
+        ((-0.2, -0.1), None, statistics.BETTER, statistics.WORSE),
+        ((0.1, 0.2), None, statistics.WORSE, statistics.BETTER),
+        ((-0.2, 0.1), None, statistics.NOT_SIGNIFICANT, statistics.NOT_SIGNIFICANT),
+        ((-0.2, 0.0), None, statistics.NOT_SIGNIFICANT, statistics.NOT_SIGNIFICANT),
+        ((-0.2, -0.1), (-0.2, 0.1), statistics.NOT_SIGNIFICANT, statistics.NOT_SIGNIFICANT),
+        ((-0.2, 0.1), (-0.2, -0.1), statistics.NOT_SIGNIFICANT, statistics.NOT_SIGNIFICANT),
+        ((-0.2, -0.1), (-0.3, -0.05), statistics.BETTER, statistics.WORSE),
+        ((-0.2, -0.1), (0.1, 0.2), statistics.NOT_SIGNIFICANT, statistics.NOT_SIGNIFICANT),
     ],
 )
-def test_nothing_is_better_whose_interval_holds_0(intervals, of_rmse, of_accuracy):
-    intervals = [statistics.Interval(*bounds) for bounds in intervals]
-    assert statistics.verdict(intervals, less_is_better=True) == of_rmse
-    assert statistics.verdict(intervals, less_is_better=False) == of_accuracy
+def test_nothing_is_better_whose_interval_holds_0(interval, bootstrap, of_rmse, of_accuracy):
+    low, high = interval
+    paired = statistics.Estimate((low + high) / 2, (high - low) / 2, 5, 5)
+    bootstrap = bootstrap and statistics.Bootstrap(*bootstrap, 0.0, 0.0)
+    assert statistics.verdict(paired, bootstrap, less_is_better=True) == of_rmse
+    assert statistics.verdict(paired, bootstrap, less_is_better=False) == of_accuracy
+    # However many students two teachers have.
+    few = paired._replace(clusters=2)
+    assert statistics.verdict(few, bootstrap, less_is_better=True) == statistics.TOO_FEW
 
 
 def test_the_bounds_of_an_estimate():
-    assert statistics.Estimate(2.0, 0.5, 3).interval() == (1.5, 2.5)
-    assert statistics.Estimate(2.0, None, 1).interval() is None
+    assert statistics.Estimate(2.0, 0.5, 3, 3).interval() == (1.5, 2.5)
+    assert statistics.Estimate(2.0, None, 1, 1).interval() is None

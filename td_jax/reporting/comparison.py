@@ -34,7 +34,7 @@ def of_setting(setting: Setting) -> list[Compared]:
 
 def _of_row(row, setting, kept):
     values, beside = row.values(), baseline(row, setting.rows)
-    own = statistics.of(list(values.values())) if values else None
+    own = statistics.of(list(values.values()), _clusters(row, list(values))) if values else None
     if not values or beside.row is None:
         return Compared(row, own, beside)
     others = beside.row.values()
@@ -42,16 +42,23 @@ def _of_row(row, setting, kept):
     if not seeds:
         return Compared(row, own, beside)
     pair = [values[seed] for seed in seeds], [others[seed] for seed in seeds]
-    paired = statistics.paired_difference(*pair)
-    bootstrap, remarks = _bootstrap(row, beside.row, seeds, setting.metric, kept)
-    intervals = [interval for interval in (paired.interval(), bootstrap and bootstrap.outer()) if interval]
+    clusters = statistics.joined_clusters(*(_clusters(side, seeds) for side in (row, beside.row)))
+    paired = statistics.paired_difference(*pair, clusters)
+    bootstrap, remarks = _bootstrap(row, beside.row, seeds, clusters, setting.metric, kept)
     less = evaluation.LESS_IS_BETTER.get(setting.metric)
-    # Seeds alone tell how much a difference varies; a bootstrap of one seed does not.
-    told = statistics.verdict(intervals if paired.interval() else [], less) if less is not None else ''
-    return Compared(row, own, beside, paired, bootstrap, statistics.paired_p_value(*pair), told, remarks)
+    verdict = statistics.verdict(paired, bootstrap, less) if less is not None else ''
+    p_value = statistics.paired_p_value(*pair, clusters)
+    return Compared(row, own, beside, paired, bootstrap, p_value, verdict, remarks)
 
 
-def _bootstrap(row, other, seeds, metric, kept):
+def _clusters(row, seeds):
+    """What each of some seeds belongs to: its teacher where they have several, else itself."""
+    teachers = row.teachers()
+    taught_by = [teachers[seed] for seed in seeds]
+    return taught_by if len(set(taught_by)) > 1 else seeds
+
+
+def _bootstrap(row, other, seeds, clusters, metric, kept):
     """(interval or None, remarks) of the difference of some seeds."""
     if metric not in statistics.FINISH:
         return None, ()
@@ -65,8 +72,6 @@ def _bootstrap(row, other, seeds, metric, kept):
         return None, tuple(remarks)
     summed = [errors.by_unit(np.stack([of_seed[seed] for seed in seeds]), units) for of_seed, units in sides]
     sums = [statistics.Sums(found['sums'], found['counts']) for found in summed]
-    taught_by = [row.teachers()[seed] for seed in seeds]
-    clusters = taught_by if len(set(taught_by)) > 1 else seeds
     return statistics.bootstrap_difference(*sums, clusters, metric), tuple(remarks)
 
 

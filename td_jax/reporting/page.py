@@ -14,10 +14,11 @@ from td_jax.training import evaluation
 
 _STATES = (FINISHED, UNFINISHED, DIVERGED, DAMAGED)
 _INTERVALS = (
-    '± is half of the 95% t interval over n seeds. A difference is to the run from scratch of the same '
-    'setting, over the seeds that both have. The bootstrap draws {units} anew, and teachers where there are '
-    'several, else seeds. p is of the paired t-test, corrected by Holm for the rows. A row is better or '
-    'worse if its intervals are all on one side of 0.'
+    '± is half of the 95% t interval over n seeds, or over the means of teachers where a teacher has several '
+    'students. A difference is to the run from scratch of the same setting, over the seeds that both have. '
+    'The bootstrap draws {units} and seeds anew, those of one teacher together. p is of the paired t-test, '
+    'corrected by Holm for the rows. A row is better or worse if both intervals exclude 0, otherwise n.s., '
+    'not significantly different; fewer than {fewest} seeds, or teachers, support no verdict.'
 )
 _UNITS = {'rmse': 'users', 'accuracy': 'examples'}
 
@@ -123,7 +124,7 @@ def _setting(setting):
     parts = [_results(setting, compared)]
     if any(found.paired for found in compared):
         units = _UNITS.get(setting.metric, 'examples')
-        parts.append(element('p', _INTERVALS.format(units=units), class_='note'))
+        parts.append(element('p', _INTERVALS.format(units=units, fewest=statistics.FEWEST), class_='note'))
     parts += [element('p', text, class_='note') for text in _remarks(compared)]
     drawn = [_differences(setting, compared), *_learning(setting)]
     parts.append(element('div', *drawn, class_='charts'))

@@ -238,8 +238,9 @@ def stored(root: epath.Path, configs) -> dict | None:
 
     What a result.json has; of several runs, `values` and `seeds` in the order of the seeds, and `teacher` the
     mean of the teachers' scores. Beside them `teachers`, the seed of each student's teacher, `errors` of its
-    examples, as `errors.by_unit` gives them, or None, `runs`, the names of the runs, and `data`, what their
-    data are known by, '' where they do not say.
+    examples, as `errors.by_unit` gives them, or None, `runs`, the names of the runs, `protocol`, the number
+    of the rules that they were trained by, and `data`, what their data are known by, '' where they do not
+    say.
 
     Raises:
       UserError: a file of errors is damaged, or the runs were trained on different data.
@@ -268,6 +269,7 @@ def stored(root: epath.Path, configs) -> dict | None:
         'errors': errors.of_runs(folders, order),
         'groups': errors.groups_of_runs(results, order),
         'runs': names_of(configs),
+        'protocol': configs[0].protocol,
         'data': _data_of(configs, folders),
     }
 

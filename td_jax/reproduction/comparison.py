@@ -18,15 +18,13 @@ class Comparison(NamedTuple):
     mean: float  # the difference
     paired: statistics.Estimate | None  # None where their seeds are not the same
     bootstrap: statistics.Bootstrap | None  # None where errors are missing, or are not of the same examples
-    p_value: float | None  # of the paired t-test
+    p_value: float | None  # of the paired t-test; None where it would say nothing
 
     def verdict(self, less_is_better: bool) -> str:
-        """What the intervals say, as statistics.verdict."""
-        of_seeds = self.paired and self.paired.interval()
-        intervals = [of_seeds] if of_seeds else []
-        if of_seeds and self.bootstrap:
-            intervals.append(self.bootstrap.outer())
-        return statistics.verdict(intervals, less_is_better)
+        """What the intervals say, as statistics.verdict; of a difference that is not paired, nothing."""
+        if self.paired is None:
+            return statistics.NOT_SIGNIFICANT
+        return statistics.verdict(self.paired, self.bootstrap, less_is_better)
 
 
 def check_baseline(names, baseline: str | None):
@@ -107,8 +105,9 @@ def _paired(rows):
     for name, (pairs, shares) in rows.items():
         weights = np.full(len(pairs), 1 / len(pairs)) if shares is None else np.asarray(shares)
         ours, theirs = (weights @ [pair[side]['values'] for pair in pairs] for side in (0, 1))
-        paired = statistics.paired_difference(ours, theirs)
-        p_value = statistics.paired_p_value(ours, theirs)
+        clusters = _clusters_of_all(pairs)
+        paired = statistics.paired_difference(ours, theirs, clusters)
+        p_value = statistics.paired_p_value(ours, theirs, clusters)
         found[name] = Comparison(paired.mean, paired, bootstraps.get(name), p_value)
     return found
 
@@ -133,7 +132,7 @@ def _bootstraps(rows):
                 if id(errors) not in sums:
                     sums[id(errors)] = _spread(errors, every if same_units else errors['units'])
             of_row = [tuple(sums[id(result['errors'])] for result in pair) for pair in pairs]
-            compared.append(statistics.Compared(of_row, _clusters(*pairs[0]), shares))
+            compared.append(statistics.Compared(of_row, _clusters_of_all(pairs), shares))
         intervals = statistics.bootstrap_differences(compared, metric, same_units=same_units)
         found |= dict(zip(names, intervals, strict=True))
     return found
@@ -153,19 +152,21 @@ def _examples(pairs):
         if of_both[0] != of_both[1]:
             return None
         key.append(of_both[0])
-    clusters = [_clusters(*pair) for pair in pairs]
-    if len(metrics) > 1 or any(of_one != clusters[0] for of_one in clusters):
-        return None
-    return *metrics, *key
+    return None if len(metrics) > 1 else (*metrics, *key)
 
 
-def _clusters(result, baseline):
-    """What a seed of the two belongs to, [seeds]."""
-    # A baseline without a teacher has none to say; those of one teacher are drawn as what differs, the seeds.
-    for teachers in (result.get('teachers'), baseline.get('teachers')):
-        if teachers and len(set(teachers)) > 1:
-            return teachers
-    return result['seeds']
+def clusters(result: dict) -> list:
+    """What each seed of a result belongs to, [seeds]: its teacher where they have several, else itself."""
+    teachers = result.get('teachers')
+    return teachers if teachers and len(set(teachers)) > 1 else list(range(len(result['values'])))
+
+
+def _clusters_of_all(pairs):
+    """The same of several results with the same seeds: seeds that share a teacher in any of them are one."""
+    found = clusters(pairs[0][0])
+    for result in (result for pair in pairs for result in pair):
+        found = statistics.joined_clusters(found, clusters(result))
+    return found
 
 
 def _spread(errors, units):

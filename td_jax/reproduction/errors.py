@@ -34,6 +34,7 @@ KEPT = (
     'groups',
     'on_test',
     'runs',
+    'protocol',
     'data',
 )
 

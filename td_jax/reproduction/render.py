@@ -11,29 +11,34 @@ _GROUPS = {'known users': 'known_users', 'unknown users': 'unknown_users'}
 # What stands above a table.
 INTERVALS = (
     '± is half of the 95% t interval over the n seeds, of a difference over the differences of the same '
-    'seeds; no interval is corrected for their number.'
+    'seeds; where several students have the same teacher, over the means of the teachers. No interval is '
+    'corrected for their number.'
 )
-
-
+# Number of an earlier protocol -> what it did otherwise than today's.
+EARLIER = {
+    1: 'Measured with an earlier protocol: ten students had five teachers or one; students and teachers '
+    'started from the same random numbers; all seeds had the same training examples; and the search gave the '
+    'methods unequal chances. Measured again, numbers may move by more than their intervals say.'
+}
 # What is said once of all the columns of a table, and what stands above its count of verdicts.
 COMPARED = (
-    'The bootstrap draws {units} and teachers anew (seeds, where there is one teacher): between its bounds '
-    'are 95% of the differences. p is that of the paired t-test, corrected by Holm for the columns of the '
-    'row that are there.'
+    'The bootstrap draws {units} and seeds anew, the students of one teacher together; its bounds allow for '
+    'how few of them there are. p is that of the paired t-test, corrected by Holm for all comparisons of the '
+    'table, those of its mean among them.'
 )
 COUNTED = (
     'A column is better or worse if its difference is significant: both 95% intervals, that of t and that '
     'of the bootstrap where there is one, exclude 0, the latter by more than its Monte-Carlo error. '
-    'Otherwise it is n.s., not significantly different. A column without paired seeds is not counted.'
+    'Otherwise it is n.s., not significantly different. A column without paired seeds is not counted, and '
+    f'fewer than {statistics.FEWEST} seeds, or teachers, support no verdict.'
 )
-MEANS = (
-    'Of each seed the mean of its differences in all columns, and the same of each draw; p is corrected by '
-    'Holm for the rows that are there in all.'
-)
+MEANS = 'Of each seed the mean of its differences in all columns, and the same of each draw.'
 SPREAD = (
     'The mean over the columns of the difference to the baseline, both with the hyperparameters of the same '
     'search; the searches differ in their draws alone. No interval of this table includes this spread.'
 )
+# What the mean over the columns is called beside them; no column is.
+_MEAN = 'mean'
 # Two columns of a table, and one of its mean, where the trials of a search were run on the test split, too.
 ON_TEST = 'knobs chosen on the test split, which is no result'
 
@@ -102,10 +107,12 @@ def of_runs(name: str, table: tables.Table, results: dict) -> str:
       results: {column: {row: result or None}}.
     """
     paper = tables.paper(name)
-    metrics = [result['metric'] for rows in results.values() for result in rows.values() if _is_run(result)]
+    shown_results = [result for rows in results.values() for result in rows.values() if _is_run(result)]
+    metrics = [result['metric'] for result in shown_results]
     compared = {column: _compared(table, rows) for column, rows in results.items()}
-    adjusted = {row: _adjusted(compared, row) for row in table.rows}
-    lines = [f'## {"Table " + name if paper else name}: {table.title}', '']
+    over_columns = _over_columns(table, results)
+    adjusted = _adjusted(compared | {_MEAN: over_columns})
+    lines = [f'## {"Table " + name if paper else name}: {table.title}', '', *_protocol(shown_results)]
     if metrics:
         lines += [f'{INTERVALS} {COMPARED.format(units=_UNITS[metrics[0]])}', '']
     for column, rows in results.items():
@@ -137,14 +144,10 @@ def of_runs(name: str, table: tables.Table, results: dict) -> str:
             result, found = rows[row], compared[column].get(row)
             parts = [row, '', 'missing', '', '', '']
             if result:
-                ours = statistics.of(result.get('values', [result['mean']]))
-                parts[1:3] = f'{ours.count}', statistics.number(ours.mean, ours.half_width)
+                ours = _own(result, result.get('values', [result['mean']]))
+                parts[1:3] = _count(ours), statistics.number(ours.mean, ours.half_width)
             if found:
-                parts[3:6] = (
-                    difference(found),
-                    bounds(found),
-                    statistics.written_p_value(adjusted[row].get(column)),
-                )
+                parts[3:6] = difference(found), bounds(found), _p_value(found, adjusted[column, row])
             parts += [_of_group(result, said) for said in groups]
             if has_on_test:
                 parts += _of_on_test(result, rows[table.baseline_of(row)])
@@ -160,9 +163,24 @@ def of_runs(name: str, table: tables.Table, results: dict) -> str:
     if metrics:
         less_is_better = evaluation.LESS_IS_BETTER[metrics[0]]
         lines += [*_counted(table, compared, less_is_better), '']
-        lines += _over_columns(table, results, less_is_better)
+        lines += _means(table, results, over_columns, adjusted, less_is_better)
         lines += _spread(table, results)
     return '\n'.join(lines)
+
+
+def _protocol(results):
+    """Lines that say by which earlier protocols some results were measured."""
+    found, lines = [result.get('protocol', 1) for result in results], []
+    for protocol in sorted(set(found) & EARLIER.keys()):
+        count = found.count(protocol)
+        some = '' if count == len(found) else f' ({count} of {len(found)} cells)'
+        lines += [f'**{EARLIER[protocol]}**{some}', '']
+    return lines
+
+
+def _results_of(gains):
+    """The results that some of `gain` are made of."""
+    return [result for gain in gains if gain for _, pair in gain for result in pair]
 
 
 def _is_run(result):
@@ -180,11 +198,30 @@ def _compared(table, rows):
     return comparison.compare_all(pairs)
 
 
-def _adjusted(compared, row):
-    """{column: p-value by Holm} of a row over the columns where it is there."""
-    columns = [column for column, found in compared.items() if row in found]
-    return dict(
-        zip(columns, statistics.holm([compared[column][row].p_value for column in columns]), strict=True)
+def _adjusted(compared):
+    """{(column, row): p-value by Holm} of all comparisons of a table, {column: {row: comparison}}."""
+    p_values = {
+        (column, row): found.p_value for column, rows in compared.items() for row, found in rows.items()
+    }
+    return dict(zip(p_values, statistics.holm(list(p_values.values())), strict=True))
+
+
+def _p_value(found, adjusted):
+    """A p-value after its correction, or why there is none."""
+    if found.paired is not None and found.paired.half_width == 0:
+        return statistics.NO_VARIANCE
+    return statistics.written_p_value(adjusted)
+
+
+def _own(result, values):
+    """The estimate of a result's own mean, or of that of a part of its examples, from [seeds] values."""
+    return statistics.of(values, comparison.clusters(result) if 'values' in result else None)
+
+
+def _count(found):
+    """How many seeds an estimate is of, and of how many teachers, if these are fewer."""
+    return (
+        f'{found.count}' if found.clusters == found.count else f'{found.count} of {found.clusters} teachers'
     )
 
 
@@ -207,20 +244,21 @@ def _of_group(result, said):
     group = _group(result, said)
     if not group:
         return ''
-    found = statistics.of(group['values'])
+    found = _own(result, group['values'])
     return statistics.number(found.mean, found.half_width)
 
 
 def _on_test(result):
-    """What the best trial on the test split gives, or None."""
-    return (result or {}).get('on_test')
+    """What the best trial on the test split gives, with the teachers of the result's own; or None."""
+    found = (result or {}).get('on_test')
+    return found and {'teachers': result.get('teachers'), **found}
 
 
 def _of_on_test(result, baseline):
     ours, theirs = _on_test(result), _on_test(baseline)
     if not ours:
         return ['', '']
-    found = statistics.of(ours['values'])
+    found = _own(ours, ours['values'])
     said = f'{statistics.number(found.mean, found.half_width)}, best of {ours["trials"]}'
     return [said, '' if not theirs or ours is theirs else difference(comparison.compare(ours, theirs))]
 
@@ -242,25 +280,38 @@ def _counted(table, compared, less_is_better):
             if row in rows and rows[row].paired is not None
         ]
         if found:
-            counts = ', '.join(f'{found.count(verdict)} {verdict}' for verdict in verdicts)
+            # Those that are no verdict only where there are some.
+            others = [one for one in (statistics.TOO_FEW, statistics.NO_VARIANCE) if one in found]
+            counts = ', '.join(f'{found.count(verdict)} {verdict}' for verdict in (*verdicts, *others))
             lines.append(f'- {row}: {counts}')
     return lines
 
 
-def _over_columns(table, results, less_is_better):
-    """Lines of the mean over the columns of each row that is there in all, of several columns."""
-    columns = [rows for rows in results.values() if _is_run(rows[table.baseline])]
+def _with_baseline(table, results):
+    """The columns where the baseline is there."""
+    return [rows for rows in results.values() if _is_run(rows[table.baseline])]
+
+
+def _over_columns(table, results):
+    """{row: comparison} of the mean over several columns, of the rows that are there in all."""
+    columns = _with_baseline(table, results)
     if len(columns) < 2:
-        return []
+        return {}
     pairs = {
         row: [(rows[row], rows[table.baseline_of(row)]) for rows in columns]
         for row in table.rows
         if row != table.baseline
         and all(_is_run(rows[of]) for rows in columns for of in (row, table.baseline_of(row)))
     }
-    compared_rows = comparison.rows_over_columns({row: (of_row, None) for row, of_row in pairs.items()})
-    found = {row: compared for row, compared in compared_rows.items() if compared}
-    adjusted = statistics.holm([compared.p_value for compared in found.values()])
+    found = comparison.rows_over_columns({row: (of_row, None) for row, of_row in pairs.items()})
+    return {row: compared for row, compared in found.items() if compared}
+
+
+def _means(table, results, found, adjusted, less_is_better):
+    """Lines of the means over several columns, by `_over_columns`."""
+    columns = _with_baseline(table, results)
+    if len(columns) < 2:
+        return []
     on_test = {row: _mean_on_test(columns, row, table.baseline_of(row)) for row in found}
     head = [
         'method',
@@ -273,13 +324,13 @@ def _over_columns(table, results, less_is_better):
     has_on_test = any(on_test.values())
     head += [f'{ON_TEST}, paired difference, mean ± 95%'] if has_on_test else []
     lines = [f'### Mean over {len(columns)} columns', '', MEANS, '', _row(head), _row(['---'] * len(head))]
-    for (row, compared), p_value in zip(found.items(), adjusted, strict=True):
+    for row, compared in found.items():
         parts = [
             row,
-            f'{compared.paired.count}',
+            _count(compared.paired),
             difference(compared),
             bounds(compared),
-            statistics.written_p_value(p_value),
+            _p_value(compared, adjusted[_MEAN, row]),
             compared.verdict(less_is_better),
         ]
         parts += [on_test[row]] if has_on_test else []
@@ -331,9 +382,11 @@ def of_others(name: str, table: tables.Derived, results: dict) -> str:
     shown = [
         (column, who) for column in columns for who in (['ours'] if paper is None else ['ours', 'paper'])
     ]
+    every = {row: _gains(table, row, results) for row in table.rows}
     lines = [
         f'## Table {name}: {table.title}, percent',
         '',
+        *_protocol(result for gains in every.values() for result in _results_of(gains.values())),
         'Ours is computed from our own cells: the mean over the columns of the relative improvement, of an '
         'RMSE its reduction; n seeds in brackets, and after them the bounds of the bootstrap, 95%. '
         f'{INTERVALS}',
@@ -341,7 +394,6 @@ def of_others(name: str, table: tables.Derived, results: dict) -> str:
         _row(['method', *(f'{column}, {who}' for column, who in shown)]),
         _row(['---'] * (1 + len(shown))),
     ]
-    every = {row: _gains(table, row, results) for row in table.rows}
     ours = {column: _percents({row: gains[column] for row, gains in every.items()}) for column in columns}
     for row in table.rows:
         theirs = {}
@@ -415,7 +467,7 @@ def _percent(gain, found):
         return statistics.number(mean, signed=True, digits=2)
     text = statistics.number(found.mean, found.paired.half_width, signed=True, digits=2)
     bounds = '' if found.bootstrap is None else '; {:+.2f} to {:+.2f}'.format(*found.bootstrap.bounds())
-    return f'{text} ({found.paired.count}){bounds}'
+    return f'{text} ({_count(found.paired)}){bounds}'
 
 
 def plan(planned: list[cells.Planned], device_tflops: float) -> str:

@@ -36,17 +36,16 @@ def test_differences_are_paired_where_seeds_agree(write_run, tmp_path):
     scratch, td, ld = (found[method] for method in ('supervised', 'td', 'ld'))
     assert scratch.paired is None
     assert scratch.own == statistics.of(values['scratch'])
-    own = np.concatenate([values['td_0'], values['td_1']])
-    interval = scipy.stats.t.interval(0.95, 4, own.mean(), scipy.stats.sem(own))
+    own = [values['td_0'].mean(), values['td_1'].mean()]
+    interval = scipy.stats.t.interval(0.95, 1, np.mean(own), scipy.stats.sem(own))
     np.testing.assert_allclose(td.own.interval(), interval)
-    # Seeds 0, 1 and 3.
-    pair = np.array([*values['td_0'], values['td_1'][0]]), values['scratch'][[0, 1, 3]]
-    test = scipy.stats.ttest_rel(*pair)
-    expected = test.confidence_interval()
+    # Seeds 0, 1 and 3, of two teachers.
+    by_seed = np.array([*values['td_0'], values['td_1'][0]]) - values['scratch'][[0, 1, 3]]
+    expected = scipy.stats.ttest_1samp([by_seed[:2].mean(), by_seed[2]], 0).confidence_interval()
     np.testing.assert_allclose(td.paired.interval(), (expected.low, expected.high))
-    assert td.paired.count == 3
-    # One test is a family of its own.
-    np.testing.assert_allclose(td.p_value, test.pvalue)
+    assert (td.paired.count, td.paired.clusters) == (3, 2)
+    # Which support no verdict.
+    assert (td.p_value, td.verdict) == (None, statistics.TOO_FEW)
     errors = np.concatenate([squared['td_0'], squared['td_1'][:1]]), squared['scratch'][[0, 1, 3]]
     counts = np.bincount(units)
     sums = [
@@ -95,9 +94,9 @@ def test_one_seed_tells_nothing_apart(write_run, tmp_path):
     write_run(tmp_path / 'scratch', [1.0], np.ones((1, 9)), method='supervised')
     write_run(tmp_path / 'td', [0.1], np.full((1, 9), 0.01))
     found = compared(tmp_path)['td']
-    assert found.paired == (pytest.approx(-0.9), None, 1)
+    assert found.paired == (pytest.approx(-0.9), None, 1, 1)
     assert found.bootstrap.high < 0
-    assert (found.p_value, found.verdict) == (None, 'n.s.')
+    assert (found.p_value, found.verdict) == (None, statistics.TOO_FEW)
 
 
 def test_errors_that_are_damaged_or_of_others_leave_the_bootstrap_out(write_run, tmp_path):

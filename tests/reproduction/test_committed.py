@@ -29,20 +29,26 @@ def test_cells_are_of_the_runs_that_their_knobs_give(name, request):
         table: next(iter(columns.items()))
         for table, columns in errors.read(epath.Path(RESULTS / name)).items()
     }
-    kept = {
-        (table, column, row): tuple(cell['runs'])
+    there = {
+        (table, column, row): cell
         for table, (column, rows) in first.items()
         for row, cell in rows.items()
         if cell
     }
+    kept = {key: tuple(cell['runs']) for key, cell in there.items()}
     assert kept
     protocol = tree.FIRST_PROTOCOL if name in BY_FIRST_PROTOCOL else {}
     today = {}
-    for table, column, row in kept:
-        runs = cells.runs_of(tables.TABLES[table], column, row)
+    for (name_of, column, row), cell in there.items():
+        assert cell.get('protocol', 1) == protocol.get('protocol', tree.PROTOCOL)
+        table = tables.TABLES[name_of]
+        if protocol:
+            # Two of ten students had the same teacher, and of some tables there were five.
+            table = table._replace(students=len(cell['seeds']), teachers=min(table.teachers, 5))
+        runs = cells.runs_of(table, column, row)
         for config in runs:
             config.update_from_flattened_dict(protocol)
-        today[table, column, row] = tuple(cells.names_of(runs))
+        today[name_of, column, row] = tuple(cells.names_of(runs))
     assert kept == today
 
 
