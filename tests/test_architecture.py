@@ -73,7 +73,7 @@ ALLOWED = {
         'td_jax.randomness',
     },
     # The table of methods: what all others read.
-    'td_jax.method': {'td_jax.errors'},
+    'td_jax.method': {'td_jax.errors', 'td_jax.devices.precision'},
     'td_jax.pretrained': {
         'td_jax.data.resizing',
         'td_jax.errors',

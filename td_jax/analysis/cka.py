@@ -81,7 +81,7 @@ def states_of(finished: finished_runs.Finished):
             states |= {s_name: activations.lower, e_name: activations.upper}
             sides.append(shared.Participant(activations, None, model.registers))
         if 'student_encoder' in communication:
-            messages = objectives.METHODS[config.method].messages(communication, *sides, config, None)
+            messages = objectives.objective_of(config).messages(communication, *sides, config, None)
             states |= dict(zip((STUDENT[2], TEACHER[2]), messages, strict=True))
         return states
 

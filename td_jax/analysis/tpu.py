@@ -25,12 +25,15 @@ from td_jax.training import assembly
 class Chip(NamedTuple):
     """Public figures of a TPU chip: cloud.google.com/tpu/docs, system architecture of each version."""
 
-    operations: float  # bfloat16, a second
+    operations: float  # bfloat16, a second; one of float32 takes PASSES as many
     memory: float  # bytes of HBM
     bandwidth: float  # bytes a second to HBM
     links: float  # bytes a second between chips, all links together
     clock: float  # cycles a second: operations, over those that its matrix units do in a cycle
 
+
+# A product of float32 is made of so many of bfloat16.
+PASSES = {'float32': 6, 'bfloat16': 1}
 
 CHIPS = {
     'v4': Chip(275e12, 32e9, 1228e9, 300e9, 1.05e9),
@@ -106,7 +109,8 @@ def report(config, name: str) -> dict:
     found, traffic = hlo.collectives(program), hlo.traffic(program)
     sent, moved = sum(size for _, size in found.values()), traffic.total()
     times = {
-        'operations': operations / chip.operations,
+        # Those of losses, which are float32 in any case, are few.
+        'operations': operations * PASSES[config.compute_dtype] / chip.operations,
         'bytes': moved / chip.bandwidth,
         # Each device sends and receives about twice what it reduces.
         'communication': 2 * sent / chip.links,

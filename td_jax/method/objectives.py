@@ -11,6 +11,7 @@ to METHODS and its weights to td_jax/configs/common.py.
 import jax.numpy as jnp
 import optax
 
+from td_jax.devices import precision
 from td_jax.errors import UserError
 from td_jax.method import logits, one_way, talking
 from td_jax.method.shared import Objective, no_parameters
@@ -88,6 +89,15 @@ METHODS = {
 
 # The parts of a teacher that are predictions.
 PREDICTIONS = {'logits', 'bridged_logits'}
+
+
+def objective_of(config) -> Objective:
+    """The configured method, exact by devices.precision."""
+    method = METHODS[config.method]
+    functions = {name: getattr(method, name) for name in ('init', 'terms', 'messages')}
+    return method._replace(
+        **{name: function and precision.exact(function) for name, function in functions.items()}
+    )
 
 
 def weights_of(config) -> dict[str, float]:

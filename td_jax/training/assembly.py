@@ -6,6 +6,7 @@ from td_jax import config as config_lib
 from td_jax import randomness
 from td_jax.data import SOURCES, images
 from td_jax.data import base as data
+from td_jax.devices import precision
 from td_jax.method import objectives
 from td_jax.models import MODELS, base
 from td_jax.training import dispatch, train_step
@@ -36,9 +37,11 @@ def of_teacher(config) -> images.OfTeacher | None:
 
 
 def build_model(config, model_config, source: data.Source) -> base.Model:
-    """The model of `config.model` or `config.teacher.model` for some data."""
+    """The model of `config.model` or `config.teacher.model` for some data, exact by devices.precision."""
     build = MODELS[model_config.name]
-    return build(model_config, source.vocabularies, len(source.label_names), config.compute_dtype)
+    model = build(model_config, source.vocabularies, len(source.label_names), config.compute_dtype)
+    functions = {name: getattr(model, name) for name in ('init', 'lower', 'upper', 'head')}
+    return model._replace(**{name: precision.exact(function) for name, function in functions.items()})
 
 
 def one_input(source: data.Source) -> dict:

@@ -97,7 +97,7 @@ def make_step(
       copies_head: whether a student that starts from its teacher takes its head, too: they predict the same.
       teacher_registers: base.Model.registers of the teacher.
     """
-    objective = objectives.METHODS[config.method]
+    objective = objectives.objective_of(config)
     registers = student.registers, teacher_registers
     terms_of = _make_terms(student, objective, objectives.TASK_LOSSES[task], config, registers)
 

@@ -41,7 +41,17 @@ for name, batch, rounds, fsdp in json.loads(sys.argv[1]):
     config.teacher.model.layers, config.teacher.model.split = 2, 1
     found.append(tpu.report(config, name))
 devices = {name: len(tpu.topology(name)) for name in ('v4:2x2x1', 'v5p:2x2x1', 'v6e:2x2')}
-print(json.dumps([found, devices]))
+
+from jax.sharding import SingleDeviceSharding
+from td_jax.devices import hlo, precision
+
+cycles = {}
+for dtype in ('float32', 'bfloat16'):
+    one = jax.ShapeDtypeStruct((1024, 1024), dtype, sharding=SingleDeviceSharding(tpu.topology('v5e:2x2')[0]))
+    for name, function in (('plain', jax.numpy.matmul), ('exact', precision.exact(jax.numpy.matmul))):
+        compiled = jax.jit(lambda a, b, function=function: function(a, b)).lower(one, one).compile()
+        cycles[f'{name} {dtype}'] = hlo.cycles(hlo.parse(compiled.as_text()))
+print(json.dumps([found, devices, cycles]))
 """
 CASES = [
     ('v5e:2x2', 64, 1, 1),
@@ -68,14 +78,23 @@ def reports():
         env={**environment, 'PYTHONPATH': f'{ROOT}:{LIBTPU}'},
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    found, devices = json.loads(done.stdout.splitlines()[-1])
-    return {'devices': devices, **dict(zip(CASES, found, strict=True))}
+    found, devices, cycles = json.loads(done.stdout.splitlines()[-1])
+    return {'devices': devices, 'cycles': cycles, **dict(zip(CASES, found, strict=True))}
 
 
 @pytest.mark.long
 def test_a_device_is_a_chip(reports):
     """The figures of CHIPS are those of a whole chip."""
     assert set(reports['devices'].values()) == {4}
+
+
+@pytest.mark.long
+def test_products_of_float32_take_six_passes_and_those_of_bfloat16_one(reports):
+    """By default a product of float32 is one of bfloat16 there, and takes as long."""
+    cycles = reports['cycles']
+    assert cycles['plain float32'] == pytest.approx(cycles['plain bfloat16'], rel=0.05)
+    assert 4 < cycles['exact float32'] / cycles['plain float32'] <= tpu.PASSES['float32']
+    assert cycles['exact bfloat16'] == cycles['plain bfloat16']
 
 
 @pytest.mark.long
@@ -128,7 +147,8 @@ def test_a_longer_conversation_is_not_a_larger_program(reports):
 def test_the_roofline_is_what_takes_longest(reports):
     found = reports[CASES[0]]
     chip, times = tpu.CHIPS['v5e'], found['roofline']
-    assert times['operations'] == pytest.approx(found['operations'] / chip.operations)
+    # Six passes, since it computes in float32.
+    assert times['operations'] == pytest.approx(6 * found['operations'] / chip.operations)
     assert times['bytes'] == pytest.approx(found['bytes'] / chip.bandwidth)
     assert sum(found['bytes_by_source'].values()) == found['bytes']
     # What lies in the chip's vector memory is no traffic, and padding is.
