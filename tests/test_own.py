@@ -206,7 +206,9 @@ def test_a_data_set_of_a_caller_that_changed_is_refused(small_config, tmp_path):
     (tmp_path / 'mine.py').write_text(OWN_SOURCE.format(path=str(tmp_path / 'pixels.npy')))
     np.save(tmp_path / 'pixels.npy', 0.0)
     mine = {'sources': {'mine': brought_module(tmp_path / 'mine.py').load}}
-    config = small_config(method='supervised', dataset__name='mine', num_steps=2)
+    config = small_config(
+        method='supervised', dataset__name='mine', num_steps=2, dataset__examples_per_class=0
+    )
     first = td_jax.train(config, tmp_path / 'run', **mine)
     assert td_jax.train(config, tmp_path / 'run', **mine) == first
     shown = td_jax.load(tmp_path / 'run', **mine).source.train['image']
@@ -222,7 +224,8 @@ def test_a_data_set_of_a_caller_that_changed_is_refused(small_config, tmp_path):
 
 def test_a_stream_of_a_caller_is_known_by_what_it_says(small_config, tmp_path, capsys):
     (tmp_path / 'mine.py').write_text(OWN_SOURCE.format(path=str(tmp_path / 'version.npy')))
-    load, config = brought_module(tmp_path / 'mine.py').load_stream, small_config()
+    load = brought_module(tmp_path / 'mine.py').load_stream
+    config = small_config(dataset__examples_per_class=0)
     records = []
     for version in (1.0, 1.0, 2.0, 0.0):
         np.save(tmp_path / 'version.npy', version)
