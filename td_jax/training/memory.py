@@ -56,7 +56,9 @@ def check(config, source: data.Source, teacher: dispatch.Teacher | None, found: 
         f'parameters of the {name}': (sharding.bytes_on_device(state.params), _sizes(name)),
         'optimizer state': (sharding.bytes_on_device(state.opt_state), _sizes(name)),
         'data': (
-            sharding.bytes_on_device((constants.train, constants.tables, constants.teacher_tables)),
+            sharding.bytes_on_device(
+                (constants.train, constants.rows, constants.tables, constants.teacher_tables)
+            ),
             _smaller_data(config),
         ),
         'teacher': (sharding.bytes_on_device(constants.teacher_params), _sizes('teacher')),

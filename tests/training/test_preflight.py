@@ -75,10 +75,10 @@ def test_what_cannot_fit_is_refused_with_its_size(changes, gigabytes, words, sma
 
 
 def test_a_run_fits_to_the_byte(small_config, tmp_path, monkeypatch):
-    """Students, two moments each, the counts of both groups, fifty images with their labels."""
+    """Students, two moments each, the counts of both groups; fifty images of each, with label and place."""
     config = small_config(method='supervised')
     # 2 seeds; a count of steps for each of the two groups of parameters.
-    needed = 4 * (2 * 3 * PARAMETERS + 2 * 2 + 50 * (64 + 1))
+    needed = 4 * (2 * 3 * PARAMETERS + 2 * 2 + 2 * 50 * (64 + 1 + 1))
     monkeypatch.setattr(devices_memory, 'of_device', lambda device: needed)
     assert preflight.check(config, tmp_path / 'run', Programs()).source.name == 'digits 5, 6, 7, 8, 9'
     monkeypatch.setattr(devices_memory, 'of_device', lambda device: needed - 1)
@@ -87,7 +87,7 @@ def test_a_run_fits_to_the_byte(small_config, tmp_path, monkeypatch):
 
 
 def test_the_states_that_a_teacher_keeps_are_counted(small_config, tmp_path, monkeypatch):
-    """Of fifty images: 7, 11 and 5 numbers."""
+    """Of fifty images of each of two seeds: 7, 11 and 5 numbers."""
     monkeypatch.setattr(devices_memory, 'of_device', lambda device: 10)
     monkeypatch.setattr(memory, 'check_parameters', lambda *arguments: None)
     with pytest.raises(UserError) as raised:
@@ -96,7 +96,7 @@ def test_the_states_that_a_teacher_keeps_are_counted(small_config, tmp_path, mon
     parts = {}
     monkeypatch.setattr(memory, '_compare', lambda mesh, found: parts.update(found))
     preflight.check(small_config(), tmp_path / 'run', Programs())
-    assert parts["teacher's states"][0] == 50 * 4 * (7 + 11 + 5)
+    assert parts["teacher's states"][0] == 2 * 50 * 4 * (7 + 11 + 5)
     parts.clear()
     preflight.check(small_config(teacher__inputs='varied'), tmp_path / 'run', Programs())
     assert "teacher's states" not in parts
