@@ -78,6 +78,7 @@ ALLOWED = {
         'td_jax.data.resizing',
         'td_jax.errors',
         'td_jax.files.workdir',
+        'td_jax.models.efficientnet',
         'td_jax.models.resnet',
         'td_jax.models.vit',
     },

@@ -328,6 +328,7 @@ def with_effect(key):
         effect.OF_DATASETS['ratings'][:10]: {'dataset.name': 'ratings'},
         effect.OF_DATASETS['cifar10'][2:]: {'dataset.name': 'cifar10'},
         effect.OF_MODELS['vit']: {f'{side}model.name': 'vit'},
+        ('padding',): {f'{side}model.name': 'efficientnet'},
     }
     return next((others for names, others in needed.items() if name in names), {})
 

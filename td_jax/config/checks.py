@@ -8,14 +8,14 @@ import ml_collections
 import numpy as np
 
 from td_jax.config.effect import OF_MODELS
-from td_jax.config.tree import OF_STUDENT, PROTOCOL, flatten, starts_and_stays
+from td_jax.config.tree import OF_STUDENT, PROTOCOL, flatten, has_teacher, starts_and_stays
 from td_jax.configs import common
 from td_jax.data import SOURCES, images, movielens, ratings, resizing
 from td_jax.data import base as data
 from td_jax.devices.remat import POLICIES
 from td_jax.errors import UserError
 from td_jax.method import objectives, shared
-from td_jax.models import MODELS, resnet, vit
+from td_jax.models import MODELS, efficientnet, resnet, vit
 from td_jax.training import optimizer
 
 # What a name may be, by key.
@@ -40,6 +40,8 @@ CHOICES = {
     'teacher.model.activation': vit.ACTIVATIONS,
     'model.pooling': vit.POOLINGS,
     'teacher.model.pooling': vit.POOLINGS,
+    'model.padding': efficientnet.PADDINGS,
+    'teacher.model.padding': efficientnet.PADDINGS,
     'model.remat_policy': POLICIES,
     'teacher.model.remat_policy': POLICIES,
     'td.remat_policy': POLICIES,
@@ -60,7 +62,11 @@ CHOICES = {
 }
 
 # What an architecture's sizes are read with, by name; those of others as a ViT's, which have no effect there.
-SIZES = {'vit': vit.sizes_of, 'resnet': resnet.sizes_of}
+SIZES = {
+    'vit': vit.sizes_of,
+    'resnet': resnet.sizes_of,
+    'efficientnet': lambda model: efficientnet.sizes_of_variant(model.variant),
+}
 # A grid of messages has at most so many rows; that of 1024 pixels in patches of 8 has 128.
 LARGEST_GRID = 1024
 
@@ -181,6 +187,7 @@ def check(config):
                 f'{prefix}optimizer.warmup_steps is {warmup}, but training has {steps} steps: '
                 f'lower it or raise {prefix}num_steps.'
             )
+    _check_frozen(config)
     _check_images(config)
     for knob in ('words', 'categories'):
         if not all(isinstance(name, str) and name for name in config.dataset[knob]):
@@ -274,6 +281,20 @@ def _check_weights(config):
         raise UserError(
             f'own.{start.removesuffix(".")} has no weight for {", ".join(missing) or "any term"}; set '
             f"config.own.{config.method} = {{'weights': {{{example}}}}}."
+        )
+
+
+def _check_frozen(config):
+    """Refuses to train a model whose BatchNorm is part of its convolutions."""
+    if config.model.name == 'efficientnet':
+        raise UserError(
+            'model.name is efficientnet, which has BatchNorm and is for a pretrained teacher alone: for a '
+            'student take resnet (R20x1 for small images, R50x1 for large ones), which has GroupNorm, or vit.'
+        )
+    if config.teacher.model.name == 'efficientnet' and has_teacher(config) and not config.teacher.pretrained:
+        raise UserError(
+            'teacher.model.name is efficientnet, which has BatchNorm and is not trained here: name a '
+            'checkpoint in teacher.pretrained, or take resnet or vit.'
         )
 
 

@@ -11,6 +11,7 @@ OF_MODELS = {
         *('activation', 'epsilon', 'pre_logits', 'registers', 'pooling', 'remat_policy'),
     ),
     'resnet': ('variant', 'width', 'remat_policy'),
+    'efficientnet': ('variant', 'padding'),
 }
 _CLASSES = ('classes', 'examples_per_class', 'labelled_by', 'test_part')
 _IMAGES = (

@@ -11,7 +11,8 @@ import ml_collections
 def model_config():
     """The knobs of one model, teacher or student."""
     model = ml_collections.ConfigDict()
-    # The architecture, a name of td_jax.models.MODELS: mlp, vit or resnet.
+    # The architecture, a name of td_jax.models.MODELS: mlp, vit or resnet; for a pretrained teacher also
+    # efficientnet.
     model.name = 'mlp'
     # Where a student's parameters start: 'random', or 'teacher', which copies every one that the teacher has
     # under the same name: all around the blocks, and as many of the first blocks as the student has. A head
@@ -33,7 +34,7 @@ def model_config():
     model.embedding_width = 0
     # ViT: sizes by name, Ti, S, B or L, a slash, and the side of a patch in pixels: 8, 14, 16 or 32. ResNet:
     # R, a depth, x and a factor of the width, such as R50x1 (as BiT's; R101 and R152), or for small images
-    # R20x1 (R8, R14, R32, R44, R56 and R110).
+    # R20x1 (R8, R14, R32, R44, R56 and R110). EfficientNet: b0 to b7, or lite0 to lite4.
     model.variant = 'B/32'
     # ViT: sizes other than the variant's; 0 keeps its own. Number of blocks, width of the hidden states,
     # width of an MLP's hidden layer, attention heads, side of a patch. ResNet: the width alone, of the root.
@@ -55,6 +56,8 @@ def model_config():
     # 'class_and_mean', the mean of the patches, or 'class_and_register', the first register. (What
     # representations are compared of, and what a probe reads, is the class token in any case.)
     model.pooling = 'class'
+    # EfficientNet: how images are padded, 'same' as TensorFlow does it, or 'symmetric'.
+    model.padding = 'same'
     # ViT and ResNet: what the forward pass saves of a block, or of a unit, for the gradient, a name of
     # td_jax.devices.remat.POLICIES: everything_saveable, dots_saveable, dots_with_no_batch_dims_saveable or
     # nothing_saveable. The rest is computed again; less memory, the same results.
@@ -184,9 +187,9 @@ def teacher_config():
     teacher = ml_collections.ConfigDict()
     # Workdir of a finished supervised run to use as the teacher; '' trains one under WORKDIR/teacher.
     teacher.checkpoint = ''
-    # ViT or ResNet: a public checkpoint to use as the teacher, instead of one trained here: an .npz of
-    # google-research/vision_transformer or of BiT (a path, gs:// or https://), or a ViT, DeiT or DINOv2 of
-    # Hugging Face (a folder, or hf://OWNER/NAME).
+    # A public checkpoint to use as the teacher, instead of one trained here: an .npz of
+    # google-research/vision_transformer or of BiT (a path, gs:// or https://), a ViT, DeiT or DINOv2 of
+    # Hugging Face, or an EfficientNet of timm (a folder, or hf://OWNER/NAME).
     teacher.pretrained = ''
     # Part of the data set that the teacher is trained on, and how it is shown images.
     teacher.dataset = task_config()

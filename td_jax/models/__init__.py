@@ -1,6 +1,11 @@
 """The architectures, by the name that `config.model.name` gives them."""
 
-from td_jax.models import mlp, resnet, vit
+from td_jax.models import efficientnet, mlp, resnet, vit
 
 # name -> build(model config, vocabularies, num_outputs, dtype) -> base.Model
-MODELS = {'mlp': mlp.build, 'vit': vit.build, 'resnet': resnet.build}
+MODELS = {
+    'mlp': mlp.build,
+    'vit': vit.build,
+    'resnet': resnet.build,
+    'efficientnet': efficientnet.build,
+}

@@ -1,12 +1,12 @@
 """A public ViT or ResNet <-> our parameter tree.
 
 Read are the .npz files of google-research/vision_transformer and of google-research/big_transfer (BiT), and
-the folders of Hugging Face's ViT, DeiT and DINOv2 (config.json and model.safetensors), from a disk or from
-where they are published. Nothing that could run code is ever loaded.
+the folders of Hugging Face's ViT, DeiT and DINOv2 and of timm's EfficientNet (config.json and
+model.safetensors), from a disk or from where they are published. Nothing that could run code is ever loaded.
 """
 
 from td_jax.errors import UserError
-from td_jax.pretrained import bit, fetch, google, hugging_face, npz
+from td_jax.pretrained import bit, fetch, google, hugging_face, npz, timm
 from td_jax.pretrained.architecture import Checkpoint
 
 
@@ -15,8 +15,8 @@ def read(location: str) -> Checkpoint:
 
     Args:
       location: an .npz of google-research/vision_transformer or of BiT, which its contents tell (a path, ~
-        expanded, gs://BUCKET/OBJECT or https://...), or a ViT, DeiT or DINOv2 of Hugging Face (a folder, or
-        hf://OWNER/NAME).
+        expanded, gs://BUCKET/OBJECT or https://...), a ViT, DeiT or DINOv2 of Hugging Face, or an
+        EfficientNet of timm (a folder, hf://OWNER/NAME or hf://timm/NAME).
         What is downloaded is kept in $TD_JAX_CACHE, ~/.cache/td_jax if that is not set; hf:// is kept where
         huggingface_hub keeps it.
 
@@ -26,7 +26,7 @@ def read(location: str) -> Checkpoint:
     """
     path = fetch.path_of(location)
     if path.is_dir():
-        return hugging_face.read(location, path)
+        return (timm if timm.recognises(path) else hugging_face).read(location, path)
     if path.suffix == '.safetensors':
         raise UserError(f'{path}: give its folder, which holds {hugging_face.CONFIG} too.')
     raw = npz.arrays(path)

@@ -8,7 +8,7 @@ import numpy as np
 
 from td_jax.data.resizing import View
 from td_jax.errors import UserError
-from td_jax.models import resnet, vit
+from td_jax.models import efficientnet, resnet, vit
 
 
 class Architecture(NamedTuple):
@@ -40,6 +40,16 @@ class ResNetArchitecture(NamedTuple):
     kind = 'BiT'  # as a person calls it
 
 
+class EfficientNetArchitecture(NamedTuple):
+    """The same of an EfficientNet."""
+
+    variant: str  # a name of efficientnet.FACTORS
+    padding: str  # a name of efficientnet.PADDINGS
+    num_outputs: int  # 0 where there is no head
+
+    kind = 'EfficientNet'  # as a person calls it
+
+
 class Preprocessing(NamedTuple):
     """How a model is shown images, in the words of td_jax.configs.common.task_config."""
 
@@ -62,11 +72,14 @@ class Preprocessing(NamedTuple):
         return said
 
 
+AnyArchitecture = Architecture | ResNetArchitecture | EfficientNetArchitecture
+
+
 class Checkpoint(NamedTuple):
     """A checkpoint in our names."""
 
     location: str  # as the user wrote it
-    architecture: Architecture | ResNetArchitecture
+    architecture: AnyArchitecture
     # float32, nested as those of vit.ViT or resnet.ResNet; without `head_layer` where there is no head
     params: dict
     preprocessing: Preprocessing
@@ -84,9 +97,12 @@ def teacher_overrides(checkpoint: Checkpoint, config) -> dict:
     Returns:
       {key: value}, empty where the checkpoint fits already
     """
-    is_resnet = isinstance(checkpoint.architecture, ResNetArchitecture)
-    changes = _resnet_changes if is_resnet else _changes
-    model = changes(checkpoint.architecture, config.teacher.model)
+    changes = {
+        Architecture: _changes,
+        ResNetArchitecture: _resnet_changes,
+        EfficientNetArchitecture: _efficientnet_changes,
+    }
+    model = changes[type(checkpoint.architecture)](checkpoint.architecture, config.teacher.model)
     return {
         **{f'teacher.model.{key}': value for key, value in model.items()},
         **{
@@ -152,10 +168,18 @@ def _resnet_changes(architecture, model_config):
     return {key: value for key, value in wanted.items() if model_config[key] != value}
 
 
+def _efficientnet_changes(architecture, model_config):
+    """The same of an EfficientNet."""
+    wanted = {'name': 'efficientnet', 'variant': architecture.variant, 'padding': architecture.padding}
+    return {key: value for key, value in wanted.items() if model_config[key] != value}
+
+
 def student_overrides(checkpoint: Checkpoint, config) -> dict:
     """What a student that starts from the checkpoint needs beside `teacher_overrides` and its sizes."""
-    is_resnet = isinstance(checkpoint.architecture, ResNetArchitecture)
-    kept = () if is_resnet else ('activation', 'epsilon', 'registers', 'pooling')
+    if isinstance(checkpoint.architecture, EfficientNetArchitecture):
+        return {}  # No student starts from one.
+    is_vit = isinstance(checkpoint.architecture, Architecture)
+    kept = ('activation', 'epsilon', 'registers', 'pooling') if is_vit else ()
     wanted = {f'model.{key}': getattr(checkpoint.architecture, key) for key in kept}
     wanted |= {f'dataset.{key}': value for key, value in checkpoint.preprocessing.of_task().items()}
     return {key: value for key, value in wanted.items() if value != _at(config, key)}
@@ -186,7 +210,7 @@ def check_teacher(checkpoint: Checkpoint, config):
     if not changes:
         return
     model, architecture = config.teacher.model, checkpoint.architecture
-    if isinstance(architecture, ResNetArchitecture) or model.name == 'resnet':
+    if not isinstance(architecture, Architecture) or model.name in ('resnet', 'efficientnet'):
         # Of another kind: what is set says enough.
         theirs = {key: changes[f'teacher.model.{key}'] for key in model if f'teacher.model.{key}' in changes}
         ours = {key: model[key] for key in theirs}
@@ -213,8 +237,13 @@ def as_text(value) -> str:
     return str(value).replace(' ', '')
 
 
-def module_of(architecture: Architecture | ResNetArchitecture, split: int, dtype: str = 'float32'):
+def module_of(architecture: AnyArchitecture, split: int, dtype: str = 'float32'):
     """The ViT or ResNet of an architecture, without dropout; its head has one output where there is none."""
+    if isinstance(architecture, EfficientNetArchitecture):
+        sizes = efficientnet.sizes_of_variant(architecture.variant)
+        return efficientnet.EfficientNet(
+            sizes, architecture.num_outputs or 1, split, architecture.padding, dtype
+        )
     if isinstance(architecture, ResNetArchitecture):
         return resnet.ResNet(
             architecture.sizes, architecture.num_outputs or 1, split, 'everything_saveable', dtype
@@ -235,7 +264,7 @@ def module_of(architecture: Architecture | ResNetArchitecture, split: int, dtype
     )
 
 
-def shapes(architecture: Architecture | ResNetArchitecture) -> dict[str, tuple[int, ...]]:
+def shapes(architecture: AnyArchitecture) -> dict[str, tuple[int, ...]]:
     """The shape of every parameter of an architecture, by name; those of the head only if it has one."""
     # Those of a ResNet do not depend on the image's side.
     side = getattr(architecture, 'image_size', 32)

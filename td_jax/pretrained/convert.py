@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from td_jax.errors import UserError
-from td_jax.pretrained.architecture import Architecture, Checkpoint, Preprocessing, ResNetArchitecture, shapes
+from td_jax.pretrained.architecture import AnyArchitecture, Checkpoint, Preprocessing, shapes
 
 
 class Place(NamedTuple):
@@ -24,7 +24,7 @@ class Place(NamedTuple):
 def converted(
     location: str,
     path,
-    architecture: Architecture | ResNetArchitecture,
+    architecture: AnyArchitecture,
     preprocessing: Preprocessing,
     raw: dict,
     places: dict,

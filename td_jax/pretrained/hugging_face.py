@@ -34,7 +34,7 @@ def read(location: str, folder) -> Checkpoint:
     path = folder / WEIGHTS
     kind = _kind(folder / CONFIG, config)
     config = _config(folder / CONFIG, config, kind)
-    raw = _tensors(path)
+    raw = tensors(path)
     prefix = f'{kind.model_type}.'
     prefix = prefix if any(name.startswith(prefix) for name in raw) else ''
     kernel = convert.array(raw, path, f'{prefix}embeddings.patch_embeddings.projection.weight', 4)
@@ -199,7 +199,7 @@ def places(
     return found
 
 
-def _tensors(path):
+def tensors(path):
     """The arrays of a .safetensors file, by name."""
     # Only those who read such a file need it.
     import safetensors

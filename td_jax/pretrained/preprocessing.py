@@ -3,6 +3,7 @@
 import math
 import numbers
 
+from td_jax.data.resizing import CROP_MODES
 from td_jax.errors import UserError
 from td_jax.pretrained.architecture import Preprocessing
 
@@ -173,6 +174,49 @@ def _colours(path, key, value):
 
 def _is_number(value):
     return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+# What timm takes where pretrained_cfg does not say.
+TIMM = {
+    'input_size': [3, 224, 224],
+    'interpolation': 'bicubic',
+    'crop_pct': 0.875,
+    'crop_mode': 'center',
+    'mean': [0.485, 0.456, 0.406],
+    'std': [0.229, 0.224, 0.225],
+}
+INTERPOLATIONS = {'bilinear': 'bilinear_antialias', 'bicubic': 'bicubic_antialias'}
+
+
+def read_timm(path, config: dict) -> Preprocessing:
+    """What the pretrained_cfg of a timm config.json says.
+
+    Args:
+      path: of the file, for messages.
+      config: its content.
+
+    Raises:
+      UserError: a step that td_jax does not take, or a value that cannot be; names the key.
+    """
+    content = config.get('pretrained_cfg', {})
+    if not isinstance(content, dict):
+        raise UserError(f'{path}: pretrained_cfg is {content!r}; it is an object.')
+    fields = {key: default if content.get(key) is None else content[key] for key, default in TIMM.items()}
+    size = fields['input_size']
+    if not isinstance(size, list) or len(size) != 3 or size[0] != 3:
+        raise UserError(f'{path}: input_size is {size!r}; it is [3, height, width], of three colours.')
+    side = _square(path, 'input_size', {'height': size[1], 'width': size[2]})
+    for key, known in (('interpolation', INTERPOLATIONS), ('crop_mode', CROP_MODES)):
+        if fields[key] not in known:
+            raise UserError(f'{path}: {key} is {fields[key]!r}; td_jax knows {", ".join(known)}.')
+    share = fields['crop_pct']
+    if not _is_number(share) or not 0 < share <= 1:
+        raise UserError(f'{path}: crop_pct is {share!r}; td_jax takes a number above 0 and at most 1.')
+    mean, std = (_colours(path, key, fields[key]) for key in ('mean', 'std'))
+    if not all(0 <= value <= 1 for value in mean) or not all(value > 0 for value in std):
+        raise UserError(f'{path}: mean is {mean} and std {std}; these are from 0 to 1 and above 0.')
+    resize = INTERPOLATIONS[fields['interpolation']]
+    return Preprocessing(mean, std, resize, fields['crop_mode'], float(share), side)
 
 
 def written(preprocessing: Preprocessing) -> dict:

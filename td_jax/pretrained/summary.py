@@ -11,8 +11,10 @@ from td_jax import pretrained
 from td_jax.configs import common
 from td_jax.devices import platform
 from td_jax.method import objectives
-from td_jax.models import base, vit
+from td_jax.models import base, efficientnet, vit
 from td_jax.pretrained.architecture import (
+    Architecture,
+    EfficientNetArchitecture,
     ResNetArchitecture,
     as_text,
     module_of,
@@ -55,9 +57,10 @@ def report(location: str) -> str:
         *_flags(teacher_overrides(checkpoint, config)),
     ]
     student = _flags(student_overrides(checkpoint, config))
-    is_resnet = isinstance(architecture, ResNetArchitecture)
+    is_vit = isinstance(architecture, Architecture)
+    describe = {ResNetArchitecture: _of_resnet, EfficientNetArchitecture: _of_efficientnet}
     facts = {
-        **(_of_resnet if is_resnet else _of_vit)(architecture),
+        **describe.get(type(architecture), _of_vit)(architecture),
         'head': f'{architecture.num_outputs:,} outputs' if architecture.num_outputs else 'none',
         'parameters': f'backbone {total - head:,}, head {head:,}, total {total:,}',
     }
@@ -80,9 +83,9 @@ def report(location: str) -> str:
             '',
             *_split_points(architecture, parameters, counts, config, side),
             '',
-            'As a teacher (of images of any dataset.image_size):'
-            if is_resnet
-            else 'As a teacher (at another dataset.image_size the position embeddings are resized):',
+            'As a teacher (at another teacher.dataset.image_size the position embeddings are resized):'
+            if is_vit
+            else 'As a teacher (of images of any teacher.dataset.image_size):',
             '',
             ' '.join(flags),
             *(
@@ -130,6 +133,17 @@ def _of_resnet(architecture):
     }
 
 
+def _of_efficientnet(architecture):
+    """The facts of an EfficientNet."""
+    sizes = efficientnet.sizes_of_variant(architecture.variant)
+    return {
+        'variant': f'EfficientNet {architecture.variant}, padding {architecture.padding}',
+        'sizes': f'stages of {", ".join(map(str, sizes.depths))} blocks, {", ".join(map(str, sizes.widths))} '
+        f'wide, then {sizes.last}; BatchNorm is part of the convolutions',
+        'images': 'of any size',
+    }
+
+
 def _flags(overrides):
     """Overrides as they are written in a shell."""
     return [shlex.quote(f'--config.{key}={as_text(value)}') for key, value in overrides.items()]
@@ -148,6 +162,11 @@ def _split_points(architecture, parameters, counts, config, side):
         parts = [
             [f'stage_{i}_unit_{j}' for j in range(count)] for i, count in enumerate(architecture.sizes.units)
         ]
+        found = _states(architecture, parameters, config, side, range(len(parts) + 1))
+    elif isinstance(architecture, EfficientNetArchitecture):
+        depths = efficientnet.sizes_of_variant(architecture.variant).depths
+        around, last = ('stem',), ('last',)
+        parts = [[f'stage_{i}_block_{j}' for j in range(count)] for i, count in enumerate(depths)]
         found = _states(architecture, parameters, config, side, range(len(parts) + 1))
     else:
         around, last = ('embedding', 'cls', 'pos_embedding', 'register_tokens'), ('norm',)

@@ -1,0 +1,227 @@
+"""EfficientNet (Tan and Le 2019) and EfficientNet-lite as frozen teachers, cut in three at any stage.
+
+    lower: image -> stem, stages before the split -> s                     [batch, rows, columns, width]
+    upper: s -> stages from the split on, the last convolution -> e        [batch, rows, columns, width]
+    head:  e -> mean over the grid, Dense -> y                             [batch, outputs]
+
+A stage is inverted residuals (Sandler et al. 2018). The BatchNorm behind each convolution is part of its
+kernel and bias: of a model that is not trained, it is the same function.
+"""
+
+import math
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from td_jax.errors import UserError
+from td_jax.models import base
+
+ACTIVATIONS = {'relu6': jax.nn.relu6, 'silu': jax.nn.silu}
+# Table 1 of the paper: (blocks, side of a kernel, stride, expansion, width) of each stage.
+STAGES = (
+    (1, 3, 1, 1, 16),
+    (2, 3, 2, 6, 24),
+    (2, 5, 2, 6, 40),
+    (3, 3, 2, 6, 80),
+    (3, 5, 1, 6, 112),
+    (4, 5, 2, 6, 192),
+    (1, 3, 1, 6, 320),
+)
+STEM, LAST = 32, 1280
+# Variant -> (factor of widths, factor of depths). Of a lite one, stem, first and last stage and the last
+# convolution stay as they are, relu6 is the activation, and nothing is squeezed.
+FACTORS = {
+    **{'b0': (1.0, 1.0), 'b1': (1.0, 1.1), 'b2': (1.1, 1.2), 'b3': (1.2, 1.4), 'b4': (1.4, 1.8)},
+    **{'b5': (1.6, 2.2), 'b6': (1.8, 2.6), 'b7': (2.0, 3.1)},
+    **{
+        'lite0': (1.0, 1.0),
+        'lite1': (1.0, 1.1),
+        'lite2': (1.1, 1.2),
+        'lite3': (1.2, 1.4),
+        'lite4': (1.4, 1.8),
+    },
+}
+# How an image is padded, by name: 'same' as TensorFlow does it, more behind than in front where it is odd, or
+# by half a kernel all around.
+PADDINGS = ('same', 'symmetric')
+
+
+class Sizes(NamedTuple):
+    """What makes a variant."""
+
+    stem: int  # width behind the first convolution
+    widths: tuple[int, ...]  # of each stage
+    depths: tuple[int, ...]  # blocks of each stage
+    last: int  # width of the last convolution
+    is_lite: bool
+
+
+def round_width(width: float, divisor: int = 8) -> int:
+    """The nearest multiple of a divisor, which is at most a tenth smaller."""
+    rounded = max(divisor, int(width + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < 0.9 * width else rounded
+
+
+def sizes_of_variant(variant: str) -> Sizes:
+    """The sizes of a name of FACTORS.
+
+    Raises:
+      UserError: it is none.
+    """
+    if variant not in FACTORS:
+        raise UserError(f'model.variant {variant!r} is no EfficientNet. Known: {", ".join(FACTORS)}.')
+    width, depth = FACTORS[variant]
+    is_lite = variant.startswith('lite')
+    depths = [
+        blocks if is_lite and i in (0, len(STAGES) - 1) else math.ceil(blocks * depth)
+        for i, (blocks, *_) in enumerate(STAGES)
+    ]
+    widths = tuple(round_width(stage[-1] * width) for stage in STAGES)
+    stem, last = (STEM, LAST) if is_lite else (round_width(STEM * width), round_width(LAST * width))
+    return Sizes(stem, widths, tuple(depths), last, is_lite)
+
+
+class Conv(nn.Module):
+    """A convolution with a bias. [batch, rows, columns, c] -> [..., features]."""
+
+    features: int
+    side: int
+    stride: int
+    padding: str
+    dtype: str
+    is_depthwise: bool = False
+
+    @nn.compact
+    def __call__(self, x):
+        half = self.side // 2
+        padding = 'SAME' if self.padding == 'same' else ((half, half),) * 2
+        return nn.Conv(
+            self.features,
+            (self.side, self.side),
+            (self.stride, self.stride),
+            padding,
+            feature_group_count=x.shape[-1] if self.is_depthwise else 1,
+            dtype=self.dtype,
+            name='conv',
+        )(x)
+
+
+class Block(nn.Module):
+    """An inverted residual: wider, convolved by channel, narrower; x is added where both are alike."""
+
+    width: int
+    side: int
+    stride: int
+    expansion: int
+    squeezed: int  # width of the squeeze; 0 for none
+    activation: str
+    padding: str
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x):
+        act, y = ACTIVATIONS[self.activation], x
+        wide = x.shape[-1] * self.expansion
+        if self.expansion != 1:
+            y = act(Conv(wide, 1, 1, self.padding, self.dtype, name='expand')(y))
+        y = Conv(wide, self.side, self.stride, self.padding, self.dtype, True, name='depthwise')(y)
+        y = act(y)
+        if self.squeezed:
+            mean = y.mean(axis=(1, 2), keepdims=True, dtype=jnp.float32).astype(y.dtype)
+            gate = act(nn.Dense(self.squeezed, dtype=self.dtype, name='squeeze')(mean))
+            y = y * jax.nn.sigmoid(nn.Dense(wide, dtype=self.dtype, name='excite')(gate))
+        y = Conv(self.width, 1, 1, self.padding, self.dtype, name='project')(y)
+        return x + y if self.stride == 1 and x.shape[-1] == self.width else y
+
+
+class EfficientNet(nn.Module):
+    """The whole model.
+
+    Attributes:
+      sizes: of the variant.
+      num_outputs: width of the prediction.
+      split: how many stages belong to `lower`, from 0, the stem alone, to all.
+      padding: a name of PADDINGS.
+      dtype: of the computation; parameters, means and logits are float32.
+    """
+
+    sizes: Sizes
+    num_outputs: int
+    split: int
+    padding: str
+    dtype: str
+
+    def setup(self):
+        sizes = self.sizes
+        self.activation = 'relu6' if sizes.is_lite else 'silu'
+        self.stem = Conv(sizes.stem, 3, 2, self.padding, self.dtype)
+        stages, before = [], sizes.stem
+        for i, (_, side, stride, expansion, _) in enumerate(STAGES):
+            blocks = []
+            for j in range(sizes.depths[i]):
+                # A fourth of what comes into a block.
+                squeezed = 0 if sizes.is_lite else max(1, before // 4)
+                blocks.append(
+                    Block(
+                        sizes.widths[i],
+                        side,
+                        1 if j else stride,
+                        expansion,
+                        squeezed,
+                        self.activation,
+                        self.padding,
+                        self.dtype,
+                        name=f'stage_{i}_block_{j}',
+                    )
+                )
+                before = sizes.widths[i]
+            stages.append(blocks)
+        self.stages = stages
+        self.last = Conv(sizes.last, 1, 1, self.padding, self.dtype)
+        self.head_layer = nn.Dense(self.num_outputs, kernel_init=nn.initializers.zeros)
+
+    def run(self, stages, x):
+        for block in (block for stage in stages for block in stage):
+            x = block(x)
+        return x
+
+    def lower(self, inputs, deterministic=True):
+        """{'image': [batch, height, width, 3]} -> s, [batch, rows, columns, width]."""
+        x = ACTIVATIONS[self.activation](self.stem(inputs['image']))
+        return self.run(self.stages[: self.split], x)
+
+    def upper(self, s, deterministic=True):
+        """s -> e, [batch, rows, columns, width]."""
+        x = self.run(self.stages[self.split :], s.astype(self.dtype))
+        return ACTIVATIONS[self.activation](self.last(x))
+
+    def head(self, e):
+        """e -> y, [batch, num_outputs], in float32."""
+        return self.head_layer(base.read_by_head(e))
+
+    def __call__(self, inputs, deterministic=True):
+        return self.head(self.upper(self.lower(inputs, deterministic), deterministic))
+
+
+def build(config, vocabularies: dict[str, int], num_outputs: int, dtype: str) -> base.Model:
+    """Makes an EfficientNet of a model config.
+
+    Args:
+      config: the fields of td_jax.configs.common.model_config.
+      vocabularies: empty; an EfficientNet reads images.
+      num_outputs: width of the prediction.
+      dtype: of the computation.
+
+    Raises:
+      UserError: a variant that is not known, a split behind the last stage, or data that is no images.
+    """
+    if vocabularies:
+        raise UserError(f'model.name efficientnet reads images; the data set has {", ".join(vocabularies)}.')
+    sizes = sizes_of_variant(config.variant)
+    if config.split > len(STAGES):
+        raise UserError(
+            f'model.split is {config.split}; with {len(STAGES)} stages it is between 0 and {len(STAGES)}.'
+        )
+    return base.from_module(EfficientNet(sizes, num_outputs, config.split, config.padding, dtype))

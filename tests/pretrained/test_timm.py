@@ -1,0 +1,173 @@
+"""The folder of a timm model: what is computed of it against timm, and every way it can be wrong."""
+
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from td_jax import config as config_lib
+from td_jax import pretrained
+from td_jax.configs import common
+from td_jax.errors import UserError
+from td_jax.models import efficientnet
+from td_jax.pretrained import summary
+from td_jax.pretrained.architecture import (
+    EfficientNetArchitecture,
+    Preprocessing,
+    check_teacher,
+    module_of,
+    teacher_overrides,
+)
+from tests.golden import timm_weights
+
+GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
+# As timm publishes it.
+CFG = {
+    'input_size': [3, 224, 224],
+    'interpolation': 'bicubic',
+    'crop_pct': 0.875,
+    'crop_mode': 'center',
+    'mean': [0.5, 0.5, 0.5],
+    'std': [0.5, 0.5, 0.5],
+}
+
+
+def computed(checkpoint, images, split, method=None):
+    module = module_of(checkpoint.architecture, split)
+    run = jax.jit(lambda params, image: module.apply({'params': params}, {'image': image}, method=method))
+    return np.asarray(run(checkpoint.params, images))
+
+
+@pytest.fixture
+def tiny():
+    with np.load(GOLDEN / 'timm_efficientnet_tiny.expected.npz') as found:
+        return dict(found)
+
+
+@pytest.fixture
+def folder(tmp_path, tiny, monkeypatch):
+    """A function (change of arrays and config) -> a folder of a small EfficientNet."""
+    monkeypatch.setitem(efficientnet.FACTORS, 'b0', (0.125, 0.5))
+
+    def make(change=lambda arrays, config: None):
+        arrays = timm_weights.draw(json.loads(str(tiny['shapes'])))
+        config = {'architecture': 'efficientnet_b0', 'num_classes': 5, 'pretrained_cfg': dict(CFG)}
+        change(arrays, config)
+        save_file(arrays, tmp_path / 'model.safetensors')
+        (tmp_path / 'config.json').write_text(json.dumps(config))
+        return str(tmp_path)
+
+    return make
+
+
+def test_every_stage_is_timms(folder, tiny):
+    """Of squeezes, silu and padding by half a kernel, at a size that strides do not divide."""
+    checkpoint = pretrained.read(folder())
+    assert checkpoint.architecture == EfficientNetArchitecture('b0', 'symmetric', 5)
+    assert checkpoint.unused == ()
+    for split in range(1, 8):
+        stage = computed(checkpoint, tiny['images'][:1], split, 'lower')
+        expected = tiny[f'stage_{split - 1}']
+        np.testing.assert_allclose(stage, expected, rtol=0, atol=2e-5 * np.abs(expected).max())
+    for split in (0, 3, 7):
+        logits = computed(checkpoint, tiny['images'], split)
+        np.testing.assert_allclose(logits, tiny['logits'], rtol=0, atol=2e-5 * np.abs(tiny['logits']).max())
+
+
+def test_a_real_one_is_timms(foundation):
+    path = foundation('efficientnet_lite0')
+    checkpoint = pretrained.read(str(path))
+    assert checkpoint.architecture == EfficientNetArchitecture('lite0', 'same', 1000)
+    assert checkpoint.preprocessing == Preprocessing(
+        (0.5,) * 3, (0.5,) * 3, 'bicubic_antialias', 'center', 0.875, 224
+    )
+    with np.load(path / 'expected.npz') as expected:
+        pixels = (expected['pixels_224'] / 127.5 - 1).astype(np.float32)
+        given = {'logits_224': pixels, 'logits_of_128_centre_of_first': pixels[:1, 48:176, 48:176]}
+        for name, images in given.items():
+            logits = computed(checkpoint, images, 3)
+            np.testing.assert_allclose(logits, expected[name], rtol=0, atol=1e-4)
+        for i, split in enumerate((1, 2, 3, 5, 7)):
+            stage = expected[f'stage_{i}_of_first'].transpose(0, 2, 3, 1)
+            found = computed(checkpoint, pixels[:1], split, 'lower')
+            np.testing.assert_allclose(found, stage, rtol=0, atol=1e-5 * np.abs(stage).max())
+
+
+@pytest.mark.parametrize(
+    ('variant', 'count'), [('b0', 5_288_548), ('b1', 7_794_184), ('b4', 19_341_616), ('lite0', 4_652_008)]
+)
+def test_sizes_are_the_published_ones(variant, count):
+    """Of timm's counts of parameters: of two numbers of each norm, one has become the bias."""
+    architecture = EfficientNetArchitecture(variant, 'same', 1000)
+    module = module_of(architecture, 0)
+    image = jax.ShapeDtypeStruct((1, 64, 64, 3), 'float32')
+    tree = jax.eval_shape(module.init, jax.random.key(0), {'image': image})['params']
+    widths = [
+        leaf.shape[0]
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        if 'conv' in str(path) and leaf.ndim == 1
+    ]
+    assert sum(leaf.size for leaf in jax.tree.leaves(tree)) == count - sum(widths)
+
+
+@pytest.mark.parametrize(
+    ('change', 'words'),
+    [
+        (lambda a, c: c.update(architecture='mobilenetv3_large_100'), "'mobilenetv3_large_100' is not known"),
+        (lambda a, c: c.update(architecture=3), 'architecture 3 is not known'),
+        (lambda a, c: a.pop('blocks.1.0.bn2.running_var'), r'blocks\.1\.0\.bn2\.running_var is missing'),
+        (lambda a, c: a['bn1.running_var'].__isub__(9), r'bn1\.running_var holds a variance'),
+        (lambda a, c: a.update({'bn1.weight': np.ones(3, 'f')}), r'bn1\.weight is \[3\]; with conv_stem'),
+        (lambda a, c: a['conv_head.weight'].fill(np.nan), r'conv_head\.weight holds \d+ numbers'),
+        (lambda a, c: c['pretrained_cfg'].update(interpolation='lanczos'), "interpolation is 'lanczos'"),
+        (lambda a, c: c['pretrained_cfg'].update(crop_mode='border'), "crop_mode is 'border'"),
+        (lambda a, c: c['pretrained_cfg'].update(crop_pct=1.5), 'crop_pct is 1.5'),
+        (lambda a, c: c['pretrained_cfg'].update(input_size=[1, 28, 28]), r'input_size is \[1, 28, 28\]'),
+        (lambda a, c: c['pretrained_cfg'].update(input_size=[3, 224, 192]), 'input_size is .* squares'),
+        (lambda a, c: c['pretrained_cfg'].update(mean=[0.5]), 'mean is .* three numbers'),
+        (lambda a, c: c.update(label_names=['a']), 'label_names are not one for each of the 5 outputs'),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_name(folder, change, words):
+    with pytest.raises(UserError, match=words) as caught:
+        pretrained.read(folder(change))
+    assert '\n' not in str(caught.value)
+
+
+def test_labels_and_what_the_file_leaves_open(folder):
+    def change(arrays, config):
+        config['label_names'] = list('abcde')
+        config['pretrained_cfg'] = {'crop_pct': None}
+
+    checkpoint = pretrained.read(folder(change))
+    assert checkpoint.label_names == tuple('abcde')
+    imagenet = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    assert checkpoint.preprocessing == Preprocessing(*imagenet, 'bicubic_antialias', 'center', 0.875, 224)
+
+
+def test_the_overrides_make_the_teacher_fit(folder):
+    location, config = folder(), common.get_config()
+    checkpoint = pretrained.read(location)
+    overrides = teacher_overrides(checkpoint, config)
+    assert overrides['teacher.model.name'] == 'efficientnet'
+    with pytest.raises(UserError, match='name is efficientnet there, mlp here'):
+        check_teacher(checkpoint, config)
+    config.update_from_flattened_dict(overrides)
+    check_teacher(checkpoint, config)
+    text = summary.report(location)
+    assert 'variant     EfficientNet b0, padding symmetric\n' in text
+    assert '\n    7 ' in text
+
+
+def test_batch_norm_is_not_trained():
+    config = common.get_config()
+    config.model.update({'name': 'efficientnet', 'variant': 'b0'})
+    with pytest.raises(UserError, match=r'has BatchNorm .* take resnet \(R20x1 .*GroupNorm, or vit\.$'):
+        config_lib.check(config)
+    config = common.get_config()
+    config.teacher.model.update({'name': 'efficientnet', 'variant': 'b0'})
+    with pytest.raises(UserError, match=r'not trained here: name a checkpoint in teacher\.pretrained'):
+        config_lib.check(config)
