@@ -514,6 +514,7 @@ def test_every_knob_has_an_effect_in_some_run():
         {'dataset.name': 'digits', 'dataset.examples_per_class': 5},
         {'method': 'ld', 'teacher.labels': 'probe'},
         {'dataset.name': 'tfds', 'model.name': 'vit'},
+        {'dataset.name': 'tfds', 'model.name': 'efficientnet', 'teacher.model.name': 'efficientnet'},
         *({'method': method} for method in objectives.METHODS),
         {'num_seeds': 2},
         {

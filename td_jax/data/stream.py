@@ -398,15 +398,16 @@ def train_batches(records_of, config, views, seed, step, batch_size, rows):
     return _batches(records, found, example, len(range(*rows.indices(batch_size))))
 
 
-def evaluation_stream(records: Records, spans: list[Span], views: Views) -> EvaluationStream:
-    """Images of some spans, as views show them."""
-    return EvaluationStream(
-        count=count_of(spans), open=functools.partial(_evaluation_batches, records, spans, views)
-    )
+def evaluation_stream(
+    records: Records, spans: list[Span], views: Views, files_at_once: int = EVALUATION_FILES
+) -> EvaluationStream:
+    """Images of some spans, as views show them; records of `files_at_once` spans alternate."""
+    opened = functools.partial(_evaluation_batches, records, spans, views, files_at_once)
+    return EvaluationStream(count=count_of(spans), open=opened)
 
 
 def kept(records: Records, spans: tuple[Span, ...], views: Views) -> dict[str, np.ndarray]:
-    """All examples of some spans, as an EvaluationStream has them, in memory.
+    """All examples of some spans, in their order, in memory.
 
     Of two parts of a data set the same arrays are given again.
 
@@ -419,7 +420,8 @@ def kept(records: Records, spans: tuple[Span, ...], views: Views) -> dict[str, n
 @functools.lru_cache(maxsize=4)
 def _kept(records, spans, views):
     """`kept`, of what can be looked up."""
-    stream = evaluation_stream(records, list(spans), dict(views))
+    # One span after the other: what is held back is the last of them.
+    stream = evaluation_stream(records, list(spans), dict(views), files_at_once=1)
     found = {field: np.empty((stream.count, *_shape(view)), np.uint8) for field, view in views}
     found['labels'] = np.empty(stream.count, np.int32)
     start = 0
@@ -435,24 +437,24 @@ def _kept(records, spans, views):
 
 def contents(records: Records, spans: list[Span]) -> Iterator[bytes]:
     """The encoded images of some spans, in the order of `kept`."""
-    for _, record in _evaluation_records(records, _share(spans, 0, 1)):
+    for _, record in _evaluation_records(records, _share(spans, 0, 1), files_at_once=1):
         yield records.parsed(record)['image'].numpy()
 
 
-def _evaluation_records(records, spans):
+def _evaluation_records(records, spans, files_at_once):
     """A tf.data.Dataset of (index [], record) of some spans, in the order of an evaluation."""
     tf = tensorflow()
     columns = list(zip(*spans, strict=True)) or [np.zeros(0, str), np.zeros(0, int), np.zeros(0, int)]
     files = tf.data.Dataset.from_tensor_slices(tuple(map(tf.constant, columns)))
     return files.interleave(
         lambda path, skip, take: records.open(path, tf.cast(skip, tf.int64), tf.cast(take, tf.int64)),
-        cycle_length=EVALUATION_FILES,
-        num_parallel_calls=EVALUATION_FILES,
+        cycle_length=files_at_once,
+        num_parallel_calls=files_at_once,
         deterministic=True,
     ).enumerate()
 
 
-def _evaluation_batches(records, spans, views, batch_size, part, parts):
+def _evaluation_batches(records, spans, views, files_at_once, batch_size, part, parts):
     """EvaluationStream.open."""
     own = _share(spans, part, parts)
     largest = max(count_of(_share(spans, p, parts)) for p in range(parts))
@@ -461,7 +463,7 @@ def _evaluation_batches(records, spans, views, batch_size, part, parts):
         parsed = records.parsed(record)
         return _example(parsed, records.decode(parsed['image']), views)
 
-    found = _batches(records, _evaluation_records(records, own), example, batch_size)
+    found = _batches(records, _evaluation_records(records, own, files_at_once), example, batch_size)
     for _ in range(-(-largest // batch_size)):
         examples = next(found, None) or {
             **{field: np.zeros((0, *_shape(view)), np.uint8) for field, view in views.items()},

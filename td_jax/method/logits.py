@@ -140,7 +140,7 @@ def one_minus_correlation(a, b, axis):
 
     Each sum of squares |x - mean x|^2 of n numbers gets n SMALLEST_VARIANCE (mean x)^2 more, without a
     gradient. Rows of probabilities are constant where a head starts at zero, and the gradient is then that of
-    a row with a standard deviation of a hundredth of its mean.
+    a row with a standard deviation of a hundredth of its mean. Of two numbers there is no gradient.
 
     Args:
       a, b: of one shape.
@@ -154,7 +154,9 @@ def one_minus_correlation(a, b, axis):
         # All are 0.
         return (x - mean) / jnp.sqrt(jnp.where(squares > 0, squares, 1.0))
 
-    return 1.0 - jnp.sum(normalise(a) * normalise(b), axis=axis)
+    found = 1.0 - jnp.sum(normalise(a) * normalise(b), axis=axis)
+    # Two numbers correlate by 1 or -1; without this, the floor alone would have a gradient.
+    return found if a.shape[axis] > 2 else jax.lax.stop_gradient(found)
 
 
 def dist_terms(params, student, teacher, labels, config, key):

@@ -343,7 +343,7 @@ class _Parts:
         )
         if state.probe is not None:
             batch = batch._replace(probed=probe.predictions(state.probe, batch.teacher.upper))
-        if self.config.teacher.control.startswith('shuffled'):
+        if self.teacher and self.config.teacher.control.startswith('shuffled'):
             # What the teacher makes of the next example; an epoch's order is random.
             own = batch.teacher.logits, batch.probed
             shuffled = jax.tree.map(lambda x: jnp.roll(x, -1, axis=0), (batch.teacher, *own))

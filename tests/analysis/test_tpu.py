@@ -92,7 +92,8 @@ def test_a_device_is_a_chip(reports):
 def test_products_of_float32_take_six_passes_and_those_of_bfloat16_one(reports):
     """By default a product of float32 is one of bfloat16 there, and takes as long."""
     cycles = reports['cycles']
-    assert cycles['plain float32'] == pytest.approx(cycles['plain bfloat16'], rel=0.05)
+    # It reads twice the bytes.
+    assert cycles['plain float32'] == pytest.approx(cycles['plain bfloat16'], rel=0.1)
     assert 4 < cycles['exact float32'] / cycles['plain float32'] <= tpu.PASSES['float32']
     assert cycles['exact bfloat16'] == cycles['plain bfloat16']
 

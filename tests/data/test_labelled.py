@@ -66,10 +66,12 @@ def of_folder(split, of_each, labelled_by='seed', classes=(), folder=None, **cha
 
 
 @pytest.fixture
-def load(request, tmp_path):
+def load(request, tmp_path, monkeypatch):
     """A function (split, of_each, ...) -> Source, of a data set by name."""
     if request.param != 'folder':
         return {'digits': of_digits, 'images': of_images}[request.param]
+    # Several files a span, as where there are many.
+    monkeypatch.setattr(folders, 'MOST_SPANS', 4)
     number = 0
     for name in 'ab':
         (tmp_path / name).mkdir()

@@ -156,15 +156,19 @@ def test_seeds_have_the_same_probe_side_by_side_and_alone(of_digits):
 
 
 def test_a_run_says_what_its_probe_knows_and_goes_on_with_it(of_digits, tmp_path, monkeypatch, capsys):
-    config, teacher, _, _ = of_digits
-    config = config.copy_and_resolve_references()
+    config = of_digits[0].copy_and_resolve_references()
     config.dataset.split, config.num_steps = 'validation', 2
+    config.teacher.checkpoint = str(tmp_path / 'teacher')
+    train(config_lib.teacher_run(config), tmp_path / 'teacher')
     result = train(config, tmp_path / 'run')
     said = capsys.readouterr().err
     first = metric_log.read(tmp_path / 'run')[0]
+    source = assembly.load_source(config, config.dataset)
+    mesh = sharding.make_mesh(config)
+    teacher = teachers.load(config, tmp_path / 'teacher', teachers.source_of(config, source), mesh)
     _, run = build(config, teacher)
     fits = run.fit_probe()
-    x, labels = run.represent(assembly.load_source(config, config.dataset).evaluation)
+    x, labels = run.represent(source.evaluation)
     scores = [probe.accuracy(fit.params, x, labels) for fit in fits]
     np.testing.assert_allclose(result['probe'], scores, atol=1e-9)
     assert first['step'] == 0
@@ -243,7 +247,8 @@ def test_a_stream_gives_the_probe_of_what_is_kept(folder, of_each):
 def test_a_stream_without_a_pass_is_refused(of_digits, tmp_path, monkeypatch):
     from td_jax.data import SOURCES
 
-    config, *_ = of_digits
+    config = of_digits[0].copy_and_resolve_references()
+    config.teacher.inputs = 'varied'
     load = SOURCES['digits']
 
     def streamed(config, task):

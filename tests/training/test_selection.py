@@ -60,6 +60,7 @@ def curve_config(small_config):
             'method': 'supervised',
             'dataset__split': 'validation',
             'optimizer__learning_rate': 0.1,
+            'seed': 6,
             'num_steps': 11,
             'save_every': 5,
             'eval_every': EVERY,

@@ -97,7 +97,7 @@ def test_the_order_of_a_stream_is_that_of_its_role(small_config, monkeypatch):
     seeds = []
     config = small_config(method='supervised', num_seeds=2)
     source = assembly.load_source(config, config.dataset)
-    kept = source.train
+    kept = source.train.examples
 
     def opened(seed, step, batch_size, rows):
         seeds.append(seed)
