@@ -9,8 +9,9 @@ Every cell is a run in a folder of its own, so this may be interrupted and calle
 
 The first also keeps what every interval of the table is computed from, the second computes them again. Cells
 that the file has already are not run again: it goes on from what another machine has done. With
---figures=FOLDER either draws them. With --baseline=ROW all rows are compared with that one. With --on_test
-the first also says what choosing knobs on the test split would give.
+--figures=FOLDER either draws a figure of each table, and with --forest=FILE.svg one forest plot of all. With
+--baseline=ROW all rows are compared with that one. With --on_test the first also says what choosing
+hyperparameters on the test split would give.
 """
 
 import sys
@@ -20,7 +21,7 @@ from absl import flags
 from td_jax import command_line
 from td_jax.errors import UserError
 from td_jax.files import workdir
-from td_jax.reproduction import cells, comparison, errors, figures, jobs, on_test, render, tables
+from td_jax.reproduction import cells, comparison, errors, figures, forest, jobs, on_test, render, tables
 
 
 def _check_effects(flag, is_given, others):
@@ -52,6 +53,22 @@ def _keep(target, there, results):
     errors.write(target, errors.merged(there, results))
 
 
+def _check_pictures(names, folder, plot, baseline):
+    """Refuses a folder of figures, or the file of a forest plot, that cannot be made; either may be None."""
+    if folder:
+        figures.check(names, folder, baseline)
+    if plot:
+        forest.check(names, plot)
+
+
+def _draw(names, results, folder, plot, baseline):
+    """Draws what `_check_pictures` has checked."""
+    if folder:
+        figures.draw_all(names, results, folder, baseline)
+    if plot:
+        forest.draw(names, results, plot, baseline)
+
+
 def main():
     names = flags.DEFINE_list('tables', None, f'Tables to make: {", ".join(tables.TABLES)}.')
     genres = flags.DEFINE_list('genres', ','.join(tables.GENRES), 'MovieLens: only these genres.')
@@ -68,10 +85,13 @@ def main():
         'errors', None, 'A file of cells and what their intervals are computed from; it is gone on from.'
     )
     drawn = flags.DEFINE_string('figures', None, 'A folder that gets a figure of each table.')
+    plotted = flags.DEFINE_string(
+        'forest', None, 'An SVG that gets one forest plot of all tables, a panel for each setting.'
+    )
     beside = flags.DEFINE_string(
         'baseline', None, "The row that the others are compared with, in place of a table's own."
     )
-    read = flags.DEFINE_string('from_errors', None, 'Show tables from such a file alone, without runs.')
+    read = flags.DEFINE_list('from_errors', None, 'Show tables from such files alone, without runs.')
     with_test = flags.DEFINE_bool(
         'on_test',
         False,
@@ -92,20 +112,23 @@ def main():
         _check_effects(
             'dry_run',
             dry_run.value,
-            {'on_test': with_test.value, 'figures': drawn.value, 'baseline': beside.value},
+            {
+                'on_test': with_test.value,
+                'figures': drawn.value,
+                'forest': plotted.value,
+                'baseline': beside.value,
+            },
         )
-        pictures = drawn.value and workdir.resolve(drawn.value)
-        if pictures:
-            figures.check(names.value, pictures, beside.value)
+        pictures = [flag.value and workdir.resolve(flag.value) for flag in (drawn, plotted)]
+        _check_pictures(names.value, *pictures, beside.value)
         if read.value:
-            results = errors.of_tables(workdir.resolve(read.value), names.value, *columns)
+            results = errors.of_tables(map(workdir.resolve, read.value), names.value, *columns)
         else:
             results = made(columns)
         if results is None:
             return
         print(render.make(names.value, results, *columns, beside.value))
-        if pictures:
-            figures.draw_all(names.value, results, pictures, beside.value)
+        _draw(names.value, results, *pictures, beside.value)
 
     def made(columns):
         """The results of runs, written beside them; None where only a plan was asked for."""

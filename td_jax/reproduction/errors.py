@@ -205,11 +205,11 @@ def _result(cell, arrays, step):
     return cell
 
 
-def of_tables(path, names, genres, datasets) -> dict:
-    """The cells of some tables in a file, {table: {column: {row: result or None}}}, a missing cell None.
+def of_tables(paths, names, genres, datasets) -> dict:
+    """The cells of some tables in some files, {table: {column: {row: result or None}}}, a missing cell None.
 
     Args:
-      path: of the file.
+      paths: of the files; a cell that several have is that of the last one.
       names: of the tables; each must be there, or, of one that is made of others, one of these.
       genres, datasets: the columns to keep; those that are not in the file are left out.
 
@@ -217,7 +217,10 @@ def of_tables(path, names, genres, datasets) -> dict:
       UserError: what `read` raises, an unknown name, or a file of other tables.
     """
     tables.check_names(names, genres, datasets)
-    found, results = read(path), {}
+    paths = list(paths)
+    found, results, path = {}, {}, ', '.join(map(str, paths))
+    for file in paths:
+        found = merged(found, read(file))
     for name in names:
         kept = {}
         for source, column, row in tables.wanted_cells([name], genres, datasets):

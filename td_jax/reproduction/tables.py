@@ -57,6 +57,8 @@ class Table(NamedTuple):
     baselines: Mapping[str, str] = _NONE
     # Row -> the same with the choices of repeated searches, over which the spread is shown.
     repeated: Mapping[str, tuple[str, ...]] = _NONE
+    # What its numbers are measured on, in few words: the title of a panel of a forest plot.
+    setting: str = ''
     # The key that is on the horizontal axis of the figure, with a line for each change of the others.
     swept: str = ''
 
@@ -112,6 +114,8 @@ VARIANTS = {
 _WITH_LD = 'TD + LD'
 _RECENT = {_WITH_LD: _TD, **{method.upper(): {'method': method} for method in ('rkd', 'crd', 'srd')}}
 _OF_CLASSES = {method.upper(): {'method': method} for method in ('dkd', 'dist')}
+# The rows that are distillation methods, in place of baselines, teachers and controls.
+METHODS = (*_DISTILLED, *_RECENT, *_OF_CLASSES)
 # What remains of the gain of TD against these is what talking to a teacher who knows more gives.
 _SMALL_TEACHER = "TD, teacher of the student's size and genre"
 _AS_LONG = 'Train from scratch, operations of TD'
@@ -166,14 +170,19 @@ def variant(name: str) -> dict:
 def _by_user(table):
     """A table of ratings on each user's own last tenth."""
     columns = {name: {**change, 'dataset.split_by': 'user'} for name, change in table.columns.items()}
-    return table._replace(title=f"{table.title}, each user's own last tenth", columns=columns)
+    title, setting = (
+        f"{table.title}, each user's own last tenth",
+        table.setting.replace('temporal', 'per-user'),
+    )
+    return table._replace(title=title, setting=setting, columns=columns)
 
 
 def _in_small(table):
     """A table of images with two numbers of labelled ones of CIFAR-10, taught by small ViTs."""
     columns = {f'{count} images a class': {'dataset.examples_per_class': count} for count in LABELLED}
     title = f'{table.title}, CIFAR-10 in small'
-    return table._replace(title=title, config='vit_tiny_cifar10', columns=columns, **_FIVE)
+    setting = 'CIFAR-10 (reduced scale)'
+    return table._replace(title=title, setting=setting, config='vit_tiny_cifar10', columns=columns, **_FIVE)
 
 
 def _scaled(weight):
@@ -214,6 +223,7 @@ _BY_ROUNDS = {
 }
 # Students and teachers of a cell, where both are short to train.
 _TEN = {'students': 10, 'teachers': 10}
+_OF_RATINGS = {**_TEN, 'setting': 'MovieLens100k, temporal split'}
 _FIVE = {'students': 5, 'teachers': 5}
 
 TABLES = {
@@ -223,6 +233,7 @@ TABLES = {
         {'5 to 9': {}},
         {**_SCRATCH, **_DISTILLED},
         'Train from scratch',
+        setting='Digits, ten examples per class',
         students=10,
     ),
     'digits_x': Table(
@@ -231,6 +242,7 @@ TABLES = {
         {'5 to 9': {}},
         {**_SCRATCH, **_DISTILLED, **_RECENT, **_OF_CLASSES},
         'Train from scratch',
+        setting='Digits, ten examples per class',
         variants={_WITH_LD: 'td_ld'},
         **_TEN,
     ),
@@ -264,7 +276,7 @@ TABLES = {
         _GENRE_COLUMNS,
         _METHODS,
         'Train from scratch',
-        **_TEN,
+        **_OF_RATINGS,
     ),
     '3x': Table(
         'MovieLens100k rating prediction by genre, with recent methods and controls',
@@ -278,7 +290,7 @@ TABLES = {
         },
         as_many_operations_as={_AS_LONG: 'TD'},
         knobs_of=_WITH_KNOBS_OF,
-        **_TEN,
+        **_OF_RATINGS,
     ),
     '4': Table(
         'Image classification accuracy',
@@ -329,7 +341,7 @@ TABLES = {
             '2 to 3 iterations': {**_TD, 'td.rounds': 3},
         },
         'No interactions',
-        **_TEN,
+        **_OF_RATINGS,
     ),
     '7': Table(
         'MovieLens100k without one of the consistency losses',
@@ -341,7 +353,7 @@ TABLES = {
             'TD': _TD,
         },
         'TD',
-        **_TEN,
+        **_OF_RATINGS,
     ),
     '8': Table(
         'MovieLens100k with noise before interpreting, and with communication trained apart at first',
@@ -354,7 +366,7 @@ TABLES = {
             'Train together': _TD,
         },
         'Train together',
-        **_TEN,
+        **_OF_RATINGS,
     ),
     'needs': Table(
         'What TD needs: MovieLens100k on validation data, TD with one thing changed',
@@ -379,6 +391,7 @@ TABLES = {
             'Warm-up of 300 steps': {**_TD, 'td.warmup_steps': 300},
         },
         'TD',
+        setting='MovieLens100k, temporal split, validation data',
         **_TEN,
     ),
 }
@@ -404,7 +417,7 @@ TABLES['3_searches'] = Table(
         for other, baseline in zip(others, _REPEATED['Train from scratch'], strict=True)
     },
     repeated=_REPEATED,
-    **_TEN,
+    **_OF_RATINGS,
 )
 TABLES['interact'] = TABLES['needs']._replace(
     title='What rounds can do: MovieLens100k on validation data, TD with every weight of interactions',
@@ -425,7 +438,7 @@ TABLES['war_user'] = _by_user(
         'Train from scratch',
         variants=dict.fromkeys((_WITH_LD, _ON_WAR[_WITH_LD]), 'td_ld'),
         chosen_by=dict.fromkeys(_ON_WAR.values(), ChosenBy(('War',))),
-        **_TEN,
+        **_OF_RATINGS,
     )
 )
 TABLES |= {f'{name}_small': _in_small(TABLES[name]) for name in ('4', '4x', '6', '9')}

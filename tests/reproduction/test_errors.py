@@ -132,12 +132,14 @@ def test_a_table_from_a_file_is_that_of_the_runs(tmp_path):
     errors.write(path, results)
     text = render.make(['3'], results, genres, ['CIFAR10'])
     assert text.count(' to ') > 4
-    assert render.make(['3'], errors.of_tables(path, ['3'], genres, ['CIFAR10']), genres, ['CIFAR10']) == text
+    assert (
+        render.make(['3'], errors.of_tables([path], ['3'], genres, ['CIFAR10']), genres, ['CIFAR10']) == text
+    )
     # Columns that are not in the file are left out.
-    every = errors.of_tables(path, ['3'], tables.GENRES, ['CIFAR10'])
+    every = errors.of_tables([path], ['3'], tables.GENRES, ['CIFAR10'])
     assert render.make(['3'], every, tables.GENRES, ['CIFAR10']) == text
     # Tables that are made of others, too.
-    ours = errors.of_tables(path, ['1'], genres, ['CIFAR10'])
+    ours = errors.of_tables([path], ['1'], genres, ['CIFAR10'])
     assert ours['3']['Genre 1']['TD']['values'] == results['3']['Genre 1']['TD']['values']
 
 
@@ -198,14 +200,14 @@ def test_a_file_of_another_table_is_one_line(tmp_path):
     units = np.arange(6)
     errors.write(path, {'3': {'Genre 1': {'TD': result(np.ones((2, 6)), units)}}})
     with pytest.raises(UserError, match=r'has nothing of table 5 in these columns; it holds 3: Genre 1\.$'):
-        errors.of_tables(path, ['3', '5'], *columns)
+        errors.of_tables([path], ['3', '5'], *columns)
     with pytest.raises(UserError, match=r'has nothing of table 3 in these columns'):
-        errors.of_tables(path, ['3'], ['War'], ['CIFAR10'])
+        errors.of_tables([path], ['3'], ['War'], ['CIFAR10'])
     with pytest.raises(UserError, match="--tables '33' is not known"):
-        errors.of_tables(path, ['33'], *columns)
+        errors.of_tables([path], ['33'], *columns)
     errors.write(path, {'3': {'Genre 1': {'Other': result(np.ones((2, 6)), units)}}})
     with pytest.raises(UserError, match='is of another table 3: it has a row Other, which this one does not'):
-        errors.of_tables(path, ['3'], *columns)
+        errors.of_tables([path], ['3'], *columns)
 
 
 def test_a_cell_of_several_runs_has_the_errors_of_all_in_its_order(tmp_path):
@@ -237,3 +239,17 @@ def test_a_cell_of_several_runs_has_the_errors_of_all_in_its_order(tmp_path):
     other = {'unknown_users': {'count': 3, 'values': [1.0, 2.0, 3.0]}}
     assert errors.groups_of_runs([run([0.0, 0.2, 0.4], **other), run([0.1, 0.3])], order) == groups
     assert errors.groups_of_runs([{}, run([0.1, 0.3])], order) == {}
+
+
+def test_tables_of_several_files_are_shown_together(tmp_path):
+    files, columns, units = [], (['Drama'], ['CIFAR10']), np.arange(6)
+    for name, column in (('3', 'Genre 1'), ('digits', '5 to 9')):
+        files.append(epath.Path(tmp_path / f'{name}.npz'))
+        errors.write(files[-1], {name: {column: {'TD': result(np.ones((2, 6)), units)}}})
+    found = errors.of_tables(files, ['digits', '3'], *columns)
+    assert {name: list(of_table) for name, of_table in found.items()} == {
+        'digits': ['5 to 9'],
+        '3': ['Genre 1'],
+    }
+    with pytest.raises(UserError, match=r'3\.npz, .*digits\.npz has nothing of table 5'):
+        errors.of_tables(files, ['5'], *columns)

@@ -106,7 +106,7 @@ def test_the_best_trial_on_the_test_split_is_a_column_of_its_own(tiny, small_con
 
     # From a file of errors, too.
     errors.write(epath.Path(tmp_path / 'errors.npz'), results)
-    kept = errors.of_tables(epath.Path(tmp_path / 'errors.npz'), ['tiny'], *COLUMNS)
+    kept = errors.of_tables([epath.Path(tmp_path / 'errors.npz')], ['tiny'], *COLUMNS)
     assert kept['tiny']['all']['LD']['on_test'] == ours
     # Which are then not run again, unless there are more.
     nothing = epath.Path(tmp_path / 'nothing')
