@@ -75,7 +75,7 @@ def unread(config) -> dict[str, str]:
         found |= dict.fromkeys(('teacher.num_steps', 'teacher.optimizer.'), reason)
     elif starts_and_stays(config):
         found['teacher.optimizer.'] = 'teacher.num_steps is 0'
-    if not objectives.taught(config):
+    if not objectives.active_terms(config):
         found['diagnostics'] = 'the task is the only term'
     if config.num_seeds == 1:
         found['seed_step'] = 'num_seeds is 1'

@@ -1,1 +1,1 @@
-"""What the paper is about: how two models talk, and what a student minimises."""
+"""The methods: how two models exchange messages, and the loss that a student minimises."""

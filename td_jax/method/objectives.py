@@ -1,11 +1,11 @@
-"""What a student minimises: each method is (init, terms), in one plain table.
+"""The loss that a student minimises; each method is an Objective in one plain table.
 
     loss = task + sum over terms of config.METHOD.weights[term] * mean over examples of the term
 
-The terms themselves are beside this module: talking.py has those of Talking-model Distillation, one_way.py
-those of other methods that compare states, logits.py those that compare predictions, and shared.py what all
-are made of. To add a method, write its `terms` (and `init`, if it learns parameters of its own), add a line
-to METHODS and its weights to td_jax/configs/common.py.
+The formulas of the terms are in td_jax.losses. talking.py applies them to a run's models for Talking-model
+Distillation, one_way.py for other methods that compare states, and logits.py for methods that compare
+predictions; shared.py has what all of them use. To add a method, write its `terms` (and `init`, if it learns
+parameters of its own), add a line to METHODS and its weights to td_jax/configs/common.py.
 """
 
 import jax.numpy as jnp
@@ -104,25 +104,25 @@ def weights_of(config) -> dict[str, float]:
     """{term: weight} of the configured method."""
     if config.method == 'supervised':
         return {}
-    # A method that a caller brings has its knobs with what else is brought.
-    knobs = config if config.method in config else config.own
-    return knobs[config.method].weights.to_dict()
+    # A caller's own method has its options in config.own.
+    options = config if config.method in config else config.own
+    return options[config.method].weights.to_dict()
 
 
-def taught(config) -> list[str]:
-    """The terms of the configured method that have a weight; none where the student learns its task alone."""
+def active_terms(config) -> list[str]:
+    """The terms of the configured method whose weight is not 0; none for a student that is trained alone."""
     return [term for term, weight in weights_of(config).items() if weight]
 
 
 def constant_terms(config, num_classes: int) -> list[str]:
-    """The terms with a weight that are constant by definition, so that no weight makes them teach anything.
+    """The active terms that are constant with so few classes, so that they have no gradient.
 
     Args:
       config: of the run.
       num_classes: of the predictions that its terms compare.
     """
     fewest = METHODS[config.method].fewest_classes
-    return [term for term in taught(config) if num_classes < fewest.get(term, 0)]
+    return [term for term in active_terms(config) if num_classes < fewest.get(term, 0)]
 
 
 def reads_teacher(config) -> bool:
@@ -131,8 +131,8 @@ def reads_teacher(config) -> bool:
 
 
 def reads(config, part: str) -> bool:
-    """Whether a term of the configured method with a weight reads a part of the teacher."""
-    return bool(_weighted(config, part))
+    """Whether an active term of the configured method reads a part of the teacher."""
+    return bool(_active_readers(config, part))
 
 
 def has_probe(config) -> bool:
@@ -140,35 +140,33 @@ def has_probe(config) -> bool:
     return config.teacher.labels == 'probe' and reads(config, 'bridged_logits')
 
 
-def _weighted(config, part):
-    """The terms of the configured method with a weight that read a part of the teacher."""
+def _active_readers(config, part):
+    """The active terms of the configured method that read a part of the teacher."""
     weights = weights_of(config)
     return [term for term in METHODS[config.method].reads.get(part, ()) if weights[term]]
 
 
 def check_labels(config, student_labels, teacher_labels):
-    """Refuses a logits term between models that predict different things.
+    """Refuses a term on predictions between models that predict different labels.
 
     Args:
-      student_labels, teacher_labels: names of what each output predicts.
+      student_labels, teacher_labels: the name of each output's label.
 
     Raises:
-      UserError: names both counts, the first labels and the modes that bridge the two; or a teacher without
-        a head, and what does without.
+      UserError: the labels differ, or the teacher has no head; the message names the options that help.
     """
-    plain, bridged = _weighted(config, 'logits'), _weighted(config, 'bridged_logits')
-    probed = bridged and config.teacher.labels == 'probe'
-    if not plain and (probed or not bridged):
+    plain, bridged = _active_readers(config, 'logits'), _active_readers(config, 'bridged_logits')
+    if not plain and (not bridged or config.teacher.labels == 'probe'):
         return
     if not teacher_labels:
         weights = ', '.join(f'{config.method}.weights.{term}' for term in (*plain, *bridged))
         others = ' or '.join(
             name for name, method in METHODS.items() if method.reads and not method.reads.keys() & PREDICTIONS
         )
-        probe = '' if plain else 'teacher.labels to probe, or '
+        or_probe = '' if plain else 'teacher.labels to probe, or '
         raise UserError(
             f'method {config.method} compares predictions, but the teacher has no head to make any: set '
-            f'{probe}{weights} to 0, or compare states with method {others}.'
+            f'{or_probe}{weights} to 0, or compare states with method {others}.'
         )
     if tuple(student_labels) == tuple(teacher_labels) or (not plain and config.teacher.labels != 'shared'):
         return
@@ -176,7 +174,7 @@ def check_labels(config, student_labels, teacher_labels):
     if plain:
         cure = (
             f'the term {", ".join(plain)} reads them as they are, whatever teacher.labels says; give both '
-            'models the same labels, or let the term compare what logits.bridged gives'
+            'models the same labels, or let the term compare what logits.bridge_logits gives'
         )
     raise UserError(
         f'method {config.method} compares predictions, but the teacher predicts {len(teacher_labels)} labels '
@@ -187,5 +185,5 @@ def check_labels(config, student_labels, teacher_labels):
 
 def preview(labels) -> str:
     """The first few of some labels, for a person."""
-    shown = ', '.join(map(str, labels[:3]))
-    return f'{shown}, ...' if len(labels) > 3 else shown
+    first = ', '.join(map(str, labels[:3]))
+    return f'{first}, ...' if len(labels) > 3 else first

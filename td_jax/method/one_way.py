@@ -1,20 +1,19 @@
-"""One-way methods that compare states: the student listens, and nobody answers."""
+"""One-way methods that compare states: the teacher's message gets no answer."""
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
-import optax
 
-from td_jax.method import communication, logits
+from td_jax import losses
+from td_jax.method import logits
 from td_jax.method.shared import (
-    decode_with,
-    decoder_of,
-    encode_with,
-    encoder_of,
-    laid_out,
-    layout_of_message,
-    one_cell,
-    split,
+    align_to_grid,
+    bind_decoder,
+    bind_encoder,
+    find_message_layout,
+    make_decoder,
+    make_encoder,
+    split_key,
+    take_one_cell,
 )
 from td_jax.models import base
 from td_jax.randomness import fold_name
@@ -30,47 +29,46 @@ def representations(student, teacher):
 
 def init_fd(key, student, teacher, config, num_labels):
     """Encoders of both models."""
-    encoder = encoder_of(config)
+    encoder = make_encoder(config)
     return {
-        name: encoder.init(fold_name(key, name), *map(one_cell, side[:2]))['params']
+        name: encoder.init(fold_name(key, name), *map(take_one_cell, side[:2]))['params']
         for name, side in (('student_encoder', student), ('teacher_encoder', teacher))
     }
 
 
 def messages(params, student, teacher, config, key):
-    """What the encoders of both Participants make of their states, (m_g, m_h)."""
-    layout = layout_of_message(student, teacher, config)
+    """The messages that the encoders of both Participants make of their states, (m_g, m_h)."""
+    layout = find_message_layout(student, teacher, config)
     return tuple(
-        encode_with(params[f'{name}_encoder'], side, layout, config)(*side.activations[:2], side_key)
+        bind_encoder(params[f'{name}_encoder'], side, layout, config)(*side.activations[:2], side_key)
         for name, side, side_key in zip(
-            ('student', 'teacher'), (student, teacher), split(key, 2), strict=True
+            ('student', 'teacher'), (student, teacher), split_key(key, 2), strict=True
         )
     )
 
 
 def fd_terms(params, student, teacher, labels, config, key):
-    """Feature distillation (Heo et al. 2019): d(E_g(s_g, e_g), E_h(s_h, e_h))."""
-    student_message, teacher_message = messages(params, student, teacher, config, key)
-    return {'feature': communication.distance((student_message,), (teacher_message,))}
+    """Feature distillation (Heo et al. 2019), losses.feature_distillation of the messages."""
+    return {'feature': losses.feature_distillation(*messages(params, student, teacher, config, key))}
 
 
 def init_fitnet(key, student, teacher, config, num_labels):
     """The student's decoder, which reads the teacher's states themselves."""
-    decoder = decoder_of(config, student)
+    decoder = make_decoder(config, student)
     own_key = fold_name(key, 'student_decoder')
-    return {'student_decoder': decoder.init(own_key, *map(one_cell, teacher[:2]))['params']}
+    return {'student_decoder': decoder.init(own_key, *map(take_one_cell, teacher[:2]))['params']}
 
 
 def fitnet_terms(params, student, teacher, labels, config, key):
-    """FitNet (Romero et al. 2014): d({s_g; e_g}, D_g({s_h; e_h}))."""
-    layout = layout_of_message(student, teacher, config)
-    decode = decode_with(params['student_decoder'], student, layout, config)
-    heard = laid_out(teacher, *teacher.activations[:2], layout)
-    return {'state': communication.distance(student.activations[:2], decode(*heard, key))}
+    """FitNet (Romero et al. 2015), losses.fitnet: the student decodes the teacher's states themselves."""
+    layout = find_message_layout(student, teacher, config)
+    decode = bind_decoder(params['student_decoder'], student, layout, config)
+    teacher_state = align_to_grid(teacher, *teacher.activations[:2], layout)
+    return {'state': losses.fitnet(student.activations[:2], decode(*teacher_state, key))}
 
 
 def init_hybrid(key, student, teacher, config, num_labels):
-    """What both LD and FD learn."""
+    """The parameters of LD and FD."""
     return {
         **logits.init_bridge(key, student, teacher, config, num_labels),
         **init_fd(key, student, teacher, config, num_labels),
@@ -90,110 +88,22 @@ def hybrid_terms(params, student, teacher, labels, config, key):
 
 # --- Relational knowledge distillation -------------------------------------------------------------
 
-# Examples whose squared distance is less than this share of their squared lengths, seen from the middle of
-# the batch, are in the same place: what is left of the difference is rounding.
-SAME_PLACE = 1e-6
-
-
-def relations(x):
-    """How the examples of a batch lie to each other.
-
-    Args:
-      x: [batch, width], float32.
-
-    Returns:
-      (their inner products around their mean, [batch, batch]; their distances, [batch, batch], 0 where two
-      are in the same place)
-    """
-    x = x - x.mean(axis=0, keepdims=True)
-    products = jnp.matmul(x, x.T, precision=jax.lax.Precision.HIGHEST)
-    lengths = jnp.diagonal(products)
-    both = lengths[:, None] + lengths[None, :]
-    square = both - 2.0 * products
-    # What is not finite stays so.
-    apart = ~(square <= SAME_PLACE * both) & ~jnp.eye(len(x), dtype=bool)
-    # The root has no gradient at 0.
-    return products, jnp.where(apart, jnp.sqrt(jnp.where(apart, square, 1.0)), 0.0)
-
-
-def rkd_distances(student_distances, teacher_distances):
-    """Mean over the other examples of Huber(|x_i - x_j| / mean of those of the student, of the teacher).
-
-    [batch, batch] twice -> [batch]. A mean is over all pairs of two examples.
-    """
-    count = len(student_distances)
-
-    def normalised(distances):
-        mean = distances.sum() / (count * (count - 1))
-        # All in one place have nothing to be measured by.
-        return distances / jnp.where(mean > 0, mean, 1.0)
-
-    difference = optax.losses.huber_loss(normalised(student_distances), normalised(teacher_distances))
-    return difference.sum(axis=1) / (count - 1)
-
-
-def rkd_angles(of_student, of_teacher):
-    """Mean over two others of Huber(cosine of the angle that they make at an example, the teacher's).
-
-    Takes what `relations` gives of both; -> [batch]. One example after the other, so that no array has a
-    number for every three of the batch; what the gradient needs is computed again.
-    """
-    count = len(of_student[0])
-
-    def cosines(products, at_vertex):
-        # (x_i - x_j) (x_k - x_j) of vertex j.
-        row, distances, own = at_vertex
-        inner = products - row[:, None] - row[None, :] + own
-        lengths = distances[:, None] * distances[None, :]
-        return jnp.where(lengths != 0, inner / jnp.where(lengths != 0, lengths, 1.0), 0.0)
-
-    @jax.checkpoint
-    def at(vertex):
-        difference = optax.losses.huber_loss(
-            *(
-                cosines(products, at_vertex)
-                for (products, _), at_vertex in zip((of_student, of_teacher), vertex, strict=True)
-            )
-        )
-        # With the vertex itself there is no angle, and its own is 0 in both; nor is there one of an example
-        # with itself.
-        others = ~jnp.eye(count, dtype=bool)
-        return jnp.sum(difference * others) / ((count - 1) * (count - 2))
-
-    # What belongs to a vertex comes from the scan: taken by its index, of a batch that is cut over devices
-    # and under vmap, it had a wrong gradient.
-    vertices = tuple(
-        (products, distances, jnp.diagonal(products)) for products, distances in (of_student, of_teacher)
-    )
-    return jax.lax.map(at, vertices)
-
 
 def rkd_terms(params, student, teacher, labels, config, key):
-    """Relational knowledge distillation (Park et al. 2019), on what the heads read.
+    """Relational knowledge distillation (Park et al. 2019), losses.relational of what the heads read.
 
-    'distance': mean over i != j of Huber(|x_i - x_j| / mean distance), 'angle': mean over distinct i, j, k of
-    Huber(cos of the angle at j between i and k), each of the student against that of the teacher, with
-    Huber's threshold 1. A term of an example is the part of the mean that has it first, or at the vertex.
-    Learns nothing beside the student; any two widths can be related.
+    It has no parameters of its own, and relates models of any two widths.
     """
-    of_student, of_teacher = map(relations, representations(student, teacher))
-    terms, weights = {}, config.rkd.weights
-    if weights.distance:
-        terms['distance'] = rkd_distances(of_student[1], of_teacher[1])
-    if weights.angle:
-        terms['angle'] = rkd_angles(of_student, of_teacher)
-    return terms
+    distance, angle = losses.relational(*representations(student, teacher))
+    terms = {'distance': distance, 'angle': angle}
+    return {name: term for name, term in terms.items() if config.rkd.weights[name]}
 
 
 # --- Contrastive representation distillation -------------------------------------------------------
 
 
-# Added to the squared length that a projection is divided by: one of length 0 has a finite gradient.
-CRD_EPSILON = 1e-6
-
-
 def init_crd(key, student, teacher, config, num_labels):
-    """A linear projection to a message of what the head of each model reads."""
+    """For each model a linear projection to the width of a message, of what its head reads."""
     project = nn.Dense(config.communication.message)
     return {
         name: project.init(fold_name(key, name), base.read_by_head(side.upper))['params']
@@ -202,32 +112,16 @@ def init_crd(key, student, teacher, config, num_labels):
 
 
 def crd_terms(params, student, teacher, labels, config, key):
-    """Contrastive representation distillation (Tian et al. 2020), with the batch as negatives.
-
-    With z the projections at unit length and T the temperature, a term of example i is
-
-        -(log softmax_j(z_g,i z_h,j / T) at j = i + log softmax_j(z_h,i z_g,j / T) at j = i) / 2
-
-    The paper contrasts an example with thousands of others out of a memory bank, which holds projections of
-    earlier steps, by noise-contrastive estimation, and for classification takes them from other classes. Here
-    the others are those of the batch, as they are now, whatever their labels, and the loss is InfoNCE:
-    nothing is kept from step to step, and an example has batch_size - 1 negatives.
-    """
+    """Contrastive representation distillation (Tian et al. 2020), losses.contrastive of the projections."""
     project = nn.Dense(config.communication.message)
     z_g, z_h = (
         project.apply({'params': params[f'{side}_projection']}, x)
         for side, x in zip(('student', 'teacher'), representations(student, teacher), strict=True)
     )
-    z_g, z_h = (z / jnp.sqrt(jnp.square(z).sum(axis=-1, keepdims=True) + CRD_EPSILON) for z in (z_g, z_h))
-    similarity = jnp.matmul(z_g, z_h.T, precision=jax.lax.Precision.HIGHEST) / config.crd.temperature
-    log_p = jax.nn.log_softmax(similarity, axis=1) + jax.nn.log_softmax(similarity, axis=0)
-    return {'contrast': -jnp.diagonal(log_p) / 2}
+    return {'contrast': losses.contrastive(z_g, z_h, temperature=config.crd.temperature)}
 
 
 # --- The role of the projector ---------------------------------------------------------------------
-
-# Added to the variances of features, as the paper's own code does, and to the logarithm's argument.
-SRD_VARIANCE_EPSILON, SRD_EPSILON = 1e-4, 1e-12
 
 
 def init_srd(key, student, teacher, config, num_labels):
@@ -238,22 +132,11 @@ def init_srd(key, student, teacher, config, num_labels):
 
 
 def srd_terms(params, student, teacher, labels, config, key):
-    """The projector and LogSum loss of Miles and Mikolajczyk (AAAI 2024, arXiv 2303.11098).
+    """The projector and LogSum loss of Miles and Mikolajczyk (2024), losses.srd of what the heads read.
 
-        L = log sum over examples and features of |BN(P e_g) - BN(e_h)|^alpha
-
-    P is linear and learned, BN takes from each feature its mean over the batch and divides by its standard
-    deviation there, has no scale and bias of its own and keeps no statistics: nothing is evaluated with it.
-    L is one number for the batch, and so the same for every example. It may be negative. Where the classes
-    are the same the paper also uses the teacher's predictions, which is LD and is left out here.
+    Where the classes are the same the paper also uses the teacher's predictions; that is LD, and left out
+    here.
     """
     e_g, e_h = representations(student, teacher)
     projected = nn.Dense(e_h.shape[-1]).apply({'params': params['projector']}, e_g)
-
-    def normalised(x):
-        variance = x.var(axis=0, keepdims=True)
-        return (x - x.mean(axis=0, keepdims=True)) * jax.lax.rsqrt(variance + SRD_VARIANCE_EPSILON)
-
-    difference = jnp.abs(normalised(projected) - normalised(e_h))
-    total = jnp.log(jnp.sum(difference**config.srd.alpha) + SRD_EPSILON)
-    return {'projection': jnp.full(len(e_g), total)}
+    return {'projection': losses.srd(projected, e_h, alpha=config.srd.alpha)}

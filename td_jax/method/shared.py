@@ -1,10 +1,11 @@
-"""What the methods are made of: their type, the models in a step, and modules bound to their parameters."""
+"""The parts of a method: its type, the models in a step, and modules bound to their parameters."""
 
 import types
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
+import ml_collections
 
 from td_jax.method import communication, grids
 from td_jax.models import base
@@ -18,93 +19,131 @@ class Participant(NamedTuple):
 
     activations: base.Activations  # on the batch
     upper: Callable[[jax.Array, Any], jax.Array]  # (s, key) -> e
-    registers: int = 0  # of its tokens, base.Model.registers
-    probed: jax.Array | None = None  # of a teacher, what its probe says, [batch, the student's labels]
+    registers: int = 0  # among its tokens, base.Model.registers
+    probe_logits: jax.Array | None = None  # a teacher's probe: [batch, the student's labels]
+
+
+class InitFunction(Protocol):
+    """Objective.init: makes the parameters that a method learns in addition to the student's."""
+
+    def __call__(
+        self,
+        key: jax.Array,
+        student: base.Activations,
+        teacher: base.Activations,
+        config: ml_collections.ConfigDict,
+        num_labels: int,
+    ) -> dict[str, Any]:
+        """Parameters for models with these Activations, of at least one example."""
+
+
+class TermsFunction(Protocol):
+    """Objective.terms: computes what a method adds to the task's loss."""
+
+    def __call__(
+        self,
+        params: dict[str, Any],
+        student: Participant,
+        teacher: Participant,
+        labels: jax.Array,
+        config: ml_collections.ConfigDict,
+        key: jax.Array | None,
+    ) -> dict[str, jax.Array]:
+        """{name of the term: [batch]}; labels are [batch], and a key of None means no dropout and noise."""
+
+
+class MessagesFunction(Protocol):
+    """Objective.messages: computes the messages that the terms on 'states' compare."""
+
+    def __call__(
+        self,
+        params: dict[str, Any],
+        student: Participant,
+        teacher: Participant,
+        config: ml_collections.ConfigDict,
+        key: jax.Array | None,
+    ) -> tuple[jax.Array, jax.Array]:
+        """(the student's message, the teacher's), [batch, ..., width] each."""
 
 
 class Objective(NamedTuple):
-    """A method.
+    """A method: functions of its parameters and terms, and what they need.
 
-    init(key, student, teacher, config, num_labels) -> parameters beyond the student's, from the
-      Activations of both models on one example
-    terms(params, student, teacher, labels, config, key) -> {name: [batch]}, from two Participants;
-      labels are [batch]; a key of None leaves out dropout and noise. Only terms whose weight is not 0
-      are computed. A term that relates examples to each other does so among those it is given, of which
-      all are real: in training no batch is padded. What it says of the batch as a whole, it says of every
-      example alike.
-    reads: what of the teacher the terms read, {part: names of the terms}; {} without a teacher. The parts:
-      'states', lower and higher, of all tokens; 'representations', what the head reads of the higher state;
-      'logits', as they are, which only labels that are the student's allow; and 'bridged_logits', where
-      teacher.labels says how (td_jax.method.logits). Models whose states or labels do not fit each other are
-      refused by this.
-    tasks: what it can be used for, of TASKS.
-    bridges: what teacher.labels may be, of BRIDGES.
-    smallest_batch: how many examples its terms need at once, at the least.
-    fewest_classes: {term: how many classes it takes to say anything}; with fewer it is constant, whatever its
-      weight.
-    messages(params, student, teacher, config, key) -> (the student's message, the teacher's), [batch, ...,
-      width] each, of what terms on 'states' compare; None where nobody speaks.
+    init: makes the parameters beyond the student's.
+    terms: computes {name: [batch]}, only terms whose weight is not 0. A term that relates examples to each
+      other relates all that it is given; in training no batch is padded. A term of the whole batch has the
+      same value for every example.
+    reads: what the terms read of the teacher, {part: names of the terms}; {} without a teacher. By this,
+      models whose states or labels do not fit each other are refused. The parts are 'states', lower and
+      higher, of all tokens; 'representations', what the head reads of the higher state; 'logits', the
+      teacher's own, for which both models must predict the same labels; and 'bridged_logits', which
+      teacher.labels makes comparable (td_jax.method.logits).
+    tasks: the tasks it can be used for, among TASKS.
+    bridges: the values of teacher.labels it allows, among BRIDGES.
+    smallest_batch: the number of examples its terms need.
+    fewest_classes: {term: the number of classes it needs}; with fewer the term is constant.
+    messages: computes the messages that terms on 'states' compare; None for a method without messages.
     """
 
-    init: Callable[..., dict]
-    terms: Callable[..., dict[str, jax.Array]]
+    init: InitFunction
+    terms: TermsFunction
     reads: dict[str, tuple[str, ...]]
     tasks: tuple[str, ...] = TASKS
     bridges: tuple[str, ...] = BRIDGES
     smallest_batch: int = 1
     fewest_classes: Mapping[str, int] = types.MappingProxyType({})
-    messages: Callable[..., tuple[jax.Array, jax.Array]] | None = None
+    messages: MessagesFunction | None = None
 
 
 def no_parameters(key, student, teacher, config, num_labels):
-    """Init of a method that learns nothing beside the student."""
+    """Objective.init of a method that learns nothing beside the student."""
     return {}
 
 
-def encoder_of(config):
+def make_encoder(config):
     """An Encoder by config.communication."""
-    knobs = config.communication
-    return communication.Encoder(knobs.hidden, knobs.message, knobs.dropout, config.compute_dtype)
+    options = config.communication
+    return communication.Encoder(options.hidden, options.message, options.dropout, config.compute_dtype)
 
 
-def decoder_of(config, activations):
+def make_decoder(config, activations):
     """A Decoder by config.communication into the state space of a model with these Activations."""
-    knobs = config.communication
+    options = config.communication
     widths = activations.lower.shape[-1], activations.upper.shape[-1]
-    return communication.Decoder(knobs.hidden, *widths, knobs.dropout, config.compute_dtype)
+    return communication.Decoder(options.hidden, *widths, options.dropout, config.compute_dtype)
 
 
-def layouts_of(participant):
-    """How the lower and the higher state of a Participant are laid out."""
+def find_layouts(participant):
+    """The Layouts of the lower and the higher state of a Participant."""
     s, e, _ = participant.activations
     return tuple(grids.layout_of(state, participant.registers) for state in (s, e))
 
 
-def layout_of_message(student, teacher, config):
-    """How the messages of two Participants are laid out, by config.communication.grid."""
-    return grids.layout_of_message(layouts_of(student), layouts_of(teacher), config.communication.grid)
+def find_message_layout(student, teacher, config):
+    """The Layout of the messages of two Participants, by config.communication.grid."""
+    return grids.layout_of_message(find_layouts(student), find_layouts(teacher), config.communication.grid)
 
 
-def laid_out(participant, s, e, layout):
-    """States of a Participant on the grid of a message."""
-    lower, upper = layouts_of(participant)
+def align_to_grid(participant, s, e, layout):
+    """States (s, e) of a Participant, resized to the grid of a message."""
+    lower, upper = find_layouts(participant)
     return grids.fit(s, lower, layout), grids.fit(e, upper, layout)
 
 
-def encode_with(params, participant, layout, config):
-    """E of a Participant: (s, e, key) -> a message with a layout."""
-    run = bind(encoder_of(config), params)
+def bind_encoder(params, participant, layout, config):
+    """The encoder E of a Participant: (s, e, key) -> a message of a Layout."""
+    run = bind(make_encoder(config), params)
 
     def encode(s, e, key):
-        return run(*laid_out(participant, s, e, layout), key)
+        return run(*align_to_grid(participant, s, e, layout), key)
 
     return encode
 
 
-def decode_with(params, participant, layout, config):
-    """D of a Participant: (a message with a layout, in one array or parts, and a key) -> (s', e')."""
-    run = bind(decoder_of(config, participant.activations), params)
-    lower, upper = layouts_of(participant)
+def bind_decoder(params, participant, layout, config):
+    """The decoder D of a Participant: (*parts of a message of a Layout, key) -> (s', e')."""
+    run = bind(make_decoder(config, participant.activations), params)
+    lower, upper = find_layouts(participant)
 
     def decode(*message_and_key):
         s, e = run(*message_and_key)
@@ -113,8 +152,8 @@ def decode_with(params, participant, layout, config):
     return decode
 
 
-def one_cell(state):
-    """A state of one example and one cell, [1, width]: all that the shapes of parameters depend on."""
+def take_one_cell(state):
+    """A state of one example and one cell, [1, width]: the shapes of parameters depend on nothing else."""
     return state.reshape(-1, state.shape[-1])[:1]
 
 
@@ -129,6 +168,6 @@ def bind(module, params):
     return run
 
 
-def split(key, count):
-    """`count` keys of one, or as many None of None."""
+def split_key(key, count):
+    """`count` keys from one, or `count` times None from None."""
     return (None,) * count if key is None else jax.random.split(key, count)

@@ -146,7 +146,7 @@ def space(module: str, name: str) -> dict:
     config = cells.base_config(module)
     config.update_from_flattened_dict(tables.variant(name))
     weights = {
-        f'{config.method}.weights.{term}': CONFIGS[module].weights for term in objectives.taught(config)
+        f'{config.method}.weights.{term}': CONFIGS[module].weights for term in objectives.active_terms(config)
     }
     return weights | (ROUNDS if config.method == 'td' else {})
 

@@ -23,7 +23,7 @@ ROUNDING = 1e-6
 
 def applies(config) -> bool:
     """Whether a run has diagnostics: it wants them, and something beside the task moves its student."""
-    return config.diagnostics and bool(objectives.taught(config))
+    return config.diagnostics and bool(objectives.active_terms(config))
 
 
 def measured(step: train_step.Step, state, key, teacher_upper, batch, numbers) -> dict[str, jax.Array]:

@@ -342,15 +342,15 @@ class _Parts:
             constants, examples, teacher_activations, jax.random.fold_in(keys.inputs, state.step)
         )
         if state.probe is not None:
-            batch = batch._replace(probed=probe.predictions(state.probe, batch.teacher.upper))
+            batch = batch._replace(probe_logits=probe.predictions(state.probe, batch.teacher.upper))
         if self.teacher and self.config.teacher.control.startswith('shuffled'):
             # What the teacher makes of the next example; an epoch's order is random.
-            own = batch.teacher.logits, batch.probed
+            own = batch.teacher.logits, batch.probe_logits
             shuffled = jax.tree.map(lambda x: jnp.roll(x, -1, axis=0), (batch.teacher, *own))
-            activations, logits, probed = shuffled
+            activations, logits, probe_logits = shuffled
             if self.config.teacher.control == 'shuffled_states':
-                logits, probed = own
-            batch = batch._replace(teacher=activations._replace(logits=logits), probed=probed)
+                logits, probe_logits = own
+            batch = batch._replace(teacher=activations._replace(logits=logits), probe_logits=probe_logits)
 
         def teacher_upper(s):
             model, _ = self.teacher

@@ -27,7 +27,7 @@ class Batch(NamedTuple):
     # The teacher's Activations on the batch, or None where the method has no teacher.
     teacher: base.Activations | None
     # What its probe says, [batch, labels], or None where there is none.
-    probed: jax.Array | None = None
+    probe_logits: jax.Array | None = None
 
 
 class TrainState(NamedTuple):
@@ -151,7 +151,7 @@ def make_step(
 def _make_terms(student, objective, task_loss, config, registers):
     """The function that gives what a step's loss is the sum of, and the means it logs."""
     # A method whose weights are all 0 is the student from scratch, and costs as much.
-    is_taught = bool(objectives.taught(config))
+    is_taught = bool(objectives.active_terms(config))
 
     def terms_of(params, key, teacher_upper, batch: Batch, weights, share):
         """-> ({term: what it adds to the loss}, {term: mean over the batch})."""
@@ -164,7 +164,7 @@ def _make_terms(student, objective, task_loss, config, registers):
                 (lambda s, key: teacher_upper(s)),
             )
             speaking, listening = map(shared.Participant, (activations, batch.teacher), uppers, registers)
-            listening = listening._replace(probed=batch.probed)
+            listening = listening._replace(probe_logits=batch.probe_logits)
             terms |= objective.terms(
                 params[COMMUNICATION], speaking, listening, batch.labels, config, terms_key
             )

@@ -1,6 +1,5 @@
 """Every method's terms against NumPy, written from the paper's equations."""
 
-import itertools
 import types
 
 import jax
@@ -9,11 +8,12 @@ import numpy as np
 import optax
 import pytest
 
+from td_jax import losses
 from td_jax.configs import common
 from td_jax.errors import UserError
-from td_jax.method import logits as of_logits
 from td_jax.method import objectives, shared
 from td_jax.models import base
+from tests import equations
 
 BATCH, LOWER, UPPER, CLASSES = 3, 5, 2, 4
 TEACHER_LOWER, TEACHER_UPPER = 7, 3
@@ -59,7 +59,7 @@ def make_case(method, shapes=VECTORS, **changes):
 
     student, upper_g = participant(keys[:4], LOWER, UPPER, shapes[0])
     teacher, upper_h = participant(keys[4:8], TEACHER_LOWER, TEACHER_UPPER, shapes[1])
-    teacher = teacher._replace(probed=jax.random.normal(jax.random.key(9), (BATCH, CLASSES)))
+    teacher = teacher._replace(probe_logits=jax.random.normal(jax.random.key(9), (BATCH, CLASSES)))
     objective = objectives.METHODS[method]
     params = objective.init(keys[8], student.activations, teacher.activations, config, CLASSES)
     terms = objective.terms(params, student, teacher, LABELS, config, None)
@@ -68,7 +68,7 @@ def make_case(method, shapes=VECTORS, **changes):
         params=jax.tree.map(np.asarray, params),
         g=jax.tree.map(np.asarray, student.activations),
         h=jax.tree.map(np.asarray, teacher.activations),
-        probed=np.asarray(teacher.probed),
+        probe_logits=np.asarray(teacher.probe_logits),
         upper_g=upper_g,
         upper_h=upper_h,
         shapes=dict(zip('gh', shapes, strict=True)),
@@ -165,14 +165,6 @@ def decode(case, side, m):
     return found
 
 
-def flat(state):
-    return np.concatenate([x.reshape(BATCH, -1) for x in state], -1)
-
-
-def mean_square(a, b):
-    return np.mean((flat(a) - flat(b)) ** 2, axis=-1)
-
-
 def numpy_supervised(case):
     return {}
 
@@ -184,12 +176,12 @@ def numpy_ld(case):
 def numpy_fd(case):
     m_g = encode(case, 'g', case.g.lower, case.g.upper)
     m_h = encode(case, 'h', case.h.lower, case.h.upper)
-    return {'feature': mean_square([m_g], [m_h])}
+    return {'feature': equations.mean_square([m_g], [m_h])}
 
 
 def numpy_fitnet(case):
     heard = laid_out(case, 'h', case.h.lower, case.h.upper)
-    return {'state': mean_square([case.g.lower, case.g.upper], decode(case, 'g', heard))}
+    return {'state': equations.mean_square([case.g.lower, case.g.upper], decode(case, 'g', heard))}
 
 
 def numpy_hybrid(case):
@@ -204,83 +196,37 @@ def read_by_heads(case):
 
 
 def numpy_rkd(case):
-    """Pair by pair and triple by triple, as the paper writes it."""
-    terms = {'distance': np.zeros(BATCH), 'angle': np.zeros(BATCH)}
-
-    def huber(a, b):
-        return (a - b) ** 2 / 2 if abs(a - b) <= 1 else abs(a - b) - 1 / 2
-
-    def cosine(x, i, j, k):
-        a, b = x[i] - x[j], x[k] - x[j]
-        return a @ b / np.linalg.norm(a) / np.linalg.norm(b)
-
-    def distances(x):
-        found = {(i, j): np.linalg.norm(x[i] - x[j]) for i, j in itertools.permutations(range(BATCH), 2)}
-        mean = np.mean(list(found.values()))
-        return {pair: value / mean for pair, value in found.items()}
-
-    models = read_by_heads(case)
-    of_g, of_h = map(distances, models)
-    for i, j in of_g:
-        terms['distance'][i] += huber(of_g[i, j], of_h[i, j]) / (BATCH - 1)
-    for i, j, k in itertools.permutations(range(BATCH), 3):
-        terms['angle'][j] += huber(*(cosine(x, i, j, k) for x in models)) / ((BATCH - 1) * (BATCH - 2))
-    return terms
+    return dict(zip(('distance', 'angle'), equations.relational(*read_by_heads(case)), strict=True))
 
 
 def numpy_crd(case):
     sides = zip(('student', 'teacher'), read_by_heads(case), strict=True)
-    z_g, z_h = (dense(case.params[f'{side}_projection'], x) for side, x in sides)
-    z_g, z_h = (z / np.linalg.norm(z, axis=-1, keepdims=True) for z in (z_g, z_h))
-    similarity = np.exp(z_g @ z_h.T / case.config.crd.temperature)
-    own = np.diagonal(similarity)
-    return {'contrast': -(np.log(own / similarity.sum(1)) + np.log(own / similarity.sum(0))) / 2}
+    projections = [dense(case.params[f'{side}_projection'], x) for side, x in sides]
+    return {'contrast': equations.contrastive(*projections, case.config.crd.temperature)}
 
 
 def numpy_srd(case):
     e_g, e_h = read_by_heads(case)
-    g, h = ((x - x.mean(0)) / np.sqrt(x.var(0) + 1e-4) for x in (dense(case.params['projector'], e_g), e_h))
-    return {'projection': np.full(BATCH, np.log(np.sum(np.abs(g - h) ** case.config.srd.alpha)))}
-
-
-def softmax(y, temperature):
-    p = np.exp(y.astype(np.float64) / temperature)
-    return p / p.sum(-1, keepdims=True)
+    return {'projection': equations.srd(dense(case.params['projector'], e_g), e_h, case.config.srd.alpha)}
 
 
 def numpy_dkd(case):
-    """Zhao et al. 2022, equations 3 to 7, example by example."""
-    temperature, terms = case.config.dkd.temperature, {'target': [], 'others': []}
-    for y_g, y_h, label in zip(case.g.logits, case.h.logits, LABELS, strict=True):
-        p_g, p_h = softmax(y_g, temperature), softmax(y_h, temperature)
-        b_g, b_h = (np.array([p[label], 1 - p[label]]) for p in (p_g, p_h))
-        q_g, q_h = (np.delete(p, label) / (1 - p[label]) for p in (p_g, p_h))
-        terms['target'].append(temperature**2 * np.sum(b_h * np.log(b_h / b_g)))
-        terms['others'].append(temperature**2 * np.sum(q_h * np.log(q_h / q_g)))
-    return terms
+    values = equations.dkd(case.g.logits, case.h.logits, LABELS, case.config.dkd.temperature)
+    return dict(zip(('target', 'others'), values, strict=True))
 
 
 def numpy_dist(case):
-    temperature = case.config.dist.temperature
-    p_g, p_h = (softmax(y, temperature) for y in (case.g.logits, case.h.logits))
-
-    def correlation(g, h):
-        """With a hundredth of the mean as the least standard deviation, by the sum of both squares."""
-        stds = [np.sqrt(x.var() + 1e-4 * x.mean() ** 2) for x in (g, h)]
-        return np.cov(g, h, bias=True)[0, 1] / stds[0] / stds[1]
-
-    inter = [1 - correlation(g, h) for g, h in zip(p_g, p_h, strict=True)]
-    intra = np.mean([1 - correlation(g, h) for g, h in zip(p_g.T, p_h.T, strict=True)])
-    return {'inter': temperature**2 * np.array(inter), 'intra': np.full(BATCH, temperature**2 * intra)}
+    values = equations.dist(case.g.logits, case.h.logits, case.config.dist.temperature)
+    return dict(zip(('inter', 'intra'), values, strict=True))
 
 
 def numpy_td(case):
     def d(target, found):
         """The distance, over the variance of its target if that is asked for."""
-        value = mean_square(target, found)
+        value = equations.mean_square(target, found)
         if case.config.td.scale == 'none':
             return value
-        return value / (flat(target).var(axis=0).mean() + 1e-6)
+        return value / (equations.join(target).var(axis=0).mean() + 1e-6)
 
     (s_g, e_g, _), (s_h, e_h, _) = case.g, case.h
     m_g, m_h = encode(case, 'g', s_g, e_g), encode(case, 'h', s_h, e_h)
@@ -403,7 +349,7 @@ def test_a_knob_of_a_method_is_that_of_its_equations(method, knob, value):
 def test_predictions_are_compared_with_those_of_a_probe(method):
     """As those of a teacher with the same labels that predicts what the probe does."""
     case = make_case(method, teacher__labels='probe')
-    case.h = case.h._replace(logits=case.probed)
+    case.h = case.h._replace(logits=case.probe_logits)
     assert_terms(case, REFERENCES[method](case))
 
 
@@ -431,29 +377,13 @@ def test_td_takes_a_logits_term():
 # --- Label distillation ----------------------------------------------------------------------------
 
 
-def test_kl_of_a_hand_worked_case():
-    teacher, student = jnp.array([[2.0, 0.0]]), jnp.array([[0.0, 0.0]])
-    # KL(softmax([1, 0]) || [0.5, 0.5]) = log 2 - H = 0.1109, times T^2 = 4.
-    np.testing.assert_allclose(of_logits.kl_divergence(student, teacher, 2.0), [0.4438], atol=5e-5)
-    np.testing.assert_allclose(of_logits.kl_divergence(student, teacher, 2.0) / 4, [0.1109], atol=5e-5)
-
-
-def test_kl_of_huge_logits_is_finite():
-    teacher, student = jnp.array([[1e4, -1e4]]), jnp.array([[-1e4, 1e4]])
-    value, gradient = jax.value_and_grad(lambda s: of_logits.kl_divergence(s, teacher, 1.0).sum())(student)
-    np.testing.assert_allclose(value, 2e4, rtol=1e-6)
-    assert np.all(np.isfinite(gradient))
-
-
 def test_kl_is_per_example_and_so_blind_to_duplicates():
     case = make_case('ld', logits__distance='kl', logits__temperature=2.0)
-    twice = of_logits.kl_divergence(
-        jnp.concatenate([case.g.logits] * 2), jnp.concatenate([case.h.logits] * 2), 2.0
+    twice = losses.label_kl(
+        jnp.concatenate([case.g.logits] * 2), jnp.concatenate([case.h.logits] * 2), temperature=2.0
     )
     np.testing.assert_allclose(twice, np.concatenate([case.terms['logits']] * 2), rtol=1e-6)
-    p_h = np.exp(case.h.logits / 2) / np.exp(case.h.logits / 2).sum(-1, keepdims=True)
-    p_g = np.exp(case.g.logits / 2) / np.exp(case.g.logits / 2).sum(-1, keepdims=True)
-    expected = 4 * (p_h * np.log(p_h / p_g)).sum(-1)
+    expected = equations.kl(case.g.logits, case.h.logits, 2.0)
     np.testing.assert_allclose(case.terms['logits'], expected, rtol=1e-5)
 
 
@@ -465,10 +395,9 @@ def cross_entropy(logits):
 @pytest.mark.parametrize('distance', ['l2', 'kl'])
 def test_a_probe_teaches_the_student_and_is_nothing_that_a_method_learns(distance):
     case = make_case('ld', teacher__labels='probe', logits__distance=distance)
-    expected = np.mean((case.g.logits - case.probed) ** 2, -1)
+    expected = np.mean((case.g.logits - case.probe_logits) ** 2, -1)
     if distance == 'kl':
-        p_g, p_h = (np.exp(y) / np.exp(y).sum(-1, keepdims=True) for y in (case.g.logits, case.probed))
-        expected = (p_h * np.log(p_h / p_g)).sum(-1)
+        expected = equations.kl(case.g.logits, case.probe_logits, 1.0)
     assert_terms(case, {'logits': expected})
     assert case.params == {}
 
@@ -514,7 +443,7 @@ def terms_without(method, parts, **changes):
     h = h._replace(**{part: jnp.full_like(getattr(h, part), jnp.nan) for part in parts})
     unknown = jnp.nan if 'upper' in parts else 1.0
     student = shared.Participant(g, lambda s, key: s[:, :UPPER])
-    teacher = shared.Participant(h, lambda s, key: s[:, :TEACHER_UPPER] * unknown, probed=g.logits + 1)
+    teacher = shared.Participant(h, lambda s, key: s[:, :TEACHER_UPPER] * unknown, probe_logits=g.logits + 1)
     return config, objective.terms(params, student, teacher, LABELS, config, None)
 
 

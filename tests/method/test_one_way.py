@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from td_jax.configs import common
-from td_jax.method import objectives, one_way, shared
+from td_jax.method import objectives, shared
 from td_jax.models import base
 
 BATCH, STUDENT, TEACHER = 7, 5, 3
@@ -48,22 +48,6 @@ def test_relations_are_those_of_a_congruent_figure():
     for name, value in terms(moved(x)).items():
         np.testing.assert_allclose(value, np.zeros(BATCH), atol=1e-9, err_msg=name)
     assert all(np.all(value > 1e-4) for value in terms(x[::-1]).values())
-
-
-def test_a_triangle_by_hand():
-    """A right angle at the first corner against an equilateral triangle."""
-    right, equal = (
-        jnp.array(corners) for corners in ([[0.0, 0], [1, 0], [0, 1]], [[0.0, 0], [2, 0], [1, 3**0.5]])
-    )
-    of_g, of_h = one_way.relations(right), one_way.relations(equal)
-    np.testing.assert_allclose(of_h[1], 2 * (1 - np.eye(3)), rtol=1e-6)
-    # Cosines 0, 1/sqrt(2) and 1/sqrt(2) against 1/2 thrice.
-    angles = np.square([0.5, 0.5**0.5 - 0.5, 0.5**0.5 - 0.5]) / 2
-    np.testing.assert_allclose(one_way.rkd_angles(of_g, of_h), angles, rtol=1e-5)
-    mean = (2 + 2**0.5) / 3
-    legs, longest = (1 / mean - 1) ** 2 / 2, (2**0.5 / mean - 1) ** 2 / 2
-    expected = [legs, (legs + longest) / 2, (legs + longest) / 2]
-    np.testing.assert_allclose(one_way.rkd_distances(of_g[1], of_h[1]), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize('method', METHODS)
