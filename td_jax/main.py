@@ -28,19 +28,20 @@ def main():
         from td_jax import config as config_lib
         from td_jax.devices import platform, processes
         from td_jax.files import workdir
-        from td_jax.training import restarts
+        from td_jax.training import public_teacher, restarts
         from td_jax.training.run import describe, train
 
         processes.start(coordinator.value, num_processes.value, process_id.value, cluster.value)
         platform.start()
         processes.hear_signals()
         with processes.ending_together():
-            config_lib.check(config.value)
-            for line in config_lib.said_of(config.value, command_line.typed_keys()):
+            typed, place = command_line.typed_keys(), workdir.resolve(folder.value)
+            full = processes.together(lambda: public_teacher.configured(config.value, place, typed))
+            config_lib.check(full)
+            for line in config_lib.said_of(full, typed):
                 processes.say(line)
-            place = workdir.resolve(folder.value)
             with restarts.counted(place, is_launched):
-                result = train(config.value, place)
+                result = train(full, place)
             if processes.is_main():
                 print(describe(result))
 

@@ -12,12 +12,11 @@ the digest of its source.
 
 import contextlib
 
-from td_jax import config as config_lib
 from td_jax.configs import common
 from td_jax.errors import UserError
 from td_jax.files import workdir as workdir_lib
 from td_jax.method import shared
-from td_jax.training import finished, made_of, run
+from td_jax.training import finished, made_of, public_teacher, run
 
 
 def train(config, workdir, *, models=None, sources=None, methods=None) -> dict:
@@ -41,8 +40,7 @@ def train(config, workdir, *, models=None, sources=None, methods=None) -> dict:
     """
     folder = workdir_lib.resolve(str(workdir))
     with brought(models, sources, methods):
-        config_lib.check(config)
-        return run.train(config, folder)
+        return run.train(public_teacher.configured(config, folder), folder)
 
 
 def load(workdir, seed_index: int = 0, *, models=None, sources=None, methods=None) -> finished.Finished:

@@ -151,6 +151,17 @@ ALLOWED = {
         'td_jax.method',
         'td_jax.models.base',
     },
+    # What a checkpoint says is told from what a person set by the defaults.
+    'td_jax.training.public_teacher': {
+        'td_jax.config',
+        'td_jax.configs.common',
+        'td_jax.data',
+        'td_jax.devices.processes',
+        'td_jax.errors',
+        'td_jax.files.workdir',
+        'td_jax.method',
+        'td_jax.pretrained',
+    },
     'td_jax.training': {
         'td_jax.errors',
         'td_jax.config',
@@ -216,6 +227,7 @@ TRAINING = (
     'loop',
     'preflight',
     'programs',
+    'public_teacher',
     'teachers',
     'finished',
     'data_record',

@@ -1,6 +1,6 @@
 """A run's config: what is refused of it, what makes two the same, and which of its knobs have an effect."""
 
-from td_jax.config.checks import check, check_choice
+from td_jax.config.checks import check, check_choice, check_names
 from td_jax.config.effect import said_of, without_effect
 from td_jax.config.identity import completed, describe, differences, digest
 from td_jax.config.tree import (
@@ -19,6 +19,7 @@ __all__ = [
     'PROTOCOL',
     'check',
     'check_choice',
+    'check_names',
     'completed',
     'describe',
     'differences',

@@ -150,14 +150,8 @@ def check(config):
     Raises:
       UserError: one line that names the key, its value and what it may be.
     """
-    if not isinstance(config, ml_collections.ConfigDict):
-        raise UserError(
-            f'the config is a {type(config).__name__}; get_config returns what common.get_config() gave it.'
-        )
+    check_names(config)
     flat = flatten(config)
-    _check_keys(flat)
-    for key, known in CHOICES.items():
-        check_choice(key, flat[key], known)
     # A model that a caller brings may bring what it learned, and then needs no steps.
     is_learned = config.teacher.model.name not in OF_MODELS and config.teacher.num_steps == 0
     for key, value in flat.items():
@@ -204,6 +198,22 @@ def check(config):
             f'td.ramp_up takes {sum(config.td.ramp_up)} steps of num_steps={config.num_steps}: none is '
             'left to train everything together.'
         )
+
+
+def check_names(config):
+    """Refuses what is no config, keys that are not known or missing, and names that no part of td_jax has.
+
+    Raises:
+      UserError: one line that names the key, its value and what it may be.
+    """
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise UserError(
+            f'the config is a {type(config).__name__}; get_config returns what common.get_config() gave it.'
+        )
+    flat = flatten(config)
+    _check_keys(flat)
+    for key, known in CHOICES.items():
+        check_choice(key, flat[key], known)
 
 
 def _check_selection(config):

@@ -16,7 +16,8 @@ def model_config():
     model.name = 'mlp'
     # Where a student's parameters start: 'random', or 'teacher', which copies every one that the teacher has
     # under the same name: all around the blocks, and as many of the first blocks as the student has. A head
-    # for other labels starts anew. (For a teacher: 'random'.)
+    # for other labels starts anew. With a public checkpoint as the teacher, model.layers is enough beside it.
+    # (For a teacher: 'random'.)
     model.initial = 'random'
     # MLP: widths of the hidden layers, input side first.
     model.hidden = (128, 64)
@@ -189,7 +190,8 @@ def teacher_config():
     teacher.checkpoint = ''
     # A public checkpoint to use as the teacher, instead of one trained here: an .npz of
     # google-research/vision_transformer or of BiT (a path, gs:// or https://), a ViT, DeiT or DINOv2 of
-    # Hugging Face, or an EfficientNet of timm (a folder, or hf://OWNER/NAME).
+    # Hugging Face, or an EfficientNet of timm (a folder, or hf://OWNER/NAME). It says itself what
+    # teacher.model and teacher.dataset are; what is set otherwise is refused.
     teacher.pretrained = ''
     # Part of the data set that the teacher is trained on, and how it is shown images.
     teacher.dataset = task_config()
@@ -206,7 +208,8 @@ def teacher_config():
     teacher.inputs = 'varied'
     # How a logits term compares models: 'shared' (both predict the same labels), 'probe' (a linear
     # head on the frozen teacher, fitted to the student's training labels before the student starts) or
-    # 'auxiliary' (a second head of the student predicts the teacher's labels).
+    # 'auxiliary' (a second head of the student predicts the teacher's labels). With a public checkpoint of
+    # other labels than the student's, 'shared' becomes 'probe'.
     teacher.labels = 'shared'
     # Probe: what the teacher makes of the training examples is kept in memory while it is fitted, at most so
     # many GB; more is refused.

@@ -1,5 +1,6 @@
 """What a checkpoint says about its model, and what of a model config has to follow."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import flax
@@ -174,15 +175,157 @@ def _efficientnet_changes(architecture, model_config):
     return {key: value for key, value in wanted.items() if model_config[key] != value}
 
 
-def student_overrides(checkpoint: Checkpoint, config) -> dict:
-    """What a student that starts from the checkpoint needs beside `teacher_overrides` and its sizes."""
-    if isinstance(checkpoint.architecture, EfficientNetArchitecture):
-        return {}  # No student starts from one.
-    is_vit = isinstance(checkpoint.architecture, Architecture)
-    kept = ('activation', 'epsilon', 'registers', 'pooling') if is_vit else ()
-    wanted = {f'model.{key}': getattr(checkpoint.architecture, key) for key in kept}
-    wanted |= {f'dataset.{key}': value for key, value in checkpoint.preprocessing.of_task().items()}
-    return {key: value for key, value in wanted.items() if value != _at(config, key)}
+# What of a model config a checkpoint says itself.
+SAID = 'name', 'variant', *vit.Sizes._fields, 'patch', *KEPT, 'padding'
+
+
+def configured(checkpoint: Checkpoint, config, is_set: Callable[[str], bool], defaults):
+    """The config of a run whose teacher, and a student that starts from it, are as a checkpoint says.
+
+    The teacher's architecture and how it is shown images are the checkpoint's. Unless they are set, its
+    images are as large as the checkpoint says, if it does, and it is split half-way. A student that starts
+    from it keeps its own number of blocks; all else of it is the teacher's, the size of its images, too.
+    Where the teacher is another kind of model than the student, or has BatchNorm, the student starts at
+    random, unless its start is set.
+
+    Args:
+      checkpoint: what `pretrained.read` returned.
+      config: of a run that has it as its teacher; left as it is.
+      is_set: whether a person set a dotted key; what nobody set is not the checkpoint's to contradict.
+      defaults: what common.get_config() returns.
+
+    Returns:
+      another config
+
+    Raises:
+      UserError: names every key that is set to something else than the checkpoint has.
+    """
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        _forget(config, 'teacher.', [f'model.{key}' for key in SAID], is_set, defaults)
+        shown = checkpoint.preprocessing.of_task()
+        _forget(config, 'teacher.', [f'dataset.{key}' for key in shown], is_set, defaults)
+        changes = teacher_overrides(checkpoint, config)
+        _check_set(checkpoint, config, changes, is_set, 'teacher.')
+        config.update_from_flattened_dict({**_of_teacher(checkpoint.preprocessing), **changes})
+        if checkpoint.preprocessing.image_size and not is_set('teacher.dataset.image_size'):
+            config.teacher.dataset.image_size = checkpoint.preprocessing.image_size
+        if not is_set('teacher.model.split'):
+            config.teacher.model.split = half_way(_parts(checkpoint.architecture))
+        if config.model.initial == 'teacher':
+            _configure_student(checkpoint, config, is_set, defaults)
+    return config
+
+
+def _configure_student(checkpoint, config, is_set, defaults):
+    """Makes the student of a config, which starts from its teacher, one that can."""
+    architecture, model = checkpoint.architecture, config.model
+    is_chosen = is_set('model.initial')
+    if isinstance(architecture, EfficientNetArchitecture):
+        if is_chosen:
+            raise UserError(
+                f'model.initial is teacher, but {checkpoint.location} is an EfficientNet, whose BatchNorm no '
+                'student here has: set model.initial=random, with model.name resnet or vit.'
+            )
+        model.initial = 'random'
+        return
+    if not is_chosen and model.name != config.teacher.model.name:
+        model.initial = 'random'
+        return
+    if isinstance(architecture, Architecture):
+        layers = model.layers or architecture.sizes.layers
+        kept = ('layers', 'pre_logits', 'padding')
+        _forget(config, '', [f'model.{key}' for key in SAID if key not in kept], is_set, defaults)
+        model.layers = 0
+        changes = _changes(architecture._replace(pre_logits=model.pre_logits), model)
+    else:
+        # Of a ResNet, a variant of its own says how many of the first units the student has.
+        own = ('variant', 'width') if is_set('model.variant') else ()
+        keys = [f'model.{key}' for key in ('name', 'variant', 'width') if key not in own]
+        _forget(config, '', keys, is_set, defaults)
+        changes = {key: v for key, v in _resnet_changes(architecture, model).items() if key not in own}
+        layers = 0
+    changes = {f'model.{key}': value for key, value in changes.items()}
+    _check_set(
+        checkpoint, config, {key: changes[key] for key in changes if key != 'model.layers'}, is_set, ''
+    )
+    config.update_from_flattened_dict(changes)
+    if layers and layers != architecture.sizes.layers:
+        model.layers = layers
+    shown = checkpoint.preprocessing.of_task()
+    config.dataset.update({key: value for key, value in shown.items() if not is_set(f'dataset.{key}')})
+    if not is_set('model.split'):
+        model.split = half_way(layers or len(resnet.sizes_of(model).units))
+    if layers:
+        _configure_side(architecture.patch, config, is_set)
+
+
+def _configure_side(patch, config, is_set):
+    """Makes the images of a ViT, and of a student that starts from it, of one size: positions are copied."""
+    own, teacher = config.dataset, config.teacher.dataset
+    if is_set('dataset.image_size'):
+        if not is_set('teacher.dataset.image_size'):
+            teacher.image_size = own.image_size
+    else:
+        # Where the checkpoint says no size, the nearest that its patches divide.
+        own.image_size = teacher.image_size or max(1, round(own.image_size / patch)) * patch
+
+
+def difference(before, after) -> dict:
+    """{dotted key: value} of what the second of two configs has otherwise than the first."""
+    old, new = (flax.traverse_util.flatten_dict(config.to_dict(), sep='.') for config in (before, after))
+    return {key: value for key, value in new.items() if value != old[key]}
+
+
+def half_way(parts: int) -> int:
+    """Where a model of so many blocks or stages is split unless somebody says otherwise: 6 of 12, 2 of 3."""
+    return (parts + 1) // 2
+
+
+def _parts(architecture):
+    """How many blocks or stages a model can be split between."""
+    if isinstance(architecture, EfficientNetArchitecture):
+        return len(efficientnet.sizes_of_variant(architecture.variant).depths)
+    sizes = architecture.sizes
+    return sizes.layers if isinstance(architecture, Architecture) else len(sizes.units)
+
+
+def _forget(config, prefix, keys, is_set, defaults):
+    """Sets keys back to their defaults, but for those that a person set."""
+    flat = {f'{prefix}{key}': _plain_at(defaults, f'{prefix}{key}') for key in keys}
+    config.update_from_flattened_dict({key: value for key, value in flat.items() if not is_set(key)})
+
+
+def _check_set(checkpoint, config, changes, is_set, prefix):
+    """Refuses changes of what a person set."""
+    against = [key for key in changes if is_set(key)]
+    variant = f'{prefix}model.variant'
+    sizes = {f'{prefix}model.{key}' for key in (*vit.Sizes._fields, 'patch')}
+    if is_set(variant) and variant not in against and sizes & changes.keys() - set(against):
+        # Sizes that only the variant says, of a checkpoint that has none of the variants' sizes.
+        against.append(variant)
+    if not against:
+        return
+    architecture, model = checkpoint.architecture, f'{prefix}model.'
+    theirs = dict(changes)
+    if isinstance(architecture, Architecture):
+        theirs |= {f'{model}{key}': value for key, value in architecture.sizes._asdict().items()}
+        theirs |= {f'{model}patch': architecture.patch}
+        names = {sizes: name for name, sizes in vit.VARIANTS.items()}
+        named = names.get(architecture.sizes)
+        theirs[variant] = f'{named}/{architecture.patch}' if named else 'none of those with a name'
+    different = ', '.join(f'{key} is {theirs[key]} there, {_plain_at(config, key)} here' for key in against)
+    raise UserError(
+        f'{checkpoint.location} says itself what it is, and something else than is set: {different}; leave '
+        f'{" and ".join(against)} out.'
+    )
+
+
+def _plain_at(config, key):
+    """The value at a dotted key."""
+    for part in key.split('.'):
+        config = config[part]
+    return config
 
 
 def _of_teacher(preprocessing):
@@ -192,9 +335,7 @@ def _of_teacher(preprocessing):
 
 def _at(config, key):
     """The value at a dotted key; what the teacher's part of the data leaves open is as the student's."""
-    value = config
-    for part in key.split('.'):
-        value = value[part]
+    value = _plain_at(config, key)
     if key.startswith('teacher.dataset.') and not value:
         return _at(config, key.removeprefix('teacher.'))
     return value

@@ -41,6 +41,30 @@ def order(theirs: tuple[str, ...], ours: tuple[str, ...]) -> tuple[int, ...] | N
     return None
 
 
+def predicted(checkpoint: Checkpoint, label_names: tuple[str, ...]) -> tuple[str, ...]:
+    """What the outputs of a checkpoint's head are called, in the order that `ordered` gives them.
+
+    Those of one that names none are taken to be the data set's where there are as many.
+
+    Args:
+      checkpoint: what `pretrained.read` returned.
+      label_names: of a data set.
+
+    Returns:
+      a name for each output; () of a checkpoint without a head
+    """
+    count = checkpoint.architecture.num_outputs
+    names = ordered(checkpoint, label_names).label_names
+    if names is None and count == len(label_names):
+        return tuple(label_names)
+    return unnamed(count) if names is None else names
+
+
+def unnamed(count: int) -> tuple[str, ...]:
+    """What labels are called that have no names and are not those of the data set."""
+    return tuple(f'label {i} of the checkpoint' for i in range(count))
+
+
 def ordered(checkpoint: Checkpoint, label_names: tuple[str, ...]) -> Checkpoint:
     """The checkpoint with its head's outputs in the order of some labels, where it names the same ones.
 

@@ -17,10 +17,11 @@ from td_jax.pretrained.architecture import (
     EfficientNetArchitecture,
     ResNetArchitecture,
     as_text,
+    configured,
+    difference,
+    half_way,
     module_of,
     shapes,
-    student_overrides,
-    teacher_overrides,
     variant_of,
 )
 
@@ -52,12 +53,6 @@ def report(location: str) -> str:
     counts = {name: math.prod(shape) for name, shape in parameters.items()}
     total = sum(counts.values())
     head = _sum(counts, ('head_layer', 'pre_logits_layer'))
-    flags = [
-        f'--config.teacher.pretrained={shlex.quote(location)}',
-        *_flags(teacher_overrides(checkpoint, config)),
-    ]
-    student = _flags(student_overrides(checkpoint, config))
-    is_vit = isinstance(architecture, Architecture)
     describe = {ResNetArchitecture: _of_resnet, EfficientNetArchitecture: _of_efficientnet}
     facts = {
         **describe.get(type(architecture), _of_vit)(architecture),
@@ -83,17 +78,40 @@ def report(location: str) -> str:
             '',
             *_split_points(architecture, parameters, counts, config, side),
             '',
-            'As a teacher (at another teacher.dataset.image_size the position embeddings are resized):'
-            if is_vit
-            else 'As a teacher (of images of any teacher.dataset.image_size):',
-            '',
-            ' '.join(flags),
-            *(
-                ['', 'And with a student that starts from it, beside its sizes:', '', ' '.join(student)]
-                if student
-                else []
-            ),
+            *_as_teacher(checkpoint, config),
         ]
+    )
+
+
+def _as_teacher(checkpoint, defaults):
+    """The flags that make a checkpoint the teacher of a config, and what it then says itself."""
+    architecture = checkpoint.architecture
+    is_vit = isinstance(architecture, Architecture)
+    alone = configured(checkpoint, defaults, lambda key: False, defaults)
+    yield 'As a teacher' + (
+        ' (of other sizes of images its position embeddings are resized):' if is_vit else ':'
+    )
+    yield from ('', f'--config.teacher.pretrained={shlex.quote(checkpoint.location)}')
+    yield from ('', 'which is short for', '', _flags(difference(defaults, alone)))
+    if isinstance(architecture, EfficientNetArchitecture):
+        return
+    beginning = defaults.copy_and_resolve_references()
+    beginning.model.initial = 'teacher'
+    flags = '--config.model.initial=teacher'
+    if is_vit:
+        beginning.model.layers = half_way(architecture.sizes.layers)
+        flags += f' --config.model.layers={beginning.model.layers}'
+    both = configured(checkpoint, beginning, {'model.initial', 'model.layers'}.__contains__, defaults)
+    own = {key: v for key, v in difference(beginning, both).items() if not key.startswith('teacher.')}
+    yield from (
+        '',
+        'And with a student that starts from it:',
+        '',
+        flags,
+        '',
+        'which is short for',
+        '',
+        _flags(own),
     )
 
 
@@ -146,7 +164,7 @@ def _of_efficientnet(architecture):
 
 def _flags(overrides):
     """Overrides as they are written in a shell."""
-    return [shlex.quote(f'--config.{key}={as_text(value)}') for key, value in overrides.items()]
+    return ' '.join(shlex.quote(f'--config.{key}={as_text(value)}') for key, value in overrides.items())
 
 
 def _sum(counts, modules):

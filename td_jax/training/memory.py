@@ -141,7 +141,7 @@ def _compare(mesh, parts):
 def _check_probe(config, source, states):
     """Refuses a probe whose representations of all training examples are too large to be kept."""
     count = data.count(source.train)
-    needed = 4 * count * base.read_by_head(states.upper).shape[-1]
+    needed = 4 * count * jax.eval_shape(base.read_by_head, states.upper).shape[-1]
     if needed > config.teacher.probe_gb * 1e9:
         raise UserError(
             f'teacher.labels is probe, which keeps what the teacher makes of {count} training examples '

@@ -44,12 +44,7 @@ def pretrained_source(config, student_source: data.Source) -> data.Source:
     """
     checkpoint = pretrained.read(config.teacher.pretrained)
     architecture.check_teacher(checkpoint, config)
-    count = checkpoint.architecture.num_outputs
-    names = labels.ordered(checkpoint, student_source.label_names).label_names
-    if names is None and count == len(student_source.label_names):
-        names = student_source.label_names
-    elif names is None:
-        names = tuple(f'label {i} of the checkpoint' for i in range(count))
+    names = labels.predicted(checkpoint, student_source.label_names)
     if student_source.inputs_for:
         inputs = student_source.inputs_for(config.teacher.dataset)
         return student_source._replace(label_names=names, inputs=inputs)
@@ -89,7 +84,7 @@ def own_source(config) -> data.Source:
 def _said_of_labels(checkpoint, source):
     """What is taken for granted of labels that have no names; '' where they have, or where there are none."""
     count = checkpoint.architecture.num_outputs
-    if not count or checkpoint.label_names:
+    if not count or checkpoint.label_names or source.label_names == labels.unnamed(count):
         return ''
     return f'its {count} labels have no names and are taken to be {objectives.preview(source.label_names)}'
 

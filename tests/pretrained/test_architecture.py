@@ -5,17 +5,20 @@ import pathlib
 
 import pytest
 
-from td_jax.configs import common
+from td_jax.configs import common, images
 from td_jax.errors import UserError
-from td_jax.models import vit
+from td_jax.models import resnet, vit
 from td_jax.pretrained import google
 from td_jax.pretrained.architecture import (
     Architecture,
     Checkpoint,
+    EfficientNetArchitecture,
     Preprocessing,
+    ResNetArchitecture,
     check_teacher,
+    configured,
+    difference,
     shapes,
-    student_overrides,
     teacher_overrides,
 )
 
@@ -54,6 +57,9 @@ def test_parameter_counts_are_the_published_ones(variant, total):
     assert embedding + layers * block + 2 * width + (width * 1000 + 1000) == total
     with_pre_logits = shapes(architecture._replace(pre_logits=True))
     assert sum(map(math.prod, with_pre_logits.values())) == total + width * width + width
+
+
+R50 = ResNetArchitecture(resnet.Sizes(8, resnet.BOTTLENECKS[50], True), 0)
 
 
 def make_config(**changes):
@@ -132,17 +138,136 @@ def test_how_images_are_shown_has_to_fit_too():
     check_teacher(checkpoint._replace(preprocessing=IMAGENET._replace(resize=None)), config)
 
 
-def test_a_student_that_starts_from_a_checkpoint_is_shown_images_alike():
-    checkpoint = Checkpoint('somewhere', BASE._replace(activation='gelu'), {}, IMAGENET)
-    assert student_overrides(checkpoint, make_config()) == {
-        'model.activation': 'gelu',
-        'dataset.image_mean': (0.485, 0.456, 0.406),
-        'dataset.image_std': (0.229, 0.224, 0.225),
-        'dataset.resize': 'bilinear_antialias',
+DINOV2 = Checkpoint(
+    'somewhere',
+    Architecture(vit.VARIANTS['S'], 14, 518, 0, 'gelu', 1e-6, False),
+    {},
+    Preprocessing((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 'bicubic_antialias', 'center', 0.875, 224),
+)
+SHOWN = {
+    'image_mean': (0.485, 0.456, 0.406),
+    'image_std': (0.229, 0.224, 0.225),
+    'resize': 'bicubic_antialias',
+    'crop_mode': 'center',
+    'crop_pct': 0.875,
+}
+
+
+def of(checkpoint, config, *set_keys):
+    """(what a checkpoint makes of a config otherwise, the config)"""
+    made = configured(checkpoint, config, set_keys.__contains__, common.get_config())
+    check_teacher(checkpoint, made)
+    return difference(config, made), made
+
+
+def test_a_checkpoint_says_itself_what_its_teacher_is():
+    config = common.get_config()
+    changes, made = of(DINOV2, config)
+    assert changes == {
+        'teacher.model.name': 'vit',
+        'teacher.model.variant': 'S/14',
+        'teacher.model.split': 6,
+        'teacher.model.activation': 'gelu',
+        'teacher.dataset.image_size': 224,
+        **{f'teacher.dataset.{key}': value for key, value in SHOWN.items()},
     }
-    assert (
-        student_overrides(
-            checkpoint._replace(architecture=BASE, preprocessing=google.PREPROCESSING), make_config()
-        )
-        == {}
+    assert config.teacher.model.name == 'mlp'
+    # Once more changes nothing: what was kept of a run is the run.
+    assert of(DINOV2, made)[0] == {}
+
+
+def test_a_student_that_starts_from_a_checkpoint_is_of_its_kind():
+    """Of a config of a smaller ViT, whose student has three blocks, its own number of blocks is kept."""
+    config = images.get_config()
+    changes, made = of(DINOV2, config)
+    of_student = {key: value for key, value in changes.items() if not key.startswith('teacher.')}
+    assert of_student == {
+        'model.variant': 'S/14',
+        'model.activation': 'gelu',
+        **{f'model.{key}': 0 for key in ('width', 'mlp', 'heads')},
+        'dataset.image_size': 224,
+        **{f'dataset.{key}': value for key, value in SHOWN.items()},
+    }
+    assert vit.sizes_of(made.model) == (vit.VARIANTS['S']._replace(layers=3), 14)
+    assert vit.sizes_of(made.teacher.model) == (vit.VARIANTS['S'], 14)
+    # What is set is kept.
+    config.model.layers, config.dataset.image_size = 5, 56
+    _, made = of(DINOV2, config, 'model.layers', 'dataset.image_size', 'model.initial')
+    assert (made.model.layers, made.model.split) == (5, 3)
+    # Positions are copied, so both are shown as much.
+    assert made.dataset.image_size == made.teacher.dataset.image_size == 56
+
+
+def test_a_student_of_sizes_without_a_name(checkpoints):
+    config = images.get_config()
+    _, made = of(checkpoints[NPZ], config)
+    assert vit.sizes_of(made.model) == (vit.Sizes(48, 3, 96, 4), 8)
+    config.model.layers = 0
+    _, made = of(checkpoints[NPZ], config)
+    assert vit.sizes_of(made.model) == (vit.Sizes(48, 6, 96, 4), 8)
+    # Its code says no size of images: the nearest to what there is that patches of 8 divide.
+    config.dataset.image_size = 45
+    assert of(checkpoints[NPZ], config)[1].dataset.image_size == 48
+
+
+@pytest.mark.parametrize('architecture', [R50, EfficientNetArchitecture('lite0', 'same', 0)])
+def test_a_student_that_cannot_start_from_its_teacher_starts_at_random(architecture):
+    config = images.get_config()
+    checkpoint = Checkpoint('somewhere', architecture, {}, google.PREPROCESSING)
+    changes, made = of(checkpoint, config)
+    kept = {key for key in changes if not key.startswith('teacher.')}
+    assert kept == {'model.initial'} and made.model.initial == 'random'
+    assert made.teacher.model.split == {'resnet': 2, 'efficientnet': 4}[made.teacher.model.name]
+
+
+def test_a_student_of_an_efficientnet_is_refused():
+    checkpoint = Checkpoint('somewhere', EfficientNetArchitecture('b0', 'same', 0), {}, google.PREPROCESSING)
+    with pytest.raises(UserError, match=r'somewhere is an EfficientNet, whose BatchNorm .* resnet or vit\.$'):
+        of(checkpoint, images.get_config(), 'model.initial')
+
+
+def test_a_student_that_starts_from_a_bit_is_one():
+    checkpoint = Checkpoint('somewhere', R50, {}, google.PREPROCESSING)
+    config = images.get_config()
+    _, made = of(checkpoint, config, 'model.initial')
+    assert (made.model.name, made.model.variant, made.model.width) == ('resnet', 'R50x1', 8)
+    assert made.model.split == 2
+
+
+@pytest.mark.parametrize(
+    ('changes', 'words'),
+    [
+        ({'teacher.model.layers': 4}, 'teacher.model.layers is 12 there, 4 here'),
+        ({'teacher.model.variant': 'B/16'}, 'teacher.model.variant is S/14 there, B/16 here'),
+        ({'teacher.model.name': 'resnet'}, 'teacher.model.name is vit there, resnet here'),
+        ({'teacher.model.activation': 'gelu_tanh'}, 'teacher.model.activation is gelu there, gelu_tanh here'),
+        ({'teacher.dataset.crop_pct': 0.5}, 'teacher.dataset.crop_pct is 0.875 there, 0.5 here'),
+        ({'model.initial': 'teacher', 'model.width': 48}, 'model.width is 384 there, 48 here'),
+        (
+            {'teacher.model.patch': 16, 'teacher.model.registers': 1},
+            'teacher.model.patch is 14 there, 16 here, teacher.model.registers is 0 there, 1 here',
+        ),
+    ],
+)
+def test_what_is_set_otherwise_is_refused_by_name(changes, words):
+    config = common.get_config()
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(UserError) as caught:
+        of(DINOV2, config, *changes)
+    keys = ' and '.join(key for key in changes if key != 'model.initial')
+    assert str(caught.value) == (
+        f'somewhere says itself what it is, and something else than is set: {words}; leave {keys} out.'
     )
+
+
+def test_what_is_set_as_it_is_there_is_taken(checkpoints):
+    config = common.get_config()
+    keys = {'teacher.model.variant': 'S/32', 'teacher.model.patch': 14, 'teacher.model.heads': 6}
+    config.update_from_flattened_dict(keys)
+    assert not keys.keys() & of(DINOV2, config, *keys)[0].keys()
+    # A variant of other sizes is not what the checkpoint is, where they are said nowhere else.
+    config = make_config(variant='Ti/8', **TINY)
+    keys = [f'teacher.model.{key}' for key in ('variant', *TINY)]
+    assert 'teacher.model.variant' not in of(checkpoints[NPZ], config, *keys)[0]
+    with pytest.raises(UserError, match='variant is none of those with a name there, Ti/8 here'):
+        of(checkpoints[NPZ], config, 'teacher.model.variant')

@@ -11,7 +11,7 @@ from td_jax.configs import common
 from td_jax.errors import UserError
 from td_jax.models import MODELS, base, resnet
 from td_jax.pretrained import bit, fit, summary
-from td_jax.pretrained.architecture import check_teacher, module_of, student_overrides, teacher_overrides
+from td_jax.pretrained.architecture import check_teacher, module_of, teacher_overrides
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
 UNITS = 3, 4, 6, 3
@@ -187,7 +187,7 @@ def test_a_teacher_that_fits_and_one_that_does_not(tiny):
     )
     config.update_from_flattened_dict(teacher_overrides(checkpoint, config))
     check_teacher(checkpoint, config)
-    assert teacher_overrides(checkpoint, config) == student_overrides(checkpoint, config) == {}
+    assert teacher_overrides(checkpoint, config) == {}
     # And a ViT in the place of a ResNet.
     vit = pretrained.read(str(GOLDEN / 'vit_tiny.npz'))
     with pytest.raises(UserError, match=r'name is vit there, resnet here'):

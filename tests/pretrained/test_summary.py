@@ -18,8 +18,9 @@ from td_jax.pretrained.architecture import (
     Architecture,
     Checkpoint,
     check_teacher,
+    configured,
+    difference,
     module_of,
-    student_overrides,
 )
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
@@ -68,24 +69,28 @@ def test_what_a_checkpoint_is():
         ),
     ],
 )
-def test_the_overrides_make_the_teacher_fit(name):
+def test_the_short_flags_and_the_long_ones_make_the_same_teacher(name):
+    """Typed in full, all that is said is what the checkpoint makes of the short ones."""
     location = str(GOLDEN / name)
-    config = common.get_config()
-    teacher, *student = (
-        line for line in summary.report(location).splitlines() if line.startswith('--config.')
-    )
-    assert bool(student) == name.startswith('hf')
-    for override in shlex.split(' '.join([teacher, *student])):
-        key, value = override.removeprefix('--config.').split('=')
-        old = config
-        for part in key.split('.'):
-            old = old[part]
-        if not isinstance(old, str):
-            value = ast.literal_eval(value)
-        config.update_from_flattened_dict({key: value})
-    assert config.teacher.pretrained == location
-    check_teacher(pretrained.read(location), config)
-    assert student_overrides(pretrained.read(location), config) == {}
+    lines = [line for line in summary.report(location).splitlines() if '--config.' in line]
+    short, long = ' '.join(lines[::2]), ' '.join(lines[1::2])
+    checkpoint, configs = pretrained.read(location), []
+    for flags in (short, f'{short} {long}'):
+        config, keys = common.get_config(), []
+        for override in shlex.split(flags):
+            key, value = override.removeprefix('--config.').split('=')
+            old = config
+            for part in key.split('.'):
+                old = old[part]
+            value = value if isinstance(old, str) else ast.literal_eval(value)
+            config.update_from_flattened_dict({key: value})
+            keys.append(key)
+        assert config.teacher.pretrained == location
+        configs.append(configured(checkpoint, config, keys.__contains__, common.get_config()))
+        check_teacher(checkpoint, configs[-1])
+    assert len(long.split()) > 3 and configs[0].model.initial == 'teacher'
+    assert difference(*configs) == {}
+    assert difference(config, configs[-1]) == {}
 
 
 def test_registers_and_what_the_head_reads_are_said():
@@ -106,10 +111,13 @@ def test_a_published_size_goes_by_its_name(monkeypatch):
     assert 'parameters  backbone 87,455,232, head 17,387,859, total 104,843,091\n' in text
     assert 'unused      odd\n' in text
     assert '[batch, 50, 768]  [batch, 50, 768]  [batch, 50, 128]' in text
-    assert text.endswith(
-        '--config.teacher.pretrained=gs://b/ViT-B_32.npz --config.teacher.model.name=vit '
-        '--config.teacher.model.pre_logits=True'
+    teacher = text[text.index('As a teacher') :].splitlines()[2:7:4]
+    assert teacher[0] == '--config.teacher.pretrained=gs://b/ViT-B_32.npz'
+    assert teacher[1].endswith(
+        '--config.teacher.model.name=vit --config.teacher.model.pre_logits=True '
+        '--config.teacher.model.split=6'
     )
+    assert '\n--config.model.initial=teacher --config.model.layers=6\n' in text
 
 
 def test_a_block_keeps_its_shape():

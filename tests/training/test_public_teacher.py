@@ -1,0 +1,187 @@
+"""A public checkpoint that configures its teacher: what is taken and refused, and the run that it makes."""
+
+import json
+import pathlib
+import shutil
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from td_jax import config as config_lib
+from td_jax import own
+from td_jax.configs import images
+from td_jax.devices import sharding
+from td_jax.errors import Missing, UserError
+from td_jax.files import workdir
+from td_jax.training import preflight, public_teacher
+from td_jax.training.programs import Programs
+from tests.pretrained import test_bit
+
+GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
+BARE, CLASSIFIER = GOLDEN / 'hf_vit_tiny', GOLDEN / 'hf_vit_tiny_classifier'
+SMALL = {
+    **{'num_seeds': 1, 'num_steps': 2, 'batch_size': 4, 'eval_batch_size': 4, 'diagnostics': False},
+    **{'optimizer.warmup_steps': 0, 'communication.hidden': 8, 'communication.message': 6},
+}
+
+
+@pytest.fixture(scope='module')
+def photos(tmp_path_factory):
+    """A folder of twelve photographs of two classes."""
+    folder = tmp_path_factory.mktemp('photos')
+    for i in range(12):
+        file = folder / ('cat', 'dog')[i % 2] / f'{i:02}.png'
+        file.parent.mkdir(exist_ok=True)
+        rough = np.random.default_rng(i).integers(0, 256, (5, 6, 3), np.uint8)
+        PIL.Image.fromarray(rough).resize((40 + i, 36), PIL.Image.Resampling.BICUBIC).save(file)
+    return folder
+
+
+@pytest.fixture
+def typed(photos, tmp_path):
+    """A function (checkpoint, **typed, keys with __ for dots) -> configs/images.py in full."""
+
+    def make(checkpoint, **changes):
+        config = images.get_config()
+        config.update_from_flattened_dict(SMALL)
+        changes = {key.replace('__', '.'): value for key, value in changes.items()}
+        changes |= {'dataset.path': str(photos), 'teacher.pretrained': str(checkpoint), **changes}
+        config.update_from_flattened_dict(changes)
+        return public_teacher.configured(config, tmp_path / 'run', list(changes))
+
+    return make
+
+
+def passes_preflight(config, folder):
+    return preflight._check_alone(config, folder, sharding.make_mesh(config), Programs())
+
+
+def named(folder, names):
+    """A copy of the classifier whose labels have names."""
+    shutil.copytree(CLASSIFIER, folder)
+    config = json.loads((folder / 'config.json').read_text())
+    config['id2label'] = dict(enumerate(names))
+    (folder / 'config.json').write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ('name', 'method'), [('vit_tiny.npz', 'td'), ('hf_dinov2_registers_tiny', 'ld'), ('bit', 'ld')]
+)
+def test_a_config_for_another_teacher_takes_any_checkpoint(typed, tmp_path, name, method):
+    location = GOLDEN / name
+    if name == 'bit':
+        location = tmp_path / 'bit.npz'
+        np.savez(location, **test_bit.weights(8))
+    config = typed(location, method=method)
+    assert config.model.initial == ('random' if name == 'bit' else 'teacher')
+    passes_preflight(config, tmp_path / 'run')
+
+
+def test_the_command_says_what_it_takes_and_goes_on(run_command, typed, photos, tmp_path):
+    arguments = [
+        '--config=td_jax/configs/images.py',
+        f'--config.dataset.path={photos}',
+        f'--config.teacher.pretrained={BARE}',
+        f'--workdir={tmp_path / "run"}',
+        '--config.method=ld',
+        *(f'--config.{key}={value}' for key, value in SMALL.items()),
+    ]
+    code, _, error = run_command('main', *arguments)
+    assert code == 0, error
+    lines = error.splitlines()
+    assert lines[0].startswith(
+        f'{BARE} says itself what it is: dataset.image_size=32 dataset.resize=bilinear_'
+    )
+    assert ' teacher.model.width=48' in lines[0] and ' model.width=48 ' in lines[0]
+    assert lines[1] == (
+        'teacher.labels=probe: the checkpoint has no head; a linear head on the teacher learns those of the '
+        'student first'
+    )
+    stored = json.loads((tmp_path / 'run' / workdir.CONFIG).read_text())
+    assert {key: stored['teacher']['model'][key] for key in ('width', 'layers', 'split', 'patch')} == {
+        **{'width': 48, 'layers': 6, 'split': 3, 'patch': 8}
+    }
+    assert stored['teacher']['labels'] == 'probe'
+    # What is kept is the config in full: nothing more is to be taken.
+    full = config_lib.from_json(stored)
+    assert public_teacher.configured(full, tmp_path / 'run') == full
+    # The same command is the same run, and so is what was kept.
+    result = json.loads((tmp_path / 'run' / workdir.RESULT).read_text())
+    short = typed(BARE, method='ld')
+    assert config_lib.differences(short, stored) == {}
+    assert config_lib.digest(short) == config_lib.digest(full)
+    for config in (short, full):
+        assert own.train(config, tmp_path / 'run') == result
+
+
+def test_labels_that_differ_take_a_probe(typed, tmp_path, capsys):
+    others = named(tmp_path / 'others', 'abcdefg')
+    assert typed(others, method='ld').teacher.labels == 'probe'
+    assert 'the checkpoint predicts 7 labels, and the student 2 others (cat, dog);' in capsys.readouterr().err
+    # No term compares predictions.
+    assert typed(others, method='fitnet').teacher.labels == 'shared'
+    # It is said otherwise.
+    for labels in ('shared', 'auxiliary'):
+        assert typed(others, method='ld', teacher__labels=labels).teacher.labels == labels
+    assert 'teacher.labels' not in capsys.readouterr().err
+
+
+def test_labels_that_are_the_same_are_compared(typed, tmp_path, photos, monkeypatch):
+    folder = tmp_path / 'same'
+    for name in 'gfedcba':
+        shutil.copytree(photos / 'cat', folder / name)
+    same = named(tmp_path / 'checkpoint', 'abcdefg')
+    assert typed(same, method='ld', dataset__path=str(folder)).teacher.labels == 'shared'
+    assert typed(CLASSIFIER, method='ld', dataset__path=str(folder)).teacher.labels == 'shared'
+
+
+def test_a_run_that_has_lost_its_data_is_still_the_same(typed, tmp_path):
+    others = named(tmp_path / 'others', 'abcdefg')
+    gone = str(tmp_path / 'gone')
+    with pytest.raises(Missing):
+        typed(others, method='ld', dataset__path=gone)
+    (tmp_path / 'run').mkdir()
+    stored = typed(others, method='ld')
+    (tmp_path / 'run' / workdir.CONFIG).write_text(config_lib.to_json(stored))
+    assert typed(others, method='ld', dataset__path=gone).teacher.labels == 'probe'
+
+
+def test_a_config_that_names_its_checkpoint_says_what_it_changes(photos, tmp_path):
+    """What is not the default is set; a split is, too, where a model is named."""
+    config = images.get_config()
+    config.teacher.pretrained = str(BARE)
+    with pytest.raises(UserError, match=r'teacher\.model\.width is 48 there, 128 here'):
+        own.train(config, tmp_path / 'run')
+    for model in (config.model, config.teacher.model):
+        model.update({'name': 'mlp', 'variant': 'B/32', 'width': 0, 'mlp': 0, 'heads': 0, 'split': 1})
+    config.teacher.model.layers = 0
+    made = public_teacher.configured(config, tmp_path / 'run')
+    assert (made.model.split, made.teacher.model.split) == (2, 3)
+    config.model.name = config.teacher.model.name = 'vit'
+    made = public_teacher.configured(config, tmp_path / 'run')
+    assert (made.model.split, made.teacher.model.split) == (1, 1)
+
+
+def test_a_run_without_a_teacher_reads_no_checkpoint(typed, tmp_path):
+    config = typed(tmp_path / 'none', method='supervised', model__initial='random')
+    assert config.model.width == 128
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('name', ['dinov2_small_saliency', 'efficientnet_lite0'])
+def test_a_real_model_teaches(foundation, typed, tmp_path, name):
+    """Both as their authors publish them, at small images for the sake of time."""
+    config = typed(foundation(name), method='ld', teacher__dataset__image_size=56, dataset__image_size=56)
+    is_vit = name.startswith('dinov2')
+    assert (config.model.initial, config.model.variant) == (
+        ('teacher', 'S/14') if is_vit else ('random', 'Ti/8')
+    )
+    assert config.teacher.labels == 'probe'
+    result = own.train(config, tmp_path / 'run')
+    assert result['steps'] == 2 and np.isfinite(result['values']).all()
+    # At the size that it is published for, it only has to be what can be computed.
+    config = typed(foundation(name))
+    assert config.teacher.dataset.image_size == 224
+    passes_preflight(config, tmp_path / 'run')
