@@ -4,8 +4,8 @@
     upper: s      -> e    the higher hidden state, which the head reads
     head:  e      -> y    the prediction
 
-Communication reads s and e and runs `upper` by itself, on states that another model suggested, which
-is why a model is split and not one function (arXiv 2310.03188, section 3.1).
+A model is split because communication reads s and e, and runs `upper` alone on states that another model
+suggested (arXiv 2310.03188, section 3.1).
 """
 
 from collections.abc import Callable
@@ -23,9 +23,9 @@ HEADS = 'head_layer', 'output_layer'
 
 
 class Activations(NamedTuple):
-    """What one model computes on the way to its prediction; every array is batch-first."""
+    """The hidden states and the prediction of one model; every array is batch-first."""
 
-    lower: jax.Array  # s: [batch, ..., lower width], laid out as of a Model
+    lower: jax.Array  # s: [batch, ..., lower width], with the axes that Model describes
     upper: jax.Array  # e: [batch, ..., upper width]
     logits: jax.Array  # y: [batch, outputs]
 
@@ -33,17 +33,17 @@ class Activations(NamedTuple):
 class Model(NamedTuple):
     """Three functions and their initial parameters.
 
-    A key switches dropout on; with None a function is deterministic.
+    With a key, a function applies dropout; with None it is deterministic.
 
     init(key, inputs) -> parameter tree
     lower(params, inputs, key) -> s
     upper(params, s, key) -> e
     head(params, e) -> y, [batch, outputs]
-    registers: how many tokens stand between the class token and those of the grid
+    registers: number of tokens between the class token and the grid
 
-    A state says by its rank what it is, and the lower and the higher one need not be the same:
+    The rank of a state determines its kind, which may differ between the lower and the higher state:
     [batch, width] is a vector; [batch, tokens, width] a class token, the registers and a grid in row order;
-    [batch, rows, columns, width] a feature map, without a class token.
+    [batch, rows, columns, width] a feature map without a class token.
     """
 
     init: Callable[..., Any]
@@ -54,7 +54,7 @@ class Model(NamedTuple):
 
 
 def from_module(module: nn.Module, registers: int = 0) -> Model:
-    """Makes a Model of a Linen module with methods `lower`, `upper` and `head`.
+    """Makes a Model from a Linen module with the methods `lower`, `upper` and `head`.
 
     The module's `lower` and `upper` take (x, deterministic), and its `__call__` runs all three.
     """
@@ -76,7 +76,7 @@ def from_module(module: nn.Module, registers: int = 0) -> Model:
 
 
 def activations(model: Model, params, inputs, key=None) -> Activations:
-    """Runs all three parts on `inputs`; with a key, each part has its own dropout."""
+    """Runs all three parts on `inputs`; with a key, `lower` and `upper` each have their own dropout."""
     lower_key, upper_key = (None, None) if key is None else jax.random.split(key)
     s = model.lower(params, inputs, lower_key)
     e = model.upper(params, s, upper_key)
@@ -84,9 +84,9 @@ def activations(model: Model, params, inputs, key=None) -> Activations:
 
 
 def read_by_head(e: jax.Array) -> jax.Array:
-    """What a prediction reads of a higher hidden state, [batch, width].
+    """The part of a higher hidden state that a prediction reads, [batch, width].
 
-    Of tokens the first one, of a feature map the mean, in float32. (A ViT's own head may read more beside it,
+    It is the first token, or the mean of a feature map in float32. (A ViT's own head may read more,
     td_jax.models.vit.POOLINGS.)
     """
     if e.ndim == 4:
@@ -94,65 +94,66 @@ def read_by_head(e: jax.Array) -> jax.Array:
     return e[:, 0] if e.ndim == 3 else e
 
 
-def misfit(params, shapes) -> str | None:
-    """The first parameter that is missing on one side or has another shape; None where all fit.
+def describe_misfit(params, shapes) -> str | None:
+    """Describes the first parameter that is missing or has another shape; None where all fit.
 
     Args:
       params: a tree of arrays.
-      shapes: a tree of what a model has, arrays or their shapes.
+      shapes: the model's own tree, of arrays or shapes.
     """
-    there, wanted = (flax.traverse_util.flatten_dict(tree, sep='/') for tree in (params, shapes))
-    for name in sorted(there.keys() | wanted.keys()):
-        found = [side[name].shape if name in side else None for side in (there, wanted)]
-        if found[0] != found[1]:
-            says = ['is missing' if shape is None else f'has shape {shape}' for shape in found]
-            return f'{name} {says[0]} there and {says[1]} in the model'
+    actual, expected = (flax.traverse_util.flatten_dict(tree, sep='/') for tree in (params, shapes))
+    for name in sorted(actual.keys() | expected.keys()):
+        leaf_shapes = [side[name].shape if name in side else None for side in (actual, expected)]
+        if leaf_shapes[0] != leaf_shapes[1]:
+            problems = ['is missing' if shape is None else f'has shape {shape}' for shape in leaf_shapes]
+            return f'{name} {problems[0]} there and {problems[1]} in the model'
     return None
 
 
 def with_parameters(model: Model, params) -> Model:
-    """A model that starts from parameters that it learned elsewhere: its `init` gives them, whatever the key.
+    """A model whose `init` returns given parameters, whatever the key.
 
     Args:
-      model: of the parameters.
-      params: a tree of arrays, as `model.init` makes it; else `init` raises a UserError.
+      model: the model of these parameters.
+      params: a tree of arrays like that of `model.init`; for any other tree, `init` raises a UserError.
     """
 
     def init(key, inputs):
-        wrong = misfit(params, jax.eval_shape(model.init, key, inputs))
-        if wrong:
-            raise UserError(f'the parameters of a model do not fit it: {wrong}.')
+        problem = describe_misfit(params, jax.eval_shape(model.init, key, inputs))
+        if problem:
+            raise UserError(f'the parameters of a model do not fit it: {problem}.')
         return params
 
     return model._replace(init=init)
 
 
-def started_from(given: dict, initial: dict, copies_head: bool) -> dict:
-    """The parameters of a student that starts from its teacher.
+def start_from_teacher(teacher_params: dict, initial: dict, copies_head: bool) -> dict:
+    """Copies a teacher's parameters into a student, wherever both have the same name.
 
     Args:
       given: the teacher's parameters.
       initial: the student's own.
-      copies_head: whether both predict the same, so that the head is copied, too.
+      copies_head: whether to copy the head, too, because both predict the same labels.
 
     Returns:
-      A tree like `initial`, in which everything that `given` has under the same name is copied from there.
+      A tree like `initial`.
 
     Raises:
-      UserError: a copy that does not fit; names the parameter and both shapes.
+      UserError: a parameter has another shape in the teacher.
     """
-    found = dict(jax.tree_util.tree_leaves_with_path(given))
+    teacher_leaves = dict(jax.tree_util.tree_leaves_with_path(teacher_params))
 
     def choose(path, own):
         name = jax.tree_util.keystr(path, simple=True, separator='/')
-        other = found.get(path)
-        if other is None or (name.split('/')[0] in HEADS and not copies_head):
+        teacher_leaf = teacher_leaves.get(path)
+        if teacher_leaf is None or (name.split('/')[0] in HEADS and not copies_head):
             return own
-        if other.shape != own.shape:
+        if teacher_leaf.shape != own.shape:
             raise UserError(
-                f'model.initial is teacher, but {name} is {own.shape} in the student and {other.shape} in '
-                'the teacher; give both the same sizes, or set model.initial to random.'
+                f'model.initial is teacher, but {name} is {own.shape} in the student and '
+                f'{teacher_leaf.shape} in the teacher; give both the same sizes, or set model.initial to '
+                'random.'
             )
-        return other
+        return teacher_leaf
 
     return jax.tree_util.tree_map_with_path(choose, initial)

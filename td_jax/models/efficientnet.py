@@ -4,8 +4,8 @@
     upper: s -> stages from the split on, the last convolution -> e        [batch, rows, columns, width]
     head:  e -> mean over the grid, Dense -> y                             [batch, outputs]
 
-A stage is inverted residuals (Sandler et al. 2018). The BatchNorm behind each convolution is part of its
-kernel and bias: of a model that is not trained, it is the same function.
+A stage is a sequence of inverted residuals (Sandler et al. 2018). The BatchNorm after each convolution is
+folded into its kernel and bias, which is the same function as long as the model is not trained.
 """
 
 import math
@@ -30,8 +30,8 @@ STAGES = (
     (1, 3, 1, 6, 320),
 )
 STEM, LAST = 32, 1280
-# Variant -> (factor of widths, factor of depths). Of a lite one, stem, first and last stage and the last
-# convolution stay as they are, relu6 is the activation, and nothing is squeezed.
+# variant -> (factor of widths, factor of depths). A lite variant keeps the stem, the first and the last stage
+# and the last convolution as they are, uses relu6, and has no squeeze-and-excitation.
 FACTORS = {
     **{'b0': (1.0, 1.0), 'b1': (1.0, 1.1), 'b2': (1.1, 1.2), 'b3': (1.2, 1.4), 'b4': (1.4, 1.8)},
     **{'b5': (1.6, 2.2), 'b6': (1.8, 2.6), 'b7': (2.0, 3.1)},
@@ -43,23 +43,23 @@ FACTORS = {
         'lite4': (1.4, 1.8),
     },
 }
-# How an image is padded, by name: 'same' as TensorFlow does it, more behind than in front where it is odd, or
-# by half a kernel all around.
+# Padding of a convolution, by name: 'same' is TensorFlow's, with an odd row added at the end; 'symmetric'
+# adds half a kernel on every side.
 PADDINGS = ('same', 'symmetric')
 
 
 class Sizes(NamedTuple):
-    """What makes a variant."""
+    """The sizes of a variant."""
 
-    stem: int  # width behind the first convolution
+    stem: int  # width after the first convolution
     widths: tuple[int, ...]  # of each stage
-    depths: tuple[int, ...]  # blocks of each stage
+    depths: tuple[int, ...]  # number of blocks in each stage
     last: int  # width of the last convolution
     is_lite: bool
 
 
 def round_width(width: float, divisor: int = 8) -> int:
-    """The nearest multiple of a divisor, which is at most a tenth smaller."""
+    """Rounds a width to the nearest multiple of a divisor that is at most a tenth smaller."""
     rounded = max(divisor, int(width + divisor / 2) // divisor * divisor)
     return rounded + divisor if rounded < 0.9 * width else rounded
 
@@ -68,7 +68,7 @@ def sizes_of_variant(variant: str) -> Sizes:
     """The sizes of a name of FACTORS.
 
     Raises:
-      UserError: it is none.
+      UserError: an unknown name.
     """
     if variant not in FACTORS:
         raise UserError(f'model.variant {variant!r} is no EfficientNet. Known: {", ".join(FACTORS)}.')
@@ -109,13 +109,13 @@ class Conv(nn.Module):
 
 
 class Block(nn.Module):
-    """An inverted residual: wider, convolved by channel, narrower; x is added where both are alike."""
+    """An inverted residual: expand, convolve by channel, project; x is added where the shapes are equal."""
 
     width: int
     side: int
     stride: int
     expansion: int
-    squeezed: int  # width of the squeeze; 0 for none
+    squeeze_width: int  # of the squeeze-and-excitation; 0 for none
     activation: str
     padding: str
     dtype: str
@@ -126,11 +126,13 @@ class Block(nn.Module):
         wide = x.shape[-1] * self.expansion
         if self.expansion != 1:
             y = act(Conv(wide, 1, 1, self.padding, self.dtype, name='expand')(y))
-        y = Conv(wide, self.side, self.stride, self.padding, self.dtype, True, name='depthwise')(y)
+        y = Conv(wide, self.side, self.stride, self.padding, self.dtype, is_depthwise=True, name='depthwise')(
+            y
+        )
         y = act(y)
-        if self.squeezed:
+        if self.squeeze_width:
             mean = y.mean(axis=(1, 2), keepdims=True, dtype=jnp.float32).astype(y.dtype)
-            gate = act(nn.Dense(self.squeezed, dtype=self.dtype, name='squeeze')(mean))
+            gate = act(nn.Dense(self.squeeze_width, dtype=self.dtype, name='squeeze')(mean))
             y = y * jax.nn.sigmoid(nn.Dense(wide, dtype=self.dtype, name='excite')(gate))
         y = Conv(self.width, 1, 1, self.padding, self.dtype, name='project')(y)
         return x + y if self.stride == 1 and x.shape[-1] == self.width else y
@@ -142,7 +144,7 @@ class EfficientNet(nn.Module):
     Attributes:
       sizes: of the variant.
       num_outputs: width of the prediction.
-      split: how many stages belong to `lower`, from 0, the stem alone, to all.
+      split: number of stages in `lower`, from 0 (the stem alone) to all.
       padding: a name of PADDINGS.
       dtype: of the computation; parameters, means and logits are float32.
     """
@@ -157,26 +159,26 @@ class EfficientNet(nn.Module):
         sizes = self.sizes
         self.activation = 'relu6' if sizes.is_lite else 'silu'
         self.stem = Conv(sizes.stem, 3, 2, self.padding, self.dtype)
-        stages, before = [], sizes.stem
+        stages, input_width = [], sizes.stem
         for i, (_, side, stride, expansion, _) in enumerate(STAGES):
             blocks = []
             for j in range(sizes.depths[i]):
-                # A fourth of what comes into a block.
-                squeezed = 0 if sizes.is_lite else max(1, before // 4)
+                # A fourth of a block's input.
+                squeeze_width = 0 if sizes.is_lite else max(1, input_width // 4)
                 blocks.append(
                     Block(
-                        sizes.widths[i],
-                        side,
-                        1 if j else stride,
-                        expansion,
-                        squeezed,
-                        self.activation,
-                        self.padding,
-                        self.dtype,
+                        width=sizes.widths[i],
+                        side=side,
+                        stride=1 if j else stride,
+                        expansion=expansion,
+                        squeeze_width=squeeze_width,
+                        activation=self.activation,
+                        padding=self.padding,
+                        dtype=self.dtype,
                         name=f'stage_{i}_block_{j}',
                     )
                 )
-                before = sizes.widths[i]
+                input_width = sizes.widths[i]
             stages.append(blocks)
         self.stages = stages
         self.last = Conv(sizes.last, 1, 1, self.padding, self.dtype)
@@ -206,7 +208,7 @@ class EfficientNet(nn.Module):
 
 
 def build(config, vocabularies: dict[str, int], num_outputs: int, dtype: str) -> base.Model:
-    """Makes an EfficientNet of a model config.
+    """Builds an EfficientNet from a model config.
 
     Args:
       config: the fields of td_jax.configs.common.model_config.
@@ -215,7 +217,7 @@ def build(config, vocabularies: dict[str, int], num_outputs: int, dtype: str) ->
       dtype: of the computation.
 
     Raises:
-      UserError: a variant that is not known, a split behind the last stage, or data that is no images.
+      UserError: an unknown variant, a split beyond the last stage, or data other than images.
     """
     if vocabularies:
         raise UserError(f'model.name efficientnet reads images; the data set has {", ".join(vocabularies)}.')
@@ -224,4 +226,7 @@ def build(config, vocabularies: dict[str, int], num_outputs: int, dtype: str) ->
         raise UserError(
             f'model.split is {config.split}; with {len(STAGES)} stages it is between 0 and {len(STAGES)}.'
         )
-    return base.from_module(EfficientNet(sizes, num_outputs, config.split, config.padding, dtype))
+    module = EfficientNet(
+        sizes=sizes, num_outputs=num_outputs, split=config.split, padding=config.padding, dtype=dtype
+    )
+    return base.from_module(module)

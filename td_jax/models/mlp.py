@@ -18,7 +18,7 @@ class MLP(nn.Module):
     Attributes:
       hidden: widths of the hidden layers, input side first.
       num_outputs: width of the prediction.
-      split: how many hidden layers belong to `lower`, at most len(hidden); 0 makes s of the embeddings.
+      split: number of hidden layers in `lower`, at most len(hidden); with 0, s is the embeddings.
       dropout: rate after each hidden layer.
       embeddings: (input name, vocabulary size, width), in the order of concatenation.
       dtype: of the computation; parameters and predictions are float32.
@@ -74,7 +74,7 @@ class MLP(nn.Module):
 
 
 def build(config, vocabularies: dict[str, int], num_outputs: int, dtype: str) -> base.Model:
-    """Makes an MLP of a model config.
+    """Builds an MLP from a model config.
 
     Args:
       config: the fields of `td_jax.configs.common.model_config`.
@@ -85,7 +85,7 @@ def build(config, vocabularies: dict[str, int], num_outputs: int, dtype: str) ->
     Raises:
       UserError: a split outside the hidden layers, or embeddings that the data set does not have.
     """
-    # Without embeddings nothing would be learned before a split at 0.
+    # Without embeddings, a split at 0 would leave `lower` without parameters.
     least = 0 if vocabularies else 1
     if not least <= config.split <= len(config.hidden):
         raise UserError(
@@ -100,5 +100,12 @@ def build(config, vocabularies: dict[str, int], num_outputs: int, dtype: str) ->
         )
     widths = {**dict.fromkeys(others, config.embedding_width), **config.embeddings}
     embeddings = tuple((name, vocabularies[name], widths[name]) for name in vocabularies)
-    module = MLP(tuple(config.hidden), num_outputs, config.split, config.dropout, embeddings, dtype)
+    module = MLP(
+        hidden=tuple(config.hidden),
+        num_outputs=num_outputs,
+        split=config.split,
+        dropout=config.dropout,
+        embeddings=embeddings,
+        dtype=dtype,
+    )
     return base.from_module(module)

@@ -1,12 +1,12 @@
-"""ResNet without statistics of batches (BiT's ResNet-v2, Kolesnikov et al. 2019), cut in three at any stage.
+"""ResNet without batch statistics (BiT's ResNet-v2, Kolesnikov et al. 2019), cut in three at any stage.
 
     lower: image -> root, stages before the split -> s                     [batch, rows, columns, width]
     upper: s -> stages from the split on, final GroupNorm and relu -> e    [batch, rows, columns, width]
     head:  e -> mean over the grid, Dense -> y                             [batch, outputs]
 
 Units are pre-activation (He et al. 2016): norm and relu come before a convolution. Norms are over groups of
-channels of one example (Wu and He 2018), and kernels are standardised (Qiao et al. 2019), so that nothing is
-kept beside the parameters and no example depends on others.
+channels of one example (Wu and He 2018), and kernels are standardised (Qiao et al. 2019), so that there is no
+state besides the parameters and no example depends on others.
 """
 
 import math
@@ -26,23 +26,24 @@ NORM_EPSILON, KERNEL_EPSILON = 1e-5, 1e-10
 
 
 class Sizes(NamedTuple):
-    """What makes a variant."""
+    """The sizes of a variant."""
 
     width: int  # of the root
-    units: tuple[int, ...]  # of each stage
-    # Whether a unit is of three convolutions, the first two a fourth as wide as the last, behind a root of 7
-    # by 7 and a pooling that leave a fourth of the image's side; else it is of two, behind a root of 3 by 3.
+    units: tuple[int, ...]  # number of units in each stage
+    # True: a unit has three convolutions, the first two a fourth as wide as the last. The root is 7 by 7 and
+    # is followed by a pooling; together they leave a fourth of the image's side.
+    # False: a unit has two convolutions, and the root is 3 by 3.
     bottleneck: bool
 
 
-# Units of each stage by depth: those of images of 224 pixels and more (He et al. 2015, Table 1), and those of
-# CIFAR's 32 (section 4.2 there): three stages of n units of two convolutions, 6 n + 2 layers.
+# depth -> units of each stage: for images of 224 pixels and more (He et al. 2015, Table 1), and for the 32
+# pixels of CIFAR (section 4.2 there), three stages of n units of two convolutions, 6 n + 2 layers.
 BOTTLENECKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 SMALL = {6 * n + 2: (n,) * 3 for n in (1, 2, 3, 5, 7, 9, 18)}
 
 
-def groups_of(width: int) -> int:
-    """How many groups a norm of so many channels has: 32, or fewer where they would be of one channel."""
+def count_groups(width: int) -> int:
+    """The number of groups of a norm over `width` channels: 32, or fewer, so that none has one channel."""
     return math.gcd(32, width // 2) if width % 2 == 0 else 1
 
 
@@ -81,7 +82,7 @@ class Norm(nn.Module):
     @nn.compact
     def __call__(self, x):
         norm = nn.GroupNorm(
-            num_groups=groups_of(x.shape[-1]),
+            num_groups=count_groups(x.shape[-1]),
             epsilon=NORM_EPSILON,
             dtype=self.dtype,
             use_fast_variance=False,
@@ -91,7 +92,7 @@ class Norm(nn.Module):
 
 
 class Unit(nn.Module):
-    """x + convolutions of relu(norm(x)); where width or side change, a convolution of it stands for x."""
+    """x + convolutions of relu(norm(x)); where the width or the side changes, x is projected."""
 
     width: int
     stride: int
@@ -122,7 +123,7 @@ class ResNet(nn.Module):
     Attributes:
       sizes: of the variant.
       num_outputs: width of the prediction.
-      split: how many stages belong to `lower`, from 0, the root alone, to all.
+      split: number of stages in `lower`, from 0 (the root alone) to all.
       remat_policy: what of a unit is saved for the gradient, a name of remat.POLICIES.
       dtype: of the computation; parameters, statistics and logits are float32.
     """
@@ -168,7 +169,7 @@ class ResNet(nn.Module):
             raise ValueError(f'A ResNet reads images [batch, height, width, 3], not an array of {x.shape}.')
         x = self.root(x)
         if self.sizes.bottleneck:
-            # Zeros all around, and no more; a pooling's own padding is of minus infinity.
+            # Padded with zeros; a pooling's own padding is minus infinity.
             x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
             x = nn.max_pool(x, (3, 3), (2, 2))
         return self.run(self.stages[: self.split], x)
@@ -186,10 +187,10 @@ class ResNet(nn.Module):
 
 
 def sizes_of(config) -> Sizes:
-    """The sizes of a model config: its variant's, but for a width that is not 0.
+    """The sizes of a model config: those of its variant, unless the config has its own width.
 
     Raises:
-      UserError: a variant that is not known, or a width that the middle of a unit cannot be a fourth of.
+      UserError: an unknown variant.
     """
     match = re.fullmatch(r'R(\d{1,3})x([1-9]\d?)', config.variant)
     depth = int(match[1]) if match else 0
@@ -205,7 +206,7 @@ def sizes_of(config) -> Sizes:
 
 
 def build(config, vocabularies: dict[str, int], num_outputs: int, dtype: str) -> base.Model:
-    """Makes a ResNet of a model config.
+    """Builds a ResNet from a model config.
 
     Args:
       config: the fields of `td_jax.configs.common.model_config`.
@@ -214,7 +215,7 @@ def build(config, vocabularies: dict[str, int], num_outputs: int, dtype: str) ->
       dtype: of the computation.
 
     Raises:
-      UserError: a variant that is not known, a split behind the last stage, or data that is no images.
+      UserError: an unknown variant, a split beyond the last stage, or data other than images.
     """
     if vocabularies:
         raise UserError(f'model.name resnet reads images; the data set has {", ".join(vocabularies)}.')
@@ -224,4 +225,11 @@ def build(config, vocabularies: dict[str, int], num_outputs: int, dtype: str) ->
             f'model.split is {config.split}; with {len(sizes.units)} stages it is between 0 and '
             f'{len(sizes.units)}.'
         )
-    return base.from_module(ResNet(sizes, num_outputs, config.split, config.remat_policy, dtype))
+    module = ResNet(
+        sizes=sizes,
+        num_outputs=num_outputs,
+        split=config.split,
+        remat_policy=config.remat_policy,
+        dtype=dtype,
+    )
+    return base.from_module(module)

@@ -25,7 +25,7 @@ ACTIVATIONS = {
 }
 
 
-# Of numbers that are far from 0, the mean square less the squared mean would be all rounding.
+# The fast variance, mean square minus squared mean, is pure rounding error for numbers far from 0.
 LayerNorm = functools.partial(nn.LayerNorm, use_fast_variance=False)
 
 
@@ -42,14 +42,14 @@ def _class_and_register(e, registers):
     return e[:, :2].reshape(e.shape[0], -1)
 
 
-# What a head reads of a higher hidden state, by name -> f(e, registers) -> [batch, width], or twice as wide.
-# The second is that of DINOv2's linear head; the third is of DeiT, whose prediction is the mean of what two
-# heads make of the class token and of the distillation token.
+# name -> f(e, registers) -> what a head reads of a higher hidden state, [batch, width] or twice as wide.
+# DINOv2's linear head reads the second. DeiT has two heads, on the class and the distillation token, and
+# predicts their mean; the third is what both read.
 POOLINGS = {'class': _class, 'class_and_mean': _class_and_mean, 'class_and_register': _class_and_register}
 
 
 class Sizes(NamedTuple):
-    """What makes a variant, but for its patches."""
+    """The sizes of a variant, except for its patches."""
 
     width: int
     layers: int
@@ -68,9 +68,9 @@ PATCHES = (8, 14, 16, 32)
 
 
 def attend(query, key, value):
-    """Attention with a softmax in float32 and both products in the dtype of what is given.
+    """Attention with a softmax in float32 and both products in the dtype of the arguments.
 
-    flax.linen.dot_product_attention would multiply by float32 weights, and write their gradient in float32.
+    flax.linen.dot_product_attention would multiply by float32 weights and keep their gradient in float32.
 
     Args:
       query, key, value: [batch, tokens, heads, features].
@@ -120,7 +120,7 @@ class ViT(nn.Module):
       sizes: of the variant.
       patch: side of a patch in pixels.
       num_outputs: width of the prediction.
-      split: how many blocks belong to `lower`, from 0 to all.
+      split: number of blocks in `lower`, from 0 to all.
       dropout: rate after the position embedding and in every block.
       activation: a name of ACTIVATIONS.
       epsilon: of every LayerNorm.
@@ -160,7 +160,7 @@ class ViT(nn.Module):
     @nn.compact
     def embed(self, images, deterministic):
         """[batch, height, width, 3] -> [batch, 1 + registers + patches, width]."""
-        x = self.embedding(patches_of(images, self.patch).astype(self.dtype))
+        x = self.embedding(cut_patches(images, self.patch).astype(self.dtype))
         batch, count, width = x.shape
         cls = self.param('cls', nn.initializers.zeros, (1, 1, width), jnp.float32)
         initial = nn.initializers.normal(0.02)
@@ -199,10 +199,10 @@ class ViT(nn.Module):
         return self.head(self.upper(self.lower(inputs, deterministic), deterministic))
 
 
-def patches_of(images, patch: int):
-    """Cuts images into patches in row order; each is flattened as [row, column, channel].
+def cut_patches(images, patch: int):
+    """Cuts images into patches in row order, each flattened as [row, column, channel].
 
-    So a Dense on them is the strided convolution of the paper, its kernel [patch, patch, 3, width] with the
+    A Dense on them equals the paper's strided convolution; its kernel is [patch, patch, 3, width] with the
     first three axes joined.
 
     Args:
@@ -225,10 +225,10 @@ def patches_of(images, patch: int):
 
 
 def sizes_of(config) -> tuple[Sizes, int]:
-    """The sizes and the patch of a model config: its variant's, but for what is not 0.
+    """The sizes and the patch of a model config: those of its variant, unless the config has its own.
 
     Raises:
-      UserError: a variant that is not known, or heads that do not divide the width.
+      UserError: an unknown variant, or heads that do not divide the width.
     """
     name, _, patch = config.variant.partition('/')
     if name not in VARIANTS or not patch.isdecimal() or int(patch) not in PATCHES:
@@ -245,7 +245,7 @@ def sizes_of(config) -> tuple[Sizes, int]:
 
 
 def build(config, vocabularies: dict[str, int], num_outputs: int, dtype: str) -> base.Model:
-    """Makes a ViT of a model config.
+    """Builds a ViT from a model config.
 
     Args:
       config: the fields of `td_jax.configs.common.model_config`.
@@ -254,7 +254,7 @@ def build(config, vocabularies: dict[str, int], num_outputs: int, dtype: str) ->
       dtype: of the computation.
 
     Raises:
-      UserError: sizes that do not fit each other, or data that is no images.
+      UserError: sizes that do not fit each other, or data other than images.
     """
     if vocabularies:
         raise UserError(f'model.name vit reads images; the data set has {", ".join(vocabularies)}.')
@@ -266,17 +266,17 @@ def build(config, vocabularies: dict[str, int], num_outputs: int, dtype: str) ->
     if config.pooling == 'class_and_register' and not config.registers:
         raise UserError('model.pooling is class_and_register, but model.registers is 0; set it to 1 or more.')
     module = ViT(
-        sizes,
-        patch,
-        num_outputs,
-        config.split,
-        config.dropout,
-        config.activation,
-        config.epsilon,
-        config.pre_logits,
-        config.registers,
-        config.pooling,
-        config.remat_policy,
-        dtype,
+        sizes=sizes,
+        patch=patch,
+        num_outputs=num_outputs,
+        split=config.split,
+        dropout=config.dropout,
+        activation=config.activation,
+        epsilon=config.epsilon,
+        pre_logits=config.pre_logits,
+        registers=config.registers,
+        pooling=config.pooling,
+        remat_policy=config.remat_policy,
+        dtype=dtype,
     )
     return base.from_module(module, config.registers)

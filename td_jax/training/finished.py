@@ -249,6 +249,6 @@ def check_fit(folder: epath.Path, params: dict, shapes):
     Raises:
       UserError: names the first parameter that is missing or has another shape.
     """
-    misfit = base.misfit(params[train_step.STUDENT], shapes)
+    misfit = base.describe_misfit(params[train_step.STUDENT], shapes)
     if misfit:
         raise UserError(f'the checkpoint in {folder} does not fit its model: {misfit}.')

@@ -319,7 +319,7 @@ def _check_start(config, student_source, teacher_source):
     """Refuses a student that cannot start from its teacher."""
     start = assembly.parameter_shapes(config, config.teacher.model, teacher_source)
     initial = assembly.parameter_shapes(config, config.model, student_source)
-    base.started_from(start, initial, copies_head=assembly.same_labels(student_source, teacher_source))
+    base.start_from_teacher(start, initial, copies_head=assembly.same_labels(student_source, teacher_source))
     # What no parameter holds, and what the same parameters compute something else without.
     keys = []
     if config.model.name == 'vit':

@@ -104,7 +104,7 @@ def make_step(
     def init(key, batch: Batch, start=None) -> TrainState:
         student_params = student.init(randomness.fold_name(key, STUDENT), batch.student_inputs)
         if start is not None:
-            student_params = base.started_from(start, student_params, copies_head)
+            student_params = base.start_from_teacher(start, student_params, copies_head)
         activations = base.activations(student, student_params, batch.student_inputs)
         communication_key = randomness.fold_name(key, COMMUNICATION)
         communication = objective.init(communication_key, activations, batch.teacher, config, num_labels)

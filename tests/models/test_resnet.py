@@ -141,7 +141,7 @@ def test_variants(variant, units, width, count):
 
 def test_groups():
     """32 as BiT's, fewer where a group would be of one channel."""
-    assert [resnet.groups_of(n) for n in (64, 192, 256, 2048, 16, 4, 5)] == [32, 32, 32, 32, 8, 2, 1]
+    assert [resnet.count_groups(n) for n in (64, 192, 256, 2048, 16, 4, 5)] == [32, 32, 32, 32, 8, 2, 1]
 
 
 @pytest.mark.parametrize('variant', ['B/32', 'R18x1', 'R50', 'R50x0', 'r50x1', 'R50x1 ', ''])

@@ -45,10 +45,10 @@ def test_patches_are_what_a_strided_convolution_sees():
     convolved = jax.lax.conv_general_dilated(
         images, kernel, (8, 8), 'VALID', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
     )
-    ours = vit.patches_of(images, 8) @ kernel.reshape(-1, 7)
+    ours = vit.cut_patches(images, 8) @ kernel.reshape(-1, 7)
     np.testing.assert_allclose(ours, convolved.reshape(2, 6, 7), atol=1e-4)
     with pytest.raises(ValueError, match='16x24'):
-        vit.patches_of(images, 7)
+        vit.cut_patches(images, 7)
 
 
 @pytest.mark.long

@@ -61,7 +61,7 @@ def test_every_state_is_the_originals(checkpoints, case, initial):
         hold('last_hidden_state', e)
         hold('Transformer.encoder_norm', e)
         hold('logits', model.head(params, e))
-    patches = vit.patches_of(expected['images'], 8)
+    patches = vit.cut_patches(expected['images'], 8)
     embedded = patches @ params['embedding']['kernel'] + params['embedding']['bias']
     hold('embedding', embedded.reshape(len(embedded), side // 8, side // 8, -1))
     hold('pos_embedding', params['pos_embedding'])
