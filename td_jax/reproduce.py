@@ -1,4 +1,4 @@
-"""The paper's tables: runs what is missing, and shows the paper's numbers beside ours.
+"""The paper's tables: runs what is missing, and shows the paper's numbers next to ours.
 
     python -m td_jax.reproduce --tables=3 --genres=Drama,War --workdir=runs/tables
 
@@ -8,10 +8,10 @@ Every cell is a run in a folder of its own, so this may be interrupted and calle
     python -m td_jax.reproduce --tables=3 --from_errors=errors.npz
 
 The first also keeps what every interval of the table is computed from, the second computes them again. Cells
-that the file has already are not run again: it goes on from what another machine has done. With
+that the file has already are not run again: it resumes what another machine has done. With
 --figures=FOLDER either draws a figure of each table, and with --forest=FILE.svg one forest plot of all. With
---baseline=ROW all rows are compared with that one. With --on_test the first also says what choosing
-hyperparameters on the test split would give.
+--baseline=ROW all rows are compared with that one. With --on_test the first adds a sensitivity
+check: what selecting hyperparameters on the test set would give.
 """
 
 import sys
@@ -47,7 +47,7 @@ def _keep(target, there, results):
         table, column, row = others[0]
         print(
             f'td_jax: {target} had {len(others)} of these cells, such as table {table}, {column}, {row}, '
-            'from other runs than the knobs of today give; they are not taken, and taken out of it.',
+            'from runs with other options than those of today; they are not used, and are removed from it.',
             file=sys.stderr,
         )
     errors.write(target, errors.merged(there, results))
@@ -73,16 +73,18 @@ def main():
     names = flags.DEFINE_list('tables', None, f'Tables to make: {", ".join(tables.TABLES)}.')
     genres = flags.DEFINE_list('genres', ','.join(tables.GENRES), 'MovieLens: only these genres.')
     datasets = flags.DEFINE_list('datasets', ','.join(tables.IMAGES), 'Images: only these columns.')
-    folder = flags.DEFINE_string('workdir', None, 'Folder of all runs; called again, it goes on.')
-    only_show = flags.DEFINE_bool('only_show', False, 'Run nothing; mark what is missing.')
+    folder = flags.DEFINE_string('workdir', None, 'Folder of all runs; the same command resumes.')
+    only_show = flags.DEFINE_bool('only_show', False, 'Run nothing; mark missing cells.')
     dry_run = flags.DEFINE_bool(
-        'dry_run', False, 'Run nothing; print the runs of images, their operations and their time.'
+        'dry_run', False, 'Run nothing; print the runs of the image tables, their operations and their time.'
     )
     count = flags.DEFINE_integer(
-        'jobs', 1, 'Runs at once, each kept to its share of the cores; 0: one on each.', lower_bound=0
+        'jobs', 1, 'Runs at a time, each on its share of the cores; 0: one on each core.', lower_bound=0
     )
     kept = flags.DEFINE_string(
-        'errors', None, 'A file of cells and what their intervals are computed from; it is gone on from.'
+        'errors',
+        None,
+        'A file of cells and what their intervals are computed from; cells that it has are not run again.',
     )
     drawn = flags.DEFINE_string('figures', None, 'A folder that gets a figure of each table.')
     plotted = flags.DEFINE_string(
@@ -95,12 +97,12 @@ def main():
     with_test = flags.DEFINE_bool(
         'on_test',
         False,
-        'Also run all completed trials of td_jax.tune, and say what the best on test gives.',
+        'Sensitivity check: also run all completed trials of td_jax.tune on the test set.',
     )
     tflops = flags.DEFINE_float(
         'device_tflops',
         100.0,
-        'For --dry_run: 1e12 operations a second that are reached on average.',
+        'For --dry_run: 1e12 operations per second that are reached on average.',
         lower_bound=1e-6,
     )
 

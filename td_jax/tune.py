@@ -3,8 +3,8 @@
     python -m td_jax.tune --config=movielens --split_by=user --jobs=2 --workdir=runs/tune \
         --journals=docs/results/search --output=td_jax/configs/tuned/movielens.json
 
-Restartable: called again, it goes on, on another machine from the journals alone. With --columns=War or
---sampler_seed=1 what is chosen is filed under that name, beside what is chosen on the usual columns or draws.
+The same command resumes an interrupted search, on another machine from the journals alone. With --columns=War
+or --sampler_seed=1 what is chosen is filed under that name, next to what the usual columns or draws chose.
 """
 
 import json
@@ -21,7 +21,7 @@ def main():
     name = flags.DEFINE_string('config', None, f'A module of td_jax/configs/: {", ".join(tuning.CONFIGS)}.')
     split_by = flags.DEFINE_string('split_by', 'time', 'MovieLens: how ratings are split, time or user.')
     columns = flags.DEFINE_list(
-        'columns', None, 'Genres, or images a class, whose mean chooses; a few by default.'
+        'columns', None, 'Genres, or images per class, over whose mean is selected; a few by default.'
     )
     methods = flags.DEFINE_list(
         'methods',
@@ -30,22 +30,24 @@ def main():
         f'with another --sampler_seed {", ".join(tuning.MAIN)}.',
     )
     trials = flags.DEFINE_integer('trials', 16, 'Trials per method.', lower_bound=1)
-    seeds = flags.DEFINE_integer('seeds', 3, 'Students of a run, with seeds of their own.', lower_bound=2)
-    steps = flags.DEFINE_integer('steps', 1500, 'Steps of a run, the most that can be chosen.', lower_bound=1)
+    seeds = flags.DEFINE_integer('seeds', 3, 'Students per run, each with its own seed.', lower_bound=2)
+    steps = flags.DEFINE_integer(
+        'steps', 1500, 'Steps per run: the most that can be selected.', lower_bound=1
+    )
     sampler_seed = flags.DEFINE_integer(
-        'sampler_seed', 0, 'Of the draws; 0 is that of the teacher.', lower_bound=0
+        'sampler_seed', 0, 'Seed of the draws; the teacher has 0.', lower_bound=0
     )
     count = flags.DEFINE_integer(
         'jobs',
         1,
-        'Runs at once, each kept to its share of the cores; 0: one on each.',
+        'Runs at a time, each on its share of the cores; 0: one on each core.',
         lower_bound=0,
     )
-    folder = flags.DEFINE_string('workdir', None, 'Folder of all runs; called again, it goes on.')
+    folder = flags.DEFINE_string('workdir', None, 'Folder of all runs; the same command resumes.')
     journals = flags.DEFINE_string(
-        'journals', None, 'Folder of the journals of all trials, from which another machine goes on.'
+        'journals', None, 'Folder of the journals of all trials, from which another machine resumes.'
     )
-    output = flags.DEFINE_string('output', None, 'JSON file that gets the choices, others kept.')
+    output = flags.DEFINE_string('output', None, 'JSON file that gets the choices; others in it are kept.')
 
     def command():
         search = tuning.search_of(

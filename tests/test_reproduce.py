@@ -117,7 +117,7 @@ def test_tables_are_shown_from_a_file_of_errors_alone(tmp_path):
         ),
         'beside no row': messages['beside no row'],
         'damaged': messages['damaged'],
-        'missing': f'td_jax: {tmp_path}/none.npz is not there.\n',
+        'missing': f'td_jax: {tmp_path}/none.npz does not exist.\n',
         'no folder to run in': (
             f'td_jax: workdir {path} cannot be written (File exists); choose another --workdir.\n'
         ),
@@ -156,7 +156,7 @@ def test_the_command_writes_what_it_shows_unless_told_only_to_show(tmp_path):
     assert (written.returncode, shown.returncode) == (0, 0), outputs
     assert [err for _, err in outputs] == ['', '']
     # Half of the interval: t(0.975) of nine degrees of freedom, 2.2622, times the standard error, 0.01 / 3.
-    expected = ['TD', '10', '0.9000 ± 0.0075', '+0.0000 ± 0.0000', 'no errors kept', 'no variance']
+    expected = ['TD', '10', '0.9000 ± 0.0075', '+0.0000 ± 0.0000', 'no errors stored', 'no variance']
     assert cells_of(text, 'TD') == expected
     assert cells_of(missing, 'TD') == ['TD', '', 'missing', '', '', '']
     assert (root / 'tables_digits_x.md').read_text() + '\n' == text

@@ -12,7 +12,7 @@ from td_jax.training import evaluation, finished
 
 
 class Compared(NamedTuple):
-    """A row beside its baseline."""
+    """A row compared with its baseline."""
 
     row: Row
     own: statistics.Estimate | None  # None where no run is finished

@@ -66,7 +66,9 @@ def means(found: Comparison):
             cells.append(_estimated(values) if values else '')
         rows.append([pair.replace(',', ', '), *cells])
     return table(
-        'Means over classes, ± half of the 95% t interval over seeds', ['pair', *found.by_seed], rows
+        'Means over classes, ± the half-width of the 95% t interval over seeds',
+        ['pair', *found.by_seed],
+        rows,
     )
 
 

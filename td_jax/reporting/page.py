@@ -14,11 +14,12 @@ from td_jax.training import evaluation
 
 _STATES = (FINISHED, UNFINISHED, DIVERGED, DAMAGED)
 _INTERVALS = (
-    '± is half of the 95% t interval over n seeds, or over the means of teachers where a teacher has several '
-    'students. A difference is to the run from scratch of the same setting, over the seeds that both have. '
-    'The bootstrap draws {units} and seeds anew, those of one teacher together. p is of the paired t-test, '
-    'corrected by Holm for the rows. A row is better or worse if both intervals exclude 0, otherwise n.s., '
-    'not significantly different; fewer than {fewest} seeds, or teachers, support no verdict.'
+    '± is the half-width of the 95% t interval over n seeds; students that share a teacher count once, '
+    'by their mean. Δ is the difference to the run without distillation of the same setting, over the '
+    'seeds that both have. The bootstrap resamples {units} and seeds, those of one teacher together. p '
+    "is the p-value of the paired t-test, with Holm's correction for the rows. A difference is "
+    'significant, and a row better or worse, if both intervals exclude 0. n.s.: not significant. Fewer '
+    'than {fewest} seeds or teachers support no verdict.'
 )
 _UNITS = {'rmse': 'users', 'accuracy': 'examples'}
 
@@ -60,9 +61,9 @@ def make(root: epath.Path, found: Found) -> str:
         sections.append(('Teachers', _teachers(found, teaching)))
     sections += [(f'Representations: {name}', _representations(folder)) for name, folder in found.comparisons]
     if unfinished := _unfinished(found):
-        sections.insert(0, ('What is not finished', unfinished))
+        sections.insert(0, ('Unfinished runs', unfinished))
     if remarks := [(run.name, remark) for run in found.runs for remark in run.remarks]:
-        sections.append(('Remarks on files', [table('What was left out', ['run', 'why'], remarks, 'texts')]))
+        sections.append(('Remarks on files', [table('Left out', ['run', 'why'], remarks, 'texts')]))
     title = f'Runs in {root.name or root}'
     links = [element('li', element('a', name, href=f'#section-{i}')) for i, (name, _) in enumerate(sections)]
     return page(
@@ -111,9 +112,7 @@ def _unfinished(found):
     rows += [
         [name, element('span', 'not readable', class_='warn'), reason] for name, reason in found.unreadable
     ]
-    return (
-        [table('Runs without a result that counts', ['run', 'state', 'why'], rows, 'texts')] if rows else []
-    )
+    return [table('Runs without a valid result', ['run', 'state', 'why'], rows, 'texts')] if rows else []
 
 
 # --- A setting -------------------------------------------------------------------------------------
@@ -158,8 +157,8 @@ def _results(setting, compared):
     groups = list(groups) if len(groups) > 1 else []
     head = ['method', 'n', f'{metric}, mean ± 95%']
     if has_pairs:
-        head += ['difference to scratch, mean ± 95%', 'by bootstrap, 95%', 'p by Holm', 'so it is']
-    head += ['beside'] if has_choice and has_pairs else []
+        head += ['Δ to no distillation, mean ± 95%', 'Δ, 95% bootstrap', 'p (Holm)', 'verdict']
+    head += ['compared with'] if has_choice and has_pairs else []
     has_teachers = any(run.result['teacher'] is not None for row in setting.rows for run in row.finished)
     head += ['its teacher'] if has_teachers else []
     head += [str(name).replace('_', ' ') for name in groups]
@@ -176,7 +175,7 @@ def _results(setting, compared):
             ]
             cells.append(statistics.number(statistics.of(scores).mean) if scores else '')
         rows.append([*cells, *(_of_group(found.row, name) for name in groups)])
-    return table(f'{metric}, of the runs that are finished', head, rows)
+    return table(f'{metric} of finished runs', head, rows)
 
 
 def _own(found):
@@ -193,7 +192,7 @@ def _own(found):
 
 
 def _paired(found):
-    """The cells of a row beside its baseline."""
+    """The cells of a row's difference to its baseline."""
     if found.paired is None:
         if found.beside.row is None or found.own is None:
             return ['', '', '', '']
@@ -210,7 +209,7 @@ def _paired(found):
     bounds = (
         ' to '.join(f'{end:+.4f}' for end in found.bootstrap.bounds())
         if found.bootstrap
-        else 'no errors kept'
+        else 'no errors stored'
     )
     p = statistics.written_p_value(found.p_value)
     kind = found.verdict if found.verdict in (statistics.BETTER, statistics.WORSE) else None
@@ -243,7 +242,9 @@ def _differences(setting, compared):
     less = evaluation.LESS_IS_BETTER.get(setting.metric)
     side = '' if less is None else f'Left of 0 is {"better" if less else "worse"}. '
     return charts.spans(
-        f'Difference of {setting.metric} to scratch', found, f'{side}Thin: over seeds; broad: by bootstrap.'
+        f'Difference in {setting.metric} to no distillation',
+        found,
+        f'{side}Thin lines: over seeds; broad bands: bootstrap.',
     )
 
 
@@ -278,9 +279,11 @@ def _learning(setting):
     scratch = [row for row in setting.rows if row.method == settings.SCRATCH][:1]
     figures = []
     named = (
-        [(score, 'Bands: from the lowest seed to the highest.')] if (score := _score_name(setting)) else []
+        [(score, 'Bands range from the lowest to the highest seed.')]
+        if (score := _score_name(setting))
+        else []
     )
-    for name, more in (*named, ('train_loss', 'Of training, with all its terms.'), ('train_task', '')):
+    for name, more in (*named, ('train_loss', 'Training loss, all terms.'), ('train_task', '')):
         # A single evaluation, as that of a test, is in the table.
         drawn = [curve for curve in _of_rows(setting.rows, name) if len(curve.points) > 1]
         kept = [curve for curve in drawn if curve.label in [row.label for row in scratch]]
@@ -354,17 +357,20 @@ def _configs(setting):
         for read in of_row:
             same |= {key: value for key, value in read.items() if key not in keys}
     return [
-        element('h3', 'What the runs are made of'),
+        element('h3', 'Options'),
         table(
-            'Knobs that differ; – where a run does not read one',
+            'Options that differ; – where a run does not read one',
             ['method', 'runs', 'seeds', *keys],
             rows,
             'texts',
         ),
         folded(
-            f'{len(same)} knobs that are the same in all runs that read them',
+            f'{len(same)} options that are the same in all runs that read them',
             table(
-                'Knobs', ['knob', 'value'], [[key, settings.said(same[key])] for key in sorted(same)], 'texts'
+                'Options',
+                ['option', 'value'],
+                [[key, settings.said(same[key])] for key in sorted(same)],
+                'texts',
             ),
         ),
     ]
@@ -392,9 +398,9 @@ def _teachers(found, teaching):
         charts.lines('training loss of teachers', chunk)
         for chunk in _chunks([curve for curve in drawn if len(curve.points) > 1])
     ]
-    head = ['teacher', 'of', 'its data', 'its score there', 'steps']
+    head = ['teacher', 'of', 'its data', 'its score', 'steps']
     return [
-        table('Teachers, each on its own part of the data', head, rows, 'texts'),
+        table('Teachers, each on its own data', head, rows, 'texts'),
         element('div', *figures, class_='charts'),
     ]
 

@@ -223,7 +223,7 @@ def _is_group(group, seeds):
 
 
 def _unfinished(run, result):
-    """Why a run has no result that counts."""
+    """Why a run has no valid result."""
     wanted = run.stored.get('num_steps', 'unknown')
     if result:
         return f'trained on since its result of step {result["steps"]}: at step {run.last_step} of {wanted}'
@@ -247,7 +247,7 @@ def teachers(runs) -> dict[str, list[str]]:
     """{name of a run that teaches: names of those that it teaches}, of some runs.
 
     A run teaches where it lies in the workdir of its student, as `teacher`, or where a student's config names
-    it; a folder that has been moved is looked for beside the student, as td_jax does.
+    it; a folder that has been moved is looked for next to the student, as td_jax does.
     """
     places = {_place(run.folder): run.name for run in runs}
     names, found = set(places.values()), {}

@@ -17,7 +17,7 @@ SEEDS = ('seed', 'num_seeds', 'seed_step', 'teacher.seed')
 # What a setting is, by what keys start with, and those among them that train a student.
 _OF_SETTING = ('dataset.', 'model.')
 _OF_TRAINING = ('model.initial', 'model.dropout')
-# Beside the keys of a config, what data are known by, where runs of one config were trained on several.
+# In addition to the keys of a config: the digest of the data, where runs of one config had different data.
 CONTENT = 'dataset.content'
 # Keys that a label or a title names at most.
 _MOST_KEYS = 3
@@ -85,8 +85,8 @@ def make(runs, teaching) -> list[Setting]:
 
     Args:
       runs: those with a config are in a setting, others are not.
-      teaching: the names of those that teach. They are in a setting only beside a run that does not, and
-        never if they lie in their student's workdir.
+      teaching: the names of those that teach. They are in a setting only together with a run that does not,
+        and never if they lie in their student's workdir.
     """
     groups, of_students = {}, {inside(run) for run in runs}
     for run in runs:
@@ -210,7 +210,7 @@ def _titles(settings, groups):
 
 
 def baseline(row: Row, rows) -> Baseline:
-    """The run from scratch of a row's setting: of several, the one that differs from it in the fewest knobs.
+    """The run without distillation of a row's setting: the one that differs from it in the fewest options.
 
     Args:
       row: of the setting.
@@ -224,8 +224,8 @@ def baseline(row: Row, rows) -> Baseline:
             count = len([key for key in differing([row.read, other.read]) if key != 'method'])
             near.setdefault(count, []).append(other)
     if not near:
-        return Baseline(None, 'no finished run from scratch')
+        return Baseline(None, 'no finished run without distillation')
     nearest = near[min(near)]
     if len(nearest) > 1:
-        return Baseline(None, f'{len(nearest)} runs from scratch are equally near')
+        return Baseline(None, f'{len(nearest)} runs without distillation are equally near')
     return Baseline(nearest[0], '')

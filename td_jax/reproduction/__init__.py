@@ -1,1 +1,1 @@
-"""The paper's tables: what they are made of, their runs, and how each method's knobs were chosen."""
+"""The paper's tables: their definitions, their runs, and how each method's hyperparameters were chosen."""

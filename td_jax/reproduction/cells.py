@@ -26,7 +26,7 @@ from td_jax.training.run import train
 # Of the runs of this process.
 PROGRAMS = Programs()
 TUNED = pathlib.Path(__file__).parents[1] / 'configs' / 'tuned'
-# How the choices of a setting were made, beside them.
+# The key of how the choices of a setting were made.
 SEARCHED = 'searched'
 # The options of a search that those of all methods have in common.
 BUDGET = 'trials', 'seeds', 'steps'
@@ -113,7 +113,7 @@ def module_of(table: tables.Table, column: str) -> str:
 
 
 def tuned_name(table: tables.Table, row: str) -> str:
-    """The name of the method or the variant that a row's knobs were tuned for."""
+    """The name of the method or the variant that a row's hyperparameters were tuned for."""
     return table.variants.get(row, table.rows[row]['method'])
 
 
@@ -237,7 +237,7 @@ def stored(root: epath.Path, configs) -> dict | None:
     """The result of a cell from its runs, or None where one is missing.
 
     What a result.json has; of several runs, `values` and `seeds` in the order of the seeds, and `teacher` the
-    mean of the teachers' scores. Beside them `teachers`, the seed of each student's teacher, `errors` of its
+    mean of the teachers' scores. In addition: `teachers`, the seed of each student's teacher, `errors` of its
     examples, as `errors.by_unit` gives them, or None, `runs`, the names of the runs, `protocol`, the number
     of the rules that they were trained by, and `data`, what their data are known by, '' where they do not
     say.
@@ -386,7 +386,7 @@ def _check_data_now(root, wanted, there, needed):
 
 
 def of_other_runs(results: dict, kept: dict) -> list[tuple[str, str, str]]:
-    """(table, column, row) of what a file has of some tables, of other runs than theirs: other knobs.
+    """(table, column, row) of what a file has of some tables, of other runs than theirs: other options.
 
     Args:
       results, kept: what `make` gives, and was given.

@@ -1,4 +1,4 @@
-"""A cell, or a row over several columns, beside a baseline: differences and their intervals."""
+"""A cell, or a row over several columns, compared with a baseline: differences and their intervals."""
 
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ _OF_THE_SAME_UNITS = ('rmse',)
 
 
 class Comparison(NamedTuple):
-    """A result beside a baseline's."""
+    """A result compared with a baseline's."""
 
     mean: float  # the difference
     paired: statistics.Estimate | None  # None where their seeds are not the same

@@ -21,7 +21,7 @@ from td_jax.training import finished
 
 STEP = 2.0**-8
 FORMAT = 1
-# What is kept of a cell's result, beside its errors.
+# What is kept of a cell's result, in addition to its errors.
 KEPT = (
     'metric',
     'split',
@@ -172,7 +172,7 @@ def read(path) -> dict:
     """
     arrays = workdir.read_arrays(path)
     if arrays is None:
-        raise UserError(f'{path} is not there.')
+        raise UserError(f'{path} does not exist.')
     try:
         index = json.loads(str(arrays['index']))
         if index['format'] != FORMAT:

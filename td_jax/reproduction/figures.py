@@ -12,7 +12,7 @@ from td_jax.errors import UserError
 from td_jax.files import workdir
 from td_jax.reproduction import comparison, tables
 
-# Panels side by side.
+# Panels in a row.
 ACROSS = 4
 # A row that reaches more than this many times as far as the middle one leaves nothing of it to see.
 FAR = 4
@@ -96,13 +96,13 @@ def check(names, folder: epath.Path, baseline: str | None):
 
 
 def draw_all(names, results: dict, folder: epath.Path, baseline: str | None):
-    """Draws some tables, each into a file `table_NAME.png`, or `table_NAME_beside_ROW.png`.
+    """Draws some tables, each into a file `table_NAME.png`, or `table_NAME_vs_ROW.png`.
 
     Args:
       names: of the tables.
       results: as `cells.make` gives them.
       folder: where the files go.
-      baseline: a row that the others are beside, or None: each table's own.
+      baseline: the row that the others are compared with, or None: each table's own.
 
     Raises:
       UserError: what `draw` raises, or a file cannot be written.
@@ -114,7 +114,7 @@ def draw_all(names, results: dict, folder: epath.Path, baseline: str | None):
 
 def _file(name, baseline):
     row = re.sub('[^a-z0-9]+', '_', baseline.lower()) if baseline else ''
-    return f'table_{name}{f"_beside_{row}" if row else ""}.png'
+    return f'table_{name}{f"_vs_{row}" if row else ""}.png'
 
 
 def draw(name: str, table: tables.Table, results: dict, path: pathlib.Path):
@@ -142,10 +142,8 @@ def draw(name: str, table: tables.Table, results: dict, path: pathlib.Path):
     FigureCanvasAgg(figure)
     said = (_draw_sweep if table.swept else _draw_rows)(figure, table, found)
     metric = next(rows[table.baseline]['metric'] for rows in results.values() if rows.get(table.baseline))
-    figure.supylabel(f'difference of {metric} to {table.baseline}', fontsize=8)
-    figure.suptitle(
-        f'95% intervals: bars over seeds; broad bands over users or images and teachers{said}', fontsize=8
-    )
+    figure.supylabel(f'difference in {metric} to {table.baseline}', fontsize=8)
+    figure.suptitle(f'95% intervals: thin lines over seeds; broad bands by bootstrap{said}', fontsize=8)
     figure.savefig(path, dpi=110, format='png')
 
 
@@ -207,7 +205,7 @@ def _draw_sweep(figure, table, found):
         axes.set_xscale('log')
         axes.axhline(0, color='black', linewidth=0.8)
         for number, label in enumerate(labels):
-            # Beside each other, not one on the other.
+            # Next to each other, not one on top of the other.
             shift = 1.12 ** (number - (len(labels) - 1) / 2)
             color = f'C{number}'
             of_line = lines.get((column, label), [])

@@ -1,4 +1,4 @@
-"""Many runs, one after the other or side by side in processes of their own, each kept to its cores."""
+"""Many runs, one after the other, or several at a time in processes of their own, each kept to its cores."""
 
 import concurrent.futures
 import contextlib

@@ -1,4 +1,4 @@
-"""What knobs that are chosen on the test split would give: how much of a method's gain that alone can make.
+"""A sensitivity check: what hyperparameters selected on the test set would give, which is no result.
 
 It is no result, since the test split is then no test. Every trial of a search that was trained to its end is
 run as the cell of a table is, and of each cell the one with the best mean on the test split is taken.
@@ -12,7 +12,7 @@ from td_jax.training import evaluation
 
 
 def candidates(names, genres, datasets) -> dict:
-    """{(table, column, row): the configs of the runs of each trial} of the cells with tuned knobs alone.
+    """{(table, column, row): the configs of the runs of each trial}, for cells of a search's choice alone.
 
     Args:
       names: of the tables.

@@ -1,4 +1,4 @@
-"""Tables as Markdown: our numbers, what they differ from a baseline, and the paper's beside them."""
+"""Tables as Markdown: our numbers, their differences to a baseline, and the paper's numbers."""
 
 from td_jax import statistics
 from td_jax.reproduction import cells, comparison, tables
@@ -10,9 +10,9 @@ _UNITS = {'rmse': 'users', 'accuracy': 'images'}
 _GROUPS = {'known users': 'known_users', 'unknown users': 'unknown_users'}
 # What stands above a table.
 INTERVALS = (
-    '± is half of the 95% t interval over the n seeds, of a difference over the differences of the same '
-    'seeds; where several students have the same teacher, over the means of the teachers. No interval is '
-    'corrected for their number.'
+    '± is the half-width of the 95% t interval over n seeds. Δ is the difference to the baseline, paired by '
+    'seed. Students that share a teacher count once, by their mean. Intervals are not corrected for the '
+    'number of comparisons.'
 )
 # Number of an earlier protocol -> what it did otherwise than today's.
 EARLIER = {
@@ -20,27 +20,27 @@ EARLIER = {
     'started from the same random numbers; all seeds had the same training examples; and the search gave the '
     'methods unequal chances. Measured again, numbers may move by more than their intervals say.'
 }
-# What is said once of all the columns of a table, and what stands above its count of verdicts.
+# The explanations of a table's columns, and of its count of verdicts.
 COMPARED = (
-    'The bootstrap draws {units} and seeds anew, the students of one teacher together; its bounds allow for '
-    'how few of them there are. p is that of the paired t-test, corrected by Holm for all comparisons of the '
-    'table, those of its mean among them.'
+    'The bootstrap resamples {units} and seeds, the students of one teacher together; its bounds are widened '
+    "to allow for small numbers of them. p is the p-value of the paired t-test, with Holm's correction for "
+    'all comparisons of the table, including those of its mean.'
 )
 COUNTED = (
-    'A column is better or worse if its difference is significant: both 95% intervals, that of t and that '
-    'of the bootstrap where there is one, exclude 0, the latter by more than its Monte-Carlo error. '
-    'Otherwise it is n.s., not significantly different. A column without paired seeds is not counted, and '
-    f'fewer than {statistics.FEWEST} seeds, or teachers, support no verdict.'
+    'A difference is significant, and a column better or worse, if both 95% intervals exclude 0: the t '
+    'interval, and the bootstrap interval, where there is one, by more than its Monte-Carlo error. n.s.: not '
+    'significant. Columns without paired seeds are not counted; fewer than '
+    f'{statistics.FEWEST} seeds or teachers support no verdict.'
 )
-MEANS = 'Of each seed the mean of its differences in all columns, and the same of each draw.'
+MEANS = 'For each seed, and each bootstrap draw, the mean of its differences over all columns.'
 SPREAD = (
-    'The mean over the columns of the difference to the baseline, both with the hyperparameters of the same '
-    'search; the searches differ in their draws alone. No interval of this table includes this spread.'
+    'The difference to the baseline, averaged over the columns, both with the hyperparameters of the same '
+    'search. The searches differ only in their draws. No interval of this table includes this spread.'
 )
-# What the mean over the columns is called beside them; no column is.
+# A key for the mean over the columns; no column has this name.
 _MEAN = 'mean'
 # Two columns of a table, and one of its mean, where the trials of a search were run on the test split, too.
-ON_TEST = 'knobs chosen on the test split, which is no result'
+ON_TEST = 'selected on the test set (sensitivity check, not a result)'
 
 
 def make(names, results: dict, genres, datasets, baseline: str | None = None) -> str:
@@ -50,7 +50,7 @@ def make(names, results: dict, genres, datasets, baseline: str | None = None) ->
       names: of the tables.
       results: as `cells.make` gives them.
       genres, datasets: the columns to keep.
-      baseline: a row that the others are beside, in place of a table's own, or None.
+      baseline: the row that the others are compared with, in place of a table's own, or None.
     """
     texts = []
     for name in names:
@@ -93,13 +93,13 @@ def bounds(found: comparison.Comparison) -> str:
     if found.paired is None:
         return ''
     if found.bootstrap is None:
-        return 'no errors kept'
+        return 'no errors stored'
     low, high = (statistics.number(bound, signed=True) for bound in found.bootstrap.bounds())
     return f'{low} to {high}'
 
 
 def of_runs(name: str, table: tables.Table, results: dict) -> str:
-    """A table as Markdown, one block a column, the paper's numbers beside ours.
+    """A table as Markdown, one block for each column, the paper's numbers next to ours.
 
     Args:
       name: of the table.
@@ -130,14 +130,14 @@ def of_runs(name: str, table: tables.Table, results: dict) -> str:
             'method',
             'n',
             'ours, mean ± 95%',
-            f'ours, paired difference to {table.baseline}, mean ± 95%',
-            'ours, the same by bootstrap, 95%',
-            'ours, p by Holm',
+            f'ours, Δ to {table.baseline}, mean ± 95%',
+            'ours, Δ, 95% bootstrap',
+            'ours, p (Holm)',
             *(f'ours, {said}, mean ± 95%' for said in groups),
         ]
         has_on_test = any(_on_test(result) for result in rows.values())
         if has_on_test:
-            head += [f'{ON_TEST}, mean ± 95%', f'{ON_TEST}, paired difference, mean ± 95%']
+            head += [f'{ON_TEST}, mean ± 95%', f'{ON_TEST}, Δ, mean ± 95%']
         head += ['paper, mean ± standard error', 'paper, difference'] if paper else []
         lines += [_row(head), _row(['---'] * len(head))]
         for row in table.rows:
@@ -268,7 +268,7 @@ def _counted(table, compared, less_is_better):
     verdicts = statistics.BETTER, statistics.NOT_SIGNIFICANT, statistics.WORSE
     columns = f'{len(compared)} column{"s" if len(compared) > 1 else ""}'
     lines = [
-        f'### Beside {table.baseline}, of {columns}',
+        f'### Compared with {table.baseline}, in {columns}',
         '',
         COUNTED,
         '',
@@ -316,13 +316,13 @@ def _means(table, results, found, adjusted, less_is_better):
     head = [
         'method',
         'n',
-        f'ours, paired difference to {table.baseline}, mean ± 95%',
-        'ours, the same by bootstrap, 95%',
-        'ours, p by Holm',
+        f'ours, Δ to {table.baseline}, mean ± 95%',
+        'ours, Δ, 95% bootstrap',
+        'ours, p (Holm)',
         'verdict',
     ]
     has_on_test = any(on_test.values())
-    head += [f'{ON_TEST}, paired difference, mean ± 95%'] if has_on_test else []
+    head += [f'{ON_TEST}, Δ, mean ± 95%'] if has_on_test else []
     lines = [f'### Mean over {len(columns)} columns', '', MEANS, '', _row(head), _row(['---'] * len(head))]
     for row, compared in found.items():
         parts = [
@@ -387,8 +387,8 @@ def of_others(name: str, table: tables.Derived, results: dict) -> str:
         f'## Table {name}: {table.title}, percent',
         '',
         *_protocol(result for gains in every.values() for result in _results_of(gains.values())),
-        'Ours is computed from our own cells: the mean over the columns of the relative improvement, of an '
-        'RMSE its reduction; n seeds in brackets, and after them the bounds of the bootstrap, 95%. '
+        'Ours is computed from our own cells: the relative improvement (of an RMSE, its relative reduction), '
+        'averaged over the columns; n seeds in brackets, then the 95% bootstrap interval. '
         f'{INTERVALS}',
         '',
         _row(['method', *(f'{column}, {who}' for column, who in shown)]),

@@ -1,4 +1,4 @@
-"""That runs which are put beside each other were trained on the same data.
+"""Checks that runs which are compared were trained on the same data.
 
 A run is known by its config, which has the name of a data set in it and not its content. Each says what it
 was trained on, by data_record.digest; one of an older version does not, and is taken for the same.
@@ -14,7 +14,7 @@ from td_jax.data import description
 from td_jax.errors import UserError
 from td_jax.training import assembly, data_record
 
-WAY_OUT = 'put the data back, or choose another --workdir and other files of cells and journals'
+WAY_OUT = 'restore the data, or choose another --workdir and other files of cells and journals'
 
 
 def part_of(config) -> str:
@@ -58,7 +58,7 @@ def check(runs: Iterable[tuple[str, str, str]]) -> dict[str, tuple[str, str]]:
 
 
 def check_now(known: Mapping[str, tuple[str, str]], configs: Iterable):
-    """Refuses to run what would be put beside runs that were trained on other data than there are now.
+    """Refuses to run what would be compared with runs that were trained on other data than there are now.
 
     Args:
       known: as `check` gives them.

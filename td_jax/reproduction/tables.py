@@ -48,8 +48,8 @@ class Table(NamedTuple):
     copied: Mapping[str, dict[str, str]] = _NONE
     # Row -> another row: trained for as many steps as take the operations of that one's training.
     as_many_operations_as: Mapping[str, str] = _NONE
-    # Row -> another row, whose tuned knobs it has in place of its own; what its method does not read, such as
-    # weights of another one, is no part of its run.
+    # Row -> another row, whose tuned hyperparameters it has in place of its own. Options that its method does
+    # not read, such as another method's weights, are no part of its run.
     knobs_of: Mapping[str, str] = _NONE
     # Row -> the search that chose its hyperparameters, in place of the usual one.
     chosen_by: Mapping[str, ChosenBy] = _NONE
@@ -91,7 +91,7 @@ _SPARSE = ('Genre 5', 'Genre 6', 'Genre 7', 'Genre 8')
 # The columns of the image tables -> their modules of configs/.
 IMAGES = {'CIFAR10': 'vit_cifar10', 'CIFAR100': 'vit_cifar100', 'ImageNet': 'vit_imagenet'}
 _IMAGE_COLUMNS = {column: {} for column in IMAGES}
-# Labelled images of a class, of the tables in small.
+# Labelled images per class in the reduced-scale tables.
 LABELLED = (50, 500)
 _SCRATCH = {'Train from scratch': {'method': 'supervised'}}
 _METHODS = {
@@ -107,7 +107,7 @@ _DISTILLED = {row: change for row, change in _METHODS.items() if row not in ('Tr
 _IMAGE_METHODS = {'No distillation': {'method': 'supervised'}, **_DISTILLED}
 _TD = {'method': 'td'}
 
-# What is tuned under a name of its own, beside the methods -> where its search starts: what was chosen wins.
+# What is tuned under a name of its own, in addition to the methods -> where its search starts.
 VARIANTS = {
     'td_ld': {'method': 'td', 'td.weights.logits': 1.0},
 }
@@ -116,11 +116,11 @@ _RECENT = {_WITH_LD: _TD, **{method.upper(): {'method': method} for method in ('
 _OF_CLASSES = {method.upper(): {'method': method} for method in ('dkd', 'dist')}
 # The rows that are distillation methods, in place of baselines, teachers and controls.
 METHODS = (*_DISTILLED, *_RECENT, *_OF_CLASSES)
-# What remains of the gain of TD against these is what talking to a teacher who knows more gives.
-_SMALL_TEACHER = "TD, teacher of the student's size and genre"
-_AS_LONG = 'Train from scratch, operations of TD'
-# What remains of a gain against these is not that of a learning rate, dropout, decay or number of steps.
-_WITH_KNOBS_OF = {f'Train from scratch, knobs of {row}': row for row in ('LD', 'TD', _WITH_LD)}
+# TD's gain over these is what talking to a teacher that knows more gives.
+_SMALL_TEACHER = 'TD, teacher of equal size'
+_AS_LONG = 'Train from scratch, compute-matched to TD'
+# A gain over these does not come from the learning rate, dropout, weight decay or number of steps.
+_WITH_KNOBS_OF = {f"Train from scratch, {row}'s hyperparameters": row for row in ('LD', 'TD', _WITH_LD)}
 _OF_WITH_LD = {
     f'{_WITH_LD}, no interactions': {'td.rounds': 0},
     f'{_WITH_LD}, shuffled states': {'teacher.control': 'shuffled_states'},
@@ -128,24 +128,24 @@ _OF_WITH_LD = {
 _CONTROLS = {
     'TD, untrained teacher': {**_TD, 'teacher.control': 'untrained'},
     'TD, shuffled teacher': {**_TD, 'teacher.control': 'shuffled'},
-    # An untrained teacher predicts no ratings at all; one of other examples predicts ratings.
+    # An untrained teacher predicts nothing like a rating; a shuffled one predicts ratings of other examples.
     'LD, shuffled teacher': {'method': 'ld', 'teacher.control': 'shuffled'},
     # A teacher of a student's seed would be that student to begin with.
     _SMALL_TEACHER: {**_TD, 'teacher.seed': 100},
     _AS_LONG: {'method': 'supervised'},
     **{row: {'method': 'supervised'} for row in _WITH_KNOBS_OF},
-    # Of the gain of TD with LD's term, what talking gives: without rounds, and of what is said of others.
+    # What talking adds to TD + LD: without rounds, and with the states of other examples.
     **{row: _TD | change for row, change in _OF_WITH_LD.items()},
 }
 
 # Of images. A student that starts from its teacher's blocks would start from those of an untrained one, too.
-_IMAGE_KNOBS_OF = {'No distillation, knobs of TD': 'TD'}
+_IMAGE_KNOBS_OF = {"No distillation, TD's hyperparameters": 'TD'}
 _IMAGE_CONTROLS = {
     'TD, shuffled teacher': _CONTROLS['TD, shuffled teacher'],
     **{row: {'method': 'supervised'} for row in _IMAGE_KNOBS_OF},
 }
 
-_DENSE_OR_SPARSE = {'ML(Sparse) less ML(Dense)': ('ML(Sparse)', 'ML(Dense)')}
+_DENSE_OR_SPARSE = {'ML(Sparse) minus ML(Dense)': ('ML(Sparse)', 'ML(Dense)')}
 
 
 def _groups_of_ratings(name, of_scratch):
@@ -168,19 +168,19 @@ def variant(name: str) -> dict:
 
 
 def _by_user(table):
-    """A table of ratings on each user's own last tenth."""
+    """A table of ratings with the per-user split."""
     columns = {name: {**change, 'dataset.split_by': 'user'} for name, change in table.columns.items()}
     title, setting = (
-        f"{table.title}, each user's own last tenth",
+        f'{table.title}, per-user split',
         table.setting.replace('temporal', 'per-user'),
     )
     return table._replace(title=title, setting=setting, columns=columns)
 
 
-def _in_small(table):
-    """A table of images with two numbers of labelled ones of CIFAR-10, taught by small ViTs."""
-    columns = {f'{count} images a class': {'dataset.examples_per_class': count} for count in LABELLED}
-    title = f'{table.title}, CIFAR-10 in small'
+def _at_reduced_scale(table):
+    """A table of images on CIFAR-10 with two numbers of labelled images per class, taught by small ViTs."""
+    columns = {f'{count} images per class': {'dataset.examples_per_class': count} for count in LABELLED}
+    title = f'{table.title}, CIFAR-10 at reduced scale'
     setting = 'CIFAR-10 (reduced scale)'
     return table._replace(title=title, setting=setting, config='vit_tiny_cifar10', columns=columns, **_FIVE)
 
@@ -191,7 +191,7 @@ def _scaled(weight):
     return {**_TD, 'td.scale': 'variance', **weights}
 
 
-# Chosen on the genre by itself: what one set of knobs for all genres costs each method there.
+# Chosen on the genre alone: what one set of hyperparameters for all genres costs each method there.
 _OF_WAR = {**_SCRATCH, **_DISTILLED, _WITH_LD: _TD}
 _ON_WAR = {row: f'{row}, chosen on War' for row in _OF_WAR}
 
@@ -228,7 +228,7 @@ _FIVE = {'students': 5, 'teachers': 5}
 
 TABLES = {
     'digits': Table(
-        'Handwritten digits 5 to 9 from ten examples each, taught by a teacher of 0 to 4',
+        'Handwritten digits 5 to 9 from ten examples per class, with a teacher of 0 to 4',
         'digits',
         {'5 to 9': {}},
         {**_SCRATCH, **_DISTILLED},
@@ -237,7 +237,7 @@ TABLES = {
         students=10,
     ),
     'digits_x': Table(
-        'Handwritten digits 5 to 9 from ten examples each, with recent methods',
+        'Handwritten digits 5 to 9 from ten examples per class, with recent methods',
         'digits',
         {'5 to 9': {}},
         {**_SCRATCH, **_DISTILLED, **_RECENT, **_OF_CLASSES},
@@ -247,7 +247,7 @@ TABLES = {
         **_TEN,
     ),
     '1': Derived(
-        'Relative improvement over a student without distillation',
+        'Relative improvement over no distillation',
         _groups_of_ratings('3', '3') | _groups_of_images('4'),
         {row: {'3': row, '4': row} for row in _DISTILLED},
         _DENSE_OR_SPARSE,
@@ -259,13 +259,13 @@ TABLES = {
         _DENSE_OR_SPARSE,
     ),
     '1_user': Derived(
-        "Relative improvement over a student without distillation, each user's own last tenth",
+        'Relative improvement over no distillation, per-user split',
         _groups_of_ratings('3_user', '3_user'),
         {row: {'3_user': row} for row in _DISTILLED},
         _DENSE_OR_SPARSE,
     ),
     '2_user': Derived(
-        "Relative improvement by number of rounds, each user's own last tenth",
+        'Relative improvement by number of rounds, per-user split',
         _groups_of_ratings('5_user', '3_user'),
         {row: {'5_user': of_ratings} for row, (of_ratings, _) in _BY_ROUNDS.items()},
         _DENSE_OR_SPARSE,
@@ -356,7 +356,7 @@ TABLES = {
         **_OF_RATINGS,
     ),
     '8': Table(
-        'MovieLens100k with noise before interpreting, and with communication trained apart at first',
+        'MovieLens100k with noise before interpreting, and with staged training',
         'movielens',
         _GENRE_COLUMNS,
         {
@@ -395,11 +395,11 @@ TABLES = {
         **_TEN,
     ),
 }
-# Tables that the paper does not have: the same of ratings that are split by each user's own time, and of
-# images at a size that two cores train.
+# Tables that the paper does not have: ratings with the per-user split, and images at a reduced scale that two
+# cores can train.
 TABLES['3_searches'] = Table(
-    'MovieLens100k rating prediction by genre, hyperparameters chosen by three searches with other draws, '
-    'each compared with no distillation of the same search',
+    'MovieLens100k rating prediction by genre, hyperparameters chosen by three searches with different '
+    'draws, each compared with no distillation of the same search',
     'movielens',
     _GENRE_COLUMNS,
     _OF_SEARCHES | {other: _OF_SEARCHES[row] for row, others in _REPEATED.items() for other in others},
@@ -431,7 +431,7 @@ TABLES |= {
 }
 TABLES['war_user'] = _by_user(
     Table(
-        'MovieLens100k, War: knobs chosen on it by itself, beside those chosen on the mean of three genres',
+        'MovieLens100k, War: hyperparameters chosen on War alone, or on the mean of three genres',
         'movielens',
         {column: change for column, change in _GENRE_COLUMNS.items() if change['dataset.genre'] == 'War'},
         {**_OF_WAR, **{_ON_WAR[row]: change for row, change in _OF_WAR.items()}},
@@ -441,7 +441,7 @@ TABLES['war_user'] = _by_user(
         **_OF_RATINGS,
     )
 )
-TABLES |= {f'{name}_small': _in_small(TABLES[name]) for name in ('4', '4x', '6', '9')}
+TABLES |= {f'{name}_small': _at_reduced_scale(TABLES[name]) for name in ('4', '4x', '6', '9')}
 
 
 def paper(name: str) -> dict | None:
@@ -464,7 +464,7 @@ def check_names(names, genres, datasets):
 
 
 def beside(name: str, baseline: str | None) -> Table | Derived:
-    """A table with a row that the others are beside, in place of its own, unless it is None.
+    """A table with another baseline in place of its own, unless it is None.
 
     A table that is made of others stays as it is.
 

@@ -494,7 +494,7 @@ def _record(search, name, choices):
 
 
 def _needed(name):
-    """What a method is searched on top of, beside the teacher."""
+    """What a method is searched on top of, in addition to the teacher."""
     return () if name in (TEACHER, NO_DISTILLATION) else (NO_DISTILLATION, *STARTS.get(name, ()))
 
 

@@ -91,7 +91,7 @@ def test_a_folder_of_runs_of_every_kind(write_run, tmp_path):
         'td, std',
         'td, rank',
         'Teachers',
-        'Difference of rmse to scratch',
+        'Difference in rmse to no distillation',
     ):
         assert title in said, title
     # Titles are the places that the links lead to.
@@ -165,7 +165,7 @@ def test_why_there_is_no_difference_is_said_once(write_run, tmp_path):
     write_run(tmp_path / 'td', [0.5, 0.6], np.ones((2, 3)))
     write_run(tmp_path / 'ld', [0.5, 0.6], method='ld')
     said = [text for text in made(tmp_path)[1].texts if text.startswith('No difference')]
-    assert said == ['No difference: no finished run from scratch.']
+    assert said == ['No difference: no finished run without distillation.']
     for i in (0, 1):
         write_run(
             tmp_path / f'scratch_{i}', [0.5, 0.6], np.ones((2, 3)), method='supervised', batch_size=4 * i + 5
@@ -173,7 +173,7 @@ def test_why_there_is_no_difference_is_said_once(write_run, tmp_path):
     write_run(tmp_path / 'fd', [0.5, 0.6], np.ones((2, 3)), method='fd', batch_size=9)
     (tmp_path / 'fd' / 'errors.npz').write_text('')
     texts = made(tmp_path)[1].texts
-    assert 'No difference of ld; td: 2 runs from scratch are equally near.' in texts
+    assert 'No difference of ld; td: 2 runs without distillation are equally near.' in texts
     assert [text for text in texts if text.startswith('fd: ') and 'errors.npz cannot be read' in text]
 
 

@@ -118,13 +118,13 @@ def test_the_nearest_run_from_scratch_is_the_baseline(write_run, tmp_path):
 
     write_run(tmp_path / 'td', [0.5], optimizer__learning_rate=0.5, num_steps=9)
     write_run(tmp_path / 'unfinished', None, method='supervised', optimizer__learning_rate=0.5, num_steps=9)
-    assert beside() == (None, 'no finished run from scratch')
+    assert beside() == (None, 'no finished run without distillation')
     write_run(tmp_path / 'far', [0.5], method='supervised', optimizer__learning_rate=0.1)
     assert beside().row.runs[0].name == 'far'
     write_run(tmp_path / 'near', [0.5], method='supervised', optimizer__learning_rate=0.5)
     assert beside().row.runs[0].name == 'near'
     write_run(tmp_path / 'as_near', [0.5], method='supervised', num_steps=9)
-    assert beside() == (None, '2 runs from scratch are equally near')
+    assert beside() == (None, '2 runs without distillation are equally near')
     write_run(tmp_path / 'exact', [0.5], method='supervised', optimizer__learning_rate=0.5, num_steps=9)
     # It joins the one of these knobs that is not finished.
     assert [run.name for run in beside().row.runs] == ['exact', 'unfinished']

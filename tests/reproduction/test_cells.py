@@ -160,7 +160,7 @@ def test_controls_differ_from_their_method_in_their_teacher_alone():
             'TD, untrained teacher': {'teacher.control': 'untrained'},
             'TD, shuffled teacher': {'teacher.control': 'shuffled'},
             'LD, shuffled teacher': {'teacher.control': 'shuffled'},
-            "TD, teacher of the student's size and genre": {
+            'TD, teacher of equal size': {
                 'teacher.seed': 100,
                 'teacher.model.hidden': [128, 64],
                 'teacher.dataset.genre': genre,
@@ -200,9 +200,9 @@ def test_a_row_may_have_the_knobs_of_another_but_its_weights():
             found[row] = {key: value for key, (_, value) in changed.items()}
     assert found == {
         SCRATCH: {'model.dropout': 0.4, 'num_steps': 5},
-        f'{SCRATCH}, knobs of LD': {'optimizer.learning_rate': 0.5},
-        f'{SCRATCH}, knobs of TD': {'model.dropout': 0.2, 'num_steps': 9},
-        f'{SCRATCH}, knobs of TD + LD': {'num_steps': 8},
+        f"{SCRATCH}, LD's hyperparameters": {'optimizer.learning_rate': 0.5},
+        f"{SCRATCH}, TD's hyperparameters": {'model.dropout': 0.2, 'num_steps': 9},
+        f"{SCRATCH}, TD + LD's hyperparameters": {'num_steps': 8},
     }
 
 
@@ -214,15 +214,18 @@ def test_controls_of_images_differ_in_one_thing():
         }
     }
     found = {}
-    for row, beside in (('No distillation, knobs of TD', 'No distillation'), ('TD, shuffled teacher', 'TD')):
+    for row, beside in (
+        ("No distillation, TD's hyperparameters", 'No distillation'),
+        ('TD, shuffled teacher', 'TD'),
+    ):
         a, b = (
-            cells.cell_config(tables.TABLES['4x_small'], '50 images a class', name, tuned)
+            cells.cell_config(tables.TABLES['4x_small'], '50 images per class', name, tuned)
             for name in (row, beside)
         )
         changed = config_lib.differences(a, json.loads(config_lib.to_json(b)))
         found[row] = {key: value for key, (_, value) in changed.items()}
     assert found == {
-        'No distillation, knobs of TD': {'model.dropout': 0.2, 'num_steps': 9},
+        "No distillation, TD's hyperparameters": {'model.dropout': 0.2, 'num_steps': 9},
         'TD, shuffled teacher': {'teacher.control': 'shuffled'},
     }
 

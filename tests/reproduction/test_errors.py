@@ -158,7 +158,7 @@ def test_all_tables_of_two_splits_are_small(tmp_path):
 
 def test_a_file_that_is_damaged_is_one_line(tmp_path):
     path = epath.Path(tmp_path / 'a.npz')
-    with pytest.raises(UserError, match=r'a\.npz is not there\.$'):
+    with pytest.raises(UserError, match=r'a\.npz does not exist\.$'):
         errors.read(path)
     errors.write(path, some_results())
     arrays = workdir.read_arrays(path)

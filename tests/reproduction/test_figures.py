@@ -55,7 +55,7 @@ def test_a_figure_is_drawn_whatever_is_missing(tmp_path):
     # Beside another row there is no panel of that row; a picture of its own.
     del rows['LD']
     figures.draw_all(['3'], {'3': {'Genre 1': rows}}, epath.Path(tmp_path), 'FD')
-    assert sorted(path.name for path in tmp_path.iterdir()) == ['table_3.png', 'table_3_beside_fd.png']
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['table_3.png', 'table_3_vs_fd.png']
 
 
 def test_a_row_far_away_leaves_the_others_to_see(tmp_path, monkeypatch):

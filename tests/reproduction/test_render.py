@@ -42,13 +42,13 @@ def test_a_table_shows_the_papers_numbers_and_what_is_missing():
     rows['Teacher'] = {'mean': 0.9, 'stderr': None}
     text = render.of_runs('3', table, {GENRE: rows})
     # t(0.975) of one degree of freedom is 12.7062, the standard error 0.01.
-    text, counted = text.split('### Beside')
+    text, counted = text.split('### Compared with')
     assert cells_of(text, 'TD') == [
         'TD',
         '2',
         '0.9800 ± 0.1271',
         '-0.0200 ± 0.0000',
-        'no errors kept',
+        'no errors stored',
         'no variance',
         '0.9965 ± 0.0001',
         '-0.0137',
@@ -62,14 +62,14 @@ def test_a_table_shows_the_papers_numbers_and_what_is_missing():
         'method',
         'n',
         'ours, mean ± 95%',
-        'ours, paired difference to Train from scratch, mean ± 95%',
-        'ours, the same by bootstrap, 95%',
-        'ours, p by Holm',
+        'ours, Δ to Train from scratch, mean ± 95%',
+        'ours, Δ, 95% bootstrap',
+        'ours, p (Holm)',
         'paper, mean ± standard error',
         'paper, difference',
     ]
-    assert '\n± is half of the 95% t interval over the n seeds' in text
-    assert 'draws users and seeds anew' in text
+    assert '\n± is the half-width of the 95% t interval over n seeds' in text
+    assert 'resamples users and seeds' in text
     assert '\ntest rmse.\n' in text
     assert f'### {GENRE} (Drama)' in text
 
@@ -107,8 +107,8 @@ def test_one_seed_has_no_interval():
     table = tables.TABLES['digits']
     one = fake(0.9, seeds=(0,)) | {'values': [0.9]}
     text = render.of_runs('digits', table, {'5 to 9': {row: one for row in table.rows}})
-    text, counted = text.split('### Beside')
-    assert cells_of(text, 'LD') == ['LD', '1', '0.9000', '+0.0000', 'no errors kept', '']
+    text, counted = text.split('### Compared with')
+    assert cells_of(text, 'LD') == ['LD', '1', '0.9000', '+0.0000', 'no errors stored', '']
     assert '\n- LD: 0 better, 0 n.s., 0 worse, 1 too few seeds\n' in counted
 
 
@@ -130,7 +130,7 @@ def test_the_teachers_row_is_what_another_row_says_of_it():
 def test_a_table_the_paper_does_not_have_shows_ours_alone():
     table = tables.TABLES['digits']
     text = render.of_runs('digits', table, {'5 to 9': {row: fake(0.9) for row in table.rows}})
-    expected = ['LD', '2', '0.9000 ± 0.1271', '+0.0000 ± 0.0000', 'no errors kept', 'no variance']
+    expected = ['LD', '2', '0.9000 ± 0.1271', '+0.0000 ± 0.0000', 'no errors stored', 'no variance']
     assert cells_of(text, 'LD') == expected
     assert 'paper' not in text
 
@@ -183,7 +183,7 @@ def test_the_bootstrap_is_over_users_and_teachers(ours, baseline, clusters):
 def test_errors_of_other_examples_have_no_bootstrap():
     ours, theirs = measured(rounded((3, 12), key=1)), measured(rounded((3, 12), key=2))
     theirs['errors'] = errors.by_unit(rounded((3, 12)), UNITS + 1)
-    assert render.bounds(comparison.compare(ours, theirs)) == 'no errors kept'
+    assert render.bounds(comparison.compare(ours, theirs)) == 'no errors stored'
 
 
 def table_of(cells):
@@ -279,7 +279,7 @@ def test_verdicts_are_counted_over_the_columns():
     # All seeds agree, but with other users the sign is another.
     assert found.paired.interval().high < 0 or found.paired.interval().low > 0
     assert found.bootstrap.low < 0 < found.bootstrap.high
-    _, counted = table_of(cells).split(f'### Beside {SCRATCH}, of 4 columns\n')
+    _, counted = table_of(cells).split(f'### Compared with {SCRATCH}, in 4 columns\n')
     assert [line for line in counted.splitlines() if line.startswith('- ')] == [
         '- LD: 0 better, 0 n.s., 1 worse',
         '- TD: 2 better, 2 n.s., 0 worse',
@@ -353,7 +353,7 @@ def test_the_mean_over_columns_is_also_that_of_knobs_chosen_on_the_test_split():
         np.array([[1.0, 1.0, 1.25], [1.0, 1.25, 2.0]]),
     )
     cells = {genre: {row: measured(rounded((3, 12))) for row in (SCRATCH, 'TD')} for genre in (1, 2)}
-    assert 'test split' not in table_of(cells)
+    assert 'test set' not in table_of(cells)
     for row, values in (('TD', ours), (SCRATCH, theirs)):
         for genre, of_genre in zip((1, 2), values, strict=True):
             on_test = {'values': of_genre.tolist(), 'seeds': cells[genre][row]['seeds'], 'trials': 2}
@@ -363,11 +363,11 @@ def test_the_mean_over_columns_is_also_that_of_knobs_chosen_on_the_test_split():
     # (-0.25 + 0.0 - 0.875) / 3
     assert (low + high) / 2 == pytest.approx(-0.375)
     assert cells_of(text, 'TD')[6] == f'-0.3750 ± {(high - low) / 2:.4f}'
-    assert 'test split, which is no result' in text
+    assert 'test set (sensitivity check, not a result)' in text
     # A column without it leaves no mean.
     del cells[2]['TD']['on_test']
     _, text = table_of(cells).split('### Mean over 2 columns\n')
-    assert len(cells_of(text, 'TD')) == 6 and 'test split' not in text
+    assert len(cells_of(text, 'TD')) == 6 and 'test set' not in text
 
 
 def test_images_of_two_data_sets_are_not_the_same_because_their_numbers_are(unwidened):
@@ -423,8 +423,8 @@ def test_another_row_may_be_the_baseline():
     rows = {row: None for row in tables.TABLES['3'].rows if row != 'Teacher'}
     results = {'3': {GENRE: rows | {'LD': fake(0.9), 'TD': fake(0.88), 'FD': fake(0.9, seeds=(7, 8))}}}
     text = render.make(['3'], results, ['Drama'], ['CIFAR10'], 'LD')
-    assert 'ours, paired difference to LD, mean ± 95%' in text
-    text, counted = text.split('### Beside LD, of 1 column\n')
+    assert 'ours, Δ to LD, mean ± 95%' in text
+    text, counted = text.split('### Compared with LD, in 1 column\n')
     assert cells_of(text, 'TD')[3] == '-0.0200 ± 0.0000'
     assert cells_of(text, 'FD')[3] == '+0.0000, not paired'
     # The paper's differences are beside the same row.
@@ -448,9 +448,9 @@ def test_more_is_better_where_the_metric_is_accuracy():
         row: fake(np.mean(values), range(3)) | {'metric': 'accuracy', 'values': values}
         for row, values in ((SCRATCH, [0.5, 0.5, 0.5]), ('TD', [0.75, 0.78, 0.76]))
     }
-    text, counted = render.of_runs('digits', table, {'5 to 9': rows}).split('### Beside')
+    text, counted = render.of_runs('digits', table, {'5 to 9': rows}).split('### Compared with')
     assert '\n- TD: 1 better, 0 n.s., 0 worse\n' in counted
-    assert 'draws images and seeds anew' in text
+    assert 'resamples images and seeds' in text
 
 
 def test_known_and_unknown_users_have_columns_where_both_are_there():
@@ -518,7 +518,7 @@ def test_a_derived_table_is_the_mean_improvement(name):
         assert ours['ML(Dense)'] == f'+10.00 ± {dense:.2f} (3)'
         assert ours['ML(Sparse)'] == f'+7.50 ± {dense:.2f} (3)'
         # All columns go up and down together, so their difference does not move.
-        assert ours['ML(Sparse) less ML(Dense)'] == '-2.50 ± 0.00 (3)'
+        assert ours['ML(Sparse) minus ML(Dense)'] == '-2.50 ± 0.00 (3)'
         if not of_paper:
             continue
         assert ours['CIFAR10'] == f'+20.00 ± {image:.2f} (3)'

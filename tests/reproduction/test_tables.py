@@ -100,10 +100,10 @@ def test_images_in_small_are_those_of_the_paper_with_few_labels():
         small, rows = tables.TABLES[f'{name}_small'], tables.TABLES[name].rows
         assert small.rows == rows
         for count in (50, 500):
-            run = cells.cell_config(small, f'{count} images a class', list(rows)[-1])
+            run = cells.cell_config(small, f'{count} images per class', list(rows)[-1])
             assert (run.dataset.name, run.dataset.examples_per_class) == ('cifar10', count)
             assert not set(run.dataset.classes) & set(run.teacher.dataset.classes)
-            runs = cells.runs_of(small, f'{count} images a class', list(rows)[-1])
+            runs = cells.runs_of(small, f'{count} images per class', list(rows)[-1])
             assert [(run.seed, run.teacher.seed, run.num_seeds) for run in runs] == [
                 (i, i, 1) for i in range(5)
             ]
