@@ -59,7 +59,7 @@ def main():
             steps.value,
             sampler_seed.value,
         )
-        default = tuning.names_for(name.value, sampler_seed.value)
+        default = tuning.names_for(search.of, sampler_seed.value)
         names = default if methods.value is None else list(dict.fromkeys(methods.value))
         root, *places = (workdir.resolve(flag.value) for flag in (folder, journals, output))
         tuning.check(search, names, *places)

@@ -104,9 +104,15 @@ def weights_of(config) -> dict[str, float]:
     """{term: weight} of the configured method."""
     if config.method == 'supervised':
         return {}
-    # A caller's own method has its options in config.own.
-    options = config if config.method in config else config.own
-    return options[config.method].weights.to_dict()
+    section = config
+    for name in section_of(config).split('.'):
+        section = section[name]
+    return section.weights.to_dict()
+
+
+def section_of(config) -> str:
+    """The dotted key of the options of the configured method; of a caller's they are in config.own."""
+    return config.method if config.method in config else f'own.{config.method}'
 
 
 def active_terms(config) -> list[str]:

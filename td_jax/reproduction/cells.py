@@ -152,13 +152,22 @@ def runs_of(table: tables.Table, column: str, row: str, choices: dict | None = N
     config = cell_config(table, column, row, choices)
     if table.students:
         config.num_seeds = table.students
-    if table.teachers == 1 or not config_lib.has_teacher(config) or config.teacher.pretrained:
+    return by_teacher(config, table.teachers)
+
+
+def by_teacher(config, teachers: int) -> list:
+    """The runs of a config whose students have several teachers: one for each teacher, student i with i.
+
+    Where no teacher is trained, that is the config itself.
+    """
+    given = config.teacher.pretrained or config.teacher.checkpoint
+    if teachers == 1 or not config_lib.has_teacher(config) or given:
         return [config]
     runs = []
-    for i in range(table.teachers):
+    for i in range(teachers):
         run = config.copy_and_resolve_references()
-        run.teacher.seed, run.seed, run.seed_step = config.teacher.seed + i, config.seed + i, table.teachers
-        run.num_seeds = len(range(i, config.num_seeds, table.teachers))
+        run.teacher.seed, run.seed, run.seed_step = config.teacher.seed + i, config.seed + i, teachers
+        run.num_seeds = len(range(i, config.num_seeds, teachers))
         runs.append(run)
     return runs
 
@@ -210,15 +219,20 @@ def _teacher_run(config):
 
 def own_teachers(root: epath.Path, configs) -> list:
     """The configs, one for each, of the teachers that some runs need and that are trained for them."""
-    needed = {teacher_folder(root, config): config for config in configs if config_lib.trains_teacher(config)}
+    needed = {teacher_folder(root, config): config for config in configs if shares_teacher(config)}
     return list(needed.values())
+
+
+def shares_teacher(config) -> bool:
+    """Whether a run has a teacher that is trained for it and for others, and not one that is named."""
+    return config_lib.trains_teacher(config) and not config.teacher.checkpoint
 
 
 def run_one(root: epath.Path, config) -> dict:
     """The result of a run, which is run now if it is missing."""
     folder = run_folder(root, config)
     config = config.copy_and_resolve_references()
-    if config_lib.trains_teacher(config):
+    if shares_teacher(config):
         config.teacher.checkpoint = str(share_teacher(root, config))
     return train(config, folder, programs=PROGRAMS)
 

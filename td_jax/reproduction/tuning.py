@@ -23,12 +23,15 @@ uninterrupted one does.
 """
 
 import contextlib
+import functools
 import hashlib
 import itertools
 import json
 import pathlib
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+import ml_collections
 from etils import epath
 
 from td_jax import config as config_lib
@@ -62,28 +65,48 @@ class OneOf(NamedTuple):
         return self.values[int(share * len(self.values))]
 
 
-class Searched(NamedTuple):
-    """How a module of configs/ is searched."""
+# Weights of images: larger ones of states cost accuracy there (docs/cifar.md).
+WEIGHTS, IMAGE_WEIGHTS = LogUniform(0.1, 1000.0), LogUniform(0.01, 10.0)
 
+
+class Searched(NamedTuple):
+    """What is searched, and how."""
+
+    config: Callable[[], ml_collections.ConfigDict]  # what all runs start from
+    task: str  # of its models, a name of evaluation.METRICS
     columns: dict[str, dict]  # what can be searched -> what it changes in the config
     mean_of: tuple[str, ...]  # the columns whose mean is the score, unless others are named
     points: int  # validations of a run
-    weights: LogUniform = LogUniform(0.1, 1000.0)
+    weights: LogUniform = WEIGHTS
+    # Name -> what it changes; a method's name changes `method`.
+    variants: Mapping[str, dict] = tables.VARIANTS
+    fixed: frozenset[str] = frozenset()  # keys that are not searched
+
+    def changes(self, name: str) -> dict:
+        """What the name of a variant or of a method changes in the config."""
+        return self.variants.get(name, {'method': name})
 
 
 # The modules of configs/ whose runs are short enough to be searched.
 CONFIGS = {
     'movielens': Searched(
-        {genre: {'dataset.genre': genre} for genre in tables.GENRES}, ('Drama', 'Adventure', 'War'), 30
+        functools.partial(cells.base_config, 'movielens'),
+        'regression',
+        {genre: {'dataset.genre': genre} for genre in tables.GENRES},
+        ('Drama', 'Adventure', 'War'),
+        30,
     ),
-    'digits': Searched({'digits': {}}, ('digits',), 30),
-    # A validation of images takes as long as many steps. Larger weights of states cost accuracy there
-    # (docs/cifar.md).
+    'digits': Searched(
+        functools.partial(cells.base_config, 'digits'), 'classification', {'digits': {}}, ('digits',), 30
+    ),
+    # A validation of images takes as long as many steps.
     'vit_tiny_cifar10': Searched(
+        functools.partial(cells.base_config, 'vit_tiny_cifar10'),
+        'classification',
         {str(count): {'dataset.examples_per_class': count} for count in tables.LABELLED},
         tuple(map(str, tables.LABELLED)),
         6,
-        LogUniform(0.01, 10.0),
+        IMAGE_WEIGHTS,
     ),
 }
 TEACHER = 'teacher'
@@ -110,7 +133,7 @@ ROUNDS = {'td.rounds': OneOf((0, 1, 2, 3))}
 class Search(NamedTuple):
     """What is searched, for every method alike."""
 
-    name: str  # of CONFIGS
+    of: Searched
     setting: dict  # what it changes in the config, such as {'dataset.split_by': 'user'}
     chosen_by: tables.ChosenBy  # on which columns, with which sampler seed
     trials: int  # of each method
@@ -136,19 +159,20 @@ class Ranked(NamedTuple):
     at_last_step: bool  # whether there is no later one
 
 
-def space(module: str, name: str) -> dict:
+def space(searched: Searched, name: str) -> dict:
     """{config key: LogUniform or OneOf}, what is drawn for TEACHER, a method or a variant of one.
 
-    A weight that a module of configs/ or a variant leaves at 0 stays there.
+    A weight that the config or a variant leaves at 0 stays there, and so does what is fixed.
     """
     if name in (TEACHER, NO_DISTILLATION):
-        return OPTIMIZER
-    config = cells.base_config(module)
-    config.update_from_flattened_dict(tables.variant(name))
-    weights = {
-        f'{config.method}.weights.{term}': CONFIGS[module].weights for term in objectives.active_terms(config)
-    }
-    return weights | (ROUNDS if config.method == 'td' else {})
+        prefix = 'teacher.' if name == TEACHER else ''
+        return {key: of for key, of in OPTIMIZER.items() if f'{prefix}{key}' not in searched.fixed}
+    config = searched.config()
+    config.update_from_flattened_dict(searched.changes(name))
+    section = objectives.section_of(config)
+    drawn = {f'{section}.weights.{term}': searched.weights for term in objectives.active_terms(config)}
+    drawn |= ROUNDS if config.method == 'td' else {}
+    return {key: of for key, of in drawn.items() if key not in searched.fixed}
 
 
 def draw(name: str, number: int, sampler_seed: int) -> float:
@@ -178,20 +202,18 @@ def quotas(trials: int) -> list[int]:
     return [max(1, trials // REDUCTION**rung) for rung in range(RUNGS)]
 
 
-def task_of(module: str) -> str:
-    """What the models of a module of CONFIGS do, a name of evaluation.METRICS."""
-    return 'regression' if cells.base_config(module).dataset.name == 'movielens' else 'classification'
-
-
-def names_for(module: str, sampler_seed: int = 0) -> list[str]:
-    """All that a module of CONFIGS can be searched for: TEACHER, methods of its task, variants of these.
+def names_for(searched: Searched, sampler_seed: int = 0) -> list[str]:
+    """All that can be searched: TEACHER, where one is trained, methods of the task, and variants.
 
     With another sampler seed than 0, what is searched unless methods are named: MAIN.
     """
     if sampler_seed:
         return list(MAIN)
-    methods = [name for name, method in objectives.METHODS.items() if task_of(module) in method.tasks]
-    return [TEACHER, *methods, *tables.VARIANTS]
+    methods = [name for name, method in objectives.METHODS.items() if searched.task in method.tasks]
+    config = searched.config()
+    config.method = 'ld'
+    teacher = [TEACHER] if cells.shares_teacher(config) else []
+    return [*teacher, *dict.fromkeys((*methods, *searched.variants))]
 
 
 def search_of(
@@ -205,18 +227,17 @@ def search_of(
       UserError: a name that is not known, or a split of what is not split.
     """
     config_lib.check_choice('--config', name, CONFIGS)
-    setting = {}
-    if task_of(name) == 'regression':
+    setting, searched = {}, CONFIGS[name]
+    if searched.task == 'regression':
         config_lib.check_choice('--split_by', split_by, ratings.SPLITS_BY)
         setting = {'dataset.split_by': split_by}
     elif split_by != 'time':
         raise UserError(f'--split_by is {split_by}, but {name} has no ratings to split; leave it out.')
-    searched = CONFIGS[name]
     known, wanted = list(searched.columns), set(columns or searched.mean_of)
     # `check` refuses what is not known.
     order = tuple(sorted(wanted, key=lambda column: known.index(column) if column in known else -1))
     by = tables.ChosenBy(() if order == searched.mean_of else order, sampler_seed)
-    return Search(name, setting, by, trials, seeds, steps)
+    return Search(searched, setting, by, trials, seeds, steps)
 
 
 def check(search: Search, names, journals: epath.Path, target: epath.Path):
@@ -228,9 +249,9 @@ def check(search: Search, names, journals: epath.Path, target: epath.Path):
         searched on top of.
     """
     for name in names:
-        config_lib.check_choice('--methods', name, names_for(search.name))
+        config_lib.check_choice('--methods', name, names_for(search.of))
     for column in search.chosen_by.columns:
-        config_lib.check_choice('--columns', column, CONFIGS[search.name].columns)
+        config_lib.check_choice('--columns', column, search.of.columns)
     if TEACHER in names and search.chosen_by.sampler_seed:
         raise UserError(
             f'--sampler_seed is {search.chosen_by.sampler_seed}, but the teacher is that of --sampler_seed=0 '
@@ -250,13 +271,12 @@ def check(search: Search, names, journals: epath.Path, target: epath.Path):
 
 def prepared(search: Search, name: str, column: str, rung: int):
     """The config that the runs of a method or a variant, or of TEACHER, start from on one rung."""
-    config = cells.base_config(search.name)
-    searched = CONFIGS[search.name]
-    config.update_from_flattened_dict(search.setting | searched.columns[column])
+    config = search.of.config()
+    config.update_from_flattened_dict(search.setting | search.of.columns[column])
     config.dataset.split = 'validation'
-    if config.dataset.name == 'movielens':
+    if search.of.task == 'regression':
         config.dataset.validation_slice = rung
-    config.num_steps, config.eval_every = search.steps, max(1, search.steps // searched.points)
+    config.num_steps, config.eval_every = search.steps, max(1, search.steps // search.of.points)
     config.log_every = config.save_every = search.steps
     config.diagnostics = False
     config.num_seeds, config.seed = search.seeds, rung * search.seeds
@@ -265,7 +285,7 @@ def prepared(search: Search, name: str, column: str, rung: int):
         run = config_lib.teacher_run(config)
         run.num_steps, run.num_seeds, run.seed = search.steps, config.num_seeds, config.seed
         return run
-    config.update_from_flattened_dict(tables.variant(name))
+    config.update_from_flattened_dict(search.of.changes(name))
     return config
 
 
@@ -287,15 +307,15 @@ def plan(search: Search, name: str, choices: dict) -> Plan:
     Raises:
       UserError: they lack something that the method is searched on top of, or have it of another search.
     """
-    columns = search.chosen_by.columns or CONFIGS[search.name].mean_of
-    drawn, fixed, starts = space(search.name, name), {}, []
+    columns = search.chosen_by.columns or search.of.mean_of
+    drawn, fixed, starts = space(search.of, name), {}, []
     if name == TEACHER:
         columns = columns[:1]
     else:
         fixed = dict(choices.get(_filed_under(search, TEACHER), {}).get(TEACHER, {}))
     if NO_DISTILLATION in _needed(name):
         optimizer = _chosen(search, name, NO_DISTILLATION, choices, fixed)
-        fixed |= {key: optimizer[key] for key in OPTIMIZER}
+        fixed |= {key: optimizer[key] for key in space(search.of, NO_DISTILLATION)}
     if name in STARTS:
         one, other = (
             {
@@ -314,6 +334,9 @@ def plan(search: Search, name: str, choices: dict) -> Plan:
         seed = search.chosen_by.sampler_seed
         return {key: of.at(draw(drawn_as(key), number, seed)) for key, of in drawn.items()}
 
+    if not drawn:
+        # All trials would be the same.
+        return Plan(name, columns, fixed, [{}])
     trials = starts[: search.trials]
     for number in range(len(trials), search.trials):
         values = trial(number)
@@ -390,8 +413,8 @@ def tune(search: Search, names, root: epath.Path, journals: epath.Path, target: 
 
 def _climb(search, plans, kept, root, processes):
     """The trials of each plan that are trained to their end, best first; runs what is missing."""
-    less_is_better = evaluation.METRICS[task_of(search.name)][3]
-    climbing = {of.name: {number: [] for number in range(search.trials)} for of in plans}
+    less_is_better = evaluation.METRICS[search.of.task][3]
+    climbing = {of.name: {number: [] for number in range(len(of.trials))} for of in plans}
     for rung, quota in enumerate([*quotas(search.trials)[1:], search.trials]):
         runs, missing, known = [], {}, []
         for of in plans:
@@ -418,7 +441,7 @@ def _climb(search, plans, kept, root, processes):
 def _run_missing(search, missing, kept, root, processes):
     """Runs {name: (config, what its line says of it)}; each is in its journal as soon as it is over."""
     names, configs = list(missing), [config for config, _ in missing.values()]
-    metric = f'validation_{evaluation.METRICS[task_of(search.name)][0]}'
+    metric = f'validation_{evaluation.METRICS[search.of.task][0]}'
 
     def keep(number, curve):
         about, digest = missing[names[number]][1], same_data.of_run(cells.run_folder(root, configs[number]))
@@ -517,7 +540,7 @@ def _journal(search, name, journals):
 
 def _filed_under(search, name):
     """The setting of a method's choice; that of the teacher is the usual one."""
-    config = prepared(search, name, CONFIGS[search.name].mean_of[0], 0)
+    config = prepared(search, name, search.of.mean_of[0], 0)
     return cells.setting(config, tables.USUAL if name == TEACHER else search.chosen_by)
 
 

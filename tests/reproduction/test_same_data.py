@@ -104,7 +104,7 @@ def test_what_is_missing_is_not_run_on_other_data(table, place, tmp_path, monkey
 
 def test_a_search_does_not_go_on_on_other_data(monkeypatch, tmp_path):
     """Its journals say what their trials were trained on."""
-    search = tuning.Search('digits', {}, tables.USUAL, 4, 1, 60)
+    search = tuning.Search(tuning.CONFIGS['digits'], {}, tables.USUAL, 4, 1, 60)
     folders = [epath.Path(tmp_path / name) for name in ('runs', 'journals', 'o.json')]
     config = tuning.prepared(search, 'supervised', 'digits', 0)
     source = assembly.load_source(config, config.dataset)

@@ -17,10 +17,10 @@ from td_jax.training import evaluation
 
 OPTIMIZER = {'optimizer.learning_rate', 'optimizer.weight_decay', 'model.dropout'}
 STEPS = 60
-DIGITS = tuning.Search('digits', {}, tables.USUAL, 4, 2, STEPS)
+DIGITS = tuning.Search(tuning.CONFIGS['digits'], {}, tables.USUAL, 4, 2, STEPS)
 EIGHT = DIGITS._replace(trials=8)
 RATINGS = tuning.Search(
-    'movielens', {'dataset.split_by': 'user'}, tables.ChosenBy(('Drama', 'War')), 8, 2, STEPS
+    tuning.CONFIGS['movielens'], {'dataset.split_by': 'user'}, tables.ChosenBy(('Drama', 'War')), 8, 2, STEPS
 )
 
 
@@ -44,7 +44,7 @@ RATINGS = tuning.Search(
     ],
 )
 def test_what_is_drawn(module, name, drawn):
-    assert tuning.space(module, name).keys() == drawn
+    assert tuning.space(tuning.CONFIGS[module], name).keys() == drawn
 
 
 def test_ranges():
@@ -56,7 +56,7 @@ def test_ranges():
         0.4,
     ]
     for module, bounds in (('vit_tiny_cifar10', (0.01, 10.0)), ('digits', (0.1, 1000.0))):
-        assert tuning.space(module, 'td')['td.weights.state'] == bounds
+        assert tuning.space(tuning.CONFIGS[module], 'td')['td.weights.state'] == bounds
 
 
 def test_a_draw_is_that_of_its_name_its_trial_and_its_seed():
@@ -184,11 +184,11 @@ def test_ranks_by_hand():
 
 @pytest.mark.parametrize('module', tuning.CONFIGS)
 def test_all_that_a_task_allows_is_searched(module):
-    names = tuning.names_for(module)
+    names = tuning.names_for(tuning.CONFIGS[module])
     assert names[0] == tuning.TEACHER
     of_classes = {'dkd', 'dist'} if module == 'movielens' else set()
     assert set(names) == {tuning.TEACHER, *objectives.METHODS, *tables.VARIANTS} - of_classes
-    assert set(tuning.names_for(module, 1)) == {'supervised', 'ld', 'td', 'td_ld'}
+    assert set(tuning.names_for(tuning.CONFIGS[module], 1)) == {'supervised', 'ld', 'td', 'td_ld'}
 
 
 def test_each_rung_has_other_seeds_and_another_slice_of_time():
@@ -292,7 +292,10 @@ def test_all_of_a_rung_are_run_before_the_best_half_goes_on(monkeypatch, tmp_pat
 
 @pytest.mark.parametrize(
     ('search', 'names'),
-    [(DIGITS, tuning.names_for('digits')[1:]), (RATINGS._replace(trials=4), ['supervised', 'ld'])],
+    [
+        (DIGITS, tuning.names_for(tuning.CONFIGS['digits'])[1:]),
+        (RATINGS._replace(trials=4), ['supervised', 'ld']),
+    ],
     ids=['accuracy', 'rmse'],
 )
 def test_every_method_has_as_many_completed_trials(monkeypatch, tmp_path, search, names):
