@@ -37,7 +37,18 @@ CONFIGS = [
 # The commands. Each stands on the rooms below, and on no other command.
 COMMANDS = {
     f'td_jax.{name}'
-    for name in ('main', 'reproduce', 'tune', 'export', 'predict', 'cka', 'report', 'inspect', 'tpu_report')
+    for name in (
+        'main',
+        'compare',
+        'reproduce',
+        'tune',
+        'export',
+        'predict',
+        'cka',
+        'report',
+        'inspect',
+        'tpu_report',
+    )
 }
 # A module, or all modules of a room -> what they may import beside their own room, whole rooms or modules.
 ALLOWED = {
@@ -93,6 +104,12 @@ ALLOWED = {
     },
     # A function of what a person has: neither a run nor a file.
     'td_jax.predicting.program': {'td_jax.data', 'td_jax.models.base'},
+    'td_jax.predicting.speed': {
+        'td_jax.data',
+        'td_jax.models.base',
+        'td_jax.training.finished',
+        'td_jax.training.train_step',
+    },
     'td_jax.predicting': {
         'td_jax.errors',
         'td_jax.data',

@@ -115,8 +115,8 @@ def locked(folder: pathlib.Path, name: str):
             lock.seek(0)
             who = lock.read() or 'another process'
             raise UserError(
-                f'the journals of {name} in {folder} are in use by {who}; wait for it, or choose other '
-                '--journals.'
+                f'the journals of {name} in {folder} are in use by {who}; wait for it, or choose another '
+                'folder.'
             ) from error
         lock.truncate(0)
         lock.write(f'process {os.getpid()} on {socket.gethostname()}')
@@ -129,4 +129,4 @@ def _refusing(path, what):
     try:
         yield
     except OSError as error:
-        raise UserError(f'{path} cannot be {what} ({reason(error)}); choose other --journals.') from error
+        raise UserError(f'{path} cannot be {what} ({reason(error)}); choose another folder.') from error

@@ -86,6 +86,10 @@ class Searched(NamedTuple):
         """What the name of a variant or of a method changes in the config."""
         return self.variants.get(name, {'method': name})
 
+    def set_by(self, name: str) -> set[str]:
+        """The keys that a variant keeps as it sets them; those of the tables set where a search starts."""
+        return set() if name in tables.VARIANTS else set(self.changes(name))
+
 
 # The modules of configs/ whose runs are short enough to be searched.
 CONFIGS = {
@@ -127,6 +131,8 @@ OPTIMIZER = {
     'optimizer.weight_decay': LogUniform(1e-2, 10.0),
     'model.dropout': OneOf((0.0, 0.2, 0.4)),
 }
+# What SGD needs in place of the learning rate of AdamW.
+SGD = {'optimizer.learning_rate': LogUniform(3e-3, 0.3)}
 ROUNDS = {'td.rounds': OneOf((0, 1, 2, 3))}
 
 
@@ -164,15 +170,17 @@ def space(searched: Searched, name: str) -> dict:
 
     A weight that the config or a variant leaves at 0 stays there, and so does what is fixed.
     """
-    if name in (TEACHER, NO_DISTILLATION):
-        prefix = 'teacher.' if name == TEACHER else ''
-        return {key: of for key, of in OPTIMIZER.items() if f'{prefix}{key}' not in searched.fixed}
     config = searched.config()
+    if name in (TEACHER, NO_DISTILLATION):
+        prefix, side = ('teacher.', config.teacher) if name == TEACHER else ('', config)
+        ranges = OPTIMIZER | (SGD if side.optimizer.name == 'sgd' else {})
+        return {key: of for key, of in ranges.items() if f'{prefix}{key}' not in searched.fixed}
     config.update_from_flattened_dict(searched.changes(name))
     section = objectives.section_of(config)
     drawn = {f'{section}.weights.{term}': searched.weights for term in objectives.active_terms(config)}
     drawn |= ROUNDS if config.method == 'td' else {}
-    return {key: of for key, of in drawn.items() if key not in searched.fixed}
+    fixed = searched.fixed | searched.set_by(name)
+    return {key: of for key, of in drawn.items() if key not in fixed}
 
 
 def draw(name: str, number: int, sampler_seed: int) -> float:
@@ -315,7 +323,11 @@ def plan(search: Search, name: str, choices: dict) -> Plan:
         fixed = dict(choices.get(_filed_under(search, TEACHER), {}).get(TEACHER, {}))
     if NO_DISTILLATION in _needed(name):
         optimizer = _chosen(search, name, NO_DISTILLATION, choices, fixed)
-        fixed |= {key: optimizer[key] for key in space(search.of, NO_DISTILLATION)}
+        fixed |= {
+            key: optimizer[key]
+            for key in space(search.of, NO_DISTILLATION)
+            if key not in search.of.set_by(name)
+        }
     if name in STARTS:
         one, other = (
             {
@@ -508,6 +520,17 @@ def at_last_step(search: Search, names, choices: dict) -> list[str]:
 
     methods = choices.get(_filed_under(search, NO_DISTILLATION), {}).get(cells.SEARCHED, {})
     return of([TEACHER] if TEACHER in names else []) + of(name for name in methods if name != TEACHER)
+
+
+def score_of(search: Search, name: str, choices: dict) -> float:
+    """The validation score of what was chosen for a method by this search.
+
+    Args:
+      search: what was searched.
+      name: of the method or the variant, or TEACHER.
+      choices: as `cells.tuned` gives them.
+    """
+    return _record(search, name, choices)['completed'][0]['score']
 
 
 def _record(search, name, choices):

@@ -67,7 +67,7 @@ def test_a_journal_that_is_damaged_in_the_middle_is_refused(path, line):
 
 
 def test_a_journal_that_cannot_be_read_is_one_line(tmp_path):
-    with pytest.raises(UserError, match=r'cannot be read \(.*\); choose other --journals'):
+    with pytest.raises(UserError, match=r'cannot be read \(.*\); choose another folder'):
         journal.read(tmp_path)
 
 

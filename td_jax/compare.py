@@ -1,0 +1,183 @@
+"""Compares methods on your own data with one command, and keeps the best student.
+
+    python -m td_jax.compare --config=configs/images.py --config.dataset.path=photos --workdir=runs/photos
+
+searches the hyperparameters of each method on validation data, all with the same budget, trains several
+students with what was chosen, evaluates them on the test split once, and prints a table of differences to the
+student without a teacher. WORKDIR/best is the workdir of the chosen student, ready for td_jax.predict and
+td_jax.export; report.html shows all runs, and comparison.json has every number.
+
+An option that you set on the command line is not searched. Called again, it goes on where it stopped.
+"""
+
+import json
+import pathlib
+import sys
+
+from absl import flags
+
+from td_jax import command_line
+from td_jax.errors import UserError
+from td_jax.files import workdir
+
+# What is compared unless methods are named.
+METHODS = ('supervised', 'ld', 'td', 'td_ld')
+REPORT, COMPARISON = 'report.html', 'comparison.json'
+
+
+def run(
+    config,
+    folder,
+    *,
+    methods=METHODS,
+    variants=None,
+    fixed=(),
+    trials: int = 8,
+    steps: int = 0,
+    search_seeds: int = 2,
+    seeds: int = 5,
+    teachers: int = 0,
+    jobs: int = 1,
+    models=None,
+    sources=None,
+    own_methods=None,
+) -> dict:
+    """Compares variants of a config, as the command does.
+
+    Args:
+      config: what common.get_config() returns, changed.
+      folder: of the comparison; made if missing, gone on with if it is there.
+      methods: names of methods, and td_ld; no distillation is always among them.
+      variants: {name: {config key: value}} of further variants; what they set is not searched.
+      fixed: keys of the config that are not searched.
+      trials: of each variant; 0 keeps the hyperparameters of the config.
+      steps: of a run of the search, the most that can be chosen; 0 for config.num_steps.
+      search_seeds: students of a run of the search.
+      seeds: students of a variant.
+      teachers: that these have between them; 0 for as many.
+      jobs: runs at once; 0 for one on each core.
+      models, sources, own_methods: what a caller brings, as td_jax.train takes it (own_methods as `methods`
+        there), for one job alone: processes side by side could not import it.
+
+    Returns:
+      The content of comparison.json.
+
+    Raises:
+      UserError: anything the caller can change, such as an unknown method.
+    """
+    # Imported here: it takes seconds, and a mistake in a flag is told without it.
+    from td_jax import own
+    from td_jax.predicting import speed
+    from td_jax.reporting import page
+    from td_jax.reproduction import jobs as jobs_lib
+    from td_jax.reproduction import summary
+    from td_jax.reproduction import variants as engine
+
+    root = workdir.resolve(str(folder))
+    if workdir.is_in_bucket(root):
+        raise UserError(f'--workdir {root} is in a bucket, where no journal can grow; name a folder.')
+    if jobs != 1 and (models or sources or own_methods):
+        raise UserError(f'jobs is {jobs}, but models, sources and methods of your own need jobs=1.')
+    with own.brought(models, sources, own_methods):
+        plan = engine.plan(
+            config,
+            methods,
+            variants or {},
+            fixed,
+            trials=trials,
+            steps=steps,
+            search_seeds=search_seeds,
+            seeds=seeds,
+            teachers=teachers,
+        )
+        processes = jobs_lib.prepare(jobs, root)
+        _say(_cost(engine.cost(plan)))
+        rows = engine.run(plan, root, processes)
+        compared = summary.compare(rows)
+        best = engine.best_of(plan, rows)
+        kept = engine.keep_best(best, root)
+        seconds = speed.time_per_example(kept)
+        made = summary.record(plan, rows, compared, best) | {'best_seconds_per_example': seconds}
+        workdir.write(root / COMPARISON, json.dumps(made, indent=2) + '\n')
+        page.write(root / engine.STUDENTS, root / REPORT)
+        print(summary.table(plan, rows, compared))
+        print(f'\n{made["sentence"]}')
+        print(
+            f'{kept} is a student of {best.name}, the best on validation data: {best.parameters:,} '
+            f'parameters, {1e3 * seconds:.3f} ms per example in batches of 64 on this machine.'
+        )
+    return made
+
+
+def _cost(cost):
+    """A line of what a comparison takes."""
+    return (
+        f'{cost.runs} runs, {cost.operations / 1e12:.3g}e12 operations of matrix products, up to '
+        f'{cost.size / 1e6:.0f} MB of checkpoints; those of before are read back'
+    )
+
+
+def _say(line):
+    print(f'td_jax: {line}', file=sys.stderr, flush=True)
+
+
+def _variants_in(path):
+    """The variants in a JSON file, {name: {key: value}}."""
+    if not path:
+        return {}
+    found = workdir.read_json(workdir.resolve(path))
+    if found is None:
+        raise UserError(f'--variants {pathlib.Path(path)} is not there.')
+    for name, changes in found.items():
+        if not isinstance(changes, dict) or not name.isidentifier():
+            raise UserError(
+                f'--variants {path}: {name!r} must be a word of letters, digits and _, and have an object of '
+                'config keys and values.'
+            )
+    return found
+
+
+def main():
+    config = command_line.define_config()
+    folder = flags.DEFINE_string('workdir', None, 'Folder of the comparison; called again, it goes on.')
+    methods = flags.DEFINE_list(
+        'methods', list(METHODS), 'Methods, and td_ld; supervised, without a teacher, is always compared.'
+    )
+    variants = flags.DEFINE_string(
+        'variants', None, 'JSON file of further variants, {name: {config key: value}}; not searched in these.'
+    )
+    trials = flags.DEFINE_integer(
+        'trials', 8, "Trials per variant; 0 keeps the config's hyperparameters.", lower_bound=0
+    )
+    steps = flags.DEFINE_integer(
+        'steps', 0, 'Steps of a run of the search, the most that can be chosen; 0: num_steps.', lower_bound=0
+    )
+    search_seeds = flags.DEFINE_integer('search_seeds', 2, 'Students of a run of the search.', lower_bound=1)
+    seeds = flags.DEFINE_integer('seeds', 5, 'Students per variant.', lower_bound=2)
+    teachers = flags.DEFINE_integer(
+        'teachers', 0, 'Teachers that these have between them; 0: one each.', lower_bound=0
+    )
+    count = flags.DEFINE_integer(
+        'jobs', 1, 'Runs at once, each kept to its share of the cores; 0: one on each.', lower_bound=0
+    )
+
+    def command():
+        run(
+            config.value,
+            folder.value,
+            methods=methods.value,
+            variants=_variants_in(variants.value),
+            fixed=command_line.typed_keys(),
+            trials=trials.value,
+            steps=steps.value,
+            search_seeds=search_seeds.value,
+            seeds=seeds.value,
+            teachers=teachers.value,
+            jobs=count.value,
+        )
+
+    command_line.run(command, required=('config', 'workdir', 'methods'))
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,267 @@
+"""Variants of one config that are searched, trained, compared and kept: rules by hand, a real comparison."""
+
+import json
+
+import numpy as np
+import pytest
+import scipy.stats
+from etils import epath
+
+from td_jax import compare
+from td_jax import config as config_lib
+from td_jax.errors import UserError
+from td_jax.files import workdir
+from td_jax.reproduction import summary, tuning, variants
+from td_jax.training import finished
+from td_jax.training.run import train
+from tests import forked
+
+EFFORT = {'trials': 2, 'steps': 0, 'search_seeds': 2, 'seeds': 3, 'teachers': 0}
+
+
+def plan_of(config, methods=('ld',), own=None, fixed=(), **effort):
+    return variants.plan(config, methods, own or {}, fixed, **{**EFFORT, **effort})
+
+
+# --- What is refused -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ('changes', 'arguments', 'message'),
+    [
+        ({'dataset__split': 'validation'}, {}, r'^dataset\.split is validation; leave it out'),
+        ({}, {'methods': ('ldd',)}, r"^--methods 'ldd' is not known\. Did you mean ld\?"),
+        ({}, {'methods': ('td_ld', 'td')}, r'^td_ld is searched on top of td and ld; name ld in --methods'),
+        ({}, {'own': {'td': {'td.rounds': 2}}}, r'^--variants has td, a name that td_jax has itself'),
+        (
+            {},
+            {'own': {'wide': {'td.round': 2}}},
+            r"^--variants: wide: 'td\.round' is not known\. Did you mean",
+        ),
+        (
+            {},
+            {'own': {'wide': {'td.rounds': 'two'}}},
+            r"^--variants: wide: td\.rounds is 'two', which is no",
+        ),
+        ({}, {'own': {'wide': {'batch_size': 0}}}, r'^batch_size is 0'),
+        ({}, {'teachers': 4}, r'^--teachers is 4, but only 3 students have one'),
+        ({'dataset__examples_per_class': 500}, {}, r'^dataset\.examples_per_class is 500; only'),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(small_config, changes, arguments, message):
+    with pytest.raises(UserError, match=message):
+        plan_of(small_config(**changes), **arguments)
+
+
+def test_what_the_command_refuses(tmp_path):
+    with pytest.raises(UserError, match=r'^--variants .*none\.json is not there'):
+        compare._variants_in(str(tmp_path / 'none.json'))
+    (tmp_path / 'wide.json').write_text('{"wide": 3}')
+    with pytest.raises(UserError, match=r"wide\.json: 'wide' must be a word"):
+        compare._variants_in(str(tmp_path / 'wide.json'))
+    with pytest.raises(UserError, match=r'^--workdir gs://bucket/runs is in a bucket'):
+        compare.run(None, 'gs://bucket/runs')
+    with pytest.raises(UserError, match=r'^jobs is 2, but models'):
+        compare.run(None, tmp_path, jobs=2, models={'own': None})
+
+
+# --- What is searched ------------------------------------------------------------------------------
+
+
+def test_what_a_person_or_a_variant_sets_is_not_searched(small_config):
+    own = {
+        'wide': {'method': 'td', 'communication.message': 9, 'td.rounds': 2, 'optimizer.learning_rate': 1.0}
+    }
+    plan = plan_of(small_config(), ('ld',), own, fixed=['optimizer.weight_decay', 'td.weights.state'])
+    assert plan.names == ('supervised', 'ld', 'wide')
+    spaces = {name: set(tuning.space(plan.search.of, name)) for name in ('teacher', *plan.names)}
+    assert spaces == {
+        'teacher': set(tuning.OPTIMIZER),
+        'supervised': {'optimizer.learning_rate', 'model.dropout'},
+        'ld': {'ld.weights.logits'},
+        'wide': {'td.weights.interact', 'td.weights.message'},
+    }
+    record = {key: getattr(plan.search, key) for key in ('trials', 'seeds', 'steps')}
+    chosen = {'optimizer.learning_rate': 0.5, 'model.dropout': 0.2, 'num_steps': 4}
+    choices = {'digits': {'supervised': chosen, 'searched': {'supervised': record | {'fixed': {}}}}}
+    config = tuning.run_of(plan.search, tuning.plan(plan.search, 'wide', choices), 0, 0, '')
+    assert (config.optimizer.learning_rate, config.model.dropout, config.td.rounds) == (1.0, 0.2, 2)
+    assert (config.communication.message, config.dataset.split) == (9, 'validation')
+
+
+def test_a_model_without_dropout_has_none_searched(small_config):
+    config = small_config(method='supervised')
+    config.update_from_flattened_dict({'dataset.name': 'cifar10', 'model.name': 'resnet'})
+    assert set(variants._unread(config)) == {'model.dropout'}
+
+
+def test_sgd_has_larger_learning_rates(small_config):
+    plan = plan_of(small_config(optimizer__name='sgd'))
+    assert tuning.space(plan.search.of, 'supervised')['optimizer.learning_rate'] == (3e-3, 0.3)
+    assert tuning.space(plan.search.of, 'teacher')['optimizer.learning_rate'] == (1e-4, 3e-3)
+
+
+def test_a_schedule_is_validated_at_its_end_alone(small_config):
+    assert plan_of(small_config()).search.of.points > 1
+    assert plan_of(small_config(optimizer__schedule='cosine')).search.of.points == 1
+
+
+def test_a_teacher_that_is_named_is_not_searched(small_config, tmp_path):
+    config = small_config(method='ld')
+    assert tuning.TEACHER in tuning.names_for(plan_of(config).search.of)
+    searched = plan_of(config).search.of
+    config.teacher.checkpoint = str(tmp_path)
+    named = searched._replace(config=config.copy_and_resolve_references)
+    assert tuning.TEACHER not in tuning.names_for(named)
+
+
+def test_the_cost_by_hand(small_config):
+    config = small_config(model__hidden=(5, 3), batch_size=8, num_steps=6)
+    plan = plan_of(config, ('ld',), trials=4, seeds=3)
+    cost = variants.cost(plan)
+    # 4, 2 and 1 trials on the three rungs; three students of no distillation are one run, of LD three.
+    assert cost.runs == 7 + 1 + 7 + 3
+    parameters = 64 * 5 + 5 + 5 * 3 + 3 + 3 * 5 + 5
+    assert variants.parameters_of(config) == parameters
+    assert cost.size == 2 * 2 * 3 * 4 * 3 * parameters
+    # A product forward and two backward, but for the one to the inputs.
+    products = 2 * 8 * (2 * 64 * 5 + 3 * (5 * 3 + 3 * 5))
+    assert plan.operations['supervised'] == products
+    steps = 6 * (7 * 2 + 3)
+    assert cost.operations == pytest.approx(steps * sum(plan.operations.values()))
+
+
+# --- What is said ----------------------------------------------------------------------------------
+
+
+def made_row(name, values, validation=0.5):
+    result = {'values': values, 'seeds': list(range(len(values))), 'mean': float(np.mean(values))}
+    return variants.Row(name, None, validation, result | {'metric': 'accuracy', 'runs': []}, [], 10)
+
+
+def test_the_sentence_says_what_the_intervals_allow(small_config):
+    plan = plan_of(small_config(), seeds=5)
+    base = np.array([0.5, 0.6, 0.55, 0.52, 0.58])
+    gain = np.array([0.02, 0.03, 0.025, 0.02, 0.03])
+    rows = [
+        made_row('supervised', base),
+        made_row('ld', base + gain),
+        made_row('td', base + [0.05, -0.05, 0.02, -0.01, 0.0]),
+        made_row('fd', base - gain),
+    ]
+    low, high = 100 * np.array(scipy.stats.t.interval(0.95, 4, gain.mean(), scipy.stats.sem(gain)))
+    assert summary.sentence(plan, rows, summary.compare(rows)) == (
+        f'ld: 2.5 percentage points better than no distillation (95% CI {low:.1f} to {high:.1f}); '
+        f'fd: 2.5 percentage points worse than no distillation (95% CI {low:.1f} to {high:.1f}); '
+        'td does not differ significantly.'
+    )
+    none = [rows[0], rows[2]]
+    assert summary.sentence(plan, none, summary.compare(none)) == (
+        'No variant differs significantly from no distillation.'
+    )
+    two = [made_row(row.name, row.result['values'][:2]) for row in rows[:2]]
+    assert summary.sentence(plan, two, summary.compare(two)).startswith('Fewer than 3 students')
+
+
+def test_the_best_is_that_of_validation_data(small_config):
+    plan = plan_of(small_config())
+    rows = [
+        made_row('supervised', [0.9, 0.9], 0.6),
+        made_row('ld', [0.1, 0.1], 0.7),
+        made_row('td', [1.0], 0.7),
+    ]
+    assert variants.best_of(plan, rows).name == 'ld'
+
+
+# --- A comparison ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope='module')
+def compared(small_config, tmp_path_factory):
+    """(folder, config, what was returned) of a comparison on digits."""
+    folder = tmp_path_factory.mktemp('compared') / 'digits'
+    config = small_config(method='ld', num_steps=20, optimizer__weight_decay=0.3, teacher__labels='probe')
+    own = {'td_quiet': {'method': 'td', 'td.rounds': 0}}
+    options = {'variants': own, 'fixed': ['optimizer.weight_decay'], 'trials': 2, 'seeds': 3}
+    made = compare.run(config, folder, methods=('ld',), **options)
+    return folder, config, (lambda: compare.run(config, folder, methods=('ld',), **options)), made
+
+
+@pytest.mark.long
+def test_the_rows_are_runs_of_the_chosen_configs(compared, tmp_path):
+    """A run of one row, trained by itself with the config that the JSON says, has its values."""
+    folder, _, _, made = compared
+    assert [row['variant'] for row in made['rows']] == ['supervised', 'ld', 'td_quiet']
+    assert json.loads((folder / compare.COMPARISON).read_text()) == json.loads(json.dumps(made))
+    for row in made['rows']:
+        assert row['config']['optimizer.weight_decay'] == 0.3
+        assert row['config']['dataset.split'] == 'test'
+        assert row['seeds'] == [0, 1, 2]
+    first, *others = made['rows']
+    config = config_lib.from_json(
+        json.loads((folder / 'students' / first['runs'][0] / workdir.CONFIG).read_text())
+    )
+    assert train(config, epath.Path(tmp_path / 'alone'))['values'] == first['test_accuracy']
+    for row in others:
+        gains = np.subtract(row['test_accuracy'], first['test_accuracy'])
+        assert row['difference']['mean'] == pytest.approx(gains.mean())
+        expected = scipy.stats.t.interval(0.95, 2, gains.mean(), scipy.stats.sem(gains))
+        np.testing.assert_allclose(row['difference']['t_interval'], expected)
+
+
+@pytest.mark.long
+def test_the_test_split_is_read_by_the_students_alone(compared):
+    folder, *_ = compared
+    splits = {
+        part: {
+            json.loads(path.read_text())['dataset']['split'] for path in (folder / part).rglob('config.json')
+        }
+        for part in (variants.SEARCH, variants.STUDENTS)
+    }
+    assert splits == {'search': {'validation'}, 'students': {'test'}}
+
+
+@pytest.mark.long
+def test_the_best_student_predicts(compared, tmp_path):
+    folder, _, _, made = compared
+    scores = {row['variant']: row['validation_accuracy'] for row in made['rows']}
+    assert made['best'] == max(scores, key=scores.get)
+    (best,) = (row for row in made['rows'] if row['variant'] == made['best'])
+    run = finished.load(folder / variants.BEST, with_examples=True)
+    assert run.config.seed == 0
+    result = finished.read_result(folder / variants.BEST)
+    assert result['values'][0] == best['test_accuracy'][0]
+
+
+@pytest.mark.long
+def test_the_same_call_trains_nothing_again(compared, monkeypatch, capsys):
+    folder, _, again, made = compared
+    times = {path: path.stat().st_mtime_ns for path in (folder / 'students').rglob('*') if path.is_file()}
+    found = again()
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+    for each in (found, made):
+        each.pop('best_seconds_per_example')
+    assert found == made
+    out = capsys.readouterr().out
+    assert out.startswith('| variant | n | test accuracy |')
+    assert made['sentence'] in out
+
+
+@pytest.mark.long
+def test_the_command_keeps_the_hyperparameters_of_the_config(tmp_path):
+    flags = [
+        '--config=configs/digits.py',
+        '--config.num_steps=6',
+        '--config.teacher.num_steps=4',
+        '--methods=fd',
+        '--trials=0',
+        '--seeds=2',
+        '--jobs=2',
+        f'--workdir={tmp_path / "runs"}',
+    ]
+    done = forked.run(['-m', 'td_jax.compare', *flags])
+    assert done.returncode == 0, done.stderr
+    assert 'Fewer than 3 students or teachers support no verdict; raise --seeds.' in done.stdout
+    made = json.loads((tmp_path / 'runs' / compare.COMPARISON).read_text())
+    assert {row['config']['num_steps'] for row in made['rows']} == {6}
+    assert (tmp_path / 'runs' / compare.REPORT).stat().st_size > 10_000
