@@ -41,7 +41,7 @@ def measure(config, steps: int, repeats: int) -> dict:
     source, teacher = _parts(config)
     run = assembly.assemble(config, source, teacher, sharding.make_mesh(config))
     keys = dispatch.seed_keys(config)
-    progress, order = run.started(run.init(keys)), run.feed(keys, 0)
+    progress, order = run.begin(run.init(keys)), run.feed(keys, 0)
     began = time.perf_counter()
     compiled = run.jitted.lower(progress, order, run.constants, keys, 1).compile()
     compile_seconds = time.perf_counter() - began

@@ -40,7 +40,7 @@ def measure(config, repeats: int) -> dict:
         'labels': rng.integers(0, len(source.label_names), (1, config.batch_size), np.int32),
     }
     examples = sharding.place_rows(examples, mesh, config.batch_size, axis=1)
-    progress = run.started(run.init(keys))
+    progress = run.begin(run.init(keys))
     began = time.perf_counter()
     compiled = run.jitted.lower(progress, run.constants, keys, examples).compile()
     compile_seconds = time.perf_counter() - began

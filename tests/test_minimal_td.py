@@ -52,7 +52,7 @@ def test_a_step_is_that_of_the_library(config):
             jax.random.key(1),
             lambda s: minimal_td.run_upper(teacher, s),
             batch,
-            train_step.numbers_of(config),
+            train_step.read_hyperparameters(config),
         )
     )
     # The library refuses arrays that broadcast by rank; the example's layers add a bias as NumPy does.

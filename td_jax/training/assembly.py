@@ -68,7 +68,7 @@ def untrained_teacher(config, source: data.Source) -> dispatch.Teacher:
 
 def teacher_key(config):
     """The key of the parameters that a teacher starts from, as in its own run, where it is the student."""
-    initial = dispatch.streams(dispatch.key_of(config.teacher.seed, 'teacher')).initial
+    initial = dispatch.split_key(dispatch.make_key(config.teacher.seed, 'teacher')).initial
     return randomness.fold_name(initial, train_step.STUDENT)
 
 

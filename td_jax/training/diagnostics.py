@@ -1,6 +1,6 @@
-"""What a run says on its way of how it learns: who moves the student, and whether there is anything to say.
+"""Diagnostics of a run: how much each term moves the student, and whether messages carry information.
 
-It is computed apart from the training steps and changes none of them.
+They are computed outside of the training steps and do not change them.
 """
 
 from collections.abc import Sequence
@@ -14,60 +14,65 @@ from td_jax.training import train_step
 
 # A term is inert when its share of the gradient on the student is less than this.
 INERT = 0.01
-# Messages have collapsed when their standard deviation is less than this times that of the first line, which
-# is that of encoders that have learned nothing yet.
+# Messages have collapsed when their standard deviation is less than this times that of the first line, when
+# the encoders are untrained.
 COLLAPSED = 0.1
-# What differs by less than this times the largest number does so by rounding.
+# Differences below this times the largest number are rounding errors.
 ROUNDING = 1e-6
 
 
 def applies(config) -> bool:
-    """Whether a run has diagnostics: it wants them, and something beside the task moves its student."""
+    """Whether a run has diagnostics: they are switched on, and it has a term besides the task."""
     return config.diagnostics and bool(objectives.active_terms(config))
 
 
-def measured(step: train_step.Step, state, key, teacher_upper, batch, numbers) -> dict[str, jax.Array]:
-    """The diagnostics of one seed.
+def diagnose(
+    step: train_step.Step, state, key, teacher_upper, batch, hyperparameters
+) -> dict[str, jax.Array]:
+    """Computes the diagnostics of one seed.
 
     Args:
       step: the functions of a run to which diagnostics apply.
-      state, key, teacher_upper, batch, numbers: what the next update is called with.
+      state, key, teacher_upper, batch, hyperparameters: the arguments of the next update.
 
     Returns:
       {name: scalar}: share_TERM, and SIGNAL_std and SIGNAL_rank of each of Step.signals
     """
-    shares = step.shares(state, key, teacher_upper, batch, numbers)
-    found = {f'share_{term}': share for term, share in shares.items()}
+    shares = step.shares(state, key, teacher_upper, batch, hyperparameters)
+    metrics = {f'share_{term}': share for term, share in shares.items()}
     for name, signal in step.signals(state.params, batch).items():
-        found[f'{name}_std'], found[f'{name}_rank'] = spread(signal)
-    return found
+        metrics[f'{name}_std'], metrics[f'{name}_rank'] = measure_spread(signal)
+    return metrics
 
 
-def spread(signal) -> tuple[jax.Array, jax.Array]:
-    """How much a signal says of the examples of a batch, and in how many directions.
+def measure_spread(signal) -> tuple[jax.Array, jax.Array]:
+    """Measures how much a signal varies over the examples of a batch, and in how many directions.
 
-    Of each number its mean over the examples is taken out first, at each token by itself: what differs from
-    token to token in the same way for every example says nothing of any. Then tokens, and the
-    cells of a feature map, count as examples.
+        std  = sqrt(mean over features of the variance over examples)
+        rank = (sum_i l_i)^2 / sum_i l_i^2      with the eigenvalues l of the covariance
+
+    The mean over the examples is subtracted at each token separately, because a difference between tokens
+    that is the same for every example carries no information. Then tokens and cells count as examples.
 
     Args:
       signal: [batch, width], [batch, tokens, width] or [batch, rows, columns, width].
 
     Returns:
-      (std, rank), float32 scalars. std: the root of the mean of the variances over the examples. rank: the
-      effective rank as the participation ratio (Gao and others 2017), (sum l_i)^2 / sum l_i^2 of the
-      eigenvalues l of the covariance; from 1 to width, or 0 where nothing differs. Sums of eigenvalues and of
-      their squares are the trace and the squared norm of a matrix, so that nothing is decomposed: a program
-      of several decompositions hung on a CPU of two cores.
+      (std, rank), float32 scalars. The rank is from 1 to width, or 0 for a constant signal. It is computed
+      from the trace and the squared norm of a matrix: a program with several eigendecompositions hung on a
+      CPU of two cores.
+
+    Reference:
+      Gao et al. 2017, the participation ratio.
     """
-    given = signal.astype(jnp.float32)
-    x = given - given.mean(axis=0, keepdims=True)
+    values = signal.astype(jnp.float32)
+    x = values - values.mean(axis=0, keepdims=True)
     x = x.reshape(-1, x.shape[-1])
     largest = jnp.max(jnp.abs(x))
-    # The mean is known to some roundings of what it is the mean of. What is not finite stays so.
-    differs = ~(largest <= ROUNDING * jnp.max(jnp.abs(given)))
+    # The mean has a rounding error of that order. What is not finite stays so.
+    differs = ~(largest <= ROUNDING * jnp.max(jnp.abs(values)))
     largest = jnp.where(differs, largest, 0.0)
-    # The largest is 1, so that no square of a small number is 0.
+    # Scaled to a maximum of 1, so that no square underflows.
     x = jnp.where(differs, x / jnp.where(differs, largest, 1.0), 0.0)
     std = largest * jnp.sqrt(jnp.mean(jnp.square(x)))
     rows, width = x.shape
@@ -76,17 +81,17 @@ def spread(signal) -> tuple[jax.Array, jax.Array]:
     return std, jnp.where(squared == 0, 0.0, jnp.trace(gram) ** 2 / jnp.where(squared == 0, 1.0, squared))
 
 
-class Watch:
-    """Warns of inert terms and of collapsed messages, of each once."""
+class ProgressMonitor:
+    """Warns, once each, of inert terms and of collapsed messages."""
 
     def __init__(self, config, name: str, lines: list[dict], constant: Sequence[str] = ()):
-        """A watch that goes on after some lines of metrics.jsonl.
+        """Starts after some lines of metrics.jsonl.
 
         Args:
           config: of the run.
           name: of the data set.
           lines: of metrics.jsonl.
-          constant: terms that are constant by definition, which no weight would help.
+          constant: terms that are constant by definition, of which it does not warn.
         """
         self._config, self._about, self._constant = config, f'{config.method} {name}', constant
         self._weights = f'{config.method}.weights'
@@ -94,20 +99,19 @@ class Watch:
         for line in lines:
             self._remember(line)
 
-    def look(self, step: int, scalars: dict[str, float]):
-        """Looks at what was measured before a step, {name: mean over the seeds}."""
+    def check(self, step: int, scalars: dict[str, float]):
+        """Checks the diagnostics {name: mean over the seeds} that were computed before a step."""
         self._remember(scalars)
-        # Before the first step nothing has been learned; while a part rests or warms up, its terms need not
-        # matter.
-        is_whole = train_step.ramp_up_stage(step, self._config) == 2
-        if step and is_whole and train_step.share_of_weights(step, self._config) == 1:
+        # Terms may be inert before the first step, and while a part is frozen or weights warm up.
+        is_whole = train_step.find_ramp_up_stage(step, self._config) == 2
+        if step and is_whole and train_step.compute_weight_share(step, self._config) == 1:
             for name, value in scalars.items():
                 term = name.removeprefix('share_')
                 if name.startswith('share_') and value < INERT and term not in self._constant:
-                    self._warn(name, step, self._inert(term, value))
+                    self._warn(name, step, self._describe_inert(term, value))
         for name, first in self._first.items():
             if name in scalars and scalars[name] < COLLAPSED * first:
-                self._warn(name, step, self._collapsed(name.split('_')[0], scalars[name], first))
+                self._warn(name, step, self._describe_collapsed(name.split('_')[0], scalars[name], first))
 
     def _remember(self, line):
         for side in ('student', 'teacher'):
@@ -115,11 +119,11 @@ class Watch:
             if name in line:
                 self._first.setdefault(name, line[name])
 
-    def _inert(self, term, share):
+    def _describe_inert(self, term, share):
         cure = f'lower {self._weights}' if term == 'task' else f'raise {self._weights}.{term}'
         return f'the term {term} is inert: {100 * share:.2g}% of the gradient on the student; {cure}'
 
-    def _collapsed(self, side, std, first):
+    def _describe_collapsed(self, side, std, first):
         return (
             f"the {side}'s messages have collapsed: their standard deviation was {first:.2g} at first and is "
             f'{std:.2g}; what compares them is small because nothing is said: lower its weight in '

@@ -1,8 +1,8 @@
 """Many steps of many seeds, on data that lives on the device or streams to it.
 
 Seeds run side by side under vmap. With data on the device, steps run in a while loop whose bounds are
-arguments, so that one compiled program serves any number of steps and a run that was cut in other places
-computes the same bits. With a stream, each step is a dispatch of its own, and nothing waits for it.
+arguments, so that one compiled program serves any number of steps and an interrupted run computes the same
+bits. With a stream, each step is a dispatch of its own, and nothing waits for it.
 """
 
 import collections
@@ -27,7 +27,7 @@ TEACHER_BATCH = 1024
 
 
 class Teacher(NamedTuple):
-    """A frozen model and how the examples of its student are shown to it."""
+    """A frozen model, and how it reads the examples of its student."""
 
     model: base.Model
     source: data.Source  # its `inputs` and `tables` read a student's examples
@@ -38,39 +38,40 @@ class Constants(NamedTuple):
     """Everything a step reads that training does not change, on the device."""
 
     train: dict[str, jax.Array] | None  # None where examples stream
-    rows: jax.Array | None  # [seeds, examples] which of them each trains on, where each has its own
+    rows: jax.Array | None  # [seeds, examples] rows of `train`; None where all seeds share all examples
     tables: Any
     teacher_tables: Any
     teacher_params: Any
-    teacher_states: base.Activations | None  # of all in `train`, where they are computed once
-    numbers: train_step.Numbers
+    teacher_states: base.Activations | None  # on all of `train`, where they are computed once
+    hyperparameters: train_step.Hyperparameters
 
 
 class Progress(NamedTuple):
-    """Where training stands."""
+    """The progress of training since `Dispatch.begin`."""
 
     state: train_step.TrainState  # of all seeds, stacked
-    sums: dict[str, jax.Array]  # {metric: [seeds]}, summed over the steps since it was started
-    finite: jax.Array  # whether every loss was; state.step stays where one was not
+    sums: dict[str, jax.Array]  # {metric: [seeds]}, summed over the steps
+    finite: jax.Array  # whether every loss was finite; state.step stays where one was not
 
 
 class Dispatch(NamedTuple):
     """A run's functions.
 
     constants: what a step reads, on the device
-    init(keys [seeds]) -> TrainState of all seeds, stacked; a probe is zeros
+    init(keys [seeds]) -> TrainState of all seeds, stacked; its probe is zeros
     fit_probe() -> the probe.Fit of each seed, fitted once
-    add_probe(state) -> that with its probe, where the run has one, fitted
-    represent(examples) -> (what a probe reads of some examples [n, width], their labels [n]), numpy arrays,
-      of examples in memory or of an EvaluationStream; every process must call it, and has all of them
-    started(state) -> Progress from there, nothing summed yet
-    feed(keys, step) -> where the examples from `step` on come from: the order of the examples in the
-      epoch, or an iterator over a stream
+    add_probe(state) -> the state with its fitted probe, where the run has one
+    represent(examples) -> (representations that a probe reads [n, width], labels [n]), numpy arrays, from
+      examples in memory or an EvaluationStream. Every process must call it, and gets all of them.
+    begin(state) -> a Progress with empty sums
+    feed(keys, step) -> the source of the examples from `step` on: their order in the epoch, or an iterator
+      over a stream
     run(progress, feed, keys, step, stop) -> (progress, feed)
-      trains from `step`, where progress.state is, until `stop`, or until a loss is not finite. `feed` is that
-      of `step`, and of `stop` again. A progress and an order are donated. It does not wait for the result.
+      Trains from `step`, the step of progress.state, until `stop` or until a loss is not finite. It takes the
+      feed of `step` and returns that of `stop`. A progress and an order are donated. It does not wait for the
+      result.
     diagnose(state, feed, keys) -> {name: [seeds]}
-      diagnostics.measured of the step that comes next; its batch stays in the feed, nothing is donated
+      diagnostics.diagnose of the next step. The batch stays in the feed, and nothing is donated.
     jitted: the jitted function behind `run`
     """
 
@@ -79,7 +80,7 @@ class Dispatch(NamedTuple):
     fit_probe: Callable[[], list[probe.Fit]]
     add_probe: Callable[[train_step.TrainState], train_step.TrainState]
     represent: Callable[..., tuple[np.ndarray, np.ndarray]]
-    started: Callable[[train_step.TrainState], Progress]
+    begin: Callable[[train_step.TrainState], Progress]
     feed: Callable[..., Any]
     run: Callable[..., tuple[Progress, Any]]
     diagnose: Callable[..., dict[str, jax.Array]]
@@ -87,17 +88,20 @@ class Dispatch(NamedTuple):
 
 
 def seed_keys(config) -> jax.Array:
-    """One key a seed, [num_seeds]; a student and a teacher of the same seed have nothing in common."""
-    return jax.vmap(lambda seed: key_of(seed, config.role))(jnp.asarray(seeds(config), jnp.int32))
+    """One key per seed, [num_seeds]; a student's differ from those of a teacher of the same seed."""
+    return jax.vmap(lambda seed: make_key(seed, config.role))(jnp.asarray(seeds(config), jnp.int32))
 
 
-def key_of(seed, role: str) -> jax.Array:
-    """The key that all random numbers of a student or a teacher come from; `role` as in config.role."""
+def make_key(seed, role: str) -> jax.Array:
+    """The key of all random numbers of a student or a teacher; `role` is a value of config.role."""
     return randomness.fold_name(jax.random.key(seed), role)
 
 
-def numbers(config) -> list[int]:
-    """What each seed draws its examples by outside of JAX, another one for a student than for a teacher."""
+def data_seeds(config) -> list[int]:
+    """The seeds of generators outside of JAX, one per seed, by which examples are drawn.
+
+    They differ between a student and a teacher.
+    """
     return [randomness.derive_seed(config.role, seed) for seed in seeds(config)]
 
 
@@ -115,35 +119,35 @@ class Streams(NamedTuple):
     training: jax.Array  # dropout and noise
 
 
-def streams(key) -> Streams:
-    """The random streams of a key of `key_of`."""
+def split_key(key) -> Streams:
+    """The random Streams of a key by `make_key`."""
     return Streams(*(randomness.fold_name(key, name) for name in Streams._fields))
 
 
 def make_dispatch(
-    known: 'Abstract', source: data.Source, teacher: Teacher | None, config, mesh, start=None
+    abstract: 'Abstract', source: data.Source, teacher: Teacher | None, config, mesh, start=None
 ) -> Dispatch:
-    """Compiles nothing yet; makes the functions of a run.
+    """Makes the functions of a run; compiles nothing yet.
 
     Args:
-      known: what make_abstract has made of the same run, or of one that compiles the same.
+      abstract: by make_abstract, of the same run or of one that compiles the same.
       source: the student's data.
       teacher: None for a method without one.
       config: the run's config.
       mesh: the devices, by sharding.make_mesh.
       start: the teacher's parameters, for a student that starts from them, else None.
     """
-    jitted, whole = known.jitted, sharding.replicated(mesh)
+    jitted, whole = abstract.jitted, sharding.replicated(mesh)
     constants = _constants(source, teacher, config, mesh, sharding.place)
-    if known.constants.teacher_states is not None:
-        examples, _ = examples_of_seeds(source, config)
+    if abstract.constants.teacher_states is not None:
+        examples, _ = select_examples(source, config)
         batches, _ = data.padded_batches(examples, min(TEACHER_BATCH, data.count(examples)))
         states = jitted.states(constants, sharding.place(batches, whole))
         constants = constants._replace(teacher_states=states)
     if start is not None:
-        # On all devices; where the student listens to its teacher, too, the same arrays.
-        placed = sharding.of_parameters(mesh, start)
-        start = constants.teacher_params if teacher else sharding.place(start, placed)
+        # On all devices; a run that reads its teacher, too, uses the same arrays.
+        shardings = sharding.of_parameters(mesh, start)
+        start = constants.teacher_params if teacher else sharding.place(start, shardings)
 
     def represent(examples):
         return _represent(jitted.represent, constants, examples, config.batch_size, mesh)
@@ -159,20 +163,20 @@ def make_dispatch(
         if state.probe is None:
             return state
         params = jax.tree.map(lambda *leaves: np.stack(leaves), *(fit.params for fit in fit_probe()))
-        placed = jax.tree.map(lambda leaf: leaf.sharding, state.probe)
-        return state._replace(probe=sharding.place(params, placed))
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, state.probe)
+        return state._replace(probe=sharding.place(params, shardings))
 
-    def started(state):
-        sums = {name: np.zeros(sum_.shape, sum_.dtype) for name, sum_ in known.progress.sums.items()}
+    def begin(state):
+        sums = {name: np.zeros(sum_.shape, sum_.dtype) for name, sum_ in abstract.progress.sums.items()}
         return Progress(state, *sharding.place((sums, np.array(True)), whole))
 
     if isinstance(source.train, data.TrainStream):
         feed, run = _streamed(jitted.run, constants, source, config, mesh)
 
         def diagnose_streamed(state, feed, keys):
-            return jitted.measured(constants, state, sharding.place(keys, whole), feed.peek(), None)
+            return jitted.diagnose(constants, state, sharding.place(keys, whole), feed.peek(), None)
 
-        steps = started, feed, run, diagnose_streamed, jitted.run
+        steps = begin, feed, run, diagnose_streamed, jitted.run
         return Dispatch(constants, init, fit_probe, add_probe, represent, *steps)
 
     def feed(keys, step):
@@ -182,39 +186,39 @@ def make_dispatch(
         return jitted.run(progress, order, constants, sharding.place(keys, whole), stop)
 
     def diagnose(state, order, keys):
-        return jitted.measured(constants, state, sharding.place(keys, whole), order)
+        return jitted.diagnose(constants, state, sharding.place(keys, whole), order)
 
-    steps = started, feed, run, diagnose, jitted.run
+    steps = begin, feed, run, diagnose, jitted.run
     return Dispatch(constants, init, fit_probe, add_probe, represent, *steps)
 
 
 class Jitted(NamedTuple):
-    """The functions of a run that are compiled, each traced when it is first called.
+    """The compiled functions of a run, each traced when it is first called.
 
-    What they compute with, they are given; of the run's data they have the shapes, by one example.
+    All data are arguments; of the run's data they contain only the shapes, from one example.
 
     init(constants, keys, start) -> TrainState of all seeds
     run: the function that trains; _Parts.steps, or _Parts.streamed_step where examples stream
-    measured: _Parts.measured_in_order, or _Parts.measured where examples stream
-    order(keys, step): _Parts.order
-    states(constants, batches): _Parts.states
+    diagnose: _Parts.diagnose_in_order, or _Parts.diagnose where examples stream
+    order(keys, step): _Parts.draw_order
+    states(constants, batches): _Parts.compute_states
     represent(constants, examples, mask): _Parts.represent
     """
 
     init: Callable[..., Any]
     run: Callable[..., Any]
-    measured: Callable[..., Any]
+    diagnose: Callable[..., Any]
     order: Callable[..., Any]
     states: Callable[..., Any]
     represent: Callable[..., Any]
 
 
 class Abstract(NamedTuple):
-    """A run's step before anything is placed or computed: what the compiler is given.
+    """A run's step before anything is placed or computed: the input of the compiler.
 
     jitted: the functions of `make_dispatch`
-    arguments: the shapes, types and shardings of what jitted.run is called with
-    progress, constants: those among them that hold parameters
+    arguments: the shapes, types and shardings of the arguments of jitted.run
+    progress, constants: the arguments that hold parameters
     """
 
     jitted: Jitted
@@ -226,23 +230,23 @@ class Abstract(NamedTuple):
 def make_abstract(
     step: train_step.Step, source: data.Source, teacher: Teacher | None, config, mesh, start=None
 ) -> Abstract:
-    """What `make_dispatch` would compile; takes the same, of which any array may be a ShapeDtypeStruct.
+    """Makes what `make_dispatch` compiles, from the same arguments; any array may be a ShapeDtypeStruct.
 
-    The devices of the mesh need not be there. Teacher states that would be computed once are shapes, too.
+    The devices of the mesh need not exist. Teacher states that are computed once are shapes, too.
     """
     whole = sharding.replicated(mesh)
     parts = _Parts(step, source, teacher, config, mesh)
     constants = _constants(source, teacher, config, mesh, sharding.abstract)
     # Where they never change, they are computed once.
     if teacher and config.teacher.inputs == 'clean' and not parts.is_streamed:
-        states = jax.eval_shape(parts.activations, constants, constants.train, None)
+        states = jax.eval_shape(parts.compute_teacher_activations, constants, constants.train, None)
         constants = constants._replace(teacher_states=sharding.abstract(states, whole))
     keys = sharding.abstract(jax.eval_shape(lambda: seed_keys(config)), whole)
     shapes = parts.progress_shapes(constants, start)
     progress = sharding.abstract(shapes, parts.shardings(shapes))
-    jitted = parts.jitted(parts.shardings(shapes))
+    jitted = parts.compile_functions(parts.shardings(shapes))
     if not parts.is_streamed:
-        order = sharding.abstract(jax.eval_shape(parts.order, keys, 0), whole)
+        order = sharding.abstract(jax.eval_shape(parts.draw_order, keys, 0), whole)
         return Abstract(jitted, (progress, order, constants, keys, 1), progress, constants)
     examples = sharding.abstract(parts.example_shapes(), sharding.batched(mesh, axis=1))
     return Abstract(jitted, (progress, constants, keys, examples), progress, constants)
@@ -275,60 +279,62 @@ class _Parts:
         keys = jax.eval_shape(lambda: seed_keys(self.config))
         state = jax.eval_shape(self.init, constants, keys, start)
         states = None if constants.teacher_states is None else self.batch_shapes(constants.teacher_states)
-        # On the mesh, keys alone not, as the loop has them, for which the step is then traced already.
+        # On the mesh, except for the keys, as in the loop: the step is then traced for both.
         whole = sharding.replicated(self.mesh)
-        placed, *drawn = sharding.abstract((state, self.example_shapes(), states), whole)
-        _, sums, finite = jax.eval_shape(self.all_seeds, constants, placed, keys, *drawn)
+        placed, *batch = sharding.abstract((state, self.example_shapes(), states), whole)
+        _, sums, finite = jax.eval_shape(self.all_seeds, constants, placed, keys, *batch)
         return Progress(state, sums, finite)
 
     def shardings(self, shapes: Progress) -> Progress:
-        """Where a Progress is."""
+        """The shardings of a Progress."""
         whole = sharding.replicated(self.mesh)
         state = sharding.of_parameters(self.mesh, shapes.state, first_axis=1)
         return Progress(state, jax.tree.map(lambda _: whole, shapes.sums), whole)
 
-    def jitted(self, progress: Progress) -> Jitted:
-        """The functions that are compiled, for where a Progress is."""
+    def compile_functions(self, progress: Progress) -> Jitted:
+        """The Jitted functions, for the shardings of a Progress."""
         whole = sharding.replicated(self.mesh)
         options = compiler.options_of_one_call(self.mesh)
         init = jax.jit(self.init, out_shardings=progress.state, compiler_options=options)
         if self.is_streamed:
             run = jax.jit(self.streamed_step, donate_argnums=0, out_shardings=progress)
-            measured = jax.jit(self.measured, out_shardings=whole)
+            diagnose = jax.jit(self.diagnose, out_shardings=whole)
         else:
             run = jax.jit(self.steps, donate_argnums=(0, 1), out_shardings=(progress, whole))
-            measured = jax.jit(self.measured_in_order, out_shardings=whole)
-        order = jax.jit(self.order, out_shardings=whole)
+            diagnose = jax.jit(self.diagnose_in_order, out_shardings=whole)
+        order = jax.jit(self.draw_order, out_shardings=whole)
         represent = jax.jit(self.represent, out_shardings=whole)
-        return Jitted(init, run, measured, order, jax.jit(self.states), represent)
+        return Jitted(init, run, diagnose, order, jax.jit(self.compute_states), represent)
 
     def init(self, constants, keys, start):
         """Every seed's first TrainState; `start` are parameters that the student starts from, or None."""
-        batch = self.batch(constants, self.example, None, None)
-        return jax.vmap(lambda key: self.step.init(streams(key).initial, batch, start))(keys)
+        batch = self.make_batch(constants, self.example, None, None)
+        return jax.vmap(lambda key: self.step.init(split_key(key).initial, batch, start))(keys)
 
-    def activations(self, constants, examples, key) -> base.Activations:
-        """What the teacher makes of some examples."""
+    def compute_teacher_activations(self, constants, examples, key) -> base.Activations:
+        """The teacher's Activations on some examples."""
         model, inputs = self.teacher
-        given = inputs(constants.teacher_tables, examples, key)
-        return base.activations(model, constants.teacher_params, given)
+        teacher_inputs = inputs(constants.teacher_tables, examples, key)
+        return base.activations(model, constants.teacher_params, teacher_inputs)
 
-    def states(self, constants, batches) -> base.Activations:
-        """What the teacher makes of all that is in memory, {name: [batches, batch, ...]} filled up."""
-        states = jax.lax.map(lambda examples: self.activations(constants, examples, None), batches)
+    def compute_states(self, constants, batches) -> base.Activations:
+        """The teacher's Activations on all examples in memory, from padded {name: [batches, batch, ...]}."""
+        states = jax.lax.map(
+            lambda examples: self.compute_teacher_activations(constants, examples, None), batches
+        )
         # [batches, batch, ...] -> [examples, ...]
         count = data.count(constants.train)
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count], states)
 
     def represent(self, constants, examples, mask):
-        """(what a probe reads of a batch, its labels, its mask)"""
-        upper = self.activations(constants, examples, None).upper
+        """(representations of a batch that a probe reads, labels, mask)"""
+        upper = self.compute_teacher_activations(constants, examples, None).upper
         return probe.representations(upper), examples['labels'], mask
 
-    def batch(self, constants, examples, teacher_activations, key):
-        """Examples -> what a step reads; `teacher_activations` is None where they are not known yet."""
+    def make_batch(self, constants, examples, teacher_activations, key):
+        """The Batch of some examples; teacher_activations of None are computed here."""
         if teacher_activations is None and self.teacher:
-            teacher_activations = self.activations(constants, examples, key)
+            teacher_activations = self.compute_teacher_activations(constants, examples, key)
         return train_step.Batch(
             student_inputs=self.inputs(constants.tables, examples, key),
             labels=jnp.asarray(examples['labels']),
@@ -336,15 +342,15 @@ class _Parts:
             teacher=teacher_activations,
         )
 
-    def arguments(self, constants, state, keys, examples, teacher_activations):
-        """What a step of one seed is called with."""
-        batch = self.batch(
+    def make_arguments(self, constants, state, keys, examples, teacher_activations):
+        """The arguments of a step of one seed."""
+        batch = self.make_batch(
             constants, examples, teacher_activations, jax.random.fold_in(keys.inputs, state.step)
         )
         if state.probe is not None:
             batch = batch._replace(probe_logits=probe.predictions(state.probe, batch.teacher.upper))
         if self.teacher and self.config.teacher.control.startswith('shuffled'):
-            # What the teacher makes of the next example; an epoch's order is random.
+            # The teacher's activations on the next example; an epoch's order is random.
             own = batch.teacher.logits, batch.probe_logits
             shuffled = jax.tree.map(lambda x: jnp.roll(x, -1, axis=0), (batch.teacher, *own))
             activations, logits, probe_logits = shuffled
@@ -356,41 +362,41 @@ class _Parts:
             model, _ = self.teacher
             return model.upper(constants.teacher_params, s)
 
-        return state, keys.training, teacher_upper, batch, constants.numbers
+        return state, keys.training, teacher_upper, batch, constants.hyperparameters
 
-    def of_all_seeds(self, function, constants, state, keys, examples, teacher_activations):
-        """A function of a step's arguments, for every seed.
+    def map_over_seeds(self, function, constants, state, keys, examples, teacher_activations):
+        """Maps a function of a step's arguments over the seeds.
 
         Examples and teacher_activations have a leading axis of seeds.
         """
         examples, teacher_activations = jax.lax.with_sharding_constraint(
             (examples, teacher_activations), sharding.batched(self.mesh, axis=1)
         )
-        run = jax.vmap(lambda *inputs: function(*self.arguments(*inputs)), in_axes=(None, 0, 0, 0, 0))
-        return run(constants, state, jax.vmap(streams)(keys), examples, teacher_activations)
+        run = jax.vmap(lambda *inputs: function(*self.make_arguments(*inputs)), in_axes=(None, 0, 0, 0, 0))
+        return run(constants, state, jax.vmap(split_key)(keys), examples, teacher_activations)
 
     def update_all_seeds(self, *inputs):
-        """A step of every seed, of what `of_all_seeds` takes."""
-        state, metrics = self.of_all_seeds(self.step.update, *inputs)
+        """A step of every seed, with the arguments of `map_over_seeds`."""
+        state, metrics = self.map_over_seeds(self.step.update, *inputs)
         finite = jnp.all(jnp.isfinite(metrics['loss'] + metrics['gradient_norm']))
         return state, metrics, finite
 
-    def measured(self, *inputs):
-        """The diagnostics of every seed, of what `of_all_seeds` takes."""
-        return self.of_all_seeds(functools.partial(diagnostics.measured, self.step), *inputs)
+    def diagnose(self, *inputs):
+        """The diagnostics of every seed, with the arguments of `map_over_seeds`."""
+        return self.map_over_seeds(functools.partial(diagnostics.diagnose, self.step), *inputs)
 
-    def measured_in_order(self, constants, state, keys, order):
+    def diagnose_in_order(self, constants, state, keys, order):
         """The diagnostics of every seed on data that is on the device."""
-        return self.measured(constants, state, keys, *self.drawn(constants, order, state.step[0]))
+        return self.diagnose(constants, state, keys, *self.draw_batch(constants, order, state.step[0]))
 
-    def order(self, keys, step):
+    def draw_order(self, keys, step):
         """[seeds, examples], the order of the examples in the epoch of a step."""
-        order_keys = jax.vmap(streams)(keys).order
+        order_keys = jax.vmap(split_key)(keys).order
         return jax.vmap(data.epoch_order, in_axes=(0, None, None))(
             order_keys, step // self.steps_per_epoch, self.num_examples
         )
 
-    def drawn(self, constants, order, step):
+    def draw_batch(self, constants, order, step):
         """(examples, teacher_activations) of a step on data that is on the device."""
         rows = jax.vmap(data.batch_rows, in_axes=(0, None, None))(order, step, self.config.batch_size)
         if constants.rows is not None:
@@ -405,11 +411,11 @@ class _Parts:
 
         def advance(carry):
             (state, sums, _), order = carry
-            drawn = self.drawn(constants, order, state.step[0])
-            state, metrics, finite = self.all_seeds(constants, state, keys, *drawn)
+            batch = self.draw_batch(constants, order, state.step[0])
+            state, metrics, finite = self.all_seeds(constants, state, keys, *batch)
             step = state.step[0]  # the same for all seeds
             is_new = step % self.steps_per_epoch == 0
-            order = jax.lax.cond(is_new, lambda: self.order(keys, step), lambda: order)
+            order = jax.lax.cond(is_new, lambda: self.draw_order(keys, step), lambda: order)
             return Progress(state, jax.tree.map(jnp.add, sums, metrics), finite), order
 
         def is_on(carry):
@@ -422,13 +428,13 @@ class _Parts:
         """One step on examples that came from a stream."""
         state, sums, finite = progress
         new, metrics, now_finite = self.all_seeds(constants, state, keys, examples, None)
-        # What follows a loss that is not finite is worth nothing; the step says where it was.
+        # After a loss that is not finite, the step stays, so that it tells where that was.
         step = jnp.where(finite, new.step, state.step)
         return Progress(new._replace(step=step), jax.tree.map(jnp.add, sums, metrics), finite & now_finite)
 
 
 class _Feed:
-    """An iterator over batches whose next one can be looked at before it is taken."""
+    """An iterator over batches whose next batch can be read without taking it."""
 
     def __init__(self, batches):
         self._batches, self._seen = batches, []
@@ -437,26 +443,28 @@ class _Feed:
         return self._seen.pop() if self._seen else next(self._batches)
 
     def peek(self):
-        """The next batch, which stays the next."""
+        """Returns the next batch without taking it."""
         if not self._seen:
             self._seen.append(next(self._batches))
         return self._seen[0]
 
     def close(self):
-        """Closes what the batches come from."""
+        """Closes the iterator of the batches."""
         self._batches.close()
 
 
 def _streamed(jitted, constants, source, config, mesh):
-    """feed and run of a stream."""
+    """Makes Dispatch.feed and Dispatch.run for a stream."""
     rows = sharding.local_rows(mesh, config.batch_size)
     whole = sharding.replicated(mesh)
     in_flight = collections.deque()
 
     def batches(step):
-        # One for every seed, whose examples come in its own order.
-        opened = [source.train.open(number, step, config.batch_size, rows) for number in numbers(config)]
-        for batches in zip(*opened, strict=True):
+        # One iterator per seed: each has its own order of examples.
+        iterators = [
+            source.train.open(data_seed, step, config.batch_size, rows) for data_seed in data_seeds(config)
+        ]
+        for batches in zip(*iterators, strict=True):
             stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
             yield sharding.place_rows(stacked, mesh, config.batch_size, axis=1)
 
@@ -467,7 +475,7 @@ def _streamed(jitted, constants, source, config, mesh):
         keys = sharding.place(keys, whole)
         for _ in range(step, stop):
             progress = jitted(progress, constants, keys, next(feed))
-            # Sums are donated to the next step; this copy can be waited for.
+            # The progress is donated to the next step; this copy is there to wait for.
             in_flight.append(progress.finite | False)
             if len(in_flight) > IN_FLIGHT:
                 jax.block_until_ready(in_flight.popleft())
@@ -476,44 +484,44 @@ def _streamed(jitted, constants, source, config, mesh):
     return feed, run
 
 
-def examples_of_seeds(source: data.Source, config) -> tuple[dict | None, np.ndarray | None]:
-    """The training examples in memory that the seeds of a run need.
+def select_examples(source: data.Source, config) -> tuple[dict | None, np.ndarray | None]:
+    """Selects the training examples in memory that the seeds of a run need.
 
     Returns:
-      (examples, or None where they stream; [seeds, examples of a seed] which of them each has, or None where
-      all have all)
+      (examples, or None for a stream; the rows of each seed, [seeds, examples of a seed], or None where every
+      seed has all examples)
     """
     train = source.train
     if isinstance(train, data.TrainStream):
         return None, None
     if isinstance(train, dict):
         return train, None
-    rows = np.stack([train.rows(number) for number in numbers(config)])
-    drawn = np.unique(rows)
-    # As many for other seeds, whose run then has the same program: what fills up, no row is of.
+    rows = np.stack([train.rows(data_seed) for data_seed in data_seeds(config)])
+    drawn_rows = np.unique(rows)
+    # Padded to the same size for all seeds, so that their runs share a program; no seed reads the padding.
     size = min(rows.size, data.count(train.examples))
-    filled = np.concatenate([drawn, np.full(size - len(drawn), drawn[0])])
-    return data.take(train.examples, filled), np.searchsorted(drawn, rows).astype(np.int32)
+    padded_rows = np.concatenate([drawn_rows, np.full(size - len(drawn_rows), drawn_rows[0])])
+    return data.take(train.examples, padded_rows), np.searchsorted(drawn_rows, rows).astype(np.int32)
 
 
 def _represent(represent, constants, examples, batch_size, mesh):
     """Dispatch.represent, by a compiled _Parts.represent."""
-    found = []
-    for rows in evaluation.batches(examples, batch_size, mesh):
+    parts = []
+    for rows in evaluation.iterate_batches(examples, batch_size, mesh):
         placed = sharding.place_rows(rows, mesh, batch_size)
         x, labels, mask = map(np.asarray, represent(constants, *placed))
-        found.append((x[mask > 0], labels[mask > 0]))
-    return tuple(np.concatenate(parts) for parts in zip(*found, strict=True))
+        parts.append((x[mask > 0], labels[mask > 0]))
+    return tuple(np.concatenate(columns) for columns in zip(*parts, strict=True))
 
 
 def _fit_probe(represent, source, config):
     """Dispatch.fit_probe."""
     train, num_labels = source.train, len(source.label_names)
     if isinstance(train, data.TrainStream):
-        # What all share is read once.
-        of_each = map(represent, map(train.pass_over, numbers(config)[: None if train.is_drawn else 1]))
+        # Shared examples are read once.
+        of_each = map(represent, map(train.pass_over, data_seeds(config)[: None if train.is_drawn else 1]))
     else:
-        examples, rows = examples_of_seeds(source, config)
+        examples, rows = select_examples(source, config)
         x, labels = represent(examples)
         of_each = ((x[own], labels[own]) for own in ([slice(None)] if rows is None else rows))
     fits = [processes.same_everywhere(probe.fit(*own, num_labels)) for own in of_each]
@@ -527,9 +535,9 @@ def _fit_probe(represent, source, config):
 
 
 def _constants(source, teacher, config, mesh, place):
-    """Puts what a step reads on the devices; the teacher's states are not there yet."""
+    """Puts the Constants of a run on the devices, still without the teacher's states."""
     whole = sharding.replicated(mesh)
-    train, rows = examples_of_seeds(source, config)
+    train, rows = select_examples(source, config)
     return Constants(
         train=train and place(train, whole),
         rows=None if rows is None else place(rows, whole),
@@ -537,5 +545,5 @@ def _constants(source, teacher, config, mesh, place):
         teacher_tables=teacher and place(teacher.source.tables, whole),
         teacher_params=teacher and place(teacher.params, sharding.of_parameters(mesh, teacher.params)),
         teacher_states=None,
-        numbers=place(train_step.numbers_of(config), whole),
+        hyperparameters=place(train_step.read_hyperparameters(config), whole),
     )

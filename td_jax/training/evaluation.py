@@ -14,11 +14,11 @@ from td_jax.models import base
 
 def _is_correct(predictions, labels):
     is_correct = (predictions.argmax(axis=-1) == labels).astype(jnp.float32)
-    # argmax takes the first NaN for the largest, which would be right as often as class 0 is.
+    # argmax returns the first NaN, which would count as correct as often as class 0 does.
     return jnp.where(jnp.isfinite(predictions).all(axis=-1), is_correct, jnp.nan)
 
 
-# task -> (metric, value of each example [batch], what becomes of the mean, whether less is better)
+# task -> (metric, value of each example [batch], transform of the mean, whether less is better)
 METRICS = {
     'regression': ('rmse', objectives.squared_error, np.sqrt, True),
     'classification': ('accuracy', _is_correct, lambda mean: mean, False),
@@ -30,16 +30,16 @@ LESS_IS_BETTER = {metric: less for metric, _, _, less in METRICS.values()}
 
 
 class Scores(NamedTuple):
-    """What an evaluation found."""
+    """The result of an evaluation."""
 
     metric: np.ndarray  # [seeds]; not finite where a prediction is not
-    # [seeds, examples] float32, the squared error of each example or whether it is right, 0 or 1; None of a
+    # [seeds, examples] float32: the squared error of each example, or 1 if it is correct, else 0. None for a
     # stream.
     values: np.ndarray | None
 
 
 def make_values(model: base.Model, source: data.Source, mesh):
-    """Makes the compiled part of an evaluation; of data and parameters it keeps nothing.
+    """Makes the compiled part of an evaluation, which holds neither data nor parameters.
 
     Args:
       model, source, mesh: as for make_evaluation.
@@ -47,13 +47,13 @@ def make_values(model: base.Model, source: data.Source, mesh):
     Returns:
       values(params, tables, examples, mask) -> [seeds, batch], of parameters of all seeds
     """
-    _, value_of, _, _ = METRICS[source.task]
-    inputs_of = source.inputs
+    _, compute_value, _, _ = METRICS[source.task]
+    make_inputs = source.inputs
 
     def batch_values(params, tables, examples, mask):
-        predictions = base.activations(model, params, inputs_of(tables, examples, None)).logits
-        # What fills a batch up may be anything, of which a product with 0 may be NaN.
-        return jnp.where(mask > 0, value_of(predictions, examples['labels']), 0.0)
+        predictions = base.activations(model, params, make_inputs(tables, examples, None)).logits
+        # Padding may be anything, and NaN times a mask of 0 would be NaN.
+        return jnp.where(mask > 0, compute_value(predictions, examples['labels']), 0.0)
 
     whole = sharding.replicated(mesh)
     return jax.jit(jax.vmap(batch_values, in_axes=(0, None, None, None)), out_shardings=whole)
@@ -63,43 +63,43 @@ def make_evaluation(model: base.Model, source: data.Source, batch_size: int, mes
     """Makes the evaluation of a model on `source.evaluation`.
 
     Args:
-      model: what is evaluated.
-      source: how the model's inputs are made of examples.
-      batch_size: examples at once, rounded up to a multiple of the devices; the metric does not depend on it.
+      model: the model to evaluate.
+      source: its data.
+      batch_size: examples per batch, rounded up to a multiple of the devices; it does not change the metric.
       mesh: the devices, by sharding.make_mesh.
-      values: by make_values of the same, or of a run that compiles the same; None makes it.
+      values: by make_values, of the same run or one that compiles the same; None makes it here.
 
     Returns:
       evaluate(params, examples=source.evaluation) -> Scores, from parameters of all seeds stacked on their
-      first axis. Every process must call it, and has all of them.
+      first axis. Every process must call it, and gets all of them.
     """
     _, _, finish, _ = METRICS[source.task]
     devices, whole = mesh.devices.size, sharding.replicated(mesh)
-    values_of = values or make_values(model, source, mesh)
+    compute_values = values or make_values(model, source, mesh)
 
     def evaluate(params, examples=None):
         examples = source.evaluation if examples is None else examples
-        # Not more rows than there are examples, rounded up to a multiple of the devices.
+        # At most as many rows as examples, rounded up to a multiple of the devices.
         size = -(-min(batch_size, data.count(examples)) // devices) * devices
         tables = sharding.place(source.tables, whole)
         count, in_memory = data.count(examples), isinstance(examples, dict)
         # Summed in float64 on the host: float32 would round with the batch size.
-        total, kept = 0.0, []
-        for batch, mask in batches(examples, size, mesh):
+        total, all_values = 0.0, []
+        for batch, mask in iterate_batches(examples, size, mesh):
             placed = sharding.place_rows((batch, mask), mesh, size)
-            values = np.asarray(values_of(params, tables, *placed))
+            values = np.asarray(compute_values(params, tables, *placed))
             total += values.sum(axis=1, dtype=np.float64)
             if in_memory:
-                kept.append(values)
-        # What fills up is at the end.
-        kept = np.concatenate(kept, axis=1)[:, :count] if in_memory else None
-        return Scores(finish(total / count), kept)
+                all_values.append(values)
+        # The padding is at the end.
+        all_values = np.concatenate(all_values, axis=1)[:, :count] if in_memory else None
+        return Scores(finish(total / count), all_values)
 
     return evaluate
 
 
-def of_groups(source: data.Source, values: np.ndarray) -> dict[str, dict]:
-    """The metric of each group of evaluation examples that is not empty.
+def score_groups(source: data.Source, values: np.ndarray) -> dict[str, dict]:
+    """Computes the metric of each group of evaluation examples that is not empty.
 
     Args:
       source: of the examples, with its groups.
@@ -119,8 +119,8 @@ def of_groups(source: data.Source, values: np.ndarray) -> dict[str, dict]:
     }
 
 
-def batches(examples: dict | data.EvaluationStream, batch_size: int, mesh):
-    """One pass over some examples: the rows of every batch that belong to this process, with their mask."""
+def iterate_batches(examples: dict | data.EvaluationStream, batch_size: int, mesh):
+    """Iterates once over some examples: this process's rows of each batch, and their mask."""
     rows = sharding.local_rows(mesh, batch_size)
     if not isinstance(examples, dict):
         yield from examples.open(rows.stop - rows.start, jax.process_index(), jax.process_count())

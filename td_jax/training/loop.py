@@ -55,7 +55,7 @@ class Loop:
         self.is_saved = False  # whether there is a checkpoint
         self.sources, self.record = plan.sources, plan.record
         self.is_recorded = False  # whether the workdir says, or cannot say, what the run is trained on
-        self.best = selection.NOTHING
+        self.best = selection.NO_VALIDATION
         # With config.keep 'best', the parameters of that step: a copy, because those of a state are donated.
         self.best_params = None
 
@@ -68,7 +68,9 @@ class Loop:
                 weight = f'{self.config.method}.weights.{term}'
                 processes.say(f'{weight} has no effect: with two classes its term is constant')
             lines = self._logged_until(step) if processes.is_main() else []
-            self.watch = diagnostics.Watch(self.config, self.source.name, lines, self.constant_terms)
+            self.monitor = diagnostics.ProgressMonitor(
+                self.config, self.source.name, lines, self.constant_terms
+            )
             with self._opened_log(lines) as log:
                 step, state, scores = self._train(step, state, log)
                 # One that was validated before it was saved is not measured again.
@@ -191,7 +193,7 @@ class Loop:
             # Every interval ends at a multiple of its own length, wherever the run was continued.
             every = (config.log_every, config.save_every, *self._eval_intervals())
             end = min(config.num_steps, *(before + n - before % n for n in every))
-            progress, stops = self.dispatch.started(state), False
+            progress, stops = self.dispatch.begin(state), False
             while step < end and not stops:
                 stop = min(end, step + pace.steps)
                 progress, feed = self.dispatch.run(progress, feed, self.keys, step, stop)
@@ -241,7 +243,7 @@ class Loop:
 
     def _after(self, step, scores):
         score, _ = evaluation.mean_and_stderr(scores.metric)
-        return selection.after(self.best, step, score, self.less_is_better, self.config)
+        return selection.update(self.best, step, score, self.less_is_better, self.config)
 
     def _kept(self, step, scores):
         """The step whose parameters are the run's outcome; the last one counts wherever it falls."""
@@ -294,7 +296,7 @@ class Loop:
             return {}
         found = _on_host(self.dispatch.diagnose(state, feed, self.keys))
         scalars = {name: values.mean(dtype=np.float64) for name, values in found.items()}
-        self.watch.look(step, scalars)
+        self.monitor.check(step, scalars)
         return scalars
 
     def _probed(self, state):
@@ -370,7 +372,7 @@ class Loop:
                 'flax': flax.__version__,
                 'td_jax': td_jax.__version__,
             },
-            'groups': {} if scores.values is None else evaluation.of_groups(self.source, scores.values),
+            'groups': {} if scores.values is None else evaluation.score_groups(self.source, scores.values),
             **({} if state.probe is None else {finished.PROBE: self._probe_scores(state)}),
             **({finished.KEPT_STEP: kept} if config.keep == 'best' else {}),
             **({finished.ENDED_EARLY: True} if step < config.num_steps else {}),

@@ -18,8 +18,8 @@ SCHEDULES = {
     'cosine': optax.cosine_decay_schedule,
 }
 
-# What the names of parameters that multiply an input begin with: the kernel of a Dense or of a part of one,
-# and the rows of an embedding. Biases, norms, class tokens and positions are not among them.
+# Prefixes of the names of parameters that multiply an input: kernels of a Dense or of a part of one, and rows
+# of an embedding. Biases, norms, class tokens and positions are not among them.
 KERNELS = ('kernel', 'embedding')
 
 
@@ -28,7 +28,7 @@ def _is_kernel(path, leaf) -> bool:
     return name.startswith(KERNELS)
 
 
-# name -> f(parameters) -> a tree of bools: what weight decay acts on
+# name -> f(parameters) -> a tree of bools: where weight decay acts
 DECAYED = {
     'kernels': lambda params: jax.tree_util.tree_map_with_path(_is_kernel, params),
     'all': lambda params: jax.tree.map(lambda leaf: True, params),
@@ -36,14 +36,14 @@ DECAYED = {
 
 
 class Rates(NamedTuple):
-    """What an optimizer multiplies by: numbers, or scalars of a compiled step."""
+    """The factors of an optimizer: numbers, or scalars of a compiled step."""
 
     learning_rate: jax.Array | float  # its peak
     weight_decay: jax.Array | float
 
 
 def depends_on_length(config) -> bool:
-    """Whether the learning rate of a step depends on how many steps there are; of an optimizer config."""
+    """Whether the learning rate of a step depends on the number of steps, by an optimizer config."""
     return config.schedule != 'constant'
 
 
@@ -60,18 +60,19 @@ def make_optimizer(config, num_steps: int, rates: Rates | None = None):
     Args:
       config: the fields of `td_jax.configs.common.optimizer_config`, checked.
       num_steps: length of the run, where a decaying learning rate reaches 0.
-      rates: in place of the config's own, of which it is still asked whether there is any weight decay.
+      rates: used instead of the config's; whether there is weight decay is still read from the config.
 
     Returns:
-      (tx, learning_rate): an optax GradientTransformation whose updates are to be multiplied by
-      -learning_rate(step), and that function. The step is that of the run, whatever part of it a group rests.
+      (tx, learning_rate): an optax GradientTransformation, and the function whose negative value at a step
+      its updates are multiplied by. The step is that of the run, even if the group was frozen for a part of
+      it.
     """
     rates = rates or Rates(config.learning_rate, config.weight_decay)
     warmup = config.warmup_steps
     schedule = SCHEDULES[config.schedule](rates.learning_rate, num_steps - warmup)
     if warmup:
-        rise = optax.linear_schedule(0.0, rates.learning_rate, warmup)
-        schedule = optax.join_schedules([rise, schedule], [warmup])
+        warmup_schedule = optax.linear_schedule(0.0, rates.learning_rate, warmup)
+        schedule = optax.join_schedules([warmup_schedule, schedule], [warmup])
     parts = [OPTIMIZERS[config.name](config)]
     if config.clip_norm:
         parts.insert(0, optax.clip_by_global_norm(config.clip_norm))

@@ -71,7 +71,7 @@ def knobs_of(config) -> str:
     knobs = config_lib.flatten(config)
     for name in {*GIVEN, *config_lib.without_effect(config, knobs)}:
         del knobs[name]
-    # As train_step.numbers_of has them.
+    # As in train_step.read_hyperparameters.
     numbers = [f'{config.method}.weights.{term}' for term in objectives.weights_of(config)]
     for name in (*numbers, 'optimizer.learning_rate', 'optimizer.weight_decay'):
         if name in knobs:

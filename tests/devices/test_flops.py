@@ -59,7 +59,10 @@ def test_products_by_hand(function, expected):
 def operations(config):
     """Of a step of a student of 64 inputs and 5 labels on a batch of 8, the teacher's states given."""
     student = MODELS['mlp'](config.model, {}, 5, 'float32')
-    step, numbers = train_step.make_step(student, 'classification', 5, config), train_step.numbers_of(config)
+    step, numbers = (
+        train_step.make_step(student, 'classification', 5, config),
+        train_step.read_hyperparameters(config),
+    )
     heard = base.Activations(jnp.ones((8, 7)), jnp.ones((8, 11)), jnp.ones((8, 5)))
     batch = train_step.Batch({'image': jnp.ones((8, 64))}, jnp.zeros(8, jnp.int32), jnp.ones(8), heard)
     key = jax.random.key(0)

@@ -68,7 +68,7 @@ def test_every_product_of_a_run_is_of_float32(small_config, method):
     # Forward, and two for the gradient of each layer but the first; the student alone has three.
     assert in_step >= 3 + 2 + 3
     progress, order, constants, keys, _ = abstract.arguments
-    assert_exact(abstract.jitted.measured, constants, progress.state, keys, order)
+    assert_exact(abstract.jitted.diagnose, constants, progress.state, keys, order)
     student = assembly.build_model(config, config.model, source)
     params = assembly.parameter_shapes(config, config.model, source)
     stacked = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), params)
@@ -136,7 +136,7 @@ def test_on_a_cpu_the_bits_are_as_they_were(small_config, method, compute_dtype,
         teacher = assembly.untrained_teacher(config, source)
         run = assembly.assemble(config, source, teacher, sharding.make_mesh(config))
         keys = dispatch.seed_keys(config)
-        progress, _ = run.run(run.started(run.init(keys)), run.feed(keys, 0), keys, 0, 2)
+        progress, _ = run.run(run.begin(run.init(keys)), run.feed(keys, 0), keys, 0, 2)
         found.append(jax.tree.map(np.asarray, progress.state.params))
     jax.tree.map(np.testing.assert_array_equal, *found)
 

@@ -85,7 +85,7 @@ def step_of(config):
     keys = dispatch.seed_keys(config)
     state = run.init(keys)
     before = jax.tree.map(np.array, state.params)
-    progress, _ = run.run(run.started(state), run.feed(keys, 0), keys, 0, 1)
+    progress, _ = run.run(run.begin(state), run.feed(keys, 0), keys, 0, 1)
     return before, *jax.tree.map(np.array, (progress.state.params, progress.sums))
 
 
@@ -115,7 +115,7 @@ def test_the_gradient_of_micro_batches_is_that_of_the_batch():
         return jax.value_and_grad(loss, has_aux=True)(jnp.float32(2.0))
 
     for count in (1, 2, 3):
-        metrics, gradient = train_step.accumulated(differentiate, jax.random.key(0), batch, count)
+        metrics, gradient = train_step.accumulate(differentiate, jax.random.key(0), batch, count)
         assert float(gradient) == pytest.approx((1 + 2 + 3 + 4) / 4)
         assert float(metrics['loss']) == pytest.approx(2 * 2.5)
 

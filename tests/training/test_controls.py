@@ -29,7 +29,7 @@ class Case:
         self.teacher = teacher._replace(params=change_teacher(teacher.params))
         self.keys = dispatch.seed_keys(config)
         source = self.source
-        drawn, rows = dispatch.examples_of_seeds(source, config)
+        drawn, rows = dispatch.select_examples(source, config)
         self.train = examples = data.take(drawn, rows[0])
         if path == 'stream':
             stream = data.TrainStream(
@@ -53,7 +53,7 @@ class Case:
 
     def stepped(self):
         """(parameters after a step, {metric: value})."""
-        progress, _ = self.run.run(self.run.started(self.state), self.run.feed(self.keys, 0), self.keys, 0, 1)
+        progress, _ = self.run.run(self.run.begin(self.state), self.run.feed(self.keys, 0), self.keys, 0, 1)
         assert progress.finite
         return jax.tree.map(lambda x: np.array(x)[0], (progress.state.params, progress.sums))
 
@@ -88,8 +88,8 @@ def expected_step(case, shift, keeps_predictions=False):
         return case.teacher.model.upper(case.teacher.params, s)
 
     state = jax.tree.map(lambda x: x[0], case.before)
-    _, _, _, training_key = dispatch.streams(case.keys[0])
-    numbers = train_step.numbers_of(config)
+    _, _, _, training_key = dispatch.split_key(case.keys[0])
+    numbers = train_step.read_hyperparameters(config)
     state, metrics = jax.jit(step.update, static_argnums=2)(state, training_key, upper, batch, numbers)
     return state.params, metrics
 
@@ -159,7 +159,7 @@ def test_seeds_shuffle_within_their_own_batches(comparable_config):
     changes = {'teacher__control': 'shuffled', 'method': 'fd'}
     together = Case(comparable_config(num_seeds=2, **changes), 'clean')
     progress, _ = together.run.run(
-        together.run.started(together.state), together.run.feed(together.keys, 0), together.keys, 0, 1
+        together.run.begin(together.state), together.run.feed(together.keys, 0), together.keys, 0, 1
     )
     alone = Case(comparable_config(num_seeds=1, seed=1, **changes), 'clean').stepped()
     assert_same_step(jax.tree.map(lambda x: np.array(x)[1], progress.state.params), alone[0])

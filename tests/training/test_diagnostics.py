@@ -75,8 +75,8 @@ def ld_by_hand(student, learned, theirs, x):
 def test_shares_are_those_of_gradients_by_hand(comparable_config, method, term, weight, by_hand):
     config = comparable_config(method=method, num_seeds=2, **{f'{method}__weights__{term}': weight})
     run, keys, state, source, teacher = build(config)
-    step, (examples, drawn) = 3, dispatch.examples_of_seeds(source, config)
-    progress, order = run.run(run.started(state), run.feed(keys, 0), keys, 0, step)
+    step, (examples, drawn) = 3, dispatch.select_examples(source, config)
+    progress, order = run.run(run.begin(state), run.feed(keys, 0), keys, 0, step)
     found = run.diagnose(progress.state, order, keys)
     for seed in range(2):
         params = jax.tree.map(lambda x, seed=seed: np.asarray(x)[seed], progress.state.params)
@@ -155,7 +155,7 @@ def one_seed(config, rows=slice(None)):
     def teacher_upper(s):
         return teacher.model.upper(teacher.params, s)
 
-    return step, state, (jax.random.key(1), teacher_upper, batch, train_step.numbers_of(config))
+    return step, state, (jax.random.key(1), teacher_upper, batch, train_step.read_hyperparameters(config))
 
 
 @pytest.mark.parametrize(('method', 'term'), [('td', 'message'), ('fd', 'feature')])
@@ -173,7 +173,7 @@ def test_of_several_micro_batches_the_first_is_looked_at(comparable_config):
     for micro_batches, rows in ((2, slice(None)), (1, slice(None, None, 2))):
         config = comparable_config(method='fd', micro_batches=micro_batches)
         step, state, arguments = one_seed(config, rows)
-        measured = jax.jit(functools.partial(diagnostics.measured, step), static_argnums=2)
+        measured = jax.jit(functools.partial(diagnostics.diagnose, step), static_argnums=2)
         found.append(measured(state, *arguments))
     assert found[0].keys() == found[1].keys()
     for name, value in found[0].items():
@@ -213,23 +213,23 @@ LOW_RANK = examples_of(31, 2) @ np.array([[1, 0, 2, 0, 1, 3, 0], [0, 1, 0, 1, 1,
     ],
 )
 def test_spread_is_that_of_the_singular_values(x):
-    np.testing.assert_allclose(diagnostics.spread(x), spread_by_svd(x), rtol=1e-4)
+    np.testing.assert_allclose(diagnostics.measure_spread(x), spread_by_svd(x), rtol=1e-4)
 
 
 def test_spread_of_directions_by_hand():
     """Directions of one length are as many as they are; what all examples have in common is none."""
     corners = np.array([[1, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0]], np.float32)
-    np.testing.assert_allclose(diagnostics.spread(corners), [np.sqrt(1 / 3), 2], rtol=1e-6)
-    np.testing.assert_allclose(diagnostics.spread(np.full((5, 3), 7.0)), [0, 0])
+    np.testing.assert_allclose(diagnostics.measure_spread(corners), [np.sqrt(1 / 3), 2], rtol=1e-6)
+    np.testing.assert_allclose(diagnostics.measure_spread(np.full((5, 3), 7.0)), [0, 0])
     by_token = np.broadcast_to(examples_of(1, 4, 3), (6, 4, 3))
-    np.testing.assert_allclose(diagnostics.spread(by_token), [0, 0])
+    np.testing.assert_allclose(diagnostics.measure_spread(by_token), [0, 0])
     # What only rounding tells apart is the same.
-    np.testing.assert_allclose(diagnostics.spread(corners * 1e-6 + 100), [0, 0])
+    np.testing.assert_allclose(diagnostics.measure_spread(corners * 1e-6 + 100), [0, 0])
 
 
 def test_spread_of_bfloat16_is_computed_in_float32():
     x = jnp.asarray(examples_of(31, 7), jnp.bfloat16)
-    std, rank = diagnostics.spread(x)
+    std, rank = diagnostics.measure_spread(x)
     assert std.dtype == rank.dtype == jnp.float32
     np.testing.assert_allclose([std, rank], spread_by_svd(x.astype(jnp.float32)), rtol=1e-4)
 
@@ -237,7 +237,7 @@ def test_spread_of_bfloat16_is_computed_in_float32():
 @pytest.mark.parametrize('bad', [np.nan, np.inf])
 def test_what_is_not_finite_is_not_called_collapsed(bad):
     x = jnp.asarray(examples_of(11, 3)).at[2, 1].set(bad)
-    assert np.isnan(diagnostics.spread(x)).all()
+    assert np.isnan(diagnostics.measure_spread(x)).all()
 
 
 # --- Warnings --------------------------------------------------------------------------------------
@@ -267,8 +267,8 @@ def test_an_inert_term_is_warned_of_once(small_config, tmp_path, capsys):
 
 
 def test_a_task_that_terms_drown_is_warned_of(small_config, capsys):
-    watch = diagnostics.Watch(small_config(method='ld'), 'digits', [])
-    watch.look(2, {'share_task': 0.009, 'share_logits': 0.991})
+    watch = diagnostics.ProgressMonitor(small_config(method='ld'), 'digits', [])
+    watch.check(2, {'share_task': 0.009, 'share_logits': 0.991})
     (line,) = warnings(capsys)
     assert 'the term task is inert: 0.9% of the gradient on the student; lower ld.weights' in line
 
@@ -301,20 +301,20 @@ def test_terms_of_three_classes_are_none_of_those(small_config):
 
 
 def test_while_weights_warm_up_no_term_is_called_inert(small_config, capsys):
-    watch = diagnostics.Watch(small_config(td__warmup_steps=4), 'digits', [])
-    watch.look(2, {'share_state': 0.001})
+    watch = diagnostics.ProgressMonitor(small_config(td__warmup_steps=4), 'digits', [])
+    watch.check(2, {'share_state': 0.001})
     assert warnings(capsys) == []
-    watch.look(4, {'share_state': 0.001})
+    watch.check(4, {'share_state': 0.001})
     assert len(warnings(capsys)) == 1
 
 
 @pytest.mark.parametrize('known', [[], [{'step': 0, 'student_message_std': 0.5, 'teacher_message_std': 0.3}]])
 def test_collapsed_messages_are_warned_of_once_a_side(small_config, capsys, known):
     """Measured by the first line, that of a run that is continued, too."""
-    watch = diagnostics.Watch(small_config(method='fd'), 'digits', known)
+    watch = diagnostics.ProgressMonitor(small_config(method='fd'), 'digits', known)
     for step, student, teacher in ((0, 0.5, 0.3), (2, 0.051, 0.031), (4, 0.049, 0.031), (6, 0.01, 0.02)):
         if step or not known:
-            watch.look(step, {'student_message_std': student, 'teacher_message_std': teacher})
+            watch.check(step, {'student_message_std': student, 'teacher_message_std': teacher})
         found = warnings(capsys)
         if step < 4:
             assert found == []
@@ -350,7 +350,7 @@ def test_encoders_that_are_drawn_together_alone_collapse(small_config, tmp_path,
 def test_while_a_ramp_up_rests_a_part_no_term_is_called_inert(small_config, capsys):
     config = small_config(td__ramp_up=(2, 2), td__rounds=0, num_seeds=1)
     run, keys, state, source, _ = build(config)
-    feed, watch = run.feed(keys, 0), diagnostics.Watch(config, source.name, [])
+    feed, watch = run.feed(keys, 0), diagnostics.ProgressMonitor(config, source.name, [])
     found = []
     for step in range(6):
         state = state._replace(step=jnp.full(1, step, jnp.int32))
@@ -358,7 +358,7 @@ def test_while_a_ramp_up_rests_a_part_no_term_is_called_inert(small_config, caps
         shares = [found[-1][f'share_{term}'] for term in ('task', 'message', 'state')]
         # A number over itself is 1 but for rounding.
         assert (shares == [pytest.approx(1.0, abs=1e-6), 0.0, 0.0]) == (step < 2)
-        watch.look(step, {**found[-1], 'share_state': 0.0})
+        watch.check(step, {**found[-1], 'share_state': 0.0})
         assert len(warnings(capsys)) == (step == 4)
 
 

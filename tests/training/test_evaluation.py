@@ -100,7 +100,7 @@ def test_the_metric_of_each_group_is_that_of_its_examples_alone(task):
     groups = {'even': is_even, 'odd': ~is_even, 'none': np.zeros(COUNT, bool)}
     source = source._replace(groups=groups)
     scores = evaluation.make_evaluation(model, source, 13, MESH)(params)
-    found = evaluation.of_groups(source, scores.values)
+    found = evaluation.score_groups(source, scores.values)
     assert found.keys() == {'even', 'odd'}
     for name, group in found.items():
         rows = np.flatnonzero(groups[name])

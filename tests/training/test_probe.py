@@ -109,7 +109,7 @@ def test_each_seed_has_the_probe_of_its_own_examples_and_keeps_it(of_digits, inp
     keys = dispatch.seed_keys(config)
     state = run.add_probe(run.init(keys))
     before = jax.tree.map(np.asarray, state.probe)
-    examples, rows = dispatch.examples_of_seeds(source, config)
+    examples, rows = dispatch.select_examples(source, config)
     for seed in range(2):
         own = data.take(examples, rows[seed])
         x = np.asarray(base.activations(teacher.model, teacher.params, {'image': own['image']}).upper)
@@ -118,7 +118,7 @@ def test_each_seed_has_the_probe_of_its_own_examples_and_keeps_it(of_digits, inp
         np.testing.assert_allclose(probabilities(params, x), expected.predict_proba(scaled), atol=1e-3)
     assert not np.allclose(before['kernel'][0], before['kernel'][1])
     assert state.params[train_step.COMMUNICATION] == {}
-    progress, _ = run.run(run.started(state), run.feed(keys, 0), keys, 0, 3)
+    progress, _ = run.run(run.begin(state), run.feed(keys, 0), keys, 0, 3)
     assert progress.finite
     for name, leaf in before.items():
         np.testing.assert_array_equal(progress.state.probe[name], leaf)
@@ -131,8 +131,8 @@ def test_what_is_compared_is_what_the_probe_says(of_digits):
     keys = dispatch.seed_keys(config)
     state = run.add_probe(run.init(keys))
     before = jax.tree.map(np.array, state)
-    progress, _ = run.run(run.started(state), run.feed(keys, 0), keys, 0, 1)
-    examples, rows = dispatch.examples_of_seeds(source, config)
+    progress, _ = run.run(run.begin(state), run.feed(keys, 0), keys, 0, 1)
+    examples, rows = dispatch.select_examples(source, config)
     student = assembly.build_model(config, config.model, source)
     for seed in range(2):
         inputs = {'image': examples['image'][rows[seed]]}

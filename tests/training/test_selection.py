@@ -27,20 +27,20 @@ from td_jax.training.run import describe, train
     ],
 )
 def test_the_first_of_the_best_scores_is_kept(small_config, less_is_better, scores, best, since):
-    found = selection.NOTHING
+    found = selection.NO_VALIDATION
     for i, score in enumerate(scores):
-        found = selection.after(found, 2 * (i + 1), score, less_is_better, small_config())
+        found = selection.update(found, 2 * (i + 1), score, less_is_better, small_config())
     assert (found.step, found.since, found.validated) == (best, since, 2 * len(scores))
     # The same validation again, as of a run that is continued.
-    assert selection.after(found, found.validated, 0.0, less_is_better, small_config()) == found
+    assert selection.update(found, found.validated, 0.0, less_is_better, small_config()) == found
     assert selection.Best(**json.loads(json.dumps(found._asdict()))) == found
 
 
 def test_a_ramp_up_does_not_wear_out_the_patience(small_config):
-    config, found = small_config(num_steps=20, td__ramp_up=(2, 4), patience=2), selection.NOTHING
+    config, found = small_config(num_steps=20, td__ramp_up=(2, 4), patience=2), selection.NO_VALIDATION
     ended = []
     for step in range(2, 14, 2):
-        found = selection.after(found, step, 1.0, True, config)
+        found = selection.update(found, step, 1.0, True, config)
         ended.append(selection.ends(found, config))
     # At step 6 the student begins to move again.
     assert ended == [False, False, False, False, True, True]

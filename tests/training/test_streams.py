@@ -61,7 +61,7 @@ def test_every_key_of_a_run_is_another_one(small_config):
         seed_keys = dispatch.seed_keys(small_config(role=role, num_seeds=3))
         keys += list(seed_keys)
         for key in seed_keys:
-            streams = dispatch.streams(key)
+            streams = dispatch.split_key(key)
             keys += list(streams)
             for stream, group in itertools.product(streams, (train_step.STUDENT, train_step.COMMUNICATION)):
                 keys.append(randomness.fold_name(stream, group))

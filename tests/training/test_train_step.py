@@ -30,7 +30,7 @@ def build(config):
 def advance(run, keys, state, stop):
     """Progress of training from a state until a step."""
     step = int(state.step[0])
-    progress, _ = run.run(run.started(state), run.feed(keys, step), keys, step, stop)
+    progress, _ = run.run(run.begin(state), run.feed(keys, step), keys, step, stop)
     return progress
 
 
@@ -81,7 +81,7 @@ def test_no_gradient_of_the_teacher_is_computed(small_config):
     assert teacher_shapes == {(64, 7), (7, 11), (11, 5)}
     for leaf in jax.tree.leaves(state):
         assert leaf.shape[1:] not in teacher_shapes
-    arguments = run.started(state), run.feed(keys, 0), run.constants, keys, 1
+    arguments = run.begin(state), run.feed(keys, 0), run.constants, keys, 1
     text = str(jax.make_jaxpr(run.jitted)(*arguments))
     # Its kernels enter products as inputs; a gradient of one would be a product with its shape.
     for rows, columns in ((7, 11), (11, 5)):
@@ -131,7 +131,7 @@ def test_the_cut_of_the_steps_does_not_change_a_bit(small_config):
     run, _, keys = build(config)
     ends = []
     for stops in ((13,), (1, 2, 5, 6, 12, 13)):
-        progress, order, step = run.started(run.init(keys)), run.feed(keys, 0), 0
+        progress, order, step = run.begin(run.init(keys)), run.feed(keys, 0), 0
         for stop in stops:
             progress, order = run.run(progress, order, keys, step, stop)
             np.testing.assert_array_equal(order, run.feed(keys, stop))
@@ -173,7 +173,9 @@ def test_one_step_of_sgd_by_hand(small_config):
     # Two real examples and a padding one: d/dw mean((wx - y)^2) = mean(2x(wx - y)) = (2*1*-1 + 2*3*2) / 2.
     batch = number_batch([1.0, 3.0, 99.0], [2.0, 1.0, 5.0], [1.0, 1.0, 0.0])
     state = step.init(jax.random.key(0), batch)
-    state, metrics = step.update(state, jax.random.key(1), None, batch, train_step.numbers_of(config))
+    state, metrics = step.update(
+        state, jax.random.key(1), None, batch, train_step.read_hyperparameters(config)
+    )
     np.testing.assert_allclose(state.params['student']['w'], 1 - 0.1 * 5, rtol=1e-6)
     np.testing.assert_allclose(metrics['loss'], (1 + 4) / 2)
     np.testing.assert_allclose(metrics['gradient_norm'], 5)
@@ -193,7 +195,7 @@ def test_the_gradient_is_clipped_by_its_norm(small_config, clip, expected):
     step = step_of(config)
     batch = number_batch([1.0, 3.0], [2.0, 1.0], [1.0, 1.0])
     state = step.init(jax.random.key(0), batch)
-    state, _ = step.update(state, jax.random.key(1), None, batch, train_step.numbers_of(config))
+    state, _ = step.update(state, jax.random.key(1), None, batch, train_step.read_hyperparameters(config))
     np.testing.assert_allclose(state.params['student']['w'], expected, rtol=1e-6)
 
 
@@ -208,7 +210,7 @@ def test_numbers_are_arguments_of_one_program(small_config):
     run, _, keys = build(small_config(optimizer__weight_decay=0.1))
     other, _, _ = build(small_config(**changes))
     texts = [
-        one.jitted.lower(one.started(one.init(keys)), one.feed(keys, 0), one.constants, keys, 2).as_text()
+        one.jitted.lower(one.begin(one.init(keys)), one.feed(keys, 0), one.constants, keys, 2).as_text()
         for one in (run, other)
     ]
     assert texts[0] == texts[1]
