@@ -15,7 +15,7 @@ def main():
         'checkpoint',
         metavar='CHECKPOINT',
         help='an .npz of google-research/vision_transformer or of BiT (a path, gs:// or https://), or a '
-        'Hugging Face ViT, DeiT or DINOv2 (a folder, or hf://OWNER/NAME)',
+        'model of Hugging Face or timm (a folder, or hf://OWNER/NAME)',
     )
 
     def refuse(message):

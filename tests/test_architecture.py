@@ -91,6 +91,7 @@ ALLOWED = {
         'td_jax.errors',
         'td_jax.files.workdir',
         'td_jax.models.efficientnet',
+        'td_jax.models.resnet_bn',
         'td_jax.models.resnet',
         'td_jax.models.vit',
     },

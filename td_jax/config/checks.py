@@ -15,7 +15,7 @@ from td_jax.data import base as data
 from td_jax.devices.remat import POLICIES
 from td_jax.errors import UserError
 from td_jax.method import objectives, shared
-from td_jax.models import MODELS, efficientnet, resnet, vit
+from td_jax.models import MODELS, efficientnet, resnet, resnet_bn, vit
 from td_jax.training import optimizer
 
 # What a name may be, by key.
@@ -66,7 +66,10 @@ SIZES = {
     'vit': vit.sizes_of,
     'resnet': resnet.sizes_of,
     'efficientnet': lambda model: efficientnet.sizes_of_variant(model.variant),
+    'resnet_bn': lambda model: resnet_bn.sizes_of_variant(model.variant),
 }
+# Architectures with BatchNorm, which is part of their convolutions here.
+FROZEN = 'efficientnet', 'resnet_bn'
 # A grid of messages has at most so many rows; that of 1024 pixels in patches of 8 has 128.
 LARGEST_GRID = 1024
 
@@ -296,14 +299,15 @@ def _check_weights(config):
 
 def _check_frozen(config):
     """Refuses to train a model whose BatchNorm is part of its convolutions."""
-    if config.model.name == 'efficientnet':
+    name, teacher = config.model.name, config.teacher.model.name
+    if name in FROZEN:
         raise UserError(
-            'model.name is efficientnet, which has BatchNorm and is for a pretrained teacher alone: for a '
-            'student take resnet (R20x1 for small images, R50x1 for large ones), which has GroupNorm, or vit.'
+            f'model.name is {name}, which has BatchNorm and is for a pretrained teacher alone: for a student '
+            'take resnet (R20x1 for small images, R50x1 for large ones), which has GroupNorm, or vit.'
         )
-    if config.teacher.model.name == 'efficientnet' and has_teacher(config) and not config.teacher.pretrained:
+    if teacher in FROZEN and has_teacher(config) and not config.teacher.pretrained:
         raise UserError(
-            'teacher.model.name is efficientnet, which has BatchNorm and is not trained here: name a '
+            f'teacher.model.name is {teacher}, which has BatchNorm and is not trained here: name a '
             'checkpoint in teacher.pretrained, or take resnet or vit.'
         )
 

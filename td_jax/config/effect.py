@@ -12,6 +12,7 @@ OF_MODELS = {
     ),
     'resnet': ('variant', 'width', 'remat_policy'),
     'efficientnet': ('variant', 'padding'),
+    'resnet_bn': ('variant',),
 }
 _CLASSES = ('classes', 'examples_per_class', 'labelled_by', 'test_part')
 _IMAGES = (

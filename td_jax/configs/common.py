@@ -12,7 +12,7 @@ def model_config():
     """The knobs of one model, teacher or student."""
     model = ml_collections.ConfigDict()
     # The architecture, a name of td_jax.models.MODELS: mlp, vit or resnet; for a pretrained teacher also
-    # efficientnet.
+    # efficientnet and resnet_bn.
     model.name = 'mlp'
     # Where a student's parameters start: 'random', or 'teacher', which copies every one that the teacher has
     # under the same name: all around the blocks, and as many of the first blocks as the student has. A head
@@ -35,7 +35,8 @@ def model_config():
     model.embedding_width = 0
     # ViT: sizes by name, Ti, S, B or L, a slash, and the side of a patch in pixels: 8, 14, 16 or 32. ResNet:
     # R, a depth, x and a factor of the width, such as R50x1 (as BiT's; R101 and R152), or for small images
-    # R20x1 (R8, R14, R32, R44, R56 and R110). EfficientNet: b0 to b7, or lite0 to lite4.
+    # R20x1 (R8, R14, R32, R44, R56 and R110). EfficientNet: b0 to b7, or lite0 to lite4. ResNet with
+    # BatchNorm: as timm calls it, such as resnet50.
     model.variant = 'B/32'
     # ViT: sizes other than the variant's; 0 keeps its own. Number of blocks, width of the hidden states,
     # width of an MLP's hidden layer, attention heads, side of a patch. ResNet: the width alone, of the root.
@@ -190,8 +191,8 @@ def teacher_config():
     teacher.checkpoint = ''
     # A public checkpoint to use as the teacher, instead of one trained here: an .npz of
     # google-research/vision_transformer or of BiT (a path, gs:// or https://), a ViT, DeiT or DINOv2 of
-    # Hugging Face, or an EfficientNet of timm (a folder, or hf://OWNER/NAME). It says itself what
-    # teacher.model and teacher.dataset are; what is set otherwise is refused.
+    # Hugging Face or timm, or an EfficientNet or ResNet of timm (a folder, or hf://OWNER/NAME). It says
+    # itself what teacher.model and teacher.dataset are; what is set otherwise is refused.
     teacher.pretrained = ''
     # Part of the data set that the teacher is trained on, and how it is shown images.
     teacher.dataset = task_config()

@@ -1,6 +1,6 @@
 """The architectures, by the name that `config.model.name` gives them."""
 
-from td_jax.models import efficientnet, mlp, resnet, vit
+from td_jax.models import efficientnet, mlp, resnet, resnet_bn, vit
 
 # name -> build(model config, vocabularies, num_outputs, dtype) -> base.Model
 MODELS = {
@@ -8,4 +8,5 @@ MODELS = {
     'vit': vit.build,
     'resnet': resnet.build,
     'efficientnet': efficientnet.build,
+    'resnet_bn': resnet_bn.build,
 }

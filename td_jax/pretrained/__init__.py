@@ -1,7 +1,7 @@
 """A public ViT or ResNet <-> our parameter tree.
 
 Read are the .npz files of google-research/vision_transformer and of google-research/big_transfer (BiT), and
-the folders of Hugging Face's ViT, DeiT and DINOv2 and of timm's EfficientNet (config.json and
+the folders of Hugging Face's ViT, DeiT and DINOv2 and of timm's, EfficientNet and ResNet (config.json and
 model.safetensors), from a disk or from where they are published. Nothing that could run code is ever loaded.
 """
 
@@ -15,8 +15,8 @@ def read(location: str) -> Checkpoint:
 
     Args:
       location: an .npz of google-research/vision_transformer or of BiT, which its contents tell (a path, ~
-        expanded, gs://BUCKET/OBJECT or https://...), a ViT, DeiT or DINOv2 of Hugging Face, or an
-        EfficientNet of timm (a folder, hf://OWNER/NAME or hf://timm/NAME).
+        expanded, gs://BUCKET/OBJECT or https://...), a ViT, DeiT or DINOv2 of Hugging Face or
+        timm, or an EfficientNet or ResNet of timm (a folder, hf://OWNER/NAME or hf://timm/NAME).
         What is downloaded is kept in $TD_JAX_CACHE, ~/.cache/td_jax if that is not set; hf:// is kept where
         huggingface_hub keeps it.
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from td_jax.data.resizing import View
 from td_jax.errors import UserError
-from td_jax.models import efficientnet, resnet, vit
+from td_jax.models import efficientnet, resnet, resnet_bn, vit
 
 
 class Architecture(NamedTuple):
@@ -51,6 +51,15 @@ class EfficientNetArchitecture(NamedTuple):
     kind = 'EfficientNet'  # as a person calls it
 
 
+class FoldedResNetArchitecture(NamedTuple):
+    """The same of a ResNet with BatchNorm."""
+
+    variant: str  # a name of resnet_bn.VARIANTS
+    num_outputs: int  # 0 where there is no head
+
+    kind = 'ResNet'  # as a person calls it
+
+
 class Preprocessing(NamedTuple):
     """How a model is shown images, in the words of td_jax.configs.common.task_config."""
 
@@ -73,7 +82,9 @@ class Preprocessing(NamedTuple):
         return said
 
 
-AnyArchitecture = Architecture | ResNetArchitecture | EfficientNetArchitecture
+# Those whose BatchNorm is part of their convolutions.
+FrozenArchitecture = EfficientNetArchitecture | FoldedResNetArchitecture
+AnyArchitecture = Architecture | ResNetArchitecture | FrozenArchitecture
 
 
 class Checkpoint(NamedTuple):
@@ -102,6 +113,7 @@ def teacher_overrides(checkpoint: Checkpoint, config) -> dict:
         Architecture: _changes,
         ResNetArchitecture: _resnet_changes,
         EfficientNetArchitecture: _efficientnet_changes,
+        FoldedResNetArchitecture: _folded_resnet_changes,
     }
     model = changes[type(checkpoint.architecture)](checkpoint.architecture, config.teacher.model)
     return {
@@ -175,6 +187,12 @@ def _efficientnet_changes(architecture, model_config):
     return {key: value for key, value in wanted.items() if model_config[key] != value}
 
 
+def _folded_resnet_changes(architecture, model_config):
+    """The same of a ResNet with BatchNorm."""
+    wanted = {'name': 'resnet_bn', 'variant': architecture.variant}
+    return {key: value for key, value in wanted.items() if model_config[key] != value}
+
+
 # What of a model config a checkpoint says itself.
 SAID = 'name', 'variant', *vit.Sizes._fields, 'patch', *KEPT, 'padding'
 
@@ -221,11 +239,11 @@ def _configure_student(checkpoint, config, is_set, defaults):
     """Makes the student of a config, which starts from its teacher, one that can."""
     architecture, model = checkpoint.architecture, config.model
     is_chosen = is_set('model.initial')
-    if isinstance(architecture, EfficientNetArchitecture):
+    if isinstance(architecture, FrozenArchitecture):
         if is_chosen:
             raise UserError(
-                f'model.initial is teacher, but {checkpoint.location} is an EfficientNet, whose BatchNorm no '
-                'student here has: set model.initial=random, with model.name resnet or vit.'
+                f'model.initial is teacher, but {checkpoint.location} has BatchNorm, which no student has: '
+                'set model.initial=random, with model.name resnet or vit.'
             )
         model.initial = 'random'
         return
@@ -286,6 +304,8 @@ def _parts(architecture):
     """How many blocks or stages a model can be split between."""
     if isinstance(architecture, EfficientNetArchitecture):
         return len(efficientnet.sizes_of_variant(architecture.variant).depths)
+    if isinstance(architecture, FoldedResNetArchitecture):
+        return len(resnet_bn.sizes_of_variant(architecture.variant).units)
     sizes = architecture.sizes
     return sizes.layers if isinstance(architecture, Architecture) else len(sizes.units)
 
@@ -316,8 +336,7 @@ def _check_set(checkpoint, config, changes, is_set, prefix):
         theirs[variant] = f'{named}/{architecture.patch}' if named else 'none of those with a name'
     different = ', '.join(f'{key} is {theirs[key]} there, {_plain_at(config, key)} here' for key in against)
     raise UserError(
-        f'{checkpoint.location} says itself what it is, and something else than is set: {different}; leave '
-        f'{" and ".join(against)} out.'
+        f'{checkpoint.location} does not match what is set: {different}; leave {" and ".join(against)} out.'
     )
 
 
@@ -351,7 +370,7 @@ def check_teacher(checkpoint: Checkpoint, config):
     if not changes:
         return
     model, architecture = config.teacher.model, checkpoint.architecture
-    if not isinstance(architecture, Architecture) or model.name in ('resnet', 'efficientnet'):
+    if not isinstance(architecture, Architecture) or model.name in ('resnet', 'efficientnet', 'resnet_bn'):
         # Of another kind: what is set says enough.
         theirs = {key: changes[f'teacher.model.{key}'] for key in model if f'teacher.model.{key}' in changes}
         ours = {key: model[key] for key in theirs}
@@ -385,6 +404,9 @@ def module_of(architecture: AnyArchitecture, split: int, dtype: str = 'float32')
         return efficientnet.EfficientNet(
             sizes, architecture.num_outputs or 1, split, architecture.padding, dtype
         )
+    if isinstance(architecture, FoldedResNetArchitecture):
+        sizes = resnet_bn.sizes_of_variant(architecture.variant)
+        return resnet_bn.ResNet(sizes, architecture.num_outputs or 1, split, dtype)
     if isinstance(architecture, ResNetArchitecture):
         return resnet.ResNet(
             architecture.sizes, architecture.num_outputs or 1, split, 'everything_saveable', dtype

@@ -11,10 +11,12 @@ from td_jax import pretrained
 from td_jax.configs import common
 from td_jax.devices import platform
 from td_jax.method import objectives
-from td_jax.models import base, efficientnet, vit
+from td_jax.models import base, efficientnet, resnet_bn, vit
 from td_jax.pretrained.architecture import (
     Architecture,
     EfficientNetArchitecture,
+    FoldedResNetArchitecture,
+    FrozenArchitecture,
     ResNetArchitecture,
     as_text,
     configured,
@@ -53,7 +55,11 @@ def report(location: str) -> str:
     counts = {name: math.prod(shape) for name, shape in parameters.items()}
     total = sum(counts.values())
     head = _sum(counts, ('head_layer', 'pre_logits_layer'))
-    describe = {ResNetArchitecture: _of_resnet, EfficientNetArchitecture: _of_efficientnet}
+    describe = {
+        ResNetArchitecture: _of_resnet,
+        EfficientNetArchitecture: _of_efficientnet,
+        FoldedResNetArchitecture: _of_folded_resnet,
+    }
     facts = {
         **describe.get(type(architecture), _of_vit)(architecture),
         'head': f'{architecture.num_outputs:,} outputs' if architecture.num_outputs else 'none',
@@ -93,7 +99,7 @@ def _as_teacher(checkpoint, defaults):
     )
     yield from ('', f'--config.teacher.pretrained={shlex.quote(checkpoint.location)}')
     yield from ('', 'which is short for', '', _flags(difference(defaults, alone)))
-    if isinstance(architecture, EfficientNetArchitecture):
+    if isinstance(architecture, FrozenArchitecture):
         return
     beginning = defaults.copy_and_resolve_references()
     beginning.model.initial = 'teacher'
@@ -162,6 +168,17 @@ def _of_efficientnet(architecture):
     }
 
 
+def _of_folded_resnet(architecture):
+    """The facts of a ResNet with BatchNorm."""
+    sizes = resnet_bn.sizes_of_variant(architecture.variant)
+    return {
+        'variant': architecture.variant,
+        'sizes': f'stages of {", ".join(map(str, sizes.units))} units of {3 if sizes.bottleneck else 2} '
+        'convolutions; BatchNorm is part of these',
+        'images': 'of any size',
+    }
+
+
 def _flags(overrides):
     """Overrides as they are written in a shell."""
     return ' '.join(shlex.quote(f'--config.{key}={as_text(value)}') for key, value in overrides.items())
@@ -180,6 +197,11 @@ def _split_points(architecture, parameters, counts, config, side):
         parts = [
             [f'stage_{i}_unit_{j}' for j in range(count)] for i, count in enumerate(architecture.sizes.units)
         ]
+        found = _states(architecture, parameters, config, side, range(len(parts) + 1))
+    elif isinstance(architecture, FoldedResNetArchitecture):
+        around, last = ('root',), ()
+        units = resnet_bn.sizes_of_variant(architecture.variant).units
+        parts = [[f'stage_{i}_unit_{j}' for j in range(count)] for i, count in enumerate(units)]
         found = _states(architecture, parameters, config, side, range(len(parts) + 1))
     elif isinstance(architecture, EfficientNetArchitecture):
         depths = efficientnet.sizes_of_variant(architecture.variant).depths

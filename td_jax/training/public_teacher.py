@@ -49,13 +49,13 @@ def configured(config, folder: epath.Path, typed: list[str] | tuple[str, ...] = 
     changes = {key: value for key, value in architecture.difference(config, full).items() if value}
     if changes:
         said = ' '.join(f'{key}={architecture.as_text(value)}' for key, value in changes.items())
-        processes.say(f'{location} says itself what it is: {said}')
+        processes.say(f'{location} sets {said}')
     if 'teacher.labels' not in set_keys:
         full.teacher.labels, why = _comparison(full, checkpoint, folder)
         if why:
             processes.say(
-                f'teacher.labels={full.teacher.labels}: {why}; a linear head on the teacher learns those of '
-                'the student first'
+                f'teacher.labels={full.teacher.labels}: {why}; a linear probe on the teacher is fitted to '
+                "the student's labels first"
             )
     return full
 

@@ -21,3 +21,8 @@ def draw(shapes):
         else:
             found[name] = (0.1 * rng.normal(size=shape)).astype(np.float32)
     return found
+
+
+def images(side):
+    """Two images [2, side, side, 3], as a model is shown them."""
+    return np.random.default_rng(side).normal(size=(2, side, side, 3)).astype(np.float32)

@@ -1,24 +1,28 @@
 """The folder of a timm model: what is computed of it against timm, and every way it can be wrong."""
 
 import json
+import math
 import pathlib
 
 import jax
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from td_jax import config as config_lib
 from td_jax import pretrained
 from td_jax.configs import common
 from td_jax.errors import UserError
-from td_jax.models import efficientnet
-from td_jax.pretrained import summary
+from td_jax.models import efficientnet, resnet_bn, vit
+from td_jax.pretrained import fit, summary
 from td_jax.pretrained.architecture import (
+    Architecture,
     EfficientNetArchitecture,
+    FoldedResNetArchitecture,
     Preprocessing,
     check_teacher,
     module_of,
+    shapes,
     teacher_overrides,
 )
 from tests.golden import timm_weights
@@ -137,6 +141,152 @@ def test_what_does_not_fit_is_refused_by_name(folder, change, words):
     assert '\n' not in str(caught.value)
 
 
+def written(folder, golden, config):
+    """A folder of a model of a golden file, and what timm computes of it."""
+    with np.load(GOLDEN / f'timm_{golden}.expected.npz') as found:
+        expected = dict(found)
+    arrays = timm_weights.draw(json.loads(str(expected['shapes'])))
+    save_file(arrays, folder / 'model.safetensors')
+    (folder / 'config.json').write_text(json.dumps({'pretrained_cfg': dict(CFG), **config}))
+    return str(folder), expected
+
+
+def assert_near(found, expected):
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5 * np.abs(expected).max())
+
+
+VITS = {
+    'vit': ('vit_base_patch32_224', {'registers': 0, 'pooling': 'class', 'num_outputs': 5}),
+    'distilled': (
+        'deit_tiny_distilled_patch16_224',
+        {'registers': 1, 'pooling': 'class_and_register', 'num_outputs': 5},
+    ),
+    'deit3': ('deit3_small_patch16_224', {'registers': 0, 'pooling': 'class', 'num_outputs': 5}),
+    'dinov2_registers': (
+        'vit_small_patch14_reg4_dinov2',
+        {'registers': 4, 'pooling': 'class', 'num_outputs': 0},
+    ),
+}
+
+
+@pytest.fixture
+def vit_folder(tmp_path):
+    """A function (name of VITS, changes of config.json) -> a small one's folder, and what timm computes."""
+
+    def make(name, **changes):
+        config = {'architecture': VITS[name][0], 'global_pool': 'token', 'model_args': {'num_heads': 3}}
+        return written(tmp_path, f'{name}_tiny', {**config, **changes})
+
+    return make
+
+
+@pytest.mark.parametrize('name', VITS)
+def test_a_vit_is_timms(vit_folder, name):
+    """Tokens at two sizes of images, for which positions are resized, and logits."""
+    location, expected = vit_folder(name)
+    checkpoint = pretrained.read(location)
+    architecture = checkpoint.architecture
+    assert architecture == Architecture(
+        **VITS[name][1],
+        **{'sizes': vit.Sizes(24, 2, 96, 3), 'patch': 8, 'image_size': 32, 'activation': 'gelu'},
+        **{'epsilon': 1e-6, 'pre_logits': False},
+    )
+    assert_near(computed(checkpoint, timm_weights.images(32), 1, 'lower'), expected['block_0'])
+    whole = module_of(architecture, 2)
+    for side in (32, 48):
+        image = {'image': timm_weights.images(side)}
+        shapes = jax.eval_shape(whole.init, jax.random.key(0), image)['params']
+        params = {'params': fit.fit(checkpoint, shapes)[0]}
+        s = whole.apply(params, image, method='lower')
+        assert_near(whole.apply(params, s, method='upper'), expected[f'tokens_{side}'])
+    if architecture.num_outputs:
+        assert_near(computed(checkpoint, timm_weights.images(32), 1), expected['logits'])
+
+
+@pytest.mark.parametrize(
+    ('change', 'words'),
+    [
+        ({'architecture': 'vit_base_patch16_siglip_224'}, 'vit_base_patch16_siglip_224.* is not known'),
+        ({'architecture': 'vit_base_patch16_224_miil'}, 'is not known'),
+        ({'global_pool': 'avg'}, "global_pool is 'avg', but the head of td_jax reads .* token;"),
+        ({'model_args': {'global_pool': 'max'}}, "global_pool is 'max', but"),
+        ({'model_args': {'pre_norm': True}}, 'model_args has pre_norm True, which td_jax does not know'),
+        ({'model_args': {'num_heads': 5}}, '5 attention heads do not divide the width, 24'),
+        ({'architecture': 'deit_tiny_distilled_patch16_224'}, 'dist_token is missing'),
+        ({'architecture': 'resnet18', 'global_pool': 'max', 'model_args': {}}, "global_pool is 'max', but"),
+        ({'architecture': 'resnet18', 'global_pool': 'avg', 'model_args': None}, r'conv1\.weight is missing'),
+    ],
+)
+def test_a_vit_that_is_another_is_refused_by_name(vit_folder, change, words):
+    location, _ = vit_folder('vit', **change)
+    with pytest.raises(UserError, match=words) as caught:
+        pretrained.read(location)
+    assert '\n' not in str(caught.value)
+
+
+def test_what_there_is_no_place_for_is_refused(vit_folder):
+    """Two heads, of which the mean is the prediction, are not one of them."""
+    location, _ = vit_folder('distilled', architecture='deit_tiny_patch16_224')
+    with pytest.raises(UserError, match='not of a class token and a square grid'):
+        pretrained.read(location)
+    arrays = load_file(f'{location}/model.safetensors')
+    arrays['pos_embed'] = arrays['pos_embed'][:, 1:]
+    save_file(arrays, f'{location}/model.safetensors')
+    with pytest.raises(UserError, match='dist_token is not part of deit_tiny_patch16_224 as td_jax knows it'):
+        pretrained.read(location)
+
+
+@pytest.mark.parametrize(
+    ('variant', 'units'),
+    [('resnet18', (1, 2, 1, 1)), ('resnet50', (1, 2, 1, 1)), ('wide_resnet50_2', (1,) * 4)],
+)
+def test_a_resnet_with_batch_norm_is_timms(tmp_path, monkeypatch, variant, units):
+    sizes = resnet_bn.VARIANTS[variant]._replace(units=units)
+    monkeypatch.setitem(resnet_bn.VARIANTS, variant, sizes)
+    location, expected = written(tmp_path, variant, {'architecture': variant})
+    checkpoint = pretrained.read(location)
+    assert checkpoint.architecture == FoldedResNetArchitecture(variant, 5)
+    images = timm_weights.images(40)
+    for split in range(1, 5):
+        stage = computed(checkpoint, images[:1], split, 'lower')[..., ::8]
+        assert_near(stage, expected[f'stage_{split - 1}'])
+    for split in (0, 4):
+        assert_near(computed(checkpoint, images, split), expected['logits'])
+    if variant == 'resnet18':
+        rows = [
+            line.split()[:3] for line in summary.report(location).splitlines() if line[:5].strip().isdigit()
+        ]
+        # Below the first stage: 64 kernels of 7 by 7 of three colours.
+        assert rows[0][:2] == ['0', f'{64 * 7 * 7 * 3 + 64:,}'] and len(rows) == 5
+
+
+def test_a_split_resnet_does_not_change_what_another_model_suggests():
+    """A state that a decoder makes is below 0 in places, as that of an image never is."""
+    sizes = resnet_bn.Sizes((1, 1, 1, 1), False)
+    module = resnet_bn.ResNet(sizes, 2, 1, 'float32')
+    image = {'image': timm_weights.images(32)}
+    params = module.init(jax.random.key(0), image)
+    s = -module.apply(params, image, method='lower') - 1
+    outputs = [module.apply(params, state, method='upper') for state in (s, np.maximum(s, 0))]
+    assert np.abs(outputs[0] - outputs[1]).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ('variant', 'count'),
+    [
+        ('resnet18', 11_689_512),
+        ('resnet50', 25_557_032),
+        ('wide_resnet50_2', 68_883_240),
+        ('resnet152', 60_192_808),
+    ],
+)
+def test_sizes_of_resnets_are_the_published_ones(variant, count):
+    """Of timm's counts of parameters: of two numbers of each norm, one has become the bias."""
+    tree = shapes(FoldedResNetArchitecture(variant, 1000))
+    biases = sum(shape[0] for name, shape in tree.items() if name.endswith('conv/bias'))
+    assert sum(map(math.prod, tree.values())) + biases == count
+
+
 def test_labels_and_what_the_file_leaves_open(folder):
     def change(arrays, config):
         config['label_names'] = list('abcde')
@@ -162,12 +312,13 @@ def test_the_overrides_make_the_teacher_fit(folder):
     assert '\n    7 ' in text
 
 
-def test_batch_norm_is_not_trained():
+@pytest.mark.parametrize(('name', 'variant'), [('efficientnet', 'b0'), ('resnet_bn', 'resnet50')])
+def test_batch_norm_is_not_trained(name, variant):
     config = common.get_config()
-    config.model.update({'name': 'efficientnet', 'variant': 'b0'})
+    config.model.update({'name': name, 'variant': variant})
     with pytest.raises(UserError, match=r'has BatchNorm .* take resnet \(R20x1 .*GroupNorm, or vit\.$'):
         config_lib.check(config)
     config = common.get_config()
-    config.teacher.model.update({'name': 'efficientnet', 'variant': 'b0'})
+    config.teacher.model.update({'name': name, 'variant': variant})
     with pytest.raises(UserError, match=r'not trained here: name a checkpoint in teacher\.pretrained'):
         config_lib.check(config)

@@ -14,9 +14,10 @@ from td_jax.configs import images
 from td_jax.devices import sharding
 from td_jax.errors import Missing, UserError
 from td_jax.files import workdir
+from td_jax.models import resnet_bn
 from td_jax.training import preflight, public_teacher
 from td_jax.training.programs import Programs
-from tests.pretrained import test_bit
+from tests.pretrained import test_bit, test_timm
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
 BARE, CLASSIFIER = GOLDEN / 'hf_vit_tiny', GOLDEN / 'hf_vit_tiny_classifier'
@@ -67,15 +68,20 @@ def named(folder, names):
 
 
 @pytest.mark.parametrize(
-    ('name', 'method'), [('vit_tiny.npz', 'td'), ('hf_dinov2_registers_tiny', 'ld'), ('bit', 'ld')]
+    ('name', 'method'),
+    [('vit_tiny.npz', 'td'), ('hf_dinov2_registers_tiny', 'ld'), ('bit', 'ld'), ('resnet', 'td')],
 )
-def test_a_config_for_another_teacher_takes_any_checkpoint(typed, tmp_path, name, method):
+def test_a_config_for_another_teacher_takes_any_checkpoint(typed, tmp_path, monkeypatch, name, method):
     location = GOLDEN / name
+    if name == 'resnet':
+        sizes = resnet_bn.VARIANTS['resnet18']._replace(units=(1, 2, 1, 1))
+        monkeypatch.setitem(resnet_bn.VARIANTS, 'resnet18', sizes)
+        location, _ = test_timm.written(tmp_path, 'resnet18', {'architecture': 'resnet18'})
     if name == 'bit':
         location = tmp_path / 'bit.npz'
         np.savez(location, **test_bit.weights(8))
     config = typed(location, method=method)
-    assert config.model.initial == ('random' if name == 'bit' else 'teacher')
+    assert config.model.initial == ('random' if name in ('bit', 'resnet') else 'teacher')
     passes_preflight(config, tmp_path / 'run')
 
 
@@ -91,13 +97,11 @@ def test_the_command_says_what_it_takes_and_goes_on(run_command, typed, photos, 
     code, _, error = run_command('main', *arguments)
     assert code == 0, error
     lines = error.splitlines()
-    assert lines[0].startswith(
-        f'{BARE} says itself what it is: dataset.image_size=32 dataset.resize=bilinear_'
-    )
+    assert lines[0].startswith(f'{BARE} sets dataset.image_size=32 dataset.resize=bilinear_antialias ')
     assert ' teacher.model.width=48' in lines[0] and ' model.width=48 ' in lines[0]
     assert lines[1] == (
-        'teacher.labels=probe: the checkpoint has no head; a linear head on the teacher learns those of the '
-        'student first'
+        'teacher.labels=probe: the checkpoint has no head; a linear probe on the teacher is fitted to the '
+        "student's labels first"
     )
     stored = json.loads((tmp_path / 'run' / workdir.CONFIG).read_text())
     assert {key: stored['teacher']['model'][key] for key in ('width', 'layers', 'split', 'patch')} == {

@@ -1,0 +1,154 @@
+"""ResNet with BatchNorm (He et al. 2015) as a frozen teacher, cut in three at any stage.
+
+    lower: image -> root, stages before the split -> s      [batch, rows, columns, width]
+    upper: s -> stages from the split on -> e               [batch, rows, columns, width]
+    head:  e -> mean over the grid, Dense -> y              [batch, outputs]
+
+Where a unit makes images smaller, its convolution of 3 by 3 does. The BatchNorm behind each convolution is
+part of its kernel and bias: of a model that is not trained, it is the same function.
+"""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+
+from td_jax.errors import UserError
+from td_jax.models import base
+from td_jax.models.efficientnet import Conv
+
+
+class Sizes(NamedTuple):
+    """What makes a variant."""
+
+    units: tuple[int, ...]  # of each stage
+    # Whether a unit is of three convolutions, the last of them four times as wide as the stage; else of two.
+    bottleneck: bool
+    wider: int = 1  # factor of the width inside a bottleneck (Zagoruyko and Komodakis 2016)
+
+
+# Table 1 of the paper, and others by the same rule.
+VARIANTS = {
+    'resnet18': Sizes((2, 2, 2, 2), False),
+    'resnet34': Sizes((3, 4, 6, 3), False),
+    'resnet26': Sizes((2, 2, 2, 2), True),
+    'resnet50': Sizes((3, 4, 6, 3), True),
+    'resnet101': Sizes((3, 4, 23, 3), True),
+    'resnet152': Sizes((3, 8, 36, 3), True),
+    'wide_resnet50_2': Sizes((3, 4, 6, 3), True, 2),
+    'wide_resnet101_2': Sizes((3, 4, 23, 3), True, 2),
+}
+ROOT = 64  # Width of the first convolution, and of the first stage.
+
+
+class Unit(nn.Module):
+    """relu(x + convolutions of x); x goes through a convolution where it would not fit the sum.
+
+    [batch, rows, columns, c] -> [batch, rows / stride, columns / stride, width, or four times that]
+    """
+
+    width: int
+    stride: int
+    sizes: Sizes
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x):
+        inner, out = self.width * self.sizes.wider, self.width * (4 if self.sizes.bottleneck else 1)
+        if self.sizes.bottleneck:
+            layers = (inner, 1, 1), (inner, 3, self.stride), (out, 1, 1)
+        else:
+            layers = (self.width, 3, self.stride), (out, 3, 1)
+        y = x
+        for i, (features, side, stride) in enumerate(layers):
+            # What comes in is as it is: a state that a decoder suggests may be below 0.
+            y = Conv(features, side, stride, 'symmetric', self.dtype, name=f'conv_{i}')(
+                jax.nn.relu(y) if i else y
+            )
+        if self.stride != 1 or x.shape[-1] != out:
+            x = Conv(out, 1, self.stride, 'symmetric', self.dtype, name='projection')(x)
+        return jax.nn.relu(x + y)
+
+
+class ResNet(nn.Module):
+    """The whole model.
+
+    Attributes:
+      sizes: of the variant.
+      num_outputs: width of the prediction.
+      split: how many stages belong to `lower`, from 0, the root alone, to all.
+      dtype: of the computation; parameters, means and logits are float32.
+    """
+
+    sizes: Sizes
+    num_outputs: int
+    split: int
+    dtype: str
+
+    def setup(self):
+        self.root = Conv(ROOT, 7, 2, 'symmetric', self.dtype)
+        self.stages = [
+            [
+                Unit(ROOT * 2**i, 2 if i and not j else 1, self.sizes, self.dtype, name=f'stage_{i}_unit_{j}')
+                for j in range(count)
+            ]
+            for i, count in enumerate(self.sizes.units)
+        ]
+        self.head_layer = nn.Dense(self.num_outputs, kernel_init=nn.initializers.zeros)
+
+    def run(self, stages, x):
+        for unit in (unit for stage in stages for unit in stage):
+            x = unit(x)
+        return x
+
+    def lower(self, inputs, deterministic=True):
+        """{'image': [batch, height, width, 3]} -> s, [batch, rows, columns, width]."""
+        x = jax.nn.relu(self.root(inputs['image']))
+        x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+        return self.run(self.stages[: self.split], x)
+
+    def upper(self, s, deterministic=True):
+        """s -> e, [batch, rows, columns, width]."""
+        return self.run(self.stages[self.split :], s.astype(self.dtype))
+
+    def head(self, e):
+        """e -> y, [batch, num_outputs], in float32."""
+        return self.head_layer(base.read_by_head(e))
+
+    def __call__(self, inputs, deterministic=True):
+        return self.head(self.upper(self.lower(inputs, deterministic), deterministic))
+
+
+def sizes_of_variant(variant: str) -> Sizes:
+    """The sizes of a name of VARIANTS.
+
+    Raises:
+      UserError: it is none.
+    """
+    if variant not in VARIANTS:
+        known = ', '.join(VARIANTS)
+        raise UserError(f'model.variant {variant!r} is no ResNet with BatchNorm. Known: {known}.')
+    return VARIANTS[variant]
+
+
+def build(config, vocabularies: dict[str, int], num_outputs: int, dtype: str) -> base.Model:
+    """Makes a ResNet with BatchNorm of a model config.
+
+    Args:
+      config: the fields of td_jax.configs.common.model_config.
+      vocabularies: empty; a ResNet reads images.
+      num_outputs: width of the prediction.
+      dtype: of the computation.
+
+    Raises:
+      UserError: a variant that is not known, a split behind the last stage, or data that is no images.
+    """
+    if vocabularies:
+        raise UserError(f'model.name resnet_bn reads images; the data set has {", ".join(vocabularies)}.')
+    sizes = sizes_of_variant(config.variant)
+    if config.split > len(sizes.units):
+        raise UserError(
+            f'model.split is {config.split}; with {len(sizes.units)} stages it is between 0 and '
+            f'{len(sizes.units)}.'
+        )
+    return base.from_module(ResNet(sizes, num_outputs, config.split, dtype))

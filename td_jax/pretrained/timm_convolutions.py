@@ -1,0 +1,143 @@
+"""EfficientNet and ResNet of timm: their BatchNorm is folded, and their names become ours."""
+
+import re
+
+import numpy as np
+
+from td_jax.errors import UserError
+from td_jax.models import efficientnet, resnet_bn
+from td_jax.pretrained import convert
+from td_jax.pretrained.architecture import EfficientNetArchitecture, FoldedResNetArchitecture
+from td_jax.pretrained.convert import Place, shape_of
+
+# What BatchNorm adds to the variance: TensorFlow's, whose weights timm calls tf_, and PyTorch's.
+EPSILON_OF_TENSORFLOW, EPSILON = 1e-3, 1e-5
+EFFICIENTNETS = re.compile(rf'(?P<tf>tf_)?efficientnet_(?P<variant>{"|".join(efficientnet.FACTORS)})')
+RESNETS = re.compile('|'.join(resnet_bn.VARIANTS))
+KNOWN = (
+    f'efficientnet_b0 to b7 and efficientnet_lite0 to lite4, with tf_ before it or not, '
+    f'{", ".join(resnet_bn.VARIANTS)}'
+)
+
+
+def read_efficientnet(path, config: dict, match: re.Match, raw: dict):
+    """What a file of an EfficientNet holds; arguments and result as of `timm_vit.read`."""
+    count = len(raw.get('classifier.weight', ()))
+    architecture = EfficientNetArchitecture(match['variant'], 'same' if match['tf'] else 'symmetric', count)
+    names = list(_of_efficientnet(architecture))
+    epsilon = EPSILON_OF_TENSORFLOW if match['tf'] else EPSILON
+    found = fold_batch_norms(path, raw, {conv: norm for _, conv, norm in names}, epsilon)
+    denses = dict(_squeezes_of(architecture))
+    return architecture, found, places(architecture, names, denses, 'classifier')
+
+
+def read_resnet(path, config: dict, match: re.Match, raw: dict):
+    """What a file of a ResNet holds; arguments and result as of `timm_vit.read`."""
+    architecture = FoldedResNetArchitecture(match[0], len(raw.get('fc.weight', ())))
+    names = list(_of_resnet(architecture))
+    found = fold_batch_norms(path, raw, {conv: norm for _, conv, norm in names}, EPSILON)
+    return architecture, found, places(architecture, names, {}, 'fc')
+
+
+def fold_batch_norms(path, raw: dict, norms: dict[str, str], epsilon: float) -> dict:
+    """The arrays of a file without BatchNorm, which becomes part of the convolution before it.
+
+    kernel' = kernel scale / sqrt(variance + epsilon), of each output channel, and
+    bias' = offset + (bias - mean) scale / sqrt(variance + epsilon), in float64.
+
+    Args:
+      path: of the file, for messages.
+      raw: its arrays, by name; kernels are [outputs, inputs, rows, columns].
+      norms: {name of a convolution: name of its BatchNorm}.
+      epsilon: added to the variance.
+
+    Raises:
+      UserError: an array is missing, has another shape, or holds a variance below 0.
+    """
+    found = dict(raw)
+    for conv, norm in norms.items():
+        kernel = convert.array(raw, path, f'{conv}.weight', 4, 'timm model').astype(np.float64)
+        scale, offset, mean, variance = (
+            convert.array(raw, path, f'{norm}.{leaf}', 1, 'timm model').astype(np.float64)
+            for leaf in ('weight', 'bias', 'running_mean', 'running_var')
+        )
+        for leaf, value in (('weight', scale), ('running_var', variance)):
+            if value.shape != kernel.shape[:1]:
+                raise UserError(
+                    f'{path}: {norm}.{leaf} is {shape_of(value)}; with {conv}.weight it would be '
+                    f'{[kernel.shape[0]]}.'
+                )
+        if not (variance >= 0).all():
+            raise UserError(f'{path}: {norm}.running_var holds a variance that is not 0 or more.')
+        factor = scale / np.sqrt(variance + epsilon)
+        bias = raw.get(f'{conv}.bias', np.zeros(1))
+        found[f'{conv}.weight'] = kernel * factor[:, None, None, None]
+        found[f'{conv}.bias'] = offset + (bias - mean) * factor
+        for leaf in ('weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked'):
+            found.pop(f'{norm}.{leaf}', None)
+    return found
+
+
+def _of_efficientnet(architecture):
+    """(our name, timm's convolution, its BatchNorm) of an EfficientNet."""
+    yield 'stem', 'conv_stem', 'bn1'
+    sizes = efficientnet.sizes_of_variant(architecture.variant)
+    for i, depth in enumerate(sizes.depths):
+        names = (
+            ('conv_dw', 'conv_pw') if efficientnet.STAGES[i][3] == 1 else ('conv_pw', 'conv_dw', 'conv_pwl')
+        )
+        parts = ('depthwise', 'project') if len(names) == 2 else ('expand', 'depthwise', 'project')
+        for j in range(depth):
+            for k, (part, name) in enumerate(zip(parts, names, strict=True)):
+                theirs = f'blocks.{i}.{j}'
+                yield f'stage_{i}_block_{j}/{part}', f'{theirs}.{name}', f'{theirs}.bn{k + 1}'
+    yield 'last', 'conv_head', 'bn2'
+
+
+def _squeezes_of(architecture):
+    """(our name, timm's) of the Denses on a mean of an EfficientNet; there, convolutions of 1 by 1."""
+    sizes = efficientnet.sizes_of_variant(architecture.variant)
+    for i, depth in enumerate(sizes.depths) if not sizes.is_lite else ():
+        for j in range(depth):
+            for part, name in (('squeeze', 'conv_reduce'), ('excite', 'conv_expand')):
+                yield f'stage_{i}_block_{j}/{part}', f'blocks.{i}.{j}.se.{name}'
+
+
+def _of_resnet(architecture):
+    """(our name, timm's convolution, its BatchNorm) of a ResNet."""
+    yield 'root', 'conv1', 'bn1'
+    sizes = resnet_bn.sizes_of_variant(architecture.variant)
+    for i, count in enumerate(sizes.units):
+        for j in range(count):
+            ours, theirs = f'stage_{i}_unit_{j}', f'layer{i + 1}.{j}'
+            for k in range(3 if sizes.bottleneck else 2):
+                yield f'{ours}/conv_{k}', f'{theirs}.conv{k + 1}', f'{theirs}.bn{k + 1}'
+            if not j and (i or sizes.bottleneck):
+                yield f'{ours}/projection', f'{theirs}.downsample.0', f'{theirs}.downsample.1'
+
+
+def places(architecture, names, denses, head) -> dict[str, Place]:
+    """Our names -> where they are in a file whose BatchNorms are folded.
+
+    Args:
+      architecture: what it holds.
+      names: (our name, timm's convolution, its BatchNorm) of each convolution.
+      denses: {our name: timm's} of each Dense that is a convolution of 1 by 1 there.
+      head: timm's name of it.
+    """
+    shapes = convert.shapes(architecture)
+    found = {}
+    for ours, theirs, _ in names:
+        rows, columns, inputs, outputs = shapes[f'{ours}/conv/kernel']
+        found[f'{ours}/conv/kernel'] = Place(
+            f'{theirs}.weight', (outputs, inputs, rows, columns), (2, 3, 1, 0)
+        )
+        found[f'{ours}/conv/bias'] = Place(f'{theirs}.bias')
+    for ours, theirs in denses.items():
+        inputs, outputs = shapes[f'{ours}/kernel']
+        found[f'{ours}/kernel'] = Place(f'{theirs}.weight', (outputs, inputs, 1, 1), (2, 3, 1, 0))
+        found[f'{ours}/bias'] = Place(f'{theirs}.bias')
+    if architecture.num_outputs:
+        found['head_layer/kernel'] = Place(f'{head}.weight', shapes['head_layer/kernel'][::-1], (1, 0))
+        found['head_layer/bias'] = Place(f'{head}.bias')
+    return found
