@@ -40,7 +40,7 @@ def main():
             config_lib.check(full)
             for line in config_lib.said_of(full, typed):
                 processes.say(line)
-            with restarts.counted(place, is_launched):
+            with restarts.count_start(place, is_launched):
                 result = train(full, place)
             if processes.is_main():
                 print(describe(result))

@@ -16,7 +16,7 @@ from td_jax.configs import common
 from td_jax.errors import UserError
 from td_jax.files import workdir as workdir_lib
 from td_jax.method import shared
-from td_jax.training import finished, made_of, public_teacher, run
+from td_jax.training import finished, provenance, public_teacher, run
 
 
 def train(config, workdir, *, models=None, sources=None, methods=None) -> dict:
@@ -43,7 +43,7 @@ def train(config, workdir, *, models=None, sources=None, methods=None) -> dict:
         return run.train(public_teacher.configured(config, folder), folder)
 
 
-def load(workdir, seed_index: int = 0, *, models=None, sources=None, methods=None) -> finished.Finished:
+def load(workdir, seed_index: int = 0, *, models=None, sources=None, methods=None) -> finished.FinishedRun:
     """A finished run: its config, its data, its student and the parameters it ended with.
 
     Predictions are `run.student.head(p, run.student.upper(p, run.student.lower(p, inputs)))` with
@@ -80,18 +80,18 @@ def brought(models=None, sources=None, methods=None):
             _check_part(argument, name, part)
     try:
         for argument, parts in given.items():
-            made_of.TABLES[argument].update(parts)
+            provenance.TABLES[argument].update(parts)
         yield
     finally:
         for argument, parts in given.items():
             for name in parts:
-                made_of.TABLES[argument].pop(name, None)
+                provenance.TABLES[argument].pop(name, None)
 
 
 def _check_part(argument, name, part):
     if not isinstance(name, str) or not name.isidentifier():
         raise UserError(f'{argument} has {name!r}; the name of a part is a word of letters, digits and _.')
-    if name in made_of.TABLES[argument] or name in common.get_config():
+    if name in provenance.TABLES[argument] or name in common.get_config():
         raise UserError(f'{argument} has {name!r}, which td_jax has itself; give yours another name.')
     if argument == 'methods' and not isinstance(part, shared.Objective):
         raise UserError(

@@ -223,7 +223,7 @@ def recommender(small_config, monkeypatch):
     shapes = assembly.parameter_shapes(config, config.model, source)
     rng = np.random.default_rng(3)
     params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
-    return finished.Finished(config, source, model, {train_step.STUDENT: params})
+    return finished.FinishedRun(config, source, model, {train_step.STUDENT: params})
 
 
 @pytest.fixture(scope='session')

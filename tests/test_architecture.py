@@ -249,7 +249,7 @@ TRAINING = (
     'teachers',
     'finished',
     'data_record',
-    'made_of',
+    'provenance',
     'memory',
     'assembly',
     'dispatch',

@@ -173,10 +173,10 @@ def test_cells_of_a_table_are_kept_in_the_bucket(small_config, place):
 
 
 def test_a_divergence_is_noted_in_the_bucket(place):
-    with pytest.raises(Diverged), run_lib._opened(place):
+    with pytest.raises(Diverged), run_lib._lock_workdir(place):
         raise Diverged('not finite')
     assert workdir.read_json(place / workdir.DIVERGED) == {'reason': 'not finite'}
-    with run_lib._opened(place):
+    with run_lib._lock_workdir(place):
         assert workdir.read_json(place / workdir.DIVERGED) is None
 
 

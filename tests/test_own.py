@@ -17,7 +17,7 @@ from td_jax.errors import UserError
 from td_jax.files import workdir
 from td_jax.method import objectives
 from td_jax.models import MODELS, base, mlp
-from td_jax.training import data_record, made_of
+from td_jax.training import data_record, provenance
 
 ROOT = pathlib.Path(__file__).parents[1]
 BROUGHT = {
@@ -243,7 +243,7 @@ def test_a_stream_of_a_caller_is_known_by_what_it_says(small_config, tmp_path, c
 def test_a_damaged_record_is_one_line(small_config, tmp_path, text):
     (tmp_path / workdir.MADE_OF).write_text(text)
     with pytest.raises(UserError, match=r'made_of\.json is damaged; delete it'):
-        made_of.check_there(epath.Path(tmp_path))
+        provenance.check_available(epath.Path(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -257,10 +257,10 @@ def test_a_damaged_record_is_one_line(small_config, tmp_path, text):
     ],
 )
 def test_what_cannot_be_brought_is_refused_by_name(small_config, tmp_path, parts, message):
-    before = {name: dict(table) for name, table in made_of.TABLES.items()}
+    before = {name: dict(table) for name, table in provenance.TABLES.items()}
     with pytest.raises(UserError, match=message):
         td_jax.train(small_config(), tmp_path / 'run', **parts)
-    assert {name: dict(table) for name, table in made_of.TABLES.items()} == before
+    assert {name: dict(table) for name, table in provenance.TABLES.items()} == before
     assert not (tmp_path / 'run').exists()
 
 

@@ -64,7 +64,7 @@ def gather(source: data.Source, count: int) -> dict[int, dict[str, np.ndarray]]:
     }
 
 
-def states_of(finished: finished_runs.Finished):
+def states_of(finished: finished_runs.FinishedRun):
     """Makes f(examples) -> {name: [n, ...]}, what both models of a run compute without dropout.
 
     The names are those of STUDENT and TEACHER, the messages among them where the method has encoders.
@@ -100,7 +100,7 @@ def states_of(finished: finished_runs.Finished):
 
 
 def compare(
-    finished: finished_runs.Finished, classes: dict, estimator: linear_cka.Estimator
+    finished: finished_runs.FinishedRun, classes: dict, estimator: linear_cka.Estimator
 ) -> dict[int, dict[str, float]]:
     """CKA of each class between all that the student and the teacher have.
 
@@ -192,7 +192,7 @@ def analyse(folders, examples: int, estimator: str, seed_index: int | None = Non
     if len(set(folders)) < len(folders):
         raise UserError('--workdir names the same folder twice.')
     firsts = [
-        teachers.finished_with_teacher(folder, seed_index or 0, with_examples=True) for folder in folders
+        teachers.load_finished_with_teacher(folder, seed_index or 0, with_examples=True) for folder in folders
     ]
     groups = _of_other_seeds(firsts, folders)
     names = _names([firsts[group[0]] for group in groups], [folders[group[0]] for group in groups])
@@ -223,7 +223,7 @@ def analyse(folders, examples: int, estimator: str, seed_index: int | None = Non
         classes = {i: own[i] for i in own if counts[i] >= fewest}
         for i in range(first.config.num_seeds) if seed_index is None else [seed_index]:
             is_first = i == (seed_index or 0)
-            run = first if is_first else teachers.finished_with_teacher(folder, i, with_examples=True)
+            run = first if is_first else teachers.load_finished_with_teacher(folder, i, with_examples=True)
             compared = compare(run, classes, linear_cka.ESTIMATORS[estimator])
             values[name][dispatch.seeds(run.config)[i]] = {label_names[c]: row for c, row in compared.items()}
     return Comparison(

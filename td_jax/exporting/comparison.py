@@ -37,7 +37,7 @@ def milliseconds(model: base.Model, params, inputs) -> float:
     return 1000 * best / len(upper)
 
 
-def table(finished: finished_runs.Finished) -> str:
+def table(finished: finished_runs.FinishedRun) -> str:
     """The size and the speed of a student beside its teacher's, one line each under a header."""
     models = {'student': (finished.student, finished.source, finished.params[train_step.STUDENT])}
     if finished.teacher:

@@ -185,7 +185,7 @@ def export(folder: epath.Path, name: str, output: epath.Path | None = None, seed
     # A bucket has no folders of its own.
     if output and not workdir.is_in_bucket(path) and not path.parent.is_dir():
         raise UserError(f'--output {path} cannot be written: its folder is missing.')
-    finished = teachers.finished_with_teacher(folder, seed_index)
+    finished = teachers.load_finished_with_teacher(folder, seed_index)
     check_format(name, finished.config)
     compared = comparison.table(finished)
     with workdir.whole(path) as temporary:

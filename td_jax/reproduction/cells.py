@@ -20,7 +20,7 @@ from td_jax.errors import UserError
 from td_jax.files import workdir
 from td_jax.reproduction import errors, jobs, same_data, tables
 from td_jax.training import assembly, evaluation
-from td_jax.training.programs import Programs, knobs_of
+from td_jax.training.programs import Programs, describe_program
 from td_jax.training.run import train
 
 # Of the runs of this process.
@@ -131,9 +131,9 @@ def cell_config(table: tables.Table, column: str, row: str, choices: dict | None
     config.update_from_flattened_dict(table.columns[column])
     name = tuned_name(table, row)
     config.update_from_flattened_dict(tables.variant(name))
-    knobs_of = tuned_name(table, table.knobs_of.get(row, row))
+    tuned_as = tuned_name(table, table.knobs_of.get(row, row))
     choices = tuned(module) if choices is None else choices
-    apply_tuned(config, choices, knobs_of, table.chosen_by.get(row, tables.USUAL))
+    apply_tuned(config, choices, tuned_as, table.chosen_by.get(row, tables.USUAL))
     config.update_from_flattened_dict(table.rows[row])
     config.update_from_flattened_dict(
         {key: config_lib.flatten(config)[other] for key, other in table.copied.get(row, {}).items()}
@@ -315,7 +315,7 @@ def run_missing(root: epath.Path, configs, processes: int):
     # The last rows of most tables are of TD, whose runs are the longest: begun first, they leave no process
     # alone with one of them at the end.
     configs = list(missing.values())[::-1]
-    kinds = [knobs_of(config) for config in configs]
+    kinds = [describe_program(config) for config in configs]
     jobs.each(_run_task, _tasks(root, configs), processes, root, 'runs', kinds)
 
 

@@ -41,7 +41,7 @@ from td_jax.files import metric_log, workdir
 from td_jax.method import objectives
 from td_jax.reproduction import cells, jobs, journal, same_data, tables
 from td_jax.training import evaluation, finished
-from td_jax.training.programs import knobs_of
+from td_jax.training.programs import describe_program
 
 
 class LogUniform(NamedTuple):
@@ -462,7 +462,7 @@ def _run_missing(search, missing, kept, root, processes):
 
     cells.train_teachers(root, configs, processes)
     tasks = [(str(root), config_lib.to_json(config), metric) for config in configs]
-    jobs.each(_task, tasks, processes, root, 'runs', [knobs_of(config) for config in configs], keep)
+    jobs.each(_task, tasks, processes, root, 'runs', [describe_program(config) for config in configs], keep)
 
 
 def _task(task):

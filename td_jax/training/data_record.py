@@ -86,8 +86,8 @@ def read(folder: epath.Path) -> dict | None:
     record = workdir.read_json(path) if (folder / workdir.CONFIG).exists() else None
     if record is None:
         return None
-    found = {who: record[who] for who in (STUDENT, TEACHER) if who in record}
-    if STUDENT not in found or not all(map(description.is_description, found.values())):
+    descriptions = {who: record[who] for who in (STUDENT, TEACHER) if who in record}
+    if STUDENT not in descriptions or not all(map(description.is_description, descriptions.values())):
         raise UserError(
             f'{path} is damaged; delete it, and ids and class names are those of the data set as it is.'
         )

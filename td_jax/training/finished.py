@@ -19,7 +19,7 @@ from td_jax.devices import platform, sharding
 from td_jax.errors import UserError
 from td_jax.files import checkpoints, workdir
 from td_jax.models import base
-from td_jax.training import assembly, data_record, dispatch, made_of, train_step
+from td_jax.training import assembly, data_record, dispatch, provenance, train_step
 
 # Folders in a workdir: its checkpoints, and the workdir of a teacher that was trained for it.
 CHECKPOINTS, TEACHER = 'checkpoints', 'teacher'
@@ -53,14 +53,14 @@ class Errors(NamedTuple):
     units: np.ndarray  # [examples], the number of the unit, such as a user, that each belongs to
 
 
-class Finished(NamedTuple):
+class FinishedRun(NamedTuple):
     """What a finished run left, of one of its seeds."""
 
     config: ml_collections.ConfigDict
     source: data.Source  # as the run keeps it, without examples, or, where they were asked for, as it is
     student: base.Model
     params: dict  # {STUDENT: tree, COMMUNICATION: tree} of numpy arrays, as in train_step
-    teacher: dispatch.Teacher | None = None  # where one was asked for, by teachers.finished_with_teacher
+    teacher: dispatch.Teacher | None = None  # where one was asked for, by teachers.load_finished_with_teacher
 
 
 def read_result(folder: epath.Path) -> dict | None:
@@ -122,7 +122,7 @@ def read_errors(folder: epath.Path) -> Errors | None:
     return Errors(values, units)
 
 
-def load(folder: epath.Path, seed_index: int = 0, with_examples: bool = False) -> Finished:
+def load(folder: epath.Path, seed_index: int = 0, with_examples: bool = False) -> FinishedRun:
     """Reads a finished run back.
 
     Args:
@@ -141,9 +141,9 @@ def load(folder: epath.Path, seed_index: int = 0, with_examples: bool = False) -
             f'{folder} is not the workdir of a finished run: {workdir.CONFIG} or {workdir.RESULT} is missing.'
         )
     config = config_lib.from_json(stored)
-    made_of.check_there(folder)
+    provenance.check_available(folder)
     config_lib.check(config)
-    made_of.check(config, folder)
+    provenance.check(config, folder)
     if not 0 <= seed_index < config.num_seeds:
         raise UserError(
             f'--seed_index is {seed_index}, but {folder} has {config.num_seeds} seeds, counted from 0.'
@@ -157,7 +157,7 @@ def load(folder: epath.Path, seed_index: int = 0, with_examples: bool = False) -
         if data_record.read(folder) is not None:
             raise
         raise UserError(f'{str(error).rstrip(".")}; its data set may have changed since.') from error
-    return Finished(config, source, student, params)
+    return FinishedRun(config, source, student, params)
 
 
 def keeps_source(config, folder: epath.Path) -> bool:
@@ -208,14 +208,16 @@ def read_parameters(folder: epath.Path, seed_index: int, mesh: Mesh | None = Non
     steps = result['steps']
     group = 'params/' if result.get(KEPT_STEP, steps) == steps else f'{BEST}/'
     try:
-        wanted = {
+        parameter_shapes = {
             name: shape
             for name, shape in checkpoints.described(saved, steps).items()
             if name.startswith(f'{group}{prefix}')
         }
         if mesh:
-            wanted = sharding.abstract(wanted, sharding.of_parameters(mesh, wanted, first_axis=1))
-        arrays = checkpoints.read(saved, steps, wanted)
+            parameter_shapes = sharding.abstract(
+                parameter_shapes, sharding.of_parameters(mesh, parameter_shapes, first_axis=1)
+            )
+        arrays = checkpoints.read(saved, steps, parameter_shapes)
     except checkpoints.Unreadable as error:
         raise UserError(
             f'{folder} has no readable checkpoint of its last step, {steps} ({error}); delete its '

@@ -24,8 +24,8 @@ from td_jax.training import (
     dispatch,
     evaluation,
     finished,
-    made_of,
     probe,
+    provenance,
     selection,
     train_step,
 )
@@ -259,7 +259,7 @@ class Loop:
         # With every save: a run that is continued may have become longer.
         self._write(workdir_lib.CONFIG, config_lib.to_json(self.config))
         if processes.is_main():
-            made_of.write(self.config, self.workdir)
+            provenance.write(self.config, self.workdir)
         # After the metrics: a run that continues here does not write them again.
         if log:
             log.flush()

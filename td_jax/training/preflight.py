@@ -23,8 +23,8 @@ from td_jax.training import (
     dispatch,
     evaluation,
     finished,
-    made_of,
     memory,
+    provenance,
     teachers,
 )
 from td_jax.training.programs import Programs
@@ -64,8 +64,8 @@ def check(config, folder: epath.Path, programs: Programs) -> Plan:
     mesh = sharding.make_mesh(config)
     # No process waits for others in here: one that sees another disk would keep them waiting.
     plan = processes.together(lambda: _check_alone(config, folder, mesh, programs))
-    sources = _sources_of(config, plan.source, plan.teacher_source)
-    record = _record_of(config, folder, sources)
+    sources = _select_sources(config, plan.source, plan.teacher_source)
+    record = _describe_data(config, folder, sources)
     processes.from_main(lambda: check_workdir(config, folder, record))
     data_record.say_unknown(sources)
     plan = plan._replace(sources=sources, record=record)
@@ -73,11 +73,11 @@ def check(config, folder: epath.Path, programs: Programs) -> Plan:
         return plan
     is_run = config_lib.trains_teacher(config)
     if is_run and not config.teacher.checkpoint:
-        expected, of_teacher = (
+        expected, teacher_record = (
             config_lib.teacher_run(config),
             {data_record.STUDENT: record[data_record.TEACHER]},
         )
-        processes.from_main(lambda: check_workdir(expected, folder / finished.TEACHER, of_teacher))
+        processes.from_main(lambda: check_workdir(expected, folder / finished.TEACHER, teacher_record))
         return plan
     if is_run:
         processes.from_main(lambda: _check_data_of_teacher(config, folder, record))
@@ -101,14 +101,14 @@ def _check_alone(config, folder, mesh, programs) -> Plan:
     return Plan(mesh, source, teacher_source, compiled)
 
 
-def _sources_of(config, source, teacher_source):
+def _select_sources(config, source, teacher_source):
     """The data of a run that its record is of: a public checkpoint was trained on none of it."""
     if teacher_source is None or config.teacher.pretrained:
         return {data_record.STUDENT: source}
     return {data_record.STUDENT: source, data_record.TEACHER: _own_source(config, teacher_source)}
 
 
-def _record_of(config, folder, sources):
+def _describe_data(config, folder, sources):
     """The record of some data, which is that of process 0; refused where another process sees others."""
     places = [folder, *([teachers.folder_of(config, folder)] if data_record.TEACHER in sources else [])]
     record = processes.from_main(
@@ -148,7 +148,7 @@ def check_workdir(config, folder: epath.Path, record: Mapping[str, dict] | None 
     is_local = not workdir.is_in_bucket(saved)
     if is_local and saved.exists() and not os.access(saved, os.W_OK):
         raise UserError(f'{saved} cannot be written; make it so, or choose another --workdir.')
-    made_of.check(config, folder)
+    provenance.check(config, folder)
     stored = workdir.read_json(folder / workdir.CONFIG)
     if stored is None:
         if checkpoints.holds_any(saved):
@@ -199,18 +199,18 @@ def _check_data_of_result(config, folder, record):
         data_record.say_old(folder)
         return
     try:
-        record = record or _record_now(config, before)
+        record = record or _describe_current_data(config, before)
     except Missing as error:
         processes.say(f'{folder} is finished; whether its data have changed is not known: {error}')
         return
     data_record.check(folder, before, record)
 
 
-def _record_now(config, known):
+def _describe_current_data(config, known):
     source, teacher_source = assembly.load_source(config, config.dataset), None
     if config_lib.has_teacher(config) and not config.teacher.pretrained:
         teacher_source = teachers.source_of(config, source)
-    return data_record.describe(_sources_of(config, source, teacher_source), [known])
+    return data_record.describe(_select_sources(config, source, teacher_source), [known])
 
 
 def _check_teacher_of_result(config, folder, stored, result):
@@ -226,8 +226,8 @@ def _check_teacher_of_result(config, folder, stored, result):
     is_there = not config_lib.trains_teacher(config) or config.teacher.checkpoint
     if is_there or teachers.folder_of(config, folder).exists():
         source = teachers.source_of(config, assembly.load_source(config, config.dataset))
-        teacher = teachers.found(config, folder, source)
-        if teachers.is_the_same(teacher, result):
+        teacher = teachers.load_existing(config, folder, source)
+        if teachers.is_same_teacher(teacher, result):
             return
     other = config_lib.describe(moved) if moved else 'teacher.model brings other parameters'
     raise UserError(
@@ -274,7 +274,7 @@ def _check_teacher(config, folder, student_source) -> data.Source:
     """Refuses a teacher that cannot be had; -> the data it is for."""
     source = teachers.source_of(config, student_source)
     if not config.teacher.pretrained:
-        with teachers.under('teacher.'):
+        with teachers.prefix_errors('teacher.'):
             assembly.build_model(config, config.teacher.model, source)
     objectives.check_labels(config, student_source.label_names, source.label_names)
     if config.teacher.inputs == 'clean' and isinstance(student_source.train, data.TrainStream):
@@ -331,10 +331,10 @@ def _check_start(config, student_source, teacher_source):
     changed = {key: values for key, values in changed.items() if values[0] != values[1]}
     if changed:
         different = ', '.join(f'{key} is {own} and teacher.{key} {of}' for key, (of, own) in changed.items())
-        wanted = ' '.join(f'{key}={str(of).replace(" ", "")}' for key, (of, _) in changed.items())
+        settings = ' '.join(f'{key}={str(of).replace(" ", "")}' for key, (of, _) in changed.items())
         raise UserError(
             f'model.initial is teacher, but {different}, with which the same parameters compute something '
-            f'else; set {wanted}, or model.initial=random.'
+            f'else; set {settings}, or model.initial=random.'
         )
 
 
@@ -346,7 +346,7 @@ def _check_step(config, source, teacher_source, mesh, name, programs) -> Compile
 
     def make():
         try:
-            step = _checked_step(config, source, teacher_source, mesh, name)
+            step = _trace_step(config, source, teacher_source, mesh, name)
         # What JAX raises where shapes do not fit each other, or are larger than it counts.
         except (TypeError, ValueError, OverflowError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -356,15 +356,15 @@ def _check_step(config, source, teacher_source, mesh, name, programs) -> Compile
         student = assembly.build_model(config, config.model, source)
         return Compiled(step, evaluation.make_values(student, source, mesh))
 
-    return programs.of(config, source, teacher_source, mesh, make)
+    return programs.get_or_make(config, source, teacher_source, mesh, make)
 
 
-def _checked_step(config, source, teacher_source, mesh, name):
+def _trace_step(config, source, teacher_source, mesh, name):
     memory.check_parameters(config, config.model, source, config.num_seeds, mesh, name)
     teacher = None
     if teacher_source:
         memory.check_parameters(config, config.teacher.model, teacher_source, 1, mesh, 'teacher')
         teacher = assembly.abstract_teacher(config, teacher_source)
-    found = assembly.abstract(config, source, teacher, mesh)
-    memory.check(config, source, teacher, found, name)
-    return found
+    abstract = assembly.abstract(config, source, teacher, mesh)
+    memory.check(config, source, teacher, abstract, name)
+    return abstract

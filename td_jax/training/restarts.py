@@ -1,7 +1,7 @@
-"""How often a run is started again without getting on, so that no launcher starts it for ever.
+"""A limit on restarts without progress, so that a launcher does not restart a run for ever.
 
-A process that has lost another one ends with CALL_AGAIN, and a launcher then calls the run again, as often as
-it takes. What loses a process in every start, such as one that needs more memory than there is, has no end.
+A process that has lost another one ends with CALL_AGAIN, and its launcher then restarts the run. A run that
+loses a process at every start, for example for lack of memory, would never end.
 """
 
 import contextlib
@@ -15,38 +15,38 @@ from td_jax.errors import UserError
 from td_jax.files import checkpoints, workdir
 from td_jax.training import finished
 
-# Starts after the first that a run gets without a new checkpoint in between.
+# Restarts that a run gets without a new checkpoint.
 MOST = 3
-# In a workdir while a run is under way, and after one that was lost.
+# A file in a workdir while a run is in progress, and after one that lost a process.
 RESTARTS = 'restarts.json'
 
 
 @contextlib.contextmanager
-def counted(folder: epath.Path, is_launched: bool):
-    """Counts a start of the run in a workdir, until the block ends otherwise than by the loss of a process.
+def count_start(folder: epath.Path, is_launched: bool):
+    """Counts a start of a run; forgets it if the block ends in any way but the loss of a process.
 
     Args:
       folder: the workdir.
-      is_launched: whether a launcher started this process, and may do so again; else nothing is counted.
+      is_launched: whether a launcher started this process and may restart it; if not, nothing is counted.
 
     Raises:
-      UserError: in all processes, the run was started again MOST times without a new checkpoint in between.
+      UserError: the run was restarted MOST times without a new checkpoint; raised in all processes.
     """
     if not is_launched:
         yield
         return
-    made = processes.from_main(lambda: _begin(folder))
+    folders = processes.from_main(lambda: _begin(folder))
     try:
         yield
     except BaseException as error:
         if not processes.is_loss(error):
-            _end(folder, made)
+            _end(folder, folders)
         raise
-    _end(folder, made)
+    _end(folder, folders)
 
 
 def _begin(folder):
-    """Counts a start; -> the folders that were made for it, the innermost first."""
+    """Counts a start; -> the folders created for it, the innermost first."""
     path, steps = folder / RESTARTS, _newest_steps(folder)
     stored = workdir.read_json(path) or {}
     starts = stored.get('starts') if stored.get('steps') == steps else 0
@@ -57,26 +57,26 @@ def _begin(folder):
             f'{folder} was started {starts} times without a new checkpoint in between, and lost a process '
             f'each time; what the processes printed may say why. Delete {path} to start it again.'
         )
-    made = []
+    folders = []
     if not workdir.is_in_bucket(folder):
-        made = [str(place) for place in (folder, *folder.parents) if not place.exists()]
+        folders = [str(place) for place in (folder, *folder.parents) if not place.exists()]
         workdir.make_folder('workdir', folder)
     workdir.write(path, json.dumps({'steps': steps, 'starts': starts + 1}) + '\n')
-    return made
+    return folders
 
 
 def _newest_steps(folder):
-    """The newest checkpoint of the teacher that is trained for a run, and of its students; -1 for none."""
+    """The newest steps of the run's own teacher and of its students; -1 for none."""
     places = folder / finished.TEACHER, folder
     return [max(checkpoints.steps(place / finished.CHECKPOINTS), default=-1) for place in places]
 
 
-def _end(folder, made):
-    """Forgets what was counted, and leaves no folder behind in which nothing came to be."""
+def _end(folder, folders):
+    """Deletes the count, and the folders created for it if they are empty."""
     if not processes.is_main():
         return
-    # The client of a bucket has errors of its own; and how the run ended says more.
+    # A bucket's client has its own exceptions; the error that ended the run is more important.
     with contextlib.suppress(Exception):
         (folder / RESTARTS).unlink(missing_ok=True)
-        for place in made:
+        for place in folders:
             os.rmdir(place)

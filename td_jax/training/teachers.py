@@ -23,7 +23,7 @@ from td_jax.training import (
     dispatch,
     evaluation,
     finished,
-    made_of,
+    provenance,
     train_step,
 )
 
@@ -60,28 +60,30 @@ def source_of(config, student_source: data.Source) -> data.Source:
     """The data that a config's teacher is for, cut as it was trained."""
     if config.teacher.pretrained:
         return pretrained_source(config, student_source)
-    return _listening(config, student_source, own_source(config))
+    return _adapt_source(config, student_source, own_source(config))
 
 
-def _listening(config, student_source, own):
+def _adapt_source(config, student_source, teacher_source):
     """The data of a teacher that was trained on its own, as it is shown the examples of its student."""
     if assembly.of_teacher(config) is None or student_source.inputs_for is None:
-        return own
+        return teacher_source
     # What it is shown of them lies beside what the student is shown.
     inputs = student_source.inputs_for(config.teacher.dataset)
-    return student_source._replace(name=own.name, label_names=own.label_names, inputs=inputs)
+    return student_source._replace(
+        name=teacher_source.name, label_names=teacher_source.label_names, inputs=inputs
+    )
 
 
 def own_source(config) -> data.Source:
     """The data that a teacher which is a run is trained on."""
-    with under('teacher.'):
+    with prefix_errors('teacher.'):
         if assembly.of_teacher(config) is None:
             return assembly.load_source(config, config.teacher.dataset)
         run = config_lib.teacher_run(config)
         return assembly.load_source(run, run.dataset)
 
 
-def _said_of_labels(checkpoint, source):
+def _describe_unnamed_labels(checkpoint, source):
     """What is taken for granted of labels that have no names; '' where they have, or where there are none."""
     count = checkpoint.architecture.num_outputs
     if not count or checkpoint.label_names or source.label_names == labels.unnamed(count):
@@ -90,7 +92,7 @@ def _said_of_labels(checkpoint, source):
 
 
 @contextlib.contextmanager
-def under(prefix: str):
+def prefix_errors(prefix: str):
     """Puts what a part of the config is under in front of the keys that a refusal starts with."""
     try:
         yield
@@ -124,9 +126,9 @@ def load(config, folder: epath.Path, source: data.Source, mesh: Mesh | None = No
     if config.teacher.pretrained:
         checkpoint = labels.ordered(pretrained.read(config.teacher.pretrained), source.label_names)
         params, report = fit.fit(checkpoint, shapes)
-        said = [fit.describe(report), checkpoint.assumed, _said_of_labels(checkpoint, source)]
-        processes.say(f'{config.teacher.pretrained}: ' + '\n'.join(filter(None, said)))
-        params = _with_initial(params, report.initialised, config, model, source)
+        messages = [fit.describe(report), checkpoint.assumed, _describe_unnamed_labels(checkpoint, source)]
+        processes.say(f'{config.teacher.pretrained}: ' + '\n'.join(filter(None, messages)))
+        params = _fill_initial(params, report.initialised, config, model, source)
         if mesh:
             params = sharding.place(params, sharding.of_parameters(mesh, params))
         return dispatch.Teacher(model, source, params)
@@ -143,7 +145,7 @@ def load(config, folder: epath.Path, source: data.Source, mesh: Mesh | None = No
         _check_finite(params, 'teacher.model')
         return dispatch.Teacher(model, source, params)
     place = folder_of(config, folder)
-    with under('the teacher: '):
+    with prefix_errors('the teacher: '):
         # A run with several seeds teaches with its first.
         params = finished.read_parameters(place, 0, mesh, f'{train_step.STUDENT}/')
         finished.check_fit(place, params, shapes)
@@ -160,20 +162,20 @@ def _check_finite(params, place):
             raise UserError(f'{place} cannot teach: its parameter {name} is not finite.')
 
 
-def _with_initial(params, names, config, model, source):
+def _fill_initial(params, names, config, model, source):
     """Parameters, of which some are made as a new model's are: those alone are computed."""
 
     @jax.jit
-    def initial(key):
-        made = flax.traverse_util.flatten_dict(model.init(key, assembly.one_input(source)), sep='/')
-        return {name: made[name] for name in names}
+    def compute_initial(key):
+        initial_params = flax.traverse_util.flatten_dict(model.init(key, assembly.one_input(source)), sep='/')
+        return {name: initial_params[name] for name in names}
 
     flat = flax.traverse_util.flatten_dict(params, sep='/')
-    made = jax.tree.map(np.asarray, initial(assembly.teacher_key(config)))
-    return flax.traverse_util.unflatten_dict({**flat, **made}, sep='/')
+    initial_params = jax.tree.map(np.asarray, compute_initial(assembly.teacher_key(config)))
+    return flax.traverse_util.unflatten_dict({**flat, **initial_params}, sep='/')
 
 
-def found(config, folder: epath.Path, source: data.Source) -> dispatch.Teacher:
+def load_existing(config, folder: epath.Path, source: data.Source) -> dispatch.Teacher:
     """The teacher of a run that was trained, which must be where its config says.
 
     Args:
@@ -189,14 +191,14 @@ def found(config, folder: epath.Path, source: data.Source) -> dispatch.Teacher:
     return load(config, folder, source)
 
 
-def is_the_same(teacher: dispatch.Teacher, result: dict) -> bool:
+def is_same_teacher(teacher: dispatch.Teacher, result: dict) -> bool:
     """Whether a run's result was taught by this teacher."""
     return fingerprint.of(teacher.params) == result['teacher_fingerprint']
 
 
-def finished_with_teacher(
+def load_finished_with_teacher(
     folder: epath.Path, seed_index: int = 0, with_examples: bool = False
-) -> finished.Finished:
+) -> finished.FinishedRun:
     """A finished run, read back with the teacher that it had.
 
     A teacher that is no longer where it was is looked for beside the run, under the name that it had: folders
@@ -217,8 +219,8 @@ def finished_with_teacher(
     beside = folder.parent / place.name
     if config_lib.trains_teacher(run.config) and not place.exists() and beside.exists():
         run.config.teacher.checkpoint = str(beside)
-    teacher = found(run.config, folder, _source_of_finished(run, folder, with_examples))
-    if not is_the_same(teacher, finished.read_result(folder)):
+    teacher = load_existing(run.config, folder, _load_teacher_source(run, folder, with_examples))
+    if not is_same_teacher(teacher, finished.read_result(folder)):
         where = run.config.teacher.pretrained or folder_of(run.config, folder)
         raise UserError(
             f'the teacher in {where} is not the one that taught {folder}; put that one there again.'
@@ -226,12 +228,12 @@ def finished_with_teacher(
     return run._replace(teacher=teacher)
 
 
-def _source_of_finished(run, folder, with_examples):
+def _load_teacher_source(run, folder, with_examples):
     """The data of the teacher of a finished run."""
     if run.config.teacher.pretrained:
         return pretrained_source(run.config, run.source)
     own = finished.read_source(run.config, folder, data_record.TEACHER, with_examples)
-    return _listening(run.config, run.source, own)
+    return _adapt_source(run.config, run.source, own)
 
 
 def check_run(config, folder: epath.Path):
@@ -247,7 +249,7 @@ def check_run(config, folder: epath.Path):
             f'teacher.checkpoint {folder} is not the workdir of a finished run: {workdir.CONFIG} or '
             f'{workdir.RESULT} is missing.'
         )
-    made_of.check(expected, folder)
+    provenance.check(expected, folder)
     steps = config_lib.completed(stored)['num_steps']
     if not finished.is_finished(result, steps):
         raise UserError(f'teacher.checkpoint {folder} is not finished: {result["steps"]} of {steps} steps.')
@@ -264,7 +266,7 @@ def check_run(config, folder: epath.Path):
         )
 
 
-def facts(config, teacher: dispatch.Teacher | None, student_source: data.Source, mesh) -> dict:
+def describe(config, teacher: dispatch.Teacher | None, student_source: data.Source, mesh) -> dict:
     """What results and checkpoints say of a teacher: its fingerprint and its score on the task.
 
     The score is None where it predicts other labels; both are None without a teacher.
@@ -277,9 +279,11 @@ def facts(config, teacher: dispatch.Teacher | None, student_source: data.Source,
     score = None
     if assembly.same_labels(student_source, teacher.source):
         evaluate = evaluation.make_evaluation(teacher.model, teacher.source, config.eval_batch_size, mesh)
-        shapes = jax.eval_shape(_stacked, teacher.params)
-        stacked = jax.jit(_stacked, out_shardings=sharding.of_parameters(mesh, shapes, first_axis=1))
-        score = float(evaluate(stacked(teacher.params), student_source.evaluation).metric[0])
+        shapes = jax.eval_shape(_add_seed_axis, teacher.params)
+        stacked_params = jax.jit(
+            _add_seed_axis, out_shardings=sharding.of_parameters(mesh, shapes, first_axis=1)
+        )
+        score = float(evaluate(stacked_params(teacher.params), student_source.evaluation).metric[0])
         if not math.isfinite(score):
             raise UserError(
                 f'the teacher cannot teach: its {evaluation.METRICS[teacher.source.task][0]} on '
@@ -289,6 +293,6 @@ def facts(config, teacher: dispatch.Teacher | None, student_source: data.Source,
     return {'fingerprint': fingerprint.of(teacher.params), 'score': score}
 
 
-def _stacked(params):
+def _add_seed_axis(params):
     """As evaluation wants them: with an axis of seeds."""
     return jax.tree.map(lambda leaf: leaf[None], params)

@@ -74,7 +74,7 @@ def test_a_stream_is_read_until_all_classes_are_full():
 
 def test_it_is_of_what_both_models_compute(runs):
     """One pair of one class, from the models themselves."""
-    finished = teachers.finished_with_teacher(runs / 'td', 1, with_examples=True)
+    finished = teachers.load_finished_with_teacher(runs / 'td', 1, with_examples=True)
     found = cka.analyse([runs / 'td'], 6, 'biased', seed_index=1)
     rows = np.flatnonzero(finished.source.evaluation['labels'] == 2)[:6]
     inputs = {'image': finished.source.evaluation['image'][rows]}
@@ -100,7 +100,7 @@ def test_it_is_of_what_both_models_compute(runs):
 @pytest.fixture
 def few(monkeypatch):
     """A function ({class: examples}): what is left of the evaluation examples of the digits' runs."""
-    load = teachers.finished_with_teacher
+    load = teachers.load_finished_with_teacher
 
     def leave(counts):
         def loaded(folder, seed_index=0, with_examples=True):
@@ -110,7 +110,7 @@ def few(monkeypatch):
             evaluation = data.take(finished.source.evaluation, np.concatenate(rows))
             return finished._replace(source=finished.source._replace(evaluation=evaluation))
 
-        monkeypatch.setattr(teachers, 'finished_with_teacher', loaded)
+        monkeypatch.setattr(teachers, 'load_finished_with_teacher', loaded)
 
     return leave
 
@@ -136,7 +136,7 @@ def test_no_class_with_enough_examples_is_refused(runs, few):
 
 
 def test_a_student_that_computes_the_same_for_all_is_aligned_with_nothing(runs, monkeypatch):
-    load = teachers.finished_with_teacher
+    load = teachers.load_finished_with_teacher
 
     def dead(folder, seed_index=0, with_examples=True):
         finished = load(folder, seed_index, with_examples)
@@ -148,7 +148,7 @@ def test_a_student_that_computes_the_same_for_all_is_aligned_with_nothing(runs, 
         )
         return finished._replace(params=params, student=student)
 
-    monkeypatch.setattr(teachers, 'finished_with_teacher', dead)
+    monkeypatch.setattr(teachers, 'load_finished_with_teacher', dead)
     found = cka.analyse([runs / 'ld'], 5, 'debiased')
     rows = found.by_class()['ld'].values()
     assert {value for row in rows for value in row.values()} == {0.0}
@@ -239,14 +239,14 @@ def test_students_of_teachers_that_were_trained_differently_are_not_one(small_co
 def test_runs_that_cannot_be_compared_are_refused(runs, monkeypatch):
     with pytest.raises(UserError, match='the same folder twice'):
         cka.analyse([runs / 'td', runs / 'td'], 5, 'debiased')
-    load = teachers.finished_with_teacher
+    load = teachers.load_finished_with_teacher
 
     def changed(folder, seed_index=0, with_examples=True):
         finished = load(folder, seed_index, with_examples)
         source = finished.source._replace(name='other' if folder.name == 'ld' else 'some')
         return finished._replace(source=source)
 
-    monkeypatch.setattr(teachers, 'finished_with_teacher', changed)
+    monkeypatch.setattr(teachers, 'load_finished_with_teacher', changed)
     with pytest.raises(UserError, match=r'different data: some \(test\), other \(test\)\.'):
         cka.analyse([runs / 'td', runs / 'ld'], 5, 'debiased')
 
@@ -254,6 +254,6 @@ def test_runs_that_cannot_be_compared_are_refused(runs, monkeypatch):
         finished = load(folder, seed_index, with_examples)
         return finished._replace(source=finished.source._replace(task='regression'))
 
-    monkeypatch.setattr(teachers, 'finished_with_teacher', ratings)
+    monkeypatch.setattr(teachers, 'load_finished_with_teacher', ratings)
     with pytest.raises(UserError, match='has no classes to compare by'):
         cka.analyse([runs / 'td'], 5, 'debiased')

@@ -67,7 +67,7 @@ def finished_vit(vit_config, images):
             lambda leaf: rng.normal(size=leaf.shape).astype(np.float32),
             jax.eval_shape(model.init, jax.random.key(0), inputs),
         )
-        return finished_runs.Finished(config, source, model, {train_step.STUDENT: params})
+        return finished_runs.FinishedRun(config, source, model, {train_step.STUDENT: params})
 
     return make
 

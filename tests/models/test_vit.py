@@ -187,7 +187,7 @@ def test_a_student_starts_from_a_public_checkpoint_and_learns(cifar10_data, tmp_
     for name in ('params/student/block_0/mlp_in/kernel', 'params/communication/teacher_decoder/lower/kernel'):
         assert not np.allclose(moved[name], arrays[name], atol=1e-6)
 
-    finished = teachers.finished_with_teacher(tmp_path, 1)
+    finished = teachers.load_finished_with_teacher(tmp_path, 1)
     np.testing.assert_array_equal(finished.params['student']['cls'], moved['params/student/cls'][1])
     np.testing.assert_array_equal(finished.teacher.params['cls'], given['cls'])
 

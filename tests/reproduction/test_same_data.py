@@ -123,7 +123,7 @@ def test_a_search_does_not_go_on_on_other_data(monkeypatch, tmp_path):
         return {60: 0.5}
 
     monkeypatch.setattr(tuning, '_curve', run)
-    monkeypatch.setattr(tuning, 'knobs_of', lambda config: '')
+    monkeypatch.setattr(tuning, 'describe_program', lambda config: '')
     with pytest.raises(KeyboardInterrupt):
         list(tuning.tune(search, ['supervised'], *folders, 1))
     path = tmp_path / 'journals' / 'digits-supervised.jsonl'

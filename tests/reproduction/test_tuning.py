@@ -255,7 +255,7 @@ def searched(monkeypatch, folder, made, search=RATINGS, names=('supervised', 'ld
     """{name: what is recorded of its choice} with made-up runs, and the choices that are written."""
     monkeypatch.setattr(tuning, '_curve', made)
     monkeypatch.setattr(cells, 'train_teachers', lambda root, configs, count: None)
-    monkeypatch.setattr(tuning, 'knobs_of', lambda config: '')
+    monkeypatch.setattr(tuning, 'describe_program', lambda config: '')
     folder.mkdir(exist_ok=True)
     places = [epath.Path(folder / name) for name in ('runs', 'journals', 'o.json')]
     tuning.check(search, names, *places[1:])

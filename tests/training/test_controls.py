@@ -181,7 +181,7 @@ def test_an_untrained_teacher_is_that_of_its_runs_beginning(small_config, tmp_pa
         assert result['teacher_fingerprint'] == fingerprint.of(initial)
         prints[seed] = result['teacher_fingerprint']
         # It is there again when the run is read.
-        finished = teachers.finished_with_teacher(folder)
+        finished = teachers.load_finished_with_teacher(folder)
         assert fingerprint.of(finished.teacher.params) == prints[seed]
         assert train(config, folder) == result
     assert prints[0] != prints[1]
@@ -228,7 +228,7 @@ teacher, keys, found = assembly.untrained_teacher(config, theirs), dispatch.seed
 for count in (1, 2):
     mesh = sharding.make_mesh(config, jax.devices()[:count])
     run = assembly.assemble(config, source, teacher, mesh)
-    progress, _ = run.run(run.started(run.init(keys)), run.feed(keys, 0), keys, 0, 2)
+    progress, _ = run.run(run.begin(run.init(keys)), run.feed(keys, 0), keys, 0, 2)
     found.append(jax.tree.map(np.asarray, (progress.sums, progress.state.params)))
 for one, two in zip(*map(jax.tree.leaves, found), strict=True):
     np.testing.assert_allclose(two, one, rtol=1e-4, atol=1e-6)

@@ -258,7 +258,7 @@ def test_examples_are_read_from_the_data_set_that_was_trained_on_alone(copied):
     with pytest.raises(UserError, match=r'was trained on other data than own\.csv .* user: u3 -> zed'):
         td_jax.load(folder)
     with pytest.raises(UserError, match='was trained on other data'):
-        teachers.finished_with_teacher(epath.Path(folder), with_examples=True)
+        teachers.load_finished_with_teacher(epath.Path(folder), with_examples=True)
 
 
 def test_a_run_of_an_older_version_says_so_and_goes_on(copied, before, tmp_path, capsys):

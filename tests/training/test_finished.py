@@ -50,7 +50,7 @@ def test_a_run_that_was_cut_over_devices_is_read_on_one(small_config, tmp_path):
     (tmp_path / 'config.json').write_text(config_lib.to_json(config))
     on_devices(2, TRAIN, tmp_path / 'config.json', tmp_path / 'run')
     assert len(jax.devices()) == 1
-    run = teachers.finished_with_teacher(epath.Path(tmp_path / 'run'), 1, with_examples=True)
+    run = teachers.load_finished_with_teacher(epath.Path(tmp_path / 'run'), 1, with_examples=True)
     kernel = run.params[train_step.STUDENT]['hidden_layers_0']['kernel']
     assert kernel.shape == (64, 6)
     assert run.teacher.params['hidden_layers_0']['kernel'].shape == (64, 8)

@@ -112,11 +112,11 @@ def test_a_device_that_is_full_after_all_is_one_line():
     """A hundred terabytes, as JAX refuses them."""
     with (
         pytest.raises(UserError, match=r'^a device has too little memory for this run') as raised,
-        memory.told(),
+        memory.oom_as_user_error(),
     ):
         jax.numpy.zeros(25 * 10**12, np.float32).block_until_ready()
     assert len(str(raised.value).splitlines()) == 1
-    with pytest.raises(ZeroDivisionError), memory.told():
+    with pytest.raises(ZeroDivisionError), memory.oom_as_user_error():
         print(1 / 0)
 
 

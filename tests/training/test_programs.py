@@ -59,7 +59,7 @@ def made_for(shared, config, source=None):
     """What the programs have for a config whose parts are made here; nothing is traced."""
     source = source or assembly.load_source(config, config.dataset)
     teacher_source = assembly.load_source(config, config.teacher.dataset)
-    return shared.of(config, source, teacher_source, sharding.make_mesh(config), object)
+    return shared.get_or_make(config, source, teacher_source, sharding.make_mesh(config), object)
 
 
 @pytest.mark.parametrize(
@@ -108,14 +108,14 @@ def test_any_knob_that_is_read_is_part_of_it_if_it_is_not_known_to_be_given(smal
     unread = config_lib.without_effect(small_config(**settings), flat)
     assert given < set(flat)
     assert {'td.rounds', 'fd.weights.feature'} < set(unread)
-    before, parts = programs.knobs_of(small_config(**settings)), set(flat) - set(unread) - {'method'}
+    before, parts = programs.describe_program(small_config(**settings)), set(flat) - set(unread) - {'method'}
     for name in parts:
         config = small_config(**settings)
         with config.unlocked(), config.ignore_type():
             config.update_from_flattened_dict({name: another(flat[name])})
         # A teacher that is named is not trained, of which some knobs are.
         if name != 'teacher.checkpoint':
-            assert (programs.knobs_of(config) == before) == (name in given), name
+            assert (programs.describe_program(config) == before) == (name in given), name
 
 
 def test_data_of_other_shapes_makes_another(small_config):

@@ -18,7 +18,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 def lose(folder):
     """A start that ends because another process is gone, after which this one takes down nothing."""
-    with pytest.raises(jax.errors.JaxRuntimeError), restarts.counted(folder, True):
+    with pytest.raises(jax.errors.JaxRuntimeError), restarts.count_start(folder, True):
         raise jax.errors.JaxRuntimeError('UNAVAILABLE: another process is gone')
 
 
@@ -35,7 +35,7 @@ def test_a_run_that_gets_nowhere_is_refused_after_three_restarts(folder):
     for _ in range(1 + restarts.MOST):
         lose(folder)
     for _ in range(2):
-        with pytest.raises(UserError) as raised, restarts.counted(folder, True):
+        with pytest.raises(UserError) as raised, restarts.count_start(folder, True):
             pytest.fail('it was started')
         assert str(raised.value) == (
             f'{folder} was started 4 times without a new checkpoint in between, and lost a process each '
@@ -64,7 +64,7 @@ def test_what_ends_otherwise_leaves_nothing(folder, error, is_there, tmp_path):
         save(folder, 5)
         lose(folder)
     try:
-        with restarts.counted(folder, True):
+        with restarts.count_start(folder, True):
             assert json.loads((folder / 'restarts.json').read_text())['starts'] == 1 + is_there
             if error:
                 raise error
@@ -75,13 +75,13 @@ def test_what_ends_otherwise_leaves_nothing(folder, error, is_there, tmp_path):
 
 
 def test_a_folder_in_which_something_came_to_be_stays(folder):
-    with restarts.counted(folder, True):
+    with restarts.count_start(folder, True):
         (folder / 'config.json').write_text('{}')
     assert [path.name for path in folder.iterdir()] == ['config.json']
 
 
 def test_a_process_that_no_launcher_started_counts_nothing(folder):
-    with restarts.counted(folder, False):
+    with restarts.count_start(folder, False):
         assert not folder.exists()
 
 
@@ -90,7 +90,7 @@ def test_a_count_that_is_none_is_refused(folder):
     (folder / 'restarts.json').write_text('{"steps": [-1, -1], "starts": "many"}')
     with (
         pytest.raises(UserError, match=r'restarts\.json is damaged; delete it\.$'),
-        restarts.counted(folder, True),
+        restarts.count_start(folder, True),
     ):
         pytest.fail('it was started')
 
@@ -98,10 +98,10 @@ def test_a_count_that_is_none_is_refused(folder):
 def test_a_count_is_kept_in_a_bucket(place):
     for _ in range(1 + restarts.MOST):
         lose(place)
-    with pytest.raises(UserError, match='was started 4 times'), restarts.counted(place, True):
+    with pytest.raises(UserError, match='was started 4 times'), restarts.count_start(place, True):
         pytest.fail('it was started')
     (place / 'restarts.json').unlink()
-    with restarts.counted(place, True):
+    with restarts.count_start(place, True):
         assert (place / 'restarts.json').exists()
     assert not (place / 'restarts.json').exists()
 

@@ -760,16 +760,16 @@ def test_a_teacher_whose_loss_is_not_finite_is_named(small_config, tmp_path):
 
 def test_what_is_noted_of_a_divergence_goes_when_the_run_is_started_again(tmp_path):
     note = tmp_path / 'diverged.json'
-    with pytest.raises(Diverged), run_lib._opened(tmp_path):
+    with pytest.raises(Diverged), run_lib._lock_workdir(tmp_path):
         raise Diverged('not finite')
     assert json.loads(note.read_text()) == {'reason': 'not finite'}
-    with pytest.raises(UserError), run_lib._opened(tmp_path):
+    with pytest.raises(UserError), run_lib._lock_workdir(tmp_path):
         assert not note.exists()
         raise UserError('something else')
     assert not note.exists()
     # One that nobody can write is no reason to say something else.
     note.mkdir()
-    with pytest.raises(Diverged), run_lib._opened(tmp_path):
+    with pytest.raises(Diverged), run_lib._lock_workdir(tmp_path):
         raise Diverged('not finite')
 
 

@@ -169,7 +169,7 @@ def test_a_folder_of_runs_may_be_moved(small_config, tmp_path, monkeypatch):
     assert cells.run_one(there, config) == result
     assert cells.stored(there, [config]).items() >= result.items()
     # What reads a finished run back finds the teacher beside it.
-    run = teachers.finished_with_teacher(cells.run_folder(there, config))
+    run = teachers.load_finished_with_teacher(cells.run_folder(there, config))
     assert run.config.teacher.checkpoint == str(there / teacher.relative_to(root))
 
 
@@ -179,7 +179,7 @@ def test_a_run_is_not_read_back_with_another_teacher(taught, tmp_path):
     shutil.rmtree(teacher)
     train(changed(config_lib.teacher_run(config), seed=5), teacher)
     with pytest.raises(UserError, match=f'the teacher in {teacher} is not the one that taught {folder}'):
-        teachers.finished_with_teacher(epath.Path(folder))
+        teachers.load_finished_with_teacher(epath.Path(folder))
 
 
 # --- Checkpoints that are none of this run ---------------------------------------------------------

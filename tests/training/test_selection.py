@@ -211,7 +211,7 @@ def test_a_teacher_teaches_with_what_it_kept(early_run, curve_config, tmp_path):
     changes |= {'teacher__model__hidden': (5, 3), 'teacher__dataset__examples_per_class': 10}
     config = curve_config(teacher__checkpoint=str(folder), **changes)
     source = assembly.load_source(config, config.dataset)
-    teacher = teachers.found(config, tmp_path, teachers.source_of(config, source))
+    teacher = teachers.load_existing(config, tmp_path, teachers.source_of(config, source))
     inputs = source.inputs(source.tables, source.evaluation, None)
     predictions = base.activations(teacher.model, teacher.params, inputs).logits
     is_right = np.argmax(predictions, axis=1) == source.evaluation['labels']

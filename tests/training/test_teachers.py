@@ -50,7 +50,7 @@ teacher = teachers.load(config, pathlib.Path('nowhere'), their_source, mesh)
 watch()
 run = assembly.assemble(config, source, teacher, mesh)
 watch()
-teachers.facts(config, teacher, source, mesh)
+teachers.describe(config, teacher, source, mesh)
 watch()
 largest = max(jax.tree.leaves(teacher.params), key=lambda leaf: leaf.nbytes)
 assert run.constants.teacher_params is not None

@@ -1,7 +1,8 @@
-"""What a run is made of that a caller brought (td_jax.own): by name, file and digest, kept beside its config.
+"""The provenance of a caller's own models, data sets and methods in a run (td_jax.own).
 
-What td_jax has itself is known by its version; what is brought may change between two calls, and a run that
-goes on, or is taken for finished, must be of the same source.
+A workdir keeps the name, the file and the digest of the source of each such part. A run that is continued, or
+that counts as finished, must have been made from the same source. Parts of td_jax itself are identified by
+its version.
 """
 
 import hashlib
@@ -18,51 +19,53 @@ from td_jax.files import workdir
 from td_jax.method import objectives, shared
 from td_jax.models import MODELS
 
-# What can be brought, by the name of td_jax.train's argument -> the table it stands in.
+# Argument of td_jax.train -> the table that its parts are added to.
 TABLES = {'models': MODELS, 'sources': SOURCES, 'methods': objectives.METHODS}
-# What is in them before anybody brings anything.
+# Argument -> the names of td_jax's own parts.
 _TD_JAX = {argument: frozenset(table) for argument, table in TABLES.items()}
 
 
-def of(config) -> dict:
-    """{argument: {name: {'file', 'sha256'}}} of what a run of a config is made of that was brought.
+def describe(config) -> dict:
+    """{argument: {name: {'file', 'sha256'}}} of a caller's own parts in a run.
 
     Args:
-      config: of the run, while the block of `own.brought` lasts.
+      config: of the run, while its parts are in TABLES.
 
     Raises:
       UserError: a part without a source.
     """
     models = [config.model.name, *([config.teacher.model.name] if config_lib.has_teacher(config) else [])]
     used = {'models': models, 'sources': [config.dataset.name], 'methods': [config.method]}
-    found = {
+    provenance = {
         argument: {
-            name: _source_of(TABLES[argument][name]) for name in sorted(set(names) - _TD_JAX[argument])
+            name: _describe_part(TABLES[argument][name]) for name in sorted(set(names) - _TD_JAX[argument])
         }
         for argument, names in used.items()
     }
-    return {argument: parts for argument, parts in found.items() if parts}
+    return {argument: parts for argument, parts in provenance.items() if parts}
 
 
 def write(config, folder: epath.Path):
-    """Writes what a run is made of into its workdir; nothing where nothing was brought."""
-    found = of(config)
-    if found:
-        workdir.write(folder / workdir.MADE_OF, json.dumps(found, indent=2, sort_keys=True) + '\n')
+    """Writes the provenance of a run into its workdir, if the run has any parts of a caller."""
+    provenance = describe(config)
+    if provenance:
+        workdir.write(folder / workdir.MADE_OF, json.dumps(provenance, indent=2, sort_keys=True) + '\n')
 
 
-def check_there(folder: epath.Path):
-    """Refuses a run that is made of what is not there now.
+def check_available(folder: epath.Path):
+    """Refuses a run with parts that are not in TABLES.
 
     Raises:
-      UserError: names the parts, their files, and how the run is read.
+      UserError: names the parts, their files, and how to read the run.
     """
     missing = {
         argument: {name: place for name, place in parts.items() if name not in TABLES[argument]}
-        for argument, parts in _stored(folder).items()
+        for argument, parts in _read(folder).items()
     }
-    said = [f'{name} of {place["file"]}' for parts in missing.values() for name, place in parts.items()]
-    if not said:
+    descriptions = [
+        f'{name} of {place["file"]}' for parts in missing.values() for name, place in parts.items()
+    ]
+    if not descriptions:
         return
     arguments = [
         f'{argument}={{{", ".join(f"{name!r}: ..." for name in parts)}}}'
@@ -70,19 +73,19 @@ def check_there(folder: epath.Path):
         if parts
     ]
     raise UserError(
-        f'{folder} is made of what is not here, {", ".join(said)}; read it from Python, with '
+        f'{folder} is made of what is not here, {", ".join(descriptions)}; read it from Python, with '
         f'td_jax.load({str(folder)!r}, {", ".join(arguments)}).'
     )
 
 
 def check(config, folder: epath.Path):
-    """Refuses to take the run in a workdir for one of a config if what was brought for it has changed.
+    """Refuses a run in a workdir if the source of one of its parts has changed.
 
     Raises:
       UserError: names the part and its file.
     """
-    before = _stored(folder)
-    for argument, parts in of(config).items():
+    before = _read(folder)
+    for argument, parts in describe(config).items():
         for name, now in parts.items():
             if before.get(argument, {}).get(name, now) != now:
                 raise UserError(
@@ -92,39 +95,39 @@ def check(config, folder: epath.Path):
                 )
 
 
-def _stored(folder):
+def _read(folder):
     path = folder / workdir.MADE_OF
-    found = workdir.read_json(path) or {}
-    is_right = found.keys() <= TABLES.keys() and all(
+    provenance = workdir.read_json(path) or {}
+    is_right = provenance.keys() <= TABLES.keys() and all(
         isinstance(parts, dict)
         and all(isinstance(place, dict) and 'file' in place for place in parts.values())
-        for parts in found.values()
+        for parts in provenance.values()
     )
     if not is_right:
         raise UserError(f'{path} is damaged; delete it, if the files that it was made of are the same.')
-    return found
+    return provenance
 
 
-def _source_of(part) -> dict:
-    """The file that a part is from, and the digest of its source: whole files, or the cells of a notebook."""
+def _describe_part(part) -> dict:
+    """The file of a part and the digest of its source: of whole files, or of cells of a notebook."""
     functions = (part.init, part.terms) if isinstance(part, shared.Objective) else (part,)
-    # Of functools.partial what it calls, of an object its class.
+    # The function of a functools.partial, the class of an object.
     functions = [inspect.unwrap(getattr(function, 'func', function)) for function in functions]
-    described = [f if inspect.isroutine(f) or inspect.isclass(f) else type(f) for f in functions]
+    definitions = [f if inspect.isroutine(f) or inspect.isclass(f) else type(f) for f in functions]
     try:
-        files = [pathlib.Path(inspect.getsourcefile(f) or '') for f in described]
+        files = [pathlib.Path(inspect.getsourcefile(f) or '') for f in definitions]
         if pathlib.Path('<string>') in files:
-            # Python 3.13 takes the program of `python -c` for the source of whatever else was a string.
+            # For any code from a string, Python 3.13 returns the program of `python -c`.
             raise OSError('the source of a string is not kept')
-        # What stands around a function is part of what it does; a cell of a notebook is no file.
+        # The whole file, because a function depends on what surrounds it. A notebook's cell has no file.
         sources = [
             file.read_text() if file.is_file() else inspect.getsource(f)
-            for file, f in zip(files, described, strict=True)
+            for file, f in zip(files, definitions, strict=True)
         ]
     except (OSError, TypeError) as error:
         raise UserError(
-            f'{getattr(described[-1], "__name__", part)} was brought, but has no source to know it again by; '
-            'put it in a file.'
+            f'{getattr(definitions[-1], "__name__", part)} was brought, but has no source to know it again '
+            'by; put it in a file.'
         ) from error
     name = files[-1].name if files[-1].is_file() else 'a notebook'
     return {'file': name, 'sha256': hashlib.sha256('\n'.join(sources).encode()).hexdigest()}
