@@ -1,4 +1,4 @@
-"""From a config to the functions of a run: its data, its models, its step."""
+"""Builds the parts of a run from its config: data, models and step."""
 
 import jax
 
@@ -19,18 +19,18 @@ def load_source(config, task) -> data.Source:
     """The data of `config.dataset`, cut for a task: `config.dataset` or `config.teacher.dataset`.
 
     Raises:
-      UserError: it is not there, or cannot be trained on or evaluated.
+      UserError: the data are missing, or cannot be used for training or evaluation.
     """
     load = SOURCES[config.dataset.name]
-    # What td_jax has itself knows that a teacher is shown the same images otherwise.
-    beside = (of_teacher(config),) if config.dataset.name in images.NAMES and task == config.dataset else ()
-    source = load(config.dataset, task, *beside)
+    # td_jax's own data sets prepare the teacher's images, too, if they differ.
+    has_views = config.dataset.name in images.NAMES and task == config.dataset
+    source = load(config.dataset, task, *((of_teacher(config),) if has_views else ()))
     data.check(source)
     return source
 
 
 def of_teacher(config) -> images.OfTeacher | None:
-    """How a run's teacher is shown images; None where there is none, or it is as the student is."""
+    """The preprocessing of a teacher's images; None without a teacher, or if it is the student's."""
     if not config_lib.has_teacher(config):
         return None
     return images.of_teacher(config.dataset, config.teacher.dataset, config.teacher.inputs == 'clean')
@@ -45,29 +45,29 @@ def build_model(config, model_config, source: data.Source) -> base.Model:
 
 
 def one_input(source: data.Source) -> dict:
-    """What a model is given of one training example, {name: [1, ...]}."""
+    """A model's inputs for one training example, {name: [1, ...]}."""
     return source.inputs(source.tables, data.one_example(source), None)
 
 
 def parameter_shapes(config, model_config, source: data.Source):
-    """The shapes and types of a model's parameters, nothing computed."""
+    """The shapes and types of a model's parameters; computes nothing."""
     model = build_model(config, model_config, source)
     return jax.eval_shape(lambda key: model.init(key, one_input(source)), jax.random.key(0))
 
 
 def same_labels(student_source: data.Source, teacher_source: data.Source) -> bool:
-    """Whether two models predict the same things in the same order."""
+    """Whether two models predict the same labels in the same order."""
     return tuple(student_source.label_names) == tuple(teacher_source.label_names)
 
 
 def untrained_teacher(config, source: data.Source) -> dispatch.Teacher:
-    """A teacher with the parameters that its own run starts from, random by teacher.seed or brought."""
+    """A teacher with the parameters that its own run starts from: random by teacher.seed, or the model's."""
     model = build_model(config, config.teacher.model, source)
     return dispatch.Teacher(model, source, model.init(teacher_key(config), one_input(source)))
 
 
 def teacher_key(config):
-    """The key of the parameters that a teacher starts from, as in its own run, where it is the student."""
+    """The key of a teacher's initial parameters, the same as in its own run."""
     initial = dispatch.split_key(dispatch.make_key(config.teacher.seed, 'teacher')).initial
     return randomness.fold_name(initial, train_step.STUDENT)
 
@@ -83,24 +83,24 @@ def assemble(
     source: data.Source,
     teacher: dispatch.Teacher | None,
     mesh,
-    known: dispatch.Abstract | None = None,
+    traced: dispatch.Abstract | None = None,
 ) -> dispatch.Dispatch:
-    """The functions of a run from its parts.
+    """Assembles the functions of a run.
 
     Args:
       config: of the run.
       source: the student's data.
       teacher: the frozen model, or None.
       mesh: the devices, by sharding.make_mesh.
-      known: what `abstract` has made of the same, or of a run that compiles the same; None traces the step
-        again, which takes a while.
+      traced: by `abstract`, of the same run or of one that compiles the same; None traces the step again,
+        which takes a while.
     """
     step, *parts = _parts(config, source, teacher, mesh)
-    return dispatch.make_dispatch(known or dispatch.make_abstract(step, *parts), *parts)
+    return dispatch.make_dispatch(traced or dispatch.make_abstract(step, *parts), *parts)
 
 
 def abstract(config, source: data.Source, teacher: dispatch.Teacher | None, mesh) -> dispatch.Abstract:
-    """What `assemble` would compile; any array may be a shape, and the devices need not be there."""
+    """Makes what `assemble` compiles; any array may be a shape, and the devices need not exist."""
     return dispatch.make_abstract(*_parts(config, source, teacher, mesh))
 
 
@@ -110,21 +110,21 @@ def _parts(config, source, teacher, mesh):
     num_labels = len(source.label_names)
     registers = teacher.model.registers if teacher else 0
     step = train_step.make_step(student, source.task, num_labels, config, copies_head, registers)
-    # A student that only starts from its teacher does not listen to it.
-    listened_to = teacher if objectives.reads_teacher(config) else None
+    # Only the start, and not the step, of a student may depend on its teacher.
+    step_teacher = teacher if objectives.reads_teacher(config) else None
     start = teacher.params if config.model.initial == 'teacher' else None
-    return step, source, listened_to, config, mesh, start
+    return step, source, step_teacher, config, mesh, start
 
 
 def abstract_images(config, mesh) -> dispatch.Abstract:
-    """What a run on images would compile, without its data, its checkpoint or its devices.
+    """Makes what a run on images compiles, without its data, its checkpoint and its devices.
 
     Args:
       config: of the run, checked.
       mesh: the devices, by sharding.make_mesh.
 
     Raises:
-      UserError: data that is not images, or models that do not fit it.
+      UserError: data other than images, or models that do not fit it.
     """
     source = images.abstract_source(config.dataset, config.dataset, of_teacher(config))
     if not config_lib.has_teacher(config):

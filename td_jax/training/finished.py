@@ -1,6 +1,6 @@
-"""What a finished run left: its result, its config, and the parameters it ended with.
+"""Reads a finished run: its result, its config and its trained parameters.
 
-It is read on any machine: neither the devices of the run, nor its teacher, nor its data set are needed.
+It can be read on any machine, without the devices, the teacher and the data set of the run.
 """
 
 from typing import NamedTuple
@@ -23,13 +23,12 @@ from td_jax.training import assembly, data_record, dispatch, provenance, train_s
 
 # Folders in a workdir: its checkpoints, and the workdir of a teacher that was trained for it.
 CHECKPOINTS, TEACHER = 'checkpoints', 'teacher'
-# In a checkpoint: the parameters of the best validation, and what is known of it.
+# Key in a checkpoint: the parameters of the best validation, and its metadata.
 BEST = 'best'
-# What a result.json has beside RESULT_KEYS: of a run with config.keep 'best', the step that its students are
-# of; of one that ended before config.num_steps, as config.patience says, that it did; of one with a probe,
-# the accuracy of each seed's.
+# Optional keys of a result.json: with config.keep 'best', the step whose parameters are kept; for a run that
+# config.patience ended early, True; with a probe, the accuracy of each seed's probe.
 KEPT_STEP, ENDED_EARLY, PROBE = 'kept_step', 'ended_early', 'probe'
-# What every result.json has.
+# The keys of every result.json.
 RESULT_KEYS = (
     'method',
     'dataset',
@@ -47,24 +46,24 @@ RESULT_KEYS = (
 
 
 class Errors(NamedTuple):
-    """What each evaluation example of a run came to."""
+    """The errors of a run on each evaluation example."""
 
-    values: np.ndarray  # [seeds, examples] float32, squared errors, or 1 where an example is right, else 0
-    units: np.ndarray  # [examples], the number of the unit, such as a user, that each belongs to
+    values: np.ndarray  # [seeds, examples] float32: the squared error, or 1 if it is correct, else 0
+    units: np.ndarray  # [examples], the number of each example's unit, such as a user
 
 
 class FinishedRun(NamedTuple):
-    """What a finished run left, of one of its seeds."""
+    """A finished run, with the parameters of one of its seeds."""
 
     config: ml_collections.ConfigDict
-    source: data.Source  # as the run keeps it, without examples, or, where they were asked for, as it is
+    source: data.Source  # from the run's record, without examples, or from the data set if asked for
     student: base.Model
     params: dict  # {STUDENT: tree, COMMUNICATION: tree} of numpy arrays, as in train_step
-    teacher: dispatch.Teacher | None = None  # where one was asked for, by teachers.load_finished_with_teacher
+    teacher: dispatch.Teacher | None = None  # by teachers.load_finished_with_teacher
 
 
 def read_result(folder: epath.Path) -> dict | None:
-    """The content of a run's result.json, None where there is none.
+    """The content of a run's result.json, or None if it does not exist.
 
     Raises:
       UserError: the file is damaged.
@@ -80,18 +79,18 @@ def read_result(folder: epath.Path) -> dict | None:
 
 
 def is_finished(result: dict, num_steps: int) -> bool:
-    """Whether a result is that of a run of so many steps, or of one that ended early."""
+    """Whether a result is that of a run of `num_steps` steps, or of one that ended early."""
     return result['steps'] == num_steps or bool(result.get(ENDED_EARLY))
 
 
 def write_errors(folder: epath.Path, values: np.ndarray, units: np.ndarray | None, result: dict):
-    """Writes a run's errors, beside which its result is then written.
+    """Writes a run's errors into its workdir, before its result.
 
     Args:
       folder: its workdir.
-      values: [seeds, examples] float32, as evaluation.Scores has them.
-      units: [examples], as data.Source has them.
-      result: its steps and seeds are kept with them.
+      values: [seeds, examples] float32, of evaluation.Scores.
+      units: [examples], of data.Source.
+      result: its steps and seeds are stored with the errors.
     """
     units = np.arange(values.shape[1]) if units is None else units
     arrays = {'values': values, 'units': units, 'steps': result['steps'], 'seeds': result['seeds']}
@@ -99,10 +98,10 @@ def write_errors(folder: epath.Path, values: np.ndarray, units: np.ndarray | Non
 
 
 def read_errors(folder: epath.Path) -> Errors | None:
-    """The errors of a finished run; None where it has none, as a run on a stream or of an older version.
+    """The errors of a finished run; None for a run on a stream or of an older version, which has none.
 
     Raises:
-      UserError: the file is damaged, or is not of the run's result.
+      UserError: the file is damaged, or does not belong to the run's result.
     """
     path, result = folder / workdir.ERRORS, read_result(folder)
     arrays = workdir.read_arrays(path)
@@ -128,11 +127,11 @@ def load(folder: epath.Path, seed_index: int = 0, with_examples: bool = False) -
     Args:
       folder: its workdir.
       seed_index: which of its seeds, counted from 0.
-      with_examples: whether its source is to be read from the data set.
+      with_examples: whether to read its source from the data set.
 
     Raises:
-      UserError: no finished run is there, it has no such seed, its files do not fit each other, its examples
-        are asked for and its data have changed, or there is no device to read it with.
+      UserError: there is no finished run or no such seed; its files do not fit each other; `with_examples` is
+        set and its data have changed; or there is no device.
     """
     platform.start()
     stored, result = workdir.read_json(folder / workdir.CONFIG), read_result(folder)
@@ -161,9 +160,9 @@ def load(folder: epath.Path, seed_index: int = 0, with_examples: bool = False) -
 
 
 def keeps_source(config, folder: epath.Path) -> bool:
-    """Whether a run has what its students are shown; else its data set has to be read.
+    """Whether a run's record suffices to make inputs for its student, without its data set.
 
-    That of a caller's own data set is made by a function that only the caller has.
+    The inputs of a caller's own data set are made by a function that only the caller has.
     """
     return config.dataset.name in description.RESTORED and data_record.read(folder) is not None
 
@@ -174,9 +173,9 @@ def read_source(config, folder: epath.Path, who: str, with_examples: bool = Fals
     Args:
       config: of the run.
       folder: its workdir.
-      who: whose, data_record.STUDENT or TEACHER.
-      with_examples: whether to read the data set, and to compare it with what the run was trained on. So it
-        is where the run does not keep what is needed.
+      who: data_record.STUDENT or TEACHER.
+      with_examples: whether to read the data set, and to compare it with the run's record. A run whose
+        record does not suffice always reads it.
 
     Raises:
       UserError: the data set cannot be read, or it has changed.
@@ -191,18 +190,18 @@ def read_source(config, folder: epath.Path, who: str, with_examples: bool = Fals
 
 
 def read_parameters(folder: epath.Path, seed_index: int, mesh: Mesh | None = None, prefix: str = '') -> dict:
-    """The parameters that one seed of a finished run kept, {STUDENT: tree, COMMUNICATION: tree}.
+    """The trained parameters of one seed of a finished run, {STUDENT: tree, COMMUNICATION: tree}.
 
     They are those of the last step, or, with config.keep 'best', of the step with the best validation.
 
     Args:
       folder: its workdir.
       seed_index: which of its seeds, counted from 0.
-      mesh: devices that they are cut over as they are read, as a run's parameters are; None for numpy arrays.
-      prefix: what the names of those that are read start with, such as `student/`; the others are left out.
+      mesh: the devices to shard them over as they are read; None for numpy arrays.
+      prefix: reads only parameters whose names start with it, such as `student/`.
 
     Raises:
-      UserError: the checkpoint of the last step is gone or cannot be read.
+      UserError: the checkpoint of the last step is missing or cannot be read.
     """
     result, saved = read_result(folder), folder / CHECKPOINTS
     steps = result['steps']
@@ -241,12 +240,12 @@ def read_parameters(folder: epath.Path, seed_index: int, mesh: Mesh | None = Non
 
 
 def check_fit(folder: epath.Path, params: dict, shapes):
-    """Refuses parameters of a student that are not those of its model.
+    """Refuses a student's parameters that do not fit its model.
 
     Args:
-      folder: where they were, for the message.
-      params: as `read_parameters` gives them.
-      shapes: a tree of the model's.
+      folder: their workdir, for the message.
+      params: by `read_parameters`.
+      shapes: a tree of the model's shapes.
 
     Raises:
       UserError: names the first parameter that is missing or has another shape.

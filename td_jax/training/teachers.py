@@ -1,4 +1,4 @@
-"""Where a teacher comes from: a finished run, a public checkpoint, or, as a control, nowhere."""
+"""Loads a teacher: from a finished run, from a public checkpoint, or untrained as a control."""
 
 import contextlib
 import math
@@ -29,18 +29,18 @@ from td_jax.training import (
 
 
 def pretrained_source(config, student_source: data.Source) -> data.Source:
-    """The student's data as a public checkpoint labels it and is shown it.
+    """The student's data with the labels and the inputs of a public checkpoint.
 
-    Labels that the checkpoint names are the student's where the names are the same ones, in any order. Of one
-    that names none, as many as the student's are taken to be the same. One without a head has no labels.
+    If the checkpoint names the student's labels, in any order, the labels are the student's. If it names none
+    but has as many, they are assumed to be the student's. A checkpoint without a head has no labels.
 
     Args:
       config: of the student's run.
       student_source: its data.
 
     Raises:
-      UserError: no such checkpoint, one of another architecture than `config.teacher.model`, or one that is
-        shown images otherwise than `config.teacher.dataset` and `config.dataset` say.
+      UserError: there is no such checkpoint, or its architecture or preprocessing is not that of
+        `config.teacher.model`, `config.teacher.dataset` and `config.dataset`.
     """
     checkpoint = pretrained.read(config.teacher.pretrained)
     architecture.check_teacher(checkpoint, config)
@@ -48,7 +48,7 @@ def pretrained_source(config, student_source: data.Source) -> data.Source:
     if student_source.inputs_for:
         inputs = student_source.inputs_for(config.teacher.dataset)
         return student_source._replace(label_names=names, inputs=inputs)
-    # A data set that a caller brings is asked for the inputs of its own task, as the teacher is shown it.
+    # A caller's own data set makes the teacher's inputs itself.
     task = config.dataset.copy_and_resolve_references()
     own = {key: config.teacher.dataset[key] for key in ('image_mean', 'image_std', *config_lib.OF_STUDENT)}
     task.update({key: value for key, value in own.items() if value})
@@ -57,17 +57,17 @@ def pretrained_source(config, student_source: data.Source) -> data.Source:
 
 
 def source_of(config, student_source: data.Source) -> data.Source:
-    """The data that a config's teacher is for, cut as it was trained."""
+    """The data of a config's teacher, with the labels that it was trained on."""
     if config.teacher.pretrained:
         return pretrained_source(config, student_source)
     return _adapt_source(config, student_source, own_source(config))
 
 
 def _adapt_source(config, student_source, teacher_source):
-    """The data of a teacher that was trained on its own, as it is shown the examples of its student."""
+    """The data of a trained teacher, with its inputs for the examples of its student."""
     if assembly.of_teacher(config) is None or student_source.inputs_for is None:
         return teacher_source
-    # What it is shown of them lies beside what the student is shown.
+    # Examples hold the teacher's images beside the student's.
     inputs = student_source.inputs_for(config.teacher.dataset)
     return student_source._replace(
         name=teacher_source.name, label_names=teacher_source.label_names, inputs=inputs
@@ -75,7 +75,7 @@ def _adapt_source(config, student_source, teacher_source):
 
 
 def own_source(config) -> data.Source:
-    """The data that a teacher which is a run is trained on."""
+    """The training data of a teacher that is trained by td_jax."""
     with prefix_errors('teacher.'):
         if assembly.of_teacher(config) is None:
             return assembly.load_source(config, config.teacher.dataset)
@@ -84,7 +84,7 @@ def own_source(config) -> data.Source:
 
 
 def _describe_unnamed_labels(checkpoint, source):
-    """What is taken for granted of labels that have no names; '' where they have, or where there are none."""
+    """Describes the assumption about labels without names; '' if they have names, or there are none."""
     count = checkpoint.architecture.num_outputs
     if not count or checkpoint.label_names or source.label_names == labels.unnamed(count):
         return ''
@@ -93,7 +93,7 @@ def _describe_unnamed_labels(checkpoint, source):
 
 @contextlib.contextmanager
 def prefix_errors(prefix: str):
-    """Puts what a part of the config is under in front of the keys that a refusal starts with."""
+    """Puts a prefix, such as 'teacher.', in front of UserErrors of the block, which start with a key."""
     try:
         yield
     except UserError as error:
@@ -101,22 +101,22 @@ def prefix_errors(prefix: str):
 
 
 def folder_of(config, folder: epath.Path) -> epath.Path:
-    """The workdir of a teacher that is a run: the one that the config names, or one in the student's."""
+    """The workdir of a teacher: the one named by the config, or a folder in the student's."""
     if config.teacher.checkpoint:
         return workdir.resolve(config.teacher.checkpoint)
     return folder / finished.TEACHER
 
 
 def load(config, folder: epath.Path, source: data.Source, mesh: Mesh | None = None) -> dispatch.Teacher:
-    """A config's teacher, whose run is finished, whose checkpoint is public, or who is left as it starts.
+    """Loads a config's teacher: a finished run, a public checkpoint, or untrained parameters.
 
-    Each process reads for itself; no device ever has more of the parameters than its shards.
+    Each process reads for itself, and a device only ever holds its shards of the parameters.
 
     Args:
       config: of the student's run.
       folder: workdir of the student's run.
       source: the teacher's data, by `source_of`.
-      mesh: devices that its parameters are cut over; None for numpy arrays.
+      mesh: the devices to shard its parameters over; None for numpy arrays.
 
     Raises:
       UserError: it cannot be read, or it does not fit its model.
@@ -138,7 +138,7 @@ def load(config, folder: epath.Path, source: data.Source, mesh: Mesh | None = No
         params = initial() if mesh else jax.tree.map(np.asarray, initial())
         return dispatch.Teacher(model, source, params)
     if config.teacher.num_steps == 0:
-        # Not compiled: what a model brings would be in the program.
+        # Not compiled: parameters that a model has would become constants of the program.
         params = assembly.untrained_teacher(config, source).params
         if mesh:
             params = sharding.place(params, sharding.of_parameters(mesh, params))
@@ -146,7 +146,7 @@ def load(config, folder: epath.Path, source: data.Source, mesh: Mesh | None = No
         return dispatch.Teacher(model, source, params)
     place = folder_of(config, folder)
     with prefix_errors('the teacher: '):
-        # A run with several seeds teaches with its first.
+        # Of a run with several seeds, the first is the teacher.
         params = finished.read_parameters(place, 0, mesh, f'{train_step.STUDENT}/')
         finished.check_fit(place, params, shapes)
     _check_finite(params[train_step.STUDENT], f'the teacher in {place}')
@@ -154,7 +154,7 @@ def load(config, folder: epath.Path, source: data.Source, mesh: Mesh | None = No
 
 
 def _check_finite(params, place):
-    """Refuses parameters of which this process sees one that is not finite."""
+    """Refuses parameters that are not finite, as far as this process sees them."""
     for path, array in jax.tree_util.tree_leaves_with_path(params):
         shards = [shard.data for shard in getattr(array, 'addressable_shards', ())] or [array]
         if not all(np.isfinite(np.asarray(shard)).all() for shard in shards):
@@ -163,7 +163,7 @@ def _check_finite(params, place):
 
 
 def _fill_initial(params, names, config, model, source):
-    """Parameters, of which some are made as a new model's are: those alone are computed."""
+    """Fills in the named parameters with those of a new model, and computes only these."""
 
     @jax.jit
     def compute_initial(key):
@@ -176,7 +176,7 @@ def _fill_initial(params, names, config, model, source):
 
 
 def load_existing(config, folder: epath.Path, source: data.Source) -> dispatch.Teacher:
-    """The teacher of a run that was trained, which must be where its config says.
+    """Loads the teacher of a run that was trained before, from the place in its config.
 
     Args:
       config: of the student's run.
@@ -184,7 +184,7 @@ def load_existing(config, folder: epath.Path, source: data.Source) -> dispatch.T
       source: the teacher's data, by `source_of`.
 
     Raises:
-      UserError: it is not there, not finished, or does not fit the config.
+      UserError: it is missing, not finished, or does not fit the config.
     """
     if config_lib.trains_teacher(config):
         check_run(config, folder_of(config, folder))
@@ -192,25 +192,25 @@ def load_existing(config, folder: epath.Path, source: data.Source) -> dispatch.T
 
 
 def is_same_teacher(teacher: dispatch.Teacher, result: dict) -> bool:
-    """Whether a run's result was taught by this teacher."""
+    """Whether a run's result has this teacher's fingerprint."""
     return fingerprint.of(teacher.params) == result['teacher_fingerprint']
 
 
 def load_finished_with_teacher(
     folder: epath.Path, seed_index: int = 0, with_examples: bool = False
 ) -> finished.FinishedRun:
-    """A finished run, read back with the teacher that it had.
+    """Loads a finished run together with its teacher.
 
-    A teacher that is no longer where it was is looked for beside the run, under the name that it had: folders
-    that lie together may be moved together.
+    A teacher that is missing in its place is looked for under its name in the folder of the run, because runs
+    may be moved together.
 
     Args:
       folder: its workdir.
       seed_index: which of its seeds, counted from 0.
-      with_examples: whether both have their examples, from the data set.
+      with_examples: whether to read the examples of both from the data set.
 
     Raises:
-      UserError: what `finished.load` raises, or the teacher is gone or another than it was.
+      UserError: what `finished.load` raises, or the teacher is missing or has changed.
     """
     run = finished.load(folder, seed_index, with_examples)
     if not config_lib.has_teacher(run.config):
@@ -240,7 +240,7 @@ def check_run(config, folder: epath.Path):
     """Refuses a folder that is not the finished run of a config's teacher.
 
     Raises:
-      UserError: it holds no finished run, or one of another architecture, data set or split.
+      UserError: it holds no finished run, or the run has another architecture, data set or split.
     """
     expected = config_lib.teacher_run(config)
     stored, result = workdir.read_json(folder / workdir.CONFIG), finished.read_result(folder)
@@ -267,9 +267,10 @@ def check_run(config, folder: epath.Path):
 
 
 def describe(config, teacher: dispatch.Teacher | None, student_source: data.Source, mesh) -> dict:
-    """What results and checkpoints say of a teacher: its fingerprint and its score on the task.
+    """Describes a teacher for results and checkpoints: {'fingerprint': ..., 'score': ...}.
 
-    The score is None where it predicts other labels; both are None without a teacher.
+    The score is its metric on the student's task, or None if it predicts other labels. Without a teacher,
+    both are None.
 
     Raises:
       UserError: the score is not finite.
@@ -294,5 +295,5 @@ def describe(config, teacher: dispatch.Teacher | None, student_source: data.Sour
 
 
 def _add_seed_axis(params):
-    """As evaluation wants them: with an axis of seeds."""
+    """Parameters with an axis of one seed in front."""
     return jax.tree.map(lambda leaf: leaf[None], params)
