@@ -1,4 +1,4 @@
-"""What every command of td_jax does around its work: parse flags, and say a mistake in one line."""
+"""What every command of td_jax does around its work: parse flags, and report invalid input in one line."""
 
 import math
 import os
@@ -71,7 +71,7 @@ def run(command, required):
     """
 
     def parse(argv):
-        # What a library warns of while a flag is parsed would stand beside the one line that refuses it.
+        # What a library warns of while a flag is parsed would stand next to the one line that refuses it.
         logging.set_verbosity(logging.ERROR)
         try:
             _, *left = flags.FLAGS(argv)

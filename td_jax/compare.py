@@ -7,7 +7,7 @@ students with what was chosen, evaluates them on the test split once, and prints
 student without a teacher. WORKDIR/best is the workdir of the chosen student, ready for td_jax.predict and
 td_jax.export; report.html shows all runs, and comparison.json has every number.
 
-An option that you set on the command line is not searched. Called again, it goes on where it stopped.
+An option that you set on the command line is not searched. The same command resumes.
 """
 
 import json
@@ -139,7 +139,7 @@ def _variants_in(path):
 
 def main():
     config = command_line.define_config()
-    folder = flags.DEFINE_string('workdir', None, 'Folder of the comparison; called again, it goes on.')
+    folder = flags.DEFINE_string('workdir', None, 'Folder of the comparison; the same command resumes.')
     methods = flags.DEFINE_list(
         'methods', list(METHODS), 'Methods, and td_ld; supervised, without a teacher, is always compared.'
     )

@@ -5,9 +5,9 @@
     result = td_jax.train(config, 'runs/own', models={'convolutional': build})
     run = td_jax.load('runs/own', models={'convolutional': build})
 
-What is brought stands in the tables beside what td_jax has, under names of its own, while the call lasts; all
-else is as `python -m td_jax.main` does it. What a run is made of is kept beside its config, by name and by
-the digest of its source.
+A caller's own parts stand in the tables next to what td_jax has, under names of their own, while the call
+lasts; all else is as `python -m td_jax.main` does it. A run records which of them it uses next to its config,
+by name and by the digest of its source.
 """
 
 import contextlib

@@ -1,6 +1,6 @@
 """Random numbers by name: whatever is drawn has a stream of its own, found by what it is for.
 
-A name, unlike a place among others, stays what it is when something else is drawn beside it. What is drawn
+A name, unlike a place among others, stays what it is when something else is drawn, too. What is drawn
 of one seed under two names has nothing in common.
 """
 

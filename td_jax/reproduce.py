@@ -133,7 +133,7 @@ def main():
         _draw(names.value, results, *pictures, beside.value)
 
     def made(columns):
-        """The results of runs, written beside them; None where only a plan was asked for."""
+        """The results of runs, also written to their folder; None where only a plan was asked for."""
         if not folder.value:
             raise UserError('--workdir is missing.')
         root, target = workdir.resolve(folder.value), kept.value and workdir.resolve(kept.value)

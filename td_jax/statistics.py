@@ -1,7 +1,7 @@
 """What the numbers of some seeds say: their mean, between which bounds the true one lies, what is better.
 
 A difference is paired: that of each seed to the same seed of the baseline, whose data order, training
-examples and initial parameters are the same. Seeds that have something in common beside that, such as one
+examples and initial parameters are the same. Seeds that have something else in common, such as one
 teacher of several students, are no independent ones: each such cluster counts once, by its mean. A difference
 has two intervals, both two-sided at 95%:
 

@@ -1,1 +1,1 @@
-"""What is found out about a run beside its score."""
+"""Analyses of a run other than its score."""

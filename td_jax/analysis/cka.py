@@ -1,7 +1,7 @@
 """How alike a student's representations are to its teacher's, class by class (arXiv 2310.03188, Figure 3).
 
 For each class, linear CKA over some evaluation examples between what the student computes (s_g, e_g and its
-message m_g) and what the teacher does (s_h, e_h, m_h), for every seed of a run. The paper shows m_g beside
+message m_g) and what the teacher does (s_h, e_h, m_h), for every seed of a run. The paper shows m_g with
 s_h and e_h; m_h is added. Several runs, say of TD and of a one-way method, stand side by side. A method
 without encoders has no messages, and its heat map no rows and columns for them.
 """
@@ -332,7 +332,7 @@ def to_json(found: Comparison) -> str:
 def to_markdown(found: Comparison) -> str:
     """A table of the means over classes and seeds, and what is to be said of it.
 
-    A row is a pair; a run's column is beside that of its difference to the first run, paired by seed.
+    A row is a pair; a run's column is followed by that of its difference to the first run, paired by seed.
     """
     by_seed = found.by_seed()
     first, *others = by_seed

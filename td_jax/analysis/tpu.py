@@ -127,7 +127,7 @@ def report(config, name: str) -> dict:
         'compile_seconds': compile_seconds,
         'memory': {
             'arguments': memory.argument_size_in_bytes,
-            'outputs beside arguments': memory.output_size_in_bytes - memory.alias_size_in_bytes,
+            'outputs without donated arguments': memory.output_size_in_bytes - memory.alias_size_in_bytes,
             'temporaries': memory.temp_size_in_bytes,
             'code': memory.generated_code_size_in_bytes,
         },

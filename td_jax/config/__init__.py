@@ -1,4 +1,4 @@
-"""A run's config: what is refused of it, what makes two the same, and which of its knobs have an effect."""
+"""A run's config: what is refused of it, what makes two the same, and which of its options have an effect."""
 
 from td_jax.config.checks import check, check_choice, check_names
 from td_jax.config.effect import said_of, without_effect

@@ -237,7 +237,7 @@ def _check_selection(config):
 
 
 def _check_control(config):
-    """Refuses a teacher that is left as it starts beside one that is given."""
+    """Refuses a teacher that is left as it starts together with one that is given."""
     given = [place for place in ('checkpoint', 'pretrained') if config.teacher[place]]
     if starts_and_stays(config) and given:
         why = 'control is untrained' if config.teacher.control == 'untrained' else 'num_steps is 0'

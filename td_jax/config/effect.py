@@ -1,9 +1,9 @@
-"""Which knobs a run reads."""
+"""Which options a run reads."""
 
 from td_jax.config.tree import has_few_labels, has_teacher, starts_and_stays
 from td_jax.method import objectives
 
-# The knobs of a model that an architecture reads and not all others do, and those of a data set.
+# The options of a model that some architectures read and others do not, and those of a data set.
 OF_MODELS = {
     'mlp': ('hidden', 'embeddings', 'embedding_width', 'dropout'),
     'vit': (
@@ -92,7 +92,7 @@ def unread(config) -> dict[str, str]:
 
 
 def _unread_of_split(config):
-    """What `unread` finds in the knobs of what is evaluated."""
+    """What `unread` finds in the options of what is evaluated."""
     if config.dataset.split == 'test':
         return {
             'eval_every': 'dataset.split is test, which is read once, at the end',
@@ -102,7 +102,7 @@ def _unread_of_split(config):
 
 
 def _unread_of_method(config):
-    """What `unread` finds in the knobs of methods, and of what some of them share."""
+    """What `unread` finds in the options of methods, and of what some of them share."""
     reads = objectives.METHODS[config.method].reads
     method = f'method is {config.method}'
     others = [other for other in objectives.METHODS if other != config.method]

@@ -30,7 +30,7 @@ def identity(config) -> dict:
     """{dotted key: value, as JSON holds it} of what makes a run what it is.
 
     Left out is what cannot change the result (WITHOUT_EFFECT), and what a run of this method does not read. A
-    teacher is known by its fingerprint, not by where it lies: a run keeps that beside its config.
+    teacher is known by its fingerprint, not by where it lies: a run keeps that next to its config.
     """
     stored = _as_stored(config)
     return {key: stored[key] for key in _that_count(config, stored)}
@@ -44,7 +44,7 @@ def completed(stored: dict) -> dict:
 def digest(config) -> str:
     """A short name of a run's identity.
 
-    A key at its default adds nothing, so that a knob that is new, at its default, changes no digest. What
+    A key at its default adds nothing, so that a new option, at its default, changes no digest. What
     another protocol does otherwise, it adds.
     """
     defaults = _as_stored(common.get_config()) | FIRST_PROTOCOL

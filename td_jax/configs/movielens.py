@@ -1,7 +1,7 @@
 """MovieLens100k: a recommender of all genres teaches a small one of a single genre.
 
 Reproduces section 4.2 of arXiv 2310.03188 (Table 3, `config.dataset.genre` its column): rating
-prediction, split by time, RMSE on the last tenth. The teacher (inputs 300 wide, hidden layers 512 and
+prediction, temporal split, RMSE on the last tenth. The teacher (inputs 300 wide, hidden layers 512 and
 256) is trained on all genres first, unless `config.teacher.checkpoint` names one.
 
 Cost: about a minute for five students and 800 steps of TD with one round on two CPU cores.
@@ -25,7 +25,7 @@ def get_config():
     config.model.hidden = (128, 64)
     config.model.embeddings.update(embeddings)
 
-    # Of RKD its distances: every three of a batch of 256 make angles, which take a hundred times as long.
+    # RKD uses distances only: the angles of all triples of a batch of 256 take a hundred times as long.
     config.rkd.weights.angle = 0.0
 
     config.teacher.model.hidden = (512, 256)

@@ -1,12 +1,12 @@
 """Ratings of your own: a recommender that knows all of them teaches a small one.
 
 Not in the paper; its section 4.2 with a CSV or TSV of yours. Its first line names the columns, of which four
-are needed: user, item, rating and timestamp (others' names: `dataset.user_column` and so on). The split is by
-time, the metric the RMSE on the last tenth.
+are needed: user, item, rating and timestamp (`dataset.user_column` and so on give other names). The split is
+temporal, the metric the RMSE on the last tenth.
 
-What an item is, beside its id, may stand in further columns: `dataset.words` and `dataset.categories` name
-those. With `dataset.filter_column` and `dataset.filter_value` the student is trained on some items alone,
-such as those of one category, and the teacher still on all.
+Further columns may describe an item: `dataset.words` and `dataset.categories` name them. With
+`dataset.filter_column` and `dataset.filter_value` the student is trained only on some items, such as those of
+one category, and the teacher still on all.
 
 Cost: as configs/movielens.py, about a minute for 100,000 ratings on two CPU cores. Expect: what an RMSE says
 depends on the ratings; the standard deviation of the last tenth is that of a guess at its mean.

@@ -1,9 +1,9 @@
 """CIFAR-10 at a size that two CPU cores can train: a small ViT teaches a smaller one other classes.
 
-Not the paper's Table 4; its setting in small. The teacher, a ViT of 6 blocks, is trained here on all images
-of five classes. The student has 4 blocks, starts from the teacher's first four and all around them, and has
-to tell the other five classes apart from `dataset.examples_per_class` images each. Labels differ, so methods
-with a logits term read a probe on the frozen teacher.
+Not the paper's Table 4, but its setting at reduced scale. The teacher, a ViT of 6 blocks, is trained here on
+all images of five classes. The student has 4 blocks and starts from the teacher's first four and everything
+around them. It learns the other five classes from `dataset.examples_per_class` images per class. Labels
+differ, so methods with a logits term read a probe on the frozen teacher.
 
 Cost: about 6 minutes for the teacher and 4 for three students on two cores. Expect: an accuracy near 0.36;
 docs/cifar.md has the setting.

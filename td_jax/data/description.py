@@ -1,6 +1,6 @@
 """What a run keeps of its data set: to know it again, and to show a student what it was shown without it.
 
-A description is a dict as JSON holds it; beside it are arrays, which say what belongs to an id. It holds no
+A description is a dict as JSON holds it; with it come arrays, which say what belongs to an id. It holds no
 examples, only how many there are and a digest.
 """
 

@@ -7,7 +7,7 @@ from etils import epath
 
 from td_jax.data import decoding
 
-# Folders that systems put beside images; what begins with a dot is hidden, too.
+# Folders that systems put next to images; what begins with a dot is hidden, too.
 HIDDEN = ('__MACOSX',)
 # Names that are left out and said one by one.
 SHOWN = 5
@@ -30,7 +30,7 @@ class LeftOut:
         self.num_hidden = 0
 
     def add(self, inside: str, folder: Folder):
-        """Adds what a folder has beside images and folders; its own name, `inside`, is empty or ends in /."""
+        """Adds what a folder has but images and folders; its own name, `inside`, is empty or ends in /."""
         self.names += [f'{inside}{name}' for name in folder.others]
         self.num_hidden += folder.num_hidden
 

@@ -18,7 +18,7 @@ from td_jax.errors import UserError
 # highest rating.
 SIZES = {'100k': (1, 5), '1m': (1, 5), '20m': (0.5, 5), '25m': (0.5, 5), 'latest-small': (0.5, 5)}
 
-# What is read of a rating beside the genres of its movie -> the type in the records.
+# What is read of a rating in addition to the genres of its movie -> the type in the records.
 FIELDS = {
     'user_id': 'string',
     'movie_id': 'string',

@@ -81,7 +81,7 @@ def source_of(
       name: what a person calls it.
       ratings: all of them.
       parts: row numbers of (training, evaluation), by `cut`.
-      bags: {name: [items + 1, width]}, what is known of an item beside its id; the last row is that of an
+      bags: {name: [items + 1, width]}, what is known of an item except its id; the last row is that of an
         item that is not in the data.
       config: `config.dataset`, for the out-of-vocabulary rates.
     """

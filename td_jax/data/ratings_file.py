@@ -79,7 +79,7 @@ def _values(text, separator):
 
 
 def _columns(config, task):
-    """(knob, column) of each that is read; refuses those that contradict each other."""
+    """(option, column) of each that is read; refuses those that contradict each other."""
     found = [
         ('dataset.user_column', config.user_column),
         ('dataset.item_column', config.item_column),

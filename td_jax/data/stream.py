@@ -518,7 +518,7 @@ def side_by_side(records, example, batch_size: int):
     tf = tensorflow()
     options = tf.data.Options()
     options.deterministic = True
-    # An image's own operations gain nothing from threads beside those of other images.
+    # An image's own operations gain nothing from threads in addition to those of other images.
     options.threading.max_intra_op_parallelism = 1
     # Left to itself, it keeps ever more batches ready, hundreds of megabytes each.
     options.autotune.enabled = False

@@ -44,8 +44,8 @@ class Rows:
 
         Args:
           path: of the file.
-          columns: (the knob that names a column, that name), of each that is read.
-          given: the knob or flag that names the file.
+          columns: (the option that names a column, that name), of each that is read.
+          given: the option or flag that names the file.
         """
         self.header: list[str] = []
         self._path, self._columns, self._given = path, columns, given

@@ -1,4 +1,4 @@
-"""What the compiler is told beside a program."""
+"""Options for the compiler of a program."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""The size and the speed of a student beside its teacher's."""
+"""The size and the speed of a student, compared with its teacher's."""
 
 import time
 
@@ -38,7 +38,7 @@ def milliseconds(model: base.Model, params, inputs) -> float:
 
 
 def table(finished: finished_runs.FinishedRun) -> str:
-    """The size and the speed of a student beside its teacher's, one line each under a header."""
+    """The size and the speed of a student and its teacher, one line each under a header."""
     models = {'student': (finished.student, finished.source, finished.params[train_step.STUDENT])}
     if finished.teacher:
         models['teacher'] = finished.teacher.model, finished.teacher.source, finished.teacher.params

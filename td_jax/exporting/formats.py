@@ -172,7 +172,7 @@ def export(folder: epath.Path, name: str, output: epath.Path | None = None, seed
       seed_index: which of the run's seeds, counted from 0.
 
     Returns:
-      Several lines: what was written, what has to be known of it, and the student's size and speed beside
+      Several lines: what was written, what has to be known of it, and the student's size and speed next to
       the teacher's.
 
     Raises:

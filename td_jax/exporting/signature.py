@@ -1,4 +1,4 @@
-"""What an exported program takes and gives, in files beside it that any language reads."""
+"""What an exported program takes and gives, in files next to it that any language reads."""
 
 import json
 import pathlib
@@ -12,7 +12,7 @@ def write(folder: pathlib.Path, program: Program, facts: dict):
     """Writes signature.json and, of a program of ids, vocabulary.json: {input: {id: number}}.
 
     Args:
-      folder: beside the program.
+      folder: that of the program.
       program: what was written.
       facts: what else a person has to know, such as the format and the data set.
     """

@@ -1,7 +1,7 @@
 """Saves a training state with Orbax, every process its part, and restores the newest one that can be read.
 
 A checkpoint is Orbax's own, STEP/state and STEP/facts, in a folder or a bucket, and Orbax alone can read it.
-Beside them stand the digests of its files, by which a damaged one is found before anything of it is used.
+With them stand the digests of its files, by which a damaged one is found before anything of it is used.
 What was read is then compared with the fingerprints of what was saved.
 """
 
@@ -94,7 +94,7 @@ class Checkpoints:
 
     def __init__(self, folder: epath.Path):
         self._folder = epath.Path(folder)
-        # Waits for a save, so that training goes on beside it.
+        # Waits for a save, so that training continues meanwhile.
         self._worker = concurrent.futures.ThreadPoolExecutor(1, 'checkpoint')
         self._pending = None
         self._manager = self._open()

@@ -1,4 +1,4 @@
-"""What Orbax, TensorStore and asyncio say of a save beside the error that it raises, and how that is dropped.
+"""What Orbax, TensorStore and asyncio print besides the error that a save raises, and how it is dropped.
 
 The commands drop it, for which every failure is one line. Who imports td_jax keeps loggers and hooks as they
 are.

@@ -23,7 +23,7 @@ from td_jax.errors import UserError, reason
 CONFIG, RESULT, ERRORS = 'config.json', 'result.json', 'errors.npz'
 # What a caller brought that a run is made of; only such runs have it.
 MADE_OF = 'made_of.json'
-# What a run was trained on, and the arrays beside it; a run on images has no arrays.
+# What a run was trained on, and the arrays that belong to it; a run on images has no arrays.
 DATA, DATA_ARRAYS = 'data.json', 'data.npz'
 # Why a run diverged, until it is started again.
 DIVERGED = 'diverged.json'

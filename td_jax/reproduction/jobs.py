@@ -86,13 +86,13 @@ def each(
     except BrokenProcessPool as error:
         raise UserError(
             f'a process of --jobs={count} died, killed or out of memory; what it printed is '
-            f'{f"in {log_folder}" if log_folder else "above"}. The same command goes on, with fewer jobs if '
+            f'{f"in {log_folder}" if log_folder else "above"}. The same command resumes, with fewer jobs if '
             'memory was short.'
         ) from error
     finally:
         for pool in pools:
             pool.shutdown(wait=False, cancel_futures=True)
-        # None is left at work where a task failed; each run goes on from its last checkpoint.
+        # None is left at work where a task failed; each run resumes from its last checkpoint.
         for process in multiprocessing.active_children():
             process.terminate()
     return [results[number] for number in range(len(tasks))]

@@ -1,7 +1,7 @@
-"""A sensitivity check: what hyperparameters selected on the test set would give, which is no result.
+"""A sensitivity check, not a result: what hyperparameters selected on the test set would give.
 
-It is no result, since the test split is then no test. Every trial of a search that was trained to its end is
-run as the cell of a table is, and of each cell the one with the best mean on the test split is taken.
+It is not a result, since the test split is then no test. Every trial of a search that was trained to its end
+is run as the cell of a table is, and of each cell the one with the best mean on the test split is taken.
 """
 
 from etils import epath

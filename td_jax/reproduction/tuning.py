@@ -400,7 +400,7 @@ def tune(search: Search, names, root: epath.Path, journals: epath.Path, target: 
     with contextlib.ExitStack() as held:
         for under in sorted({_filed_under(search, name) for name in names}):
             held.enter_context(journal.locked(pathlib.Path(journals), under))
-        # All are read before one is mended.
+        # All are read before a torn line of one is cut off.
         for name in names:
             journal.read(_journal(search, name, journals))
         kept = {name: journal.Journal(_journal(search, name, journals)) for name in names}

@@ -227,7 +227,7 @@ def run(of: Plan, root: epath.Path, processes: int) -> list[Row]:
 
     Args:
       of: by `plan`.
-      root: folder of the comparison; called again, it goes on.
+      root: folder of the comparison; a second call resumes.
       processes: runs at once.
 
     Raises:
