@@ -82,6 +82,10 @@ def test_documents_are_written_in_the_words_of_the_glossary():
     } == {}
 
 
+def test_readme_can_be_read_in_one_go():
+    assert len((ROOT / 'README.md').read_text().splitlines()) < 130
+
+
 def test_code_speaks_in_the_words_of_the_glossary():
     found = {path: [phrase for text in words_of(path) for phrase in retired_in(text)] for path in CODE}
     assert len(found) > 100
