@@ -165,7 +165,7 @@ def _small(numbers):
 
 
 def read(path) -> dict:
-    """What `write` wrote, as {table: {column: {row: result}}}.
+    """What `write` wrote, as {table: {column: {row: result}}}, with the names of today.
 
     Raises:
       UserError: there is no such file, or it is damaged.
@@ -179,8 +179,12 @@ def read(path) -> dict:
             raise UserError(f'{path} is of another version of td_jax: its format is {index["format"]}.')
         results = {}
         for entry in index['columns']:
-            cells = {row: _result(cell, arrays, index['step']) for row, cell in entry['cells'].items()}
-            results.setdefault(entry['table'], {})[entry['column']] = cells
+            cells = {
+                tables.RENAMED.get(row, row): _result(cell, arrays, index['step'])
+                for row, cell in entry['cells'].items()
+            }
+            column = tables.RENAMED.get(entry['column'], entry['column'])
+            results.setdefault(entry['table'], {})[column] = cells
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise UserError(f'{path} is damaged or holds something else than the errors of tables.') from error
     return results

@@ -14,6 +14,8 @@ from td_jax import config as config_lib
 
 GENRES = ('Drama', 'Comedy', 'Action', 'Thriller', 'Romance', 'Adventure', 'Sci-Fi', 'War')
 PAPER = pathlib.Path(__file__).parent / 'paper_tables.json'
+# {what a row or a column was called: what it is called}; files of errors may have the old names.
+RENAMED = json.loads((pathlib.Path(__file__).parent / 'renamed.json').read_text())
 # The row whose number is the teacher's own score, which every distilled run reports.
 TEACHER = 'teacher'
 

@@ -253,3 +253,43 @@ def test_tables_of_several_files_are_shown_together(tmp_path):
     }
     with pytest.raises(UserError, match=r'3\.npz, .*digits\.npz has nothing of table 5'):
         errors.of_tables(files, ['5'], *columns)
+
+
+def test_a_file_with_the_names_of_before_has_those_of_today(tmp_path):
+    path, units = epath.Path(tmp_path / 'a.npz'), np.arange(6)
+    before = {
+        '3x': {
+            'Genre 1': ("TD, teacher of the student's size and genre", 'Train from scratch, knobs of TD + LD')
+        },
+        '4x_small': {'500 images a class': ('TD', 'No distillation, knobs of TD')},
+    }
+    errors.write(
+        path,
+        {
+            name: {
+                column: {row: result(np.ones((2, 6)), units) for row in rows}
+                for column, rows in columns.items()
+            }
+            for name, columns in before.items()
+        },
+    )
+    found = errors.of_tables([path], list(before), ['Drama'], ['CIFAR10'])
+    assert {row for row, cell in found['3x']['Genre 1'].items() if cell} == {
+        'TD, teacher of equal size',
+        "Train from scratch, TD + LD's hyperparameters",
+    }
+    (column,) = found['4x_small']
+    assert column == '500 images per class'
+    assert {row for row, cell in found['4x_small'][column].items() if cell} == {
+        'TD',
+        "No distillation, TD's hyperparameters",
+    }
+    # Every name of today is one of a table.
+    names = {
+        name
+        for table in tables.TABLES.values()
+        if isinstance(table, tables.Table)
+        for name in (*table.rows, *table.columns)
+    }
+    assert set(tables.RENAMED.values()) <= names
+    assert names.isdisjoint(tables.RENAMED)
