@@ -108,7 +108,7 @@ def test_a_run_shows_its_progress_and_ends_with_one_line(uninterrupted, settings
     *progress, last = err.splitlines()
     assert all(line.startswith(('td digits', 'supervised digits')) for line in progress)
     assert last.startswith('td digits 5, 6, 7, 8, 9: step 24/24  loss ')
-    assert last.endswith(' seed-steps/s  0 s left')
+    assert last.endswith(' steps/s (all seeds)  0 s left')
     assert outcome(folder)['config'] == workdir.read_json(folder / 'config.json')
     assert config.differences(settings, outcome(folder)['config']) == {}
 

@@ -78,7 +78,7 @@ def test_a_run_says_what_it_is_made_of(brought_run):
     with pytest.raises(UserError) as refused:
         td_jax.load(folder)
     assert str(refused.value) == (
-        f'{folder} is made of what is not here, hints of one_way.py, perceptron of mlp.py, numerals of '
+        f'{folder} uses parts of your own, hints of one_way.py, perceptron of mlp.py, numerals of '
         f'digits.py; read it from Python, with td_jax.load({str(folder)!r}, '
         "methods={'hints': ...}, models={'perceptron': ...}, sources={'numerals': ...})."
     )
@@ -179,7 +179,7 @@ def test_a_part_without_a_source_is_refused(small_config, tmp_path):
     found = {}
     exec('def build(*arguments):\n  from td_jax.models import mlp\n  return mlp.build(*arguments)', found)
     config = small_config(method='supervised', model__name='mine', num_steps=2)
-    with pytest.raises(UserError, match='build was brought, but has no source to know it again by'):
+    with pytest.raises(UserError, match='build has no source to identify it by'):
         td_jax.train(config, tmp_path / 'run', models={'mine': found['build']})
     assert not (tmp_path / 'run').exists()
 

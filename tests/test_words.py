@@ -45,7 +45,7 @@ DOCUMENTS = [
     *sorted((ROOT / 'docs').rglob('*.md')),
 ]
 # Packages that have not been rewritten yet.
-LATER = {ROOT / 'td_jax' / name for name in ('method', 'models', 'pretrained', 'training')}
+LATER = {ROOT / 'td_jax' / name for name in ('pretrained',)}
 CODE = sorted(
     path
     for folder in ('td_jax', 'examples')

@@ -1,19 +1,21 @@
-"""States of unlike shapes on one grid: what lies between a model's states and the messages about them.
+"""Resizes states of unlike shapes to one grid, between a model's states and its messages.
 
-A state is laid out by its rank:
+The layout of a state follows from its rank:
 
     [batch, width]                  a vector, which is a grid of one cell
     [batch, tokens, width]          a class token, registers if the model has any, then a grid in row order
     [batch, rows, columns, width]   a feature map: a grid, and no class token
 
-A message has one layout for both models. A grid is resized to it bilinearly, as jax.image.resize does it with
-antialiasing: where a grid becomes coarser, every cell of it counts, and not only those beside a sampled
-point. A class token goes by itself. A model without one speaks with the mean of its grid in its place, and
-hears, in each of its cells, the mean of the cell and of what the other's class token says. Registers go by
-themselves between models that have as many; else what a model hears as a class token is what its registers
-hear, and its own are not spoken.
+Messages have one layout for both models.
 
-Between states of one layout nothing is done at all.
+- Grids are resized to it bilinearly, by jax.image.resize with antialiasing, so that every cell of a finer
+  grid counts.
+- A class token is sent as it is. A model without one sends the mean of its grid instead. When it decodes a
+  message with a class token, each of its cells is the mean of the cell and of that token.
+- Registers are sent as they are between models with equally many. Otherwise they are not sent, and each
+  register of a decoded state is its class token.
+
+States of the same layout are not changed.
 """
 
 import math
@@ -24,7 +26,7 @@ import jax.numpy as jnp
 
 
 class Layout(NamedTuple):
-    """How an array [batch, *shape, width] is laid out."""
+    """The layout of an array [batch, *shape, width]."""
 
     shape: tuple[int, ...]
     leading: int  # tokens before the grid: 0, or a class token and registers
@@ -32,7 +34,7 @@ class Layout(NamedTuple):
 
 
 def layout_of(state: jax.Array, registers: int = 0) -> Layout:
-    """The layout of a state; tokens that are no square make a grid of one row.
+    """The layout of a state; tokens that do not form a square are a grid of one row.
 
     Args:
       state: [batch, width], [batch, tokens, width] or [batch, rows, columns, width].
@@ -48,7 +50,7 @@ def layout_of(state: jax.Array, registers: int = 0) -> Layout:
         return Layout(shape, 0, shape)
     if len(shape) > 2:
         raise ValueError(f'A state has 2 to 4 axes, not the {state.ndim} of {state.shape}.')
-    # A single token is what a head reads of a whole example.
+    # A single token is a vector for the whole example, without a class token.
     leading = 1 + registers if shape[0] > 1 + registers else 0
     count = shape[0] - leading
     side = math.isqrt(count)
@@ -60,8 +62,8 @@ def layout_of_message(student: tuple[Layout, ...], teacher: tuple[Layout, ...], 
 
     Args:
       student, teacher: the layouts of the lower and the higher state of each.
-      side: communication.grid: 'student' or 'teacher', whose lower state then gives the grid, or a number of
-        rows and columns, in digits.
+      side: communication.grid: 'student' or 'teacher', for the grid of its lower state, or a number of rows
+        and columns, in digits.
     """
     lower = {'student': student[0], 'teacher': teacher[0]}.get(side)
     leading = {layout.leading for layout in (*student, *teacher)}
@@ -73,7 +75,7 @@ def layout_of_message(student: tuple[Layout, ...], teacher: tuple[Layout, ...], 
 
 
 def fit(x: jax.Array, source: Layout, target: Layout) -> jax.Array:
-    """Lays an array out anew: [batch, *source.shape, width] -> [batch, *target.shape, width]."""
+    """Changes an array's layout: [batch, *source.shape, width] -> [batch, *target.shape, width]."""
     if source == target:
         return x
     batch, width = x.shape[0], x.shape[-1]

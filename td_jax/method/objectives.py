@@ -73,7 +73,7 @@ METHODS = {
         {'bridged_logits': ('target', 'others')},
         tasks=('classification',),
         bridges=('shared', 'probe'),
-        # Beside the label there is one other class, whose share of the others is 1.
+        # With two classes there is one besides the label, whose share of the others is 1.
         fewest_classes={'others': 3},
     ),
     'dist': Objective(

@@ -96,7 +96,7 @@ class Objective(NamedTuple):
 
 
 def no_parameters(key, student, teacher, config, num_labels):
-    """Objective.init of a method that learns nothing beside the student."""
+    """Objective.init of a method that learns nothing besides the student."""
     return {}
 
 

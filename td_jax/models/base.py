@@ -72,7 +72,7 @@ def from_module(module: nn.Module, registers: int = 0) -> Model:
     def head(params, e):
         return module.apply({'params': params}, e, method='head')
 
-    return Model(init, apply('lower'), apply('upper'), head, registers)
+    return Model(init=init, lower=apply('lower'), upper=apply('upper'), head=head, registers=registers)
 
 
 def activations(model: Model, params, inputs, key=None) -> Activations:
@@ -131,7 +131,7 @@ def start_from_teacher(teacher_params: dict, initial: dict, copies_head: bool) -
     """Copies a teacher's parameters into a student, wherever both have the same name.
 
     Args:
-      given: the teacher's parameters.
+      teacher_params: the teacher's parameters.
       initial: the student's own.
       copies_head: whether to copy the head, too, because both predict the same labels.
 

@@ -4,8 +4,8 @@
     upper: s -> stages from the split on -> e               [batch, rows, columns, width]
     head:  e -> mean over the grid, Dense -> y              [batch, outputs]
 
-Where a unit makes images smaller, its convolution of 3 by 3 does. The BatchNorm behind each convolution is
-part of its kernel and bias: of a model that is not trained, it is the same function.
+The stride of a unit is that of its 3 by 3 convolution. The BatchNorm after each convolution is folded into
+its kernel and bias, which is the same function as long as the model is not trained.
 """
 
 from typing import NamedTuple
@@ -19,10 +19,10 @@ from td_jax.models.efficientnet import Conv
 
 
 class Sizes(NamedTuple):
-    """What makes a variant."""
+    """The sizes of a variant."""
 
-    units: tuple[int, ...]  # of each stage
-    # Whether a unit is of three convolutions, the last of them four times as wide as the stage; else of two.
+    units: tuple[int, ...]  # number of units in each stage
+    # True: a unit has three convolutions, the last four times as wide as the stage. False: it has two.
     bottleneck: bool
     wider: int = 1  # factor of the width inside a bottleneck (Zagoruyko and Komodakis 2016)
 
@@ -42,7 +42,7 @@ ROOT = 64  # Width of the first convolution, and of the first stage.
 
 
 class Unit(nn.Module):
-    """relu(x + convolutions of x); x goes through a convolution where it would not fit the sum.
+    """relu(x + convolutions of x); where the width or the side changes, x is projected.
 
     [batch, rows, columns, c] -> [batch, rows / stride, columns / stride, width, or four times that]
     """
@@ -61,7 +61,7 @@ class Unit(nn.Module):
             layers = (self.width, 3, self.stride), (out, 3, 1)
         y = x
         for i, (features, side, stride) in enumerate(layers):
-            # What comes in is as it is: a state that a decoder suggests may be below 0.
+            # No relu on the input: a decoded state may be negative.
             y = Conv(features, side, stride, 'symmetric', self.dtype, name=f'conv_{i}')(
                 jax.nn.relu(y) if i else y
             )
@@ -76,7 +76,7 @@ class ResNet(nn.Module):
     Attributes:
       sizes: of the variant.
       num_outputs: width of the prediction.
-      split: how many stages belong to `lower`, from 0, the root alone, to all.
+      split: number of stages in `lower`, from 0 (the root alone) to all.
       dtype: of the computation; parameters, means and logits are float32.
     """
 
@@ -123,7 +123,7 @@ def sizes_of_variant(variant: str) -> Sizes:
     """The sizes of a name of VARIANTS.
 
     Raises:
-      UserError: it is none.
+      UserError: an unknown name.
     """
     if variant not in VARIANTS:
         known = ', '.join(VARIANTS)
@@ -132,7 +132,7 @@ def sizes_of_variant(variant: str) -> Sizes:
 
 
 def build(config, vocabularies: dict[str, int], num_outputs: int, dtype: str) -> base.Model:
-    """Makes a ResNet with BatchNorm of a model config.
+    """Builds a ResNet with BatchNorm from a model config.
 
     Args:
       config: the fields of td_jax.configs.common.model_config.
@@ -141,7 +141,7 @@ def build(config, vocabularies: dict[str, int], num_outputs: int, dtype: str) ->
       dtype: of the computation.
 
     Raises:
-      UserError: a variant that is not known, a split behind the last stage, or data that is no images.
+      UserError: an unknown variant, a split beyond the last stage, or data other than images.
     """
     if vocabularies:
         raise UserError(f'model.name resnet_bn reads images; the data set has {", ".join(vocabularies)}.')

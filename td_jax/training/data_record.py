@@ -1,7 +1,8 @@
-"""What a run was trained on, kept beside its config: its ids, class names, and a digest of its data.
+"""The record of a run's training data, kept next to its config: ids, class names, and a digest of the data.
 
-A data set may change between two calls, and everything in it is numbered by its own order: a run that goes
-on, is taken for finished or teaches must be on the same data, and one that predicts needs none.
+A data set may change between two calls, and ids and classes are numbered by its order. A run must see the
+same data when it is continued, counted as finished or used as a teacher. To predict, it needs only its
+record.
 """
 
 import functools
@@ -16,22 +17,22 @@ from td_jax.devices import processes
 from td_jax.errors import UserError
 from td_jax.files import workdir
 
-# Whose data a record has: the student's, and of a run with a teacher that is trained, too, the teacher's.
+# The parts of a record: the student's data, and those of a teacher that is trained by td_jax.
 STUDENT, TEACHER = 'student', 'teacher'
-# Files that are read without a word before a run starts.
+# Reading more files than this before a run is announced.
 FEW_FILES = 10_000
-ARRAYS = 'arrays'  # in a record, the digest of its arrays
+ARRAYS = 'arrays'  # key in a record: the digest of its arrays
 
 
 def describe(sources: dict[str, data.Source], known: Iterable[dict | None] = ()) -> dict:
-    """The record of a run on some data, as JSON holds it.
+    """Describes the data of a run, as JSON.
 
     Args:
-      sources: {STUDENT: its data, TEACHER: its data}, or the first alone.
-      known: records from before, by which files that were not touched since are not read again.
+      sources: {STUDENT: data.Source}, with TEACHER if it is trained by td_jax.
+      known: earlier records; files that have not been touched since are not read again.
 
     Raises:
-      UserError: a file that cannot be read.
+      UserError: a file cannot be read.
     """
     before = [record[who] for record in known if record for who in (STUDENT, TEACHER) if who in record]
     record = {}
@@ -46,7 +47,7 @@ def describe(sources: dict[str, data.Source], known: Iterable[dict | None] = ())
 
 
 def say_unknown(sources: dict[str, data.Source]):
-    """Says of which data nothing but the number of examples is known."""
+    """Reports data of which only the number of examples is known."""
     for source in sources.values():
         if description.is_known_by_count_alone(source):
             processes.say(
@@ -65,24 +66,24 @@ def write(folder: epath.Path, record: dict, sources: dict[str, data.Source]):
     """
     arrays = {}
     for who, source in sources.items():
-        # Whom a teacher has been shown with what, nobody asks.
+        # The pairs of users and items in a teacher's training data are not needed.
         own = source if who == STUDENT else source._replace(pairs={})
         arrays |= {f'{who}/{name}': array for name, array in description.arrays_of(own).items()}
     if arrays:
         workdir.write_arrays(folder / workdir.DATA_ARRAYS, arrays)
         record = {**record, ARRAYS: description.digest_of(arrays)}
-    # Last: where it is, the arrays that it names are there.
+    # Last, so that the arrays that it names exist.
     workdir.write(folder / workdir.DATA, json.dumps(record, indent=1) + '\n')
 
 
 def read(folder: epath.Path) -> dict | None:
-    """The record of a run, None where it has none: it is of an older version, or nothing is saved yet.
+    """The record of a run; None for a run of an older version, or before its first checkpoint.
 
     Raises:
       UserError: it is damaged.
     """
     path = folder / workdir.DATA
-    # What is left of a run that was killed before it had saved anything, binds nobody.
+    # A record without a config was left by a run that was killed before its first checkpoint.
     record = workdir.read_json(path) if (folder / workdir.CONFIG).exists() else None
     if record is None:
         return None
@@ -95,7 +96,7 @@ def read(folder: epath.Path) -> dict | None:
 
 
 def digest(folder: epath.Path) -> str:
-    """A short name of the data that a run's students were trained on; '' where it does not say.
+    """A short digest of the training data of a run's students; '' without a record.
 
     Raises:
       UserError: its record is damaged.
@@ -105,7 +106,7 @@ def digest(folder: epath.Path) -> str:
 
 
 def source_of(folder: epath.Path, record: dict, who: str, config, task) -> data.Source:
-    """The data of a run without its examples, as its record has it.
+    """Restores the data of a run, without examples, from its record.
 
     Args:
       folder: its workdir.
@@ -123,8 +124,8 @@ def source_of(folder: epath.Path, record: dict, who: str, config, task) -> data.
         arrays = workdir.read_arrays(path)
         if arrays is None or description.digest_of(arrays) != record[ARRAYS]:
             raise UserError(
-                f'{path} is missing or not of the {workdir.DATA} beside it; put it back, or delete both, and '
-                'ids and class names are those of the data set as it is.'
+                f'{path} is missing or does not belong to the {workdir.DATA} next to it; put it back, or '
+                'delete both, and ids and class names are those of the data set as it is.'
             )
     own = {name.partition('/')[2]: array for name, array in arrays.items() if name.startswith(f'{who}/')}
     return description.restore(record[who], own, config, task)
@@ -134,15 +135,15 @@ def source_of(folder: epath.Path, record: dict, who: str, config, task) -> data.
 
 
 def check(folder: epath.Path, before: dict | None, now: dict):
-    """Refuses to take the run in a workdir for one on other data.
+    """Refuses a run whose data have changed.
 
     Args:
-      folder: the workdir.
-      before: its record, None where it has none, which is said.
-      now: the record of the data as they are.
+      folder: its workdir.
+      before: its record; a missing one, None, is reported.
+      now: the record of the data as they are now.
 
     Raises:
-      UserError: names what has changed, and the way out.
+      UserError: names what has changed, and the remedy.
     """
     if before is None:
         say_old(folder)
@@ -157,15 +158,15 @@ def check(folder: epath.Path, before: dict | None, now: dict):
 
 
 def check_teacher(folder: epath.Path, before: dict | None, now: dict):
-    """Refuses a finished run as a teacher where its data have changed.
+    """Refuses a teacher whose data have changed.
 
     Args:
       folder: the teacher's workdir.
-      before: its record, None where it has none, which is said.
-      now: the description of its data as they are.
+      before: its record; a missing one, None, is reported.
+      now: the description of its data as they are now.
 
     Raises:
-      UserError: names what has changed, and the way out.
+      UserError: names what has changed, and the remedy.
     """
     if before is None:
         say_old(folder)
@@ -196,7 +197,7 @@ def check_same(record: dict, own: dict):
 
 @functools.cache
 def say_old(folder: epath.Path):
-    """Says, once in a process, that a run has no record of its data."""
+    """Reports, once per process, that a run has no record of its data."""
     processes.say(
         f'{folder} does not say what it was trained on, as an older version of td_jax left it: whether its '
         'data have changed since is not known'

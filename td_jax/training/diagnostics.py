@@ -126,7 +126,7 @@ class ProgressMonitor:
     def _describe_collapsed(self, side, std, first):
         return (
             f"the {side}'s messages have collapsed: their standard deviation was {first:.2g} at first and is "
-            f'{std:.2g}; what compares them is small because nothing is said: lower its weight in '
+            f'{std:.2g}; the term that compares them is small only for that reason: lower its weight in '
             f'{self._weights}'
         )
 

@@ -170,14 +170,22 @@ def make_dispatch(
         sums = {name: np.zeros(sum_.shape, sum_.dtype) for name, sum_ in abstract.progress.sums.items()}
         return Progress(state, *sharding.place((sums, np.array(True)), whole))
 
+    shared = {
+        'constants': constants,
+        'init': init,
+        'fit_probe': fit_probe,
+        'add_probe': add_probe,
+        'represent': represent,
+        'begin': begin,
+        'jitted': jitted.run,
+    }
     if isinstance(source.train, data.TrainStream):
-        feed, run = _streamed(jitted.run, constants, source, config, mesh)
+        feed, run = _make_stream_functions(jitted.run, constants, source, config, mesh)
 
         def diagnose_streamed(state, feed, keys):
             return jitted.diagnose(constants, state, sharding.place(keys, whole), feed.peek(), None)
 
-        steps = begin, feed, run, diagnose_streamed, jitted.run
-        return Dispatch(constants, init, fit_probe, add_probe, represent, *steps)
+        return Dispatch(**shared, feed=feed, run=run, diagnose=diagnose_streamed)
 
     def feed(keys, step):
         return jitted.order(sharding.place(keys, whole), step)
@@ -188,8 +196,7 @@ def make_dispatch(
     def diagnose(state, order, keys):
         return jitted.diagnose(constants, state, sharding.place(keys, whole), order)
 
-    steps = begin, feed, run, diagnose, jitted.run
-    return Dispatch(constants, init, fit_probe, add_probe, represent, *steps)
+    return Dispatch(**shared, feed=feed, run=run, diagnose=diagnose)
 
 
 class Jitted(NamedTuple):
@@ -304,7 +311,14 @@ class _Parts:
             diagnose = jax.jit(self.diagnose_in_order, out_shardings=whole)
         order = jax.jit(self.draw_order, out_shardings=whole)
         represent = jax.jit(self.represent, out_shardings=whole)
-        return Jitted(init, run, diagnose, order, jax.jit(self.compute_states), represent)
+        return Jitted(
+            init=init,
+            run=run,
+            diagnose=diagnose,
+            order=order,
+            states=jax.jit(self.compute_states),
+            represent=represent,
+        )
 
     def init(self, constants, keys, start):
         """Every seed's first TrainState; `start` are parameters that the student starts from, or None."""
@@ -453,7 +467,7 @@ class _Feed:
         self._batches.close()
 
 
-def _streamed(jitted, constants, source, config, mesh):
+def _make_stream_functions(jitted, constants, source, config, mesh):
     """Makes Dispatch.feed and Dispatch.run for a stream."""
     rows = sharding.local_rows(mesh, config.batch_size)
     whole = sharding.replicated(mesh)

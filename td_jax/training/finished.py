@@ -115,8 +115,8 @@ def read_errors(folder: epath.Path) -> Errors | None:
         is_right = False
     if not is_right or (seeds, steps) != (result['seeds'], result['steps']):
         raise UserError(
-            f'{path} is damaged or not of the {workdir.RESULT} beside it; delete {workdir.RESULT}, and the '
-            'same command makes both.'
+            f'{path} is damaged or does not belong to the {workdir.RESULT} next to it; delete '
+            f'{workdir.RESULT}, and the same command makes both.'
         )
     return Errors(values, units)
 

@@ -336,7 +336,7 @@ class Loop:
         left = (config.num_steps - step) / per_second
         processes.say(
             f'{config.method} {self.source.name}: step {step}/{config.num_steps}  '
-            f'loss {means["loss"].mean():.4f}  {per_second * config.num_seeds:.0f} seed-steps/s  '
+            f'loss {means["loss"].mean():.4f}  {per_second * config.num_seeds:.0f} steps/s (all seeds)  '
             f'{left:.0f} s left'
         )
 

@@ -1,4 +1,4 @@
-"""All that can be refused of a run, before anything is written or trained."""
+"""All checks of a run, before anything is written or trained."""
 
 import os
 import types
@@ -31,38 +31,38 @@ from td_jax.training.programs import Programs
 
 
 class Plan(NamedTuple):
-    """What a run was found to be made of."""
+    """The parts of a checked run."""
 
     mesh: Mesh
     source: data.Source
     teacher_source: data.Source | None  # None where there is no teacher
-    compiled: 'Compiled'  # what its loop compiles
-    teacher: dispatch.Teacher | None = None  # None where it has to be trained first, too
-    # Of its data: what it is trained on, and the record of that, by data_record.describe.
+    compiled: 'Compiled'  # the programs of its loop
+    teacher: dispatch.Teacher | None = None  # None without a teacher, or if it has to be trained first
+    # Its training data, and their record by data_record.describe.
     sources: Mapping[str, data.Source] = types.MappingProxyType({})
     record: Mapping[str, dict] = types.MappingProxyType({})
 
 
 class Compiled(NamedTuple):
-    """What a loop compiles."""
+    """The programs of a loop."""
 
     step: dispatch.Abstract
     values: Callable[..., jax.Array]  # by evaluation.make_values, of the student
 
 
 def check(config, folder: epath.Path, programs: Programs) -> Plan:
-    """Refuses a run that cannot work, in all processes together; writes nothing.
+    """Checks a run in all processes together; writes nothing.
 
     Args:
-      config: every knob, checked by td_jax.config.check.
+      config: every option, checked by td_jax.config.check.
       folder: its workdir.
-      programs: those of the runs before, and from now on of this one.
+      programs: the cache of earlier runs, to which this run is added.
 
     Raises:
-      UserError: anything the user can mend.
+      UserError: the run cannot work; the message says what to change.
     """
     mesh = sharding.make_mesh(config)
-    # No process waits for others in here: one that sees another disk would keep them waiting.
+    # No process waits for others inside: one that sees another disk would block them.
     plan = processes.together(lambda: _check_alone(config, folder, mesh, programs))
     sources = _select_sources(config, plan.source, plan.teacher_source)
     record = _describe_data(config, folder, sources)
@@ -81,7 +81,7 @@ def check(config, folder: epath.Path, programs: Programs) -> Plan:
         return plan
     if is_run:
         processes.from_main(lambda: _check_data_of_teacher(config, folder, record))
-    # Not before: parameters that do not fit other data are no damage of theirs.
+    # Only now: if the data have changed, parameters that do not fit them are not damaged.
     teacher = processes.together(lambda: teachers.load(config, folder, plan.teacher_source, mesh))
     return plan._replace(teacher=teacher)
 
@@ -102,20 +102,20 @@ def _check_alone(config, folder, mesh, programs) -> Plan:
 
 
 def _select_sources(config, source, teacher_source):
-    """The data of a run that its record is of: a public checkpoint was trained on none of it."""
+    """The training data of a run, of which it keeps a record; those of a public checkpoint are unknown."""
     if teacher_source is None or config.teacher.pretrained:
         return {data_record.STUDENT: source}
     return {data_record.STUDENT: source, data_record.TEACHER: _own_source(config, teacher_source)}
 
 
 def _describe_data(config, folder, sources):
-    """The record of some data, which is that of process 0; refused where another process sees others."""
+    """Describes data in process 0; refuses a process that sees other data."""
     places = [folder, *([teachers.folder_of(config, folder)] if data_record.TEACHER in sources else [])]
     record = processes.from_main(
         lambda: data_record.describe(sources, [data_record.read(place) for place in places])
     )
     if jax.process_count() > 1:
-        # Files that look the same are not read by every process.
+        # Not every process reads files that look the same.
         own = processes.together(lambda: data_record.describe(sources, [record]))
         processes.together(lambda: data_record.check_same(record, own))
     return record
@@ -127,17 +127,17 @@ def _check_data_of_teacher(config, folder, record):
 
 
 def check_workdir(config, folder: epath.Path, record: Mapping[str, dict] | None = None) -> dict | None:
-    """Compares a run with that of its workdir; -> the result if the run is finished, else None.
+    """Compares a run with the one in its workdir; -> the result if the run is finished, else None.
 
     Args:
       config: of the run.
       folder: its workdir.
-      record: of its data, by data_record.describe. None: they are read where the run is finished, and where
-        they are gone, that is said; a run that goes on is compared when they are known.
+      record: of its data, by data_record.describe. With None, the data of a finished run are read and
+        compared, with a message if they are missing; those of an unfinished run are compared later.
 
     Raises:
-      UserError: the folder holds something else, of another config or trained on other data, or cannot be
-        written; or the config has another protocol.
+      UserError: the folder holds a run of another config or on other data, or cannot be written; or the
+        config has another protocol.
     """
     if config.protocol != config_lib.PROTOCOL:
         raise UserError(
@@ -193,7 +193,7 @@ def check_workdir(config, folder: epath.Path, record: Mapping[str, dict] | None 
 
 
 def _check_data_of_result(config, folder, record):
-    """Refuses the result of a run whose data have changed; that they are gone is said."""
+    """Refuses the result of a run whose data have changed; reports if they are missing."""
     before = data_record.read(folder)
     if before is None:
         data_record.say_old(folder)
@@ -214,9 +214,9 @@ def _describe_current_data(config, known):
 
 
 def _check_teacher_of_result(config, folder, stored, result):
-    """Refuses the result of a run that had another teacher than the one that is at hand now.
+    """Refuses the result of a run that had another teacher than the config.
 
-    One that lies where it lay is taken to be the same; one that its model brings lies nowhere.
+    A teacher in the same place counts as the same; one whose parameters its model brings has no place.
     """
     places = ('teacher.checkpoint', 'teacher.pretrained')
     before, now = config_lib.completed(stored), config_lib.flatten(config)
@@ -246,7 +246,7 @@ def _check_batch(config, source):
 
 
 def _check_task(config, source):
-    """Refuses a method or a comparison of predictions that does not fit the student's task."""
+    """Refuses a method, or a comparison of predictions, that does not fit the student's task."""
     tasks = objectives.METHODS[config.method].tasks
     if source.task not in tasks:
         raise UserError(
@@ -271,7 +271,7 @@ def _check_task(config, source):
 
 
 def _check_teacher(config, folder, student_source) -> data.Source:
-    """Refuses a teacher that cannot be had; -> the data it is for."""
+    """Refuses a teacher that cannot be used; -> its data."""
     source = teachers.source_of(config, student_source)
     if not config.teacher.pretrained:
         with teachers.prefix_errors('teacher.'):
@@ -300,7 +300,7 @@ def _check_teacher(config, folder, student_source) -> data.Source:
 
 
 def _warn_of_same_start(config, folder):
-    """Says that a teacher starts from the random numbers of one of its students."""
+    """Warns of a teacher that starts from the random numbers of one of its students."""
     stored = config_lib.completed(workdir.read_json(folder / workdir.CONFIG))
     seed, is_alike = stored['seed'], all(stored[key] == config[key] for key in ('protocol', 'role'))
     if is_alike and seed in dispatch.seeds(config):
@@ -311,7 +311,7 @@ def _warn_of_same_start(config, folder):
 
 
 def _own_source(config, teacher_source):
-    """The data that a teacher is trained on, which is another where it is shown images otherwise."""
+    """The training data of a teacher, which differ if its images are preprocessed differently."""
     return teacher_source if assembly.of_teacher(config) is None else teachers.own_source(config)
 
 
@@ -320,7 +320,7 @@ def _check_start(config, student_source, teacher_source):
     start = assembly.parameter_shapes(config, config.teacher.model, teacher_source)
     initial = assembly.parameter_shapes(config, config.model, student_source)
     base.start_from_teacher(start, initial, copies_head=assembly.same_labels(student_source, teacher_source))
-    # What no parameter holds, and what the same parameters compute something else without.
+    # Options that change what the same parameters compute.
     keys = []
     if config.model.name == 'vit':
         keys += ['model.activation', 'model.epsilon']
@@ -339,15 +339,15 @@ def _check_start(config, student_source, teacher_source):
 
 
 def _check_step(config, source, teacher_source, mesh, name, programs) -> Compiled:
-    """Refuses what cannot be computed or does not fit in memory: traces the whole step, computes nothing.
+    """Refuses a step that cannot be computed or does not fit in memory: traces it, computes nothing.
 
-    One that compiles the same as a run before has passed already.
+    A step that compiles like that of an earlier run has passed already.
     """
 
     def make():
         try:
             step = _trace_step(config, source, teacher_source, mesh, name)
-        # What JAX raises where shapes do not fit each other, or are larger than it counts.
+        # JAX raises these where shapes do not fit each other, or sizes overflow.
         except (TypeError, ValueError, OverflowError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise UserError(

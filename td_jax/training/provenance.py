@@ -73,7 +73,7 @@ def check_available(folder: epath.Path):
         if parts
     ]
     raise UserError(
-        f'{folder} is made of what is not here, {", ".join(descriptions)}; read it from Python, with '
+        f'{folder} uses parts of your own, {", ".join(descriptions)}; read it from Python, with '
         f'td_jax.load({str(folder)!r}, {", ".join(arguments)}).'
     )
 
@@ -90,8 +90,8 @@ def check(config, folder: epath.Path):
             if before.get(argument, {}).get(name, now) != now:
                 raise UserError(
                     f'{folder} was made of another {name}: {now["file"]} has changed since. Put it back, '
-                    f'choose another workdir, or delete {folder / workdir.MADE_OF} if the change is of no '
-                    'account.'
+                    f'choose another workdir, or delete {folder / workdir.MADE_OF} if the change does '
+                    'not matter.'
                 )
 
 
@@ -126,8 +126,7 @@ def _describe_part(part) -> dict:
         ]
     except (OSError, TypeError) as error:
         raise UserError(
-            f'{getattr(definitions[-1], "__name__", part)} was brought, but has no source to know it again '
-            'by; put it in a file.'
+            f'{getattr(definitions[-1], "__name__", part)} has no source to identify it by; put it in a file.'
         ) from error
     name = files[-1].name if files[-1].is_file() else 'a notebook'
     return {'file': name, 'sha256': hashlib.sha256('\n'.join(sources).encode()).hexdigest()}

@@ -67,7 +67,7 @@ def _adapt_source(config, student_source, teacher_source):
     """The data of a trained teacher, with its inputs for the examples of its student."""
     if assembly.of_teacher(config) is None or student_source.inputs_for is None:
         return teacher_source
-    # Examples hold the teacher's images beside the student's.
+    # Examples hold the teacher's images in addition to the student's.
     inputs = student_source.inputs_for(config.teacher.dataset)
     return student_source._replace(
         name=teacher_source.name, label_names=teacher_source.label_names, inputs=inputs
@@ -216,9 +216,9 @@ def load_finished_with_teacher(
     if not config_lib.has_teacher(run.config):
         return run
     place = folder_of(run.config, folder)
-    beside = folder.parent / place.name
-    if config_lib.trains_teacher(run.config) and not place.exists() and beside.exists():
-        run.config.teacher.checkpoint = str(beside)
+    moved_place = folder.parent / place.name
+    if config_lib.trains_teacher(run.config) and not place.exists() and moved_place.exists():
+        run.config.teacher.checkpoint = str(moved_place)
     teacher = load_existing(run.config, folder, _load_teacher_source(run, folder, with_examples))
     if not is_same_teacher(teacher, finished.read_result(folder)):
         where = run.config.teacher.pretrained or folder_of(run.config, folder)

@@ -295,7 +295,9 @@ def test_arrays_that_are_not_of_the_record_are_refused(copied):
     _, folder, _ = copied
     shutil.copy(folder / 'teacher' / 'data.npz', folder / 'data.npz')
     for _ in range(2):
-        with pytest.raises(UserError, match=r'data\.npz is missing or not of the data\.json beside it'):
+        with pytest.raises(
+            UserError, match=r'data\.npz is missing or does not belong to the data\.json next to it'
+        ):
             finished.load(epath.Path(folder))
         (folder / 'data.npz').unlink(missing_ok=True)
 

@@ -144,6 +144,8 @@ def test_a_run_without_errors_has_none(tmp_path):
 def test_errors_that_are_not_of_the_result_are_refused(run, tmp_path):
     folder = epath.Path(tmp_path)
     write_run(folder, **run)
-    with pytest.raises(UserError, match=r'errors\.npz is damaged or not of the result\.json') as refused:
+    with pytest.raises(
+        UserError, match=r'errors\.npz is damaged or does not belong to the result\.json'
+    ) as refused:
         finished.read_errors(folder)
     assert '\n' not in str(refused.value)
