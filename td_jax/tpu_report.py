@@ -12,6 +12,7 @@ from td_jax import command_line
 from td_jax import config as config_lib
 from td_jax.analysis import tpu
 from td_jax.devices import processes
+from td_jax.training import public_teacher
 
 
 def main():
@@ -22,10 +23,14 @@ def main():
     def command():
         # Only compiles: no device of this machine is of any use.
         jax.config.update('jax_platforms', 'cpu')
-        config_lib.check(config.value)
-        for line in config_lib.said_of(config.value, command_line.typed_keys()):
+        full, typed = config.value, command_line.typed_keys()
+        if 'teacher.pretrained' in typed:
+            # One that a config names is described there, and need not be on this machine.
+            full = public_teacher.with_architecture(full, typed)
+        config_lib.check(full)
+        for line in config_lib.said_of(full, typed):
             processes.say(line)
-        found = tpu.report(config.value, name.value)
+        found = tpu.report(full, name.value)
         print(json.dumps(found, indent=2) if as_json.value else tpu.describe(found))
 
     command_line.run(command, required=('config', 'topology'))

@@ -49,6 +49,8 @@ def pytest_configure(config):
         os.environ['XLA_FLAGS'] = f'{flags} {FAST_COMPILING}'.strip()
     config.compiled = tempfile.mkdtemp(prefix='td_jax_compiled_')
     os.environ['JAX_COMPILATION_CACHE_DIR'] = config.compiled
+    # TensorFlow imports Keras, which asks once.
+    os.environ['KERAS_BACKEND'] = 'jax'
     os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
     # JAX was imported before, and has read neither.
     jax.config.update('jax_compilation_cache_dir', config.compiled)

@@ -8,6 +8,7 @@ A model is split because communication reads s and e, and runs `upper` alone on 
 suggested (arXiv 2310.03188, section 3.1).
 """
 
+import difflib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -20,6 +21,8 @@ from td_jax.errors import UserError
 
 # The parameters of every model's prediction layer, by name; what comes before depends on no labels.
 HEADS = 'head_layer', 'output_layer'
+# The part of a parameter tree that training must not change, such as the statistics of BatchNorm.
+STATE = 'fixed_state'
 
 
 class Activations(NamedTuple):
@@ -40,6 +43,7 @@ class Model(NamedTuple):
     upper(params, s, key) -> e
     head(params, e) -> y, [batch, outputs]
     registers: number of tokens between the class token and the grid
+    is_teacher_only: whether it cannot be trained, such as a model with BatchNorm
 
     The rank of a state determines its kind, which may differ between the lower and the higher state:
     [batch, width] is a vector; [batch, tokens, width] a class token, the registers and a grid in row order;
@@ -51,28 +55,210 @@ class Model(NamedTuple):
     upper: Callable[..., jax.Array]
     head: Callable[..., jax.Array]
     registers: int = 0
+    is_teacher_only: bool = False
 
 
 def from_module(module: nn.Module, registers: int = 0) -> Model:
     """Makes a Model from a Linen module with the methods `lower`, `upper` and `head`.
 
-    The module's `lower` and `upper` take (x, deterministic), and its `__call__` runs all three.
+    The module's `lower` and `upper` take (x, deterministic), and its `__call__` runs all three. Collections
+    other than `params` become STATE in the tree; such a model can only teach.
     """
 
     def init(key, inputs):
-        return module.init(key, inputs)['params']
+        variables = dict(module.init(key, inputs))
+        params = variables.pop('params', {})
+        return {**params, STATE: variables} if variables else params
+
+    def variables_of(tree):
+        params = {name: value for name, value in tree.items() if name != STATE}
+        return {'params': params, **tree.get(STATE, {})}
 
     def apply(method):
         def run(params, x, key=None):
             rngs = {} if key is None else {'dropout': key}
-            return module.apply({'params': params}, x, key is None, method=method, rngs=rngs)
+            return module.apply(variables_of(params), x, key is None, method=method, rngs=rngs)
 
         return run
 
     def head(params, e):
-        return module.apply({'params': params}, e, method='head')
+        return module.apply(variables_of(params), e, method='head')
 
     return Model(init=init, lower=apply('lower'), upper=apply('upper'), head=head, registers=registers)
+
+
+def from_nnx(module, lower: Callable, upper: Callable, head: Callable, registers: int = 0) -> Model:
+    """Makes a Model from a Flax NNX module and three functions of it.
+
+    Without a key the module is in evaluation mode, `module.eval()`; with one it is in training mode, and its
+    random streams derive from the key.
+
+    Args:
+      module: an nnx.Module, whose values every `init` returns, whatever the key; or a function
+        (rngs: nnx.Rngs) -> nnx.Module, with which `init` makes new ones from its key.
+      lower: (module, inputs) -> s, where inputs are {name: array}.
+      upper: (module, s) -> e.
+      head: (module, e) -> y, [batch, outputs].
+      registers: as of a Model.
+
+    Returns:
+      A Model. Variables other than nnx.Param, such as the statistics of nnx.BatchNorm, become STATE in its
+      tree; such a model can only teach.
+    """
+    # Importing it takes a while.
+    from flax import nnx
+
+    def parts(module):
+        """(graph, parameters, random streams, other variables)"""
+        return nnx.split(module, nnx.Param, nnx.RngState, ...)
+
+    def make(key):
+        return module if isinstance(module, nnx.Module) else module(nnx.Rngs(key))
+
+    template = nnx.eval_shape(lambda: make(0))
+    graphs = {}
+    for is_training in (False, True):
+        copy = nnx.merge(*parts(template))
+        copy.train() if is_training else copy.eval()
+        graphs[is_training] = parts(copy)[0]
+    _, *shapes = parts(template)
+    structures = [jax.tree_util.tree_structure(part) for part in shapes]
+    names = [[_name_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(part)] for part in shapes]
+    streams = jax.tree_util.tree_leaves(shapes[1])
+
+    def init(key, inputs):
+        _, params, _, state = parts(make(key))
+        flat = dict(zip(names[0], jax.tree_util.tree_leaves(params), strict=True))
+        values = jax.tree_util.tree_leaves(state)
+        flat |= {f'{STATE}/{name}': value for name, value in zip(names[2], values, strict=True)}
+        return flax.traverse_util.unflatten_dict(flat, sep='/')
+
+    def bind(tree, key):
+        flat = flax.traverse_util.flatten_dict(tree, sep='/')
+        leaves = (
+            [flat[name] for name in names[0]],
+            [_stream(i, leaf, key) for i, leaf in enumerate(streams)],
+            [flat[f'{STATE}/{name}'] for name in names[2]],
+        )
+        filled = [structure.unflatten(part) for structure, part in zip(structures, leaves, strict=True)]
+        return nnx.merge(graphs[key is not None and not names[2]], *filled)
+
+    return Model(
+        init,
+        lambda params, inputs, key=None: lower(bind(params, key), inputs),
+        lambda params, s, key=None: upper(bind(params, key), s),
+        lambda params, e: head(bind(params, None), e),
+        registers,
+        is_teacher_only=bool(names[2]),
+    )
+
+
+def _name_of(path):
+    """The name of a variable in a tree; its last part only says that it is a variable's value."""
+    return jax.tree_util.keystr(path, simple=True, separator='/').removesuffix('/value')
+
+
+def _stream(index, leaf, key):
+    """A key of NNX's random streams, from the key of a step, or a counter at its start."""
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        own = jax.random.fold_in(jax.random.key(0) if key is None else key, index)
+        return own if leaf.shape == () else jax.random.split(own, leaf.shape)
+    return jnp.zeros(leaf.shape, leaf.dtype)
+
+
+def from_keras(
+    model, lower: str | Callable, upper: str | Callable, head: Callable | None = None, registers: int = 0
+) -> Model:
+    """Makes a Model from a Keras model on JAX, which teaches as it is.
+
+    Args:
+      model: a keras.Model with weights; of a functional one, layers may be named below.
+      lower: the layer whose output is s, by name; or inputs -> s, where inputs are {name: array}.
+      upper: the layer whose output is e, by name; or s -> e.
+      head: e -> y, [batch, outputs]; None is the rest of a functional model.
+      registers: as of a Model.
+
+    Returns:
+      A Model that can only teach. Its tree has all weights of floating-point numbers by their paths, those
+      that are not trainable in STATE. Layers that are named run in inference mode, so that there is no
+      dropout and BatchNorm uses its moving statistics; functions have to pass `training=False` themselves.
+
+    Raises:
+      UserError: Keras does not run on JAX or has its channels first, a layer that is not there, or one that
+        does not cut the model in two.
+    """
+    # Only those who bring such a model need it.
+    import keras
+
+    if keras.backend.backend() != 'jax' or keras.config.image_data_format() != 'channels_last':
+        raise UserError(
+            f'Keras runs on {keras.backend.backend()} with {keras.config.image_data_format()}; set '
+            'KERAS_BACKEND=jax in the environment before it is imported, and channels_last.'
+        )
+    named = [isinstance(part, str) for part in (lower, upper)]
+    if named[0] != named[1] or (head is None and not named[0]):
+        raise UserError('from_keras takes the names of two layers, or three functions.')
+    if named[0]:
+        s, e = (_keras_layer(model, name).output for name in (lower, upper))
+        if head is None:
+            if getattr(getattr(model.layers[-1], 'activation', None), '__name__', '') == 'softmax':
+                raise UserError(
+                    f'{model.name} ends in a softmax, but predictions are compared before it: make it with '
+                    'classifier_activation=None, or name a head.'
+                )
+            head = _keras_part(keras, model, e, model.output)
+        upper = _keras_part(keras, model, s, e)
+        first = _keras_part(keras, model, model.input, s)
+        # A model of one input is given it by itself.
+        is_single = len(model.inputs) == 1
+
+        def lower(inputs):
+            return first(next(iter(inputs.values())) if is_single and len(inputs) == 1 else inputs)
+
+    trained = {id(variable) for variable in model.trainable_variables}
+    variables = {
+        variable.path if id(variable) in trained else f'{STATE}/{variable.path}': variable
+        for variable in model.variables
+        # Others are of random streams.
+        if jnp.issubdtype(variable.dtype, jnp.floating)
+    }
+
+    def init(key, inputs):
+        flat = {name: jnp.asarray(variable.value) for name, variable in variables.items()}
+        return flax.traverse_util.unflatten_dict(flat, sep='/')
+
+    def bind(function):
+        def run(params, x, key=None):
+            flat = flax.traverse_util.flatten_dict(params, sep='/')
+            mapping = [(variable, flat[name]) for name, variable in variables.items()]
+            # Keras adds a bias as NumPy does, whatever JAX is told to make of that.
+            with keras.StatelessScope(state_mapping=mapping), jax.numpy_rank_promotion('allow'):
+                return function(x)
+
+        return run
+
+    return Model(init, bind(lower), bind(upper), bind(head), registers, is_teacher_only=True)
+
+
+def _keras_layer(model, name):
+    layers = {layer.name: layer for layer in model.layers}
+    if name not in layers:
+        nearest = difflib.get_close_matches(name, layers, n=3)
+        hint = f' Did you mean {" or ".join(nearest)}?' if nearest else ''
+        raise UserError(f'{model.name} has no layer {name}.{hint}')
+    return layers[name]
+
+
+def _keras_part(keras, model, inputs, outputs):
+    """The part of a functional model between two of its tensors, in inference mode."""
+    try:
+        part = keras.Model(inputs, outputs)
+    except ValueError as error:
+        raise UserError(
+            f'{model.name} cannot be cut at these layers: a connection goes past one of them. Name layers '
+            'that all connections go through, such as the end of a block.'
+        ) from error
+    return lambda x: part(x, training=False)
 
 
 def activations(model: Model, params, inputs, key=None) -> Activations:
@@ -81,6 +267,16 @@ def activations(model: Model, params, inputs, key=None) -> Activations:
     s = model.lower(params, inputs, lower_key)
     e = model.upper(params, s, upper_key)
     return Activations(s, e, model.head(params, e))
+
+
+def is_trainable(model: Model, shapes) -> bool:
+    """Whether a model may be trained.
+
+    Args:
+      model: any.
+      shapes: a tree like its parameters.
+    """
+    return not model.is_teacher_only and STATE not in shapes
 
 
 def read_by_head(e: jax.Array) -> jax.Array:

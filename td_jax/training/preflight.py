@@ -360,11 +360,46 @@ def _check_step(config, source, teacher_source, mesh, name, programs) -> Compile
 
 
 def _trace_step(config, source, teacher_source, mesh, name):
+    _check_trainable(config, source, name)
     memory.check_parameters(config, config.model, source, config.num_seeds, mesh, name)
     teacher = None
     if teacher_source:
         memory.check_parameters(config, config.teacher.model, teacher_source, 1, mesh, 'teacher')
         teacher = assembly.abstract_teacher(config, teacher_source)
+        _check_outputs(config, config.teacher.model, teacher_source, 'teacher.model.name')
     abstract = assembly.abstract(config, source, teacher, mesh)
     memory.check(config, source, teacher, abstract, name)
     return abstract
+
+
+def _check_trainable(config, source, name):
+    """Refuses a model that a caller brings and that cannot be trained, as a student or as a teacher."""
+    prefix = 'teacher.' if name == 'teacher' else ''
+    key = f'{prefix}model.name'
+    model = assembly.build_model(config, config.model, source)
+    if not base.is_trainable(model, assembly.parameter_shapes(config, config.model, source)):
+        way_out = (
+            'set teacher.num_steps=0, and it teaches as it is.'
+            if prefix
+            else 'for a student take a model with GroupNorm or LayerNorm.'
+        )
+        raise UserError(
+            f'{key} is {config.model.name}, which has state that training would have to update, such as the '
+            f'statistics of BatchNorm, or comes from Keras, and can only teach: {way_out}'
+        )
+    _check_outputs(config, config.model, source, key)
+
+
+def _check_outputs(config, model_config, source, key):
+    """Refuses a model that a caller brings and that predicts something else than the labels of its data."""
+    if model_config.name in config_lib.OF_MODELS:
+        return
+    model = assembly.build_model(config, model_config, source)
+    shapes, inputs = assembly.parameter_shapes(config, model_config, source), assembly.one_input(source)
+    logits = jax.eval_shape(lambda params: base.activations(model, params, inputs).logits, shapes)
+    expected = 1, len(source.label_names)
+    if logits.shape != expected:
+        raise UserError(
+            f'{key} is {model_config.name}, which predicts {list(logits.shape)} of one example, but '
+            f'{source.name} takes {list(expected)}: make its head of num_outputs.'
+        )

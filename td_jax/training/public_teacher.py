@@ -36,11 +36,29 @@ def configured(config, folder: epath.Path, typed: list[str] | tuple[str, ...] = 
     Raises:
       UserError: names what is set to something else than the checkpoint has, or what `config.check` refuses.
     """
+    full, checkpoint, set_keys = _with_architecture(config, typed)
+    if checkpoint and 'teacher.labels' not in set_keys:
+        full.teacher.labels, why = _comparison(full, checkpoint, folder)
+        if why:
+            processes.say(
+                f'teacher.labels={full.teacher.labels}: {why}; a linear probe on the teacher is fitted to '
+                "the student's labels first"
+            )
+    return full
+
+
+def with_architecture(config, typed: list[str] | tuple[str, ...] = ()):
+    """The same but for labels, which needs no data."""
+    return _with_architecture(config, typed)[0]
+
+
+def _with_architecture(config, typed):
+    """(config, checkpoint or None, the keys that a person set)"""
     config_lib.check_names(config)
     location = config.teacher.pretrained
     if not location or not config_lib.has_teacher(config):
         config_lib.check(config)
-        return config
+        return config, None, set()
     set_keys = _set_keys(config, typed)
     checkpoint = pretrained.read(location)
     full = architecture.configured(checkpoint, config, set_keys.__contains__, common.get_config())
@@ -50,14 +68,7 @@ def configured(config, folder: epath.Path, typed: list[str] | tuple[str, ...] = 
     if changes:
         said = ' '.join(f'{key}={architecture.as_text(value)}' for key, value in changes.items())
         processes.say(f'{location} sets {said}')
-    if 'teacher.labels' not in set_keys:
-        full.teacher.labels, why = _comparison(full, checkpoint, folder)
-        if why:
-            processes.say(
-                f'teacher.labels={full.teacher.labels}: {why}; a linear probe on the teacher is fitted to '
-                "the student's labels first"
-            )
-    return full
+    return full, checkpoint, set_keys
 
 
 def _set_keys(config, typed):

@@ -10,7 +10,7 @@ import pytest
 
 from td_jax import config as config_lib
 from td_jax import own
-from td_jax.configs import images
+from td_jax.configs import images, vit_imagenet
 from td_jax.devices import sharding
 from td_jax.errors import Missing, UserError
 from td_jax.files import workdir
@@ -166,6 +166,15 @@ def test_a_config_that_names_its_checkpoint_says_what_it_changes(photos, tmp_pat
     config.model.name = config.teacher.model.name = 'vit'
     made = public_teacher.configured(config, tmp_path / 'run')
     assert (made.model.split, made.teacher.model.split) == (1, 1)
+
+
+def test_what_only_compiles_takes_the_checkpoint_without_its_data(tmp_path):
+    config = vit_imagenet.get_config()
+    config.teacher.pretrained = str(BARE)
+    config.method = 'ld'
+    made = public_teacher.with_architecture(config, ['teacher.pretrained'])
+    assert (made.teacher.model.width, made.teacher.model.split, made.model.width) == (48, 3, 48)
+    assert (made.model.layers, made.dataset.image_size, made.teacher.labels) == (4, 32, 'probe')
 
 
 def test_a_run_without_a_teacher_reads_no_checkpoint(typed, tmp_path):
