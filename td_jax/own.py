@@ -35,8 +35,8 @@ def train(config, workdir, *, models=None, sources=None, methods=None) -> dict:
       The content of result.json.
 
     Raises:
-      UserError: anything the caller can mend, such as a name that td_jax has itself, or a run in workdir that
-        was made of another source.
+      UserError: anything the caller can correct, such as a name that td_jax has itself, or a run in workdir
+        that was made of another source.
     """
     folder = workdir_lib.resolve(str(workdir))
     with brought(models, sources, methods):

@@ -33,7 +33,8 @@ RETIRED = {
     r'and that is said': 'with a message',
     r'a mistake (in any of this )?is (a |one )?line': 'invalid input produces a one-line error',
     r'(same command|called again, it) goes on': 'the same command resumes',
-    r'mended': 'fixed',
+    r'mend(s|ed)?': 'fix, repair, correct',
+    r'(images?|examples?|operations|seconds|rows?|bytes?) an? (second|batch|step|image|example)': 'per',
     r'seed-steps?': 'training steps per second, summed over seeds',
     r'the rooms of': 'code layout, packages',
     r'where to read on': 'documentation',
@@ -113,6 +114,7 @@ def test_a_phrase_is_found_wherever_lines_break_and_only_as_words(text, phrases)
 
 def test_every_phrase_is_found():
     examples = [
+        'images a second',
         *(
             'not told',
             'cannot be told',

@@ -352,7 +352,7 @@ def to_markdown(found: Comparison) -> str:
         '',
         f'{found.estimator} linear CKA, mean over {len(found.used)} classes of {found.dataset} '
         f'({found.split}).',
-        f'Seeds: {counts}; ± is half of the 95% t interval over them.',
+        f'Seeds: {counts}; ± is the half-width of the 95% t interval over them.',
     ]
     fewer = [f'{name} ({count})' for name, count in found.used.items() if count < found.asked]
     if fewer:

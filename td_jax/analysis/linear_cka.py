@@ -13,7 +13,7 @@ def gram(x) -> np.ndarray:
     A feature that differs by no more than the rounding of its type is constant, and adds nothing.
 
     Args:
-      x: [n, ...], one row an example; what follows the first axis is flattened.
+      x: [n, ...], one row per example; what follows the first axis is flattened.
 
     Returns:
       [n, n]; all zeros where every feature is constant

@@ -1,7 +1,7 @@
 """What the TPU compiler says of a run's step, without a TPU.
 
 Compiles the train step of a config for a described set of chips (libtpu does that on any machine) and prints
-compile time, memory a device by kind, operations and bytes a device, collectives with their bytes, and
+compile time, memory per device by kind, operations and bytes per device, collectives with their bytes, and
 the roofline: the time that operations, memory traffic and communication take at the chip's peak, and which
 of them binds. It is a floor; the cycles that the compiler expects are a prediction. Neither data nor
 checkpoints are needed.
@@ -27,8 +27,8 @@ class Chip(NamedTuple):
 
     operations: float  # bfloat16, a second; one of float32 takes PASSES as many
     memory: float  # bytes of HBM
-    bandwidth: float  # bytes a second to HBM
-    links: float  # bytes a second between chips, all links together
+    bandwidth: float  # bytes per second to HBM
+    links: float  # bytes per second between chips, all links together
     clock: float  # cycles a second: operations, over those that its matrix units do in a cycle
 
 
@@ -169,7 +169,7 @@ def describe(found: dict) -> str:
     total = sum(memory.values())
     lines = [
         f'{found["method"]} with {found["rounds"]} rounds, batch {found["batch"]}, {found["compute_dtype"]}, '
-        f'on {found["topology"]} ({found["devices"]} devices, {mesh}); all that follows is of one device',
+        f'on {found["topology"]} ({found["devices"]} devices, {mesh}); all that follows is per device',
         f'compiled in      {found["compile_seconds"]:.0f} s',
         f'memory           {total / 1e9:.2f} GB of {found["memory_of_chip"] / 1e9:.0f}: '
         + ', '.join(f'{name} {size / 1e9:.2f}' for name, size in memory.items()),

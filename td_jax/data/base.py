@@ -85,7 +85,7 @@ class Files(NamedTuple):
 class Source(NamedTuple):
     """A data set cut for one task.
 
-    Examples are dicts of arrays with one row an example; `labels` is among them. Two sources of the
+    Examples are dicts of arrays with one row per example; `labels` is among them. Two sources of the
     same data set share that form, whatever part of it they were cut from, so a teacher can be shown a
     student's examples with the teacher's own `inputs`.
     """
@@ -186,7 +186,7 @@ def refuse_rows(name: str, field: str, values, is_right: np.ndarray, what: str):
     index = np.unravel_index(np.argmin(is_right), is_right.shape)
     raise UserError(
         f'{name}: {field} of row {index[0]} {"is" if len(index) == 1 else "holds"} {values[index]!s:.40}; it '
-        f'must be {what}. Mend or prepare the data set anew.'
+        f'must be {what}. Repair the data set, or prepare it anew.'
     )
 
 
@@ -278,8 +278,8 @@ def padded_batches(examples: dict, batch_size: int) -> tuple[dict, np.ndarray]:
     """Cuts examples into equal batches for an evaluation that counts each of them once.
 
     Args:
-      examples: arrays with one row an example.
-      batch_size: rows a batch.
+      examples: arrays with one row per example.
+      batch_size: rows per batch.
 
     Returns:
       (batches, mask): arrays [batches, batch_size, ...], the last one filled up with copies of the first

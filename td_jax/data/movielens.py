@@ -154,7 +154,7 @@ def _check(name, table, movie_genres, num_genres, limits):
         if not all(0 <= genre < num_genres for genre in genres):
             raise UserError(
                 f'{name}: movie_genres of the movie with id {movie.decode()} is {genres}; they must be '
-                f'from 0 to {num_genres - 1}. Mend or prepare the data set anew.'
+                f'from 0 to {num_genres - 1}. Repair the data set, or prepare it anew.'
             )
 
 

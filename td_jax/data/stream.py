@@ -532,7 +532,7 @@ def _what_is_labelled(records, found):
     parsed = records.parsed(record)
     return (
         f'dataset {records.name}: the label of the image {_file_name(parsed)} is {int(parsed["label"])}; it '
-        f'must be from 0 to {records.num_classes - 1}. Mend or prepare the data set anew.'
+        f'must be from 0 to {records.num_classes - 1}. Repair the data set, or prepare it anew.'
     )
 
 

@@ -98,7 +98,7 @@ def _keys(name, info):
     if features[keys[0]].np_dtype != np.uint8:
         raise UserError(
             f'dataset.tfds {name}: {keys[0]} is of {np.dtype(features[keys[0]].np_dtype)}; images have a '
-            'byte a colour, uint8.'
+            'byte per colour, uint8.'
         )
     return keys
 

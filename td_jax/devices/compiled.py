@@ -24,7 +24,7 @@ ZSTANDARD = b'\x28\xb5\x2f\xfd'
 
 
 def mend():
-    """Mends the folder that JAX is told to keep programs in, if it is on a disk; a failure is no matter."""
+    """Repairs the folder that JAX is told to keep programs in, if it is on a disk; a failure is no matter."""
     place = jax.config.jax_compilation_cache_dir
     if not place or '://' in place or not jax.config.jax_enable_compilation_cache:
         return

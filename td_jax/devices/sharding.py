@@ -165,7 +165,7 @@ def summary(mesh: Mesh, config, trees: dict) -> str:
     lines = [
         f'{devices} {kind} device{"s" if devices > 1 else ""} of {jax.process_count()} '
         f'process{"es" if jax.process_count() > 1 else ""}: mesh data={mesh.shape[DATA]} '
-        f'fsdp={mesh.shape[FSDP]}; {config.batch_size // devices} examples a device'
+        f'fsdp={mesh.shape[FSDP]}; {config.batch_size // devices} examples per device'
     ]
     sizes = ', '.join(f'{name} {bytes_on_device(tree) / 1e6:.1f}' for name, tree in trees.items())
     return '\n'.join([*lines, f'MB a device: {sizes}'])

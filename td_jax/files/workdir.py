@@ -226,10 +226,10 @@ def read_json(path: epath.Path) -> dict | None:
         found = {} if content is None else json.loads(content)
     except Exception as error:
         raise UserError(
-            f'{path} cannot be read ({reason(error)}); mend or delete it, or choose another folder.'
+            f'{path} cannot be read ({reason(error)}); repair or delete it, or choose another folder.'
         ) from error
     if not isinstance(found, dict):
-        raise UserError(f'{path} does not hold a JSON object; mend or delete it, or choose another folder.')
+        raise UserError(f'{path} does not hold a JSON object; repair or delete it, or choose another folder.')
     return None if content is None else found
 
 

@@ -79,7 +79,7 @@ def _estimated(values):
 
 
 def of_run(name: str, rows: dict):
-    """The map of a run: a row a class, a column a pair, dark where little is in common.
+    """The map of a run: one row per class, one column per pair, dark where little is in common.
 
     Args:
       name: of the run.

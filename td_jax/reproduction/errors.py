@@ -7,7 +7,7 @@ mean over seeds. Counts of right examples are exact. Rounded as they are made, e
 from runs as from a file.
 
 The file is an .npz of whole numbers and of a text: JSON with what each cell is. The sums of all cells of a
-column, one row a seed, are kept as differences from row to row, which are small and so compress well.
+column, one row per seed, are kept as differences from row to row, which are small and so compress well.
 """
 
 import json

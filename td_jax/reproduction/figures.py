@@ -118,7 +118,7 @@ def _file(name, baseline):
 
 
 def draw(name: str, table: tables.Table, results: dict, path: pathlib.Path):
-    """A panel a row, or of a table that sweeps a key one a column: differences with both of their intervals.
+    """Differences with both intervals: a panel for each row, or for each column if the table sweeps a key.
 
     Args:
       name: of the table.
@@ -148,7 +148,7 @@ def draw(name: str, table: tables.Table, results: dict, path: pathlib.Path):
 
 
 def _draw_rows(figure, table, found):
-    """A panel a row, columns from left to right; -> what the title says of the axis."""
+    """A panel for each row, columns from left to right; -> what the title says of the axis."""
     columns = list(dict.fromkeys(point.column for row in found.values() for point in row))
     across = min(ACROSS, len(found))
     down = -(-len(found) // across)
@@ -189,7 +189,7 @@ def _scale(axes, found):
 
 
 def _draw_sweep(figure, table, found):
-    """A panel a column, a line for each change of the other keys than the one on the horizontal axis."""
+    """A panel for each column, a line for each change of the keys that are not on the horizontal axis."""
     found = {row: of_row for row, of_row in found.items() if table.swept in table.rows[row]}
     columns = list(dict.fromkeys(point.column for row in found.values() for point in row))
     figure.set_size_inches(1.2 + 2.8 * len(columns), 3.6)

@@ -475,14 +475,14 @@ def plan(planned: list[cells.Planned], device_tflops: float) -> str:
 
     Args:
       planned: as `cells.plan` gives it.
-      device_tflops: 1e12 operations a second that the device reaches.
+      device_tflops: 1e12 operations per second that the device reaches.
     """
 
     def hours(operations):
         return operations / device_tflops / 1e12 / 3600
 
     lines = [
-        _row(['run', 'state', 'operations a step', 'steps', 'seeds', 'operations', 'hours']),
+        _row(['run', 'state', 'operations per step', 'steps', 'seeds', 'operations', 'hours']),
         _row(['---'] * 7),
     ]
     for run in planned:

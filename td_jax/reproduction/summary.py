@@ -7,9 +7,9 @@ from td_jax.reproduction import comparison, tuning, variants
 # What is said of a difference to no distillation.
 _WORDS = {statistics.BETTER: 'better', statistics.WORSE: 'worse'}
 NOTE = (
-    '± is half of the 95% t interval over {students}. A difference is significant if its t interval and its '
-    'bootstrap interval both exclude 0; p is corrected by Holm for the rows. Validation scores chose the '
-    'hyperparameters and the best variant: they compare nothing.'
+    '± is the half-width of the 95% t interval over {students}. A difference is significant if its t '
+    "interval and its bootstrap interval both exclude 0; p has Holm's correction for the rows. Validation "
+    'scores chose the hyperparameters and the best variant: they compare nothing.'
 )
 
 

@@ -176,7 +176,7 @@ def test_runs_are_compared_seed_by_seed():
     # One of them has no messages.
     assert lines[3].startswith(f'| m_g, m_h | {theirs.mean():.3f} ± ')
     assert lines[3].endswith('|  |  |')
-    assert 'Seeds: td 4, fd 4; ± is half of the 95% t interval over them.' in lines
+    assert 'Seeds: td 4, fd 4; ± is the half-width of the 95% t interval over them.' in lines
 
 
 def test_other_seeds_are_not_paired_and_one_has_no_interval():
