@@ -1,11 +1,11 @@
-"""How fast examples come, beside a bare decode of the same files.
+"""How fast examples come, compared with a bare decode of the same files.
 
     python -m benchmarks.input [--batch_size=64] [--batches=15] [--repeats=5] [--consume=N]
 
 ImageNet (a sample will do: its files are read over and over) at 224 and 384 pixels, training with crops
-and mirrors and evaluation, beside decoding the same JPEG files whole and throwing them away: a share of
+and mirrors and evaluation, compared with decoding the same JPEG files whole and discarding them: a share of
 100% means that all else is free. CIFAR-10 at 32 and 384 pixels as a step makes it: rows drawn on the
-device, cropped, resized and mirrored. With --consume, the images a second that a training step takes, each
+device, cropped, resized and mirrored. With --consume, the images per second that a training step takes, each
 speed is compared with that. Cases take turns, and of each one the fastest repeat counts: what disturbs a
 measurement only makes it slower. Processor time, of all cores together, hardly depends on what else runs.
 """
@@ -97,7 +97,7 @@ def measure(batch_size: int, num_batches: int, repeats: int) -> dict:
     """Times every case.
 
     Returns:
-      {name of the case: (images a second, processor seconds an image)}, the best of each.
+      {name of the case: (images per second, processor seconds per image)}, the best of each.
     """
     # Kept open for all repeats: an idle one fills its buffers and stops.
     opened = {name: make(batch_size) for name, (make, _) in CASES.items()}
@@ -116,10 +116,10 @@ def measure(batch_size: int, num_batches: int, repeats: int) -> dict:
 
 
 def main():
-    batch_size = flags.DEFINE_integer('batch_size', 64, 'Images a batch.', lower_bound=1)
+    batch_size = flags.DEFINE_integer('batch_size', 64, 'Images per batch.', lower_bound=1)
     num_batches = flags.DEFINE_integer('batches', 15, 'Batches that are timed at once.', lower_bound=1)
     repeats = flags.DEFINE_integer('repeats', 5, 'Times each case is timed; the best counts.', lower_bound=1)
-    consume = flags.DEFINE_float('consume', 0, 'Images a second that a training step takes.', lower_bound=0)
+    consume = flags.DEFINE_float('consume', 0, 'Images per second that a training step takes.', lower_bound=0)
 
     def command():
         found = measure(batch_size.value, num_batches.value, repeats.value)

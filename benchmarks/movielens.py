@@ -1,12 +1,12 @@
-"""How fast MovieLens students train, beside what this machine can do.
+"""How fast MovieLens students train, compared with what this machine can do.
 
     python -m benchmarks.movielens [--seeds=5] [--steps=140] [--repeats=3]
 
 For every method, and TD by number of rounds, on the real ratings of Drama and the sizes of
-configs/movielens.py: compile time, floating-point operations a step and seed (of the products, counted from
-the shapes), seed-steps a second, and the rate of operations as a share of the rate of one large float32
-product, measured in the same process. Each speed is the best of some repeats: what disturbs a measurement
-only makes it slower.
+configs/movielens.py: compile time, floating-point operations per step and seed (of the products, counted from
+the shapes), training steps per second, summed over seeds, and the rate of operations as a share of the rate
+of one large float32 product, measured in the same process. Each speed is the best of some repeats: what
+disturbs a measurement only makes it slower.
 """
 
 import time
@@ -36,7 +36,7 @@ def measure(config, steps: int, repeats: int) -> dict:
     """Trains a config's students for some steps.
 
     Returns:
-      {'compile': seconds, 'operations': of one step of one seed, 'speed': seed-steps a second}
+      {'compile': seconds, 'operations': of one step of one seed, 'speed': steps per second of all seeds}
     """
     source, teacher = _parts(config)
     run = assembly.assemble(config, source, teacher, sharding.make_mesh(config))
@@ -81,7 +81,9 @@ def main():
         rate = products.rate(repeats.value)
         kind = f'{jax.device_count()} {jax.devices()[0].device_kind} device(s)'
         print(f'{kind}, {seeds.value} seeds; one {products.SIDE}³ product: {rate / 1e9:.0f} GFLOP/s\n')
-        print('| method | compile, s | GFLOP a seed-step | seed-steps/s | GFLOP/s | of the product |')
+        print(
+            '| method | compile, s | GFLOP per step, seed | steps/s, all seeds | GFLOP/s | of the product |'
+        )
         print('| --- | --- | --- | --- | --- | --- |')
         for name, changes in CASES.items():
             config = movielens.get_config()

@@ -1,4 +1,4 @@
-"""What this machine can do: the rate of one large product, beside which speeds are told."""
+"""What this machine can do: the rate of one large product, with which speeds are compared."""
 
 import time
 
@@ -9,7 +9,7 @@ SIDE = 2048
 
 
 def rate(repeats: int) -> float:
-    """Operations a second of one product of two square float32 matrices; the fastest of some."""
+    """Operations per second of one product of two square float32 matrices; the fastest of some."""
     a = jax.random.normal(jax.random.key(0), (SIDE, SIDE))
     multiply = jax.jit(jnp.matmul)
     multiply(a, a).block_until_ready()

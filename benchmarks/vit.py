@@ -1,11 +1,11 @@
-"""How long one step of a full-size ViT-B/32 takes, beside what this machine can do.
+"""How long one step of a full-size ViT-B/32 takes, compared with what this machine can do.
 
     python -m benchmarks.vit [--batch=16] [--rounds=0,1,2] [--repeats=3] [--dtype=float32] [--image_size=224]
 
 TD between a ViT-B/32 with random weights and a student of 4 of its blocks: milliseconds, floating-point
 operations (of the products, counted from the shapes), their rate as a share of that of one large float32
-product in the same process, memory that the compiled program needs, and what a round adds in time beside what
-it adds in operations.
+product in the same process, memory that the compiled program needs, and what a round adds in time and
+in operations.
 """
 
 import time
@@ -61,7 +61,7 @@ def measure(config, repeats: int) -> dict:
 
 
 def main():
-    batch = flags.DEFINE_integer('batch', 16, 'Images a step.', lower_bound=1)
+    batch = flags.DEFINE_integer('batch', 16, 'Images per step.', lower_bound=1)
     rounds = flags.DEFINE_list('rounds', '0,1,2', 'Rounds of conversation.')
     repeats = flags.DEFINE_integer('repeats', 3, 'Steps a case; the fastest counts.', lower_bound=1)
     dtype = flags.DEFINE_enum('dtype', 'float32', ['float32', 'bfloat16'], 'What products are computed in.')

@@ -1,5 +1,5 @@
 # shellcheck shell=bash disable=SC2034,SC2154 # What is set here is read where it is sourced, and the other way.
-# Sourced first by the scripts beside it: the repository's root, their command lines and .venv.
+# Sourced first by the scripts next to it: the repository's root, their command lines and .venv.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

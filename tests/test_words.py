@@ -49,7 +49,7 @@ DOCUMENTS = [
 LATER = {ROOT / 'td_jax' / name for name in ('pretrained',)}
 CODE = sorted(
     path
-    for folder in ('td_jax', 'examples')
+    for folder in ('td_jax', 'benchmarks', 'examples')
     for path in (ROOT / folder).rglob('*.py')
     if LATER.isdisjoint(path.parents)
 )
