@@ -74,7 +74,7 @@ def layout_of_message(student: tuple[Layout, ...], teacher: tuple[Layout, ...], 
     return Layout((count + rows * columns,) if count else (rows, columns), count, (rows, columns))
 
 
-def fit(x: jax.Array, source: Layout, target: Layout) -> jax.Array:
+def change_layout(x: jax.Array, source: Layout, target: Layout) -> jax.Array:
     """Changes an array's layout: [batch, *source.shape, width] -> [batch, *target.shape, width]."""
     if source == target:
         return x

@@ -127,7 +127,7 @@ def find_message_layout(student, teacher, config):
 def align_to_grid(participant, s, e, layout):
     """States (s, e) of a Participant, resized to the grid of a message."""
     lower, upper = find_layouts(participant)
-    return grids.fit(s, lower, layout), grids.fit(e, upper, layout)
+    return grids.change_layout(s, lower, layout), grids.change_layout(e, upper, layout)
 
 
 def bind_encoder(params, participant, layout, config):
@@ -147,7 +147,7 @@ def bind_decoder(params, participant, layout, config):
 
     def decode(*message_and_key):
         s, e = run(*message_and_key)
-        return grids.fit(s, layout, lower), grids.fit(e, layout, upper)
+        return grids.change_layout(s, layout, lower), grids.change_layout(e, layout, upper)
 
     return decode
 

@@ -95,16 +95,16 @@ def assemble(
       traced: by `abstract`, of the same run or of one that compiles the same; None traces the step again,
         which takes a while.
     """
-    step, *parts = _parts(config, source, teacher, mesh)
+    step, *parts = _make_parts(config, source, teacher, mesh)
     return dispatch.make_dispatch(traced or dispatch.make_abstract(step, *parts), *parts)
 
 
 def abstract(config, source: data.Source, teacher: dispatch.Teacher | None, mesh) -> dispatch.Abstract:
     """Makes what `assemble` compiles; any array may be a shape, and the devices need not exist."""
-    return dispatch.make_abstract(*_parts(config, source, teacher, mesh))
+    return dispatch.make_abstract(*_make_parts(config, source, teacher, mesh))
 
 
-def _parts(config, source, teacher, mesh):
+def _make_parts(config, source, teacher, mesh):
     student = build_model(config, config.model, source)
     copies_head = teacher is not None and same_labels(source, teacher.source)
     num_labels = len(source.label_names)

@@ -138,7 +138,7 @@ def make_dispatch(
       start: the teacher's parameters, for a student that starts from them, else None.
     """
     jitted, whole = abstract.jitted, sharding.replicated(mesh)
-    constants = _constants(source, teacher, config, mesh, sharding.place)
+    constants = _place_constants(source, teacher, config, mesh, sharding.place)
     if abstract.constants.teacher_states is not None:
         examples, _ = select_examples(source, config)
         batches, _ = data.padded_batches(examples, min(TEACHER_BATCH, data.count(examples)))
@@ -205,7 +205,7 @@ class Jitted(NamedTuple):
     All data are arguments; of the run's data they contain only the shapes, from one example.
 
     init(constants, keys, start) -> TrainState of all seeds
-    run: the function that trains; _Parts.steps, or _Parts.streamed_step where examples stream
+    run: the function that trains; _Parts.run_steps, or _Parts.run_streamed_step where examples stream
     diagnose: _Parts.diagnose_in_order, or _Parts.diagnose where examples stream
     order(keys, step): _Parts.draw_order
     states(constants, batches): _Parts.compute_states
@@ -243,7 +243,7 @@ def make_abstract(
     """
     whole = sharding.replicated(mesh)
     parts = _Parts(step, source, teacher, config, mesh)
-    constants = _constants(source, teacher, config, mesh, sharding.abstract)
+    constants = _place_constants(source, teacher, config, mesh, sharding.abstract)
     # Where they never change, they are computed once.
     if teacher and config.teacher.inputs == 'clean' and not parts.is_streamed:
         states = jax.eval_shape(parts.compute_teacher_activations, constants, constants.train, None)
@@ -304,10 +304,10 @@ class _Parts:
         options = compiler.options_of_one_call(self.mesh)
         init = jax.jit(self.init, out_shardings=progress.state, compiler_options=options)
         if self.is_streamed:
-            run = jax.jit(self.streamed_step, donate_argnums=0, out_shardings=progress)
+            run = jax.jit(self.run_streamed_step, donate_argnums=0, out_shardings=progress)
             diagnose = jax.jit(self.diagnose, out_shardings=whole)
         else:
-            run = jax.jit(self.steps, donate_argnums=(0, 1), out_shardings=(progress, whole))
+            run = jax.jit(self.run_steps, donate_argnums=(0, 1), out_shardings=(progress, whole))
             diagnose = jax.jit(self.diagnose_in_order, out_shardings=whole)
         order = jax.jit(self.draw_order, out_shardings=whole)
         represent = jax.jit(self.represent, out_shardings=whole)
@@ -420,7 +420,7 @@ class _Parts:
             return examples, None
         return examples, jax.tree.map(lambda states: states[rows], constants.teacher_states)
 
-    def steps(self, progress, order, constants, keys, stop):
+    def run_steps(self, progress, order, constants, keys, stop):
         """Steps until `stop` on data that is on the device."""
 
         def advance(carry):
@@ -432,13 +432,13 @@ class _Parts:
             order = jax.lax.cond(is_new, lambda: self.draw_order(keys, step), lambda: order)
             return Progress(state, jax.tree.map(jnp.add, sums, metrics), finite), order
 
-        def is_on(carry):
+        def continues(carry):
             progress, _ = carry
             return (progress.state.step[0] < stop) & progress.finite
 
-        return jax.lax.while_loop(is_on, advance, (progress, order))
+        return jax.lax.while_loop(continues, advance, (progress, order))
 
-    def streamed_step(self, progress, constants, keys, examples):
+    def run_streamed_step(self, progress, constants, keys, examples):
         """One step on examples that came from a stream."""
         state, sums, finite = progress
         new, metrics, now_finite = self.all_seeds(constants, state, keys, examples, None)
@@ -548,7 +548,7 @@ def _fit_probe(represent, source, config):
     return fits if len(fits) == config.num_seeds else fits * config.num_seeds
 
 
-def _constants(source, teacher, config, mesh, place):
+def _place_constants(source, teacher, config, mesh, place):
     """Puts the Constants of a run on the devices, still without the teacher's states."""
     whole = sharding.replicated(mesh)
     train, rows = select_examples(source, config)

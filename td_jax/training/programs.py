@@ -45,7 +45,12 @@ class Programs:
           mesh: the devices, by sharding.make_mesh.
           make: takes no arguments; an exception is not cached.
         """
-        key = describe_program(config), _shapes(source), teacher_source and _shapes(teacher_source), mesh
+        key = (
+            describe_program(config),
+            _describe_shapes(source),
+            teacher_source and _describe_shapes(teacher_source),
+            mesh,
+        )
         if key not in self._made:
             if len(self._made) == MOST or _mappings_run_short():
                 self._made.clear()
@@ -81,7 +86,7 @@ def describe_program(config) -> str:
     return json.dumps(knobs, sort_keys=True)
 
 
-def _shapes(source: data.Source):
+def _describe_shapes(source: data.Source):
     """Everything in a data set that its program depends on; `inputs` is determined by the config."""
     arrays = data.one_example(source), source.tables
     leaves, structure = jax.tree.flatten(arrays)

@@ -56,12 +56,12 @@ def test_a_norm_is_exact_however_far_the_mean_is(case):
     params = layer.init(jax.random.key(0), a, b)
     kernels = [np.asarray(params['params'][f'kernel_{i}']) for i in (0, 1)]
     expected, gradient = joined_norm_dense((a, b), kernels)
-    found, gradient_of = jax.vjp(lambda *parts: layer.apply(params, *parts), a, b)
+    result, gradient_of = jax.vjp(lambda *parts: layer.apply(params, *parts), a, b)
     # The product is of the numbers as they are, in float32.
     size = np.abs(np.concatenate([a, b], -1)).mean() / np.concatenate([a, b], -1).std(-1).mean()
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * (1 + size))
-    found_gradient = np.concatenate(gradient_of(jnp.ones_like(found)), -1)
-    np.testing.assert_allclose(found_gradient, gradient, atol=2e-5 * (1 + size) * np.abs(gradient).max())
+    np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-5 * (1 + size))
+    result_gradient = np.concatenate(gradient_of(jnp.ones_like(result)), -1)
+    np.testing.assert_allclose(result_gradient, gradient, atol=2e-5 * (1 + size) * np.abs(gradient).max())
 
 
 @pytest.mark.parametrize('mean', [0.0, 1.0, 5.0, 30.0, 100.0])

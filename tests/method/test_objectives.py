@@ -113,8 +113,8 @@ def like(pieces, is_token, registers, side):
     mean = grid.mean((1, 2))
     resized = np.einsum('ri,cj,bijw->brcw', *(stretch(n, side) for n in grid.shape[1:3]), grid)
     if is_token:
-        heard = mean if token is None else token
-        return heard, others if len(others) == registers else [heard] * registers, resized
+        class_token = mean if token is None else token
+        return class_token, others if len(others) == registers else [class_token] * registers, resized
     return None, [], resized if token is None else (resized + token[:, None, None]) / 2
 
 
@@ -141,7 +141,7 @@ def message_of(case):
     return is_token, registers.pop() if len(registers) == 1 else 0, side, rank
 
 
-def laid_out(case, side, *states):
+def align_to_grid(case, side, *states):
     """States of a side joined on the grid of a message, [batch, ..., width]."""
     *kind, rank = message_of(case)
     parts = (joined(like(pieces(x, case.shapes[side][2]), *kind), rank) for x in states)
@@ -150,19 +150,19 @@ def laid_out(case, side, *states):
 
 def encode(case, side, s, e):
     params = case.params[{'g': 'student_encoder', 'h': 'teacher_encoder'}[side]]
-    return dense(params['message'], norm_dense(params['hidden'], laid_out(case, side, s, e)))
+    return dense(params['message'], norm_dense(params['hidden'], align_to_grid(case, side, s, e)))
 
 
 def decode(case, side, m):
     params = case.params[{'g': 'student_decoder', 'h': 'teacher_decoder'}[side]]
     _, registers, _, _ = message_of(case)
     x, own = norm_dense(params['hidden'], m), getattr(case, side)
-    found = []
+    arrays = []
     for name in ('lower', 'upper'):
         like_own = pieces(getattr(own, name), case.shapes[side][2])
         kind = like_own[0] is not None, len(like_own[1]), like_own[2].shape[1]
-        found.append(joined(like(pieces(dense(params[name], x), registers), *kind), getattr(own, name).ndim))
-    return found
+        arrays.append(joined(like(pieces(dense(params[name], x), registers), *kind), getattr(own, name).ndim))
+    return arrays
 
 
 def numpy_supervised(case):
@@ -180,8 +180,8 @@ def numpy_fd(case):
 
 
 def numpy_fitnet(case):
-    heard = laid_out(case, 'h', case.h.lower, case.h.upper)
-    return {'state': equations.mean_square([case.g.lower, case.g.upper], decode(case, 'g', heard))}
+    teacher_state = align_to_grid(case, 'h', case.h.lower, case.h.upper)
+    return {'state': equations.mean_square([case.g.lower, case.g.upper], decode(case, 'g', teacher_state))}
 
 
 def numpy_hybrid(case):
@@ -221,9 +221,9 @@ def numpy_dist(case):
 
 
 def numpy_td(case):
-    def d(target, found):
+    def d(target, prediction):
         """The distance, over the variance of its target if that is asked for."""
-        value = equations.mean_square(target, found)
+        value = equations.mean_square(target, prediction)
         if case.config.td.scale == 'none':
             return value
         return value / (equations.join(target).var(axis=0).mean() + 1e-6)
@@ -236,8 +236,8 @@ def numpy_td(case):
     }
     s, e, m, interact = s_g, e_g, m_g, 0
     for _ in range(case.config.td.rounds):
-        heard, _ = decode(case, 'h', m)
-        answer = encode(case, 'h', heard, case.upper_h(heard))
+        decoded, _ = decode(case, 'h', m)
+        answer = encode(case, 'h', decoded, case.upper_h(decoded))
         s_new, e_new = decode(case, 'g', answer)
         target = [s, e] if case.config.td.reference == 'running' else [s_g, e_g]
         interact = interact + d(target, [s_new, e_new])
@@ -461,8 +461,8 @@ def test_a_method_reads_what_it_says(method, part):
     """Whatever a term reads of the teacher, NaN in it reaches the term; and nothing else does."""
     declared = {
         term
-        for said, terms in objectives.METHODS[method].reads.items()
-        if set(PARTS[said]) & set(PARTS[part])
+        for declared_part, terms in objectives.METHODS[method].reads.items()
+        if set(PARTS[declared_part]) & set(PARTS[part])
         for term in terms
     }
     config, terms = terms_without(method, PARTS[part])

@@ -55,11 +55,11 @@ def test_terms_follow_their_examples(method, pair):
     """Another order of the batch is the same terms in that order; one example alone is not the same."""
     _, _, terms = make(method, *pair)
     order = np.random.default_rng(0).permutation(BATCH)
-    found = terms(*pair)
+    original = terms(*pair)
     for name, value in terms(*(x[order] for x in pair)).items():
-        np.testing.assert_allclose(value, found[name][order], rtol=1e-5, err_msg=name)
+        np.testing.assert_allclose(value, original[name][order], rtol=1e-5, err_msg=name)
     changed = terms(pair[0].at[0].add(1.0))
-    assert all(not np.allclose(changed[name][1:], found[name][1:]) for name in found)
+    assert all(not np.allclose(changed[name][1:], original[name][1:]) for name in original)
 
 
 @pytest.mark.parametrize('method', METHODS)
