@@ -80,7 +80,7 @@ def sizes_of_variant(variant: str) -> Sizes:
     ]
     widths = tuple(round_width(stage[-1] * width) for stage in STAGES)
     stem, last = (STEM, LAST) if is_lite else (round_width(STEM * width), round_width(LAST * width))
-    return Sizes(stem, widths, tuple(depths), last, is_lite)
+    return Sizes(stem=stem, widths=widths, depths=tuple(depths), last=last, is_lite=is_lite)
 
 
 class Conv(nn.Module):
@@ -125,16 +125,22 @@ class Block(nn.Module):
         act, y = ACTIVATIONS[self.activation], x
         wide = x.shape[-1] * self.expansion
         if self.expansion != 1:
-            y = act(Conv(wide, 1, 1, self.padding, self.dtype, name='expand')(y))
-        y = Conv(wide, self.side, self.stride, self.padding, self.dtype, is_depthwise=True, name='depthwise')(
-            y
-        )
+            y = act(Conv(wide, 1, 1, padding=self.padding, dtype=self.dtype, name='expand')(y))
+        y = Conv(
+            wide,
+            self.side,
+            self.stride,
+            padding=self.padding,
+            dtype=self.dtype,
+            is_depthwise=True,
+            name='depthwise',
+        )(y)
         y = act(y)
         if self.squeeze_width:
             mean = y.mean(axis=(1, 2), keepdims=True, dtype=jnp.float32).astype(y.dtype)
             gate = act(nn.Dense(self.squeeze_width, dtype=self.dtype, name='squeeze')(mean))
             y = y * jax.nn.sigmoid(nn.Dense(wide, dtype=self.dtype, name='excite')(gate))
-        y = Conv(self.width, 1, 1, self.padding, self.dtype, name='project')(y)
+        y = Conv(self.width, 1, 1, padding=self.padding, dtype=self.dtype, name='project')(y)
         return x + y if self.stride == 1 and x.shape[-1] == self.width else y
 
 
@@ -158,7 +164,7 @@ class EfficientNet(nn.Module):
     def setup(self):
         sizes = self.sizes
         self.activation = 'relu6' if sizes.is_lite else 'silu'
-        self.stem = Conv(sizes.stem, 3, 2, self.padding, self.dtype)
+        self.stem = Conv(sizes.stem, 3, 2, padding=self.padding, dtype=self.dtype)
         stages, input_width = [], sizes.stem
         for i, (_, side, stride, expansion, _) in enumerate(STAGES):
             blocks = []
@@ -181,7 +187,7 @@ class EfficientNet(nn.Module):
                 input_width = sizes.widths[i]
             stages.append(blocks)
         self.stages = stages
-        self.last = Conv(sizes.last, 1, 1, self.padding, self.dtype)
+        self.last = Conv(sizes.last, 1, 1, padding=self.padding, dtype=self.dtype)
         self.head_layer = nn.Dense(self.num_outputs, kernel_init=nn.initializers.zeros)
 
     def run(self, stages, x):

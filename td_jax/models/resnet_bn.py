@@ -62,11 +62,11 @@ class Unit(nn.Module):
         y = x
         for i, (features, side, stride) in enumerate(layers):
             # No relu on the input: a decoded state may be negative.
-            y = Conv(features, side, stride, 'symmetric', self.dtype, name=f'conv_{i}')(
+            y = Conv(features, side, stride, padding='symmetric', dtype=self.dtype, name=f'conv_{i}')(
                 jax.nn.relu(y) if i else y
             )
         if self.stride != 1 or x.shape[-1] != out:
-            x = Conv(out, 1, self.stride, 'symmetric', self.dtype, name='projection')(x)
+            x = Conv(out, 1, self.stride, padding='symmetric', dtype=self.dtype, name='projection')(x)
         return jax.nn.relu(x + y)
 
 
@@ -86,7 +86,7 @@ class ResNet(nn.Module):
     dtype: str
 
     def setup(self):
-        self.root = Conv(ROOT, 7, 2, 'symmetric', self.dtype)
+        self.root = Conv(ROOT, 7, 2, padding='symmetric', dtype=self.dtype)
         self.stages = [
             [
                 Unit(ROOT * 2**i, 2 if i and not j else 1, self.sizes, self.dtype, name=f'stage_{i}_unit_{j}')

@@ -150,7 +150,14 @@ class ViT(nn.Module):
         if self.remat_policy != 'everything_saveable':
             # Argument 2 of Block.__call__, itself being 0, is a bool of Python.
             kind = nn.remat(Block, policy=POLICIES[self.remat_policy], static_argnums=(2,))
-        block = functools.partial(kind, self.sizes, self.dropout, self.activation, self.epsilon, self.dtype)
+        block = functools.partial(
+            kind,
+            sizes=self.sizes,
+            dropout=self.dropout,
+            activation=self.activation,
+            epsilon=self.epsilon,
+            dtype=self.dtype,
+        )
         self.blocks = [block(name=f'block_{i}') for i in range(self.sizes.layers)]
         self.norm = LayerNorm(epsilon=self.epsilon, dtype=self.dtype)
         self.dropout_layer = nn.Dropout(self.dropout)

@@ -109,7 +109,14 @@ def _make_parts(config, source, teacher, mesh):
     copies_head = teacher is not None and same_labels(source, teacher.source)
     num_labels = len(source.label_names)
     registers = teacher.model.registers if teacher else 0
-    step = train_step.make_step(student, source.task, num_labels, config, copies_head, registers)
+    step = train_step.make_step(
+        student,
+        source.task,
+        num_labels,
+        config,
+        copies_head=copies_head,
+        teacher_registers=registers,
+    )
     # Only the start, and not the step, of a student may depend on its teacher.
     step_teacher = teacher if objectives.reads_teacher(config) else None
     start = teacher.params if config.model.initial == 'teacher' else None

@@ -243,7 +243,9 @@ class Loop:
 
     def _update_best(self, step, scores):
         score, _ = evaluation.mean_and_stderr(scores.metric)
-        return selection.update(self.best, step, score, self.less_is_better, self.config)
+        return selection.update(
+            self.best, step, score, less_is_better=self.less_is_better, config=self.config
+        )
 
     def _choose_step(self, step, scores):
         """The step whose parameters the run keeps; the last step always counts as validated."""

@@ -361,10 +361,12 @@ def _check_step(config, source, teacher_source, mesh, name, programs) -> Compile
 
 def _trace_step(config, source, teacher_source, mesh, name):
     _check_trainable(config, source, name)
-    memory.check_parameters(config, config.model, source, config.num_seeds, mesh, name)
+    memory.check_parameters(config, config.model, source, num_seeds=config.num_seeds, mesh=mesh, name=name)
     teacher = None
     if teacher_source:
-        memory.check_parameters(config, config.teacher.model, teacher_source, 1, mesh, 'teacher')
+        memory.check_parameters(
+            config, config.teacher.model, teacher_source, num_seeds=1, mesh=mesh, name='teacher'
+        )
         teacher = assembly.abstract_teacher(config, teacher_source)
         _check_outputs(config, config.teacher.model, teacher_source, 'teacher.model.name')
     abstract = assembly.abstract(config, source, teacher, mesh)

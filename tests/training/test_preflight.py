@@ -89,7 +89,7 @@ def test_a_run_fits_to_the_byte(small_config, tmp_path, monkeypatch):
 def test_the_states_that_a_teacher_keeps_are_counted(small_config, tmp_path, monkeypatch):
     """Of fifty images of each of two seeds: 7, 11 and 5 numbers."""
     monkeypatch.setattr(devices_memory, 'of_device', lambda device: 10)
-    monkeypatch.setattr(memory, 'check_parameters', lambda *arguments: None)
+    monkeypatch.setattr(memory, 'check_parameters', lambda *arguments, **named: None)
     with pytest.raises(UserError) as raised:
         preflight.check(small_config(num_seeds=1), tmp_path / 'run', Programs())
     assert 'on a device that has 0.0 GB' in str(raised.value)
