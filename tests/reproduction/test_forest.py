@@ -55,7 +55,7 @@ def test_genres_are_one_setting_and_columns_of_images_are_several():
     # No control and no teacher, none with other seeds, none that a genre lacks.
     assert (ratings.title, ratings.baseline, list(ratings.rows)) == (
         'MovieLens100k, temporal split',
-        SCRATCH,
+        'no distillation',
         ['LD'],
     )
     # Of each seed the mean of its differences in both genres.
