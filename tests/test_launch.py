@@ -144,7 +144,10 @@ def test_quickstart_makes_the_environment_once_and_says_so(fresh):
     assert (code, err) == (0, '')
     assert out == 'Installing requirements.txt into .venv (once, a few minutes) ...\n'
     assert check.startswith('python3 -c import sys')
-    train = 'python -m td_jax.reproduce --tables=digits --jobs=0 --workdir='
+    train = (
+        'python -m td_jax.compare --config=configs/quickstart.py --methods=ld,fitnet,rkd,td,td_ld '
+        '--trials=0 --jobs=0 --workdir='
+    )
     assert calls == ['python3 -m venv .venv', f'{PIP} -r requirements.txt', f'{train}runs/quickstart']
     assert fresh('quickstart.sh', 'runs/mine') == (0, '', '', [f'{train}runs/mine'])
     for arguments in (['--workdir=runs/mine'], ['a', 'b']):

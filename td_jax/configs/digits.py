@@ -1,6 +1,6 @@
 """Handwritten digits: five well-known ones teach five that are known from a few examples.
 
-Not in the paper; its setting at a size for the quickstart and the tests. The 1,797 real 8x8 images
+Not in the paper; its setting at a size for a first look and the tests. The 1,797 real 8x8 images
 come with scikit-learn, so nothing is downloaded. The teacher learns digits 0 to 4 from all of their
 training images; the student learns 5 to 9 from `dataset.examples_per_class` images per class.
 Labels differ, so methods with a logits term read a probe on the frozen teacher.
