@@ -5,9 +5,11 @@ some columns, such as a dense, a middle and a sparse genre: a mean averages nois
 could do, too. What is chosen on other columns, or with another sampler seed, is filed under their names; the
 teacher, whose task is the same in every column, is not.
 
-The teacher is searched first, then the student without distillation: what is chosen there of the optimizer
-(OPTIMIZER) holds for all methods, and each has its weights and rounds searched on top. All searches have as
-many trials and the same rungs: all trials are trained on a rung, with several seeds, before the best of them,
+The teacher is searched first, then the student without distillation, over the options of the optimizer
+(OPTIMIZER). A method has its weights and rounds searched with what was chosen there in half of its trials, by
+blocks of PARTS, and with the draws of the optimizer that the student without distillation has in trials of
+the same numbers in the other half: a dropout that suits few labels may be too much where a teacher speaks.
+All searches have as many trials and the same rungs: all trials are trained on a rung, with several seeds, before the best of them,
 by fixed quotas, go on to the next one, with other seeds and, of ratings, on another slice of time. The score
 of a trial is the best mean validation metric, over all its runs so far, of a common step: the learning rate
 is constant, so that this step is the number of steps that is chosen. So every method has as many trials that
@@ -321,32 +323,34 @@ def plan(search: Search, name: str, choices: dict) -> Plan:
         columns = columns[:1]
     else:
         fixed = dict(choices.get(_filed_under(search, TEACHER), {}).get(TEACHER, {}))
+    optimizer = {}
     if NO_DISTILLATION in _needed(name):
-        optimizer = _chosen(search, name, NO_DISTILLATION, choices, fixed)
-        fixed |= {
-            key: optimizer[key]
-            for key in space(search.of, NO_DISTILLATION)
-            if key not in search.of.set_by(name)
-        }
+        chosen = _chosen(search, name, NO_DISTILLATION, choices, fixed)
+        every = space(search.of, NO_DISTILLATION)
+        optimizer = {key: of for key, of in every.items() if key not in search.of.set_by(name)}
+        fixed |= {key: chosen[key] for key in optimizer}
     if name in STARTS:
         one, other = (
             {
                 drawn_as(key): value
                 for key, value in _chosen(search, name, method, choices, fixed).items()
-                if key not in fixed
+                if key in optimizer or key not in fixed
             }
             for method in STARTS[name]
         )
         # What only the other one has is as weak as can be.
         least = {drawn_as(key): getattr(of, 'low', 0) for key, of in drawn.items()}
         for values in (one | other, one, other):
-            starts.append({key: (least | values)[drawn_as(key)] for key in drawn})
+            starts.append({key: (least | values)[drawn_as(key)] for key in drawn | optimizer})
 
     def trial(number):
+        has_own_optimizer = number // PARTS % 2
+        ranges = drawn | optimizer if has_own_optimizer else drawn
         seed = search.chosen_by.sampler_seed
-        return {key: of.at(draw(drawn_as(key), number, seed)) for key, of in drawn.items()}
+        values = {key: of.at(draw(drawn_as(key), number, seed)) for key, of in ranges.items()}
+        return {key: fixed[key] for key in optimizer} | values
 
-    if not drawn:
+    if not drawn | optimizer:
         # All trials would be the same.
         return Plan(name, columns, fixed, [{}])
     trials = starts[: search.trials]

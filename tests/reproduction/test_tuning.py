@@ -114,6 +114,12 @@ def test_methods_share_the_draws_of_what_they_have_in_common():
         assert fitnet['fitnet.weights.state'] == td['td.weights.state']
     assert trials['teacher'] == trials['supervised']
     assert {trial['td.rounds'] for trial in trials['td'][:4]} == {0, 1, 2, 3}
+    # The optimizer that was chosen without distillation, and then that of its trials of the same numbers.
+    chosen = {'optimizer.learning_rate': 1e-3, 'optimizer.weight_decay': 0.1, 'model.dropout': 0.2}
+    for name in ('td', 'td_ld', 'ld', 'hybrid', 'fd', 'fitnet'):
+        for number in range(3, 8):
+            expected = chosen if number < 4 else trials['supervised'][number]
+            assert trials[name][number].items() >= expected.items()
     # Another sampler seed has others, and more trials have these and more.
     by = EIGHT._replace(chosen_by=tables.ChosenBy((), 1))
     others = tuning.plan(by, 'supervised', {}).trials
@@ -125,11 +131,17 @@ def test_methods_share_the_draws_of_what_they_have_in_common():
 def test_td_with_ld_begins_with_what_was_chosen_for_both():
     trials = tuning.plan(EIGHT, 'td_ld', chosen_before(EIGHT, td=TD, ld=LD)).trials
     weak = {f'td.weights.{term}': 0.1 for term in ('interact', 'message', 'state')}
+    optimizer = {'optimizer.learning_rate': 1e-3, 'optimizer.weight_decay': 0.1, 'model.dropout': 0.2}
     assert trials[:3] == [
-        TD | {'td.weights.logits': 7.0},
-        TD | {'td.weights.logits': 0.1},
-        weak | {'td.rounds': 0, 'td.weights.logits': 7.0},
+        optimizer | TD | {'td.weights.logits': 7.0},
+        optimizer | TD | {'td.weights.logits': 0.1},
+        optimizer | weak | {'td.rounds': 0, 'td.weights.logits': 7.0},
     ]
+    # With an optimizer of its own each starts with that; both together with that of LD.
+    own = [{'model.dropout': rate} for rate in (0.0, 0.4)]
+    choices = chosen_before(EIGHT, td=TD | own[0], ld=LD | own[1])
+    starts = tuning.plan(EIGHT, 'td_ld', choices).trials[:3]
+    assert [start['model.dropout'] for start in starts] == [0.4, 0.0, 0.4]
     few = EIGHT._replace(trials=2)
     assert tuning.plan(few, 'td_ld', chosen_before(few, td=TD, ld=LD)).trials == trials[:2]
 
@@ -151,10 +163,10 @@ def test_methods_have_the_optimizer_of_the_student_without_distillation():
     choices['movielens_by_user'] = {'teacher': {'teacher.num_steps': 77}}
     choices['movielens_by_user_Drama_War']['searched']['supervised']['fixed'] = {'teacher.num_steps': 77}
     of = tuning.plan(RATINGS, 'td', choices)
-    run = tuning.run_of(RATINGS, of, 5, 1, 'War')
+    run = tuning.run_of(RATINGS, of, 3, 1, 'War')
     assert (run.optimizer.learning_rate, run.optimizer.weight_decay, run.model.dropout) == (1e-3, 0.1, 0.2)
     assert (run.teacher.num_steps, run.num_steps, run.num_seeds) == (77, STEPS, 2)
-    assert config_lib.flatten(run).items() >= of.trials[5].items()
+    assert config_lib.flatten(run).items() >= of.trials[3].items()
     # All that was chosen for the teacher is that of the student's run, too.
     assert tuning.plan(RATINGS, 'supervised', choices).fixed == {'teacher.num_steps': 77}
 
@@ -276,7 +288,9 @@ def test_all_of_a_rung_are_run_before_the_best_half_goes_on(monkeypatch, tmp_pat
     assert slices == [0] * 16 + [1] * 8 + [2] * 4
     lines = lines_of(tmp_path, 'ld')
     weights = {line['trial']: line['values']['ld.weights.logits'] for line in lines}
-    order = sorted(weights, key=lambda number: abs(math.log10(weights[number])))
+    rates = {line['trial']: line['values']['optimizer.learning_rate'] for line in lines}
+    far = {number: abs(math.log10(weights[number])) + abs(math.log10(rates[number]) + 3) for number in rates}
+    order = sorted(far, key=far.get)
     for rung, quota in enumerate((8, 4, 2)):
         on_rung = collections.Counter(line['trial'] for line in lines if line['rung'] == rung)
         assert on_rung == dict.fromkeys(order[:quota], 2)
@@ -323,7 +337,8 @@ def test_td_with_ld_is_searched_after_both(monkeypatch, tmp_path):
     assert list(records) == ['supervised', 'td', 'ld', 'td_ld']
     (under,) = choices.values()
     joined = {key: under['td'][key] for key in TD} | {'td.weights.logits': under['ld']['ld.weights.logits']}
-    assert lines_of(tmp_path, 'td_ld')[0]['values'] == joined
+    optimizer = {key: under['ld'][key] for key in OPTIMIZER}
+    assert lines_of(tmp_path, 'td_ld')[0]['values'] == joined | optimizer
 
 
 def test_every_column_counts(monkeypatch, tmp_path):
