@@ -72,6 +72,7 @@ def run(
     from td_jax.reproduction import jobs as jobs_lib
     from td_jax.reproduction import summary
     from td_jax.reproduction import variants as engine
+    from td_jax.training import public_teacher
 
     root = workdir.resolve(str(folder))
     if workdir.is_in_bucket(root):
@@ -79,6 +80,7 @@ def run(
     if jobs != 1 and (models or sources or own_methods):
         raise UserError(f'jobs is {jobs}, but models, sources and methods of your own need jobs=1.')
     with own.brought(models, sources, own_methods):
+        config = public_teacher.configured(config, root, fixed, any_method=True)
         plan = engine.plan(
             config,
             methods,

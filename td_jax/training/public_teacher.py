@@ -13,7 +13,9 @@ from td_jax.method import objectives
 from td_jax.pretrained import architecture, labels
 
 
-def configured(config, folder: epath.Path, typed: list[str] | tuple[str, ...] = ()):
+def configured(
+    config, folder: epath.Path, typed: list[str] | tuple[str, ...] = (), *, any_method: bool = False
+):
     """A config in full: what its public checkpoint says of the teacher, and of a student that starts from it.
 
     What a person set stays, and is refused where the checkpoint is something else. Set is what was typed. Of
@@ -29,6 +31,7 @@ def configured(config, folder: epath.Path, typed: list[str] | tuple[str, ...] = 
       config: of a run.
       folder: its workdir.
       typed: the keys that were set on a command line.
+      any_method: whether the labels are for methods that compare predictions, too, if the config's does not.
 
     Returns:
       A config; the same one where no checkpoint is its teacher.
@@ -38,7 +41,7 @@ def configured(config, folder: epath.Path, typed: list[str] | tuple[str, ...] = 
     """
     full, checkpoint, set_keys = _with_architecture(config, typed)
     if checkpoint and 'teacher.labels' not in set_keys:
-        full.teacher.labels, why = _comparison(full, checkpoint, folder)
+        full.teacher.labels, why = _comparison(full, checkpoint, folder, any_method)
         if why:
             processes.say(
                 f'teacher.labels={full.teacher.labels}: {why}; a linear probe on the teacher is fitted to '
@@ -68,6 +71,8 @@ def _with_architecture(config, typed):
     if changes:
         said = ' '.join(f'{key}={architecture.as_text(value)}' for key, value in changes.items())
         processes.say(f'{location} sets {said}')
+    if config.model.initial != full.model.initial:
+        processes.say('model.initial=random: a student of this architecture cannot start from this teacher')
     return full, checkpoint, set_keys
 
 
@@ -83,11 +88,11 @@ def _set_keys(config, typed):
     return typed | changed | splits
 
 
-def _comparison(config, checkpoint, folder):
+def _comparison(config, checkpoint, folder, any_method):
     """(teacher.labels, why that is not what it was): a probe where predictions are of other labels."""
     labels_are, method = config.teacher.labels, objectives.METHODS[config.method]
-    is_compared = labels_are == 'shared' and objectives.reads(config, 'bridged_logits')
-    if not is_compared or 'probe' not in method.bridges:
+    is_compared = objectives.reads(config, 'bridged_logits') and 'probe' in method.bridges
+    if labels_are != 'shared' or not (is_compared or any_method):
         return labels_are, ''
     count = checkpoint.architecture.num_outputs
     if not count:

@@ -8,8 +8,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from td_jax import compare, own
 from td_jax import config as config_lib
-from td_jax import own
 from td_jax.configs import images, vit_imagenet
 from td_jax.devices import sharding
 from td_jax.errors import Missing, UserError
@@ -43,13 +43,13 @@ def photos(tmp_path_factory):
 def typed(photos, tmp_path):
     """A function (checkpoint, **typed, keys with __ for dots) -> configs/images.py in full."""
 
-    def make(checkpoint, **changes):
+    def make(checkpoint, *, any_method=False, **changes):
         config = images.get_config()
         config.update_from_flattened_dict(SMALL)
         changes = {key.replace('__', '.'): value for key, value in changes.items()}
         changes |= {'dataset.path': str(photos), 'teacher.pretrained': str(checkpoint), **changes}
         config.update_from_flattened_dict(changes)
-        return public_teacher.configured(config, tmp_path / 'run', list(changes))
+        return public_teacher.configured(config, tmp_path / 'run', list(changes), any_method=any_method)
 
     return make
 
@@ -126,6 +126,9 @@ def test_labels_that_differ_take_a_probe(typed, tmp_path, capsys):
     assert 'the checkpoint predicts 7 labels, and the student 2 others (cat, dog);' in capsys.readouterr().err
     # No term compares predictions.
     assert typed(others, method='fitnet').teacher.labels == 'shared'
+    # Others that are compared with it may.
+    assert typed(others, method='fitnet', any_method=True).teacher.labels == 'probe'
+    capsys.readouterr()
     # It is said otherwise.
     for labels in ('shared', 'auxiliary'):
         assert typed(others, method='ld', teacher__labels=labels).teacher.labels == labels
@@ -175,6 +178,31 @@ def test_what_only_compiles_takes_the_checkpoint_without_its_data(tmp_path):
     made = public_teacher.with_architecture(config, ['teacher.pretrained'])
     assert (made.teacher.model.width, made.teacher.model.split, made.model.width) == (48, 3, 48)
     assert (made.model.layers, made.dataset.image_size, made.teacher.labels) == (4, 32, 'probe')
+
+
+def test_a_report_of_the_compiler_is_of_the_checkpoint_that_was_typed(run_command):
+    code, _, error = run_command(
+        'tpu_report',
+        '--config=td_jax/configs/vit_imagenet.py',
+        '--topology=v5e:2x2',
+        f'--config.teacher.pretrained={BARE}',
+        '--config.teacher.model.layers=5',
+    )
+    assert (code, error) == (
+        2,
+        f'td_jax: {BARE} does not match what is set: teacher.model.layers is 6 there, 5 here; leave '
+        'teacher.model.layers out.\n',
+    )
+
+
+@pytest.mark.long
+def test_methods_are_compared_with_a_checkpoint_alone(photos, tmp_path):
+    config = images.get_config()
+    config.update_from_flattened_dict(SMALL)
+    changes = {'dataset.path': str(photos), 'teacher.pretrained': str(BARE)}
+    config.update_from_flattened_dict(changes)
+    made = compare.run(config, tmp_path, methods=('ld',), fixed=list(changes), trials=0, seeds=2)
+    assert [row['variant'] for row in made['rows']] == ['supervised', 'ld']
 
 
 def test_a_run_without_a_teacher_reads_no_checkpoint(typed, tmp_path):
