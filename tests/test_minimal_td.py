@@ -87,6 +87,7 @@ def test_it_stays_short():
     assert len(EXAMPLE.read_text().splitlines()) <= 150
 
 
+@pytest.mark.long
 def test_it_prints_the_accuracy_of_both(monkeypatch, capsys):
     monkeypatch.setattr(minimal_td, 'STUDENTS', 1)
     with jax.numpy_rank_promotion('allow'):

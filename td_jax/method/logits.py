@@ -22,7 +22,7 @@ def bridge_logits(params, student, teacher, config):
     """Comparable predictions of both models, by teacher.labels.
 
     Args:
-      params: what `init_bridge` made, among others.
+      params: the parameters of the method, with those of `init_bridge`.
       student, teacher: Participants.
       config: of the run.
 
