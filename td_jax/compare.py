@@ -80,7 +80,7 @@ def run(
     if jobs != 1 and (models or sources or own_methods):
         raise UserError(f'jobs is {jobs}, but models, sources and methods of your own need jobs=1.')
     with own.brought(models, sources, own_methods):
-        config = public_teacher.configured(config, root, fixed, any_method=True)
+        config = public_teacher.complete(config, root, fixed, any_method=True)
         plan = engine.plan(
             config,
             methods,

@@ -36,7 +36,7 @@ def main():
         processes.hear_signals()
         with processes.ending_together():
             typed, place = command_line.typed_keys(), workdir.resolve(folder.value)
-            full = processes.together(lambda: public_teacher.configured(config.value, place, typed))
+            full = processes.together(lambda: public_teacher.complete(config.value, place, typed))
             config_lib.check(full)
             for line in config_lib.said_of(full, typed):
                 processes.say(line)

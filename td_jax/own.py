@@ -40,7 +40,7 @@ def train(config, workdir, *, models=None, sources=None, methods=None) -> dict:
     """
     folder = workdir_lib.resolve(str(workdir))
     with brought(models, sources, methods):
-        return run.train(public_teacher.configured(config, folder), folder)
+        return run.train(public_teacher.complete(config, folder), folder)
 
 
 def load(workdir, seed_index: int = 0, *, models=None, sources=None, methods=None) -> finished.FinishedRun:

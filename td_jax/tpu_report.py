@@ -26,7 +26,7 @@ def main():
         full, typed = config.value, command_line.typed_keys()
         if 'teacher.pretrained' in typed:
             # One that a config names is described there, and need not be on this machine.
-            full = public_teacher.with_architecture(full, typed)
+            full = public_teacher.complete_architecture(full, typed)
         config_lib.check(full)
         for line in config_lib.said_of(full, typed):
             processes.say(line)

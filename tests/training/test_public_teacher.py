@@ -49,7 +49,7 @@ def typed(photos, tmp_path):
         changes = {key.replace('__', '.'): value for key, value in changes.items()}
         changes |= {'dataset.path': str(photos), 'teacher.pretrained': str(checkpoint), **changes}
         config.update_from_flattened_dict(changes)
-        return public_teacher.configured(config, tmp_path / 'run', list(changes), any_method=any_method)
+        return public_teacher.complete(config, tmp_path / 'run', list(changes), any_method=any_method)
 
     return make
 
@@ -110,7 +110,7 @@ def test_the_command_says_what_it_takes_and_goes_on(run_command, typed, photos, 
     assert stored['teacher']['labels'] == 'probe'
     # What is kept is the config in full: nothing more is to be taken.
     full = config_lib.from_json(stored)
-    assert public_teacher.configured(full, tmp_path / 'run') == full
+    assert public_teacher.complete(full, tmp_path / 'run') == full
     # The same command is the same run, and so is what was kept.
     result = json.loads((tmp_path / 'run' / workdir.RESULT).read_text())
     short = typed(BARE, method='ld')
@@ -164,10 +164,10 @@ def test_a_config_that_names_its_checkpoint_says_what_it_changes(photos, tmp_pat
     for model in (config.model, config.teacher.model):
         model.update({'name': 'mlp', 'variant': 'B/32', 'width': 0, 'mlp': 0, 'heads': 0, 'split': 1})
     config.teacher.model.layers = 0
-    made = public_teacher.configured(config, tmp_path / 'run')
+    made = public_teacher.complete(config, tmp_path / 'run')
     assert (made.model.split, made.teacher.model.split) == (2, 3)
     config.model.name = config.teacher.model.name = 'vit'
-    made = public_teacher.configured(config, tmp_path / 'run')
+    made = public_teacher.complete(config, tmp_path / 'run')
     assert (made.model.split, made.teacher.model.split) == (1, 1)
 
 
@@ -175,7 +175,7 @@ def test_what_only_compiles_takes_the_checkpoint_without_its_data(tmp_path):
     config = vit_imagenet.get_config()
     config.teacher.pretrained = str(BARE)
     config.method = 'ld'
-    made = public_teacher.with_architecture(config, ['teacher.pretrained'])
+    made = public_teacher.complete_architecture(config, ['teacher.pretrained'])
     assert (made.teacher.model.width, made.teacher.model.split, made.model.width) == (48, 3, 48)
     assert (made.model.layers, made.dataset.image_size, made.teacher.labels) == (4, 32, 'probe')
 
