@@ -9,11 +9,11 @@ The teacher is searched first, then the student without distillation, over the o
 (OPTIMIZER). A method has its weights and rounds searched with what was chosen there in half of its trials, by
 blocks of PARTS, and with the draws of the optimizer that the student without distillation has in trials of
 the same numbers in the other half: a dropout that suits few labels may be too much where a teacher speaks.
-All searches have as many trials and the same rungs: all trials are trained on a rung, with several seeds, before the best of them,
-by fixed quotas, go on to the next one, with other seeds and, of ratings, on another slice of time. The score
-of a trial is the best mean validation metric, over all its runs so far, of a common step: the learning rate
-is constant, so that this step is the number of steps that is chosen. So every method has as many trials that
-are trained to their end, unless some diverge.
+All searches have as many trials and the same rungs: all trials are trained on a rung, with several seeds,
+before the best of them, by fixed quotas, go on to the next one, with other seeds and, of ratings, on another
+slice of time. The score of a trial is the best mean validation metric, over all its runs so far, of a common
+step: the learning rate is constant, so that this step is the number of steps that is chosen. So every method
+has as many trials that are trained to their end, unless some diverge.
 
 A draw belongs to the name of an option, the number of the trial and the sampler seed: trial 5 of every method
 with a weight of the logits term has the same one. A variant that joins two methods has what was chosen for
