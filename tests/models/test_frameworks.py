@@ -271,6 +271,7 @@ def test_keras_with_channels_first_is_refused(keras, functional):
         keras.config.set_image_data_format('channels_last')
 
 
+@pytest.mark.long
 def test_a_keras_model_teaches(small_config, tmp_path, functional):
     config = small_config(method='td', teacher__num_steps=0)
     config.teacher.model.name = 'functional'

@@ -260,15 +260,20 @@ def test_a_resnet_with_batch_norm_is_timms(tmp_path, monkeypatch, variant, units
         assert rows[0][:2] == ['0', f'{64 * 7 * 7 * 3 + 64:,}'] and len(rows) == 5
 
 
-def test_a_split_resnet_does_not_change_what_another_model_suggests():
+def test_a_unit_takes_what_another_model_suggests_as_it_is():
     """A state that a decoder makes is below 0 in places, as that of an image never is."""
-    sizes = resnet_bn.Sizes((1, 1, 1, 1), False)
-    module = resnet_bn.ResNet(sizes, 2, 1, 'float32')
-    image = {'image': timm_weights.images(32)}
-    params = module.init(jax.random.key(0), image)
-    s = -module.apply(params, image, method='lower') - 1
-    outputs = [module.apply(params, state, method='upper') for state in (s, np.maximum(s, 0))]
-    assert np.abs(outputs[0] - outputs[1]).max() > 1e-3
+    unit = resnet_bn.Unit(4, 1, resnet_bn.Sizes((1,), False), 'float32')
+    s = -1 - timm_weights.images(8)[..., :1].repeat(4, axis=-1) ** 2
+    params = unit.init(jax.random.key(0), s)
+    assert np.abs(unit.apply(params, s) - unit.apply(params, np.maximum(s, 0))).max() > 1e-3
+    kernels = [params['params'][f'conv_{i}']['conv']['kernel'] for i in (0, 1)]
+    x = s
+    for kernel in kernels:
+        x = jax.lax.conv_general_dilated(
+            x, kernel, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+        )
+        x = np.maximum(x, 0) if kernel is kernels[0] else x
+    np.testing.assert_allclose(unit.apply(params, s), np.maximum(s + x, 0), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(

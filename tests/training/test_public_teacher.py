@@ -69,7 +69,12 @@ def named(folder, names):
 
 @pytest.mark.parametrize(
     ('name', 'method'),
-    [('vit_tiny.npz', 'td'), ('hf_dinov2_registers_tiny', 'ld'), ('bit', 'ld'), ('resnet', 'td')],
+    [
+        ('hf_dinov2_registers_tiny', 'ld'),
+        ('bit', 'ld'),
+        pytest.param('vit_tiny.npz', 'td', marks=pytest.mark.long),
+        pytest.param('resnet', 'td', marks=pytest.mark.long),
+    ],
 )
 def test_a_config_for_another_teacher_takes_any_checkpoint(typed, tmp_path, monkeypatch, name, method):
     location = GOLDEN / name
@@ -180,6 +185,7 @@ def test_what_only_compiles_takes_the_checkpoint_without_its_data(tmp_path):
     assert (made.model.layers, made.dataset.image_size, made.teacher.labels) == (4, 32, 'probe')
 
 
+@pytest.mark.long
 def test_a_report_of_the_compiler_is_of_the_checkpoint_that_was_typed(run_command):
     code, _, error = run_command(
         'tpu_report',
