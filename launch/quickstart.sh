@@ -8,4 +8,4 @@ source "$(dirname "$0")/common.sh"
 [[ $# -le 1 && ${1-} != -* ]] || fail "'$*' is no WORKDIR; write quickstart.sh WORKDIR."
 make_environment requirements.txt
 exec .venv/bin/python -m td_jax.compare --config=configs/quickstart.py --methods=ld,fitnet,rkd,td,td_ld \
-  --trials=0 --jobs=0 --workdir="${1:-runs/quickstart}"
+  --trials=0 --search_seeds=1 --jobs=0 --workdir="${1:-runs/quickstart}"

@@ -106,7 +106,7 @@ def run(
         print(f'\n{made["sentence"]}')
         print(
             f'{kept} is a student of {best.name}, the best on validation data: {best.parameters:,} '
-            f'parameters, {1e3 * seconds:.3f} ms per example in batches of 64 on this machine.'
+            f'parameters, {1e6 * seconds:.3g} µs per example in batches of 64 on this machine.'
         )
     return made
 

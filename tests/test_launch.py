@@ -146,7 +146,7 @@ def test_quickstart_makes_the_environment_once_and_says_so(fresh):
     assert check.startswith('python3 -c import sys')
     train = (
         'python -m td_jax.compare --config=configs/quickstart.py --methods=ld,fitnet,rkd,td,td_ld '
-        '--trials=0 --jobs=0 --workdir='
+        '--trials=0 --search_seeds=1 --jobs=0 --workdir='
     )
     assert calls == ['python3 -m venv .venv', f'{PIP} -r requirements.txt', f'{train}runs/quickstart']
     assert fresh('quickstart.sh', 'runs/mine') == (0, '', '', [f'{train}runs/mine'])

@@ -30,4 +30,11 @@ def get_config():
 
     config.communication.hidden = 64
     config.communication.message = 32
+
+    # By validation data, of a few values each.
+    config.td.weights.state = config.td.weights.message = 0.5
+    config.td.weights.interact = 0.1
+    config.fitnet.weights.state = 0.3
+    config.rkd.weights.distance = 30.0
+    config.rkd.weights.angle = 60.0
     return config

@@ -9,6 +9,7 @@ The teacher is searched first, then the student without distillation, over the o
 (OPTIMIZER). A method has its weights and rounds searched with what was chosen there in half of its trials, by
 blocks of PARTS, and with the draws of the optimizer that the student without distillation has in trials of
 the same numbers in the other half: a dropout that suits few labels may be too much where a teacher speaks.
+
 All searches have as many trials and the same rungs: all trials are trained on a rung, with several seeds,
 before the best of them, by fixed quotas, go on to the next one, with other seeds and, of ratings, on another
 slice of time. The score of a trial is the best mean validation metric, over all its runs so far, of a common
@@ -324,6 +325,9 @@ def plan(search: Search, name: str, choices: dict) -> Plan:
     else:
         fixed = dict(choices.get(_filed_under(search, TEACHER), {}).get(TEACHER, {}))
     optimizer = {}
+    if not any(space(search.of, other) for other in (name, NO_DISTILLATION)):
+        # All trials would be the same.
+        return Plan(name, columns, fixed, [{}])
     if NO_DISTILLATION in _needed(name):
         chosen = _chosen(search, name, NO_DISTILLATION, choices, fixed)
         every = space(search.of, NO_DISTILLATION)
@@ -351,7 +355,6 @@ def plan(search: Search, name: str, choices: dict) -> Plan:
         return {key: fixed[key] for key in optimizer} | values
 
     if not drawn | optimizer:
-        # All trials would be the same.
         return Plan(name, columns, fixed, [{}])
     trials = starts[: search.trials]
     for number in range(len(trials), search.trials):
@@ -398,9 +401,7 @@ def tune(search: Search, names, root: epath.Path, journals: epath.Path, target: 
     """
     for name, folder in (('workdir', root), ('journals', journals)):
         workdir.make_folder(name, folder)
-    joined = [name for name in names if name in STARTS]
-    first = [name for name in (TEACHER, NO_DISTILLATION) if name in names]
-    rest = [name for name in names if name not in (*first, *joined)]
+    parts = _parts(search, names)
     with contextlib.ExitStack() as held:
         for under in sorted({_filed_under(search, name) for name in names}):
             held.enter_context(journal.locked(pathlib.Path(journals), under))
@@ -408,7 +409,7 @@ def tune(search: Search, names, root: epath.Path, journals: epath.Path, target: 
         for name in names:
             journal.read(_journal(search, name, journals))
         kept = {name: journal.Journal(_journal(search, name, journals)) for name in names}
-        for part in (*([name] for name in first), rest, joined):
+        for part in parts:
             choices = workdir.read_json(target) or {}
             plans = [plan(search, name, choices) for name in part]
             over = _climb(search, plans, kept, root, processes)
@@ -425,6 +426,16 @@ def tune(search: Search, names, root: epath.Path, journals: epath.Path, target: 
                 under.setdefault(cells.SEARCHED, {})[of.name] = record
                 workdir.write(target, json.dumps(choices, indent=2, sort_keys=True) + '\n')
                 yield of.name, {'chosen': values, **record}
+
+
+def _parts(search, names):
+    """The names in groups, each searched on top of those before it; one group where nothing is drawn."""
+    if not any(space(search.of, name) for name in names):
+        return [names]
+    joined = [name for name in names if name in STARTS]
+    first = [name for name in (TEACHER, NO_DISTILLATION) if name in names]
+    rest = [name for name in names if name not in (*first, *joined)]
+    return [*([name] for name in first), rest, joined]
 
 
 def _climb(search, plans, kept, root, processes):
