@@ -4,6 +4,8 @@ Not in the paper; the setting of launch/quickstart.sh, in which distillation hel
 come with scikit-learn, so nothing is downloaded. Teacher and student tell the same ten digits apart, so
 methods with a logits term compare their predictions directly.
 
+Cost: seconds per run. Expect: an accuracy of 0.88 without a teacher, 0.92 with LD (docs/compare.md).
+
     python -m td_jax.compare --config=configs/quickstart.py --workdir=runs/quickstart --trials=0
 """
 
