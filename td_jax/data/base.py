@@ -17,10 +17,10 @@ from td_jax.randomness import derive_seed
 class TrainStream(NamedTuple):
     """Training examples that do not fit in memory.
 
-    open(number, step, batch_size, rows) -> iterator over the batches from `step` on, of each the `rows` (a
-      slice) alone: {name: [rows, ...]}. What a batch holds, random variation included, depends on
-      the number of a seed, step and batch_size and on nothing else. It never ends.
-    host_bytes: what an open one holds in the machine's memory, at the least.
+    open(number, step, batch_size, rows) -> endless iterator over the batches from `step` on, of which `rows`
+      (a slice) are given: {name: [rows, ...]}. A batch, random variation included,
+      depends on the number of a seed, step and batch_size alone.
+    host_bytes: a lower bound on what an open stream holds in the machine's memory.
     pass_over(number) -> the examples of a seed, once each and without random variation; None where a stream
       cannot give them.
     is_drawn: whether each seed has examples of its own.
@@ -116,12 +116,12 @@ class Source(NamedTuple):
     # What tells whether the examples are those of another day, {what: text, or Files whose content counts}.
     # None: their arrays in memory do. Those of a decoded JPEG do not: its pixels may differ between machines.
     known_by: Mapping[str, str | Files] | None = None
-    # A line for a person of what was left unread of the data; '' where there is nothing to say.
-    said: str = ''
+    # A line for a person about data that were ignored; '' where there are none.
+    note: str = ''
 
 
 def count(examples: dict | LabelledPool | TrainStream | EvaluationStream) -> int:
-    """How many examples there are, of a pool for each seed."""
+    """The number of examples; of a pool, that of each seed."""
     return len(examples['labels']) if isinstance(examples, dict) else examples.count
 
 
@@ -202,61 +202,61 @@ def take(examples: dict, rows) -> dict:
 
 
 def draw_rows(
-    number: int, labels: np.ndarray, of_each: int, places: np.ndarray, is_held_back: np.ndarray
+    number: int, labels: np.ndarray, per_class: int, places: np.ndarray, is_held_back: np.ndarray
 ) -> np.ndarray:
-    """Draws examples of each class: those with the lowest lots, of which each place of a data set has one.
+    """Draws the examples of each class that have the lowest lots; each place of a data set has one lot.
 
-    So a seed has the same examples of a class whatever other classes a task has, fewer of them are among
-    more, and those of a search are those of training for the test.
+    A seed therefore draws the same examples of a class whatever other classes a task has, a smaller draw is
+    part of a larger one, and a search draws the same examples as training for the test.
 
     Args:
       number: of the seed.
       labels: [examples], the class of each.
-      of_each: how many of each class; there are as many.
+      per_class: how many to draw of each class; every class has at least as many.
       places: [examples], whole numbers from 0, of the data set.
       is_held_back: [examples] bool, those that a search is evaluated on, which are drawn where the others of
         a class are too few.
 
     Returns:
-      [of_each times classes] rows, in ascending order.
+      [per_class * classes] rows, in ascending order.
     """
     # NumPy says of the raw numbers of PCG64 alone that they never change.
     lots = np.random.PCG64(derive_seed(number, 'labelled')).random_raw(int(places.max()) + 1)[places]
     order = np.lexsort((lots, is_held_back))
-    return np.sort(np.concatenate([order[labels[order] == c][:of_each] for c in np.unique(labels)]))
+    return np.sort(np.concatenate([order[labels[order] == c][:per_class] for c in np.unique(labels)]))
 
 
 # The halves of a test, by the last bit of the SHA-256 of an image -> the end of a name that says it.
 TEST_PARTS = {'development': ', development half of the test', 'held_out': ', held-out half of the test'}
 
 
-def said_of_part(config) -> str:
-    """What the name of a data set says of the half of its test that is evaluated; '' of all of it."""
+def describe_part(config) -> str:
+    """Names the half of the test that is evaluated, as a suffix of a data set's name; '' for all."""
     return TEST_PARTS.get(config.test_part, '') if config.split == 'test' else ''
 
 
 def rows_of_part(contents: Iterable[bytes], config) -> np.ndarray | slice:
-    """Which evaluation images are of dataset.test_part.
+    """Selects the evaluation images of dataset.test_part.
 
     Args:
       contents: of the images, in order; read where they are asked for.
       config: `config.dataset`.
     """
-    if not said_of_part(config):
+    if not describe_part(config):
         return slice(None)
     half = list(TEST_PARTS).index(config.test_part)
     return np.flatnonzero([hashlib.sha256(content).digest()[-1] % 2 == half for content in contents])
 
 
-def drawn_examples(
-    examples: dict, of_each: int, places: np.ndarray, is_held_back: np.ndarray
+def make_labelled_pool(
+    examples: dict, per_class: int, places: np.ndarray, is_held_back: np.ndarray
 ) -> LabelledPool:
-    """Examples of which each seed draws some of each class; of `draw_rows`'s arguments."""
+    """Makes a pool from which each seed draws examples by `draw_rows`, whose arguments these are."""
     labels = examples['labels']
     return LabelledPool(
         examples,
-        of_each * len(np.unique(labels)),
-        lambda number: draw_rows(number, labels, of_each, places, is_held_back),
+        per_class * len(np.unique(labels)),
+        lambda number: draw_rows(number, labels, per_class, places, is_held_back),
     )
 
 

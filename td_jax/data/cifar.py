@@ -33,14 +33,14 @@ def load(name: str, config, task, beside: images.OfTeacher | None = None) -> Sou
     """
     pixels, labels, names = read(name)
     count = len(labels['train'])
-    kept = count - round(count * VALIDATION_SHARE)
+    num_train = count - round(count * VALIDATION_SHARE)
     cuts = {
-        'validation': (('train', slice(0, kept)), ('train', slice(kept, None))),
+        'validation': (('train', slice(0, num_train)), ('train', slice(num_train, None))),
         'test': (('train', slice(None)), ('test', slice(None))),
     }
     parts = [{'image': pixels[part][rows], 'labels': labels[part][rows]} for part, rows in cuts[config.split]]
     # The test split trains on the validation slice, too.
-    held_back = count - kept if config.split == 'test' else 0
+    held_back = count - num_train if config.split == 'test' else 0
     contents = (image.tobytes() for image in parts[1]['image'])
     return images.kept_source(name, names, parts, config, task, contents=contents, held_back=held_back)
 

@@ -54,14 +54,14 @@ def decode(content: bytes) -> np.ndarray:
       ValueError: it cannot be decoded; says why in one line.
     """
     try:
-        with _opened(io.BytesIO(content)) as image:
+        with _open_image(io.BytesIO(content)) as image:
             image.load()
-            turned = UPRIGHT.get(_orientation(image))
-            shown = _in_colour(image)
-            return np.asarray(shown if turned is None else shown.transpose(turned))
+            transpose = UPRIGHT.get(_read_orientation(image))
+            rgb = _convert_to_rgb(image)
+            return np.asarray(rgb if transpose is None else rgb.transpose(transpose))
     # Each format of PIL has errors of its own.
     except Exception as error:
-        raise ValueError(_why(error)) from error
+        raise ValueError(_explain(error)) from error
 
 
 def check(file: BinaryIO):
@@ -71,12 +71,12 @@ def check(file: BinaryIO):
       ValueError: says why in one line.
     """
     try:
-        _opened(file).close()
+        _open_image(file).close()
     except Exception as error:
-        raise ValueError(_why(error)) from error
+        raise ValueError(_explain(error)) from error
 
 
-def _opened(file):
+def _open_image(file):
     image = PIL.Image.open(file, formats=list(FORMATS))
     if image.mode in ('I', 'F'):
         kind = 'fractions' if image.mode == 'F' else 'whole numbers of 32 bits'
@@ -84,25 +84,25 @@ def _opened(file):
     return image
 
 
-def _orientation(image):
-    """What EXIF says, 1 for upright; damaged EXIF says nothing."""
+def _read_orientation(image):
+    """Reads the orientation from EXIF; 1 (upright) where it is missing or damaged."""
     try:
         return image.getexif().get(ORIENTATION, 1)
     except Exception:
         return 1
 
 
-def _in_colour(image):
-    """An image of any mode in RGB, transparency on white."""
-    transparent = image.info.get('transparency')
+def _convert_to_rgb(image):
+    """Converts an image of any mode to RGB, on white where it is transparent."""
+    transparent_value = image.info.get('transparency')
     if image.mode.startswith('I;16'):
-        grey = np.asarray(image)
-        upper = (grey >> 8).astype(np.uint8)
-        if transparent is not None:
-            upper[grey == transparent] = WHITE
-        return PIL.Image.fromarray(upper).convert('RGB')
+        values = np.asarray(image)
+        upper_bits = (values >> 8).astype(np.uint8)
+        if transparent_value is not None:
+            upper_bits[values == transparent_value] = WHITE
+        return PIL.Image.fromarray(upper_bits).convert('RGB')
     if image.has_transparency_data:
-        if isinstance(transparent, tuple) and max(transparent) > WHITE:
+        if isinstance(transparent_value, tuple) and max(transparent_value) > WHITE:
             raise ValueError('one of its colours of 16 bits is transparent')
         image = image.convert('RGBA')
         white = PIL.Image.new('RGBA', image.size, (WHITE,) * 4)
@@ -110,7 +110,7 @@ def _in_colour(image):
     return image if image.mode == 'RGB' else image.convert('RGB')
 
 
-def _why(error):
+def _explain(error):
     if isinstance(error, PIL.UnidentifiedImageError):
         return f'it begins as no {", ".join(FORMATS)} does'
     return reason(error).rstrip('.')

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from td_jax.data.base import Picture, Source, drawn_examples, rows_of_part, said_of_part
+from td_jax.data.base import Picture, Source, describe_part, make_labelled_pool, rows_of_part
 from td_jax.data.resizing import View
 from td_jax.errors import UserError
 
@@ -21,7 +21,7 @@ def load(config, task) -> Source:
     Inputs: {'image': [batch, 64]}, from 0 to 1; labels: position of the digit in the task's classes.
 
     Args:
-      config: `config.dataset`, for the split, and for who draws the training examples of a class.
+      config: `config.dataset`, for the split and for what draws the training examples of a class.
       task: `config.dataset` or `config.teacher.dataset`, for the classes.
 
     Raises:
@@ -35,15 +35,15 @@ def load(config, task) -> Source:
     images, digits = sklearn.datasets.load_digits(return_X_y=True)
     images = (images / 16).astype(np.float32)
 
-    rest, test = _cut(np.arange(len(digits)), digits, TEST_SHARE)
-    train, validation = _cut(rest, digits, VALIDATION_SHARE / (1 - TEST_SHARE))
-    train, evaluation = (train, validation) if config.split == 'validation' else (rest, test)
+    development, test = _split_rows(np.arange(len(digits)), digits, TEST_SHARE)
+    train, validation = _split_rows(development, digits, VALIDATION_SHARE / (1 - TEST_SHARE))
+    train, evaluation = (train, validation) if config.split == 'validation' else (development, test)
 
-    def of_classes(rows, of_each=None):
+    def rows_of_classes(rows, per_class=None):
         rows = np.sort(rows)
-        return np.concatenate([rows[digits[rows] == c][:of_each] for c in classes])
+        return np.concatenate([rows[digits[rows] == c][:per_class] for c in classes])
 
-    def examples(rows):
+    def make_examples(rows):
         labels = np.array([classes.index(digit) for digit in digits[rows]])
         return {'image': images[rows], 'labels': labels.astype(np.int32)}
 
@@ -55,20 +55,22 @@ def load(config, task) -> Source:
                 'images of a class are there.'
             )
     if task.examples_per_class and config.labelled_by == 'seed':
-        places = of_classes(train)
+        places = rows_of_classes(train)
         # What a search is evaluated on, in the part that the test split trains on.
         is_held_back = np.isin(places, validation)
-        of_seeds = drawn_examples(examples(places), task.examples_per_class, places, is_held_back)
+        train_examples = make_labelled_pool(
+            make_examples(places), task.examples_per_class, places, is_held_back
+        )
     else:
-        of_seeds = examples(of_classes(train, task.examples_per_class or None))
-    evaluated = of_classes(evaluation)
+        train_examples = make_examples(rows_of_classes(train, task.examples_per_class or None))
+    evaluation_rows = rows_of_classes(evaluation)
     # As bytes, which scikit-learn's numbers from 0 to 16 are.
-    contents = ((16 * images[row]).astype(np.uint8).tobytes() for row in evaluated)
-    evaluated = evaluated[rows_of_part(contents, config)]
+    contents = ((16 * images[row]).astype(np.uint8).tobytes() for row in evaluation_rows)
+    evaluation_rows = evaluation_rows[rows_of_part(contents, config)]
     return Source(
-        name=f'digits {", ".join(map(str, classes))}{said_of_part(config)}',
-        train=of_seeds,
-        evaluation=examples(evaluated),
+        name=f'digits {", ".join(map(str, classes))}{describe_part(config)}',
+        train=train_examples,
+        evaluation=make_examples(evaluation_rows),
         task='classification',
         label_names=tuple(map(str, classes)),
         vocabularies={},
@@ -83,15 +85,15 @@ def inputs(tables, examples, key) -> dict:
     return {'image': examples['image']}
 
 
-def _of_pixels(pixels):
-    """Pixels of a light digit on black, [batch, 8, 8, 3] -> {'image': [batch, 64]}."""
+def _inputs_from_pixels(pixels):
+    """Makes inputs of pixels of a light digit on black: [batch, 8, 8, 3] -> {'image': [batch, 64]}."""
     return {'image': pixels.mean(axis=-1).reshape(-1, SIDE * SIDE) / 255}
 
 
-PICTURE = Picture(View(SIDE, 'bilinear_antialias'), False, _of_pixels)
+PICTURE = Picture(View(SIDE, 'bilinear_antialias'), False, _inputs_from_pixels)
 
 
-def _cut(rows, digits, share):
+def _split_rows(rows, digits, share):
     """Cuts `rows` in two, the second a `share` of them, every digit in proportion."""
     import sklearn.model_selection
 

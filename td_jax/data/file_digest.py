@@ -1,7 +1,7 @@
-"""Whether files are those of another day: their content, which is read once, and then what a folder says.
+"""Tells whether files have changed, by a digest of their content and by a stamp of their sizes and times.
 
-A content is known by MD5, which a bucket says of each of its objects without their being read. It notices
-change; it is no secret that somebody could not forge.
+The content is read once; while the stamp stays the same, it is not read again. The digest is MD5, which a
+bucket stores with its objects. It detects changes, not forgeries.
 """
 
 import base64
@@ -18,45 +18,45 @@ from etils import epath
 from td_jax.data.base import Files
 from td_jax.errors import UserError, reason
 
-# Files that are read side by side: each waits for its disk.
+# Files that are read concurrently, because each waits for its disk.
 THREADS = 16
-# Seconds that two writes may have the same time in: more than a tick of Linux's clock of files.
+# Writes within so many seconds may get the same time: more than a tick of Linux's clock of files.
 TICK = 0.02
 
 
 def stamp(path: epath.Path) -> str:
-    """What is another text after a file is written.
+    """A text that changes whenever a file is written.
 
     Raises:
       UserError: it cannot be looked at.
     """
-    return stamps([Files(os.fspath(path.parent), (path.name,))])
+    return combined_stamp([Files(os.fspath(path.parent), (path.name,))])
 
 
-def stamps(parts: Iterable[Files]) -> str:
-    """What is another text after any of some files is written.
+def combined_stamp(parts: Iterable[Files]) -> str:
+    """A text that changes whenever any of some files is written.
 
     Raises:
       UserError: one cannot be looked at.
     """
-    return _of_lines(_reading(files, _stamped) for files in parts)
+    return _hash_lines(_refuse_unreadable(files, _stamp_files) for files in parts)
 
 
-def digest(files: Files, known: Iterable[dict] = ()) -> dict:
-    """What some files are known by, {'count', 'md5', 'stamp'}: their names and contents.
+def digest(files: Files, previous: Iterable[dict] = ()) -> dict:
+    """Computes the digest of names and contents of some files: {'count', 'md5', 'stamp'}.
 
     Args:
-      files: which.
-      known: what was found before of these or others. It counts where names, sizes and times of all files
-        are as they were; else every file is read.
+      files: the files.
+      previous: earlier digests, of these or other files. One is returned if its names, sizes and times are
+        unchanged; else every file is read.
 
     Raises:
       UserError: one cannot be read.
     """
-    return _reading(files, lambda files: _digest(files, known))
+    return _refuse_unreadable(files, lambda files: _digest(files, previous))
 
 
-def _reading(files, read):
+def _refuse_unreadable(files, read):
     try:
         return read(files)
     # The client of a bucket has errors of its own.
@@ -65,51 +65,51 @@ def _reading(files, read):
         raise UserError(f'{place} cannot be read: {reason(error)}.') from error
 
 
-def _digest(files, known):
-    names, stamped = sorted(files.names), _stamped(files)
-    for found in known:
-        if found.get('stamp') == stamped:
-            return found
-    said = _md5_of_objects(files) if _is_in_bucket(files) else {}
+def _digest(files, previous):
+    names, current_stamp = sorted(files.names), _stamp_files(files)
+    for description in previous:
+        if description.get('stamp') == current_stamp:
+            return description
+    md5_of = _md5_of_objects(files) if _is_in_bucket(files) else {}
     with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
-        contents = pool.map(lambda name: said.get(name) or _md5_of_file(f'{files.folder}/{name}'), names)
+        contents = pool.map(lambda name: md5_of.get(name) or _md5_of_file(f'{files.folder}/{name}'), names)
         lines = [f'{name} {content}' for name, content in zip(names, contents, strict=True)]
-    return {'count': len(names), 'md5': _of_lines(lines), 'stamp': stamped}
+    return {'count': len(names), 'md5': _hash_lines(lines), 'stamp': current_stamp}
 
 
-def _stamped(files):
+def _stamp_files(files):
     names = sorted(files.names)
     if _is_in_bucket(files):
-        objects = _objects(files)
-        return _of_lines(f'{name} {objects[name].get("generation")}' for name in names)
-    newest, stamped = 0, _md5()
+        objects = _list_objects(files)
+        return _hash_lines(f'{name} {objects[name].get("generation")}' for name in names)
+    newest, md5 = 0, _md5()
     for name in names:
-        found = os.stat(f'{files.folder}/{name}')
-        newest = max(newest, found.st_ctime_ns)
+        stat = os.stat(f'{files.folder}/{name}')
+        newest = max(newest, stat.st_ctime_ns)
         # Of a file that was replaced by one with its time put back, the second time is another one.
-        stamped.update(_line(f'{name} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}'))
+        md5.update(_encode_line(f'{name} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}'))
     if abs(time.time_ns() - newest) < 1e9 * TICK:
         # What is written from now on is written later.
         time.sleep(TICK)
-    return stamped.hexdigest()
+    return md5.hexdigest()
 
 
-def _objects(files):
-    """{name: what a bucket says of it} of files there."""
+def _list_objects(files):
+    """Lists files in a bucket: {name: its metadata there}."""
     system, root = fsspec.core.url_to_fs(files.folder)
-    root, found = root.rstrip('/'), {}
+    root, objects = root.rstrip('/'), {}
     if len(files.names) == 1:
         return {name: system.info(f'{root}/{name}') for name in files.names}
-    for inside in {posixpath.dirname(name) for name in files.names}:
-        for path, said in system.find(f'{root}/{inside}'.rstrip('/'), detail=True).items():
-            found[path.removeprefix(f'{root}/')] = said
-    return found
+    for subfolder in {posixpath.dirname(name) for name in files.names}:
+        for path, info in system.find(f'{root}/{subfolder}'.rstrip('/'), detail=True).items():
+            objects[path.removeprefix(f'{root}/')] = info
+    return objects
 
 
 def _md5_of_objects(files):
-    """{name: MD5} of what a bucket says; of an object that was put together from parts, it does not."""
-    said = {name: found.get('md5Hash') for name, found in _objects(files).items()}
-    return {name: base64.b64decode(md5).hex() for name, md5 in said.items() if md5}
+    """{name: MD5} as the bucket stores it; objects composed of parts have none."""
+    hashes = {name: info.get('md5Hash') for name, info in _list_objects(files).items()}
+    return {name: base64.b64decode(md5).hex() for name, md5 in hashes.items() if md5}
 
 
 def _md5_of_file(path):
@@ -117,14 +117,14 @@ def _md5_of_file(path):
         return hashlib.file_digest(file, _md5).hexdigest()
 
 
-def _of_lines(lines):
-    found = _md5()
+def _hash_lines(lines):
+    md5 = _md5()
     for line in lines:
-        found.update(_line(line))
-    return found.hexdigest()
+        md5.update(_encode_line(line))
+    return md5.hexdigest()
 
 
-def _line(text):
+def _encode_line(text):
     # A name on a disk may be no UTF-8.
     return f'{text}\n'.encode(errors='surrogateescape')
 

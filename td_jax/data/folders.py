@@ -76,7 +76,7 @@ def load(config, task, beside: images.OfTeacher | None = None) -> Source:
     views = stream.views_of(config, task, beside)
     is_kept = images.is_kept(count, [view.side for view in views[0].values()], config)
     # What is kept is of files as they are now; while they are streamed, each is read when its turn comes.
-    stamp = file_digest.stamps(known_by.values()) if is_kept else ''
+    stamp = file_digest.combined_stamp(known_by.values()) if is_kept else ''
     records = [_records(listing.folder, part, len(classes), stamp) for part in files]
     spans = [_spans(len(part)) for part in files]
     draw = _draw_of(listing, files[0], of_each, held_back) if of_each and is_drawn else None
@@ -84,7 +84,7 @@ def load(config, task, beside: images.OfTeacher | None = None) -> Source:
         # Files of other classes, too, decide what is drawn.
         chosen = ' '.join(files[0][row][0] for row in draw(0))
         known_by['files that a seed draws'] = _digest(chosen).hex()[:8]
-    said = f'{name} {images.said_of(listing.classes, classes)}{data.said_of_part(config)}'
+    said = f'{name} {images.said_of(listing.classes, classes)}{data.describe_part(config)}'
     if is_kept:
         examples = [stream.kept(*part) for part in zip(records, map(tuple, spans), views, strict=True)]
         whole = task.copy_and_resolve_references()
@@ -110,7 +110,7 @@ def load(config, task, beside: images.OfTeacher | None = None) -> Source:
                 train=_drawn_stream(listing, files[0], draw, source.train, config, views[0])
             )
     unread = f'{name} holds what is not read: {listing.left_out}' if listing.left_out else ''
-    return source._replace(name=said, said=unread, known_by=known_by)
+    return source._replace(name=said, note=unread, known_by=known_by)
 
 
 def listed(folder: epath.Path) -> Listing:
@@ -129,7 +129,7 @@ def listed(folder: epath.Path) -> Listing:
 
 
 def _listed(folder):
-    left_out = image_files.LeftOut()
+    left_out = image_files.IgnoredFiles()
     top = _folders(folder, '', left_out)
     halves = [part for part in (TRAIN, TEST) if part in top]
     if len(halves) == 1:

@@ -9,8 +9,8 @@ from td_jax.data import decoding
 
 # Folders that systems put next to images; what begins with a dot is hidden, too.
 HIDDEN = ('__MACOSX',)
-# Names that are left out and said one by one.
-SHOWN = 5
+# At most so many ignored names are listed.
+MAX_LISTED = 5
 
 
 class Folder(NamedTuple):
@@ -22,38 +22,38 @@ class Folder(NamedTuple):
     num_hidden: int
 
 
-class LeftOut:
-    """What is in some folders and not read."""
+class IgnoredFiles:
+    """The names in some folders that are ignored."""
 
     def __init__(self):
         self.names: list[str] = []
         self.num_hidden = 0
 
     def add(self, inside: str, folder: Folder):
-        """Adds what a folder has but images and folders; its own name, `inside`, is empty or ends in /."""
+        """Adds what is neither image nor folder; `inside`, the name of the folder, is empty or ends in /."""
         self.names += [f'{inside}{name}' for name in folder.others]
         self.num_hidden += folder.num_hidden
 
     def __str__(self):
-        """A list for a person; '' where all is read."""
-        more = f' and {len(self.names) - SHOWN} more' if len(self.names) > SHOWN else ''
-        named = ', '.join(sorted(self.names)[:SHOWN]) + more
+        """A list for a person; '' where nothing is ignored."""
+        more = f' and {len(self.names) - MAX_LISTED} more' if len(self.names) > MAX_LISTED else ''
+        names = ', '.join(sorted(self.names)[:MAX_LISTED]) + more
         hidden = f'{self.num_hidden} hidden' if self.num_hidden else ''
-        return ', '.join(filter(None, [named, hidden]))
+        return ', '.join(filter(None, [names, hidden]))
 
 
 class Images(NamedTuple):
     """The images of a folder and of the folders in it."""
 
-    files: dict[str, epath.Path]  # by their names within the folder, in order of these
-    left_out: str  # for a person, '' if there is nothing
+    files: dict[str, epath.Path]  # by their names within the folder, in the order of the names
+    ignored: str  # for a person, '' if there is nothing
 
 
 def list_folder(folder: epath.Path) -> Folder:
     """Sorts the names in a folder by what they are.
 
-    An image is what has one of decoding.SUFFIXES and is not hidden; whether it is a file is not looked at,
-    which in a bucket is a request for each.
+    An image has one of decoding.SUFFIXES and is not hidden. Whether it is a file is not checked: in a bucket
+    that takes a request for each.
     """
     images, folders, others, num_hidden = [], [], [], 0
     for path in folder.iterdir():
@@ -72,20 +72,20 @@ def find_images(folder: epath.Path) -> Images:
 
     A folder that is reached again by a link is not read again.
     """
-    files, left_out, seen = {}, LeftOut(), set()
+    files, ignored, seen = {}, IgnoredFiles(), set()
     # Links come last, so that what they lead to goes by its own name.
     places, links = [''], []
     while places or links:
         inside = places.pop() if places else links.pop(0)
         place = folder / inside
-        real = os.path.realpath(place)
-        if real in seen:
-            left_out.names.append(inside)
+        real_path = os.path.realpath(place)
+        if real_path in seen:
+            ignored.names.append(inside)
             continue
-        seen.add(real)
-        found = list_folder(place)
-        files |= {f'{inside}{name}': place / name for name in found.images}
-        left_out.add(inside, found)
-        for name in found.folders:
+        seen.add(real_path)
+        entries = list_folder(place)
+        files |= {f'{inside}{name}': place / name for name in entries.images}
+        ignored.add(inside, entries)
+        for name in entries.folders:
             (links if os.path.islink(place / name) else places).append(f'{inside}{name}/')
-    return Images(dict(sorted(files.items())), str(left_out))
+    return Images(dict(sorted(files.items())), str(ignored))

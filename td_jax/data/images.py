@@ -228,7 +228,7 @@ def kept_source(
     evaluation = data.take(evaluation, chosen)
     inputs = functools.partial(inputs_of, config, is_kept=True, is_native=is_native)
     return data.Source(
-        name=f'{name} {said_of(label_names, classes)}{data.said_of_part(config)}',
+        name=f'{name} {said_of(label_names, classes)}{data.describe_part(config)}',
         train=_of_seeds(train, label_names, classes, config, task, held_back),
         evaluation=_of_classes(evaluation, label_names, classes)[0],
         task='classification',
@@ -282,7 +282,7 @@ def _of_seeds(examples, label_names, classes, config, task, held_back):
     if of_each > fewest:
         raise too_few(of_each, fewest)
     is_held_back = places >= len(examples['labels']) - held_back
-    return data.drawn_examples(pool, of_each, places, is_held_back)
+    return data.make_labelled_pool(pool, of_each, places, is_held_back)
 
 
 def _of_classes(examples, label_names, classes, of_each=None):

@@ -64,7 +64,7 @@ def load(config, task) -> Source:
     source = ratings.source_of(f'{path.name} {task.filter_value or "all"}', rated, parts, bags, config)
     others = [name for name in read.header if name not in [column for _, column in columns]]
     unread = [f'{path.name} has columns that are not read: {", ".join(others)}'] if others else []
-    return source._replace(said='; '.join([*unread, *read.notes]))
+    return source._replace(note='; '.join([*unread, *read.notes]))
 
 
 def _words(text):

@@ -148,7 +148,7 @@ def whole_test(name: str, config):
     Raises:
       UserError: says what to do.
     """
-    if data.said_of_part(config):
+    if data.describe_part(config):
         kept = ', or raise dataset.kept_gb, which keeps them in memory' if config.name in images.KEPT else ''
         raise UserError(
             f'dataset.test_part is {config.test_part}, which takes the content of all test images, but '

@@ -65,7 +65,7 @@ def find_images(path: epath.Path) -> image_files.Images:
     except Exception as error:
         raise UserError(f'--input {path} cannot be read: {reason(error)}.') from error
     if not found.files:
-        left_out = f', but {found.left_out}' if found.left_out else ''
+        left_out = f', but {found.ignored}' if found.ignored else ''
         known = ', '.join(decoding.SUFFIXES)
         raise UserError(f'--input {path} has no images in it{left_out}; known are {known}.')
     return found

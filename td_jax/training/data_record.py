@@ -71,7 +71,7 @@ def write(folder: epath.Path, record: dict, sources: dict[str, data.Source]):
         arrays |= {f'{who}/{name}': array for name, array in description.arrays_of(own).items()}
     if arrays:
         workdir.write_arrays(folder / workdir.DATA_ARRAYS, arrays)
-        record = {**record, ARRAYS: description.digest_of(arrays)}
+        record = {**record, ARRAYS: description.digest_arrays(arrays)}
     # Last, so that the arrays that it names exist.
     workdir.write(folder / workdir.DATA, json.dumps(record, indent=1) + '\n')
 
@@ -122,7 +122,7 @@ def source_of(folder: epath.Path, record: dict, who: str, config, task) -> data.
     if ARRAYS in record:
         path = folder / workdir.DATA_ARRAYS
         arrays = workdir.read_arrays(path)
-        if arrays is None or description.digest_of(arrays) != record[ARRAYS]:
+        if arrays is None or description.digest_arrays(arrays) != record[ARRAYS]:
             raise UserError(
                 f'{path} is missing or does not belong to the {workdir.DATA} next to it; put it back, or '
                 'delete both, and ids and class names are those of the data set as it is.'

@@ -40,8 +40,8 @@ def train(
     programs = programs or Programs()
     with memory.oom_as_user_error():
         plan = preflight.check(config, workdir, programs)
-    if plan.source.said and not prefix:
-        processes.say(plan.source.said)
+    if plan.source.note and not prefix:
+        processes.say(plan.source.note)
     with _lock_workdir(workdir):
         # Another process may have trained here in the meantime.
         result = processes.from_main(lambda: preflight.check_workdir(config, workdir, plan.record))

@@ -213,8 +213,8 @@ def test_a_digest_of_arrays_is_of_names_types_shapes_and_elements():
         {'a': np.array(list('abc'), object)},
         {'a': np.array(list('abd'), object)},
     ]
-    assert len({description.digest_of(arrays) for arrays in found}) == len(found)
-    assert description.digest_of({'a': np.arange(12, dtype=np.int32)[::2]}) == description.digest_of(
+    assert len({description.digest_arrays(arrays) for arrays in found}) == len(found)
+    assert description.digest_arrays({'a': np.arange(12, dtype=np.int32)[::2]}) == description.digest_arrays(
         {'a': 2 * a}
     )
 

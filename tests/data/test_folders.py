@@ -123,10 +123,10 @@ def test_what_is_not_read_is_said(tmp_path):
         (tmp_path / 'own' / file).write_text('x')
     source = load(tmp_path / 'own')
     assert source.label_names == ('a', 'b')
-    assert source.said == (
+    assert source.note == (
         'own holds what is not read: 000.png, LICENSE, a/notes.txt, b/deeper/, b/scan.heic, 4 hidden'
     )
-    assert load(write_halves(tmp_path / 'halves')).said == 'halves holds what is not read: val/'
+    assert load(write_halves(tmp_path / 'halves')).note == 'halves holds what is not read: val/'
 
 
 def write_halves(folder):

@@ -33,7 +33,7 @@ NAMES = [f'{place}/{i:02}{suffix}' for place in ('a', 'b/c') for i, suffix in en
 def test_hidden_files_are_left_out_and_what_is_left_out_is_said(folder):
     found = image_files.find_images(folder)
     assert found.files == {name: folder / name for name in NAMES}
-    assert found.left_out == 'a/notes.txt, b/x.heic, 4 hidden'
+    assert found.ignored == 'a/notes.txt, b/x.heic, 4 hidden'
     assert image_files.list_folder(folder) == image_files.Folder([], ['a', 'b'], [], 3)
     assert image_files.list_folder(folder / 'b') == image_files.Folder([], ['c'], ['x.heic'], 0)
 
@@ -43,7 +43,7 @@ def test_a_loop_of_links_gives_each_image_once(folder):
         os.symlink(target, folder / link)
     found = image_files.find_images(folder)
     assert list(found.files) == NAMES
-    assert found.left_out == 'a/notes.txt, a/self/, again/, b/c/up/, b/x.heic and 1 more, 4 hidden'
+    assert found.ignored == 'a/notes.txt, a/self/, again/, b/c/up/, b/x.heic and 1 more, 4 hidden'
 
 
 def test_what_lies_elsewhere_is_read_by_its_link(folder, tmp_path_factory):
@@ -55,4 +55,4 @@ def test_what_lies_elsewhere_is_read_by_its_link(folder, tmp_path_factory):
 
 
 def test_a_folder_of_images_alone_has_nothing_to_say(folder):
-    assert image_files.find_images(folder / 'b' / 'c').left_out == ''
+    assert image_files.find_images(folder / 'b' / 'c').ignored == ''

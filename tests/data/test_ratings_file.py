@@ -75,7 +75,7 @@ def test_four_columns_are_enough_and_others_are_said(tmp_path, name):
     path = write(tmp_path, film_table(',' if name == 'own.csv' else '\t'), name)
     source = load(path)
     assert (source.name, source.task, source.label_names) == (f'{name} all', 'regression', ('rating',))
-    assert source.said == f'{name} has columns that are not read: title, kinds'
+    assert source.note == f'{name} has columns that are not read: title, kinds'
     expected = [(user, item, float(rating)) for user, item, rating, _ in LINES[1:]]
     assert raw_of(source, source.train) == expected
     assert raw_of(source, source.evaluation) == [('zoe', '7', -10.0)]
@@ -96,7 +96,7 @@ def test_words_and_categories_by_hand(tmp_path):
     source = load(
         write(tmp_path, film_table()), words=('title',), categories=('kinds',), min_title_word_count=1
     )
-    assert source.said == ''
+    assert source.note == ''
     # Column 0 is of what training does not show; then du enfants les paradis été, and Drama War.
     assert source.vocabularies == {'user': 3, 'item': 4, 'title': 6, 'kinds': 3}
     inputs = inputs_of(source, {'user': np.zeros(4, int), 'item': np.arange(4)})
@@ -197,12 +197,12 @@ def test_a_tsv_has_no_quotes(tmp_path):
     rows = [f'u{i}\ti\t{i}\t{i}\t{"5" if i not in (3, 8) else ""}"' for i in range(12)]
     source = load(write(tmp_path, '\n'.join([HEADER.replace(',', '\t') + '\tinches', *rows, '']), 'own.tsv'))
     assert [*source.train['labels'], *source.evaluation['labels']] == list(range(12))
-    assert source.said == 'own.tsv has columns that are not read: inches'
+    assert source.note == 'own.tsv has columns that are not read: inches'
     # Whoever wrote quotes around cells is told that they are a part of them.
     text = '\n'.join([HEADER, *(f'"u",i,{i},{i}' for i in range(10))]).replace(',', '\t')
     quoted = load(write(tmp_path, text, 'quoted.tsv'))
     assert quoted.ids['user'].raw.tolist() == ['"u"']
-    assert quoted.said == (
+    assert quoted.note == (
         'quoted.tsv has 10 cells in double quotes, which are read as a part of them, as in every TSV '
         '(first: line 2)'
     )
@@ -211,7 +211,7 @@ def test_a_tsv_has_no_quotes(tmp_path):
 def test_a_row_over_several_lines_is_said(tmp_path):
     rows = [f'u,i{i},{i},{i},a' for i in range(10)]
     text = '\n'.join([f'{HEADER},note', *rows, 'u,x,1,20,"5', 'u,y,1,21,"', 'u,z,1,22,"6', '\n', '"', ''])
-    assert load(write(tmp_path, text)).said == (
+    assert load(write(tmp_path, text)).note == (
         'own.csv has columns that are not read: note; '
         'own.csv has 2 rows over several lines, by double quotes (first: lines 12 to 13)'
     )
@@ -226,7 +226,7 @@ def test_a_row_that_repeats_an_earlier_one_is_left_out_and_counted(tmp_path):
     for part, expected in ((source.train, once.train), (source.evaluation, once.evaluation)):
         np.testing.assert_array_equal(part['labels'], expected['labels'])
     assert len(source.evaluation['labels']) == 2
-    assert source.said == (
+    assert source.note == (
         'own.csv repeats 4 rows of the same user, item, rating and time, left out (first: line 21)'
     )
     # Later is another rating.

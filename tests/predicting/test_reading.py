@@ -90,7 +90,7 @@ def test_images_of_a_folder_come_in_order_of_their_names(tmp_path):
     folder = epath.Path(tmp_path)
     found = reading.find_images(folder)
     assert list(found.files) == ['a/z.JPG', 'b.png', 'c.jpeg']
-    assert found.left_out == 'a/note.txt'
+    assert found.ignored == 'a/note.txt'
     # A file that is named is read, whatever it is called.
     for name in ('b.png', 'a/note.txt'):
         assert reading.find_images(folder / name) == ({name.rpartition('/')[2]: folder / name}, '')
