@@ -81,7 +81,7 @@ def run(
         raise UserError(f'jobs is {jobs}, but models, sources and methods of your own need jobs=1.')
     with own.brought(models, sources, own_methods):
         config = public_teacher.complete(config, root, fixed, any_method=True)
-        plan = engine.plan(
+        plan = engine.make_plan(
             config,
             methods,
             variants or {},
@@ -93,10 +93,10 @@ def run(
             teachers=teachers,
         )
         processes = jobs_lib.prepare(jobs, root)
-        _say(_cost(engine.cost(plan)))
+        _say(_cost(engine.estimate_cost(plan)))
         rows = engine.run(plan, root, processes)
         compared = summary.compare(rows)
-        best = engine.best_of(plan, rows)
+        best = engine.choose_best(plan, rows)
         kept = engine.keep_best(best, root)
         seconds = speed.time_per_example(kept)
         made = summary.record(plan, rows, compared, best) | {'best_seconds_per_example': seconds}

@@ -43,14 +43,14 @@ def _keep(target, there, results):
     """Writes results to the file that has had `there`, if one is named, and says what is taken out of it."""
     if not target:
         return
-    if others := cells.of_other_runs(results, there):
+    if others := cells.cells_of_other_runs(results, there):
         table, column, row = others[0]
         print(
             f'td_jax: {target} had {len(others)} of these cells, such as table {table}, {column}, {row}, '
             'from runs with other options than those of today; they are not used, and are removed from it.',
             file=sys.stderr,
         )
-    errors.write(target, errors.merged(there, results))
+    errors.write(target, errors.merge(there, results))
 
 
 def _check_pictures(names, folder, plot, baseline):
@@ -124,7 +124,7 @@ def main():
         pictures = [flag.value and workdir.resolve(flag.value) for flag in (drawn, plotted)]
         _check_pictures(names.value, *pictures, beside.value)
         if read.value:
-            results = errors.of_tables(map(workdir.resolve, read.value), names.value, *columns)
+            results = errors.read_tables(map(workdir.resolve, read.value), names.value, *columns)
         else:
             results = made(columns)
         if results is None:
@@ -141,7 +141,7 @@ def main():
         if with_test.value:
             trials = on_test.candidates(names.value, *columns)
         if dry_run.value:
-            print(render.plan(cells.plan(names.value, *columns, root, there), tflops.value))
+            print(render.render_plan(cells.plan(names.value, *columns, root, there), tflops.value))
             return None
         processes = 1 if only_show.value else jobs.prepare(count.value, root)
         results = cells.make(names.value, *columns, root, only_show.value, processes, there)

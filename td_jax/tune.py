@@ -50,7 +50,7 @@ def main():
     output = flags.DEFINE_string('output', None, 'JSON file that gets the choices; others in it are kept.')
 
     def command():
-        search = tuning.search_of(
+        search = tuning.make_search(
             name.value,
             split_by.value,
             columns.value,
@@ -59,7 +59,7 @@ def main():
             steps.value,
             sampler_seed.value,
         )
-        default = tuning.names_for(search.of, sampler_seed.value)
+        default = tuning.searchable_names(search.space, sampler_seed.value)
         names = default if methods.value is None else list(dict.fromkeys(methods.value))
         root, *places = (workdir.resolve(flag.value) for flag in (folder, journals, output))
         tuning.check(search, names, *places)

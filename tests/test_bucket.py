@@ -167,7 +167,7 @@ def test_a_page_of_runs_in_a_bucket_is_that_of_the_folder(in_a_bucket, in_a_fold
 def test_cells_of_a_table_are_kept_in_the_bucket(small_config, place):
     cell = small_config(num_steps=2, teacher__num_steps=1, num_seeds=1)
     result = cells.run_one(place, cell)
-    assert cells.stored(place, [cell]).items() >= result.items()
+    assert cells.read_cell(place, [cell]).items() >= result.items()
     assert cells.run_one(place, cell) == result
     assert np.isfinite(result['mean'])
 

@@ -20,7 +20,7 @@ EFFORT = {'trials': 2, 'steps': 0, 'search_seeds': 2, 'seeds': 3, 'teachers': 0}
 
 
 def plan_of(config, methods=('ld',), own=None, fixed=(), **effort):
-    return variants.plan(config, methods, own or {}, fixed, **{**EFFORT, **effort})
+    return variants.make_plan(config, methods, own or {}, fixed, **{**EFFORT, **effort})
 
 
 # --- What is refused -------------------------------------------------------------------------------
@@ -74,7 +74,7 @@ def test_what_a_person_or_a_variant_sets_is_not_searched(small_config):
     }
     plan = plan_of(small_config(), ('ld',), own, fixed=['optimizer.weight_decay', 'td.weights.state'])
     assert plan.names == ('supervised', 'ld', 'wide')
-    spaces = {name: set(tuning.space(plan.search.of, name)) for name in ('teacher', *plan.names)}
+    spaces = {name: set(tuning.ranges_of(plan.search.space, name)) for name in ('teacher', *plan.names)}
     assert spaces == {
         'teacher': set(tuning.OPTIMIZER),
         'supervised': {'optimizer.learning_rate', 'model.dropout'},
@@ -84,7 +84,7 @@ def test_what_a_person_or_a_variant_sets_is_not_searched(small_config):
     record = {key: getattr(plan.search, key) for key in ('trials', 'seeds', 'steps')}
     chosen = {'optimizer.learning_rate': 0.5, 'model.dropout': 0.2, 'num_steps': 4}
     choices = {'digits': {'supervised': chosen, 'searched': {'supervised': record | {'fixed': {}}}}}
-    config = tuning.run_of(plan.search, tuning.plan(plan.search, 'wide', choices), 0, 0, '')
+    config = tuning.run_of(plan.search, tuning.make_plan(plan.search, 'wide', choices), 0, 0, '')
     assert (config.optimizer.learning_rate, config.model.dropout, config.td.rounds) == (1.0, 0.2, 2)
     assert (config.communication.message, config.dataset.split) == (9, 'validation')
 
@@ -92,37 +92,37 @@ def test_what_a_person_or_a_variant_sets_is_not_searched(small_config):
 def test_a_model_without_dropout_has_none_searched(small_config):
     config = small_config(method='supervised')
     config.update_from_flattened_dict({'dataset.name': 'cifar10', 'model.name': 'resnet'})
-    assert set(variants._unread(config)) == {'model.dropout'}
+    assert set(variants._unread_keys(config)) == {'model.dropout'}
 
 
 def test_sgd_has_larger_learning_rates(small_config):
     plan = plan_of(small_config(optimizer__name='sgd'))
-    assert tuning.space(plan.search.of, 'supervised')['optimizer.learning_rate'] == (3e-3, 0.3)
-    assert tuning.space(plan.search.of, 'teacher')['optimizer.learning_rate'] == (1e-4, 3e-3)
+    assert tuning.ranges_of(plan.search.space, 'supervised')['optimizer.learning_rate'] == (3e-3, 0.3)
+    assert tuning.ranges_of(plan.search.space, 'teacher')['optimizer.learning_rate'] == (1e-4, 3e-3)
 
 
 def test_a_schedule_is_validated_at_its_end_alone(small_config):
-    assert plan_of(small_config()).search.of.points > 1
-    assert plan_of(small_config(optimizer__schedule='cosine')).search.of.points == 1
+    assert plan_of(small_config()).search.space.points > 1
+    assert plan_of(small_config(optimizer__schedule='cosine')).search.space.points == 1
 
 
 def test_a_teacher_that_is_named_is_not_searched(small_config, tmp_path):
     config = small_config(method='ld')
-    assert tuning.TEACHER in tuning.names_for(plan_of(config).search.of)
-    searched = plan_of(config).search.of
+    assert tuning.TEACHER in tuning.searchable_names(plan_of(config).search.space)
+    searched = plan_of(config).search.space
     config.teacher.checkpoint = str(tmp_path)
     named = searched._replace(config=config.copy_and_resolve_references)
-    assert tuning.TEACHER not in tuning.names_for(named)
+    assert tuning.TEACHER not in tuning.searchable_names(named)
 
 
 def test_the_cost_by_hand(small_config):
     config = small_config(model__hidden=(5, 3), batch_size=8, num_steps=6)
     plan = plan_of(config, ('ld',), trials=4, seeds=3)
-    cost = variants.cost(plan)
+    cost = variants.estimate_cost(plan)
     # 4, 2 and 1 trials on the three rungs; three students of no distillation are one run, of LD three.
     assert cost.runs == 7 + 1 + 7 + 3
     parameters = 64 * 5 + 5 + 5 * 3 + 3 + 3 * 5 + 5
-    assert variants.parameters_of(config) == parameters
+    assert variants.count_parameters(config) == parameters
     assert cost.size == 2 * 2 * 3 * 4 * 3 * parameters
     # A product forward and two backward, but for the one to the inputs.
     products = 2 * 8 * (2 * 64 * 5 + 3 * (5 * 3 + 3 * 5))
@@ -170,7 +170,7 @@ def test_the_best_is_that_of_validation_data(small_config):
         made_row('ld', [0.1, 0.1], 0.7),
         made_row('td', [1.0], 0.7),
     ]
-    assert variants.best_of(plan, rows).name == 'ld'
+    assert variants.choose_best(plan, rows).name == 'ld'
 
 
 # --- A comparison ----------------------------------------------------------------------------------

@@ -76,7 +76,7 @@ def kept_file(path, tables_of=('digits',)):
         for row in ('Train from scratch', 'TD'):
             values = (rng.random((2, 40)) < 0.7).astype(float)
             rows[row] = fake(0.7) | {'values': values.mean(axis=1).tolist(), 'metric': 'accuracy'}
-            rows[row] |= {'teachers': [0, 1], 'errors': errors.by_unit(values, np.arange(40))}
+            rows[row] |= {'teachers': [0, 1], 'errors': errors.sum_by_unit(values, np.arange(40))}
         results[name] = {column: rows}
     errors.write(epath.Path(path), results)
     return results

@@ -70,7 +70,9 @@ def _bootstrap(row, other, seeds, clusters, metric, kept):
         remarks += kept[side.label][1] if side is row else ()
     if None in sides or not np.array_equal(sides[0][1], sides[1][1]):
         return None, tuple(remarks)
-    summed = [errors.by_unit(np.stack([of_seed[seed] for seed in seeds]), units) for of_seed, units in sides]
+    summed = [
+        errors.sum_by_unit(np.stack([of_seed[seed] for seed in seeds]), units) for of_seed, units in sides
+    ]
     sums = [statistics.Sums(found['sums'], found['counts']) for found in summed]
     return statistics.bootstrap_difference(*sums, clusters, metric), tuple(remarks)
 

@@ -1,8 +1,8 @@
-"""The cells of a table: what each runs, where, and what came of it.
+"""The cells of a table: their configs, folders and results.
 
-A cell is one run of td_jax.training.run, or one for each teacher, in a folder of its own, whose name holds a
-digest of its config: a table may be interrupted and made again, and a changed config is a new run. Runs that
-would train the same teacher share one.
+A cell is one run of td_jax.training.run, or one for each teacher. The name of a run's folder has a digest of
+its config: an interrupted table resumes, and a changed config is a new run. Runs that would train the same
+teacher share one.
 """
 
 import functools
@@ -23,12 +23,12 @@ from td_jax.training import assembly, evaluation
 from td_jax.training.programs import Programs, describe_program
 from td_jax.training.run import train
 
-# Of the runs of this process.
+# Programs compiled by this process, for its later runs.
 PROGRAMS = Programs()
 TUNED = pathlib.Path(__file__).parents[1] / 'configs' / 'tuned'
-# The key of how the choices of a setting were made.
+# The key under which a setting records how its choices were made.
 SEARCHED = 'searched'
-# The options of a search that those of all methods have in common.
+# The options of a search that must be the same for all methods.
 BUDGET = 'trials', 'seeds', 'steps'
 
 
@@ -37,23 +37,24 @@ def base_config(name: str):
     return importlib.import_module(f'td_jax.configs.{name}').get_config()
 
 
-def tuned(name: str) -> dict:
-    """{setting: {'teacher', a method or a variant: {config key: value}}}, as td_jax.tune chose.
+def read_tuned(name: str) -> dict:
+    """Reads the hyperparameters that td_jax.tune chose.
 
-    Under SEARCHED of a setting stands how each of them was chosen: {name: {'trials', 'seeds', 'steps',
-    'fixed', 'completed', 'at_last_step'}}, where `fixed` are the values that all trials had, `completed` the
-    score and the values of those that were trained to their end, best first, and `at_last_step` whether the
-    best one had as many steps as there were.
+    Returns:
+      {setting: {'teacher', a method or a variant: {config key: value}}}. Under SEARCHED, a setting also
+      records how each was chosen: {name: {'trials', 'seeds', 'steps', 'fixed', 'completed', 'at_last_step'}}.
+      `fixed` are the values of all trials; `completed` the scores and values of the trials that were trained
+      to the end, best first; `at_last_step` whether the best one had the largest number of steps.
     """
     return workdir.read_json(TUNED / f'{name}.json') or {}
 
 
 def setting(config, chosen_by: tables.ChosenBy = tables.USUAL) -> str:
-    """What a config's tuned values are filed under: how ratings are split, or the data set of images.
+    """The name of the setting of a config: the data set, and for ratings the split.
 
     Args:
-      config: of any of its runs.
-      chosen_by: the search that chose them.
+      config: of any run in the setting.
+      chosen_by: the search; one other than the usual has a setting of its own.
     """
     dataset = config.dataset
     name = f'{dataset.name}_by_{dataset.split_by}' if dataset.name == 'movielens' else dataset.name
@@ -62,48 +63,48 @@ def setting(config, chosen_by: tables.ChosenBy = tables.USUAL) -> str:
 
 
 def apply_tuned(config, choices: dict, name: str, chosen_by: tables.ChosenBy = tables.USUAL):
-    """Sets what was chosen for a method or a variant, and for the teacher; a list in JSON is a tuple.
+    """Sets the hyperparameters that were chosen for a method or a variant, and for the teacher.
 
     Args:
-      config: is changed.
-      choices: as `tuned` gives them.
+      config: is changed; a list in JSON becomes a tuple.
+      choices: by `read_tuned`.
       name: of the method or the variant.
-      chosen_by: the search that chose it; the teacher is that of the usual one.
+      chosen_by: the search that chose them; the teacher is always that of the usual search.
 
     Raises:
-      UserError: this search, which is not the usual one, chose nothing, so that the usual hyperparameters
-        would pass for its own; or the student without distillation, or the teacher, is of another search.
+      UserError: a search other than the usual one has no choice for the name; or the choice, that of the
+        student without distillation and that of the teacher are not of the same search.
     """
-    under = setting(config, chosen_by)
-    chosen, teacher = choices.get(under, {}), choices.get(setting(config), {}).get('teacher', {})
+    setting_name = setting(config, chosen_by)
+    chosen, teacher = choices.get(setting_name, {}), choices.get(setting(config), {}).get('teacher', {})
     if chosen_by != tables.USUAL and name not in chosen:
         columns, seed = chosen_by
         flags = f'--columns={",".join(columns)} ' * bool(columns) + f'--sampler_seed={seed} ' * bool(seed)
         raise UserError(
-            f'td_jax/configs/tuned/ has no hyperparameters of {name} under {under}; '
+            f'td_jax/configs/tuned/ has no hyperparameters of {name} under {setting_name}; '
             f'td_jax.tune with {flags}--methods={name} chooses them.'
         )
     if SEARCHED in chosen and name in chosen:
-        _check_same_search(under, chosen, teacher, name)
-    found = {**teacher, **chosen.get(name, {})}
+        _check_same_search(setting_name, chosen, teacher, name)
+    values = {**teacher, **chosen.get(name, {})}
     config.update_from_flattened_dict(
-        {key: tuple(value) if isinstance(value, list) else value for key, value in found.items()}
+        {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
     )
 
 
-def _check_same_search(under, chosen, teacher, name):
-    """Refuses a choice that was not made as that of the student without distillation, and on top of it."""
+def _check_same_search(setting_name, chosen, teacher, name):
+    """Refuses a choice that is not of the same search as that of the student without distillation."""
     ours, basis = (chosen[SEARCHED].get(of, {}) for of in (name, 'supervised'))
-    now = chosen.get('supervised', {}) | teacher
+    current = chosen.get('supervised', {}) | teacher
     if (
         not ours
         or any(ours[key] != basis.get(key) for key in BUDGET)
-        or any(value != now.get(key) for key, value in ours['fixed'].items())
+        or any(value != current.get(key) for key, value in ours['fixed'].items())
     ):
         raise UserError(
-            f'td_jax/configs/tuned/ has hyperparameters of {name} under {under} that are not of the search '
-            f'of supervised and teacher there; td_jax.tune with --methods={name} and the --trials, --seeds '
-            'and --steps of that one chooses them anew.'
+            f'td_jax/configs/tuned/ has hyperparameters of {name} under {setting_name} that are not of the '
+            f'search of supervised and teacher there; td_jax.tune with --methods={name} and the --trials, '
+            '--seeds and --steps of that one chooses them anew.'
         )
 
 
@@ -118,50 +119,50 @@ def tuned_name(table: tables.Table, row: str) -> str:
 
 
 def cell_config(table: tables.Table, column: str, row: str, choices: dict | None = None):
-    """The config of one cell: the table's, its column's, what was tuned for its method, its row's.
+    """The config of one cell: the table's, then its column's, tuned and row's values, in this order.
 
-    The row with the operations of another is the only one that needs the data for that.
+    Only a compute-matched row needs to read the data.
 
     Args:
       table, column, row: which cell.
-      choices: as `tuned` gives them, in place of those in td_jax/configs/tuned/.
+      choices: by `read_tuned`; None reads those in td_jax/configs/tuned/.
     """
     module = module_of(table, column)
     config = base_config(module)
     config.update_from_flattened_dict(table.columns[column])
     name = tuned_name(table, row)
     config.update_from_flattened_dict(tables.variant(name))
-    tuned_as = tuned_name(table, table.knobs_of.get(row, row))
-    choices = tuned(module) if choices is None else choices
+    tuned_as = tuned_name(table, table.hyperparameters_of.get(row, row))
+    choices = read_tuned(module) if choices is None else choices
     apply_tuned(config, choices, tuned_as, table.chosen_by.get(row, tables.USUAL))
     config.update_from_flattened_dict(table.rows[row])
     config.update_from_flattened_dict(
         {key: config_lib.flatten(config)[other] for key, other in table.copied.get(row, {}).items()}
     )
     if 'td.ramp_up' in table.rows[row]:
-        # The steps that train the parts alone come before those, chosen on validation data, that train all.
+        # The steps that train single parts come in addition to the chosen number of steps.
         config.num_steps += sum(config.td.ramp_up)
-    if row in table.as_many_operations_as:
-        other = cell_config(table, column, table.as_many_operations_as[row], choices)
+    if row in table.compute_matched_to:
+        other = cell_config(table, column, table.compute_matched_to[row], choices)
         config.num_steps = round(other.num_steps * operations(other) / operations(config))
     return config
 
 
 def runs_of(table: tables.Table, column: str, row: str, choices: dict | None = None) -> list:
-    """The configs of a cell's runs: one for each teacher, or a single one; of `cell_config`'s arguments."""
+    """The configs of a cell's runs, one for each teacher; arguments as for `cell_config`."""
     config = cell_config(table, column, row, choices)
     if table.students:
         config.num_seeds = table.students
-    return by_teacher(config, table.teachers)
+    return split_by_teacher(config, table.teachers)
 
 
-def by_teacher(config, teachers: int) -> list:
-    """The runs of a config whose students have several teachers: one for each teacher, student i with i.
+def split_by_teacher(config, teachers: int) -> list:
+    """Splits a config into one run for each teacher: student i has teacher i modulo `teachers`.
 
-    Where no teacher is trained, that is the config itself.
+    A config that trains no teacher is returned as a single run.
     """
-    given = config.teacher.pretrained or config.teacher.checkpoint
-    if teachers == 1 or not config_lib.has_teacher(config) or given:
+    is_pretrained = config.teacher.pretrained or config.teacher.checkpoint
+    if teachers == 1 or not config_lib.has_teacher(config) or is_pretrained:
         return [config]
     runs = []
     for i in range(teachers):
@@ -173,63 +174,63 @@ def by_teacher(config, teachers: int) -> list:
 
 
 def operations(config) -> int:
-    """Of one training step of all seeds of a run on data in memory: those of its matrix products."""
+    """The operations of the matrix products in one training step of all seeds; the data are in memory."""
     return _operations(config_lib.to_json(config))
 
 
 @functools.cache
-def _operations(stored: str) -> int:
-    config = config_lib.from_json(json.loads(stored))
+def _operations(read_cell: str) -> int:
+    config = config_lib.from_json(json.loads(read_cell))
     source, teacher = assembly.load_source(config, config.dataset), None
     if config_lib.has_teacher(config):
         task = assembly.load_source(config, config.teacher.dataset)
         teacher = assembly.abstract_teacher(config, task)
-    found = assembly.abstract(config, source, teacher, sharding.make_mesh(config))
-    return flops.of(found.jitted.run, *found.arguments)
+    abstract = assembly.abstract(config, source, teacher, sharding.make_mesh(config))
+    return flops.of(abstract.jitted.run, *abstract.arguments)
 
 
 def run_name(config) -> str:
-    """The folder of a cell's run below that of all runs: data set, method and content."""
+    """The name of a run: its data set, its method and the digest of its config."""
     return f'{config.dataset.name}/{config.method}-{config_lib.digest(config)}'
 
 
 def run_folder(root: epath.Path, config) -> epath.Path:
-    """Where a cell's run is."""
+    """The folder of a run."""
     return root / run_name(config)
 
 
 def teacher_folder(root: epath.Path, config) -> epath.Path:
-    """Where the teacher that these cells share is."""
+    """The folder of the teacher that a run shares with others."""
     return root / config.dataset.name / f'teacher-{config_lib.digest(_teacher_run(config))}'
 
 
 def share_teacher(root: epath.Path, config) -> epath.Path:
-    """Trains a config's teacher unless it is there; -> its folder."""
+    """Trains the teacher of a config unless it is finished, and returns its folder."""
     folder = teacher_folder(root, config)
     train(_teacher_run(config), folder, programs=PROGRAMS)
     return folder
 
 
 def _teacher_run(config):
-    """The config of a shared teacher's run: validated at its end alone, since nothing reads its curve."""
+    """The config of a shared teacher's run, which is validated only at its end."""
     run = config_lib.teacher_run(config)
     run.eval_every = run.num_steps
     return run
 
 
 def own_teachers(root: epath.Path, configs) -> list:
-    """The configs, one for each, of the teachers that some runs need and that are trained for them."""
+    """One config for each shared teacher that some runs need."""
     needed = {teacher_folder(root, config): config for config in configs if shares_teacher(config)}
     return list(needed.values())
 
 
 def shares_teacher(config) -> bool:
-    """Whether a run has a teacher that is trained for it and for others, and not one that is named."""
+    """Whether the teacher of a run has to be trained and is shared; one from a checkpoint is not."""
     return config_lib.trains_teacher(config) and not config.teacher.checkpoint
 
 
 def run_one(root: epath.Path, config) -> dict:
-    """The result of a run, which is run now if it is missing."""
+    """Runs a config unless it is finished, and returns its result."""
     folder = run_folder(root, config)
     config = config.copy_and_resolve_references()
     if shares_teacher(config):
@@ -237,24 +238,27 @@ def run_one(root: epath.Path, config) -> dict:
     return train(config, folder, programs=PROGRAMS)
 
 
-def is_there(root: epath.Path, config) -> bool:
+def has_result(root: epath.Path, config) -> bool:
     """Whether a run has a result."""
     return workdir.read_json(run_folder(root, config) / workdir.RESULT) is not None
 
 
-def names_of(configs) -> list[str]:
-    """`run_name` of each."""
+def run_names(configs) -> list[str]:
+    """The names of some runs."""
     return [run_name(config) for config in configs]
 
 
-def stored(root: epath.Path, configs) -> dict | None:
-    """The result of a cell from its runs, or None where one is missing.
+def read_cell(root: epath.Path, configs) -> dict | None:
+    """Reads the result of a cell from its runs.
 
-    What a result.json has; of several runs, `values` and `seeds` in the order of the seeds, and `teacher` the
-    mean of the teachers' scores. In addition: `teachers`, the seed of each student's teacher, `errors` of its
-    examples, as `errors.by_unit` gives them, or None, `runs`, the names of the runs, `protocol`, the number
-    of the rules that they were trained by, and `data`, what their data are known by, '' where they do not
-    say.
+    Returns:
+      None if a run is missing; else the keys of result.json, with `values` and `seeds` of all runs in
+      the order of the seeds, and `teacher` the mean score of the teachers. In addition:
+        teachers: the seed of each student's teacher
+        errors: of its examples, by `errors.sum_by_unit`, or None
+        runs: the names of the runs
+        protocol: the version of the training protocol
+        data: the digest of the training data, '' if unknown
 
     Raises:
       UserError: a file of errors is damaged, or the runs were trained on different data.
@@ -280,25 +284,25 @@ def stored(root: epath.Path, configs) -> dict | None:
         'stderr': stderr,
         'teacher': sum(scores) / len(scores) if scores else None,
         'teachers': teachers,
-        'errors': errors.of_runs(folders, order),
-        'groups': errors.groups_of_runs(results, order),
-        'runs': names_of(configs),
+        'errors': errors.read_runs(folders, order),
+        'groups': errors.join_groups(results, order),
+        'runs': run_names(configs),
         'protocol': configs[0].protocol,
-        'data': _data_of(configs, folders),
+        'data': _digest_of(configs, folders),
     }
 
 
-def _data_of(configs, folders):
-    """What the data of the runs of a cell are known by, '' where none says it."""
-    found = same_data.check(
-        (same_data.part_of(config), str(folder), same_data.of_run(folder))
+def _digest_of(configs, folders):
+    """The digest of the training data of a cell's runs, '' if unknown."""
+    digests = same_data.check(
+        (same_data.part_of(config), str(folder), same_data.digest_of_run(folder))
         for config, folder in zip(configs, folders, strict=True)
     )
-    return next((digest for _, digest in found.values()), '')
+    return next((digest for _, digest in digests.values()), '')
 
 
 def run_missing(root: epath.Path, configs, processes: int):
-    """Runs what is missing of some configs, after the teachers that they need.
+    """Runs the configs that are not finished, after the teachers that they need.
 
     Args:
       root: folder of all runs.
@@ -306,22 +310,22 @@ def run_missing(root: epath.Path, configs, processes: int):
       processes: how many at once.
 
     Raises:
-      UserError: what a run raises.
+      UserError: raised by a run.
     """
-    missing = {run_folder(root, config): config for config in configs if not is_there(root, config)}
+    missing = {run_folder(root, config): config for config in configs if not has_result(root, config)}
     if missing:
         workdir.make_folder('workdir', root)
     train_teachers(root, missing.values(), processes)
-    # The last rows of most tables are of TD, whose runs are the longest: begun first, they leave no process
-    # alone with one of them at the end.
+    # The last rows of most tables are of TD, whose runs are the longest. They are started first, so that
+    # the processes end at about the same time.
     configs = list(missing.values())[::-1]
     kinds = [describe_program(config) for config in configs]
-    jobs.each(_run_task, _tasks(root, configs), processes, root, 'runs', kinds)
+    jobs.run_tasks(_run_task, _tasks(root, configs), processes, root, 'runs', kinds)
 
 
 def train_teachers(root: epath.Path, configs, processes: int):
-    """Trains the teachers that some runs need, each once: two runs would be in each other's way."""
-    jobs.each(_teacher_task, _tasks(root, own_teachers(root, configs)), processes, root, 'teachers')
+    """Trains each teacher that some runs need once; two runs must not train it at the same time."""
+    jobs.run_tasks(_teacher_task, _tasks(root, own_teachers(root, configs)), processes, root, 'teachers')
 
 
 def _tasks(root, configs):
@@ -338,8 +342,8 @@ def _run_task(task):
     run_one(epath.Path(root), config_lib.from_json(json.loads(text)))
 
 
-def _of_wanted(names, genres, datasets):
-    """{(table, column, row): the configs of its runs} of the cells that some tables need."""
+def _wanted_runs(names, genres, datasets):
+    """{(table, column, row): the configs of its runs} for the cells that some tables need."""
     tables.check_names(names, genres, datasets)
     return {
         cell: runs_of(tables.TABLES[cell[0]], *cell[1:])
@@ -347,71 +351,79 @@ def _of_wanted(names, genres, datasets):
     }
 
 
-def by_runs(kept: dict) -> dict:
-    """{the names of its runs: a cell that is there}; tables have cells in common.
+def index_by_runs(stored_results: dict) -> dict:
+    """Indexes cells by the names of their runs, {names: result}; tables may share cells.
 
     Args:
-      kept: {table: {column: {row: result or None}}}, of a file of errors or as `make` gives them.
+      stored_results: {table: {column: {row: result or None}}}, from a file of errors or by `make`.
     """
-    results = [result for columns in kept.values() for rows in columns.values() for result in rows.values()]
+    results = [
+        result for columns in stored_results.values() for rows in columns.values() for result in rows.values()
+    ]
     return {tuple(result['runs']): result for result in results if result and 'runs' in result}
 
 
-def results_of(root: epath.Path, wanted, there: dict, only_show: bool, processes: int) -> list:
-    """The result of each of some cells, or None where it is missing.
+def results_of(root: epath.Path, wanted, stored_cells: dict, only_show: bool, processes: int) -> list:
+    """The results of some cells, in order; None for each that is missing.
 
     Args:
       root: folder of all runs.
-      wanted: the configs of the runs of each.
-      there: cells by the names of their runs, as `by_runs` gives them, that need no runs in `root`.
+      wanted: the configs of the runs of each cell.
+      stored_cells: by `index_by_runs`; these cells need no runs in `root`.
       only_show: whether to run nothing.
       processes: how many runs at once.
 
     Raises:
-      UserError: what a run raises, or cells that were trained on different data.
+      UserError: raised by a run, or cells were trained on different data.
     """
     wanted = list(wanted)
-    names = [tuple(names_of(configs)) for configs in wanted]
+    names = [tuple(run_names(configs)) for configs in wanted]
     if not only_show:
-        needed = [configs for name, configs in zip(names, wanted, strict=True) if name not in there]
+        needed = [configs for name, configs in zip(names, wanted, strict=True) if name not in stored_cells]
         needed = [config for configs in needed for config in configs]
-        _check_data_now(root, zip(names, wanted, strict=True), there, needed)
+        _check_current_data(root, zip(names, wanted, strict=True), stored_cells, needed)
         run_missing(root, needed, processes)
-    found = [stored(root, configs) or there.get(name) for name, configs in zip(names, wanted, strict=True)]
+    results = [
+        read_cell(root, configs) or stored_cells.get(name)
+        for name, configs in zip(names, wanted, strict=True)
+    ]
     same_data.check(
         (same_data.part_of(configs[0]), name[0], cell.get('data', ''))
-        for name, configs, cell in zip(names, wanted, found, strict=True)
+        for name, configs, cell in zip(names, wanted, results, strict=True)
         if cell
     )
-    return found
+    return results
 
 
-def _check_data_now(root, wanted, there, needed):
-    """Refuses to run what is missing on other data than those of what is there, a run of each part."""
-    missing = [config for config in needed if not is_there(root, config)]
-    parts, known = {same_data.part_of(config) for config in missing}, {}
+def _check_current_data(root, wanted, stored_cells, needed):
+    """Refuses to run missing cells on other data than those of the finished ones."""
+    missing = [config for config in needed if not has_result(root, config)]
+    parts, digests = {same_data.part_of(config) for config in missing}, {}
     for name, configs in wanted:
         part = same_data.part_of(configs[0])
-        if part in parts and part not in known:
-            folders = [run_folder(root, config) for config in configs if is_there(root, config)]
-            digest = there.get(name, {}).get('data', '') or (same_data.of_run(folders[0]) if folders else '')
-            known |= same_data.check([(part, name[0], digest)])
-    same_data.check_now(known, missing)
+        if part in parts and part not in digests:
+            folders = [run_folder(root, config) for config in configs if has_result(root, config)]
+            digest = stored_cells.get(name, {}).get('data', '') or (
+                same_data.digest_of_run(folders[0]) if folders else ''
+            )
+            digests |= same_data.check([(part, name[0], digest)])
+    same_data.check_current(digests, missing)
 
 
-def of_other_runs(results: dict, kept: dict) -> list[tuple[str, str, str]]:
-    """(table, column, row) of what a file has of some tables, of other runs than theirs: other options.
+def cells_of_other_runs(results: dict, stored_results: dict) -> list[tuple[str, str, str]]:
+    """(table, column, row) of stored cells whose runs are not those of the tables: options have changed.
 
     Args:
-      results, kept: what `make` gives, and was given.
+      results: by `make`.
+      stored_results: the ones passed to `make`.
     """
     return [
         (name, column, row)
         for name, columns in results.items()
         for column, rows in columns.items()
         for row, result in rows.items()
-        if (there := kept.get(name, {}).get(column, {}).get(row))
-        and (result is None or result['runs'] != there.get('runs'))
+        if (stored_cell := stored_results.get(name, {}).get(column, {}).get(row))
+        and (result is None or result['runs'] != stored_cell.get('runs'))
     ]
 
 
@@ -422,9 +434,9 @@ def make(
     root: epath.Path,
     only_show: bool,
     processes: int = 1,
-    kept: dict = types.MappingProxyType({}),
+    stored_results: dict = types.MappingProxyType({}),
 ) -> dict:
-    """Runs what is missing for some tables.
+    """Runs the missing cells of some tables.
 
     Args:
       names: of the tables.
@@ -432,57 +444,61 @@ def make(
       root: folder of all runs.
       only_show: whether to run nothing.
       processes: how many runs at once.
-      kept: what an errors file has, as errors.read gives it. A cell of the same runs is taken from it where
-        they are not in `root`: they may have been run on another machine.
+      stored_results: from a file of errors, by errors.read. A cell of the same runs is taken from it if they
+        are not in `root`; they may have been run on another machine.
 
     Returns:
-      {table: {column: {row: result, or None where it is missing}}}, tables that others are made of among them
+      {table: {column: {row: result or None}}}, including the tables that derived ones are computed from
 
     Raises:
-      UserError: an unknown table, genre or data set, or what a run raises.
+      UserError: an unknown table, genre or data set, or raised by a run.
     """
-    wanted, there = _of_wanted(names, genres, datasets), by_runs(kept)
-    found = results_of(root, wanted.values(), there, only_show, processes)
+    wanted, stored_cells = _wanted_runs(names, genres, datasets), index_by_runs(stored_results)
+    results_of_cells = results_of(root, wanted.values(), stored_cells, only_show, processes)
     results = {}
-    for (name, column, row), result in zip(wanted, found, strict=True):
+    for (name, column, row), result in zip(wanted, results_of_cells, strict=True):
         results.setdefault(name, {}).setdefault(column, {})[row] = result
         if result and row in tables.TABLES[name].chosen_by:
-            # A row may have the runs of the usual one, whose trials are of another search.
+            # The row may share its runs with the usual row, whose trials are of another search.
             results[name][column][row] = {key: result[key] for key in result if key != 'on_test'}
     return results
 
 
-class Planned(NamedTuple):
-    """What a run would cost."""
+class PlannedRun(NamedTuple):
+    """The cost of a run."""
 
     cell: tuple[str, str, str]  # the first table, column and row that need it
-    is_there: bool  # run already
-    of_step: float  # operations of one step, all seeds together
+    has_result: bool
+    step_operations: float  # in one step, of all seeds together
     steps: int
     seeds: int
 
     def operations(self) -> float:
-        """Of the whole run."""
-        return self.of_step * self.steps
+        """The operations of the whole run."""
+        return self.step_operations * self.steps
 
 
-def plan(names, genres, datasets, root: epath.Path, kept: dict = types.MappingProxyType({})) -> list[Planned]:
-    """The runs that `make` needs of the same arguments, each once, and their operations; runs nothing.
+def plan(
+    names, genres, datasets, root: epath.Path, stored_results: dict = types.MappingProxyType({})
+) -> list[PlannedRun]:
+    """The runs that `make` needs for the same arguments, each once, with their cost; runs nothing.
 
     Raises:
       UserError: an unknown name, a table whose runs cannot be counted without their data, or no device.
     """
     platform.start()
-    found, in_file = {}, by_runs(kept)
-    for cell, configs in _of_wanted(names, genres, datasets).items():
-        is_kept = tuple(names_of(configs)) in in_file
+    planned, stored_cells = {}, index_by_runs(stored_results)
+    for cell, configs in _wanted_runs(names, genres, datasets).items():
+        is_stored = tuple(run_names(configs)) in stored_cells
         for config in configs:
             folder = run_folder(root, config)
-            if folder in found:
+            if folder in planned:
                 continue
             config_lib.check(config)
             abstract = assembly.abstract_images(config, sharding.make_mesh(config))
-            of_step = flops.of(abstract.jitted.run, *abstract.arguments)
-            is_run = is_kept or is_there(root, config)
-            found[folder] = Planned(cell, is_run, of_step, config.num_steps, config.num_seeds)
-    return list(found.values())
+            step_operations = flops.of(abstract.jitted.run, *abstract.arguments)
+            is_finished = is_stored or has_result(root, config)
+            planned[folder] = PlannedRun(
+                cell, is_finished, step_operations, config.num_steps, config.num_seeds
+            )
+    return list(planned.values())

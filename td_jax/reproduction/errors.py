@@ -1,4 +1,4 @@
-"""What a bootstrap needs of the errors of a table's runs, in one small file.
+"""Stores the errors of a table's runs, as far as a bootstrap needs them, in one small file.
 
 Errors are added up by unit (a user, an image), and each sum is rounded to a multiple of STEP, 1/256. A mean
 over the examples is then off by STEP / sqrt(12) times the root of the number of units, over the number of
@@ -21,8 +21,8 @@ from td_jax.training import finished
 
 STEP = 2.0**-8
 FORMAT = 1
-# What is kept of a cell's result, in addition to its errors.
-KEPT = (
+# The keys of a cell's result that are stored in addition to its errors.
+STORED_KEYS = (
     'metric',
     'split',
     'values',
@@ -39,12 +39,12 @@ KEPT = (
 )
 
 
-def by_unit(values, units) -> dict:
+def sum_by_unit(values, units) -> dict:
     """Adds errors up by unit.
 
     Args:
-      values: [seeds, examples], squared errors, or 1 where an example is right, else 0.
-      units: [examples], the number of the unit that each belongs to.
+      values: [seeds, examples], squared errors, or 1 for a correct example, else 0.
+      units: [examples], the number of each example's unit.
 
     Returns:
       {'units': [units] their numbers, 'counts': [units] examples of each, 'sums': [seeds, units] multiples of
@@ -57,12 +57,12 @@ def by_unit(values, units) -> dict:
     return {'units': numbers, 'counts': counts, 'sums': np.rint(sums / STEP) * STEP}
 
 
-def of_runs(folders, order) -> dict | None:
-    """The errors of a cell of several runs on the same examples, by unit; None where a run has none.
+def read_runs(folders, order) -> dict | None:
+    """Reads the errors of a cell's runs, summed by unit; None if a run has none or has other examples.
 
     Args:
       folders: workdirs of the finished runs.
-      order: of all their seeds, one run after the other, the places in the order of the cell.
+      order: indices that bring the seeds, one run after the other, into the order of the cell.
 
     Raises:
       UserError: a file is damaged.
@@ -70,15 +70,15 @@ def of_runs(folders, order) -> dict | None:
     runs = [finished.read_errors(folder) for folder in folders]
     if None in runs or any(not np.array_equal(run.units, runs[0].units) for run in runs):
         return None
-    return by_unit(np.concatenate([run.values for run in runs])[list(order)], runs[0].units)
+    return sum_by_unit(np.concatenate([run.values for run in runs])[list(order)], runs[0].units)
 
 
-def groups_of_runs(results, order) -> dict:
-    """`groups` of a cell of several runs from those of their results, of those groups that all have.
+def join_groups(results, order) -> dict:
+    """Joins the `groups` of the results of a cell's runs; groups that a run lacks are left out.
 
     Args:
       results: of the runs.
-      order: as of `of_runs`.
+      order: as for `read_runs`.
     """
     groups = [result.get('groups', {}) for result in results]
     joined = {}
@@ -90,82 +90,85 @@ def groups_of_runs(results, order) -> dict:
     return joined
 
 
-def merged(kept: dict, results: dict) -> dict:
-    """Cells of a file with those of some tables in their place, as `write` takes them.
+def merge(stored_results: dict, results: dict) -> dict:
+    """Replaces cells of a file by those of some tables; the result is for `write`.
 
-    A cell of these tables that is missing is taken out: what the file has of it is of other runs.
+    A cell that is missing in the tables is removed: the stored one is of other runs.
 
     Args:
-      kept: {table: {column: {row: result}}}, as `read` gives them.
-      results: {table: {column: {row: result or None}}}, as cells.make gives them.
+      stored_results: {table: {column: {row: result}}}, by `read`.
+      results: {table: {column: {row: result or None}}}, by cells.make.
     """
-    found = {name: {column: dict(rows) for column, rows in columns.items()} for name, columns in kept.items()}
+    merged_results = {
+        name: {column: dict(rows) for column, rows in columns.items()}
+        for name, columns in stored_results.items()
+    }
     for name, columns in results.items():
         for column, rows in columns.items():
-            there = found.setdefault(name, {}).setdefault(column, {})
-            there |= rows
-            found[name][column] = {row: result for row, result in there.items() if result}
-    return found
+            cells = merged_results.setdefault(name, {}).setdefault(column, {})
+            cells |= rows
+            merged_results[name][column] = {row: result for row, result in cells.items() if result}
+    return merged_results
 
 
 def write(path, results: dict):
-    """Writes what every interval of some tables can be computed from again.
+    """Writes cells so that every interval of their tables can be computed again.
 
     Args:
       path: an etils.epath.Path of the file.
-      results: {table: {column: {row: result or None}}}, as cells.make gives them; `errors` of a result are
-        those of `by_unit`, or None.
+      results: {table: {column: {row: result or None}}}, by cells.make; `errors` of a result are by
+        `sum_by_unit`, or None.
 
     Raises:
       UserError: it cannot be written.
     """
     arrays, index = {}, []
-    # Tables have cells in common: the errors of the same runs are written once.
-    first_of, twins = {}, []
+    # Tables share cells; the errors of the same runs are written once.
+    first_cells, duplicates = {}, []
     for name, columns in results.items():
         for column, rows in columns.items():
             blocks, cells = {}, {}
             for row, result in rows.items():
                 if not result:
                     continue
-                cells[row] = {key: result[key] for key in KEPT if key in result}
+                cells[row] = {key: result[key] for key in STORED_KEYS if key in result}
                 errors, runs = result.get('errors'), tuple(result.get('runs', ()))
                 if errors is None:
                     continue
-                if runs in first_of:
-                    twins.append((cells[row], first_of[runs]))
+                if runs in first_cells:
+                    duplicates.append((cells[row], first_cells[runs]))
                     continue
                 if runs:
-                    first_of[runs] = cells[row]
+                    first_cells[runs] = cells[row]
                 same = errors['units'].tobytes(), errors['counts'].tobytes()
                 blocks.setdefault(same, []).append((row, errors))
             for block in blocks.values():
                 number = len(arrays) // 3
                 rounded = np.rint(np.concatenate([errors['sums'] for _, errors in block]) / STEP)
                 changes = np.diff(rounded.astype(np.int64), axis=0, prepend=0)
-                arrays[f'units_{number}'] = _small(block[0][1]['units'])
-                arrays[f'counts_{number}'] = _small(block[0][1]['counts'])
-                arrays[f'changes_{number}'] = _small(changes)
+                arrays[f'units_{number}'] = _narrow(block[0][1]['units'])
+                arrays[f'counts_{number}'] = _narrow(block[0][1]['counts'])
+                arrays[f'changes_{number}'] = _narrow(changes)
                 start = 0
                 for row, errors in block:
                     cells[row]['place'] = number, start
                     start += len(errors['sums'])
             index.append({'table': name, 'column': column, 'cells': cells})
-    for cell, first in twins:
+    for cell, first in duplicates:
         cell['place'] = first['place']
     text = json.dumps({'format': FORMAT, 'step': STEP, 'columns': index})
     workdir.write_arrays(path, {**arrays, 'index': np.array(text)})
 
 
-def _small(numbers):
-    """Whole numbers in the smallest type that holds them."""
+def _narrow(numbers):
+    """Casts whole numbers to the smallest type that holds them."""
     numbers = np.asarray(numbers)
     ends = numbers.min(initial=0), numbers.max(initial=0)
     return numbers.astype(np.result_type(*map(np.min_scalar_type, ends)))
 
 
 def read(path) -> dict:
-    """What `write` wrote, as {table: {column: {row: result}}}, with the names of today.
+    """Reads a file by `write` as {table: {column: {row: result}}}, with the current names.
 
     Raises:
       UserError: there is no such file, or it is damaged.
@@ -180,7 +183,7 @@ def read(path) -> dict:
         results = {}
         for entry in index['columns']:
             cells = {
-                tables.RENAMED.get(row, row): _result(cell, arrays, index['step'])
+                tables.RENAMED.get(row, row): _read_result(cell, arrays, index['step'])
                 for row, cell in entry['cells'].items()
             }
             column = tables.RENAMED.get(entry['column'], entry['column'])
@@ -190,7 +193,7 @@ def read(path) -> dict:
     return results
 
 
-def _result(cell, arrays, step):
+def _read_result(cell, arrays, step):
     place, seeds = cell.pop('place', None), len(cell['seeds'])
     if len(cell['values']) != seeds or not np.isfinite(cell['values']).all():
         raise ValueError('values')
@@ -209,41 +212,41 @@ def _result(cell, arrays, step):
     return cell
 
 
-def of_tables(paths, names, genres, datasets) -> dict:
-    """The cells of some tables in some files, {table: {column: {row: result or None}}}, a missing cell None.
+def read_tables(paths, names, genres, datasets) -> dict:
+    """Reads the cells of some tables from files, {table: {column: {row: result or None}}}.
 
     Args:
-      paths: of the files; a cell that several have is that of the last one.
-      names: of the tables; each must be there, or, of one that is made of others, one of these.
+      paths: of the files; later ones replace cells of earlier ones.
+      names: of the tables; of each, or of one table that it is computed from, there must be a cell.
       genres, datasets: the columns to keep; those that are not in the file are left out.
 
     Raises:
-      UserError: what `read` raises, an unknown name, or a file of other tables.
+      UserError: raised by `read`, an unknown name, or a file of other tables.
     """
     tables.check_names(names, genres, datasets)
     paths = list(paths)
-    found, results, path = {}, {}, ', '.join(map(str, paths))
+    stored_results, results, path = {}, {}, ', '.join(map(str, paths))
     for file in paths:
-        found = merged(found, read(file))
+        stored_results = merge(stored_results, read(file))
     for name in names:
-        kept = {}
+        cells = {}
         for source, column, row in tables.wanted_cells([name], genres, datasets):
-            there = found.get(source, {}).get(column)
-            if there is not None:
-                kept.setdefault(source, {}).setdefault(column, {})[row] = there.get(row)
-                _check_rows(path, source, there)
-        if not kept:
-            holds = '; '.join(f'{table}: {", ".join(columns)}' for table, columns in found.items())
+            stored_rows = stored_results.get(source, {}).get(column)
+            if stored_rows is not None:
+                cells.setdefault(source, {}).setdefault(column, {})[row] = stored_rows.get(row)
+                _check_rows(path, source, stored_rows)
+        if not cells:
+            holds = '; '.join(f'{table}: {", ".join(columns)}' for table, columns in stored_results.items())
             raise UserError(f'{path} has nothing of table {name} in these columns; it holds {holds}.')
-        for source, columns in kept.items():
+        for source, columns in cells.items():
             for column, rows in columns.items():
                 results.setdefault(source, {}).setdefault(column, {}).update(rows)
     return results
 
 
-def _check_rows(path, name, there):
-    others = there.keys() - tables.TABLES[name].rows.keys()
-    if others:
+def _check_rows(path, name, rows):
+    unknown = rows.keys() - tables.TABLES[name].rows.keys()
+    if unknown:
         raise UserError(
-            f'{path} is of another table {name}: it has a row {min(others)}, which this one does not have.'
+            f'{path} is of another table {name}: it has a row {min(unknown)}, which this one does not have.'
         )

@@ -1,4 +1,4 @@
-"""A figure of a table: what each row differs from its baseline by, with its intervals."""
+"""A figure of a table: the difference of each row to its baseline, with its intervals."""
 
 import math
 import pathlib
@@ -12,9 +12,9 @@ from td_jax.errors import UserError
 from td_jax.files import workdir
 from td_jax.reproduction import comparison, tables
 
-# Panels in a row.
+# Panels side by side.
 ACROSS = 4
-# A row that reaches more than this many times as far as the middle one leaves nothing of it to see.
+# If a row reaches this many times as far as the median one, the axis becomes logarithmic further out.
 FAR = 4
 
 
@@ -28,40 +28,40 @@ class Point(NamedTuple):
 
 
 def points(table: tables.Table, results: dict) -> dict[str, list[Point]]:
-    """{row: its points}, of the rows and columns that have paired seeds.
+    """{row: its points} for the rows and columns with paired seeds.
 
     Args:
-      table: what it is made of.
+      table: its definition.
       results: {column: {row: result or None}}.
     """
-    found = {}
+    points_by_row = {}
     for column, rows in results.items():
         pairs = {
             row: (rows[row], rows[table.baseline_of(row)])
             for row in table.rows
             if row != table.baseline and rows.get(table.baseline_of(row)) and rows.get(row)
         }
-        for row, compared in comparison.compare_all(pairs).items():
-            if compared.paired is not None and compared.paired.half_width is not None:
+        for row, difference in comparison.compare_all(pairs).items():
+            if difference.paired is not None and difference.paired.half_width is not None:
                 genre = table.columns[column].get('dataset.genre', column)
-                bounds = compared.bootstrap and compared.bootstrap.bounds()
-                point = Point(genre, compared.mean, compared.paired.half_width, bounds)
-                found.setdefault(row, []).append(point)
-    return found
+                bounds = difference.bootstrap and difference.bootstrap.bounds()
+                point = Point(genre, difference.mean, difference.paired.half_width, bounds)
+                points_by_row.setdefault(row, []).append(point)
+    return points_by_row
 
 
-def linear_to(found: dict[str, list[Point]]) -> float | None:
-    """How far from 0 an axis that all rows share has to be linear, or None: all of it.
+def linear_limit(points_by_row: dict[str, list[Point]]) -> float | None:
+    """How far from 0 the axis that all rows share is linear; None for everywhere.
 
     Args:
       found: by `points`.
 
     Returns:
-      The furthest that a row reaches without reaching more than FAR times as far as the middle one, rounded
-      up to one digit; None where no row reaches further.
+      The largest reach of a row that is at most FAR times the median reach, rounded up to one digit; None if
+      no row reaches further.
     """
-    # A row that is the baseline under another name reaches nowhere.
-    reach = [end for end in map(_reach, found.values()) if end]
+    # The baseline under another name has a reach of 0.
+    reach = [end for end in map(_reach, points_by_row.values()) if end]
     limit = FAR * sorted(reach)[len(reach) // 2] if reach else 0.0
     if max(reach, default=0.0) <= limit:
         return None
@@ -71,7 +71,7 @@ def linear_to(found: dict[str, list[Point]]) -> float | None:
 
 
 def _reach(row):
-    """How far from 0 the intervals of some points end."""
+    """The largest distance from 0 of the intervals of some points."""
     return max(
         abs(end)
         for point in row
@@ -84,81 +84,81 @@ def _reach(row):
 
 
 def check(names, folder: epath.Path, baseline: str | None):
-    """Refuses what cannot be drawn, as far as can be told before; of `draw_all`'s arguments.
+    """Refuses arguments of `draw_all` that cannot be drawn, before anything is computed.
 
     Raises:
-      UserError: a table that is made of others, or a folder that is missing.
+      UserError: a derived table, or a folder that is missing.
     """
     for name in names:
         if isinstance(tables.TABLES[name], tables.Derived):
             raise UserError(f'table {name} is made of others and has no figure; leave it or --figures out.')
-    workdir.check_target('--figures', folder / _file(names[0], baseline))
+    workdir.check_target('--figures', folder / _file_name(names[0], baseline))
 
 
 def draw_all(names, results: dict, folder: epath.Path, baseline: str | None):
-    """Draws some tables, each into a file `table_NAME.png`, or `table_NAME_vs_ROW.png`.
+    """Draws each of some tables into a file `table_NAME.png`, or `table_NAME_vs_ROW.png`.
 
     Args:
       names: of the tables.
-      results: as `cells.make` gives them.
+      results: by `cells.make`.
       folder: where the files go.
-      baseline: the row that the others are compared with, or None: each table's own.
+      baseline: the row to compare the others with; None for each table's own.
 
     Raises:
-      UserError: what `draw` raises, or a file cannot be written.
+      UserError: raised by `draw`, or a file cannot be written.
     """
     for name in names:
-        with workdir.whole(folder / _file(name, baseline)) as path:
-            draw(name, tables.beside(name, baseline), results[name], path)
+        with workdir.whole(folder / _file_name(name, baseline)) as path:
+            draw(name, tables.with_baseline(name, baseline), results[name], path)
 
 
-def _file(name, baseline):
+def _file_name(name, baseline):
     row = re.sub('[^a-z0-9]+', '_', baseline.lower()) if baseline else ''
     return f'table_{name}{f"_vs_{row}" if row else ""}.png'
 
 
 def draw(name: str, table: tables.Table, results: dict, path: pathlib.Path):
-    """Differences with both intervals: a panel for each row, or for each column if the table sweeps a key.
+    """Draws differences with both intervals: a panel per row, or per column if the table sweeps a key.
 
     Args:
       name: of the table.
-      table: what it is made of.
+      table: its definition.
       results: {column: {row: result or None}}.
       path: a PNG file, made or replaced.
 
     Raises:
       UserError: no row has seeds that are paired with those of the baseline.
     """
-    found = points(table, results)
-    if not found:
+    points_by_row = points(table, results)
+    if not points_by_row:
         raise UserError(
             f'table {name} has no row with the seeds of {table.baseline}: there is nothing to draw.'
         )
-    # Only those who draw need it.
+    # Imported here, because only figures need it.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(layout='constrained')
     FigureCanvasAgg(figure)
-    said = (_draw_sweep if table.swept else _draw_rows)(figure, table, found)
+    axis_note = (_draw_sweep if table.swept else _draw_rows)(figure, table, points_by_row)
     metric = next(rows[table.baseline]['metric'] for rows in results.values() if rows.get(table.baseline))
     figure.supylabel(f'difference in {metric} to {table.baseline}', fontsize=8)
-    figure.suptitle(f'95% intervals: thin lines over seeds; broad bands by bootstrap{said}', fontsize=8)
+    figure.suptitle(f'95% intervals: thin lines over seeds; broad bands by bootstrap{axis_note}', fontsize=8)
     figure.savefig(path, dpi=110, format='png')
 
 
-def _draw_rows(figure, table, found):
-    """A panel for each row, columns from left to right; -> what the title says of the axis."""
-    columns = list(dict.fromkeys(point.column for row in found.values() for point in row))
-    across = min(ACROSS, len(found))
-    down = -(-len(found) // across)
+def _draw_rows(figure, table, points_by_row):
+    """Draws a panel for each row, columns from left to right; returns a note on the axis for the title."""
+    columns = list(dict.fromkeys(point.column for row in points_by_row.values() for point in row))
+    across = min(ACROSS, len(points_by_row))
+    down = -(-len(points_by_row) // across)
     figure.set_size_inches(1.2 + across * (1.1 + 0.35 * len(columns)), 1.0 + 2.6 * down)
     all_axes = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True)
-    said = _scale(all_axes[0, 0], found)
-    for axes, (row, of_row) in zip(all_axes.flat, found.items(), strict=False):
-        places = [columns.index(point.column) for point in of_row]
-        means, half_widths = [point.mean for point in of_row], [point.half_width for point in of_row]
-        for place, point in zip(places, of_row, strict=True):
+    axis_note = _scale_axis(all_axes[0, 0], points_by_row)
+    for axes, (row, row_points) in zip(all_axes.flat, points_by_row.items(), strict=False):
+        places = [columns.index(point.column) for point in row_points]
+        means, half_widths = [point.mean for point in row_points], [point.half_width for point in row_points]
+        for place, point in zip(places, row_points, strict=True):
             if point.bootstrap:
                 axes.vlines(place, *point.bootstrap, color='tab:orange', alpha=0.45, linewidth=5)
         axes.errorbar(places, means, half_widths, fmt='o', markersize=4, capsize=3, color='tab:blue')
@@ -167,20 +167,20 @@ def _draw_rows(figure, table, found):
         axes.set_xlim(-0.6, len(columns) - 0.4)
         axes.set_xticks(range(len(columns)), columns, rotation=60, ha='right', fontsize=7)
         axes.tick_params(axis='y', labelsize=7)
-    for place in range(len(found), all_axes.size):
+    for place in range(len(points_by_row), all_axes.size):
         all_axes.flat[place].set_axis_off()
-        # The one above is the last of those that share its columns' names.
+        # The panel above is the last one in its column, and needs the labels.
         all_axes.flat[place - across].tick_params(axis='x', labelbottom=True)
-    return said
+    return axis_note
 
 
-def _scale(axes, found):
-    """Scales the vertical axis that all panels share; -> what the title says of it."""
-    linear = linear_to(found)
+def _scale_axis(axes, points_by_row):
+    """Scales the vertical axis that all panels share; returns a note on it for the title."""
+    linear = linear_limit(points_by_row)
     if linear is None:
         return ''
-    # The axis' own ticks would leave the linear part with none but 0.
-    decades = math.ceil(math.log10(max(map(_reach, found.values())) / linear))
+    # The default ticks leave only 0 in the linear part.
+    decades = math.ceil(math.log10(max(map(_reach, points_by_row.values())) / linear))
     ticks = [linear / 2, *(linear * 10**i for i in range(decades + 1))]
     ticks = [*(-tick for tick in reversed(ticks)), 0, *ticks]
     axes.set_yscale('symlog', linthresh=linear, linscale=2)
@@ -188,34 +188,36 @@ def _scale(axes, found):
     return f'; linear to ±{linear:.3g}, logarithmic beyond'
 
 
-def _draw_sweep(figure, table, found):
-    """A panel for each column, a line for each change of the keys that are not on the horizontal axis."""
-    found = {row: of_row for row, of_row in found.items() if table.swept in table.rows[row]}
-    columns = list(dict.fromkeys(point.column for row in found.values() for point in row))
+def _draw_sweep(figure, table, points_by_row):
+    """Draws a panel for each column, with a line for each value of the keys that are not swept."""
+    points_by_row = {
+        row: row_points for row, row_points in points_by_row.items() if table.swept in table.rows[row]
+    }
+    columns = list(dict.fromkeys(point.column for row in points_by_row.values() for point in row))
     figure.set_size_inches(1.2 + 2.8 * len(columns), 3.6)
     all_axes = figure.subplots(1, len(columns), squeeze=False, sharey=True)[0]
     lines = {}
-    for row, of_row in found.items():
+    for row, row_points in points_by_row.items():
         others = {key: value for key, value in table.rows[row].items() if key not in ('method', table.swept)}
         label = ', '.join(f'{key} {value}' for key, value in others.items())
-        for point in of_row:
+        for point in row_points:
             lines.setdefault((point.column, label), []).append((table.rows[row][table.swept], point))
     labels = list(dict.fromkeys(label for _, label in lines))
     for axes, column in zip(all_axes, columns, strict=True):
         axes.set_xscale('log')
         axes.axhline(0, color='black', linewidth=0.8)
         for number, label in enumerate(labels):
-            # Next to each other, not one on top of the other.
+            # Shifted, so that lines do not cover each other.
             shift = 1.12 ** (number - (len(labels) - 1) / 2)
             color = f'C{number}'
-            of_line = lines.get((column, label), [])
-            for value, point in of_line:
+            line_points = lines.get((column, label), [])
+            for value, point in line_points:
                 if point.bootstrap:
                     axes.vlines(value * shift, *point.bootstrap, color=color, alpha=0.3, linewidth=5)
             axes.errorbar(
-                [value * shift for value, _ in of_line],
-                [point.mean for _, point in of_line],
-                [point.half_width for _, point in of_line],
+                [value * shift for value, _ in line_points],
+                [point.mean for _, point in line_points],
+                [point.half_width for _, point in line_points],
                 fmt='o-',
                 markersize=3,
                 linewidth=0.8,
@@ -227,4 +229,4 @@ def _draw_sweep(figure, table, found):
         axes.tick_params(labelsize=7)
     all_axes[0].legend(fontsize=7)
     figure.supxlabel(table.swept, fontsize=8)
-    return _scale(all_axes[0], found)
+    return _scale_axis(all_axes[0], points_by_row)

@@ -11,7 +11,7 @@ from td_jax.reproduction import comparison, render, tables
 from td_jax.training import evaluation
 
 METRICS = {'rmse': 'RMSE', 'accuracy': 'accuracy'}
-# Colours that colour-blind readers tell from each other; everything else is gray, with an open marker.
+# Colours that colour-blind readers can distinguish; all else is gray, with an open marker.
 COLORS = {statistics.BETTER: 'tab:blue', statistics.WORSE: 'tab:orange'}
 LEGEND = (
     'Difference to {baselines}. Thin lines: 95% t interval over seeds; broad bands: 95% bootstrap interval.\n'
@@ -21,16 +21,16 @@ EARLIER = ' Measured with an earlier protocol.'
 
 
 class Panel(NamedTuple):
-    """One setting."""
+    """One setting of a forest plot."""
 
     title: str
     metric: str
     baseline: str
     rows: dict[str, comparison.Comparison]
-    is_of_today: bool  # whether no cell was measured with an earlier protocol
+    has_current_protocol: bool  # whether no cell was measured with an earlier protocol
 
     def verdict(self, row: str) -> str:
-        """Of one of the rows, as statistics.verdict."""
+        """The verdict of a row, by statistics.verdict."""
         return self.rows[row].verdict(evaluation.LESS_IS_BETTER[self.metric])
 
 
@@ -43,55 +43,61 @@ def panels(names, results: dict, baseline: str | None) -> list[Panel]:
     Args:
       names: of the tables.
       results: {table: {column: {row: result or None}}}.
-      baseline: a row that the others are compared with, or None: each table's own.
+      baseline: the row to compare the others with; None for each table's own.
     """
     panels_of_all = []
     for name in names:
-        table = tables.beside(name, baseline)
-        for title, columns in _settings(table, results[name]).items():
+        table = tables.with_baseline(name, baseline)
+        for title, columns in _split_settings(table, results[name]).items():
             methods = [row for row in table.rows if row in tables.METHODS] or list(table.rows)
             pairs = {
                 row: ([(rows[row], rows[table.baseline_of(row)]) for rows in columns], None)
                 for row in methods
                 if row != table.baseline
-                and all(_is_run(rows, of) for rows in columns for of in (row, table.baseline_of(row)))
+                and all(
+                    _is_run(rows, cell_row) for rows in columns for cell_row in (row, table.baseline_of(row))
+                )
             }
-            compared = comparison.rows_over_columns(pairs)
-            rows = {row: one for row, one in compared.items() if one and one.paired.half_width is not None}
+            comparisons = comparison.compare_rows_over_columns(pairs)
+            rows = {
+                row: difference
+                for row, difference in comparisons.items()
+                if difference and difference.paired.half_width is not None
+            }
             if rows:
                 metric = columns[0][table.baseline]['metric']
                 cells = [of_column[row] for of_column in columns for row in (table.baseline, *rows)]
-                is_of_today = all(cell.get('protocol', 1) not in render.EARLIER for cell in cells)
-                # Tables call it as the paper's do.
+                has_current_protocol = all(cell.get('protocol', 1) not in render.EARLIER for cell in cells)
+                # Tables have the paper's name for it.
                 is_plain = table.rows[table.baseline] == {'method': 'supervised'}
                 baseline_name = 'no distillation' if is_plain else table.baseline
-                panels_of_all.append(Panel(title, metric, baseline_name, rows, is_of_today))
+                panels_of_all.append(Panel(title, metric, baseline_name, rows, has_current_protocol))
     return panels_of_all
 
 
-def _settings(table, results):
-    """{title: its columns' {row: result}}."""
-    there = {column: rows for column, rows in results.items() if _is_run(rows, table.baseline)}
-    genres = {column: table.columns[column].get('dataset.genre') for column in there}
+def _split_settings(table, results):
+    """{title: [{row: result} of its columns]}."""
+    finished = {column: rows for column, rows in results.items() if _is_run(rows, table.baseline)}
+    genres = {column: table.columns[column].get('dataset.genre') for column in finished}
     settings = {}
-    for column, rows in there.items():
+    for column, rows in finished.items():
         part = genres[column] or column
-        is_whole = len(table.columns) == 1 or (genres[column] and len(there) > 1)
+        is_whole = len(table.columns) == 1 or (genres[column] and len(finished) > 1)
         title = table.setting if is_whole else ', '.join(filter(None, (table.setting, part)))
         settings.setdefault(title, []).append(rows)
     return settings
 
 
 def _is_run(rows, row):
-    """Whether a cell is there and not a teacher's, of which only a mean is known."""
+    """Whether a cell has runs; of a teacher only the mean is known."""
     return 'values' in (rows.get(row) or {})
 
 
 def describe(panels_of_all: list[Panel]) -> str:
-    """The numbers of a forest plot, one line for each difference; they are the description of the SVG.
+    """The numbers of a forest plot as text, one line for each difference, for the description of the SVG.
 
     Args:
-      panels_of_all: as `panels` gives them.
+      panels_of_all: by `panels`.
     """
     lines = []
     for panel in panels_of_all:
@@ -106,10 +112,10 @@ def describe(panels_of_all: list[Panel]) -> str:
 
 
 def check(names, path: epath.Path):
-    """Refuses what cannot be drawn, as far as that is known before; of `draw`'s arguments.
+    """Refuses arguments of `draw` that cannot be drawn, before anything is computed.
 
     Raises:
-      UserError: a table that is made of others, a file of another format, or a folder that is missing.
+      UserError: a derived table, a file of another format, or a folder that is missing.
     """
     for name in names:
         if isinstance(tables.TABLES[name], tables.Derived):
@@ -123,7 +129,7 @@ def draw(names, results: dict, path: epath.Path, baseline: str | None):
     """Draws `panels` as SVG; the same numbers give the same file.
 
     Args:
-      names, results, baseline: of `panels`.
+      names, results, baseline: as for `panels`.
       path: the file, made or replaced.
 
     Raises:
@@ -134,7 +140,7 @@ def draw(names, results: dict, path: epath.Path, baseline: str | None):
         raise UserError(
             f'--tables={",".join(names)}: no row has the seeds of its baseline, so there is nothing to draw.'
         )
-    # Only those who draw need it.
+    # Imported here, because only figures need it.
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -151,7 +157,7 @@ def draw(names, results: dict, path: epath.Path, baseline: str | None):
     for axes in all_axes[len(panels_of_all) :]:
         axes.set_axis_off()
     baselines = ' or '.join(dict.fromkeys(panel.baseline for panel in panels_of_all))
-    earlier = '' if all(panel.is_of_today for panel in panels_of_all) else EARLIER
+    earlier = '' if all(panel.has_current_protocol for panel in panels_of_all) else EARLIER
     figure.suptitle(LEGEND.format(baselines=baselines) + earlier, fontsize=8)
     about = {'Date': None, 'Description': describe(panels_of_all)}
     with matplotlib.rc_context({'svg.hashsalt': 'td_jax'}), workdir.whole(path) as file:

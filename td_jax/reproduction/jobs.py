@@ -1,4 +1,4 @@
-"""Many runs, one after the other, or several at a time in processes of their own, each kept to its cores."""
+"""Runs many tasks: one after the other, or in parallel processes that have cores of their own."""
 
 import concurrent.futures
 import contextlib
@@ -19,70 +19,73 @@ from td_jax.devices import compiled, platform
 from td_jax.errors import UserError
 from td_jax.files import quiet, workdir
 
-# The most that compiled programs take which are kept for later runs.
+# Size limit of the cache of compiled programs.
 COMPILED_BYTES = 4 * 2**30
 
 
-def each(
+def run_tasks(
     function: Callable,
     tasks: Iterable,
     count: int,
     folder: epath.Path,
     what: str,
     kinds: Sequence[Hashable] = (),
-    keep: Callable[[int, Any], None] = lambda number, result: None,
+    on_result: Callable[[int, Any], None] = lambda number, result: None,
 ) -> list[Any]:
-    """What a function gives for some tasks, in their order; how far it is, is said after each.
+    """Calls a function for each task and returns the results in order; reports the progress.
 
     Args:
-      function: of one task; of a module, so that another process can import it. What it needs beyond its task
-        it reads from disk, and what must not be lost it writes there.
-      tasks: what it is called with.
-      count: processes side by side; with 1, or a single task, it is called here.
-      folder: gets what the processes print, `job_0.log` and so on. With one in a bucket, which no file can
-        grow in, they print where this process does.
-      what: the tasks, for a person, such as 'runs'.
-      kinds: of each task; a process goes on with one of the same kind as its last, such as one of a program
-        that it has compiled. None are given where all are of one.
-      keep: called in this process with the number of each task and what it gave, as soon as it is over.
+      function: of one task. Other processes must be able to import it. It reads other inputs from disk, and
+        writes there what must not be lost.
+      tasks: the arguments, one for each call.
+      count: parallel processes; with 1, or a single task, the function is called in this process.
+      folder: for the output of the processes, `job_0.log` and so on. A file in a bucket cannot grow; with a
+        folder in one, they print where this process does.
+      what: a name of the tasks for messages, such as 'runs'.
+      kinds: of each task; a process prefers a task of the same kind as its last one, such as one with the
+        program that it has compiled. Empty if all are of one kind.
+      on_result: called in this process with the number and the result of each task as soon as it ends.
 
     Raises:
-      UserError: of the first task that raised one; the others are stopped. Or a process died.
+      UserError: raised by a task, and the others are stopped; or a process died.
     """
-    tasks, began = list(tasks), time.monotonic()
+    tasks, start = list(tasks), time.monotonic()
     count = min(count, len(tasks))
     if count <= 1:
         results = []
         for number, task in enumerate(tasks):
             results.append(function(task))
-            keep(number, results[-1])
-            _say(what, len(results), 1, len(tasks), began)
+            on_result(number, results[-1])
+            _report_progress(what, len(results), 1, len(tasks), start)
         return results
     context = multiprocessing.get_context('spawn')
     log_folder = None if workdir.is_in_bucket(folder) else folder
-    # A pool of one each, so that it can be said which process a task is for.
+    # One pool for each process, so that a task can be given to a certain one.
     pools = [
         concurrent.futures.ProcessPoolExecutor(
-            1, context, initializer=_settle, initargs=(cores, log_folder and str(log_folder / f'job_{i}.log'))
+            1,
+            context,
+            initializer=_init_worker,
+            initargs=(cores, log_folder and str(log_folder / f'job_{i}.log')),
         )
-        for i, cores in enumerate(shares(count) or [[]] * count)
+        for i, cores in enumerate(split_cores(count) or [[]] * count)
     ]
-    kinds, last = kinds or [None] * len(tasks), [None] * count
+    kinds, last_kinds = kinds or [None] * len(tasks), [None] * count
     waiting, running, results = list(range(len(tasks))), {}, {}
     try:
         while waiting or running:
             for place in sorted({*range(count)} - {place for _, place in running.values()}):
                 if waiting:
-                    number = _next(waiting, kinds, last, place)
+                    number = _choose_task(waiting, kinds, last_kinds, place)
                     waiting.remove(number)
-                    last[place] = kinds[number]
+                    last_kinds[place] = kinds[number]
                     running[pools[place].submit(function, tasks[number])] = number, place
             finished, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
             for future in finished:
                 number, _ = running.pop(future)
                 results[number] = future.result()
-                keep(number, results[number])
-                _say(what, len(results), count, len(tasks), began)
+                on_result(number, results[number])
+                _report_progress(what, len(results), count, len(tasks), start)
     except BrokenProcessPool as error:
         raise UserError(
             f'a process of --jobs={count} died, killed or out of memory; what it printed is '
@@ -92,47 +95,46 @@ def each(
     finally:
         for pool in pools:
             pool.shutdown(wait=False, cancel_futures=True)
-        # None is left at work where a task failed; each run resumes from its last checkpoint.
+        # If a task failed, all processes end; each run resumes from its last checkpoint.
         for process in multiprocessing.active_children():
             process.terminate()
     return [results[number] for number in range(len(tasks))]
 
 
-def _next(waiting, kinds, last, place):
-    """The task for a process: of its last one's kind, or of none that another one has, or the first."""
-    others = last[:place] + last[place + 1 :]
-    return min(waiting, key=lambda number: (kinds[number] != last[place], kinds[number] in others))
+def _choose_task(waiting, kinds, last_kinds, place):
+    """The task for a process: of its last kind, else of a kind that no other process has, else the first."""
+    others = last_kinds[:place] + last_kinds[place + 1 :]
+    return min(waiting, key=lambda number: (kinds[number] != last_kinds[place], kinds[number] in others))
 
 
-def shares(count: int) -> list[list[int]]:
-    """The cores of this process in `count` parts, of one size but for one core; [] where they are unknown.
+def split_cores(count: int) -> list[list[int]]:
+    """Splits the cores of this process into `count` parts of nearly equal size; [] if they are unknown.
 
-    With fewer cores than parts, some parts have the same core.
+    With fewer cores than parts, some parts share a core.
     """
     cores = _cores()
     return [cores[i::count] or [cores[i % len(cores)]] for i in range(count)] if cores else []
 
 
 def _cores():
-    """The numbers of the cores of this process, [] where the system does not say."""
+    """The numbers of the cores of this process, [] if the system does not report them."""
     return sorted(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else []
 
 
 def prepare(count: int, folder: epath.Path) -> int:
-    """Checks how many can run at once; compiled programs are kept in a folder `compiled` from now on.
+    """Checks how many tasks can run at once, and caches compiled programs in a folder `compiled`.
 
-    Where JAX_COMPILATION_CACHE_DIR is set, they are kept there; with runs in a bucket, nowhere.
+    If JAX_COMPILATION_CACHE_DIR is set, that is the cache; with runs in a bucket, there is none.
 
     Args:
-      count: how many are asked for; 0 for one on each core, or one alone where runs are on another device.
+      count: requested number; 0 for one per core, or a single one if runs use another device than the CPU.
       folder: of all runs.
 
     Returns:
-      how many run at once
+      the number of tasks at once
 
     Raises:
-      UserError: there are fewer cores, or the device cannot be started or is one that a process keeps for
-        itself.
+      UserError: there are fewer cores, or the device cannot be started or cannot be shared by processes.
     """
     platform.start()
     cores = len(_cores()) or os.cpu_count()
@@ -147,11 +149,11 @@ def prepare(count: int, folder: epath.Path) -> int:
         )
     if jax.config.jax_compilation_cache_dir or workdir.is_in_bucket(folder):
         return count
-    # JAX reads the one now, and a new process the other.
+    # This process reads jax.config, and a new one the environment.
     for name, value in (
         ('jax_compilation_cache_dir', str(folder / 'compiled')),
         ('jax_persistent_cache_min_compile_time_secs', 0),
-        # A bounded cache has a lock, which processes side by side need.
+        # Parallel processes need a lock, which only a bounded cache has.
         ('jax_compilation_cache_max_size', COMPILED_BYTES),
     ):
         jax.config.update(name, value)
@@ -160,12 +162,12 @@ def prepare(count: int, folder: epath.Path) -> int:
     return count
 
 
-def _settle(cores, log):
-    """Prepares a process: its cores, where it prints to, and that it ends with the one it works for."""
+def _init_worker(cores, log):
+    """Prepares a new process: its cores, its log, and that it ends with its parent."""
     if cores:
-        # Before JAX counts them.
+        # Must precede JAX, which counts them once.
         os.sched_setaffinity(0, cores)
-    # Ctrl-C is the business of the process that started this one.
+    # The parent handles Ctrl-C.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if log:
         file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -182,10 +184,10 @@ def _end_with_parent():
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _say(what, done, running, total, began):
+def _report_progress(what, done, running, total, start):
     left = total - done
     running = min(running, left)
-    seconds = (time.monotonic() - began) / done * left
+    seconds = (time.monotonic() - start) / done * left
     print(
         f'{what}: {done} done, {running} running, {left - running} waiting; about {_duration(seconds)} left',
         file=sys.stderr,

@@ -1,7 +1,7 @@
-"""The journals of a search: what each run gave, a line of JSON, appended as soon as the run is over.
+"""The journals of a search: a line of JSON for each run, appended as soon as the run ends.
 
-A run is known by its name, which has the digest of its config in it: what is read back cannot be of a run
-with other options. No line needs another one, so that a journal may be cut or joined between any two.
+The name of a run has the digest of its config, so that a line cannot be taken for a run with other options.
+Lines are independent: a journal may be cut or joined between any two.
 """
 
 import contextlib
@@ -18,25 +18,25 @@ SUFFIX = '.jsonl'
 
 
 class Journal:
-    """The curves of one method's runs: those of a file, and what is appended to it.
+    """The curves of one method's runs, stored in a file.
 
     Attributes:
-      curves: {name of a run: {step: value}}; that of a run that diverged is empty.
-      data: {name of a run: what its data are known by}, '' where its line does not say.
+      curves: {name of a run: {step: value}}; empty for a run that diverged.
+      data: {name of a run: the digest of its data}, '' if unknown.
     """
 
     def __init__(self, path: pathlib.Path):
-        """Reads a journal, which need not be there; a torn last line is cut off, with a word.
+        """Reads a journal, if it exists; cuts off a torn last line, with a message.
 
-        The caller holds its lock.
+        The caller must hold the lock.
 
         Raises:
-          UserError: as `read`; or it cannot be written.
+          UserError: raised by `read`, or it cannot be written.
         """
         self._path = path
         self.curves, length = read(path)
-        self.data = {str(found['run']): str(found.get('data', '')) for found in _lines(path)[0]}
-        with _refusing(path, 'written'):
+        self.data = {str(line['run']): str(line.get('data', '')) for line in _read_lines(path)[0]}
+        with _os_error_as_user_error(path, 'written'):
             if path.exists() and path.stat().st_size > length:
                 os.truncate(path, length)
                 print(
@@ -46,47 +46,47 @@ class Journal:
                     flush=True,
                 )
 
-    def append(self, run: str, curve: dict[int, float], about: dict):
-        """Keeps the curve of a run, here and on disk.
+    def append(self, run: str, curve: dict[int, float], details: dict):
+        """Appends the curve of a run, in memory and on disk.
 
         Args:
           run: its name.
           curve: {step: value}.
-          about: what else stands in its line, for a person.
+          details: other entries of its line.
 
         Raises:
           UserError: the disk is full, or the place cannot be written.
         """
-        line = json.dumps({'run': run, **about, 'curve': curve}).encode() + b'\n'
-        with _refusing(self._path, 'written'), open(self._path, 'ab') as file:
+        line = json.dumps({'run': run, **details, 'curve': curve}).encode() + b'\n'
+        with _os_error_as_user_error(self._path, 'written'), open(self._path, 'ab') as file:
             file.write(line)
             file.flush()
             os.fsync(file.fileno())
-        self.curves[run], self.data[run] = curve, about.get('data', '')
+        self.curves[run], self.data[run] = curve, details.get('data', '')
 
 
 def read(path: pathlib.Path) -> tuple[dict[str, dict[int, float]], int]:
-    """The curves in a journal, and up to which byte it is whole; ({}, 0) where there is none.
+    """Reads the curves of a journal, and the length of its whole lines in bytes; ({}, 0) if there is none.
 
     Raises:
-      UserError: a whole line does not read back as what was written, or the file cannot be read.
+      UserError: a whole line is damaged, or the file cannot be read.
     """
-    found, length = _lines(path)
-    return {str(line['run']): line['curve'] for line in found}, length
+    lines, length = _read_lines(path)
+    return {str(line['run']): line['curve'] for line in lines}, length
 
 
-def _lines(path):
-    """(the whole lines of a journal, their curves as numbers, up to which byte it is whole)."""
-    with _refusing(path, 'read'):
+def _read_lines(path):
+    """Reads the whole lines of a journal, with their curves as numbers, and their length in bytes."""
+    with _os_error_as_user_error(path, 'read'):
         content = path.read_bytes() if path.exists() else b''
-    # What was written whole ends with a newline.
+    # A whole line ends with a newline.
     length = content.rfind(b'\n') + 1
     lines = []
     for number, line in enumerate(content[:length].split(b'\n')[:-1], 1):
         try:
-            found = json.loads(line)
-            curve = {int(step): float(value) for step, value in found['curve'].items()}
-            lines.append({**found, 'run': found['run'], 'curve': curve})
+            record = json.loads(line)
+            curve = {int(step): float(value) for step, value in record['curve'].items()}
+            lines.append({**record, 'run': record['run'], 'curve': curve})
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise UserError(
                 f'{path} is damaged in line {number}; delete that line, and its run is looked at again.'
@@ -95,37 +95,37 @@ def _lines(path):
 
 
 @contextlib.contextmanager
-def locked(folder: pathlib.Path, name: str):
-    """Keeps the journals of one search for this process alone, until it ends, however it ends.
+def lock(folder: pathlib.Path, name: str):
+    """Locks the journals of a search; the lock ends with the context or the process.
 
     Args:
-      folder: of the journals; it is there.
+      folder: of the journals; must exist.
       name: of the search.
 
     Raises:
-      UserError: another process has them, or the folder cannot be written.
+      UserError: another process holds the lock, or the folder cannot be written.
     """
     path = folder / f'.{name}.lock'
-    with _refusing(path, 'written'):
-        lock = open(path, 'a+')
-    with lock:
+    with _os_error_as_user_error(path, 'written'):
+        file = open(path, 'a+')
+    with file:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            lock.seek(0)
-            who = lock.read() or 'another process'
+            file.seek(0)
+            owner = file.read() or 'another process'
             raise UserError(
-                f'the journals of {name} in {folder} are in use by {who}; wait for it, or choose another '
+                f'the journals of {name} in {folder} are in use by {owner}; wait for it, or choose another '
                 'folder.'
             ) from error
-        lock.truncate(0)
-        lock.write(f'process {os.getpid()} on {socket.gethostname()}')
-        lock.flush()
+        file.truncate(0)
+        file.write(f'process {os.getpid()} on {socket.gethostname()}')
+        file.flush()
         yield
 
 
 @contextlib.contextmanager
-def _refusing(path, what):
+def _os_error_as_user_error(path, what):
     try:
         yield
     except OSError as error:

@@ -6,15 +6,15 @@ from td_jax.training import evaluation
 
 # What a bootstrap draws, by metric.
 _UNITS = {'rmse': 'users', 'accuracy': 'images'}
-# Parts of the examples that have a metric of their own, by what a person calls them.
+# Label -> key of a group of examples with its own metric.
 _GROUPS = {'known users': 'known_users', 'unknown users': 'unknown_users'}
-# What stands above a table.
+# The text above a table.
 INTERVALS = (
     '± is the half-width of the 95% t interval over n seeds. Δ is the difference to the baseline, paired by '
     'seed. Students that share a teacher count once, by their mean. Intervals are not corrected for the '
     'number of comparisons.'
 )
-# Number of an earlier protocol -> what it did otherwise than today's.
+# Number of an earlier protocol -> how it differs from the current one.
 EARLIER = {
     1: 'Measured with an earlier protocol: ten students had five teachers or one; students and teachers '
     'started from the same random numbers; all seeds had the same training examples; and the search gave the '
@@ -39,91 +39,99 @@ SPREAD = (
 )
 # A key for the mean over the columns; no column has this name.
 _MEAN = 'mean'
-# Two columns of a table, and one of its mean, where the trials of a search were run on the test split, too.
+# Header of the columns for trials of a search that were also run on the test split.
 ON_TEST = 'selected on the test set (sensitivity check, not a result)'
 
 
 def make(names, results: dict, genres, datasets, baseline: str | None = None) -> str:
-    """Some tables as Markdown, one after the other.
+    """Renders some tables as Markdown, one after the other.
 
     Args:
       names: of the tables.
-      results: as `cells.make` gives them.
+      results: by `cells.make`.
       genres, datasets: the columns to keep.
-      baseline: the row that the others are compared with, in place of a table's own, or None.
+      baseline: the row to compare the others with; None for each table's own.
     """
     texts = []
     for name in names:
-        table = tables.beside(name, baseline)
+        table = tables.with_baseline(name, baseline)
         if isinstance(table, tables.Table):
             columns = tables.selected_columns(table, genres, datasets)
-            shown = {column: results[name][column] for column in columns if column in results[name]}
-            texts.append(of_runs(name, table, with_teacher(table, shown)))
+            results_by_column = {
+                column: results[name][column] for column in columns if column in results[name]
+            }
+            texts.append(render_runs(name, table, fill_teacher(table, results_by_column)))
         else:
-            texts.append(of_others(name, table, results))
+            texts.append(render_derived(name, table, results))
     return '\n'.join(texts)
 
 
-def with_teacher(table: tables.Table, results: dict) -> dict:
-    """{column: {row: result or None}}, the teacher's row filled with what another row says of it."""
+def fill_teacher(table: tables.Table, results: dict) -> dict:
+    """Fills the teacher's row with the score that another row reports, {column: {row: result or None}}."""
     filled = {}
     for column, rows in results.items():
         # Not that of a row with a teacher of its own.
-        usual = [row for row in rows if not any(key.startswith('teacher.') for key in _changed(table, row))]
-        scores = [rows[row]['teacher'] for row in usual if rows[row] and rows[row]['teacher'] is not None]
-        said = {'mean': scores[0], 'stderr': None} if scores else None
-        filled[column] = {row: said if table.rows[row] == tables.TEACHER else rows[row] for row in table.rows}
+        usual_rows = [
+            row for row in rows if not any(key.startswith('teacher.') for key in _changed(table, row))
+        ]
+        scores = [
+            rows[row]['teacher'] for row in usual_rows if rows[row] and rows[row]['teacher'] is not None
+        ]
+        teacher_result = {'mean': scores[0], 'stderr': None} if scores else None
+        filled[column] = {
+            row: teacher_result if table.rows[row] == tables.TEACHER else rows[row] for row in table.rows
+        }
     return filled
 
 
 def _changed(table, row):
-    """The keys that a row sets."""
+    """The config keys that a row sets."""
     return (*(table.rows[row] if table.rows[row] != tables.TEACHER else ()), *table.copied.get(row, ()))
 
 
-def difference(found: comparison.Comparison) -> str:
-    """The difference, with the interval of the paired one if their seeds are the same."""
-    if found.paired is None:
-        return f'{statistics.number(found.mean, signed=True)}, not paired'
-    return statistics.number(found.mean, found.paired.half_width, signed=True)
+def write_difference(compared: comparison.Comparison) -> str:
+    """Writes a difference, with its t interval if the seeds are paired."""
+    if compared.paired is None:
+        return f'{statistics.number(compared.mean, signed=True)}, not paired'
+    return statistics.number(compared.mean, compared.paired.half_width, signed=True)
 
 
-def bounds(found: comparison.Comparison) -> str:
-    """The interval of the bootstrap."""
-    if found.paired is None:
+def write_bounds(compared: comparison.Comparison) -> str:
+    """Writes the bootstrap interval."""
+    if compared.paired is None:
         return ''
-    if found.bootstrap is None:
+    if compared.bootstrap is None:
         return 'no errors stored'
-    low, high = (statistics.number(bound, signed=True) for bound in found.bootstrap.bounds())
+    low, high = (statistics.number(bound, signed=True) for bound in compared.bootstrap.bounds())
     return f'{low} to {high}'
 
 
-def of_runs(name: str, table: tables.Table, results: dict) -> str:
-    """A table as Markdown, one block for each column, the paper's numbers next to ours.
+def render_runs(name: str, table: tables.Table, results: dict) -> str:
+    """Renders a table as Markdown: one block for each column, the paper's numbers next to ours.
 
     Args:
       name: of the table.
-      table: what it is made of.
+      table: its definition.
       results: {column: {row: result or None}}.
     """
     paper = tables.paper(name)
     shown_results = [result for rows in results.values() for result in rows.values() if _is_run(result)]
     metrics = [result['metric'] for result in shown_results]
-    compared = {column: _compared(table, rows) for column, rows in results.items()}
-    over_columns = _over_columns(table, results)
-    adjusted = _adjusted(compared | {_MEAN: over_columns})
-    lines = [f'## {"Table " + name if paper else name}: {table.title}', '', *_protocol(shown_results)]
+    compared = {column: _compare_rows(table, rows) for column, rows in results.items()}
+    over_columns = _compare_means(table, results)
+    adjusted = _adjust_p_values(compared | {_MEAN: over_columns})
+    lines = [f'## {"Table " + name if paper else name}: {table.title}', '', *_protocol_lines(shown_results)]
     if metrics:
         lines += [f'{INTERVALS} {COMPARED.format(units=_UNITS[metrics[0]])}', '']
     for column, rows in results.items():
         change = ' '.join(str(value) for value in table.columns[column].values())
-        shown = [result for result in rows.values() if _is_run(result)]
-        groups = _shown_groups(shown)
+        finished = [result for result in rows.values() if _is_run(result)]
+        groups = _find_groups(finished)
         lines += [f'### {column} {f"({change})" if change else ""}'.rstrip(), '']
-        if shown:
-            parts = ', '.join(f'{group["count"]} of {said}' for said, group in groups.items())
+        if finished:
+            parts = ', '.join(f'{group["count"]} of {label}' for label, group in groups.items())
             lines += [
-                f'{shown[0]["split"]} {shown[0]["metric"]}{f"; examples: {parts}" if parts else ""}.',
+                f'{finished[0]["split"]} {finished[0]["metric"]}{f"; examples: {parts}" if parts else ""}.',
                 '',
             ]
         head = [
@@ -133,7 +141,7 @@ def of_runs(name: str, table: tables.Table, results: dict) -> str:
             f'ours, Δ to {table.baseline}, mean ± 95%',
             'ours, Δ, 95% bootstrap',
             'ours, p (Holm)',
-            *(f'ours, {said}, mean ± 95%' for said in groups),
+            *(f'ours, {label}, mean ± 95%' for label in groups),
         ]
         has_on_test = any(_on_test(result) for result in rows.values())
         if has_on_test:
@@ -141,16 +149,20 @@ def of_runs(name: str, table: tables.Table, results: dict) -> str:
         head += ['paper, mean ± standard error', 'paper, difference'] if paper else []
         lines += [_row(head), _row(['---'] * len(head))]
         for row in table.rows:
-            result, found = rows[row], compared[column].get(row)
+            result, compared_row = rows[row], compared[column].get(row)
             parts = [row, '', 'missing', '', '', '']
             if result:
-                ours = _own(result, result.get('values', [result['mean']]))
-                parts[1:3] = _count(ours), statistics.number(ours.mean, ours.half_width)
-            if found:
-                parts[3:6] = difference(found), bounds(found), _p_value(found, adjusted[column, row])
-            parts += [_of_group(result, said) for said in groups]
+                ours = _estimate(result, result.get('values', [result['mean']]))
+                parts[1:3] = _write_count(ours), statistics.number(ours.mean, ours.half_width)
+            if compared_row:
+                parts[3:6] = (
+                    write_difference(compared_row),
+                    write_bounds(compared_row),
+                    _write_p_value(compared_row, adjusted[column, row]),
+                )
+            parts += [_write_group(result, label) for label in groups]
             if has_on_test:
-                parts += _of_on_test(result, rows[table.baseline_of(row)])
+                parts += _write_on_test(result, rows[table.baseline_of(row)])
             if paper:
                 mean, stderr = _paper_cell(paper, column, row)
                 base, _ = _paper_cell(paper, column, table.baseline_of(row))
@@ -162,34 +174,36 @@ def of_runs(name: str, table: tables.Table, results: dict) -> str:
         lines.append('')
     if metrics:
         less_is_better = evaluation.LESS_IS_BETTER[metrics[0]]
-        lines += [*_counted(table, compared, less_is_better), '']
-        lines += _means(table, results, over_columns, adjusted, less_is_better)
-        lines += _spread(table, results)
+        lines += [*_verdict_lines(table, compared, less_is_better), '']
+        lines += _mean_lines(table, results, over_columns, adjusted, less_is_better)
+        lines += _spread_lines(table, results)
     return '\n'.join(lines)
 
 
-def _protocol(results):
-    """Lines that say by which earlier protocols some results were measured."""
-    found, lines = [result.get('protocol', 1) for result in results], []
-    for protocol in sorted(set(found) & EARLIER.keys()):
-        count = found.count(protocol)
-        some = '' if count == len(found) else f' ({count} of {len(found)} cells)'
+def _protocol_lines(results):
+    """Lines that name the earlier protocols of some results."""
+    protocols, lines = [result.get('protocol', 1) for result in results], []
+    for protocol in sorted(set(protocols) & EARLIER.keys()):
+        count = protocols.count(protocol)
+        some = '' if count == len(protocols) else f' ({count} of {len(protocols)} cells)'
         lines += [f'**{EARLIER[protocol]}**{some}', '']
     return lines
 
 
 def _results_of(gains):
-    """The results that some of `gain` are made of."""
-    return [result for gain in gains if gain for _, pair in gain for result in pair]
+    """The results that some relative gains are computed from."""
+    return [
+        result for relative_gain in gains if relative_gain for _, pair in relative_gain for result in pair
+    ]
 
 
 def _is_run(result):
-    """Whether a cell is there and not a teacher's, of which only a mean is known."""
+    """Whether a cell has runs; of a teacher only the mean is known."""
     return bool(result) and 'values' in result
 
 
-def _compared(table, rows):
-    """{row: comparison.Comparison} of a column's rows to the baseline, of those that are there."""
+def _compare_rows(table, rows):
+    """{row: comparison with the baseline} of a column's rows that have results."""
     pairs = {
         row: (result, rows[table.baseline_of(row)])
         for row, result in rows.items()
@@ -198,73 +212,77 @@ def _compared(table, rows):
     return comparison.compare_all(pairs)
 
 
-def _adjusted(compared):
-    """{(column, row): p-value by Holm} of all comparisons of a table, {column: {row: comparison}}."""
+def _adjust_p_values(compared):
+    """{(column, row): p-value with Holm's correction} from {column: {row: comparison}} of a whole table."""
     p_values = {
-        (column, row): found.p_value for column, rows in compared.items() for row, found in rows.items()
+        (column, row): comparison_of_row.p_value
+        for column, rows in compared.items()
+        for row, comparison_of_row in rows.items()
     }
     return dict(zip(p_values, statistics.holm(list(p_values.values())), strict=True))
 
 
-def _p_value(found, adjusted):
-    """A p-value after its correction, or why there is none."""
-    if found.paired is not None and found.paired.half_width == 0:
+def _write_p_value(compared, adjusted):
+    """Writes a corrected p-value, or why there is none."""
+    if compared.paired is not None and compared.paired.half_width == 0:
         return statistics.NO_VARIANCE
     return statistics.written_p_value(adjusted)
 
 
-def _own(result, values):
-    """The estimate of a result's own mean, or of that of a part of its examples, from [seeds] values."""
+def _estimate(result, values):
+    """The estimate of a result's mean, over all or a group of its examples, from [seeds] values."""
     return statistics.of(values, comparison.clusters(result) if 'values' in result else None)
 
 
-def _count(found):
-    """How many seeds an estimate is of, and of how many teachers, if these are fewer."""
+def _write_count(estimate):
+    """Writes the number of seeds, and the number of teachers if it is smaller."""
     return (
-        f'{found.count}' if found.clusters == found.count else f'{found.count} of {found.clusters} teachers'
+        f'{estimate.count}'
+        if estimate.clusters == estimate.count
+        else f'{estimate.count} of {estimate.clusters} teachers'
     )
 
 
-def _shown_groups(shown):
-    """{what a person calls a group: the first result's}; {} where not both of them are there."""
-    for result in shown:
-        groups = {said: _group(result, said) for said in _GROUPS}
+def _find_groups(results):
+    """{label: group} of the first result that has all groups; {} if none has."""
+    for result in results:
+        groups = {label: _group(result, label) for label in _GROUPS}
         if all(groups.values()):
             return groups
     return {}
 
 
-def _group(result, said):
-    """A group of a result, or None; one of some of the seeds alone is none."""
-    group = (result or {}).get('groups', {}).get(_GROUPS[said])
+def _group(result, label):
+    """A group of a result, or None if it is missing or does not cover all seeds."""
+    group = (result or {}).get('groups', {}).get(_GROUPS[label])
     return group if group and len(group['values']) == len(result['values']) else None
 
 
-def _of_group(result, said):
-    group = _group(result, said)
+def _write_group(result, label):
+    group = _group(result, label)
     if not group:
         return ''
-    found = _own(result, group['values'])
-    return statistics.number(found.mean, found.half_width)
+    estimate = _estimate(result, group['values'])
+    return statistics.number(estimate.mean, estimate.half_width)
 
 
 def _on_test(result):
-    """What the best trial on the test split gives, with the teachers of the result's own; or None."""
-    found = (result or {}).get('on_test')
-    return found and {'teachers': result.get('teachers'), **found}
+    """The best trial on the test split, with the teachers of the result; or None."""
+    best_trial = (result or {}).get('on_test')
+    return best_trial and {'teachers': result.get('teachers'), **best_trial}
 
 
-def _of_on_test(result, baseline):
+def _write_on_test(result, baseline):
     ours, theirs = _on_test(result), _on_test(baseline)
     if not ours:
         return ['', '']
-    found = _own(ours, ours['values'])
-    said = f'{statistics.number(found.mean, found.half_width)}, best of {ours["trials"]}'
-    return [said, '' if not theirs or ours is theirs else difference(comparison.compare(ours, theirs))]
+    estimate = _estimate(ours, ours['values'])
+    text = f'{statistics.number(estimate.mean, estimate.half_width)}, best of {ours["trials"]}'
+    return [text, '' if not theirs or ours is theirs else write_difference(comparison.compare(ours, theirs))]
 
 
-def _counted(table, compared, less_is_better):
-    """Lines of how often each row is better and worse than the baseline."""
+def _verdict_lines(table, compared, less_is_better):
+    """Lines that count how often each row is better and worse than the baseline."""
     verdicts = statistics.BETTER, statistics.NOT_SIGNIFICANT, statistics.WORSE
     columns = f'{len(compared)} column{"s" if len(compared) > 1 else ""}'
     lines = [
@@ -274,26 +292,30 @@ def _counted(table, compared, less_is_better):
         '',
     ]
     for row in table.rows:
-        found = [
+        row_verdicts = [
             rows[row].verdict(less_is_better)
             for rows in compared.values()
             if row in rows and rows[row].paired is not None
         ]
-        if found:
-            # Those that are no verdict only where there are some.
-            others = [one for one in (statistics.TOO_FEW, statistics.NO_VARIANCE) if one in found]
-            counts = ', '.join(f'{found.count(verdict)} {verdict}' for verdict in (*verdicts, *others))
+        if row_verdicts:
+            # Columns without a verdict are listed only if there are some.
+            special = [
+                verdict for verdict in (statistics.TOO_FEW, statistics.NO_VARIANCE) if verdict in row_verdicts
+            ]
+            counts = ', '.join(
+                f'{row_verdicts.count(verdict)} {verdict}' for verdict in (*verdicts, *special)
+            )
             lines.append(f'- {row}: {counts}')
     return lines
 
 
 def _with_baseline(table, results):
-    """The columns where the baseline is there."""
+    """The columns that have a result of the baseline."""
     return [rows for rows in results.values() if _is_run(rows[table.baseline])]
 
 
-def _over_columns(table, results):
-    """{row: comparison} of the mean over several columns, of the rows that are there in all."""
+def _compare_means(table, results):
+    """{row: comparison} of the means over several columns, for the rows that have a result in all."""
     columns = _with_baseline(table, results)
     if len(columns) < 2:
         return {}
@@ -301,18 +323,18 @@ def _over_columns(table, results):
         row: [(rows[row], rows[table.baseline_of(row)]) for rows in columns]
         for row in table.rows
         if row != table.baseline
-        and all(_is_run(rows[of]) for rows in columns for of in (row, table.baseline_of(row)))
+        and all(_is_run(rows[name]) for rows in columns for name in (row, table.baseline_of(row)))
     }
-    found = comparison.rows_over_columns({row: (of_row, None) for row, of_row in pairs.items()})
-    return {row: compared for row, compared in found.items() if compared}
+    comparisons = comparison.compare_rows_over_columns({row: (of_row, None) for row, of_row in pairs.items()})
+    return {row: compared for row, compared in comparisons.items() if compared}
 
 
-def _means(table, results, found, adjusted, less_is_better):
-    """Lines of the means over several columns, by `_over_columns`."""
+def _mean_lines(table, results, comparisons, adjusted, less_is_better):
+    """Lines of the means over several columns, by `_compare_means`."""
     columns = _with_baseline(table, results)
     if len(columns) < 2:
         return []
-    on_test = {row: _mean_on_test(columns, row, table.baseline_of(row)) for row in found}
+    on_test = {row: _mean_on_test(columns, row, table.baseline_of(row)) for row in comparisons}
     head = [
         'method',
         'n',
@@ -324,13 +346,13 @@ def _means(table, results, found, adjusted, less_is_better):
     has_on_test = any(on_test.values())
     head += [f'{ON_TEST}, Δ, mean ± 95%'] if has_on_test else []
     lines = [f'### Mean over {len(columns)} columns', '', MEANS, '', _row(head), _row(['---'] * len(head))]
-    for row, compared in found.items():
+    for row, compared in comparisons.items():
         parts = [
             row,
-            _count(compared.paired),
-            difference(compared),
-            bounds(compared),
-            _p_value(compared, adjusted[_MEAN, row]),
+            _write_count(compared.paired),
+            write_difference(compared),
+            write_bounds(compared),
+            _write_p_value(compared, adjusted[_MEAN, row]),
             compared.verdict(less_is_better),
         ]
         parts += [on_test[row]] if has_on_test else []
@@ -338,86 +360,97 @@ def _means(table, results, found, adjusted, less_is_better):
     return [*lines, '']
 
 
-def _spread(table, results):
-    """Lines of how far the mean difference of a row to its baseline moves from one search to the next."""
+def _spread_lines(table, results):
+    """Lines that show how much the mean differences vary from search to search."""
     lines = []
     for row, others in table.repeated.items():
         if row == table.baseline:
             continue
-        rows = {one: table.baseline_of(one) for one in (row, *others)}
+        rows = {name: table.baseline_of(name) for name in (row, *others)}
         pairs = [
-            (of_column[one], of_column[baseline])
+            (of_column[name], of_column[baseline])
             for of_column in results.values()
-            for one, baseline in rows.items()
+            for name, baseline in rows.items()
         ]
         if not all(_is_run(result) for pair in pairs for result in pair):
             continue
         means = [
-            sum(of_column[one]['mean'] - of_column[baseline]['mean'] for of_column in results.values())
+            sum(of_column[name]['mean'] - of_column[baseline]['mean'] for of_column in results.values())
             / len(results)
-            for one, baseline in rows.items()
+            for name, baseline in rows.items()
         ]
-        said = ', '.join(statistics.number(mean, signed=True) for mean in means)
-        lines.append(f'- {row}: {said}; {statistics.number(max(means) - min(means))} apart')
+        text = ', '.join(statistics.number(mean, signed=True) for mean in means)
+        lines.append(f'- {row}: {text}; {statistics.number(max(means) - min(means))} apart')
     return ['### Spread over searches', '', SPREAD, '', *lines, ''] if lines else []
 
 
 def _mean_on_test(columns, row, baseline):
-    """The mean difference of what the best trials on the test split give; '' where a column has none."""
+    """Writes the mean difference of the best trials on the test split; '' if a column has none."""
     pairs = [(_on_test(rows[row]), _on_test(rows[baseline])) for rows in columns]
-    found = comparison.over_columns(pairs) if all(ours and theirs for ours, theirs in pairs) else None
-    return difference(found) if found else ''
+    compared = (
+        comparison.compare_over_columns(pairs) if all(ours and theirs for ours, theirs in pairs) else None
+    )
+    return write_difference(compared) if compared else ''
 
 
-def of_others(name: str, table: tables.Derived, results: dict) -> str:
-    """A table of relative improvements as Markdown, computed from our own cells.
+def render_derived(name: str, table: tables.Derived, results: dict) -> str:
+    """Renders a table of relative improvements, computed from our own cells, as Markdown.
 
     Args:
       name: of the table.
-      table: what it is made of.
+      table: its definition.
       results: {table: {column: {row: result or None}}} of the tables it comes from.
     """
     paper = tables.paper(name)
     columns = [*table.groups, *([] if paper is None else ['Avg.']), *table.contrasts]
-    shown = [
-        (column, who) for column in columns for who in (['ours'] if paper is None else ['ours', 'paper'])
+    heads = [
+        (column, source)
+        for column in columns
+        for source in (['ours'] if paper is None else ['ours', 'paper'])
     ]
-    every = {row: _gains(table, row, results) for row in table.rows}
+    gains_by_row = {row: _gains(table, row, results) for row in table.rows}
     lines = [
         f'## Table {name}: {table.title}, percent',
         '',
-        *_protocol(result for gains in every.values() for result in _results_of(gains.values())),
+        *_protocol_lines(result for gains in gains_by_row.values() for result in _results_of(gains.values())),
         'Ours is computed from our own cells: the relative improvement (of an RMSE, its relative reduction), '
         'averaged over the columns; n seeds in brackets, then the 95% bootstrap interval. '
         f'{INTERVALS}',
         '',
-        _row(['method', *(f'{column}, {who}' for column, who in shown)]),
-        _row(['---'] * (1 + len(shown))),
+        _row(['method', *(f'{column}, {source}' for column, source in heads)]),
+        _row(['---'] * (1 + len(heads))),
     ]
-    ours = {column: _percents({row: gains[column] for row, gains in every.items()}) for column in columns}
+    ours = {
+        column: _write_percents({row: gains[column] for row, gains in gains_by_row.items()})
+        for column in columns
+    }
     for row in table.rows:
         theirs = {}
         if paper is not None:
-            found = zip(paper['columns'], paper['rows'][row], strict=True)
-            theirs = {column: value for column, (value, _) in found}
+            cells_of_paper = zip(paper['columns'], paper['rows'][row], strict=True)
+            theirs = {column: value for column, (value, _) in cells_of_paper}
             theirs |= {column: theirs[a] - theirs[b] for column, (a, b) in table.contrasts.items()}
-        parts = [ours[column][row] if who == 'ours' else f'{theirs[column]:+.2f}' for column, who in shown]
+        parts = [
+            ours[column][row] if source == 'ours' else f'{theirs[column]:+.2f}' for column, source in heads
+        ]
         lines.append(_row([row, *parts]))
     return '\n'.join([*lines, ''])
 
 
 def _gains(table, row, results):
-    """{column: `gain` of a row}, of all columns of a table that is made of others."""
-    gains = {group: gain(of_group, table.rows[row], results) for group, of_group in table.groups.items()}
-    # What the paper averages over is all of its columns.
+    """{column: relative gain} of a row, for all columns of a derived table."""
+    gains = {
+        group: relative_gain(of_group, table.rows[row], results) for group, of_group in table.groups.items()
+    }
+    # The paper averages over all of its columns.
     gains['Avg.'] = _mean(list(gains.values()))
     return gains | {
-        column: _less(*(gains[group] for group in both)) for column, both in table.contrasts.items()
+        column: _subtract(*(gains[group] for group in both)) for column, both in table.contrasts.items()
     }
 
 
-def gain(group: tables.Group, rows: dict, results: dict) -> list | None:
-    """Relative improvement of a row over a baseline in percent of the baseline's mean, mean over the columns.
+def relative_gain(group: tables.Group, rows: dict, results: dict) -> list | None:
+    """The improvement of a row in percent of its baseline's mean, averaged over the columns.
 
     Args:
       group: the columns.
@@ -429,52 +462,63 @@ def gain(group: tables.Group, rows: dict, results: dict) -> list | None:
       None where a cell is missing.
     """
     baseline_table, baseline_row = group.baseline
-    found = []
+    terms = []
     for column in group.columns:
         result = results.get(group.source, {}).get(column, {}).get(rows[group.source])
         baseline = results.get(baseline_table, {}).get(column, {}).get(baseline_row)
         if not result or not baseline:
             return None
-        pair = comparison.of_the_same_seeds(result, baseline)
-        found.append((100 * group.sign / pair[1]['mean'] / len(group.columns), pair))
-    return found
+        pair = comparison.match_seeds(result, baseline)
+        terms.append((100 * group.sign / pair[1]['mean'] / len(group.columns), pair))
+    return terms
 
 
 def _mean(gains):
-    """The mean of several of `gain`; None where one of them is None."""
-    if any(gain is None for gain in gains):
+    """The mean of several relative gains; None if one of them is None."""
+    if any(relative_gain is None for relative_gain in gains):
         return None
-    return [(share / len(gains), pair) for gain in gains for share, pair in gain]
+    return [(share / len(gains), pair) for relative_gain in gains for share, pair in relative_gain]
 
 
-def _less(gain, other):
-    """A `gain` less another; None where one of them is None."""
-    if gain is None or other is None:
+def _subtract(relative_gain, other):
+    """The difference of two relative gains; None if one of them is None."""
+    if relative_gain is None or other is None:
         return None
-    return [*gain, *((-share, pair) for share, pair in other)]
+    return [*relative_gain, *((-share, pair) for share, pair in other)]
 
 
-def _percents(gains):
-    """{row: text} of {row: `gain`}."""
-    there = {row: tuple(zip(*gain, strict=True)) for row, gain in gains.items() if gain is not None}
-    found = comparison.rows_over_columns({row: (pairs, shares) for row, (shares, pairs) in there.items()})
-    return {row: _percent(gain, found[row]) if gain else 'missing' for row, gain in gains.items()}
+def _write_percents(gains):
+    """{row: text} of {row: relative gain}."""
+    gains_there = {
+        row: tuple(zip(*relative_gain, strict=True))
+        for row, relative_gain in gains.items()
+        if relative_gain is not None
+    }
+    comparisons = comparison.compare_rows_over_columns(
+        {row: (pairs, shares) for row, (shares, pairs) in gains_there.items()}
+    )
+    return {
+        row: _write_percent(relative_gain, comparisons[row]) if relative_gain else 'missing'
+        for row, relative_gain in gains.items()
+    }
 
 
-def _percent(gain, found):
-    if found is None:
-        mean = sum(share * (ours['mean'] - theirs['mean']) for share, (ours, theirs) in gain)
+def _write_percent(relative_gain, compared):
+    if compared is None:
+        mean = sum(share * (ours['mean'] - theirs['mean']) for share, (ours, theirs) in relative_gain)
         return statistics.number(mean, signed=True, digits=2)
-    text = statistics.number(found.mean, found.paired.half_width, signed=True, digits=2)
-    bounds = '' if found.bootstrap is None else '; {:+.2f} to {:+.2f}'.format(*found.bootstrap.bounds())
-    return f'{text} ({_count(found.paired)}){bounds}'
+    text = statistics.number(compared.mean, compared.paired.half_width, signed=True, digits=2)
+    write_bounds = (
+        '' if compared.bootstrap is None else '; {:+.2f} to {:+.2f}'.format(*compared.bootstrap.bounds())
+    )
+    return f'{text} ({_write_count(compared.paired)}){write_bounds}'
 
 
-def plan(planned: list[cells.Planned], device_tflops: float) -> str:
-    """What would be run, as Markdown: operations and time of each run on a device of a given speed.
+def render_plan(planned: list[cells.PlannedRun], device_tflops: float) -> str:
+    """Renders the planned runs as Markdown, with their operations and hours on a device of a given speed.
 
     Args:
-      planned: as `cells.plan` gives it.
+      planned: by `cells.plan`.
       device_tflops: 1e12 operations per second that the device reaches.
     """
 
@@ -491,8 +535,8 @@ def plan(planned: list[cells.Planned], device_tflops: float) -> str:
             _row(
                 [
                     f'Table {name}, {column}, {row}',
-                    'there' if run.is_there else 'missing',
-                    f'{run.of_step:.3g}',
+                    'there' if run.is_finished else 'missing',
+                    f'{run.step_operations:.3g}',
                     f'{run.steps}',
                     f'{run.seeds}',
                     f'{run.operations():.3g}',
@@ -500,7 +544,7 @@ def plan(planned: list[cells.Planned], device_tflops: float) -> str:
                 ]
             )
         )
-    total = sum(run.operations() for run in planned if not run.is_there)
+    total = sum(run.operations() for run in planned if not run.is_finished)
     lines += [
         '',
         f'Missing in all: {total:.3g} operations, {hours(total):.3g} hours at {device_tflops:g} TFLOP/s.',

@@ -1,7 +1,7 @@
 """Checks that runs which are compared were trained on the same data.
 
-A run is known by its config, which has the name of a data set in it and not its content. Each says what it
-was trained on, by data_record.digest; one of an older version does not, and is taken for the same.
+A config has the name of a data set, but not its content. Each run therefore records the digest of its data
+(data_record.digest). Runs of older versions have none, and count as trained on the same data.
 """
 
 import json
@@ -18,16 +18,16 @@ WAY_OUT = 'restore the data, or choose another --workdir and other files of cell
 
 
 def part_of(config) -> str:
-    """What a config says of its students' data: which data set, how it is split, and what is taken of it."""
-    own = {key: value for key, value in identity.identity(config).items() if key.startswith('dataset.')}
-    return json.dumps(own, sort_keys=True)
+    """The options of a config that select its students' data: data set, split and subset, as text."""
+    options = {key: value for key, value in identity.identity(config).items() if key.startswith('dataset.')}
+    return json.dumps(options, sort_keys=True)
 
 
-def of_run(folder: epath.Path) -> str:
-    """What the data of a run are known by, '' where it does not say.
+def digest_of_run(folder: epath.Path) -> str:
+    """The digest of the data of a run, '' if it has none.
 
     Raises:
-      UserError: what it says of them is damaged.
+      UserError: the record is damaged.
     """
     return data_record.digest(folder)
 
@@ -36,44 +36,44 @@ def check(runs: Iterable[tuple[str, str, str]]) -> dict[str, tuple[str, str]]:
     """Refuses runs on the same part of a data set that were trained on different data.
 
     Args:
-      runs: (part, by `part_of`; what a person calls the run; what its data are known by, '' for unknown).
+      runs: (part, by `part_of`; name of the run; digest of its data, '' for unknown).
 
     Returns:
-      {part: (a run, what its data are known by)} of those that are known
+      {part: (a run, the digest of its data)} of those that are known
 
     Raises:
       UserError: names two of them.
     """
-    found = {}
+    first_runs = {}
     for part, name, digest in runs:
         if not digest:
             continue
-        first, known = found.setdefault(part, (name, digest))
-        if digest != known:
+        first, first_digest = first_runs.setdefault(part, (name, digest))
+        if digest != first_digest:
             raise UserError(
-                f'{first} and {name} were trained on different data under one name ({known}, {digest} in '
-                f'their data.json), and cannot be compared; {WAY_OUT}.'
+                f'{first} and {name} were trained on different data under one name ({first_digest}, '
+                f'{digest} in their data.json), and cannot be compared; {WAY_OUT}.'
             )
-    return found
+    return first_runs
 
 
-def check_now(known: Mapping[str, tuple[str, str]], configs: Iterable):
-    """Refuses to run what would be compared with runs that were trained on other data than there are now.
+def check_current(known: Mapping[str, tuple[str, str]], configs: Iterable):
+    """Refuses to run configs whose data have changed since the runs that they would be compared with.
 
     Args:
-      known: as `check` gives them.
+      known: by `check`.
       configs: of the runs that are missing; data are read once for each part that is known.
 
     Raises:
-      UserError: names a run that is there.
+      UserError: names a finished run.
     """
     for part, config in {part_of(config): config for config in configs}.items():
         if part not in known:
             continue
         source, (name, digest) = assembly.load_source(config, config.dataset), known[part]
-        now = description.digest(description.describe(source))
-        if now != digest:
+        current = description.digest(description.describe(source))
+        if current != digest:
             raise UserError(
                 f'{name} was trained on other data than {source.name} is now ({digest} in its data.json, '
-                f'{now} here), and what is missing cannot be compared with it; {WAY_OUT}.'
+                f'{current} here), and what is missing cannot be compared with it; {WAY_OUT}.'
             )

@@ -1,11 +1,11 @@
-"""What a comparison of variants says: its rows as a table and as JSON, and one sentence."""
+"""Summarizes a comparison of variants as a table, as JSON and in one sentence."""
 
 from td_jax import config as config_lib
 from td_jax import statistics
 from td_jax.reproduction import comparison, tuning, variants
 
-# What is said of a difference to no distillation.
-_WORDS = {statistics.BETTER: 'better', statistics.WORSE: 'worse'}
+# Verdict -> the word for it in the sentence.
+_VERDICTS = {statistics.BETTER: 'better', statistics.WORSE: 'worse'}
 NOTE = (
     '± is the half-width of the 95% t interval over {students}. A difference is significant if its t '
     "interval and its bootstrap interval both exclude 0; p has Holm's correction for the rows. Validation "
@@ -14,25 +14,25 @@ NOTE = (
 
 
 def compare(rows: list) -> dict[str, comparison.Comparison]:
-    """{name: Comparison with no distillation} of the other rows."""
+    """Compares each other row with no distillation, {name: Comparison}."""
     (baseline,) = (row.result for row in rows if row.name == tuning.NO_DISTILLATION)
     return comparison.compare_all(
         {row.name: (row.result, baseline) for row in rows if row.name != tuning.NO_DISTILLATION}
     )
 
 
-def table(of: variants.Plan, rows: list, compared: dict) -> str:
-    """The rows as a Markdown table.
+def table(plan: variants.Plan, rows: list, compared: dict) -> str:
+    """Renders the rows as a Markdown table.
 
     Args:
-      of: the plan.
-      rows: as variants.run gives them.
-      compared: as `compare` gives them.
+      plan: of the comparison.
+      rows: by variants.run.
+      compared: by `compare`.
     """
     adjusted = dict(
-        zip(compared, statistics.holm([found.p_value for found in compared.values()]), strict=True)
+        zip(compared, statistics.holm([difference.p_value for difference in compared.values()]), strict=True)
     )
-    metric = of.metric()
+    metric = plan.metric()
     head = [
         'variant',
         'n',
@@ -46,81 +46,93 @@ def table(of: variants.Plan, rows: list, compared: dict) -> str:
     ]
     lines = [_row(head), _row(['---'] * len(head))]
     for row in rows:
-        own = statistics.of(row.result['values'], comparison.clusters(row.result))
-        parts = [row.name, str(own.count), statistics.number(own.mean, own.half_width), '', '', '', '']
-        if found := compared.get(row.name):
-            parts[3] = statistics.number(found.mean, found.paired and found.paired.half_width, signed=True)
-            if found.bootstrap:
-                bounds = (statistics.number(bound, signed=True) for bound in found.bootstrap.bounds())
+        estimate = statistics.of(row.result['values'], comparison.clusters(row.result))
+        parts = [
+            row.name,
+            str(estimate.count),
+            statistics.number(estimate.mean, estimate.half_width),
+            '',
+            '',
+            '',
+            '',
+        ]
+        if difference := compared.get(row.name):
+            parts[3] = statistics.number(
+                difference.mean, difference.paired and difference.paired.half_width, signed=True
+            )
+            if difference.bootstrap:
+                bounds = (statistics.number(bound, signed=True) for bound in difference.bootstrap.bounds())
                 parts[4] = ' to '.join(bounds)
             parts[5] = statistics.written_p_value(adjusted[row.name])
-            parts[6] = found.verdict(of.less_is_better())
+            parts[6] = difference.verdict(plan.less_is_better())
         lines.append(_row([*parts, statistics.number(row.validation), f'{row.parameters:,}']))
-    return '\n'.join([*lines, '', NOTE.format(students=_students(of))])
+    return '\n'.join([*lines, '', NOTE.format(students=_describe_students(plan))])
 
 
-def _students(of):
-    """How many students an interval is over."""
-    return f'{of.seeds} students' + (f' of {of.teachers} teachers' if of.teachers < of.seeds else '')
+def _describe_students(plan):
+    """Describes the students and teachers that an interval is over."""
+    return f'{plan.seeds} students' + (f' of {plan.teachers} teachers' if plan.teachers < plan.seeds else '')
 
 
-def sentence(of: variants.Plan, rows: list, compared: dict) -> str:
-    """What the intervals allow to say, in one sentence; of the arguments of `table`."""
-    said, others = [], []
+def sentence(plan: variants.Plan, rows: list, compared: dict) -> str:
+    """The conclusion from the intervals in one sentence; arguments as for `table`."""
+    differences, others = [], []
     for row in rows:
-        found = compared.get(row.name)
-        if found is None:
+        difference = compared.get(row.name)
+        if difference is None:
             continue
-        word = _WORDS.get(found.verdict(of.less_is_better()))
+        word = _VERDICTS.get(difference.verdict(plan.less_is_better()))
         if word is None:
             others.append(row.name)
             continue
-        low, high = sorted(abs(bound) for bound in found.paired.interval())
-        scale, unit = (100, ' percentage points') if of.metric() == 'accuracy' else (1, '')
+        low, high = sorted(abs(bound) for bound in difference.paired.interval())
+        scale, unit = (100, ' percentage points') if plan.metric() == 'accuracy' else (1, '')
         digits = 1 if scale == 100 else 4
         size, low, high = (
-            statistics.number(scale * value, digits=digits) for value in (abs(found.mean), low, high)
+            statistics.number(scale * value, digits=digits) for value in (abs(difference.mean), low, high)
         )
-        said.append(f'{row.name}: {size}{unit} {word} than no distillation (95% CI {low} to {high})')
-    if any(found.verdict(of.less_is_better()) == statistics.TOO_FEW for found in compared.values()):
+        differences.append(f'{row.name}: {size}{unit} {word} than no distillation (95% CI {low} to {high})')
+    if any(
+        difference.verdict(plan.less_is_better()) == statistics.TOO_FEW for difference in compared.values()
+    ):
         return f'Fewer than {statistics.FEWEST} students or teachers support no verdict; raise --seeds.'
-    if not said:
+    if not differences:
         return 'No variant differs significantly from no distillation.'
     rest = ''
     if others:
         rest = f'; {", ".join(others)} {"do" if len(others) > 1 else "does"} not differ significantly'
-    return f'{"; ".join(said)}{rest}.'
+    return f'{"; ".join(differences)}{rest}.'
 
 
-def record(of: variants.Plan, rows: list, compared: dict, best: variants.Row) -> dict:
-    """All of a comparison, for JSON; of the arguments of `table`, and the row that was kept."""
-    found = []
+def record(plan: variants.Plan, rows: list, compared: dict, best: variants.Row) -> dict:
+    """The whole comparison for JSON; arguments as for `table`, and the best row."""
+    records = []
     for row in rows:
-        beside = compared.get(row.name)
-        found.append(
+        difference = compared.get(row.name)
+        records.append(
             {
                 'variant': row.name,
                 'seeds': row.result['seeds'],
-                f'test_{of.metric()}': row.result['values'],
-                f'validation_{of.metric()}': row.validation,
+                f'test_{plan.metric()}': row.result['values'],
+                f'validation_{plan.metric()}': row.validation,
                 'parameters': row.parameters,
                 'config': config_lib.flatten(row.config),
                 'runs': row.result['runs'],
-                'difference': beside
+                'difference': difference
                 and {
-                    'mean': beside.mean,
-                    't_interval': beside.paired and beside.paired.interval(),
-                    'bootstrap_interval': beside.bootstrap and beside.bootstrap.bounds(),
-                    'p_value': beside.p_value,
-                    'verdict': beside.verdict(of.less_is_better()),
+                    'mean': difference.mean,
+                    't_interval': difference.paired and difference.paired.interval(),
+                    'bootstrap_interval': difference.bootstrap and difference.bootstrap.bounds(),
+                    'p_value': difference.p_value,
+                    'verdict': difference.verdict(plan.less_is_better()),
                 },
             }
         )
     return {
-        'trials': of.search.trials if of.is_searched else 0,
+        'trials': plan.search.trials if plan.is_searched else 0,
         'best': best.name,
-        'sentence': sentence(of, rows, compared),
-        'rows': found,
+        'sentence': sentence(plan, rows, compared),
+        'rows': records,
     }
 
 

@@ -14,7 +14,7 @@ from td_jax import config as config_lib
 
 GENRES = ('Drama', 'Comedy', 'Action', 'Thriller', 'Romance', 'Adventure', 'Sci-Fi', 'War')
 PAPER = pathlib.Path(__file__).parent / 'paper_tables.json'
-# {what a row or a column was called: what it is called}; files of errors may have the old names.
+# {former name of a row or a column: current name}; files of errors may have the former names.
 RENAMED = json.loads((pathlib.Path(__file__).parent / 'renamed.json').read_text())
 # The row whose number is the teacher's own score, which every distilled run reports.
 TEACHER = 'teacher'
@@ -23,9 +23,9 @@ _NONE = types.MappingProxyType({})
 
 
 class ChosenBy(NamedTuple):
-    """A search of hyperparameters, as td_jax.tune takes it."""
+    """Identifies a search of hyperparameters by td_jax.tune."""
 
-    columns: tuple[str, ...] = ()  # whose mean chose, where they are others than usual
+    columns: tuple[str, ...] = ()  # whose mean is the score; empty for the usual ones
     sampler_seed: int = 0
 
 
@@ -48,20 +48,20 @@ class Table(NamedTuple):
     variants: Mapping[str, str] = _NONE
     # Row -> {key: another key of the same cell, whose value it gets}.
     copied: Mapping[str, dict[str, str]] = _NONE
-    # Row -> another row: trained for as many steps as take the operations of that one's training.
-    as_many_operations_as: Mapping[str, str] = _NONE
-    # Row -> another row, whose tuned hyperparameters it has in place of its own. Options that its method does
-    # not read, such as another method's weights, are no part of its run.
-    knobs_of: Mapping[str, str] = _NONE
+    # Row -> another row; trained for as many operations as that one.
+    compute_matched_to: Mapping[str, str] = _NONE
+    # Row -> another row, whose tuned hyperparameters it uses. Options that its method does not read, such as
+    # another method's weights, do not change its run.
+    hyperparameters_of: Mapping[str, str] = _NONE
     # Row -> the search that chose its hyperparameters, in place of the usual one.
     chosen_by: Mapping[str, ChosenBy] = _NONE
-    # Row -> the row that it is compared with, in place of `baseline`.
+    # Row -> the row to compare it with, in place of `baseline`.
     baselines: Mapping[str, str] = _NONE
-    # Row -> the same with the choices of repeated searches, over which the spread is shown.
+    # Row -> the same row with the choices of repeated searches, to show their spread.
     repeated: Mapping[str, tuple[str, ...]] = _NONE
-    # What its numbers are measured on, in few words: the title of a panel of a forest plot.
+    # A short name of the data: the title of a panel of a forest plot.
     setting: str = ''
-    # The key that is on the horizontal axis of the figure, with a line for each change of the others.
+    # The config key on the horizontal axis of the figure; there is a line for each value of the others.
     swept: str = ''
 
     def baseline_of(self, row: str) -> str:
@@ -70,7 +70,7 @@ class Table(NamedTuple):
 
 
 class Derived(NamedTuple):
-    """A table of relative improvements over a baseline, means over some columns of another table."""
+    """A table of relative improvements over a baseline, averaged over columns of another table."""
 
     title: str
     groups: dict[str, 'Group']  # by column
@@ -83,9 +83,9 @@ class Group(NamedTuple):
     """Where a column of relative improvements comes from."""
 
     source: str  # a table
-    columns: tuple[str, ...]  # of that table; their mean is taken
-    baseline: tuple[str, str]  # (table, row) of what is improved upon, in the same columns
-    sign: int  # 1 where more is better, -1 where less is
+    columns: tuple[str, ...]  # of that table, to be averaged
+    baseline: tuple[str, str]  # (table, row) in the same columns
+    sign: int  # 1 if more is better, -1 if less is
 
 
 _GENRE_COLUMNS = {f'Genre {i + 1}': {'dataset.genre': genre} for i, genre in enumerate(GENRES)}
@@ -109,21 +109,23 @@ _DISTILLED = {row: change for row, change in _METHODS.items() if row not in ('Tr
 _IMAGE_METHODS = {'No distillation': {'method': 'supervised'}, **_DISTILLED}
 _TD = {'method': 'td'}
 
-# What is tuned under a name of its own, in addition to the methods -> where its search starts.
+# Variants that are tuned in addition to the methods -> the values that the search starts from.
 VARIANTS = {
     'td_ld': {'method': 'td', 'td.weights.logits': 1.0},
 }
 _WITH_LD = 'TD + LD'
 _RECENT = {_WITH_LD: _TD, **{method.upper(): {'method': method} for method in ('rkd', 'crd', 'srd')}}
-_OF_CLASSES = {method.upper(): {'method': method} for method in ('dkd', 'dist')}
-# The rows that are distillation methods, in place of baselines, teachers and controls.
-METHODS = (*_DISTILLED, *_RECENT, *_OF_CLASSES)
-# TD's gain over these is what talking to a teacher that knows more gives.
+_CLASSIFICATION = {method.upper(): {'method': method} for method in ('dkd', 'dist')}
+# The rows that are distillation methods; the others are baselines, teachers and controls.
+METHODS = (*_DISTILLED, *_RECENT, *_CLASSIFICATION)
+# TD's gain over these is due to a teacher that knows more.
 _SMALL_TEACHER = 'TD, teacher of equal size'
 _AS_LONG = 'Train from scratch, compute-matched to TD'
 # A gain over these does not come from the learning rate, dropout, weight decay or number of steps.
-_WITH_KNOBS_OF = {f"Train from scratch, {row}'s hyperparameters": row for row in ('LD', 'TD', _WITH_LD)}
-_OF_WITH_LD = {
+_WITH_HYPERPARAMETERS_OF = {
+    f"Train from scratch, {row}'s hyperparameters": row for row in ('LD', 'TD', _WITH_LD)
+}
+_WITH_LD_CONTROLS = {
     f'{_WITH_LD}, no interactions': {'td.rounds': 0},
     f'{_WITH_LD}, shuffled states': {'teacher.control': 'shuffled_states'},
 }
@@ -132,19 +134,19 @@ _CONTROLS = {
     'TD, shuffled teacher': {**_TD, 'teacher.control': 'shuffled'},
     # An untrained teacher predicts nothing like a rating; a shuffled one predicts ratings of other examples.
     'LD, shuffled teacher': {'method': 'ld', 'teacher.control': 'shuffled'},
-    # A teacher of a student's seed would be that student to begin with.
+    # With a student's seed, the teacher would start as that student.
     _SMALL_TEACHER: {**_TD, 'teacher.seed': 100},
     _AS_LONG: {'method': 'supervised'},
-    **{row: {'method': 'supervised'} for row in _WITH_KNOBS_OF},
-    # What talking adds to TD + LD: without rounds, and with the states of other examples.
-    **{row: _TD | change for row, change in _OF_WITH_LD.items()},
+    **{row: {'method': 'supervised'} for row in _WITH_HYPERPARAMETERS_OF},
+    # Controls for the interaction in TD + LD: no rounds, and states of other examples.
+    **{row: _TD | change for row, change in _WITH_LD_CONTROLS.items()},
 }
 
-# Of images. A student that starts from its teacher's blocks would start from those of an untrained one, too.
-_IMAGE_KNOBS_OF = {"No distillation, TD's hyperparameters": 'TD'}
+# Of images; no untrained teacher, because the students start from the teacher's blocks.
+_IMAGE_HYPERPARAMETERS_OF = {"No distillation, TD's hyperparameters": 'TD'}
 _IMAGE_CONTROLS = {
     'TD, shuffled teacher': _CONTROLS['TD, shuffled teacher'],
-    **{row: {'method': 'supervised'} for row in _IMAGE_KNOBS_OF},
+    **{row: {'method': 'supervised'} for row in _IMAGE_HYPERPARAMETERS_OF},
 }
 
 _DENSE_OR_SPARSE = {'ML(Sparse) minus ML(Dense)': ('ML(Sparse)', 'ML(Dense)')}
@@ -165,11 +167,11 @@ def _groups_of_images(name):
 
 
 def variant(name: str) -> dict:
-    """What the name of a method, or of one of VARIANTS, changes in a config."""
+    """The config changes of a method or of one of VARIANTS."""
     return VARIANTS.get(name, {'method': name})
 
 
-def _by_user(table):
+def _split_by_user(table):
     """A table of ratings with the per-user split."""
     columns = {name: {**change, 'dataset.split_by': 'user'} for name, change in table.columns.items()}
     title, setting = (
@@ -187,26 +189,26 @@ def _at_reduced_scale(table):
     return table._replace(title=title, setting=setting, config='vit_tiny_cifar10', columns=columns, **_FIVE)
 
 
-def _scaled(weight):
+def _scaled_td(weight):
     """TD with scaled distances, all of one weight."""
     weights = {f'td.weights.{term}': weight for term in ('interact', 'message', 'state')}
     return {**_TD, 'td.scale': 'variance', **weights}
 
 
-# Chosen on the genre alone: what one set of hyperparameters for all genres costs each method there.
-_OF_WAR = {**_SCRATCH, **_DISTILLED, _WITH_LD: _TD}
-_ON_WAR = {row: f'{row}, chosen on War' for row in _OF_WAR}
+# Hyperparameters chosen on one genre, to see what a common choice for all genres costs.
+_WAR_ROWS = {**_SCRATCH, **_DISTILLED, _WITH_LD: _TD}
+_CHOSEN_ON_WAR = {row: f'{row}, chosen on War' for row in _WAR_ROWS}
 
-# The main rows with the choices of searches with other sampler seeds, each compared with no distillation of
-# its own search.
+# The main rows with the choices of searches with other sampler seeds; each is compared with no distillation
+# of the same search.
 _SAMPLER_SEEDS = (1, 2)
-_REPEATED = {
+_REPETITIONS = {
     row: tuple(f'{row} (sampler seed {seed})' for seed in _SAMPLER_SEEDS)
     for row in ('Train from scratch', 'LD', 'TD', _WITH_LD)
 }
-_OF_SEARCHES = {row: {**_SCRATCH, **_DISTILLED, _WITH_LD: _TD}[row] for row in _REPEATED}
+_SEARCH_ROWS = {row: {**_SCRATCH, **_DISTILLED, _WITH_LD: _TD}[row] for row in _REPETITIONS}
 
-# What rounds can do at most: every weight of their term, with all else as it was chosen for TD.
+# The effect of rounds: every weight of their term, all else as chosen for TD.
 _SWEEP = {
     f'{rounds} round{"s" * (rounds > 1)}, interact {weight:g}': {
         **_TD,
@@ -223,7 +225,7 @@ _BY_ROUNDS = {
     '1 iteration': ('1 iteration', '1 iteration'),
     '>1 iterations': ('2 to 3 iterations', '2 iterations'),
 }
-# Students and teachers of a cell, where both are short to train.
+# Students and teachers of a cell if training is short.
 _TEN = {'students': 10, 'teachers': 10}
 _OF_RATINGS = {**_TEN, 'setting': 'MovieLens100k, temporal split'}
 _FIVE = {'students': 5, 'teachers': 5}
@@ -242,7 +244,7 @@ TABLES = {
         'Handwritten digits 5 to 9 from ten examples per class, with recent methods',
         'digits',
         {'5 to 9': {}},
-        {**_SCRATCH, **_DISTILLED, **_RECENT, **_OF_CLASSES},
+        {**_SCRATCH, **_DISTILLED, **_RECENT, **_CLASSIFICATION},
         'Train from scratch',
         setting='Digits, ten examples per class',
         variants={_WITH_LD: 'td_ld'},
@@ -286,12 +288,12 @@ TABLES = {
         _GENRE_COLUMNS,
         {**_METHODS, **_RECENT, **_CONTROLS},
         'Train from scratch',
-        variants=dict.fromkeys((_WITH_LD, *_OF_WITH_LD), 'td_ld'),
+        variants=dict.fromkeys((_WITH_LD, *_WITH_LD_CONTROLS), 'td_ld'),
         copied={
             _SMALL_TEACHER: {'teacher.model.hidden': 'model.hidden', 'teacher.dataset.genre': 'dataset.genre'}
         },
-        as_many_operations_as={_AS_LONG: 'TD'},
-        knobs_of=_WITH_KNOBS_OF,
+        compute_matched_to={_AS_LONG: 'TD'},
+        hyperparameters_of=_WITH_HYPERPARAMETERS_OF,
         **_OF_RATINGS,
     ),
     '4': Table(
@@ -305,10 +307,10 @@ TABLES = {
         'Image classification accuracy, with recent methods and controls',
         IMAGES,
         _IMAGE_COLUMNS,
-        {**_IMAGE_METHODS, **_RECENT, **_OF_CLASSES, **_IMAGE_CONTROLS},
+        {**_IMAGE_METHODS, **_RECENT, **_CLASSIFICATION, **_IMAGE_CONTROLS},
         'No distillation',
         variants={_WITH_LD: 'td_ld'},
-        knobs_of=_IMAGE_KNOBS_OF,
+        hyperparameters_of=_IMAGE_HYPERPARAMETERS_OF,
     ),
     '6': Table(
         'Image classification by number of rounds',
@@ -383,10 +385,10 @@ TABLES = {
             'TD': _TD,
             'No interactions': {**_TD, 'td.rounds': 0},
             '3 rounds': {**_TD, 'td.rounds': 3},
-            'Scaled distances, weights 0.1': _scaled(0.1),
-            'Scaled distances, weights 1': _scaled(1.0),
+            'Scaled distances, weights 0.1': _scaled_td(0.1),
+            'Scaled distances, weights 1': _scaled_td(1.0),
             'Stopped targets': {**_TD, 'td.stop_target': True},
-            'Stopped targets, scaled distances, weights 1': {**_scaled(1.0), 'td.stop_target': True},
+            'Stopped targets, scaled distances, weights 1': {**_scaled_td(1.0), 'td.stop_target': True},
             'Split at the embeddings': {**_TD, 'model.split': 0, 'teacher.model.split': 0},
             'Messages of 32': {**_TD, 'communication.message': 32},
             'Messages of 512': {**_TD, 'communication.message': 512},
@@ -404,21 +406,21 @@ TABLES['3_searches'] = Table(
     'draws, each compared with no distillation of the same search',
     'movielens',
     _GENRE_COLUMNS,
-    _OF_SEARCHES | {other: _OF_SEARCHES[row] for row, others in _REPEATED.items() for other in others},
+    _SEARCH_ROWS | {other: _SEARCH_ROWS[row] for row, others in _REPETITIONS.items() for other in others},
     'Train from scratch',
-    variants=dict.fromkeys((_WITH_LD, *_REPEATED[_WITH_LD]), 'td_ld'),
+    variants=dict.fromkeys((_WITH_LD, *_REPETITIONS[_WITH_LD]), 'td_ld'),
     chosen_by={
         other: ChosenBy(sampler_seed=seed)
-        for others in _REPEATED.values()
+        for others in _REPETITIONS.values()
         for other, seed in zip(others, _SAMPLER_SEEDS, strict=True)
     },
     baselines={
         other: baseline
-        for row, others in _REPEATED.items()
+        for row, others in _REPETITIONS.items()
         if row != 'Train from scratch'
-        for other, baseline in zip(others, _REPEATED['Train from scratch'], strict=True)
+        for other, baseline in zip(others, _REPETITIONS['Train from scratch'], strict=True)
     },
-    repeated=_REPEATED,
+    repeated=_REPETITIONS,
     **_OF_RATINGS,
 )
 TABLES['interact'] = TABLES['needs']._replace(
@@ -428,18 +430,18 @@ TABLES['interact'] = TABLES['needs']._replace(
     swept='td.weights.interact',
 )
 TABLES |= {
-    f'{name}_user': _by_user(TABLES[name])
+    f'{name}_user': _split_by_user(TABLES[name])
     for name in ('3', '3x', '3_searches', '5', '7', '8', 'needs', 'interact')
 }
-TABLES['war_user'] = _by_user(
+TABLES['war_user'] = _split_by_user(
     Table(
         'MovieLens100k, War: hyperparameters chosen on War alone, or on the mean of three genres',
         'movielens',
         {column: change for column, change in _GENRE_COLUMNS.items() if change['dataset.genre'] == 'War'},
-        {**_OF_WAR, **{_ON_WAR[row]: change for row, change in _OF_WAR.items()}},
+        {**_WAR_ROWS, **{_CHOSEN_ON_WAR[row]: change for row, change in _WAR_ROWS.items()}},
         'Train from scratch',
-        variants=dict.fromkeys((_WITH_LD, _ON_WAR[_WITH_LD]), 'td_ld'),
-        chosen_by=dict.fromkeys(_ON_WAR.values(), ChosenBy(('War',))),
+        variants=dict.fromkeys((_WITH_LD, _CHOSEN_ON_WAR[_WITH_LD]), 'td_ld'),
+        chosen_by=dict.fromkeys(_CHOSEN_ON_WAR.values(), ChosenBy(('War',))),
         **_OF_RATINGS,
     )
 )
@@ -447,15 +449,15 @@ TABLES |= {f'{name}_small': _at_reduced_scale(TABLES[name]) for name in ('4', '4
 
 
 def paper(name: str) -> dict | None:
-    """The paper's own table, {'columns': names, 'rows': {row: [[value, its ± or None] of each column]}}.
+    """The paper's table, {'columns': names, 'rows': {row: [[value, its ± or None] for each column]}}.
 
-    None where the paper has no such table.
+    None if the paper has no such table.
     """
     return json.loads(PAPER.read_text())['tables'].get(name)
 
 
 def check_names(names, genres, datasets):
-    """Raises a UserError for an unknown table, genre or data set."""
+    """Refuses an unknown table, genre or data set with a UserError."""
     for flag, values, known in (
         ('--tables', names, TABLES),
         ('--genres', genres, GENRES),
@@ -465,10 +467,8 @@ def check_names(names, genres, datasets):
             config_lib.check_choice(flag, value, known)
 
 
-def beside(name: str, baseline: str | None) -> Table | Derived:
-    """A table with another baseline in place of its own, unless it is None.
-
-    A table that is made of others stays as it is.
+def with_baseline(name: str, baseline: str | None) -> Table | Derived:
+    """Replaces the baseline of a table, unless `baseline` is None or the table is derived.
 
     Raises:
       UserError: the table has no such row.
@@ -481,7 +481,7 @@ def beside(name: str, baseline: str | None) -> Table | Derived:
 
 
 def selected_columns(table: Table, genres, datasets=tuple(IMAGES)) -> list[str]:
-    """The columns of a table that the genres and the image data sets leave."""
+    """The columns of a table that belong to some genres and image data sets."""
     return [
         column
         for column, change in table.columns.items()
@@ -490,7 +490,7 @@ def selected_columns(table: Table, genres, datasets=tuple(IMAGES)) -> list[str]:
 
 
 def wanted_cells(names, genres, datasets):
-    """Every cell that some tables need, once each: {(table, column, row)} in order."""
+    """Lists each cell that some tables need once, as (table, column, row), in order."""
     cells = {}
     for name in names:
         table = TABLES[name]
@@ -507,6 +507,6 @@ def wanted_cells(names, genres, datasets):
                 (baseline_table, [baseline_row]),
             ):
                 columns = selected_columns(TABLES[source], genres, datasets)
-                kept = [column for column in group.columns if column in columns]
-                cells |= {(source, column, row): None for column in kept for row in rows}
+                columns_of_group = [column for column in group.columns if column in columns]
+                cells |= {(source, column, row): None for column in columns_of_group for row in rows}
     return list(cells)

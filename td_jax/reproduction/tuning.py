@@ -1,28 +1,28 @@
 """Chooses the hyperparameters of each method on validation data; the test split is never read.
 
-One choice for a method and a setting (how ratings are split, or a data set of images), made on the mean over
-some columns, such as a dense, a middle and a sparse genre: a mean averages noise away, and is what a user
-could do, too. What is chosen on other columns, or with another sampler seed, is filed under their names; the
-teacher, whose task is the same in every column, is not.
+There is one choice for a method and a setting (a split of ratings, or a data set of images). Its score is the
+mean over some columns, such as a dense, a medium and a sparse genre, because a mean reduces noise. Choices on
+other columns, or with another sampler seed, are stored under their names. The teacher has the same task in
+every column, and is searched once.
 
 The teacher is searched first, then the student without distillation, over the options of the optimizer
-(OPTIMIZER). A method has its weights and rounds searched with what was chosen there in half of its trials, by
-blocks of PARTS, and with the draws of the optimizer that the student without distillation has in trials of
-the same numbers in the other half: a dropout that suits few labels may be too much where a teacher speaks.
+(OPTIMIZER). Then the weights and rounds of each method are searched. Half of its trials, in blocks of PARTS,
+use the chosen options of the optimizer; the other half use the draws of the student without distillation in
+trials of the same numbers, because a method may need another regularization, such as less dropout.
 
-All searches have as many trials and the same rungs: all trials are trained on a rung, with several seeds,
-before the best of them, by fixed quotas, go on to the next one, with other seeds and, of ratings, on another
-slice of time. The score of a trial is the best mean validation metric, over all its runs so far, of a common
-step: the learning rate is constant, so that this step is the number of steps that is chosen. So every method
-has as many trials that are trained to their end, unless some diverge.
+All searches have the same number of trials and the same rungs. All trials are trained on a rung, with several
+seeds; a fixed number of the best go on to the next rung, with other seeds and, of ratings, another slice of
+time. The score of a trial is the best value of its mean validation curve over all its runs so far. The
+learning rate is constant, so that the step of this value is the chosen number of steps. Every method thus has
+the same number of trials that are trained to the end, unless some diverge.
 
-A draw belongs to the name of an option, the number of the trial and the sampler seed: trial 5 of every method
-with a weight of the logits term has the same one. A variant that joins two methods has what was chosen for
-them as its first trials (STARTS).
+A draw depends on the name of an option, the number of the trial and the sampler seed: trial 5 has the same
+weight of the logits term for every method. The first trials of a variant that joins two methods are the
+choices of these methods (STARTS).
 
-Restartable: each run is a line of a journal, a file for each method that another machine goes on from, and a
-finished run is read from its folder. Nothing else is remembered, so that an interrupted search ends where an
-uninterrupted one does.
+A search can be restarted: each run is a line in the journal of its method, from which another machine can
+resume, and a finished run is read from its folder. There is no other state, so that an interrupted search
+gives the same choices as an uninterrupted one.
 """
 
 import contextlib
@@ -48,66 +48,66 @@ from td_jax.training.programs import describe_program
 
 
 class LogUniform(NamedTuple):
-    """Values from `low` to `high`, every order of magnitude as likely."""
+    """Log-uniform values from `low` to `high`."""
 
     low: float
     high: float
 
-    def at(self, share: float) -> float:
-        """The value below which this share of the draws is, to six digits, the same on every machine."""
-        return float(f'{self.low * (self.high / self.low) ** share:.6g}')
+    def at(self, quantile: float) -> float:
+        """The value at a quantile, rounded to six digits so that it is the same on every machine."""
+        return float(f'{self.low * (self.high / self.low) ** quantile:.6g}')
 
 
 class OneOf(NamedTuple):
-    """Some values, each as likely."""
+    """Some values with equal probabilities."""
 
     values: tuple
 
-    def at(self, share: float):
-        """The value of a share in [0, 1)."""
-        return self.values[int(share * len(self.values))]
+    def at(self, quantile: float):
+        """The value at a quantile in [0, 1)."""
+        return self.values[int(quantile * len(self.values))]
 
 
 # Weights of images: larger ones of states cost accuracy there (docs/cifar.md).
 WEIGHTS, IMAGE_WEIGHTS = LogUniform(0.1, 1000.0), LogUniform(0.01, 10.0)
 
 
-class Searched(NamedTuple):
-    """What is searched, and how."""
+class SearchSpace(NamedTuple):
+    """A config, the columns and the ranges to search."""
 
-    config: Callable[[], ml_collections.ConfigDict]  # what all runs start from
+    config: Callable[[], ml_collections.ConfigDict]  # the base of all runs
     task: str  # of its models, a name of evaluation.METRICS
-    columns: dict[str, dict]  # what can be searched -> what it changes in the config
-    mean_of: tuple[str, ...]  # the columns whose mean is the score, unless others are named
+    columns: dict[str, dict]  # column -> its changes of the config
+    score_columns: tuple[str, ...]  # the usual columns, whose mean is the score
     points: int  # validations of a run
     weights: LogUniform = WEIGHTS
-    # Name -> what it changes; a method's name changes `method`.
+    # Name -> its changes of the config; the name of a method changes `method`.
     variants: Mapping[str, dict] = tables.VARIANTS
     fixed: frozenset[str] = frozenset()  # keys that are not searched
 
     def changes(self, name: str) -> dict:
-        """What the name of a variant or of a method changes in the config."""
+        """The config changes of a variant or a method."""
         return self.variants.get(name, {'method': name})
 
     def set_by(self, name: str) -> set[str]:
-        """The keys that a variant keeps as it sets them; those of the tables set where a search starts."""
+        """The keys that a variant sets and that are not searched; tables.VARIANTS set only start values."""
         return set() if name in tables.VARIANTS else set(self.changes(name))
 
 
 # The modules of configs/ whose runs are short enough to be searched.
 CONFIGS = {
-    'movielens': Searched(
+    'movielens': SearchSpace(
         functools.partial(cells.base_config, 'movielens'),
         'regression',
         {genre: {'dataset.genre': genre} for genre in tables.GENRES},
         ('Drama', 'Adventure', 'War'),
         30,
     ),
-    'digits': Searched(
+    'digits': SearchSpace(
         functools.partial(cells.base_config, 'digits'), 'classification', {'digits': {}}, ('digits',), 30
     ),
-    # A validation of images takes as long as many steps.
-    'vit_tiny_cifar10': Searched(
+    # Validation of images is expensive, so there are few.
+    'vit_tiny_cifar10': SearchSpace(
         functools.partial(cells.base_config, 'vit_tiny_cifar10'),
         'classification',
         {str(count): {'dataset.examples_per_class': count} for count in tables.LABELLED},
@@ -118,151 +118,148 @@ CONFIGS = {
 }
 TEACHER = 'teacher'
 NO_DISTILLATION = 'supervised'
-# A variant -> the methods that it joins, whose choices are its first trials.
+# Variant -> the methods that it joins, whose choices are its first trials.
 STARTS = {'td_ld': ('td', 'ld')}
-# The rows whose search is repeated with other sampler seeds, unless methods are named.
+# The methods that are searched with other sampler seeds, unless methods are named.
 MAIN = (NO_DISTILLATION, 'ld', 'td', 'td_ld')
 RUNGS = 3
-# Of the trials of a rung, one of so many goes on to the next one.
+# One of this many trials of a rung goes on to the next rung.
 REDUCTION = 2
-# Of each so many trials in a row, an option has one in each part of its range of this number of equal parts.
+# Draws are stratified: of this many consecutive trials, one is in each of as many equal parts of a range.
 PARTS = 4
 
-# Chosen for the teacher, and on the student without distillation for all methods.
+# Searched for the teacher and the student without distillation; methods use the latter's choice.
 OPTIMIZER = {
     'optimizer.learning_rate': LogUniform(1e-4, 3e-3),
     'optimizer.weight_decay': LogUniform(1e-2, 10.0),
     'model.dropout': OneOf((0.0, 0.2, 0.4)),
 }
-# What SGD needs in place of the learning rate of AdamW.
+# The range of learning rates for SGD instead of AdamW.
 SGD = {'optimizer.learning_rate': LogUniform(3e-3, 0.3)}
 ROUNDS = {'td.rounds': OneOf((0, 1, 2, 3))}
 
 
 class Search(NamedTuple):
-    """What is searched, for every method alike."""
+    """The options of a search, the same for every method."""
 
-    of: Searched
-    setting: dict  # what it changes in the config, such as {'dataset.split_by': 'user'}
-    chosen_by: tables.ChosenBy  # on which columns, with which sampler seed
+    space: SearchSpace
+    setting: dict  # its changes of the config, such as {'dataset.split_by': 'user'}
+    chosen_by: tables.ChosenBy  # its columns and sampler seed
     trials: int  # of each method
     seeds: int  # of a run
     steps: int  # of a run
 
 
 class Plan(NamedTuple):
-    """What is tried for a method."""
+    """The trials of a method."""
 
     name: str  # of the method or the variant, or TEACHER
     columns: tuple[str, ...]
-    fixed: dict  # {config key: value} of all trials: what was chosen before
+    fixed: dict  # {config key: value} of all trials, from choices made before
     trials: list[dict]  # {config key: value} of each trial
 
 
 class Ranked(NamedTuple):
-    """A trial after a rung."""
+    """The score of a trial after a rung."""
 
     score: float  # the best value of its mean curve
-    step: int  # where that is
+    step: int  # of the score
     number: int
-    at_last_step: bool  # whether there is no later one
+    at_last_step: bool  # whether `step` is the last one
 
 
-def space(searched: Searched, name: str) -> dict:
-    """{config key: LogUniform or OneOf}, what is drawn for TEACHER, a method or a variant of one.
+def ranges_of(space: SearchSpace, name: str) -> dict:
+    """The ranges to draw from for TEACHER, a method or a variant, {config key: LogUniform or OneOf}.
 
-    A weight that the config or a variant leaves at 0 stays there, and so does what is fixed.
+    Weights that the config or a variant leaves at 0, and fixed keys, are not drawn.
     """
-    config = searched.config()
+    config = space.config()
     if name in (TEACHER, NO_DISTILLATION):
         prefix, side = ('teacher.', config.teacher) if name == TEACHER else ('', config)
         ranges = OPTIMIZER | (SGD if side.optimizer.name == 'sgd' else {})
-        return {key: of for key, of in ranges.items() if f'{prefix}{key}' not in searched.fixed}
-    config.update_from_flattened_dict(searched.changes(name))
+        return {key: range_ for key, range_ in ranges.items() if f'{prefix}{key}' not in space.fixed}
+    config.update_from_flattened_dict(space.changes(name))
     section = objectives.section_of(config)
-    drawn = {f'{section}.weights.{term}': searched.weights for term in objectives.active_terms(config)}
-    drawn |= ROUNDS if config.method == 'td' else {}
-    fixed = searched.fixed | searched.set_by(name)
-    return {key: of for key, of in drawn.items() if key not in fixed}
+    ranges = {f'{section}.weights.{term}': space.weights for term in objectives.active_terms(config)}
+    ranges |= ROUNDS if config.method == 'td' else {}
+    fixed = space.fixed | space.set_by(name)
+    return {key: range_ for key, range_ in ranges.items() if key not in fixed}
 
 
 def draw(name: str, number: int, sampler_seed: int) -> float:
-    """A number in [0, 1) that belongs to the name of an option, a trial and a sampler seed alone.
+    """Draws a number in [0, 1) that depends only on the name of an option, the trial and the sampler seed.
 
-    Of each PARTS trials in a row one is in each of PARTS equal parts, in an order of the name's own.
+    Of PARTS consecutive trials, one is in each of PARTS equal parts, in an order that depends on the name.
     """
     block, place = divmod(number, PARTS)
     order = sorted(range(PARTS), key=lambda part: _uniform(name, sampler_seed, block, part))
     return (order[place] + _uniform(name, sampler_seed, number)) / PARTS
 
 
-def _uniform(*of):
-    """A number in [0, 1) by the hash of some values, the same on every machine."""
-    digest = hashlib.sha256(json.dumps(of).encode()).digest()
+def _uniform(*values):
+    """Hashes some values to a number in [0, 1), the same on every machine."""
+    digest = hashlib.sha256(json.dumps(values).encode()).digest()
     return (int.from_bytes(digest[:8], 'big') >> 11) / 2**53
 
 
-def drawn_as(key: str) -> str:
-    """The name that a config key's draws belong to: a weight is known by its term, whatever the method."""
+def draw_name(key: str) -> str:
+    """The name for the draws of a config key; for a weight that of its term, the same for all methods."""
     _, is_weight, term = key.partition('.weights.')
     return f'weights.{term}' if is_weight else key
 
 
 def quotas(trials: int) -> list[int]:
-    """How many of some trials are trained on each rung."""
+    """The number of trials that are trained on each rung."""
     return [max(1, trials // REDUCTION**rung) for rung in range(RUNGS)]
 
 
-def names_for(searched: Searched, sampler_seed: int = 0) -> list[str]:
-    """All that can be searched: TEACHER, where one is trained, methods of the task, and variants.
+def searchable_names(space: SearchSpace, sampler_seed: int = 0) -> list[str]:
+    """The names that can be searched: TEACHER, if one is trained, methods of the task, and variants.
 
-    With another sampler seed than 0, what is searched unless methods are named: MAIN.
+    With a sampler seed other than 0 they are MAIN.
     """
     if sampler_seed:
         return list(MAIN)
-    methods = [name for name, method in objectives.METHODS.items() if searched.task in method.tasks]
-    config = searched.config()
+    methods = [name for name, method in objectives.METHODS.items() if space.task in method.tasks]
+    config = space.config()
     config.method = 'ld'
     teacher = [TEACHER] if cells.shares_teacher(config) else []
-    return [*teacher, *dict.fromkeys((*methods, *searched.variants))]
+    return [*teacher, *dict.fromkeys((*methods, *space.variants))]
 
 
-def search_of(
+def make_search(
     name: str, split_by: str, columns, trials: int, seeds: int, steps: int, sampler_seed: int = 0
 ) -> Search:
-    """A Search; columns may be None, for the usual ones.
-
-    The same columns in another order are the same search.
+    """Makes a Search; columns None are the usual ones, and their order does not matter.
 
     Raises:
-      UserError: a name that is not known, or a split of what is not split.
+      UserError: an unknown name, or a split of data other than ratings.
     """
     config_lib.check_choice('--config', name, CONFIGS)
-    setting, searched = {}, CONFIGS[name]
-    if searched.task == 'regression':
+    setting, space = {}, CONFIGS[name]
+    if space.task == 'regression':
         config_lib.check_choice('--split_by', split_by, ratings.SPLITS_BY)
         setting = {'dataset.split_by': split_by}
     elif split_by != 'time':
         raise UserError(f'--split_by is {split_by}, but {name} has no ratings to split; leave it out.')
-    known, wanted = list(searched.columns), set(columns or searched.mean_of)
-    # `check` refuses what is not known.
-    order = tuple(sorted(wanted, key=lambda column: known.index(column) if column in known else -1))
-    by = tables.ChosenBy(() if order == searched.mean_of else order, sampler_seed)
-    return Search(searched, setting, by, trials, seeds, steps)
+    known, chosen = list(space.columns), set(columns or space.score_columns)
+    # `check` refuses unknown columns.
+    order = tuple(sorted(chosen, key=lambda column: known.index(column) if column in known else -1))
+    chosen_by = tables.ChosenBy(() if order == space.score_columns else order, sampler_seed)
+    return Search(space, setting, chosen_by, trials, seeds, steps)
 
 
 def check(search: Search, names, journals: epath.Path, target: epath.Path):
-    """Refuses what cannot be searched.
+    """Refuses arguments of `tune` that cannot be searched.
 
     Raises:
-      UserError: a name that is not known, a method of another task, a teacher with another sampler seed,
-        journals in a bucket or damaged, a file that cannot be written, or a method without what it is
-        searched on top of.
+      UserError: an unknown name, a method of another task, a teacher with another sampler seed, journals in a
+        bucket or damaged, a file that cannot be written, or a method without the choices that it needs.
     """
     for name in names:
-        config_lib.check_choice('--methods', name, names_for(search.of))
+        config_lib.check_choice('--methods', name, searchable_names(search.space))
     for column in search.chosen_by.columns:
-        config_lib.check_choice('--columns', column, search.of.columns)
+        config_lib.check_choice('--columns', column, search.space.columns)
     if TEACHER in names and search.chosen_by.sampler_seed:
         raise UserError(
             f'--sampler_seed is {search.chosen_by.sampler_seed}, but the teacher is that of --sampler_seed=0 '
@@ -272,22 +269,22 @@ def check(search: Search, names, journals: epath.Path, target: epath.Path):
         raise UserError(f'--journals {journals} is in a bucket, which no journal can grow in; name a folder.')
     workdir.check_target('--output', target)
     for name in names:
-        journal.read(_journal(search, name, journals))
+        journal.read(_journal_path(search, name, journals))
     choices = workdir.read_json(target) or {}
     for name in names:
-        for other in _needed(name):
+        for other in _prerequisites(name):
             if other not in names:
-                _chosen(search, name, other, choices)
+                _find_choice(search, name, other, choices)
 
 
-def prepared(search: Search, name: str, column: str, rung: int):
-    """The config that the runs of a method or a variant, or of TEACHER, start from on one rung."""
-    config = search.of.config()
-    config.update_from_flattened_dict(search.setting | search.of.columns[column])
+def start_config(search: Search, name: str, column: str, rung: int):
+    """The config of the runs of TEACHER, a method or a variant on one rung, without the values of a trial."""
+    config = search.space.config()
+    config.update_from_flattened_dict(search.setting | search.space.columns[column])
     config.dataset.split = 'validation'
-    if search.of.task == 'regression':
+    if search.space.task == 'regression':
         config.dataset.validation_slice = rung
-    config.num_steps, config.eval_every = search.steps, max(1, search.steps // search.of.points)
+    config.num_steps, config.eval_every = search.steps, max(1, search.steps // search.space.points)
     config.log_every = config.save_every = search.steps
     config.diagnostics = False
     config.num_seeds, config.seed = search.seeds, rung * search.seeds
@@ -296,141 +293,143 @@ def prepared(search: Search, name: str, column: str, rung: int):
         run = config_lib.teacher_run(config)
         run.num_steps, run.num_seeds, run.seed = search.steps, config.num_seeds, config.seed
         return run
-    config.update_from_flattened_dict(search.of.changes(name))
+    config.update_from_flattened_dict(search.space.changes(name))
     return config
 
 
 def run_of(search: Search, plan: Plan, number: int, rung: int, column: str):
     """The config of one run of a trial."""
-    config = prepared(search, plan.name, column, rung)
+    config = start_config(search, plan.name, column, rung)
     config.update_from_flattened_dict(plan.fixed | plan.trials[number])
     return config
 
 
-def plan(search: Search, name: str, choices: dict) -> Plan:
-    """What is tried for a method.
+def make_plan(search: Search, name: str, choices: dict) -> Plan:
+    """Draws the trials of a method.
 
     Args:
-      search: what is searched.
+      search: its options.
       name: of the method or the variant, or TEACHER.
-      choices: as `cells.tuned` gives them, of what is searched before it.
+      choices: in the form of `cells.read_tuned`; those of the searches before it.
 
     Raises:
-      UserError: they lack something that the method is searched on top of, or have it of another search.
+      UserError: a choice that the method needs is missing or of another search.
     """
-    columns = search.chosen_by.columns or search.of.mean_of
-    drawn, fixed, starts = space(search.of, name), {}, []
+    columns = search.chosen_by.columns or search.space.score_columns
+    ranges, fixed, starts = ranges_of(search.space, name), {}, []
     if name == TEACHER:
         columns = columns[:1]
     else:
-        fixed = dict(choices.get(_filed_under(search, TEACHER), {}).get(TEACHER, {}))
+        fixed = dict(choices.get(_setting_name(search, TEACHER), {}).get(TEACHER, {}))
     optimizer = {}
-    if not any(space(search.of, other) for other in (name, NO_DISTILLATION)):
+    if not any(ranges_of(search.space, other) for other in (name, NO_DISTILLATION)):
         # All trials would be the same.
         return Plan(name, columns, fixed, [{}])
-    if NO_DISTILLATION in _needed(name):
-        chosen = _chosen(search, name, NO_DISTILLATION, choices, fixed)
-        every = space(search.of, NO_DISTILLATION)
-        optimizer = {key: of for key, of in every.items() if key not in search.of.set_by(name)}
+    if NO_DISTILLATION in _prerequisites(name):
+        chosen = _find_choice(search, name, NO_DISTILLATION, choices, fixed)
+        all_ranges = ranges_of(search.space, NO_DISTILLATION)
+        optimizer = {
+            key: range_ for key, range_ in all_ranges.items() if key not in search.space.set_by(name)
+        }
         fixed |= {key: chosen[key] for key in optimizer}
     if name in STARTS:
         one, other = (
             {
-                drawn_as(key): value
-                for key, value in _chosen(search, name, method, choices, fixed).items()
+                draw_name(key): value
+                for key, value in _find_choice(search, name, method, choices, fixed).items()
                 if key in optimizer or key not in fixed
             }
             for method in STARTS[name]
         )
-        # What only the other one has is as weak as can be.
-        least = {drawn_as(key): getattr(of, 'low', 0) for key, of in drawn.items()}
+        # Options of the other method alone are as weak as possible.
+        weakest = {draw_name(key): getattr(range_, 'low', 0) for key, range_ in ranges.items()}
         for values in (one | other, one, other):
-            starts.append({key: (least | values)[drawn_as(key)] for key in drawn | optimizer})
+            starts.append({key: (weakest | values)[draw_name(key)] for key in ranges | optimizer})
 
     def trial(number):
         has_own_optimizer = number // PARTS % 2
-        ranges = drawn | optimizer if has_own_optimizer else drawn
+        trial_ranges = ranges | optimizer if has_own_optimizer else ranges
         seed = search.chosen_by.sampler_seed
-        values = {key: of.at(draw(drawn_as(key), number, seed)) for key, of in ranges.items()}
+        values = {key: range_.at(draw(draw_name(key), number, seed)) for key, range_ in trial_ranges.items()}
         return {key: fixed[key] for key in optimizer} | values
 
-    if not drawn | optimizer:
+    if not ranges | optimizer:
         return Plan(name, columns, fixed, [{}])
     trials = starts[: search.trials]
     for number in range(len(trials), search.trials):
         values = trial(number)
-        # Both methods may have chosen this trial; tried twice, it would take the place of another one.
+        # A start may equal this trial; a new trial replaces the repetition.
         trials.append(trial(search.trials) if values in starts else values)
     return Plan(name, columns, fixed, trials)
 
 
 def rank(curves: dict[int, list[dict]], less_is_better: bool) -> list[Ranked]:
-    """Some trials, best first, without those that diverged.
+    """Ranks trials, best first, without those that diverged.
 
     Args:
       curves: {number of a trial: [{step: value} of each of its runs]}.
       less_is_better: of the values.
     """
-    found = []
-    for number, of_trial in curves.items():
-        # A run that diverged has no more steps, and no step that they all have is none to choose.
-        steps = set.intersection(*map(set, of_trial))
-        mean = {step: sum(curve[step] for curve in of_trial) / len(of_trial) for step in steps}
+    ranked = []
+    for number, trial_curves in curves.items():
+        # A run that diverged has no later steps; a trial without a common step is left out.
+        steps = set.intersection(*map(set, trial_curves))
+        mean = {step: sum(curve[step] for curve in trial_curves) / len(trial_curves) for step in steps}
         if mean:
             step, score = best(mean, less_is_better)
-            found.append(Ranked(score, step, number, step == max(map(max, of_trial))))
-    return sorted(found, key=lambda trial: (trial.score if less_is_better else -trial.score, trial.number))
+            ranked.append(Ranked(score, step, number, step == max(map(max, trial_curves))))
+    return sorted(ranked, key=lambda trial: (trial.score if less_is_better else -trial.score, trial.number))
 
 
 def tune(search: Search, names, root: epath.Path, journals: epath.Path, target: epath.Path, processes: int):
-    """Searches the hyperparameters of some methods; what was chosen is written as soon as it is.
+    """Searches the hyperparameters of some methods, and writes each choice as soon as it is made.
 
     Args:
-      search: what is searched.
-      names: methods or variants, TEACHER among them or not. `check` has seen them.
+      search: its options.
+      names: of methods, variants or TEACHER, which passed `check`.
       root: folder of all runs.
       journals: local folder of the journals.
-      target: JSON file that gets the choices; others in it stay.
+      target: JSON file for the choices; other choices in it stay.
       processes: runs at once.
 
     Yields:
-      (name, the record of its choice, as `cells.tuned` has it, with the choice itself as `chosen`)
+      (name, the record of its choice, as in `cells.read_tuned`, with the values as `chosen`)
 
     Raises:
-      UserError: journals that are damaged or in use, every trial of a method diverged, or what a run raises.
+      UserError: journals that are damaged or in use, every trial of a method diverged, or raised by a run.
     """
     for name, folder in (('workdir', root), ('journals', journals)):
         workdir.make_folder(name, folder)
-    parts = _parts(search, names)
-    with contextlib.ExitStack() as held:
-        for under in sorted({_filed_under(search, name) for name in names}):
-            held.enter_context(journal.locked(pathlib.Path(journals), under))
-        # All are read before a torn line of one is cut off.
+    groups = _group_names(search, names)
+    with contextlib.ExitStack() as locks:
+        for setting in sorted({_setting_name(search, name) for name in names}):
+            locks.enter_context(journal.lock(pathlib.Path(journals), setting))
+        # Damage in any journal is found before a torn line is cut off.
         for name in names:
-            journal.read(_journal(search, name, journals))
-        kept = {name: journal.Journal(_journal(search, name, journals)) for name in names}
-        for part in parts:
+            journal.read(_journal_path(search, name, journals))
+        journals_by_name = {name: journal.Journal(_journal_path(search, name, journals)) for name in names}
+        for group in groups:
             choices = workdir.read_json(target) or {}
-            plans = [plan(search, name, choices) for name in part]
-            over = _climb(search, plans, kept, root, processes)
-            for of, ranked in zip(plans, over, strict=True):
+            plans = [make_plan(search, name, choices) for name in group]
+            ranked_by_plan = _run_rungs(search, plans, journals_by_name, root, processes)
+            for plan, ranked in zip(plans, ranked_by_plan, strict=True):
                 if not ranked:
                     raise UserError(
-                        f'every trial of {of.name} diverged; raise --trials, now {search.trials}.'
+                        f'every trial of {plan.name} diverged; raise --trials, now {search.trials}.'
                     )
-                values, record = _choice(search, of, ranked)
-                # Another search may have written there in the meantime.
+                values, record = _make_choice(search, plan, ranked)
+                # Another search may have written to the file in the meantime.
                 choices = workdir.read_json(target) or {}
-                under = choices.setdefault(_filed_under(search, of.name), {})
-                under[of.name] = values
-                under.setdefault(cells.SEARCHED, {})[of.name] = record
+                setting_choices = choices.setdefault(_setting_name(search, plan.name), {})
+                setting_choices[plan.name] = values
+                setting_choices.setdefault(cells.SEARCHED, {})[plan.name] = record
                 workdir.write(target, json.dumps(choices, indent=2, sort_keys=True) + '\n')
-                yield of.name, {'chosen': values, **record}
+                yield plan.name, {'chosen': values, **record}
 
 
-def _parts(search, names):
-    """The names in groups, each searched on top of those before it; one group where nothing is drawn."""
-    if not any(space(search.of, name) for name in names):
+def _group_names(search, names):
+    """Groups names so that each group needs only choices of those before; one group if nothing is drawn."""
+    if not any(ranges_of(search.space, name) for name in names):
         return [names]
     joined = [name for name in names if name in STARTS]
     first = [name for name in (TEACHER, NO_DISTILLATION) if name in names]
@@ -438,46 +437,57 @@ def _parts(search, names):
     return [*([name] for name in first), rest, joined]
 
 
-def _climb(search, plans, kept, root, processes):
-    """The trials of each plan that are trained to their end, best first; runs what is missing."""
-    less_is_better = evaluation.METRICS[search.of.task][3]
-    climbing = {of.name: {number: [] for number in range(len(of.trials))} for of in plans}
+def _run_rungs(search, plans, journals_by_name, root, processes):
+    """Runs all rungs; returns the trials of each plan that were trained to the end, best first."""
+    less_is_better = evaluation.METRICS[search.space.task][3]
+    climbing = {plan.name: {number: [] for number in range(len(plan.trials))} for plan in plans}
     for rung, quota in enumerate([*quotas(search.trials)[1:], search.trials]):
         runs, missing, known = [], {}, []
-        for of in plans:
-            for number, column in itertools.product(climbing[of.name], of.columns):
-                config = run_of(search, of, number, rung, column)
-                runs.append((of.name, number, cells.run_name(config)))
-                if runs[-1][2] not in kept[of.name].curves:
-                    about = {'method': of.name, 'trial': number, 'rung': rung, 'column': column}
-                    missing[runs[-1][2]] = config, about | {'values': of.trials[number]}
+        for plan in plans:
+            for number, column in itertools.product(climbing[plan.name], plan.columns):
+                config = run_of(search, plan, number, rung, column)
+                runs.append((plan.name, number, cells.run_name(config)))
+                if runs[-1][2] not in journals_by_name[plan.name].curves:
+                    about = {'method': plan.name, 'trial': number, 'rung': rung, 'column': column}
+                    missing[runs[-1][2]] = config, about | {'values': plan.trials[number]}
                 else:
-                    known.append((same_data.part_of(config), runs[-1][2], kept[of.name].data[runs[-1][2]]))
-        same_data.check_now(same_data.check(known), [config for config, _ in missing.values()])
-        _run_missing(search, missing, kept, root, processes)
+                    known.append(
+                        (
+                            same_data.part_of(config),
+                            runs[-1][2],
+                            journals_by_name[plan.name].data[runs[-1][2]],
+                        )
+                    )
+        same_data.check_current(same_data.check(known), [config for config, _ in missing.values()])
+        _run_missing(search, missing, journals_by_name, root, processes)
         for name, number, run in runs:
-            climbing[name][number].append(kept[name].curves[run])
+            climbing[name][number].append(journals_by_name[name].curves[run])
         ranked = {name: rank(curves, less_is_better) for name, curves in climbing.items()}
         climbing = {
             name: {trial.number: climbing[name][trial.number] for trial in trials[:quota]}
             for name, trials in ranked.items()
         }
-    return [ranked[of.name] for of in plans]
+    return [ranked[plan.name] for plan in plans]
 
 
-def _run_missing(search, missing, kept, root, processes):
-    """Runs {name: (config, what its line says of it)}; each is in its journal as soon as it is over."""
+def _run_missing(search, missing, journals_by_name, root, processes):
+    """Runs {name: (config, details for its line)}, and appends each to its journal as soon as it ends."""
     names, configs = list(missing), [config for config, _ in missing.values()]
-    metric = f'validation_{evaluation.METRICS[search.of.task][0]}'
+    metric = f'validation_{evaluation.METRICS[search.space.task][0]}'
 
-    def keep(number, curve):
-        about, digest = missing[names[number]][1], same_data.of_run(cells.run_folder(root, configs[number]))
-        about = {**about, 'data': digest} if digest else about
-        kept[about['method']].append(names[number], curve, about)
+    def append_curve(number, curve):
+        details, digest = (
+            missing[names[number]][1],
+            same_data.digest_of_run(cells.run_folder(root, configs[number])),
+        )
+        details = {**details, 'data': digest} if digest else details
+        journals_by_name[details['method']].append(names[number], curve, details)
 
     cells.train_teachers(root, configs, processes)
     tasks = [(str(root), config_lib.to_json(config), metric) for config in configs]
-    jobs.each(_task, tasks, processes, root, 'runs', [describe_program(config) for config in configs], keep)
+    jobs.run_tasks(
+        _task, tasks, processes, root, 'runs', [describe_program(config) for config in configs], append_curve
+    )
 
 
 def _task(task):
@@ -486,31 +496,31 @@ def _task(task):
 
 
 def _curve(root, config, name) -> dict:
-    """{step: value} of the metric in a run's log, run now if it is missing; what diverged has none."""
+    """Runs a config unless finished; returns the curve of a metric, {step: value}, empty if it diverged."""
     folder = cells.run_folder(root, config)
     try:
         cells.run_one(root, config)
     except Diverged:
         return {}
-    # Hundreds of runs would fill the disk; what was measured stays.
+    # Checkpoints of hundreds of runs would fill the disk.
     saved = folder / finished.CHECKPOINTS
     if saved.exists():
         saved.rmtree()
     return {line['step']: line[name] for line in metric_log.read(folder) if name in line}
 
 
-def _choice(search, of, ranked):
-    """What is chosen of the trials that were trained to their end, best first, and its record."""
-    prefix = 'teacher.' if of.name == TEACHER else ''
-    fixed = {key: value for key, value in of.fixed.items() if not key.startswith('teacher.')}
+def _make_choice(search, plan, ranked):
+    """Makes the choice and its record from the trials that were trained to the end, best first."""
+    prefix = 'teacher.' if plan.name == TEACHER else ''
+    fixed = {key: value for key, value in plan.fixed.items() if not key.startswith('teacher.')}
     trials = [
-        {f'{prefix}{key}': value for key, value in (fixed | of.trials[trial.number]).items()}
+        {f'{prefix}{key}': value for key, value in (fixed | plan.trials[trial.number]).items()}
         | {f'{prefix}num_steps': trial.step}
         for trial in ranked
     ]
     record = {
         **{key: getattr(search, key) for key in cells.BUDGET},
-        'fixed': of.fixed,
+        'fixed': plan.fixed,
         'completed': [
             {'score': trial.score, 'values': values} for trial, values in zip(ranked, trials, strict=True)
         ],
@@ -520,65 +530,67 @@ def _choice(search, of, ranked):
 
 
 def at_last_step(search: Search, names, choices: dict) -> list[str]:
-    """Who chose the last step, where that is more than half of the methods of a search, or the teacher's own.
+    """The methods that chose the last step, if they are more than half of a search, and TEACHER if it did.
 
     Args:
-      search: what was searched.
-      names: of methods and TEACHER, of which the last is looked at alone.
-      choices: as `cells.tuned` gives them.
+      search: its options.
+      names: whether TEACHER is among them decides whether it is checked.
+      choices: in the form of `cells.read_tuned`.
     """
 
-    def of(wanted):
-        records = {name: _record(search, name, choices) for name in wanted}
-        last = [name for name, record in records.items() if record and record['at_last_step']]
-        return last if 2 * len(last) > sum(map(bool, records.values())) else []
+    def with_last_step(candidates):
+        records = {name: _find_record(search, name, choices) for name in candidates}
+        chosen = [name for name, record in records.items() if record and record['at_last_step']]
+        return chosen if 2 * len(chosen) > sum(map(bool, records.values())) else []
 
-    methods = choices.get(_filed_under(search, NO_DISTILLATION), {}).get(cells.SEARCHED, {})
-    return of([TEACHER] if TEACHER in names else []) + of(name for name in methods if name != TEACHER)
+    methods = choices.get(_setting_name(search, NO_DISTILLATION), {}).get(cells.SEARCHED, {})
+    return with_last_step([TEACHER] if TEACHER in names else []) + with_last_step(
+        name for name in methods if name != TEACHER
+    )
 
 
 def score_of(search: Search, name: str, choices: dict) -> float:
-    """The validation score of what was chosen for a method by this search.
+    """The validation score of this search's choice for a method.
 
     Args:
-      search: what was searched.
+      search: its options.
       name: of the method or the variant, or TEACHER.
-      choices: as `cells.tuned` gives them.
+      choices: in the form of `cells.read_tuned`.
     """
-    return _record(search, name, choices)['completed'][0]['score']
+    return _find_record(search, name, choices)['completed'][0]['score']
 
 
-def _record(search, name, choices):
-    """The record of what was chosen for a method by a search of the same budget, or None."""
-    record = choices.get(_filed_under(search, name), {}).get(cells.SEARCHED, {}).get(name)
+def _find_record(search, name, choices):
+    """The record of the choice for a method by a search with the same budget, or None."""
+    record = choices.get(_setting_name(search, name), {}).get(cells.SEARCHED, {}).get(name)
     return record if record and all(record[key] == getattr(search, key) for key in cells.BUDGET) else None
 
 
-def _needed(name):
-    """What a method is searched on top of, in addition to the teacher."""
+def _prerequisites(name):
+    """The names whose choices a method needs, in addition to the teacher."""
     return () if name in (TEACHER, NO_DISTILLATION) else (NO_DISTILLATION, *STARTS.get(name, ()))
 
 
-def _chosen(search, name, other, choices, fixed=None):
-    """What was chosen for another method that this one is searched on top of."""
-    record = _record(search, other, choices)
+def _find_choice(search, name, other, choices, fixed=None):
+    """The choice for another method that this one needs."""
+    record = _find_record(search, other, choices)
     if record is None or (fixed is not None and record['fixed'] != fixed):
         raise UserError(
             f'{name} is searched on top of {other}, for which --output has no choice of this search '
             f'({search.trials} trials, {search.seeds} seeds, {search.steps} steps, the same teacher); '
             f'name {other} in --methods, too.'
         )
-    return choices[_filed_under(search, other)][other]
+    return choices[_setting_name(search, other)][other]
 
 
-def _journal(search, name, journals):
-    """Where the runs of a method's search are."""
-    return pathlib.Path(journals) / f'{_filed_under(search, name)}-{name}{journal.SUFFIX}'
+def _journal_path(search, name, journals):
+    """The path of a method's journal."""
+    return pathlib.Path(journals) / f'{_setting_name(search, name)}-{name}{journal.SUFFIX}'
 
 
-def _filed_under(search, name):
-    """The setting of a method's choice; that of the teacher is the usual one."""
-    config = prepared(search, name, search.of.mean_of[0], 0)
+def _setting_name(search, name):
+    """The name of the setting of a method's choice; the teacher has that of the usual search."""
+    config = start_config(search, name, search.space.score_columns[0], 0)
     return cells.setting(config, tables.USUAL if name == TEACHER else search.chosen_by)
 
 

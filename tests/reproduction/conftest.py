@@ -12,7 +12,7 @@ def one_table(monkeypatch):
     def make(rows, base_config):
         table = tables.Table('Tiny', 'digits', {'all': {}}, rows, 'Train from scratch')
         monkeypatch.setattr(tables, 'TABLES', {'tiny': table})
-        monkeypatch.setattr(cells, 'tuned', lambda name: {})
+        monkeypatch.setattr(cells, 'read_tuned', lambda name: {})
         monkeypatch.setattr(cells, 'base_config', lambda name: base_config())
 
     return make

@@ -31,7 +31,7 @@ def cells_of(text, row):
 def test_tuned_values_are_of_known_knobs(path):
     declared = config_lib.flatten(common.get_config())
     config = cells.base_config(path.stem)
-    for setting, chosen in cells.tuned(path.stem).items():
+    for setting, chosen in cells.read_tuned(path.stem).items():
         by, _, seed = setting.partition('_sampler_seed_')
         usual, *columns = by.removeprefix('movielens_by_').split('_')
         if config.dataset.name == 'movielens':
@@ -56,7 +56,7 @@ def test_a_row_wins_over_what_was_tuned_and_that_over_the_column(monkeypatch):
         },
         'movielens_by_time': {'td': {'td.rounds': 9}},
     }
-    monkeypatch.setattr(cells, 'tuned', lambda name: tuned)
+    monkeypatch.setattr(cells, 'read_tuned', lambda name: tuned)
     table = tables.Table(
         'T',
         'movielens',
@@ -72,7 +72,7 @@ def test_a_row_wins_over_what_was_tuned_and_that_over_the_column(monkeypatch):
 def test_a_variant_is_tuned_under_its_own_name(monkeypatch):
     """It starts where VARIANTS says; what was chosen for it wins, what was for its method is not its own."""
     tuned = {'movielens_by_time': {'td': {'td.rounds': 3, 'td.weights.state': 5.0}}}
-    monkeypatch.setattr(cells, 'tuned', lambda name: tuned)
+    monkeypatch.setattr(cells, 'read_tuned', lambda name: tuned)
     war = tables.TABLES['3x']
     config = cells.cell_config(war, 'Genre 8', 'TD + LD')
     assert (config.method, config.td.weights.logits, config.td.rounds) == ('td', 1.0, 1)
@@ -92,7 +92,7 @@ def test_a_row_may_have_knobs_chosen_on_other_columns(monkeypatch):
         },
         'movielens_by_time_War': {'td': {'td.rounds': 9}},
     }
-    monkeypatch.setattr(cells, 'tuned', lambda name: tuned)
+    monkeypatch.setattr(cells, 'read_tuned', lambda name: tuned)
     war = tables.TABLES['war_user']
     own = 'TD, chosen on War'
     said = r'^td_jax/configs/tuned/ has no hyperparameters of td under .*_War; .* --columns=War --methods=td '
@@ -123,7 +123,7 @@ def test_what_is_not_of_one_search_is_refused(monkeypatch):
         'td': {'model.dropout': 0.2, 'td.rounds': 3, 'num_steps': 11},
         'searched': searched,
     }
-    monkeypatch.setattr(cells, 'tuned', lambda name: {'movielens_by_user': of_user})
+    monkeypatch.setattr(cells, 'read_tuned', lambda name: {'movielens_by_user': of_user})
     table = tables.TABLES['3_user']
     assert cells.cell_config(table, 'Genre 8', 'TD').num_steps == 11
     # What was not searched at all stays at its defaults.
@@ -138,7 +138,7 @@ def test_what_is_not_of_one_search_is_refused(monkeypatch):
     )
     for change in changes:
         monkeypatch.setattr(
-            cells, 'tuned', lambda name, change=change: {'movielens_by_user': of_user | change}
+            cells, 'read_tuned', lambda name, change=change: {'movielens_by_user': of_user | change}
         )
         with pytest.raises(UserError, match='of td under movielens_by_user that are not of the search of'):
             cells.cell_config(table, 'Genre 8', 'TD')
@@ -195,7 +195,7 @@ def test_a_row_may_have_the_knobs_of_another_but_its_weights():
     table, found = tables.TABLES['3x_user'], {}
     scratch = json.loads(config_lib.to_json(cells.cell_config(table, 'Genre 8', SCRATCH, {})))
     for row in table.rows:
-        if row.startswith(SCRATCH) and row not in table.as_many_operations_as:
+        if row.startswith(SCRATCH) and row not in table.compute_matched_to:
             changed = config_lib.differences(cells.cell_config(table, 'Genre 8', row, tuned), scratch)
             found[row] = {key: value for key, (_, value) in changed.items()}
     assert found == {
@@ -255,9 +255,9 @@ def test_a_row_may_have_the_operations_of_another(monkeypatch, small_config):
         {'all': {}},
         {'scratch': {'method': 'supervised'}, 'TD': {'method': 'td', 'td.rounds': 2, 'num_steps': 50}},
         'TD',
-        as_many_operations_as={'scratch': 'TD'},
+        compute_matched_to={'scratch': 'TD'},
     )
-    monkeypatch.setattr(cells, 'tuned', lambda name: {})
+    monkeypatch.setattr(cells, 'read_tuned', lambda name: {})
     monkeypatch.setattr(cells, 'base_config', lambda name: small_config())
     scratch, td = (cells.cell_config(table, 'all', row) for row in ('scratch', 'TD'))
     whole = [config.num_steps * cells.operations(config) for config in (scratch, td)]
@@ -271,8 +271,8 @@ def test_the_teacher_of_a_table_is_not_that_of_a_control():
         row: {'teacher': 0.9} for row in table.rows if row.startswith('TD, ') and 'shuffled' not in row
     }
     rows = {row: None for row in table.rows if row != 'Teacher'} | controls
-    assert render.with_teacher(table, {'Genre 1': rows})['Genre 1']['Teacher'] is None
-    assert render.with_teacher(table, {'Genre 1': rows | {'TD': score}})['Genre 1']['Teacher']['mean'] == 0.5
+    assert render.fill_teacher(table, {'Genre 1': rows})['Genre 1']['Teacher'] is None
+    assert render.fill_teacher(table, {'Genre 1': rows | {'TD': score}})['Genre 1']['Teacher']['mean'] == 0.5
 
 
 def test_steps_that_train_the_parts_apart_come_before_those_that_were_tuned():
@@ -328,7 +328,7 @@ def test_a_process_gets_runs_of_one_program(monkeypatch, tmp_path):
     def each(function, tasks, count, folder, what, kinds=()):
         given[what] = list(zip(tasks, kinds, strict=True)) if kinds else tasks
 
-    monkeypatch.setattr(jobs, 'each', each)
+    monkeypatch.setattr(jobs, 'run_tasks', each)
     found = [
         cells.runs_of(tables.TABLES['5'], column, row)
         for column in ('Genre 1', 'Genre 8')
@@ -428,24 +428,24 @@ def test_what_a_file_has_is_not_run_on_another_machine(tiny, tmp_path, small_con
     kept = errors.read(path)
     assert tiny == ['supervised', 'ld', 'supervised']
     # A row that the file does not have needs its teacher; the other one needs nothing.
-    second = cells.make(['tiny'], *columns, there, only_show=False, kept=kept)
+    second = cells.make(['tiny'], *columns, there, only_show=False, stored_results=kept)
     assert tiny[3:] == ['supervised', 'ld']
     assert [path.name.split('-')[0] for path in sorted((there / 'digits').iterdir())] == ['ld', 'teacher']
     assert second['tiny']['all'][SCRATCH] == kept['tiny']['all'][SCRATCH]
     assert second['tiny']['all']['LD']['runs'][0].startswith('digits/ld-')
-    assert cells.of_other_runs(second, kept) == []
-    errors.write(path, errors.merged(kept, second))
+    assert cells.cells_of_other_runs(second, kept) == []
+    errors.write(path, errors.merge(kept, second))
     kept, text = errors.read(path), made(here, only_show=True)
-    third = cells.make(['tiny'], *columns, tmp_path / 'nothing', only_show=False, kept=kept)
+    third = cells.make(['tiny'], *columns, tmp_path / 'nothing', only_show=False, stored_results=kept)
     assert render.make(['tiny'], third, *columns) == text
     assert not (tmp_path / 'nothing').exists()
 
     # With other knobs none of it is taken, and the file loses it.
     monkeypatch.setattr(cells, 'base_config', lambda name: small_config(num_steps=3))
-    others = cells.make(['tiny'], *columns, there, only_show=True, kept=kept)
+    others = cells.make(['tiny'], *columns, there, only_show=True, stored_results=kept)
     assert others == {'tiny': {'all': {SCRATCH: None, 'LD': None}}}
-    assert cells.of_other_runs(others, kept) == [('tiny', 'all', SCRATCH), ('tiny', 'all', 'LD')]
-    assert errors.merged(kept, others) == {'tiny': {'all': {}}}
+    assert cells.cells_of_other_runs(others, kept) == [('tiny', 'all', SCRATCH), ('tiny', 'all', 'LD')]
+    assert errors.merge(kept, others) == {'tiny': {'all': {}}}
 
 
 def several(only_show=False, processes=1, root=None):
@@ -493,7 +493,7 @@ def test_runs_side_by_side_are_those_one_after_the_other(tiny, tmp_path):
 @pytest.mark.long
 def test_a_dry_run_counts_what_is_missing(tmp_path):
     planned = cells.plan(['6'], ['Drama'], ['CIFAR10'], tmp_path)
-    _, _, *rows, _, total = render.plan(planned, device_tflops=50.0).splitlines()
+    _, _, *rows, _, total = render.render_plan(planned, device_tflops=50.0).splitlines()
     shown = [[cell.strip() for cell in row.strip('|').split('|')] for row in rows]
     assert [(row[0].split(', ')[2], row[1]) for row in shown] == [
         (row, 'missing') for row in tables.TABLES['6'].rows

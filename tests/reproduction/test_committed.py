@@ -48,7 +48,7 @@ def test_cells_are_of_the_runs_that_their_knobs_give(name, request):
         runs = cells.runs_of(table, column, row)
         for config in runs:
             config.update_from_flattened_dict(protocol)
-        today[name_of, column, row] = tuple(cells.names_of(runs))
+        today[name_of, column, row] = tuple(cells.run_names(runs))
     assert kept == today
 
 
@@ -57,7 +57,7 @@ def test_the_runs_that_docs_name_are_those_of_the_cells():
     there = {
         run.rpartition('/')[2]
         for file in FILES
-        for runs in cells.by_runs(errors.read(epath.Path(RESULTS / file)))
+        for runs in cells.index_by_runs(errors.read(epath.Path(RESULTS / file)))
         for run in runs
     }
     assert named

@@ -28,14 +28,14 @@ def result(values, units, **more):
         'teachers': [i % 2 for i in range(len(values))],
         'teacher': 0.9,
         'groups': {},
-        'errors': errors.by_unit(values, units),
+        'errors': errors.sum_by_unit(values, units),
         **more,
     }
 
 
 def test_errors_are_added_up_by_unit():
     values = [[1, 0.5, 0.25, 4], [0, 2, 1, 3]]
-    found = errors.by_unit(values, [9, 3, 9, 5])
+    found = errors.sum_by_unit(values, [9, 3, 9, 5])
     assert found.keys() == {'units', 'counts', 'sums'}
     np.testing.assert_array_equal(found['units'], [3, 5, 9])
     np.testing.assert_array_equal(found['counts'], [1, 1, 2])
@@ -47,14 +47,14 @@ def test_sums_are_rounded_to_a_step_and_the_metric_hardly_moves():
     rng = np.random.default_rng(0)
     units = np.concatenate([np.arange(900), rng.integers(0, 900, 3100)])
     values = rng.gamma(1.0, 1.0, (10, 4000)).astype(np.float32)
-    found = errors.by_unit(values, units)
+    found = errors.sum_by_unit(values, units)
     assert (found['sums'] / errors.STEP == np.rint(found['sums'] / errors.STEP)).all()
     exact = np.stack([np.bincount(units, row) for row in values.astype(float)])
     assert np.abs(found['sums'] - exact).max() <= errors.STEP / 2
     means = found['sums'].sum(axis=1) / 4000
     np.testing.assert_allclose(means, values.mean(axis=1, dtype=float), atol=4e-5)
     right = (rng.random((3, 4000)) < 0.5).astype(np.float32)
-    np.testing.assert_array_equal(errors.by_unit(right, units)['sums'].sum(axis=1), right.sum(axis=1))
+    np.testing.assert_array_equal(errors.sum_by_unit(right, units)['sums'].sum(axis=1), right.sum(axis=1))
 
 
 def some_results():
@@ -111,7 +111,7 @@ def test_errors_of_the_same_runs_are_written_once(tmp_path):
 def test_cells_of_other_tables_stay_in_a_file():
     kept = {'3': {'Genre 1': {'TD': 1, 'LD': 2}, 'Genre 2': {'TD': 3}}, '5': {'Genre 1': {'TD': 4}}}
     results = {'3': {'Genre 1': {'TD': 5, 'LD': None, 'FD': 6}}, '7': {'Genre 8': {'TD': 7}}}
-    assert errors.merged(kept, results) == {
+    assert errors.merge(kept, results) == {
         '3': {'Genre 1': {'TD': 5, 'FD': 6}, 'Genre 2': {'TD': 3}},
         '5': {'Genre 1': {'TD': 4}},
         '7': {'Genre 8': {'TD': 7}},
@@ -133,13 +133,14 @@ def test_a_table_from_a_file_is_that_of_the_runs(tmp_path):
     text = render.make(['3'], results, genres, ['CIFAR10'])
     assert text.count(' to ') > 4
     assert (
-        render.make(['3'], errors.of_tables([path], ['3'], genres, ['CIFAR10']), genres, ['CIFAR10']) == text
+        render.make(['3'], errors.read_tables([path], ['3'], genres, ['CIFAR10']), genres, ['CIFAR10'])
+        == text
     )
     # Columns that are not in the file are left out.
-    every = errors.of_tables([path], ['3'], tables.GENRES, ['CIFAR10'])
+    every = errors.read_tables([path], ['3'], tables.GENRES, ['CIFAR10'])
     assert render.make(['3'], every, tables.GENRES, ['CIFAR10']) == text
     # Tables that are made of others, too.
-    ours = errors.of_tables([path], ['1'], genres, ['CIFAR10'])
+    ours = errors.read_tables([path], ['1'], genres, ['CIFAR10'])
     assert ours['3']['Genre 1']['TD']['values'] == results['3']['Genre 1']['TD']['values']
 
 
@@ -200,14 +201,14 @@ def test_a_file_of_another_table_is_one_line(tmp_path):
     units = np.arange(6)
     errors.write(path, {'3': {'Genre 1': {'TD': result(np.ones((2, 6)), units)}}})
     with pytest.raises(UserError, match=r'has nothing of table 5 in these columns; it holds 3: Genre 1\.$'):
-        errors.of_tables([path], ['3', '5'], *columns)
+        errors.read_tables([path], ['3', '5'], *columns)
     with pytest.raises(UserError, match=r'has nothing of table 3 in these columns'):
-        errors.of_tables([path], ['3'], ['War'], ['CIFAR10'])
+        errors.read_tables([path], ['3'], ['War'], ['CIFAR10'])
     with pytest.raises(UserError, match="--tables '33' is not known"):
-        errors.of_tables([path], ['33'], *columns)
+        errors.read_tables([path], ['33'], *columns)
     errors.write(path, {'3': {'Genre 1': {'Other': result(np.ones((2, 6)), units)}}})
     with pytest.raises(UserError, match='is of another table 3: it has a row Other, which this one does not'):
-        errors.of_tables([path], ['3'], *columns)
+        errors.read_tables([path], ['3'], *columns)
 
 
 def test_a_cell_of_several_runs_has_the_errors_of_all_in_its_order(tmp_path):
@@ -223,22 +224,22 @@ def test_a_cell_of_several_runs_has_the_errors_of_all_in_its_order(tmp_path):
         folders.append(folder)
     # Places of the seeds 0 to 4 in 0, 2, 4, 1, 3.
     order = [0, 3, 1, 4, 2]
-    found, expected = errors.of_runs(folders, order), errors.by_unit(values, units)
+    found, expected = errors.read_runs(folders, order), errors.sum_by_unit(values, units)
     for key, array in expected.items():
         np.testing.assert_array_equal(found[key], array)
     (folders[1] / workdir.ERRORS).unlink()
-    assert errors.of_runs(folders, order) is None
+    assert errors.read_runs(folders, order) is None
     finished.write_errors(folders[1], values[seeds[1]], units + 1, {'seeds': seeds[1], 'steps': 7})
-    assert errors.of_runs(folders, order) is None
+    assert errors.read_runs(folders, order) is None
 
     def run(known, **more):
         return {'groups': {'known_users': {'count': 9, 'values': known}, **more}}
 
-    groups = errors.groups_of_runs([run([0.0, 0.2, 0.4]), run([0.1, 0.3])], order)
+    groups = errors.join_groups([run([0.0, 0.2, 0.4]), run([0.1, 0.3])], order)
     assert groups == {'known_users': {'count': 9, 'values': [0.0, 0.1, 0.2, 0.3, 0.4]}}
     other = {'unknown_users': {'count': 3, 'values': [1.0, 2.0, 3.0]}}
-    assert errors.groups_of_runs([run([0.0, 0.2, 0.4], **other), run([0.1, 0.3])], order) == groups
-    assert errors.groups_of_runs([{}, run([0.1, 0.3])], order) == {}
+    assert errors.join_groups([run([0.0, 0.2, 0.4], **other), run([0.1, 0.3])], order) == groups
+    assert errors.join_groups([{}, run([0.1, 0.3])], order) == {}
 
 
 def test_tables_of_several_files_are_shown_together(tmp_path):
@@ -246,13 +247,13 @@ def test_tables_of_several_files_are_shown_together(tmp_path):
     for name, column in (('3', 'Genre 1'), ('digits', '5 to 9')):
         files.append(epath.Path(tmp_path / f'{name}.npz'))
         errors.write(files[-1], {name: {column: {'TD': result(np.ones((2, 6)), units)}}})
-    found = errors.of_tables(files, ['digits', '3'], *columns)
+    found = errors.read_tables(files, ['digits', '3'], *columns)
     assert {name: list(of_table) for name, of_table in found.items()} == {
         'digits': ['5 to 9'],
         '3': ['Genre 1'],
     }
     with pytest.raises(UserError, match=r'3\.npz, .*digits\.npz has nothing of table 5'):
-        errors.of_tables(files, ['5'], *columns)
+        errors.read_tables(files, ['5'], *columns)
 
 
 def test_a_file_with_the_names_of_before_has_those_of_today(tmp_path):
@@ -273,7 +274,7 @@ def test_a_file_with_the_names_of_before_has_those_of_today(tmp_path):
             for name, columns in before.items()
         },
     )
-    found = errors.of_tables([path], list(before), ['Drama'], ['CIFAR10'])
+    found = errors.read_tables([path], list(before), ['Drama'], ['CIFAR10'])
     assert {row for row, cell in found['3x']['Genre 1'].items() if cell} == {
         'TD, teacher of equal size',
         "Train from scratch, TD + LD's hyperparameters",

@@ -15,7 +15,7 @@ SCRATCH = 'Train from scratch'
 def result(values, seeds=(0, 1, 2), wrong=None):
     """A cell with these values; with `wrong` [seeds, users], squared errors of one rating a user."""
     made = {'values': list(values), 'mean': float(np.mean(values)), 'seeds': list(seeds), 'metric': 'rmse'}
-    return made | {'errors': None if wrong is None else errors.by_unit(wrong, np.arange(wrong.shape[1]))}
+    return made | {'errors': None if wrong is None else errors.sum_by_unit(wrong, np.arange(wrong.shape[1]))}
 
 
 def test_points_are_paired_differences_with_both_intervals():
@@ -61,13 +61,13 @@ def test_a_figure_is_drawn_whatever_is_missing(tmp_path):
 def test_a_row_far_away_leaves_the_others_to_see(tmp_path, monkeypatch):
     near = [[figures.Point('War', 0.001 * i, 0.002, (-0.0034, 0.001))] for i in range(3)]
     rows = dict(zip('abc', near, strict=True))
-    assert figures.linear_to(rows) is None
+    assert figures.linear_limit(rows) is None
     # The middle row, and the furthest of the near ones, reaches 0.004.
-    assert figures.linear_to(rows | {'d': [figures.Point('War', 0.1, 0.2, None)]}) == pytest.approx(0.004)
-    assert figures.linear_to(rows | {'d': [figures.Point('War', 0.0, 0.013, None)]}) is None
+    assert figures.linear_limit(rows | {'d': [figures.Point('War', 0.1, 0.2, None)]}) == pytest.approx(0.004)
+    assert figures.linear_limit(rows | {'d': [figures.Point('War', 0.0, 0.013, None)]}) is None
     same = {'same': [figures.Point('War', 0.0, 0.0, None)]}
-    assert figures.linear_to(same) is None
-    assert figures.linear_to(same | {'a': near[0], 'd': [figures.Point('War', 0.1, 0.2, None)]}) is None
+    assert figures.linear_limit(same) is None
+    assert figures.linear_limit(same | {'a': near[0], 'd': [figures.Point('War', 0.1, 0.2, None)]}) is None
     base = {
         SCRATCH: result([1.0, 0.9, 0.7]),
         'LD': result([1.0, 0.9, 0.7001]),

@@ -66,7 +66,7 @@ def test_genres_are_one_setting_and_columns_of_images_are_several():
     assert [panel.title.startswith('CIFAR-10 (reduced scale), ') for panel in (few, many)] == [True, True]
     assert [panel.rows['TD'].mean > 0 for panel in (few, many)] == [True, False]
     assert [panel.verdict('TD') for panel in (few, many)] == ['better', 'worse']
-    assert [panel.is_of_today for panel in (ratings, few, many)] == [True, False, False]
+    assert [panel.has_current_protocol for panel in (ratings, few, many)] == [True, False, False]
 
 
 def test_one_genre_is_named_and_another_baseline_is_taken():
@@ -119,7 +119,7 @@ def test_what_cannot_be_drawn_is_refused(tmp_path):
 def test_the_figure_of_the_docs_has_the_numbers_of_the_committed_cells():
     names = ['3x', '3x_user', '4x_small']
     files = [epath.Path(path) for path in sorted(RESULTS.glob('*.npz'))]
-    cells = errors.of_tables(files, names, tables.GENRES, list(tables.IMAGES))
+    cells = errors.read_tables(files, names, tables.GENRES, list(tables.IMAGES))
     expected = forest.describe(forest.panels(names, cells, None))
     description, count = svg_of(RESULTS / 'forest.svg')
     # Which sign a difference of nothing has is that of the last bits, which are the processor's.

@@ -20,7 +20,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 def test_one_after_the_other_in_this_process(capsys, tmp_path):
     found = []
-    assert jobs.each(found.append, [3, 1, 2], 1, epath.Path(tmp_path), 'runs') == [None] * 3
+    assert jobs.run_tasks(found.append, [3, 1, 2], 1, epath.Path(tmp_path), 'runs') == [None] * 3
     assert found == [3, 1, 2]
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(';')[0] for line in lines] == [
@@ -30,20 +30,20 @@ def test_one_after_the_other_in_this_process(capsys, tmp_path):
     ]
     assert lines[-1].endswith('about 0 s left')
     # Another process could not import this function.
-    assert jobs.each(lambda task: task + 1, [5], 2, epath.Path(tmp_path), 'runs') == [6]
-    assert jobs.each(found.append, [], 2, epath.Path(tmp_path), 'runs') == []
+    assert jobs.run_tasks(lambda task: task + 1, [5], 2, epath.Path(tmp_path), 'runs') == [6]
+    assert jobs.run_tasks(found.append, [], 2, epath.Path(tmp_path), 'runs') == []
 
 
 def test_what_is_over_is_kept_before_the_next_fails(tmp_path):
     kept = []
     with pytest.raises(ZeroDivisionError):
-        jobs.each(
+        jobs.run_tasks(
             lambda task: 6 // task,
             [3, 2, 0, 1],
             1,
             epath.Path(tmp_path),
             'runs',
-            keep=lambda number, result: kept.append((number, result)),
+            on_result=lambda number, result: kept.append((number, result)),
         )
     assert kept == [(0, 2), (1, 3)]
 
@@ -59,7 +59,7 @@ def test_duration(seconds, said):
 @pytest.mark.parametrize('count', [1, 2, 3, 7])
 def test_every_core_is_in_one_share(monkeypatch, count):
     monkeypatch.setattr(os, 'sched_getaffinity', lambda process: {4, 2, 9, 0, 5, 1, 8})
-    shares = jobs.shares(count)
+    shares = jobs.split_cores(count)
     assert len(shares) == count
     assert sorted(core for share in shares for core in share) == [0, 1, 2, 4, 5, 8, 9]
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
@@ -136,8 +136,8 @@ def test_side_by_side_each_on_its_cores_with_a_log_and_one_folder_of_programs(tm
         """
         here = epath.Path('.').absolute()
         jobs.prepare(2, here)
-        print(jobs.each(work.cores, [5, 6, 7], 2, here, 'runs'))
-        print(jobs.each(work.compiled, [1, 2], 2, here, 'runs'))
+        print(jobs.run_tasks(work.cores, [5, 6, 7], 2, here, 'runs'))
+        print(jobs.run_tasks(work.compiled, [1, 2], 2, here, 'runs'))
         """,
         JAX_COMPILATION_CACHE_DIR='',
     )
@@ -147,7 +147,7 @@ def test_side_by_side_each_on_its_cores_with_a_log_and_one_folder_of_programs(tm
     assert [task for task, _, _ in first] == [5, 6, 7]
     shares = {process: cores for _, process, cores in first}
     assert len(shares) == 2
-    assert sorted(shares.values()) == sorted(jobs.shares(2))
+    assert sorted(shares.values()) == sorted(jobs.split_cores(2))
     logs = [(tmp_path / f'job_{place}.log').read_text() for place in range(2)]
     assert sorted(line for log in logs for line in log.splitlines()) == [f'heard of {i}' for i in (5, 6, 7)]
     assert second == [str(tmp_path / 'compiled')] * 2
@@ -169,11 +169,11 @@ def test_side_by_side_each_on_its_cores_with_a_log_and_one_folder_of_programs(tm
 )
 def test_a_process_goes_on_with_what_it_has_compiled(last, place, chosen):
     kinds = {0: 'a', 1: 'a', 2: 'b', 3: 'b', 4: 'c'}
-    assert jobs._next([0, 1, 2, 3, 4], kinds, list(last), place) == chosen
+    assert jobs._choose_task([0, 1, 2, 3, 4], kinds, list(last), place) == chosen
 
 
 def test_a_process_takes_what_another_one_does_where_that_is_all_there_is():
-    assert jobs._next([3, 5], {3: 'a', 5: 'a'}, ['a', 'b'], 1) == 3
+    assert jobs._choose_task([3, 5], {3: 'a', 5: 'a'}, ['a', 'b'], 1) == 3
 
 
 @two_cores
@@ -181,7 +181,7 @@ def test_processes_for_a_bucket_print_here(tmp_path):
     process = started(
         tmp_path,
         """
-        print(len(jobs.each(work.cores, [5, 6], 2, epath.Path('gs://bucket/runs'), 'runs')))
+        print(len(jobs.run_tasks(work.cores, [5, 6], 2, epath.Path('gs://bucket/runs'), 'runs')))
         """,
     )
     out, err = process.communicate()
@@ -197,7 +197,7 @@ def test_what_one_refuses_ends_all(tmp_path):
         tmp_path,
         """
         try:
-            jobs.each(work.refuse, [1, 3, 2, 4], 2, epath.Path('.').absolute(), 'runs')
+            jobs.run_tasks(work.refuse, [1, 3, 2, 4], 2, epath.Path('.').absolute(), 'runs')
         except UserError as error:
             print(error)
         """,
@@ -212,7 +212,7 @@ def test_a_process_that_dies_is_one_line(tmp_path):
         tmp_path,
         """
         try:
-            jobs.each(work.die, [1, 2], 2, epath.Path('.').absolute(), 'runs')
+            jobs.run_tasks(work.die, [1, 2], 2, epath.Path('.').absolute(), 'runs')
         except UserError as error:
             print(error)
         """,
@@ -226,7 +226,7 @@ def test_a_process_that_dies_is_one_line(tmp_path):
 @two_cores
 @pytest.mark.long
 def test_processes_end_with_the_one_they_work_for(tmp_path):
-    process = started(tmp_path, "jobs.each(work.wait, [1, 2], 2, epath.Path('.').absolute(), 'runs')")
+    process = started(tmp_path, "jobs.run_tasks(work.wait, [1, 2], 2, epath.Path('.').absolute(), 'runs')")
     files = [tmp_path / '1.pid', tmp_path / '2.pid']
     while not all(path.exists() and path.read_text() for path in files):
         assert process.poll() is None

@@ -72,30 +72,30 @@ def test_a_journal_that_cannot_be_read_is_one_line(tmp_path):
 
 
 def test_journals_belong_to_one_process(tmp_path):
-    with journal.locked(tmp_path, 'digits'):
+    with journal.lock(tmp_path, 'digits'):
         said = f'the journals of digits in {tmp_path} are in use by process {os.getpid()} on .*; wait for it'
-        with pytest.raises(UserError, match=said), journal.locked(tmp_path, 'digits'):
+        with pytest.raises(UserError, match=said), journal.lock(tmp_path, 'digits'):
             pass
-        with journal.locked(tmp_path, 'movielens_by_user'):
+        with journal.lock(tmp_path, 'movielens_by_user'):
             pass
-    with journal.locked(tmp_path, 'digits'):
+    with journal.lock(tmp_path, 'digits'):
         pass
 
 
 def test_a_lock_ends_with_its_process(tmp_path):
     code = (
         'import pathlib, sys, time; from td_jax.reproduction import journal\n'
-        f'with journal.locked(pathlib.Path({str(tmp_path)!r}), "digits"):\n'
+        f'with journal.lock(pathlib.Path({str(tmp_path)!r}), "digits"):\n'
         '    print("locked", flush=True); time.sleep(600)'
     )
     process = subprocess.Popen([sys.executable, '-c', code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout.readline() == 'locked\n'
         said = f'are in use by process {process.pid} on '
-        with pytest.raises(UserError, match=said), journal.locked(tmp_path, 'digits'):
+        with pytest.raises(UserError, match=said), journal.lock(tmp_path, 'digits'):
             pass
     finally:
         process.kill()
         process.communicate()
-    with journal.locked(tmp_path, 'digits'):
+    with journal.lock(tmp_path, 'digits'):
         pass

@@ -34,7 +34,7 @@ def tiny(small_config, one_table, monkeypatch):
         'Control': {'method': 'ld', 'teacher.control': 'shuffled'},
     }
     one_table(rows, lambda: small_config(num_steps=20))
-    monkeypatch.setattr(cells, 'tuned', lambda name: chosen('supervised', 'ld'))
+    monkeypatch.setattr(cells, 'read_tuned', lambda name: chosen('supervised', 'ld'))
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def searched(monkeypatch):
     names = *objectives.METHODS, *tables.VARIANTS
     records = {'searched': {name: {'completed': []} for name in names}}
     choices = {'movielens_by_user': records, 'movielens_by_user_War': {name: {} for name in names}}
-    monkeypatch.setattr(cells, 'tuned', lambda name: choices)
+    monkeypatch.setattr(cells, 'read_tuned', lambda name: choices)
 
 
 METHODS = {SCRATCH, 'LD', 'FD', 'FitNet', 'Hybrid', 'TD', 'TD + LD'}
@@ -61,10 +61,12 @@ def test_rows_that_have_a_search_of_their_own_are_candidates(searched, table, ge
 def test_a_row_of_another_search_has_no_best_trial_of_the_usual_one(searched, tmp_path):
     """Where its knobs are the same its runs are, too."""
     own = f'{SCRATCH}, chosen on War'
-    runs = cells.names_of(cells.runs_of(tables.TABLES['war_user'], 'Genre 8', own))
-    assert runs == cells.names_of(cells.runs_of(tables.TABLES['war_user'], 'Genre 8', SCRATCH))
+    runs = cells.run_names(cells.runs_of(tables.TABLES['war_user'], 'Genre 8', own))
+    assert runs == cells.run_names(cells.runs_of(tables.TABLES['war_user'], 'Genre 8', SCRATCH))
     kept = {'3': {'Genre 8': {SCRATCH: {'runs': runs, 'mean': 1.0, 'on_test': {'trials': 2}}}}}
-    made = cells.make(['war_user'], ['War'], ['CIFAR10'], epath.Path(tmp_path), only_show=True, kept=kept)
+    made = cells.make(
+        ['war_user'], ['War'], ['CIFAR10'], epath.Path(tmp_path), only_show=True, stored_results=kept
+    )
     rows = made['war_user']['Genre 8']
     assert rows[SCRATCH] == {'runs': runs, 'mean': 1.0, 'on_test': {'trials': 2}}
     assert rows[own] == {'runs': runs, 'mean': 1.0}
@@ -93,7 +95,7 @@ def test_the_best_trial_on_the_test_split_is_a_column_of_its_own(tiny, small_con
             'seeds': best['seeds'],
             'mean': best['mean'],
             'trials': 2,
-            'runs': [cells.names_of(configs) for configs in trials['tiny', 'all', row]],
+            'runs': [cells.run_names(configs) for configs in trials['tiny', 'all', row]],
         }
     text = render.make(['tiny'], results, *COLUMNS)
     (head,) = (line for line in text.splitlines() if line.startswith('| method'))
@@ -106,7 +108,7 @@ def test_the_best_trial_on_the_test_split_is_a_column_of_its_own(tiny, small_con
 
     # From a file of errors, too.
     errors.write(epath.Path(tmp_path / 'errors.npz'), results)
-    kept = errors.of_tables([epath.Path(tmp_path / 'errors.npz')], ['tiny'], *COLUMNS)
+    kept = errors.read_tables([epath.Path(tmp_path / 'errors.npz')], ['tiny'], *COLUMNS)
     assert kept['tiny']['all']['LD']['on_test'] == ours
     # Which are then not run again, unless there are more.
     nothing = epath.Path(tmp_path / 'nothing')
@@ -121,14 +123,14 @@ def test_a_trial_that_a_cell_has_is_not_run_again(tiny, tmp_path, monkeypatch):
     trials = on_test.candidates(['tiny'], *COLUMNS)
     # As from a file of errors: the first trial of each, run on another machine.
     numbers = {'metric': 'accuracy', 'values': [0.5, 0.7], 'seeds': [0, 1], 'mean': 0.6}
-    rows = {row: {**numbers, 'runs': cells.names_of(of_cell[0])} for (_, _, row), of_cell in trials.items()}
+    rows = {row: {**numbers, 'runs': cells.run_names(of_cell[0])} for (_, _, row), of_cell in trials.items()}
     results, asked = {'tiny': {'all': {**rows, 'Control': None}}}, []
     monkeypatch.setattr(cells, 'run_missing', lambda root, configs, processes: asked.extend(configs))
     kept = [row['runs'] for row in rows.values()]
     monkeypatch.setattr(
         cells,
-        'stored',
-        lambda root, configs: None if cells.names_of(configs) in kept else {**numbers, 'mean': 0.1},
+        'read_cell',
+        lambda root, configs: None if cells.run_names(configs) in kept else {**numbers, 'mean': 0.1},
     )
     on_test.add(results, trials, epath.Path(tmp_path / 'runs'), only_show=False, processes=1)
     assert asked == [config for of_cell in trials.values() for config in of_cell[1]]
@@ -138,7 +140,7 @@ def test_a_trial_that_a_cell_has_is_not_run_again(tiny, tmp_path, monkeypatch):
 def test_choices_that_do_not_say_their_trials_are_one_line(tiny, monkeypatch):
     """Those of an earlier version, or of one method alone."""
     for choices in (chosen('supervised'), {'digits': {'ld': {'num_steps': 20}}}):
-        monkeypatch.setattr(cells, 'tuned', lambda name, choices=choices: choices)
+        monkeypatch.setattr(cells, 'read_tuned', lambda name, choices=choices: choices)
         with pytest.raises(
             UserError,
             match=r'^td_jax/configs/tuned/.*digits\.json does not say from which trials (ld|supervised) '

@@ -40,7 +40,7 @@ def test_a_table_shows_the_papers_numbers_and_what_is_missing():
     table = tables.TABLES['3']
     rows = {row: None for row in table.rows} | {SCRATCH: fake(1.0), 'TD': fake(0.98)}
     rows['Teacher'] = {'mean': 0.9, 'stderr': None}
-    text = render.of_runs('3', table, {GENRE: rows})
+    text = render.render_runs('3', table, {GENRE: rows})
     # t(0.975) of one degree of freedom is 12.7062, the standard error 0.01.
     text, counted = text.split('### Compared with')
     assert cells_of(text, 'TD') == [
@@ -76,7 +76,7 @@ def test_a_table_shows_the_papers_numbers_and_what_is_missing():
 
 def test_without_its_baseline_a_row_has_no_difference():
     table = tables.TABLES['3']
-    text = render.of_runs('3', table, {GENRE: {row: None for row in table.rows} | {'TD': fake(0.98)}})
+    text = render.render_runs('3', table, {GENRE: {row: None for row in table.rows} | {'TD': fake(0.98)}})
     assert cells_of(text, SCRATCH)[1:6] == ['', 'missing', '', '', '']
     assert cells_of(text, 'TD')[1:6] == ['2', '0.9800 ± 0.1271', '', '', '']
 
@@ -88,7 +88,7 @@ def test_a_difference_has_the_interval_of_a_paired_t_test():
     rows = dict.fromkeys(table.rows)
     for row, values in ((SCRATCH, theirs), ('TD', ours)):
         rows[row] = fake(values.mean(), seeds=range(5)) | {'values': list(values)}
-    text = render.of_runs('digits', table, {'5 to 9': rows})
+    text = render.render_runs('digits', table, {'5 to 9': rows})
     interval = scipy.stats.ttest_rel(ours, theirs).confidence_interval(0.95)
     half = (interval.high - interval.low) / 2
     assert cells_of(text, 'TD')[1] == '5'
@@ -98,15 +98,15 @@ def test_a_difference_has_the_interval_of_a_paired_t_test():
 
 def test_other_seeds_cannot_be_paired():
     found = comparison.compare(fake(1.0), fake(1.25, seeds=(3, 4)))
-    assert render.difference(found) == '-0.2500, not paired'
-    assert (render.bounds(found), found.p_value) == ('', None)
+    assert render.write_difference(found) == '-0.2500, not paired'
+    assert (render.write_bounds(found), found.p_value) == ('', None)
     assert found.verdict(less_is_better=True) == statistics.NOT_SIGNIFICANT
 
 
 def test_one_seed_has_no_interval():
     table = tables.TABLES['digits']
     one = fake(0.9, seeds=(0,)) | {'values': [0.9]}
-    text = render.of_runs('digits', table, {'5 to 9': {row: one for row in table.rows}})
+    text = render.render_runs('digits', table, {'5 to 9': {row: one for row in table.rows}})
     text, counted = text.split('### Compared with')
     assert cells_of(text, 'LD') == ['LD', '1', '0.9000', '+0.0000', 'no errors stored', '']
     assert '\n- LD: 0 better, 0 n.s., 0 worse, 1 too few seeds\n' in counted
@@ -118,7 +118,7 @@ def test_the_teachers_row_is_what_another_row_says_of_it():
     def rows_of(scores):
         results = {row: None for row in table.rows if row != 'Teacher'}
         results |= {row: fake(1.0, teacher=score) for row, score in scores.items()}
-        return render.with_teacher(table, {GENRE: results})[GENRE]
+        return render.fill_teacher(table, {GENRE: results})[GENRE]
 
     rows = rows_of({SCRATCH: None, 'LD': 0.8, 'TD': 0.8})
     assert rows['Teacher'] == {'mean': 0.8, 'stderr': None}
@@ -129,7 +129,7 @@ def test_the_teachers_row_is_what_another_row_says_of_it():
 
 def test_a_table_the_paper_does_not_have_shows_ours_alone():
     table = tables.TABLES['digits']
-    text = render.of_runs('digits', table, {'5 to 9': {row: fake(0.9) for row in table.rows}})
+    text = render.render_runs('digits', table, {'5 to 9': {row: fake(0.9) for row in table.rows}})
     expected = ['LD', '2', '0.9000 ± 0.1271', '+0.0000 ± 0.0000', 'no errors stored', 'no variance']
     assert cells_of(text, 'LD') == expected
     assert 'paper' not in text
@@ -147,7 +147,7 @@ def measured(values, teachers=None, groups=None):
     return fake(float(metric.mean()), seeds=range(len(values))) | {
         'values': metric.tolist(),
         'teachers': teachers,
-        'errors': errors.by_unit(values, UNITS),
+        'errors': errors.sum_by_unit(values, UNITS),
         'groups': groups or {},
     }
 
@@ -177,20 +177,20 @@ def test_the_bootstrap_is_over_users_and_teachers(ours, baseline, clusters):
     pair = [statistics.Sums(s, counts) for s in sums]
     assert found.bootstrap == statistics.bootstrap_difference(*pair, clusters, 'rmse')
     low, high = found.bootstrap.bounds()
-    assert render.bounds(found) == f'{low:+.4f} to {high:+.4f}'
+    assert render.write_bounds(found) == f'{low:+.4f} to {high:+.4f}'
 
 
 def test_errors_of_other_examples_have_no_bootstrap():
     ours, theirs = measured(rounded((3, 12), key=1)), measured(rounded((3, 12), key=2))
-    theirs['errors'] = errors.by_unit(rounded((3, 12)), UNITS + 1)
-    assert render.bounds(comparison.compare(ours, theirs)) == 'no errors stored'
+    theirs['errors'] = errors.sum_by_unit(rounded((3, 12)), UNITS + 1)
+    assert render.write_bounds(comparison.compare(ours, theirs)) == 'no errors stored'
 
 
 def table_of(cells):
     """Table 3 as text of {genre's number: {row: result}}."""
     table = tables.TABLES['3']
     columns = {f'Genre {i}': dict.fromkeys(table.rows) | rows for i, rows in cells.items()}
-    return render.of_runs('3', table, columns)
+    return render.render_runs('3', table, columns)
 
 
 def test_p_values_are_corrected_over_all_comparisons_of_a_table():
@@ -295,7 +295,7 @@ def test_the_mean_over_columns_is_that_of_each_seeds_differences(unwidened):
             squared = rounded((4, len(of_genre)), high=high, key=10 * genre + len(row))
             cell = measured(np.ones((4, 12)), teachers)
             values[row, genre] = np.sqrt(squared.mean(axis=1))
-            cell |= {'values': values[row, genre].tolist(), 'errors': errors.by_unit(squared, of_genre)}
+            cell |= {'values': values[row, genre].tolist(), 'errors': errors.sum_by_unit(squared, of_genre)}
             cells.setdefault(genre, {})[row] = cell
             sums[row, genre] = [squared[:, of_genre == unit].sum(axis=1) for unit in (2, 4, 7, 9)]
     cells[3] = {'TD': cells[1]['TD']}
@@ -395,26 +395,26 @@ def test_images_of_two_data_sets_are_not_the_same_because_their_numbers_are(unwi
         for of_seed in (differences.mean(axis=0), np.tensordot(shares, differences, 1))
     )
     expected = tuple(np.percentile(found_means, [2.5, 97.5]))
-    assert comparison.over_columns(pairs).bootstrap[:2] == pytest.approx(expected)
-    shared = comparison.over_columns(pairs, shares)
+    assert comparison.compare_over_columns(pairs).bootstrap[:2] == pytest.approx(expected)
+    shared = comparison.compare_over_columns(pairs, shares)
     assert shared.bootstrap[:2] == pytest.approx(tuple(np.percentile(found_shares, [2.5, 97.5])))
     by_column = [[pair[0]['values'][seed] - pair[1]['values'][seed] for seed in range(3)] for pair in pairs]
     of_shares = statistics.of(shares @ by_column)
     assert shared.paired == pytest.approx(of_shares)
     # The users of two genres are.
     people = [tuple(cell | {'metric': 'rmse'} for cell in pair) for pair in pairs]
-    assert comparison.over_columns(people).bootstrap[:2] != pytest.approx(expected)
+    assert comparison.compare_over_columns(people).bootstrap[:2] != pytest.approx(expected)
 
 
 def test_columns_of_other_seeds_teachers_or_errors_have_no_mean_or_no_bootstrap():
     one, other = (measured(rounded((4, 12), key=key), [0, 1, 0, 1]) for key in (1, 2))
     pair = (one, other)
-    assert comparison.over_columns([pair, pair]).bootstrap == comparison.compare(one, other).bootstrap
-    assert comparison.over_columns([pair, (one | {'seeds': [0, 1, 2, 9]}, other)]) is None
-    found = comparison.over_columns([pair, (one | {'errors': None}, other)])
+    assert comparison.compare_over_columns([pair, pair]).bootstrap == comparison.compare(one, other).bootstrap
+    assert comparison.compare_over_columns([pair, (one | {'seeds': [0, 1, 2, 9]}, other)]) is None
+    found = comparison.compare_over_columns([pair, (one | {'errors': None}, other)])
     assert found.bootstrap is None and found.paired.count == 4
     # Student 0 has a teacher with 2 in the one and with 3 in the other: all four hang together.
-    found = comparison.over_columns([pair, (one | {'teachers': [0, 1, 1, 0]}, other)])
+    found = comparison.compare_over_columns([pair, (one | {'teachers': [0, 1, 1, 0]}, other)])
     assert (found.paired.count, found.paired.clusters, found.p_value) == (4, 1, None)
     assert found.verdict(True) == statistics.TOO_FEW
 
@@ -448,7 +448,7 @@ def test_more_is_better_where_the_metric_is_accuracy():
         row: fake(np.mean(values), range(3)) | {'metric': 'accuracy', 'values': values}
         for row, values in ((SCRATCH, [0.5, 0.5, 0.5]), ('TD', [0.75, 0.78, 0.76]))
     }
-    text, counted = render.of_runs('digits', table, {'5 to 9': rows}).split('### Compared with')
+    text, counted = render.render_runs('digits', table, {'5 to 9': rows}).split('### Compared with')
     assert '\n- TD: 1 better, 0 n.s., 0 worse\n' in counted
     assert 'resamples images and seeds' in text
 
@@ -507,7 +507,7 @@ def test_a_derived_table_is_the_mean_improvement(name):
                 cells[rows[group.source]] = of_three(better, 0.02)
             cells = results.setdefault(baseline_table, {}).setdefault(column, {})
             cells[baseline_row] = of_three(2.0 if column in gains else 0.5, 0.01)
-    text = render.of_others(name, table, results)
+    text = render.render_derived(name, table, results)
     step = 2 if of_paper else 1
     for row in table.rows:
         cells = cells_of(text, row)[1:]
@@ -529,7 +529,7 @@ def test_a_derived_table_is_the_mean_improvement(name):
 
     sparse = table.groups['ML(Sparse)']
     results[sparse.source][sparse.columns[0]] = {}
-    text = render.of_others(name, table, results)
+    text = render.render_derived(name, table, results)
     ours = dict(zip(columns, cells_of(text, row)[1::step], strict=True))
     assert {ours[column] for column in ours if 'Sparse' in column or column == 'Avg.'} == {'missing'}
     assert ours['ML(Dense)'].startswith('+10.00 ± ')
@@ -557,9 +557,9 @@ def test_an_improvement_over_other_seeds_has_no_interval():
     table = tables.TABLES['1']
     group = table.groups['CIFAR10']
     results = {'4': {'CIFAR10': {'LD': fake(0.6), 'No distillation': fake(0.5, seeds=(7, 8))}}}
-    ((share, _),) = render.gain(group, table.rows['LD'], results)
+    ((share, _),) = render.relative_gain(group, table.rows['LD'], results)
     assert share == pytest.approx(200.0)
-    text = render.of_others('1', table, results)
+    text = render.render_derived('1', table, results)
     columns = [*PAPER['1']['columns'], *table.contrasts]
     ours = dict(zip(columns, cells_of(text, 'LD')[1::2], strict=True))
     assert ours['CIFAR10'] == '+20.00'
@@ -580,7 +580,7 @@ def test_a_search_is_compared_with_its_own_baseline_and_its_spread_is_shown():
         }
         for column, rows in means.items()
     }
-    text = render.of_runs('3_searches', table, results)
+    text = render.render_runs('3_searches', table, results)
     of_drama, _ = text.split('### Genre 8')
     for row, difference in (
         ('LD', '-0.0200'),
@@ -598,4 +598,4 @@ def test_a_search_is_compared_with_its_own_baseline_and_its_spread_is_shown():
         '- LD: -0.0200, +0.0000, -0.0150; 0.0200 apart',
         '- TD: -0.0200, -0.0150, -0.0200; 0.0050 apart',
     ]
-    assert 'Spread' not in render.of_runs('3_searches', table._replace(repeated={}), results)
+    assert 'Spread' not in render.render_runs('3_searches', table._replace(repeated={}), results)

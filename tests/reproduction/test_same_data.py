@@ -91,22 +91,25 @@ def test_what_is_missing_is_not_run_on_other_data(table, place, tmp_path, monkey
         errors.write(path, cells.make(['tiny'], *COLUMNS, table, True))
         kept, root = errors.read(path), epath.Path(tmp_path / 'other')
     with pytest.raises(AssertionError, match='is trained'):
-        cells.make(['tiny'], *COLUMNS, root, False, kept=kept)
+        cells.make(['tiny'], *COLUMNS, root, False, stored_results=kept)
     load = SOURCES['digits']
     monkeypatch.setitem(SOURCES, 'digits', lambda config, task: darker(load(config, task)))
     with pytest.raises(
         UserError, match=r'^digits/supervised-\w+ was trained on other data than digits 5, 6, 7, 8, 9 is now'
     ):
-        cells.make(['tiny'], *COLUMNS, root, False, kept=kept)
+        cells.make(['tiny'], *COLUMNS, root, False, stored_results=kept)
     # What is there may be shown.
-    assert cells.make(['tiny'], *COLUMNS, root, True, kept=kept)['tiny']['all'][SCRATCH]['mean'] == 0.55
+    assert (
+        cells.make(['tiny'], *COLUMNS, root, True, stored_results=kept)['tiny']['all'][SCRATCH]['mean']
+        == 0.55
+    )
 
 
 def test_a_search_does_not_go_on_on_other_data(monkeypatch, tmp_path):
     """Its journals say what their trials were trained on."""
     search = tuning.Search(tuning.CONFIGS['digits'], {}, tables.USUAL, 4, 1, 60)
     folders = [epath.Path(tmp_path / name) for name in ('runs', 'journals', 'o.json')]
-    config = tuning.prepared(search, 'supervised', 'digits', 0)
+    config = tuning.start_config(search, 'supervised', 'digits', 0)
     source = assembly.load_source(config, config.dataset)
     ran = []
 

@@ -19,16 +19,16 @@ GENRE, SCRATCH = 'Genre 1', 'Train from scratch'
 def test_a_table_is_made_of_what_there_is(name, monkeypatch):
     table = WITH_RUNS[name]
     declared = config_lib.flatten(common.get_config())
-    by_row = table.variants, table.copied, table.as_many_operations_as, table.knobs_of, table.chosen_by
+    by_row = table.variants, table.copied, table.compute_matched_to, table.hyperparameters_of, table.chosen_by
     for rows in (*by_row, table.baselines, table.repeated):
         assert rows.keys() <= table.rows.keys()
     assert set(table.variants.values()) <= tables.VARIANTS.keys()
     assert {column for by in table.chosen_by.values() for column in by.columns} <= set(tables.GENRES)
-    others = *table.as_many_operations_as.values(), *table.knobs_of.values(), *table.baselines.values()
+    others = *table.compute_matched_to.values(), *table.hyperparameters_of.values(), *table.baselines.values()
     assert {*others, *(row for rows in table.repeated.values() for row in rows)} <= table.rows.keys()
     if any(by.sampler_seed for by in table.chosen_by.values()):
         # As if what was chosen by other draws were the usual choice.
-        tuned = cells.tuned
+        tuned = cells.read_tuned
 
         def repeated(module):
             choices = tuned(module)
@@ -36,7 +36,7 @@ def test_a_table_is_made_of_what_there_is(name, monkeypatch):
                 f'{key}_sampler_seed_{seed}': choices[key] for key in choices for seed in (1, 2)
             }
 
-        monkeypatch.setattr(cells, 'tuned', repeated)
+        monkeypatch.setattr(cells, 'read_tuned', repeated)
     # Counted from the data, which need not be there.
     monkeypatch.setattr(cells, 'operations', lambda config: 3 if config.method == 'td' else 2)
     for change in (*table.columns.values(), *table.rows.values()):
@@ -91,7 +91,7 @@ def test_knobs_chosen_on_war_stand_beside_the_cells_of_the_other_table():
         own = f'{row}, chosen on War'
         assert war.rows[own] == war.rows[row] == other.rows[row]
         assert cells.tuned_name(war, own) == cells.tuned_name(war, row)
-        runs = [cells.names_of(cells.runs_of(table, 'Genre 8', row)) for table in (war, other)]
+        runs = [cells.run_names(cells.runs_of(table, 'Genre 8', row)) for table in (war, other)]
         assert runs[0] == runs[1]
 
 
@@ -161,7 +161,7 @@ def test_three_searches_are_those_of_the_main_rows(monkeypatch):
         setting: {name: {'num_steps': 100 + place} for name in ('supervised', 'ld', 'td', 'td_ld')}
         for place, setting in enumerate(settings)
     }
-    monkeypatch.setattr(cells, 'tuned', lambda name: choices)
+    monkeypatch.setattr(cells, 'read_tuned', lambda name: choices)
     table, other = tables.TABLES['3_searches_user'], tables.TABLES['3x_user']
     assert table.columns == other.columns
     for row in (SCRATCH, 'LD', 'TD', 'TD + LD'):
@@ -170,11 +170,11 @@ def test_three_searches_are_those_of_the_main_rows(monkeypatch):
         assert [run.num_steps for run in runs] == [100, 101, 102]
         assert {run.method for run in runs} == {table.rows[row]['method']}
         assert {run.td.weights.logits for run in runs} == {float(row == 'TD + LD')}
-        assert cells.names_of(runs[:1]) == cells.names_of([cells.cell_config(other, 'Genre 8', row)])
+        assert cells.run_names(runs[:1]) == cells.run_names([cells.cell_config(other, 'Genre 8', row)])
         baselines = [SCRATCH, *(f'{SCRATCH} (sampler seed {seed})' for seed in (1, 2))]
         assert [table.baseline_of(one) for one in rows] == ([SCRATCH] * 3 if row == SCRATCH else baselines)
     # All beside one row.
-    beside = tables.beside('3_searches_user', 'LD')
+    beside = tables.with_baseline('3_searches_user', 'LD')
     assert {beside.baseline_of(row) for row in beside.rows} == {'LD'}
 
 

@@ -44,7 +44,7 @@ RATINGS = tuning.Search(
     ],
 )
 def test_what_is_drawn(module, name, drawn):
-    assert tuning.space(tuning.CONFIGS[module], name).keys() == drawn
+    assert tuning.ranges_of(tuning.CONFIGS[module], name).keys() == drawn
 
 
 def test_ranges():
@@ -56,7 +56,7 @@ def test_ranges():
         0.4,
     ]
     for module, bounds in (('vit_tiny_cifar10', (0.01, 10.0)), ('digits', (0.1, 1000.0))):
-        assert tuning.space(tuning.CONFIGS[module], 'td')['td.weights.state'] == bounds
+        assert tuning.ranges_of(tuning.CONFIGS[module], 'td')['td.weights.state'] == bounds
 
 
 def test_a_draw_is_that_of_its_name_its_trial_and_its_seed():
@@ -90,7 +90,7 @@ def chosen_before(search, **names):
     for name, values in names.items():
         under[name] = optimizer | {'num_steps': 40} | values
         under['searched'][name] = record | {'fixed': optimizer, 'at_last_step': False}
-    return {tuning._filed_under(search, 'supervised'): under}
+    return {tuning._setting_name(search, 'supervised'): under}
 
 
 TD = {'td.weights.interact': 2.0, 'td.weights.message': 3.0, 'td.weights.state': 5.0, 'td.rounds': 3}
@@ -100,7 +100,7 @@ LD = {'ld.weights.logits': 7.0}
 def test_methods_share_the_draws_of_what_they_have_in_common():
     choices = chosen_before(EIGHT, td=TD, ld=LD)
     trials = {
-        name: tuning.plan(EIGHT, name, choices).trials
+        name: tuning.make_plan(EIGHT, name, choices).trials
         for name in ('td', 'td_ld', 'ld', 'hybrid', 'fd', 'fitnet', 'supervised', 'teacher')
     }
     assert {len(of_one) for of_one in trials.values()} == {8}
@@ -122,14 +122,14 @@ def test_methods_share_the_draws_of_what_they_have_in_common():
             assert trials[name][number].items() >= expected.items()
     # Another sampler seed has others, and more trials have these and more.
     by = EIGHT._replace(chosen_by=tables.ChosenBy((), 1))
-    others = tuning.plan(by, 'supervised', {}).trials
+    others = tuning.make_plan(by, 'supervised', {}).trials
     assert all(one != other for one, other in zip(others, trials['supervised'], strict=True))
-    more = tuning.plan(EIGHT._replace(trials=12), 'supervised', {}).trials
+    more = tuning.make_plan(EIGHT._replace(trials=12), 'supervised', {}).trials
     assert more[:8] == trials['supervised']
 
 
 def test_td_with_ld_begins_with_what_was_chosen_for_both():
-    trials = tuning.plan(EIGHT, 'td_ld', chosen_before(EIGHT, td=TD, ld=LD)).trials
+    trials = tuning.make_plan(EIGHT, 'td_ld', chosen_before(EIGHT, td=TD, ld=LD)).trials
     weak = {f'td.weights.{term}': 0.1 for term in ('interact', 'message', 'state')}
     optimizer = {'optimizer.learning_rate': 1e-3, 'optimizer.weight_decay': 0.1, 'model.dropout': 0.2}
     assert trials[:3] == [
@@ -140,19 +140,19 @@ def test_td_with_ld_begins_with_what_was_chosen_for_both():
     # With an optimizer of its own each starts with that; both together with that of LD.
     own = [{'model.dropout': rate} for rate in (0.0, 0.4)]
     choices = chosen_before(EIGHT, td=TD | own[0], ld=LD | own[1])
-    starts = tuning.plan(EIGHT, 'td_ld', choices).trials[:3]
+    starts = tuning.make_plan(EIGHT, 'td_ld', choices).trials[:3]
     assert [start['model.dropout'] for start in starts] == [0.4, 0.0, 0.4]
     few = EIGHT._replace(trials=2)
-    assert tuning.plan(few, 'td_ld', chosen_before(few, td=TD, ld=LD)).trials == trials[:2]
+    assert tuning.make_plan(few, 'td_ld', chosen_before(few, td=TD, ld=LD)).trials == trials[:2]
 
 
 def test_what_both_chose_alike_is_not_tried_twice():
     """Where the same trial is the best one of TD and of LD, TD + LD draws another in its place."""
-    trials = {name: tuning.plan(EIGHT, name, chosen_before(EIGHT)).trials for name in ('td', 'ld')}
+    trials = {name: tuning.make_plan(EIGHT, name, chosen_before(EIGHT)).trials for name in ('td', 'ld')}
     choices = chosen_before(EIGHT, td=trials['td'][5], ld=trials['ld'][5])
-    joined = tuning.plan(EIGHT, 'td_ld', choices).trials
+    joined = tuning.make_plan(EIGHT, 'td_ld', choices).trials
     more = EIGHT._replace(trials=9)
-    (ninth,) = tuning.plan(more, 'td', chosen_before(more)).trials[8:]
+    (ninth,) = tuning.make_plan(more, 'td', chosen_before(more)).trials[8:]
     assert joined[0].items() >= trials['td'][5].items()
     assert joined[5].items() >= ninth.items()
     assert len({json.dumps(trial) for trial in joined}) == 8
@@ -162,13 +162,13 @@ def test_methods_have_the_optimizer_of_the_student_without_distillation():
     choices = chosen_before(RATINGS)
     choices['movielens_by_user'] = {'teacher': {'teacher.num_steps': 77}}
     choices['movielens_by_user_Drama_War']['searched']['supervised']['fixed'] = {'teacher.num_steps': 77}
-    of = tuning.plan(RATINGS, 'td', choices)
+    of = tuning.make_plan(RATINGS, 'td', choices)
     run = tuning.run_of(RATINGS, of, 3, 1, 'War')
     assert (run.optimizer.learning_rate, run.optimizer.weight_decay, run.model.dropout) == (1e-3, 0.1, 0.2)
     assert (run.teacher.num_steps, run.num_steps, run.num_seeds) == (77, STEPS, 2)
     assert config_lib.flatten(run).items() >= of.trials[3].items()
     # All that was chosen for the teacher is that of the student's run, too.
-    assert tuning.plan(RATINGS, 'supervised', choices).fixed == {'teacher.num_steps': 77}
+    assert tuning.make_plan(RATINGS, 'supervised', choices).fixed == {'teacher.num_steps': 77}
 
 
 @pytest.mark.parametrize(
@@ -196,15 +196,15 @@ def test_ranks_by_hand():
 
 @pytest.mark.parametrize('module', tuning.CONFIGS)
 def test_all_that_a_task_allows_is_searched(module):
-    names = tuning.names_for(tuning.CONFIGS[module])
+    names = tuning.searchable_names(tuning.CONFIGS[module])
     assert names[0] == tuning.TEACHER
     of_classes = {'dkd', 'dist'} if module == 'movielens' else set()
     assert set(names) == {tuning.TEACHER, *objectives.METHODS, *tables.VARIANTS} - of_classes
-    assert set(tuning.names_for(tuning.CONFIGS[module], 1)) == {'supervised', 'ld', 'td', 'td_ld'}
+    assert set(tuning.searchable_names(tuning.CONFIGS[module], 1)) == {'supervised', 'ld', 'td', 'td_ld'}
 
 
 def test_each_rung_has_other_seeds_and_another_slice_of_time():
-    runs = [tuning.prepared(RATINGS, 'td', 'War', rung) for rung in range(3)]
+    runs = [tuning.start_config(RATINGS, 'td', 'War', rung) for rung in range(3)]
     assert [run.dataset.validation_slice for run in runs] == [0, 1, 2]
     assert [run.seed for run in runs] == [0, 2, 4]
     assert [run.teacher.seed for run in runs] == [0, 1, 2]
@@ -215,8 +215,8 @@ def test_each_rung_has_other_seeds_and_another_slice_of_time():
 
 
 def test_images_are_searched_with_few_labels_and_with_more():
-    search = tuning.search_of('vit_tiny_cifar10', 'time', None, 4, 2, 600)
-    of = tuning.plan(search, 'supervised', {})
+    search = tuning.make_search('vit_tiny_cifar10', 'time', None, 4, 2, 600)
+    of = tuning.make_plan(search, 'supervised', {})
     runs = [tuning.run_of(search, of, 0, 1, column) for column in of.columns]
     assert [run.dataset.examples_per_class for run in runs] == [50, 500]
     assert {(run.dataset.split, run.num_steps, run.eval_every) for run in runs} == {('validation', 600, 100)}
@@ -224,7 +224,7 @@ def test_images_are_searched_with_few_labels_and_with_more():
 
 
 def test_the_teacher_is_searched_on_its_own_task():
-    run = tuning.prepared(RATINGS, tuning.TEACHER, 'Drama', 1)
+    run = tuning.start_config(RATINGS, tuning.TEACHER, 'Drama', 1)
     assert (run.method, run.dataset.genre, run.num_steps) == ('supervised', 'all', STEPS)
     assert (run.dataset.split, run.dataset.validation_slice, run.seed, run.num_seeds) == (
         'validation',
@@ -307,7 +307,7 @@ def test_all_of_a_rung_are_run_before_the_best_half_goes_on(monkeypatch, tmp_pat
 @pytest.mark.parametrize(
     ('search', 'names'),
     [
-        (DIGITS, tuning.names_for(tuning.CONFIGS['digits'])[1:]),
+        (DIGITS, tuning.searchable_names(tuning.CONFIGS['digits'])[1:]),
         (RATINGS._replace(trials=4), ['supervised', 'ld']),
     ],
     ids=['accuracy', 'rmse'],
@@ -327,7 +327,7 @@ def test_every_method_has_as_many_completed_trials(monkeypatch, tmp_path, search
         assert under[name].items() >= (of_optimizer | {'num_steps': 40}).items()
         assert under[name] == records[name]['chosen']
         assert under['searched'][name] | {'chosen': under[name]} == records[name]
-    rates = [trial['optimizer.learning_rate'] for trial in tuning.plan(search, 'supervised', {}).trials]
+    rates = [trial['optimizer.learning_rate'] for trial in tuning.make_plan(search, 'supervised', {}).trials]
     assert of_optimizer['optimizer.learning_rate'] == min(rates, key=lambda rate: abs(math.log10(rate) + 3))
 
 
@@ -379,7 +379,7 @@ def whole(tmp_path_factory):
     made = Made(curve_of)
     with pytest.MonkeyPatch.context() as monkeypatch:
         result = searched(monkeypatch, tmp_path_factory.mktemp('whole'), made, DIGITS, NAMES)
-    return result, cells.names_of(made.runs)
+    return result, cells.run_names(made.runs)
 
 
 @pytest.mark.parametrize('fails_at', [0, 4, 11, 20])
@@ -390,7 +390,7 @@ def test_an_interrupted_search_ends_as_another(monkeypatch, tmp_path, whole, fai
         searched(monkeypatch, tmp_path, made, DIGITS, NAMES)
     result = searched(monkeypatch, tmp_path, made, DIGITS, NAMES)
     assert result == whole[0]
-    assert cells.names_of(made.runs) == whole[1]
+    assert cells.run_names(made.runs) == whole[1]
 
 
 def test_a_search_goes_on_from_a_torn_journal(monkeypatch, tmp_path, capsys):
@@ -401,7 +401,7 @@ def test_a_search_goes_on_from_a_torn_journal(monkeypatch, tmp_path, capsys):
     path.write_bytes(content[:-20])
     made = Made(curve_of)
     assert searched(monkeypatch, tmp_path, made, DIGITS, ['supervised']) == expected
-    assert cells.names_of(made.runs) == cells.names_of(whole.runs[-1:])
+    assert cells.run_names(made.runs) == cells.run_names(whole.runs[-1:])
     assert 'is torn' in capsys.readouterr().err
     assert path.read_bytes() == content
 
@@ -464,7 +464,7 @@ def test_more_trials_or_steps_take_nothing_of_another_search(monkeypatch, tmp_pa
     expected = searched(monkeypatch, tmp_path / 'whole', Made(curve_of), more)
     assert searched(monkeypatch, tmp_path, grown, more) == expected
     # The four more trials of the first rung, and what climbs now.
-    assert not set(cells.names_of(grown.runs)) & set(cells.names_of(first.runs))
+    assert not set(cells.run_names(grown.runs)) & set(cells.run_names(first.runs))
     longer = Made(curve_of)
     searched(monkeypatch, tmp_path, longer, DIGITS._replace(steps=2 * STEPS))
     assert len(longer.runs) == len(first.runs)
@@ -511,8 +511,10 @@ def test_a_method_is_searched_on_top_of_the_same_teacher(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize('module', tuning.CONFIGS)
 def test_the_teacher_of_a_search_is_the_same_in_every_column(module):
-    search = tuning.search_of(module, 'time', None, 4, 2, 600)
-    runs = [tuning.prepared(search, tuning.TEACHER, column, 1) for column in tuning.CONFIGS[module].columns]
+    search = tuning.make_search(module, 'time', None, 4, 2, 600)
+    runs = [
+        tuning.start_config(search, tuning.TEACHER, column, 1) for column in tuning.CONFIGS[module].columns
+    ]
     assert len({config_lib.digest(run) for run in runs}) == 1
 
 
@@ -580,15 +582,15 @@ def test_folders_that_cannot_be_made_are_refused(tmp_path, name):
     ],
 )
 def test_columns_in_another_order_are_the_same_search(named, columns):
-    assert tuning.search_of('movielens', 'user', named, 4, 2, 9, 5).chosen_by == (columns, 5)
+    assert tuning.make_search('movielens', 'user', named, 4, 2, 9, 5).chosen_by == (columns, 5)
 
 
 def test_a_split_of_what_is_not_split_is_refused():
-    assert tuning.search_of('movielens', 'user', None, 4, 2, 9).setting == {'dataset.split_by': 'user'}
+    assert tuning.make_search('movielens', 'user', None, 4, 2, 9).setting == {'dataset.split_by': 'user'}
     with pytest.raises(UserError, match='--split_by is user, but digits has no ratings'):
-        tuning.search_of('digits', 'user', None, 4, 2, 9)
+        tuning.make_search('digits', 'user', None, 4, 2, 9)
     with pytest.raises(UserError, match="--config 'digit' is not known"):
-        tuning.search_of('digit', 'time', None, 4, 2, 9)
+        tuning.make_search('digit', 'time', None, 4, 2, 9)
 
 
 @pytest.mark.parametrize('task', evaluation.METRICS)
@@ -635,4 +637,4 @@ def test_a_run_that_diverged_has_no_curve(monkeypatch, tmp_path):
         raise Diverged('the loss is not finite')
 
     monkeypatch.setattr(cells, 'run_one', diverges)
-    assert tuning._curve(epath.Path(tmp_path), tuning.prepared(DIGITS, 'td', 'digits', 0), 'x') == {}
+    assert tuning._curve(epath.Path(tmp_path), tuning.start_config(DIGITS, 'td', 'digits', 0), 'x') == {}

@@ -167,7 +167,7 @@ def test_a_folder_of_runs_may_be_moved(small_config, tmp_path, monkeypatch):
     there = epath.Path((tmp_path / 'here').rename(tmp_path / 'there'))
     monkeypatch.setattr(loop.Loop, 'finish', never)
     assert cells.run_one(there, config) == result
-    assert cells.stored(there, [config]).items() >= result.items()
+    assert cells.read_cell(there, [config]).items() >= result.items()
     # What reads a finished run back finds the teacher beside it.
     run = teachers.load_finished_with_teacher(cells.run_folder(there, config))
     assert run.config.teacher.checkpoint == str(there / teacher.relative_to(root))
