@@ -43,7 +43,7 @@ def bare_decode(split: str, batch_size: int):
         return tf.shape(tf.io.decode_jpeg(image, channels=3))
 
     records = tf.data.TFRecordDataset([span.path for span in tfds_images.spans_of(builder, split)])
-    return stream.side_by_side(records.repeat(), shape, batch_size).as_numpy_iterator()
+    return stream.map_in_parallel(records.repeat(), shape, batch_size).as_numpy_iterator()
 
 
 def training(size: int, batch_size: int):

@@ -15,7 +15,7 @@ from td_jax.errors import UserError
 VALIDATION_SHARE = 0.1
 
 
-def load(name: str, config, task, beside: images.OfTeacher | None = None) -> Source:
+def load(name: str, config, task, teacher_views: images.TeacherViews | None = None) -> Source:
     """Cuts the images for a task.
 
     Inputs: {'image': [batch, size, size, 3]}, by images.inputs_of; labels: position of the class in the
@@ -25,7 +25,7 @@ def load(name: str, config, task, beside: images.OfTeacher | None = None) -> Sou
       name: 'cifar10' or 'cifar100'.
       config: `config.dataset`, for the split and the random variation.
       task: `config.dataset` or `config.teacher.dataset`, for the classes and how a model is shown images.
-      beside: of no account: the images stay as they are, and each model's inputs resize them.
+      teacher_views: not used: images stay as they are, and each model's inputs resize them.
 
     Raises:
       UserError: classes that are not there, more examples of a class than there are, or data that is not
@@ -42,7 +42,7 @@ def load(name: str, config, task, beside: images.OfTeacher | None = None) -> Sou
     # The test split trains on the validation slice, too.
     held_back = count - num_train if config.split == 'test' else 0
     contents = (image.tobytes() for image in parts[1]['image'])
-    return images.kept_source(name, names, parts, config, task, contents=contents, held_back=held_back)
+    return images.source_in_memory(name, names, parts, config, task, contents=contents, held_back=held_back)
 
 
 @functools.cache
@@ -59,7 +59,7 @@ def read(name: str):
     pixels, labels = {}, {}
     names = tuple(builder.info.features['label'].names)
     for part in ('train', 'test'):
-        with prepared.reading(name):
+        with prepared.errors_as_user_error(name):
             batches = list(builder.as_dataset(split=part, batch_size=1000).as_numpy_iterator())
         if not batches:
             raise UserError(f'dataset {name} has no images in its part {part}. Prepare it anew.')

@@ -217,7 +217,7 @@ def _restore_digits(description, config, task):
 def _restore_images(description, config, task):
     # Those that were taken as they are, are resized by inputs; others were before.
     is_native = not description['is_rounded']
-    inputs = functools.partial(images.inputs_of, config, is_kept=False, is_native=is_native)
+    inputs = functools.partial(images.inputs_of, config, is_in_memory=False, is_native=is_native)
     return {
         'inputs': inputs(task),
         'inputs_for': inputs,

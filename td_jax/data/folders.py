@@ -21,8 +21,8 @@ from td_jax.errors import UserError, reason
 TRAIN, TEST = 'train', 'test'
 # Share of a class that is cut off, as a test and again as a validation slice.
 SHARE = 0.1
-# Spans that the files of a part are cut into, at the most: what the order of an epoch is made of.
-MOST_SPANS = 1024
+# The files of a part are cut into at most so many spans, whose order is drawn for each epoch.
+MAX_SPANS = 1024
 WHAT = 'a folder of images, with a folder for each class in it, or with train and test that have those'
 
 
@@ -35,10 +35,10 @@ class Listing(NamedTuple):
     files: dict[
         str, tuple[tuple[str, ...], ...]
     ]  # {part: of each class, its names, in the order of their hashes}
-    left_out: str  # what is not read, for a person; '' if there is nothing
+    ignored: str  # the names that are not read, for a person; '' if there are none
 
 
-def load(config, task, beside: images.OfTeacher | None = None) -> Source:
+def load(config, task, teacher_views: images.TeacherViews | None = None) -> Source:
     """Cuts the images for a task.
 
     Inputs: {'image': [batch, size, size, 3]}, by images.inputs_of; labels: position of the class in the
@@ -46,81 +46,83 @@ def load(config, task, beside: images.OfTeacher | None = None) -> Source:
     shown them in an evaluation.
 
     Args:
-      config: `config.dataset`, for the folder, the split, the random variation, and for who draws the
-        training examples of a class.
+      config: `config.dataset`, for the folder, the split, the random variation, and for what draws
+        the training examples of a class.
       task: `config.dataset` or `config.teacher.dataset`, for the classes, how many examples of each, and how
         a model is shown images.
-      beside: how a teacher is shown the same images, where that is not as the student is.
+      teacher_views: how a teacher is shown the same images, if other than its student.
 
     Raises:
       UserError: a folder that is not there or laid out otherwise, a class with too few images, an image that
         cannot be read, or classes that are not there.
     """
-    listing = listed(paths.given(config.path, WHAT, is_folder=True))
+    listing = list_files(paths.resolve(config.path, WHAT, is_folder=True))
     name = epath.Path(config.path).name or config.path
-    classes = images.checked_classes(name, listing.classes, task)
-    *parts, held_back = _parts(listing, config.split)
+    classes = images.resolve_classes(name, listing.classes, task)
+    *parts, held_back = _split_files(listing, config.split)
     count = sum(len(of_class) for part in parts for of_class in part)
-    of_each, is_drawn = _of_each(task, parts[0], classes), config.labelled_by == 'seed'
-    first = None if is_drawn else of_each or None
-    by_class = [(parts[0][c][:first], parts[1][c]) for c in classes]
+    per_class, is_drawn = _examples_per_class(task, parts[0], classes), config.labelled_by == 'seed'
+    limit = None if is_drawn else per_class or None
+    files_by_class = [(parts[0][c][:limit], parts[1][c]) for c in classes]
     files = [
-        _ordered((file, i) for i, of_class in enumerate(of_part) for file in of_class)
-        for of_part in zip(*by_class, strict=True)
+        _mix_classes((file, i) for i, of_class in enumerate(of_part) for file in of_class)
+        for of_part in zip(*files_by_class, strict=True)
     ]
     label_names = tuple(listing.classes[c] for c in classes)
     known_by = {
         f'images of {label}': Files(listing.folder, (*training, *evaluation))
-        for label, (training, evaluation) in zip(label_names, by_class, strict=True)
+        for label, (training, evaluation) in zip(label_names, files_by_class, strict=True)
     }
-    views = stream.views_of(config, task, beside)
-    is_kept = images.is_kept(count, [view.side for view in views[0].values()], config)
+    views = stream.views_of(config, task, teacher_views)
+    is_in_memory = images.fits_in_memory(count, [view.side for view in views[0].values()], config)
     # What is kept is of files as they are now; while they are streamed, each is read when its turn comes.
-    stamp = file_digest.combined_stamp(known_by.values()) if is_kept else ''
-    records = [_records(listing.folder, part, len(classes), stamp) for part in files]
-    spans = [_spans(len(part)) for part in files]
-    draw = _draw_of(listing, files[0], of_each, held_back) if of_each and is_drawn else None
+    stamp = file_digest.combined_stamp(known_by.values()) if is_in_memory else ''
+    records = [_make_records(listing.folder, part, len(classes), stamp) for part in files]
+    spans = [_make_spans(len(part)) for part in files]
+    draw = _make_draw(listing, files[0], per_class, held_back) if per_class and is_drawn else None
     if draw:
         # Files of other classes, too, decide what is drawn.
-        chosen = ' '.join(files[0][row][0] for row in draw(0))
-        known_by['files that a seed draws'] = _digest(chosen).hex()[:8]
-    said = f'{name} {images.said_of(listing.classes, classes)}{data.describe_part(config)}'
-    if is_kept:
-        examples = [stream.kept(*part) for part in zip(records, map(tuple, spans), views, strict=True)]
-        whole = task.copy_and_resolve_references()
-        whole.classes, whole.examples_per_class = (), 0
-        contents = stream.contents(records[1], spans[1])
-        source = images.kept_source(
-            name, label_names, examples, config, whole, contents=contents, held_back=0, is_native=False
+        drawn_names = ' '.join(files[0][row][0] for row in draw(0))
+        known_by['files that a seed draws'] = _digest(drawn_names).hex()[:8]
+    full_name = f'{name} {images.describe_classes(listing.classes, classes)}{data.describe_part(config)}'
+    if is_in_memory:
+        examples = [
+            stream.load_examples(*part) for part in zip(records, map(tuple, spans), views, strict=True)
+        ]
+        whole_task = task.copy_and_resolve_references()
+        whole_task.classes, whole_task.examples_per_class = (), 0
+        contents = stream.encoded_images(records[1], spans[1])
+        source = images.source_in_memory(
+            name, label_names, examples, config, whole_task, contents=contents, held_back=0, is_native=False
         )
         if draw:
-            pool = data.LabelledPool(source.train, of_each * len(classes), draw)
+            pool = data.LabelledPool(source.train, per_class * len(classes), draw)
             source = source._replace(train=pool)
     else:
-        stream.whole_test(name, config)
+        stream.check_whole_test(name, config)
         for part in files:
             _check_files(listing.folder, part)
         # What is shuffled are numbers of files.
         host_bytes = 8 * min(config.shuffle_buffer, len(files[0]))
         source = stream.source_of(
-            name, label_names, list(zip(records, spans, strict=True)), config, task, host_bytes, beside
+            name, label_names, list(zip(records, spans, strict=True)), config, task, host_bytes, teacher_views
         )
         if draw:
             source = source._replace(
-                train=_drawn_stream(listing, files[0], draw, source.train, config, views[0])
+                train=_make_drawn_stream(listing, files[0], draw, source.train, config, views[0])
             )
-    unread = f'{name} holds what is not read: {listing.left_out}' if listing.left_out else ''
-    return source._replace(name=said, note=unread, known_by=known_by)
+    note = f'{name} holds what is not read: {listing.ignored}' if listing.ignored else ''
+    return source._replace(name=full_name, note=note, known_by=known_by)
 
 
-def listed(folder: epath.Path) -> Listing:
-    """What is in a folder of images.
+def list_files(folder: epath.Path) -> Listing:
+    """Lists the classes of a folder of images and their files.
 
     Raises:
       UserError: it is laid out otherwise, or cannot be read.
     """
     try:
-        return _listed(folder)
+        return _list_files(folder)
     except UserError:
         raise
     # The client of a bucket has errors of its own.
@@ -128,66 +130,66 @@ def listed(folder: epath.Path) -> Listing:
         raise UserError(f'dataset.path {folder} cannot be read: {reason(error)}.') from error
 
 
-def _listed(folder):
-    left_out = image_files.IgnoredFiles()
-    top = _folders(folder, '', left_out)
+def _list_files(folder):
+    ignored = image_files.IgnoredFiles()
+    top = _list_folders(folder, '', ignored)
     halves = [part for part in (TRAIN, TEST) if part in top]
     if len(halves) == 1:
         missing = TEST if halves == [TRAIN] else TRAIN
         raise UserError(f'dataset.path {folder} has {halves[0]} and no {missing}; it must be {WHAT}.')
     parts = halves or [TRAIN]
-    left_out.names += [f'{name}/' for name in top if halves and name not in halves]
-    found = {}
+    ignored.names += [f'{name}/' for name in top if halves and name not in halves]
+    files_by_part = {}
     for part in parts:
         inside = f'{part}/' if halves else ''
-        names = _folders(folder / part, inside, left_out) if halves else top
-        found[part] = {name: _files(folder, f'{inside}{name}', left_out) for name in names}
+        names = _list_folders(folder / part, inside, ignored) if halves else top
+        files_by_part[part] = {name: _list_class(folder, f'{inside}{name}', ignored) for name in names}
     for part, other in ((TRAIN, TEST), (TEST, TRAIN)) if halves else ():
-        if only := sorted(found[part].keys() - found[other].keys()):
+        if extra := sorted(files_by_part[part].keys() - files_by_part[other].keys()):
             raise UserError(
-                f'{folder / part} has the class {only[0]}, which {folder / other} has not; both need all.'
+                f'{folder / part} has the class {extra[0]}, which {folder / other} has not; both need all.'
             )
-    classes = tuple(sorted(found[TRAIN]))
+    classes = tuple(sorted(files_by_part[TRAIN]))
     if len(classes) < 2:
         raise UserError(f'dataset.path {folder} has {len(classes) or "no"} class; it must be {WHAT}.')
-    files = {part: tuple(of_class[name] for name in classes) for part, of_class in found.items()}
-    return Listing(str(folder), classes, bool(halves), files, str(left_out))
+    files = {part: tuple(of_class[name] for name in classes) for part, of_class in files_by_part.items()}
+    return Listing(str(folder), classes, bool(halves), files, str(ignored))
 
 
-def _folders(folder, inside, left_out):
-    """The names of the folders in a folder, which is `inside` another; all else is left out."""
-    found = image_files.list_folder(folder)
-    left_out.add(inside, found)
+def _list_folders(folder, inside, ignored):
+    """Lists the folders in a folder, which is `inside` another; all else is ignored."""
+    entries = image_files.list_folder(folder)
+    ignored.add(inside, entries)
     # A class may be called as an image is.
-    folders = [name for name in found.images if (folder / name).is_dir()]
-    left_out.names += [f'{inside}{name}' for name in found.images if name not in folders]
-    return sorted(found.folders + folders)
+    folders = [name for name in entries.images if (folder / name).is_dir()]
+    ignored.names += [f'{inside}{name}' for name in entries.images if name not in folders]
+    return sorted(entries.folders + folders)
 
 
-def _files(folder, inside, left_out):
-    """The images of a class, 'INSIDE/FILE' each, in the order of their hashes."""
-    found = image_files.list_folder(folder / inside)
-    left_out.add(f'{inside}/', found)
-    left_out.names += [f'{inside}/{name}/' for name in found.folders]
-    if not found.images:
+def _list_class(folder, inside, ignored):
+    """Lists the images of a class, 'INSIDE/FILE' each, in the order of their hashes."""
+    entries = image_files.list_folder(folder / inside)
+    ignored.add(f'{inside}/', entries)
+    ignored.names += [f'{inside}/{name}/' for name in entries.folders]
+    if not entries.images:
         raise UserError(f'{folder / inside} has no images; read are {", ".join(decoding.SUFFIXES)}.')
     class_name = inside.rpartition('/')[2]
 
     def digest(name):
         return hashlib.sha256(f'{class_name}/{name}'.encode()).digest()
 
-    return tuple(f'{inside}/{name}' for name in sorted(found.images, key=digest))
+    return tuple(f'{inside}/{name}' for name in sorted(entries.images, key=digest))
 
 
-def _parts(listing, split):
-    """(training, evaluation, those of training that a search is evaluated on), of each class its files."""
-    cut = {}
+def _split_files(listing, split):
+    """Splits each class into (training, evaluation, files of training that a search is evaluated on)."""
+    parts_by_class = {}
     for number, name in enumerate(listing.classes):
         training = listing.files[TRAIN][number]
-        test = listing.files[TEST][number] if listing.has_test else _first(training)
-        left = training if listing.has_test else training[len(test) :]
-        evaluation = test if split == 'test' else _first(left)
-        train = left if split == 'test' else left[len(evaluation) :]
+        test = listing.files[TEST][number] if listing.has_test else _take_share(training)
+        development = training if listing.has_test else training[len(test) :]
+        evaluation = test if split == 'test' else _take_share(development)
+        train = development if split == 'test' else development[len(evaluation) :]
         if not train or not evaluation:
             needed = 1 + (split == 'validation') + (not listing.has_test)
             place = f'{listing.folder}/{TRAIN}/{name}' if listing.has_test else f'{listing.folder}/{name}'
@@ -195,20 +197,20 @@ def _parts(listing, split):
             raise UserError(
                 f'{place} has {images_there}; with dataset.split={split} a class takes {needed} at the least.'
             )
-        cut[name] = train, evaluation, _first(left) if split == 'test' else ()
-    return tuple(zip(*cut.values(), strict=True))
+        parts_by_class[name] = train, evaluation, _take_share(development) if split == 'test' else ()
+    return tuple(zip(*parts_by_class.values(), strict=True))
 
 
-def _first(files):
-    """What is cut off the files of a class."""
+def _take_share(files):
+    """The files of a class that are held out: the first tenth, but at least one."""
     return files[: max(1, round(SHARE * len(files)))]
 
 
-def _of_each(task, train, classes):
-    """How many training images of each class a task takes; 0 for all."""
+def _examples_per_class(task, train, classes):
+    """The number of training images per class of a task; 0 for all. Refuses more than there are."""
     fewest = min(len(train[c]) for c in classes)
     if task.examples_per_class > fewest:
-        raise images.too_few(task.examples_per_class, fewest)
+        raise images.too_few_error(task.examples_per_class, fewest)
     return task.examples_per_class
 
 
@@ -216,48 +218,49 @@ def _digest(file):
     return hashlib.sha256(file.encode()).digest()
 
 
-def _ordered(files):
-    """Some (file, label) in an order that mixes the classes."""
+def _mix_classes(files):
+    """Sorts (file, label) in an order that mixes the classes."""
     return tuple(sorted(files, key=lambda file: _digest(file[0])))
 
 
-def _draw_of(listing, files, of_each, held_back):
-    """LabelledPool.rows of some training files, whose places are those among all files of training."""
-    everything = sorted((file for of_class in listing.files[TRAIN] for file in of_class), key=_digest)
-    place_of = {file: place for place, file in enumerate(everything)}
-    last = {file for of_class in held_back for file in of_class}
+def _make_draw(listing, files, per_class, held_back):
+    """Makes LabelledPool.rows of some training files; their places are those among all training files."""
+    all_files = sorted((file for of_class in listing.files[TRAIN] for file in of_class), key=_digest)
+    place_of = {file: place for place, file in enumerate(all_files)}
+    held_back_files = {file for of_class in held_back for file in of_class}
     places = np.array([place_of[file] for file, _ in files])
-    is_held_back = np.array([file in last for file, _ in files])
+    is_held_back = np.array([file in held_back_files for file, _ in files])
     labels = np.array([label for _, label in files])
-    return lambda number: data.draw_rows(number, labels, of_each, places, is_held_back)
+    return lambda number: data.draw_rows(number, labels, per_class, places, is_held_back)
 
 
-def _drawn_stream(listing, files, draw, whole, config, views):
-    """A TrainStream of the files that each seed draws, shown by views, where `whole` is that of all."""
+def _make_drawn_stream(listing, files, draw, whole, config, views):
+    """Makes a TrainStream of the files that each seed draws; `whole` is the stream of all files."""
     num_classes = len({label for _, label in files})
 
-    def records_of(number):
-        chosen = tuple(files[row] for row in draw(number))
-        return _records(listing.folder, chosen, num_classes, stamp=''), _spans(len(chosen))
+    def make_records(number):
+        drawn_files = tuple(files[row] for row in draw(number))
+        records = _make_records(listing.folder, drawn_files, num_classes, stamp='')
+        return records, _make_spans(len(drawn_files))
 
     count = len(draw(0))
     return whole._replace(
         count=count,
-        open=functools.partial(stream.train_batches, records_of, config, views),
+        open=functools.partial(stream.train_batches, make_records, config, views),
         host_bytes=8 * min(config.shuffle_buffer, count),
-        pass_over=lambda number: stream.evaluation_stream(*records_of(number), views),
+        pass_over=lambda number: stream.evaluation_stream(*make_records(number), views),
         is_drawn=True,
     )
 
 
-def _spans(count):
-    """The numbers of files, in spans of equal size."""
-    size = -(-count // MOST_SPANS)
+def _make_spans(count):
+    """Cuts the numbers of files into spans of equal size."""
+    size = -(-count // MAX_SPANS)
     return [Span('', start, min(size, count - start)) for start in range(0, count, size)]
 
 
-def _records(folder, files, num_classes, stamp):
-    """The records of some (file, label), by `_ordered`: their numbers."""
+def _make_records(folder, files, num_classes, stamp):
+    """Makes Records of (file, label), by `_mix_classes`: a record is the number of a file."""
     names, labels = zip(*files, strict=True)
 
     @functools.cache
@@ -267,27 +270,27 @@ def _records(folder, files, num_classes, stamp):
         with tf.init_scope():
             return tf.constant(names), tf.constant(labels)
 
-    def parsed(number):
+    def parse(number):
         tf = stream.tensorflow()
         files, classes = constants()
         path = tf.strings.join([folder, '/', files[number]])
         return {'image': tf.io.read_file(path), 'label': classes[number], 'file_name': path}
 
-    def opened(path, skip, take):
+    def open_span(path, skip, take):
         return stream.tensorflow().data.Dataset.range(skip, skip + take)
 
     return Records(
         folder.rstrip('/').rpartition('/')[2],
         num_classes,
         (folder, names, labels, stamp),
-        opened,
-        parsed,
+        open_span,
+        parse,
         stream.decode_by_pil,
     )
 
 
 def _check_files(folder, files):
-    """Refuses a file that begins as no image does; what is kept is decoded at once instead."""
+    """Refuses a file that does not begin like an image; images in memory are decoded at once instead."""
     for name, _ in files:
         path = epath.Path(folder) / name
         try:

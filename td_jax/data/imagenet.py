@@ -8,20 +8,20 @@ NAME = 'imagenet2012'
 SPLITS = {'validation': ('train[:99%]', 'train[99%:]'), 'test': ('train', 'validation')}
 
 
-def load(config, task, beside: images.OfTeacher | None = None) -> Source:
+def load(config, task, teacher_views: images.TeacherViews | None = None) -> Source:
     """Opens the images, by stream.source_of.
 
     Args:
       config: `config.dataset`, for the split and the random variation.
       task: `config.dataset` or `config.teacher.dataset`, for how a model is shown images; takes all classes
         and all examples.
-      beside: how a teacher is shown the same images, where that is not as the student is.
+      teacher_views: how a teacher is shown the same images, if other than its student.
 
     Raises:
       UserError: a part of the classes or examples is asked for, or the data is not prepared, or in another
         format than tfrecord.
     """
-    stream.whole_only('imagenet', config, task)
+    stream.check_whole('imagenet', config, task)
     stream.tensorflow()
     builder = prepared.builder(NAME)
     prepared.check_format(builder)
@@ -33,7 +33,7 @@ def load(config, task, beside: images.OfTeacher | None = None) -> Source:
         ((records, train), (records, evaluation)),
         config,
         task,
-        host_bytes=tfds_images.shuffled_bytes(builder, config, stream.count_of(train)),
-        beside=beside,
+        host_bytes=tfds_images.shuffle_buffer_bytes(builder, config, stream.count_of(train)),
+        teacher_views=teacher_views,
     )
     return source._replace(known_by=prepared.known_by(builder))

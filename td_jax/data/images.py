@@ -19,12 +19,12 @@ from td_jax.errors import UserError
 ASPECT_RATIOS = 3 / 4, 4 / 3
 
 
-# Of an example: what its student is shown, and its teacher where that is shown images otherwise.
+# Fields of an example: the image of the student, and that of the teacher if it has views of its own.
 IMAGE, TEACHER_IMAGE = 'image', 'teacher_image'
 
 
-class OfTeacher(NamedTuple):
-    """How a teacher is shown the images of its student, where that is not as the student is."""
+class TeacherViews(NamedTuple):
+    """How a teacher is shown the images of its student, if other than the student is."""
 
     training: View
     evaluation: View
@@ -46,7 +46,7 @@ def normalize(images, mean, std):
 
 
 def crop_boxes(key, batch: int, height: int, width: int, min_area: float):
-    """Where to crop images at random.
+    """Draws where to crop images.
 
     A crop has a share of the area from min_area to 1, all equally likely, and an aspect ratio from
     ASPECT_RATIOS, equally likely on a log scale; where it would reach over the image it is cut to fit.
@@ -66,13 +66,13 @@ def crop_boxes(key, batch: int, height: int, width: int, min_area: float):
     return place * (jnp.array([[height, width]], jnp.float32) - size), size
 
 
-def varied(images, view: View, key, min_area: float, mirror_rate: float):
-    """A random crop of each image, resized and mirrored by chance, on the device.
+def vary(images, view: View, key, min_area: float, mirror_rate: float):
+    """Crops each image at random, resizes it and mirrors it by chance, on the device.
 
     Args:
       images: [batch, height, width, channels].
-      view: whose side and resize are those of the result; where images are taken whole, they are shown by it.
-      key: jax.random key; the same one crops and mirrors alike for every view.
+      view: gives side and resize of the result; images that are taken whole are shown by it.
+      key: jax.random key; one key gives the same crops and mirrors for every view.
       min_area: smallest share of the area, of crop_boxes; 1 takes images whole.
       mirror_rate: chance to be mirrored.
 
@@ -84,19 +84,19 @@ def varied(images, view: View, key, min_area: float, mirror_rate: float):
     mirror = jax.random.bernoulli(mirror_key, np.float32(mirror_rate), (batch,))
     images = images.astype(jnp.float32)
     if min_area >= 1:
-        return _mirrored(resizing.on_device(images, view), mirror)
+        return _mirror(resizing.resize_on_device(images, view), mirror)
     start, extent = crop_boxes(box_key, batch, height, width, min_area)
-    cut = jax.vmap(lambda *image_and_box: resizing.crop(*image_and_box, view.side, view.resize))
-    return _mirrored(cut(images, start, extent), mirror)
+    crop_and_resize = jax.vmap(lambda *image_and_box: resizing.crop(*image_and_box, view.side, view.resize))
+    return _mirror(crop_and_resize(images, start, extent), mirror)
 
 
-def _mirrored(images, mirror):
+def _mirror(images, mirror):
     """Mirrors the images [batch, h, w, c] where `mirror` [batch] says so."""
     return jnp.where(mirror[:, None, None, None], images[:, :, ::-1], images)
 
 
 def view_of(config, task) -> View:
-    """How a task's model is shown images; what the teacher's task leaves open is as the student's.
+    """The view of a task's model in evaluation; what the teacher's task leaves open is as the student's.
 
     Args:
       config: `config.dataset`.
@@ -106,17 +106,17 @@ def view_of(config, task) -> View:
 
 
 def training_view(config, task) -> View:
-    """How a task's model is shown an image in training that is taken whole: the student's part of it.
+    """The view of a task's model in training, for an image that is taken whole: cropped as the student's.
 
     Args:
       config, task: as of view_of.
     """
-    own = view_of(config, config)
-    return view_of(config, task)._replace(crop_mode=own.crop_mode, crop_pct=own.crop_pct)
+    student_view = view_of(config, config)
+    return view_of(config, task)._replace(crop_mode=student_view.crop_mode, crop_pct=student_view.crop_pct)
 
 
-def of_teacher(config, task, is_clean: bool) -> OfTeacher | None:
-    """How a teacher is shown the images of its student; None where that is as the student is.
+def make_teacher_views(config, task, is_clean: bool) -> TeacherViews | None:
+    """Makes the views of a teacher; None where they are the student's.
 
     Args:
       config: `config.dataset`.
@@ -126,7 +126,7 @@ def of_teacher(config, task, is_clean: bool) -> OfTeacher | None:
     view = view_of(config, task)
     if view == view_of(config, config):
         return None
-    return OfTeacher(view if is_clean else training_view(config, task), view)
+    return TeacherViews(view if is_clean else training_view(config, task), view)
 
 
 def picture_of(config, task, is_native: bool) -> data.Picture:
@@ -143,43 +143,43 @@ def picture_of(config, task, is_native: bool) -> data.Picture:
     return data.Picture(view_of(config, task), not is_native, inputs)
 
 
-def inputs_of(config, task, is_kept: bool, is_native: bool):
+def inputs_of(config, task, is_in_memory: bool, is_native: bool):
     """Makes Source.inputs of an image data set: {'image': [batch, side, side, 3]}, in float32.
 
     Args:
       config: `config.dataset`, for the random variation, and how its student is shown images.
       task: `config.dataset` or `config.teacher.dataset`, for how its model is shown images.
-      is_kept: whether images are in memory, so that varying them is part of a step; else they come varied.
-      is_native: whether they are kept as they were taken, so that resizing them is part of a step, too.
+      is_in_memory: whether images are in memory, so that a step varies them; else they come varied.
+      is_native: whether they have their original size, so that a step resizes them, too.
     """
     view = view_of(config, task)
     field = IMAGE if is_native or view == view_of(config, config) else TEACHER_IMAGE
     # What is kept resized is shown as it is.
-    in_training = training_view(config, task) if is_native else View(view.side, view.resize)
+    train_view = training_view(config, task) if is_native else View(view.side, view.resize)
 
     def inputs(tables, examples, key):
         pixels = examples[field]
-        if is_kept and key is not None:
-            pixels = varied(pixels, in_training, key, config.min_crop_area, config.mirror_rate)
+        if is_in_memory and key is not None:
+            pixels = vary(pixels, train_view, key, config.min_crop_area, config.mirror_rate)
         elif is_native:
-            pixels = resizing.on_device(pixels, view)
+            pixels = resizing.resize_on_device(pixels, view)
         return {'image': normalize(pixels, task.image_mean, task.image_std)}
 
     return inputs
 
 
-def is_kept(count: int, sides: Sequence[int], config) -> bool:
-    """Whether some images are few and small enough to be kept in memory.
+def fits_in_memory(count: int, sides: Sequence[int], config) -> bool:
+    """Whether images are few and small enough to be kept in memory.
 
-    It depends on the data and on `config.kept_gb`, and not on the machine: what a run computes may.
+    The answer depends on the data and on `config.kept_gb`, not on the machine, because results depend on it.
 
     Args:
-      count: how many there are, of training and evaluation.
-      sides: in pixels, as each of them would be kept.
+      count: number of images, of training and evaluation.
+      sides: in pixels, one for each size in which an image would be kept.
       config: `config.dataset`.
 
     Raises:
-      UserError: they should be, but are larger than this machine.
+      UserError: they should be kept, but take more than this machine's memory.
     """
     size = 3 * count * sum(side * side for side in sides)
     if size / 1e9 > config.kept_gb:
@@ -192,7 +192,7 @@ def is_kept(count: int, sides: Sequence[int], config) -> bool:
     return True
 
 
-def kept_source(
+def source_in_memory(
     name: str,
     label_names: tuple[str, ...],
     parts,
@@ -203,7 +203,7 @@ def kept_source(
     held_back: int,
     is_native: bool = True,
 ) -> data.Source:
-    """A Source of images in memory, cut to the classes of a task.
+    """Makes a Source of images in memory, cut to the classes of a task.
 
     Inputs: {'image': [batch, size, size, 3]}, by inputs_of; labels: position of the class in the task's
     classes.
@@ -213,24 +213,24 @@ def kept_source(
       label_names: of all classes.
       parts: (training, evaluation), {'image': [images, side, side, 3] uint8, 'labels': [images]} each, and
         'teacher_image' where a teacher is shown others.
-      config: `config.dataset`, for the random variation, and for who draws the training examples of a class.
+      config: `config.dataset`, for the random variation, and for what draws the training examples of a class.
       task: `config.dataset` or `config.teacher.dataset`, for the classes and how a model is shown images.
-      contents: what each evaluation image is as it is stored, for dataset.test_part; read where that asks.
-      held_back: how many of the training images, the last ones, a search is evaluated on.
-      is_native: whether they are as they were taken, and not resized to be kept.
+      contents: the stored bytes of each evaluation image; read only where dataset.test_part needs them.
+      held_back: number of training images, the last ones, that a search is evaluated on.
+      is_native: whether images have their original size.
 
     Raises:
       UserError: classes that are not there, or more examples of a class than there are.
     """
-    classes = checked_classes(name, label_names, task)
+    classes = resolve_classes(name, label_names, task)
     train, evaluation = parts
-    chosen = data.rows_of_part(contents, config)
-    evaluation = data.take(evaluation, chosen)
-    inputs = functools.partial(inputs_of, config, is_kept=True, is_native=is_native)
+    rows = data.rows_of_part(contents, config)
+    evaluation = data.take(evaluation, rows)
+    inputs = functools.partial(inputs_of, config, is_in_memory=True, is_native=is_native)
     return data.Source(
-        name=f'{name} {said_of(label_names, classes)}{data.describe_part(config)}',
-        train=_of_seeds(train, label_names, classes, config, task, held_back),
-        evaluation=_of_classes(evaluation, label_names, classes)[0],
+        name=f'{name} {describe_classes(label_names, classes)}{data.describe_part(config)}',
+        train=_select_train_examples(train, label_names, classes, config, task, held_back),
+        evaluation=_select_classes(evaluation, label_names, classes)[0],
         task='classification',
         label_names=tuple(label_names[c] for c in classes),
         vocabularies={},
@@ -241,8 +241,8 @@ def kept_source(
     )
 
 
-def checked_classes(name: str, label_names: tuple[str, ...], task) -> tuple[int, ...]:
-    """The numbers of a task's classes, in its order.
+def resolve_classes(name: str, label_names: tuple[str, ...], task) -> tuple[int, ...]:
+    """Returns the numbers of a task's classes, in its order, and refuses wrong ones.
 
     Args:
       name: what a person calls the data set.
@@ -260,89 +260,89 @@ def checked_classes(name: str, label_names: tuple[str, ...], task) -> tuple[int,
     return classes
 
 
-def said_of(label_names: tuple[str, ...], classes: tuple[int, ...]) -> str:
-    """Some classes for a person."""
+def describe_classes(label_names: tuple[str, ...], classes: tuple[int, ...]) -> str:
+    """Names a few classes, and counts more than ten."""
     return ', '.join(label_names[c] for c in classes) if len(classes) <= 10 else f'{len(classes)} classes'
 
 
-def too_few(wanted: int, there: int) -> UserError:
-    """The refusal of dataset.examples_per_class, of which there are too few."""
+def too_few_error(requested: int, available: int) -> UserError:
+    """The refusal of a dataset.examples_per_class that is larger than the smallest class."""
     return UserError(
-        f'dataset.examples_per_class is {wanted}; only {there} training images of a class are there.'
+        f'dataset.examples_per_class is {requested}; only {available} training images of a class are there.'
     )
 
 
-def _of_seeds(examples, label_names, classes, config, task, held_back):
-    """What seeds train on: all of some classes, the first of each class, or a pool that each draws from."""
-    of_each, is_drawn = task.examples_per_class, config.labelled_by == 'seed'
-    if not of_each or not is_drawn:
-        return _of_classes(examples, label_names, classes, of_each or None)[0]
-    pool, places = _of_classes(examples, label_names, classes)
+def _select_train_examples(examples, label_names, classes, config, task, held_back):
+    """Selects training examples: all of some classes, the first of each, or a pool for seeds to draw from."""
+    per_class, is_drawn = task.examples_per_class, config.labelled_by == 'seed'
+    if not per_class or not is_drawn:
+        return _select_classes(examples, label_names, classes, per_class or None)[0]
+    pool, places = _select_classes(examples, label_names, classes)
     fewest = np.bincount(pool['labels'], minlength=len(classes)).min()
-    if of_each > fewest:
-        raise too_few(of_each, fewest)
+    if per_class > fewest:
+        raise too_few_error(per_class, fewest)
     is_held_back = places >= len(examples['labels']) - held_back
-    return data.make_labelled_pool(pool, of_each, places, is_held_back)
+    return data.make_labelled_pool(pool, per_class, places, is_held_back)
 
 
-def _of_classes(examples, label_names, classes, of_each=None):
-    """(examples of some classes, the first `of_each` of each, labels their positions; their rows before)"""
+def _select_classes(examples, label_names, classes, per_class=None):
+    """Selects the first `per_class` examples of some classes: (examples, labels as positions; their rows)."""
     labels = examples['labels']
-    if classes == tuple(range(len(label_names))) and not of_each:
-        kept = {**examples, 'labels': labels.astype(np.int32)}
-        return kept, np.arange(len(labels))
-    found = [np.flatnonzero(labels == c) for c in classes]
-    if of_each and of_each > min(map(len, found)):
-        raise too_few(of_each, min(map(len, found)))
-    chosen = np.sort(np.concatenate([rows[:of_each] for rows in found]))
+    if classes == tuple(range(len(label_names))) and not per_class:
+        all_examples = {**examples, 'labels': labels.astype(np.int32)}
+        return all_examples, np.arange(len(labels))
+    rows_by_class = [np.flatnonzero(labels == c) for c in classes]
+    if per_class and per_class > min(map(len, rows_by_class)):
+        raise too_few_error(per_class, min(map(len, rows_by_class)))
+    selected_rows = np.sort(np.concatenate([rows[:per_class] for rows in rows_by_class]))
     position = np.zeros(len(label_names), np.int32)
     position[list(classes)] = np.arange(len(classes))
-    return {**data.take(examples, chosen), 'labels': position[labels[chosen]]}, chosen
+    return {**data.take(examples, selected_rows), 'labels': position[labels[selected_rows]]}, selected_rows
 
 
-# name -> (classes, training images, side in pixels as they are kept; 0 for the side that a model is shown)
-FACTS = {'cifar10': (10, 50_000, 32), 'cifar100': (100, 50_000, 32), 'imagenet': (1000, 1_281_167, 0)}
-# Those that are in memory or streamed, by dataset.kept_gb; of these, nothing is known before they are read.
-KEPT = 'images', 'tfds'
+# name -> (classes, training images, side of a kept image in pixels; 0 for the side that a model is shown)
+KNOWN_SIZES = {'cifar10': (10, 50_000, 32), 'cifar100': (100, 50_000, 32), 'imagenet': (1000, 1_281_167, 0)}
+# Data sets in memory or streamed, by dataset.kept_gb; their sizes are known only when they are read.
+MEMORY_OR_STREAM = 'images', 'tfds'
 # All data sets of images.
-NAMES = *FACTS, *KEPT
+NAMES = *KNOWN_SIZES, *MEMORY_OR_STREAM
 
 
-def abstract_source(config, task, beside: OfTeacher | None = None) -> data.Source:
-    """A Source of the shapes of an image data set, without its images, for what only counts or compiles.
+def abstract_source(config, task, teacher_views: TeacherViews | None = None) -> data.Source:
+    """Makes a Source with the shapes of an image data set but no images, to count or compile only.
 
     Args:
       config: `config.dataset`.
       task: `config.dataset` or `config.teacher.dataset`, for the classes.
-      beside: how a teacher is shown the same images, where that is not as the student is.
+      teacher_views: how a teacher is shown the same images, if other than its student.
 
     Raises:
       UserError: a data set that is not one of images.
     """
-    if config.name not in FACTS:
+    if config.name not in KNOWN_SIZES:
         kind = 'is known when it is read' if config.name in NAMES else 'is no image data set'
-        raise UserError(f'dataset.name {config.name} {kind}; known without data: {", ".join(FACTS)}.')
-    classes, count, side = FACTS[config.name]
-    chosen = tuple(task.classes) or tuple(range(classes))
+        raise UserError(f'dataset.name {config.name} {kind}; known without data: {", ".join(KNOWN_SIZES)}.')
+    classes, count, side = KNOWN_SIZES[config.name]
+    class_numbers = tuple(task.classes) or tuple(range(classes))
     if task.examples_per_class or task.classes:
-        count = len(chosen) * (task.examples_per_class or count // classes)
-    kept = config.name != 'imagenet'
-    rows = count if kept else 1
+        count = len(class_numbers) * (task.examples_per_class or count // classes)
+    is_in_memory = config.name != 'imagenet'
+    rows = count if is_in_memory else 1
     sides = {IMAGE: side or config.image_size}
-    if beside and not kept:
-        sides[TEACHER_IMAGE] = beside.training.side
+    if teacher_views and not is_in_memory:
+        sides[TEACHER_IMAGE] = teacher_views.training.side
     train = {
         # Strides of zero: as large as the data set, but of no memory.
         **{field: np.broadcast_to(np.zeros((), np.uint8), (rows, n, n, 3)) for field, n in sides.items()},
         'labels': np.zeros(rows, np.int32),
     }
-    inputs = functools.partial(inputs_of, config, is_kept=kept, is_native=kept)
+    inputs = functools.partial(inputs_of, config, is_in_memory=is_in_memory, is_native=is_in_memory)
     return data.Source(
         name=config.name,
-        train=train if kept else data.TrainStream(count, train, None),
+        train=train if is_in_memory else data.TrainStream(count, train, None),
         evaluation=train,
         task='classification',
-        label_names=tuple(map(str, chosen)),
+        label_names=tuple(map(str, class_numbers)),
         vocabularies={},
         tables=(),
         inputs=inputs(task),

@@ -47,30 +47,30 @@ def load(config, task) -> Source:
     Raises:
       UserError: a genre that is unknown or has no ratings, or data that is not prepared.
     """
-    read = read_ratings(config.movielens)
-    if task.genre not in ('all', *read.genre_names):
-        known = ', '.join(read.genre_names)
+    dataset = read_ratings(config.movielens)
+    if task.genre not in ('all', *dataset.genre_names):
+        known = ', '.join(dataset.genre_names)
         raise UserError(f'dataset.genre {task.genre!r} is not known; choose all, or one of: {known}.')
-    rated = ratings.Ratings(
-        ratings.Column('user', 'user_id', read.user, read.user_ids),
-        ratings.Column('movie', 'movie_id', read.movie, read.movie_ids),
-        read.labels,
+    rating_columns = ratings.Ratings(
+        ratings.Column('user', 'user_id', dataset.user, dataset.user_ids),
+        ratings.Column('movie', 'movie_id', dataset.movie, dataset.movie_ids),
+        dataset.labels,
     )
-    is_chosen = np.ones(len(read.movie_ids), bool)
+    is_chosen = np.ones(len(dataset.movie_ids), bool)
     if task.genre != 'all':
-        is_chosen = read.genres[:, read.genre_names.index(task.genre)] > 0
-    parts = ratings.cut(rated, config, is_chosen, f'dataset.genre {task.genre!r}')
-    words = [_words_of(title) for title in read.titles]
-    genres = read.genres / np.maximum(read.genres.sum(axis=1, keepdims=True), 1)
+        is_chosen = dataset.genres[:, dataset.genre_names.index(task.genre)] > 0
+    parts = ratings.cut(rating_columns, config, is_chosen, f'dataset.genre {task.genre!r}')
+    words = [_split_words(title) for title in dataset.titles]
+    genres = dataset.genres / np.maximum(dataset.genres.sum(axis=1, keepdims=True), 1)
     bags = {
-        'title_words': ratings.bags_of(words, read.movie[parts[0]], config.min_title_word_count),
+        'title_words': ratings.bags_of(words, dataset.movie[parts[0]], config.min_title_word_count),
         # A movie that is not in the data has none.
         'genres': np.vstack([genres, np.zeros_like(genres[:1])]),
     }
-    return ratings.source_of(f'{name_of(config.movielens)} {task.genre}', rated, parts, bags, config)
+    return ratings.source_of(f'{name_of(config.movielens)} {task.genre}', rating_columns, parts, bags, config)
 
 
-def _words_of(title):
+def _split_words(title):
     return re.findall(r"[a-z0-9']+", title.lower())
 
 
@@ -104,7 +104,7 @@ def read_ratings(size: str) -> Ratings:
     fields['movie_genres'] = tf.io.RaggedFeature('int64')
     columns = collections.defaultdict(list)
     movie_genres = {}
-    with prepared.reading(name):
+    with prepared.errors_as_user_error(name):
         split = builder.info.splits['train']
         records = tf.data.TFRecordDataset([str(file) for file in split.filepaths])
         records = records.apply(tf.data.experimental.assert_cardinality(split.num_examples))

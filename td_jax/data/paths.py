@@ -5,13 +5,13 @@ from etils import epath
 from td_jax.errors import Missing, UserError, reason
 
 
-def given(path: str, what: str, is_folder: bool) -> epath.Path:
-    """The place that `config.dataset.path` names, ~ expanded; a folder, a file, or one in a bucket.
+def resolve(path: str, what: str, is_folder: bool) -> epath.Path:
+    """Resolves `config.dataset.path`, ~ expanded, to a folder or a file, on this machine or in a bucket.
 
     Args:
-      path: as it was given.
+      path: the value of the option.
       what: what has to be there, for a person.
-      is_folder: whether that is a folder.
+      is_folder: whether a folder is expected, else a file.
 
     Raises:
       Missing: it is not there.

@@ -16,17 +16,17 @@ _NAME = re.compile(r'[A-Za-z]\w*(/\w[\w.+-]*)?(:(\d+|\*)(\.(\d+|\*)){2})?', re.A
 
 
 def reason(error) -> str:
-    """What an error of TensorFlow or the file system says, in one line without the operations behind it."""
+    """Shortens an error of TensorFlow or the file system to one line, without the operations behind it."""
     message = re.sub(r'\{\{.*?\}\}|\[+Op:.*|\[\[.*', '', getattr(error, 'message', str(error))).strip()
     return message.split('\n', 1)[0].strip(' .') or type(error).__name__
 
 
 @contextlib.contextmanager
-def reading(name: str):
-    """Makes one line of what TFDS, TensorFlow and the file system raise while a prepared data set is read.
+def errors_as_user_error(name: str):
+    """Turns what TFDS, TensorFlow and the file system raise while data are read into a one-line UserError.
 
     Raises:
-      UserError: instead of it.
+      UserError: in place of any other error.
     """
     try:
         yield
@@ -61,7 +61,7 @@ def builder(name: str):
     import tensorflow_datasets as tfds
 
     try:
-        found = tfds.builder(name)
+        tfds_builder = tfds.builder(name)
     except Exception as error:
         # Those of others are looked up in a bucket, for minutes where there is no network.
         known = tfds.list_builders(with_community_datasets=False)
@@ -69,33 +69,33 @@ def builder(name: str):
         hint = f'; did you mean {nearest[0]}?' if nearest else '.'
         why = reason(error).partition(' Here are ')[0][:200]
         raise UserError(f'TFDS has no data set {name} ({why}){hint}') from error
-    if found.is_prepared():
-        return found
+    if tfds_builder.is_prepared():
+        return tfds_builder
     try:
         # TFDS retries a download for minutes; without a network the name look-up fails at once.
-        socket.getaddrinfo(urllib.parse.urlparse(found.info.homepage).hostname, 443)
-        found.download_and_prepare()
+        socket.getaddrinfo(urllib.parse.urlparse(tfds_builder.info.homepage).hostname, 443)
+        tfds_builder.download_and_prepare()
     except Exception as error:
         # The folder of all data sets; in it are the name, its config if it has one, and the version.
-        root = found.data_path.parents[found.info.full_name.count('/')]
+        root = tfds_builder.data_path.parents[tfds_builder.info.full_name.count('/')]
         raise Missing(
             f'{name} is not prepared under {root} and cannot be downloaded '
             f'({type(error).__name__}): run `tfds build {name}` where there is a network and set '
             'TFDS_DATA_DIR to the folder it wrote to.'
         ) from error
-    return found
+    return tfds_builder
 
 
 def known_by(builder) -> dict[str, str]:
-    """Source.known_by of a data set that TFDS has prepared: what it says of its records."""
-    found = {'TFDS': builder.info.full_name}
+    """Makes Source.known_by of a data set that TFDS has prepared, from what TFDS stores about its records."""
+    identity = {'TFDS': builder.info.full_name}
     for name, split in builder.info.splits.items():
         lengths = ' '.join(map(str, split.shard_lengths))
-        found[f'split {name}'] = (
+        identity[f'split {name}'] = (
             f'{split.num_examples} examples of {int(split.num_bytes)} bytes in '
             f'{len(split.shard_lengths)} files ({hashlib.sha256(lengths.encode()).hexdigest()[:8]})'
         )
-    return found
+    return identity
 
 
 def check_format(builder):

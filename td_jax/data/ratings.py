@@ -73,7 +73,7 @@ def source_of(
     bags: dict[str, np.ndarray],
     config,
 ) -> Source:
-    """A Source of ratings that are cut.
+    """Makes a Source of ratings that are split.
 
     Inputs: {user's field: [batch] rows, item's field: [batch] rows, name of a bag: [batch, its width]}.
 
@@ -89,7 +89,7 @@ def source_of(
     columns = ratings.user, ratings.item
     examples = {column.field: column.number for column in columns} | {'labels': ratings.labels}
     rows = {column.field: vocabulary(column.number[train], len(column.raw)) for column in columns}
-    is_known = {field: found != OUT_OF_VOCABULARY for field, (found, _) in rows.items()}
+    is_known = {field: id_rows != OUT_OF_VOCABULARY for field, (id_rows, _) in rows.items()}
     of_known_user = is_known[ratings.user.field][ratings.user.number[evaluation]]
     training = {field: array[train] for field, array in examples.items()}
     return Source(
@@ -103,8 +103,8 @@ def source_of(
         tables={
             # The last is of an id that is not in the data.
             **{
-                f'{field}_rows': np.append(found, np.int32(OUT_OF_VOCABULARY))
-                for field, (found, _) in rows.items()
+                f'{field}_rows': np.append(id_rows, np.int32(OUT_OF_VOCABULARY))
+                for field, (id_rows, _) in rows.items()
             },
             'bags': bags,
         },
@@ -124,22 +124,22 @@ def inputs_of(config, user: str, item: str):
       user, item: what examples and inputs call the ids of users and of what they rate.
     """
     rates = {user: config.user_oov_rate, item: config.movie_oov_rate}
-    return functools.partial(_inputs, rates=rates, item=item)
+    return functools.partial(_make_inputs, rates=rates, item=item)
 
 
-def _inputs(tables, examples, key, *, rates, item):
-    """Numbers of users and items -> what a model is given; with a key, some ids go out of vocabulary.
+def _make_inputs(tables, examples, key, *, rates, item):
+    """Makes inputs from numbers of users and items; with a key, some ids go out of vocabulary.
 
     An item whose id is hidden keeps what else is known of it, as a new one would have it.
     """
-    given = {field: jnp.asarray(tables[f'{field}_rows'])[examples[field]] for field in rates}
+    id_rows = {field: jnp.asarray(tables[f'{field}_rows'])[examples[field]] for field in rates}
     if key is not None:
-        chance = jax.random.uniform(key, (len(rates), *given[item].shape), jnp.float32)
-        given = {
+        chance = jax.random.uniform(key, (len(rates), *id_rows[item].shape), jnp.float32)
+        id_rows = {
             field: jnp.where(chance[i] < rates[field], OUT_OF_VOCABULARY, rows)
-            for i, (field, rows) in enumerate(given.items())
+            for i, (field, rows) in enumerate(id_rows.items())
         }
-    return given | {name: jnp.asarray(bag)[examples[item]] for name, bag in tables['bags'].items()}
+    return id_rows | {name: jnp.asarray(bag)[examples[item]] for name, bag in tables['bags'].items()}
 
 
 def split(users: np.ndarray, config) -> tuple[np.ndarray, np.ndarray]:
@@ -153,7 +153,7 @@ def split(users: np.ndarray, config) -> tuple[np.ndarray, np.ndarray]:
         # All ratings are one series.
         users = np.zeros(len(users), np.int32)
     counts = np.bincount(users)
-    start, stop = _evaluated(counts, config.split, config.validation_slice)
+    start, stop = _evaluation_bounds(counts, config.split, config.validation_slice)
     # Each rating's place among its user's own, from 0.
     order = np.argsort(users, kind='stable')
     place = np.empty(len(users), np.int64)
@@ -162,8 +162,8 @@ def split(users: np.ndarray, config) -> tuple[np.ndarray, np.ndarray]:
     return np.flatnonzero(place < start[users]), np.flatnonzero(is_evaluated)
 
 
-def _evaluated(counts, part, validation_slice):
-    """Where what is evaluated begins and ends in series of some lengths: [series], [series].
+def _evaluation_bounds(counts, part, validation_slice):
+    """Computes where the evaluated part of each series begins and ends: [series], [series].
 
     What lies before is for training. All validation slices of a series are as long as its last one.
     """
@@ -176,11 +176,11 @@ def _evaluated(counts, part, validation_slice):
 
 
 def vocabulary(numbers: np.ndarray, count: int) -> tuple[np.ndarray, int]:
-    """Numbers seen in training -> ([count] row of each number, rows), unseen ones out of vocabulary."""
-    seen = np.unique(numbers)
+    """Makes ([count] row of each number, rows) from the numbers in training; others are out of vocabulary."""
+    known_numbers = np.unique(numbers)
     rows = np.full(count, OUT_OF_VOCABULARY, np.int32)
-    rows[seen] = 1 + np.arange(len(seen))
-    return rows, len(seen) + 1
+    rows[known_numbers] = 1 + np.arange(len(known_numbers))
+    return rows, len(known_numbers) + 1
 
 
 def bags_of(values: list[list[str]], items: np.ndarray, min_count: int) -> np.ndarray:
@@ -198,18 +198,19 @@ def bags_of(values: list[list[str]], items: np.ndarray, min_count: int) -> np.nd
       UserError: they are larger than this machine.
     """
     counts = collections.Counter(value for i in np.unique(items) for value in set(values[i]))
-    kept = sorted(value for value, count in counts.items() if count >= min_count)
-    column = {value: 1 + i for i, value in enumerate(kept)}
-    shape = len(values) + 1, len(kept) + 1
+    frequent_values = sorted(value for value, count in counts.items() if count >= min_count)
+    column = {value: 1 + i for i, value in enumerate(frequent_values)}
+    shape = len(values) + 1, len(frequent_values) + 1
     size = 4 * math.prod(shape)
     if size > memory.of_machine():
         raise UserError(
-            f'{len(kept)} values of {len(values)} items take {size / 1e9:,.1f} GB, but this machine has '
-            f'{memory.of_machine() / 1e9:,.1f} GB of memory: raise dataset.min_title_word_count.'
+            f'{len(frequent_values)} values of {len(values)} items take {size / 1e9:,.1f} GB, '
+            f'but this machine has {memory.of_machine() / 1e9:,.1f} GB of memory: '
+            'raise dataset.min_title_word_count.'
         )
     bags = np.zeros(shape, np.float32)
-    for row, own in enumerate(values):
-        for value in own:
-            bags[row, column.get(value, OUT_OF_VOCABULARY)] += 1 / len(own)
+    for row, item_values in enumerate(values):
+        for value in item_values:
+            bags[row, column.get(value, OUT_OF_VOCABULARY)] += 1 / len(item_values)
     bags[-1, OUT_OF_VOCABULARY] = 1
     return bags

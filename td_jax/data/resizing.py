@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# What is left of a quotient that is a whole number, but for its rounding.
+# Added to a quotient before it is cut off, so that rounding errors do not lower a whole number.
 _ROUNDING = 1e-6
 
 
@@ -56,7 +56,7 @@ class View(NamedTuple):
 
     @property
     def scaled_side(self) -> int:
-        """The length that a side, or the shortest one, is resized to."""
+        """The length that a side, or the shortest side, is resized to."""
         return int(self.side / self.crop_pct + _ROUNDING)
 
     @property
@@ -64,12 +64,12 @@ class View(NamedTuple):
         """Whether nothing is cut off."""
         return self.crop_mode == 'squash' and self.scaled_side == self.side
 
-    def scaled(self, height, width, smallest=min):
-        """(height, width) of an image of some size once it is resized; whole numbers, or arrays of them.
+    def scaled_size(self, height, width, smallest=min):
+        """Computes (height, width) of a resized image; whole numbers, or arrays of them.
 
         Args:
           height, width: of the image.
-          smallest: of two numbers; jnp.minimum for arrays.
+          smallest: the minimum of two numbers; jnp.minimum for arrays.
         """
         if self.crop_mode == 'squash':
             return self.scaled_side, self.scaled_side
@@ -77,21 +77,22 @@ class View(NamedTuple):
         return tuple(self.scaled_side * side // shortest for side in (height, width))
 
     def describe(self) -> str:
-        """What it does, for a person."""
-        scaled = self.scaled_side
+        """Describes the view for a person."""
+        scaled_side = self.scaled_side
         if self.is_whole:
             return f'resized to {self.side} x {self.side} pixels ({self.resize})'
         what = 'the shortest side' if self.crop_mode == 'center' else 'both sides'
         return (
-            f'{what} resized to {scaled} pixels ({self.resize}), the central {self.side} x {self.side} of it'
+            f'{what} resized to {scaled_side} pixels ({self.resize}), '
+            f'the central {self.side} x {self.side} of it'
         )
 
 
-def by_pillow(pixels: np.ndarray, view: View) -> np.ndarray:
-    """An image as a view shows it whose resize is Pillow's: [height, width, 3] uint8 -> [side, side, 3]."""
+def resize_by_pillow(pixels: np.ndarray, view: View) -> np.ndarray:
+    """Applies a view whose resize is Pillow's: [height, width, 3] uint8 -> [side, side, 3]."""
     import PIL.Image
 
-    height, width = view.scaled(*pixels.shape[:2])
+    height, width = view.scaled_size(*pixels.shape[:2])
     method = getattr(PIL.Image.Resampling, RESIZES[view.resize].method.upper())
     image = PIL.Image.fromarray(pixels)
     # One side after the other. At once, Pillow 13 takes the height first where that is less work, and what is
@@ -101,34 +102,34 @@ def by_pillow(pixels: np.ndarray, view: View) -> np.ndarray:
     return np.asarray(image)[top : top + view.side, left : left + view.side]
 
 
-def on_device(images, view: View):
-    """Images as a view shows them.
+def resize_on_device(images, view: View):
+    """Applies a view to images.
 
     Args:
       images: [batch, height, width, channels], from 0 to 255; height and width may be symbolic.
       view: how they are shown.
 
     Returns:
-      [batch, side, side, channels] in float32, whole numbers where Pillow would make them; `images` itself
-      where they are that already
+      [batch, side, side, channels] in float32, whole numbers where the resize is Pillow's; `images` itself
+      where they have that size already
     """
     _, *size, channels = images.shape
-    how = RESIZES[view.resize]
+    kind = RESIZES[view.resize]
     if view.is_whole:
         if tuple(size) == (view.side, view.side):
             return images
-        if not how.is_pillow:
+        if not kind.is_pillow:
             shape = images.shape[0], view.side, view.side, channels
-            return jax.image.resize(images.astype(jnp.float32), shape, how.method, antialias=False)
+            return jax.image.resize(images.astype(jnp.float32), shape, kind.method, antialias=False)
     x = images.astype(jnp.float32)
     # What is symbolic is a number in the program.
     lengths = [jnp.asarray(length, jnp.int32) for length in size]
-    scaled = view.scaled(*lengths, jnp.minimum)
+    scaled = view.scaled_size(*lengths, jnp.minimum)
     for axis in (1, 0):
         weights = _weights(size[axis], lengths[axis], jnp.asarray(scaled[axis], jnp.int32), view)
         equation = 'nr,brwc->bnwc' if axis == 0 else 'nw,brwc->brnc'
         x = jnp.einsum(equation, weights, x, precision=jax.lax.Precision.HIGHEST)
-        if how.is_pillow:
+        if kind.is_pillow:
             x = to_bytes(x)
     return x
 
@@ -139,7 +140,7 @@ def to_bytes(x):
 
 
 def _weights(count, old, new, view):
-    """What of each old pixel is in each new one of the middle, [side, count].
+    """Weights of the old pixels in each new pixel of the central crop, [side, count].
 
     Args:
       count: of the old pixels along an axis, a number or symbolic.
@@ -147,7 +148,7 @@ def _weights(count, old, new, view):
       new: how many there are once it is resized, an array [].
       view: of the image.
     """
-    how = RESIZES[view.resize]
+    kind = RESIZES[view.resize]
     rows = (new - view.side) // 2 + jnp.arange(view.side, dtype=jnp.int32)
     # The centre of new pixel r is at (r + 0.5) old / new. Its whole part is exact in int32; a float32 has no
     # room for that and for the thousandths which make a byte another one.
@@ -155,14 +156,14 @@ def _weights(count, old, new, view):
     whole = jnp.arange(count, dtype=jnp.int32)[None] - (rows * quotient)[:, None]
     centres = 0.5 * quotient.astype(jnp.float32) + (rows.astype(jnp.float32) + 0.5) * rest
     distances = whole.astype(jnp.float32) + 0.5 - centres[:, None]
-    if how.is_pillow:
+    if kind.is_pillow:
         distances = distances / jnp.maximum(old.astype(jnp.float32) / new.astype(jnp.float32), 1.0)
-    weights = KERNELS[how.method](distances)
+    weights = KERNELS[kind.method](distances)
     return weights / weights.sum(axis=1, keepdims=True)
 
 
 def crop(image, start, extent, side: int, resize: str):
-    """The part of an image at `start` of `extent`, both [2] in pixels and fractions of them, resized.
+    """Crops the part of an image at `start` of `extent`, both [2] in fractional pixels, and resizes it.
 
     Args:
       image: [height, width, channels].
@@ -173,7 +174,7 @@ def crop(image, start, extent, side: int, resize: str):
     Returns:
       [side, side, channels]
     """
-    how = RESIZES[resize]
+    kind = RESIZES[resize]
     scale = side / extent
     x = jax.image.scale_and_translate(
         image,
@@ -181,8 +182,8 @@ def crop(image, start, extent, side: int, resize: str):
         (0, 1),
         scale,
         -start * scale,
-        method=how.method,
-        antialias=how.is_pillow,
+        method=kind.method,
+        antialias=kind.is_pillow,
     )
     # A cubic goes beyond what there is between.
-    return jnp.clip(x, 0, 255) if how.method == 'bicubic' else x
+    return jnp.clip(x, 0, 255) if kind.method == 'bicubic' else x

@@ -22,12 +22,12 @@ from td_jax.data.resizing import View
 from td_jax.errors import UserError
 
 MAX_LANES = 16
-# Batches that are ready before they are asked for.
-PREFETCHED = 2
-# Spans that an evaluation reads side by side.
+# Batches that are prepared ahead.
+PREFETCHED_BATCHES = 2
+# Spans that an evaluation reads concurrently.
 EVALUATION_FILES = 8
-# Images that are decoded together where all are kept.
-KEPT_AT_ONCE = 256
+# Images that are decoded together where all are kept in memory.
+DECODED_AT_ONCE = 256
 
 
 class Span(NamedTuple):
@@ -47,13 +47,13 @@ class Records:
     place: Hashable  # where they lie; those of another place are others
     # open(path [] string, skip [] int64, take [] int64) -> tf.data.Dataset of the records of a Span
     open: Callable[..., Any] = dataclasses.field(compare=False)
-    # parsed(record) -> {'image': [] string, still encoded, 'label': [] whole number, 'file_name': [] string}
-    parsed: Callable[..., dict] = dataclasses.field(compare=False)
+    # parse(record) -> {'image': [] string, still encoded, 'label': [] whole number, 'file_name': [] string}
+    parse: Callable[..., dict] = dataclasses.field(compare=False)
     # decode(encoded, seed, min_area) -> [height, width, 3] uint8, as decode_by_tensorflow does it
     decode: Callable[..., Any] = dataclasses.field(compare=False)
 
 
-# How each image of an example is made of a record: of the student, and of a teacher that is shown others.
+# {field of an example: its view}: of the student, and of a teacher with views of its own.
 Views = dict[str, View]
 
 
@@ -64,9 +64,9 @@ def source_of(
     config,
     task,
     host_bytes: int,
-    beside: images.OfTeacher | None = None,
+    teacher_views: images.TeacherViews | None = None,
 ) -> Source:
-    """A Source of images that are streamed; nothing is decoded yet.
+    """Makes a Source of images that are streamed; nothing is decoded yet.
 
     Examples: {'image': [rows, side, side, 3] uint8, 'labels': [rows] int32}, and 'teacher_image' where a
     teacher is shown others. Inputs: {'image': [rows, side, side, 3]}, by images.inputs_of.
@@ -78,24 +78,24 @@ def source_of(
       config: `config.dataset`, for the random variation.
       task: `config.dataset` or `config.teacher.dataset`, for how a model is shown images.
       host_bytes: of TrainStream.
-      beside: how a teacher is shown the same images, where that is not as the student is.
+      teacher_views: how a teacher is shown the same images, if other than its student.
     """
     (train_records, train), (records, evaluation) = parts
-    training, evaluated = views_of(config, task, beside)
-    inputs = functools.partial(images.inputs_of, config, is_kept=False, is_native=False)
+    train_views, evaluation_views = views_of(config, task, teacher_views)
+    inputs = functools.partial(images.inputs_of, config, is_in_memory=False, is_native=False)
     return Source(
         name=name,
         train=TrainStream(
             count=count_of(train),
             example={
-                **{field: np.zeros((1, *_shape(view)), np.uint8) for field, view in training.items()},
+                **{field: np.zeros((1, *_shape(view)), np.uint8) for field, view in train_views.items()},
                 'labels': np.zeros(1, np.int32),
             },
-            open=functools.partial(train_batches, lambda number: (train_records, train), config, training),
+            open=functools.partial(train_batches, lambda number: (train_records, train), config, train_views),
             host_bytes=host_bytes,
-            pass_over=lambda number: evaluation_stream(train_records, train, training),
+            pass_over=lambda number: evaluation_stream(train_records, train, train_views),
         ),
-        evaluation=evaluation_stream(records, evaluation, evaluated),
+        evaluation=evaluation_stream(records, evaluation, evaluation_views),
         task='classification',
         label_names=label_names,
         vocabularies={},
@@ -106,23 +106,23 @@ def source_of(
     )
 
 
-def views_of(config, task, beside: images.OfTeacher | None) -> tuple[Views, Views]:
-    """How examples of training and of evaluation are made of whole images.
+def views_of(config, task, teacher_views: images.TeacherViews | None) -> tuple[Views, Views]:
+    """Makes the views of training and of evaluation examples.
 
     Args:
-      config, task, beside: as of source_of.
+      config, task, teacher_views: as of source_of.
     """
-    own = {images.IMAGE: images.view_of(config, task)}
-    if beside is None:
-        return own, own
-    return tuple({**own, images.TEACHER_IMAGE: view} for view in beside)
+    student_views = {images.IMAGE: images.view_of(config, task)}
+    if teacher_views is None:
+        return student_views, student_views
+    return tuple({**student_views, images.TEACHER_IMAGE: view} for view in teacher_views)
 
 
 def _shape(view):
     return view.side, view.side, 3
 
 
-def whole_only(name: str, config, task):
+def check_whole(name: str, config, task):
     """Refuses a part of the classes or examples where all are streamed.
 
     Args:
@@ -133,7 +133,7 @@ def whole_only(name: str, config, task):
     Raises:
       UserError: names the key.
     """
-    whole_test(name, config)
+    check_whole_test(name, config)
     for key in ('classes', 'examples_per_class'):
         if task[key]:
             owner = 'dataset' if task is config else 'teacher.dataset'
@@ -142,17 +142,21 @@ def whole_only(name: str, config, task):
             )
 
 
-def whole_test(name: str, config):
-    """Refuses half of the test where it is streamed; of a data set's name and `config.dataset`.
+def check_whole_test(name: str, config):
+    """Refuses half of a streamed test; takes a data set's name and `config.dataset`.
 
     Raises:
       UserError: says what to do.
     """
     if data.describe_part(config):
-        kept = ', or raise dataset.kept_gb, which keeps them in memory' if config.name in images.KEPT else ''
+        hint = (
+            ', or raise dataset.kept_gb, which keeps them in memory'
+            if config.name in images.MEMORY_OR_STREAM
+            else ''
+        )
         raise UserError(
             f'dataset.test_part is {config.test_part}, which takes the content of all test images, but '
-            f'{name} is streamed: leave it at all{kept}.'
+            f'{name} is streamed: leave it at all{hint}.'
         )
 
 
@@ -160,25 +164,25 @@ def whole_test(name: str, config):
 
 
 def count_of(spans: list[Span]) -> int:
-    """How many records there are in some spans."""
+    """Counts the records in some spans."""
     return sum(span.take for span in spans)
 
 
-def _cut(spans, start, stop):
-    """The spans of the records from `start` to `stop`, counted through all of `spans`."""
-    found, before = [], 0
+def _cut_spans(spans, start, stop):
+    """Cuts the records from `start` to `stop` out of `spans`, in which they are numbered from 0."""
+    selected_spans, count_before = [], 0
     for span in spans:
-        first, last = max(start - before, 0), min(stop - before, span.take)
+        first, last = max(start - count_before, 0), min(stop - count_before, span.take)
         if first < last:
-            found.append(Span(span.path, span.skip + first, last - first))
-        before += span.take
-    return found
+            selected_spans.append(Span(span.path, span.skip + first, last - first))
+        count_before += span.take
+    return selected_spans
 
 
 def _share(spans, part, parts):
     """The part-th of `parts` shares, whose sizes differ by one at most."""
     count = count_of(spans)
-    return _cut(spans, part * count // parts, (part + 1) * count // parts)
+    return _cut_spans(spans, part * count // parts, (part + 1) * count // parts)
 
 
 def lane_count(num_files: int, batch_size: int) -> int:
@@ -189,8 +193,8 @@ def lane_count(num_files: int, batch_size: int) -> int:
     return lanes
 
 
-def _train_records(records, spans, buffer, seed, step, batch_size, rows):
-    """The asked rows of all batches from `step` on.
+def _open_train_records(records, spans, buffer, seed, step, batch_size, rows):
+    """Opens the requested rows of all batches from `step` on.
 
     Row r of a batch comes from lane r // (batch_size / lanes).
 
@@ -220,8 +224,10 @@ def _train_records(records, spans, buffer, seed, step, batch_size, rows):
         order = _seed(tf, seed, 0, lane, epoch)
         files = tf.random.experimental.stateless_shuffle(tf.range(bounds[lane], bounds[lane + 1]), order)
         skip, take = tf.gather(skips, files), tf.gather(takes, files)
-        passed = tf.clip_by_value(start - tf.cumsum(take, exclusive=True), 0, take)
-        spans = tf.data.Dataset.from_tensor_slices((tf.gather(paths, files), skip + passed, take - passed))
+        num_passed = tf.clip_by_value(start - tf.cumsum(take, exclusive=True), 0, take)
+        spans = tf.data.Dataset.from_tensor_slices(
+            (tf.gather(paths, files), skip + num_passed, take - num_passed)
+        )
         # Files that are passed as a whole are not opened.
         return spans.filter(lambda path, skip, take: take > 0).flat_map(records.open)
 
@@ -234,40 +240,46 @@ def _train_records(records, spans, buffer, seed, step, batch_size, rows):
         def windows_of(epoch):
             passed = tf.where(epoch == first_epoch, first_window, 0)
             windows = records_of_epoch(lane, epoch, passed * window).window(window)
-            return windows.enumerate(passed).map(lambda number, found: (epoch, number, found))
+            return windows.enumerate(passed).map(
+                lambda number, window_records: (epoch, number, window_records)
+            )
 
-        def shuffled(epoch, number, found):
+        def shuffle(epoch, number, window_records):
             order = tf.random.stateless_uniform(
                 [], _seed(tf, seed, 1, lane, epoch, number), None, None, tf.int64
             )
-            return found.shuffle(window, order, reshuffle_each_iteration=False)
+            return window_records.shuffle(window, order, reshuffle_each_iteration=False)
 
         # The next window is read while this one is used.
         windows = tf.data.Dataset.range(first_epoch, tf.int64.max).flat_map(windows_of).prefetch(1)
-        return windows.flat_map(shuffled).skip(offset % window)
+        return windows.flat_map(shuffle).skip(offset % window)
 
-    asked = tf.data.Dataset.range(first_lane, last_lane + 1)
-    found = asked.interleave(records_of_lane, cycle_length=len(asked), block_length=per_lane).enumerate()
-    block = len(asked) * per_lane  # records of a step that are read
+    own_lanes = tf.data.Dataset.range(first_lane, last_lane + 1)
+    indexed_records = own_lanes.interleave(
+        records_of_lane, cycle_length=len(own_lanes), block_length=per_lane
+    ).enumerate()
+    block = len(own_lanes) * per_lane  # records of a step that are read
 
     def row_of(index):
         return first_lane * per_lane + index % block
 
     if (first_row, stop_row) != (first_lane * per_lane, (last_lane + 1) * per_lane):
-        found = found.filter(lambda index, record: (row_of(index) >= first_row) & (row_of(index) < stop_row))
+        indexed_records = indexed_records.filter(
+            lambda index, record: (row_of(index) >= first_row) & (row_of(index) < stop_row)
+        )
 
     def position_of(index):
         return (step + index // block) * batch_size + row_of(index)
 
-    return found, position_of
+    return indexed_records, position_of
 
 
 def _seed(tf, seed, *numbers):
-    """A seed [2] for TensorFlow's stateless operations, another one for other numbers."""
-    folded = tf.constant([seed, 0], tf.int64)
+    """Folds numbers into a seed [2] for TensorFlow's stateless operations."""
+    key = tf.constant([seed, 0], tf.int64)
     for number in numbers:
-        folded = tf.random.experimental.stateless_fold_in(folded, number)
-    return folded
+        key = tf.random.experimental.stateless_fold_in(key, number)
+    return key
 
 
 # --- From a record to pixels -----------------------------------------------------------------------
@@ -279,28 +291,28 @@ def decode_by_tensorflow(encoded, seed=None, min_area: float = 1):
     Args:
       encoded: [] string; JPEG, PNG, GIF or BMP, of any size and colours.
       seed: [2], of the crop.
-      min_area: of the crop, by _crop_of; 1 takes the image whole.
+      min_area: of the crop, by _draw_crop; 1 takes the image whole.
 
     Returns:
       [height, width, 3] uint8.
     """
     tf = tensorflow()
 
-    def jpeg():
+    def decode_jpeg():
         if min_area >= 1:
             return tf.io.decode_jpeg(encoded, channels=3)
-        crop = _crop_of(tf.io.extract_jpeg_shape(encoded), seed, min_area)
+        crop = _draw_crop(tf.io.extract_jpeg_shape(encoded), seed, min_area)
         return tf.io.decode_and_crop_jpeg(encoded, crop, channels=3)
 
-    def other():
+    def decode_other():
         image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
-        return _cropped(image, seed, min_area)
+        return _random_crop(image, seed, min_area)
 
-    return tf.cond(tf.io.is_jpeg(encoded), jpeg, other)
+    return tf.cond(tf.io.is_jpeg(encoded), decode_jpeg, decode_other)
 
 
 def decode_by_pil(encoded, seed=None, min_area: float = 1):
-    """Decodes a file by decoding.decode, whole or a random crop of it; the rest is as above."""
+    """Decodes a file by decoding.decode; arguments and result are as of decode_by_tensorflow."""
     tf = tensorflow()
 
     def decode(content):
@@ -308,11 +320,11 @@ def decode_by_pil(encoded, seed=None, min_area: float = 1):
         return decoding.decode(content if isinstance(content, bytes) else content.item())
 
     image = tf.numpy_function(decode, [encoded], tf.uint8, stateful=False)
-    return _cropped(tf.ensure_shape(image, (None, None, 3)), seed, min_area)
+    return _random_crop(tf.ensure_shape(image, (None, None, 3)), seed, min_area)
 
 
-def _crop_of(shape, seed, min_area):
-    """[y, x, height, width] of a random crop of an image [height, width, channels].
+def _draw_crop(shape, seed, min_area):
+    """Draws [y, x, height, width] of a crop of an image [height, width, channels].
 
     It is that of the ViT paper's fine-tuning: a share of the area from min_area to 1 and an aspect ratio from
     images.ASPECT_RATIOS; an image that is too narrow for any is taken whole.
@@ -329,63 +341,72 @@ def _crop_of(shape, seed, min_area):
     return tf.concat([begin[:2], size[:2]], axis=0)
 
 
-def _cropped(image, seed, min_area):
-    """A random crop of a decoded image; the whole for a min_area of 1."""
+def _random_crop(image, seed, min_area):
+    """Crops a decoded image at random; takes it whole for a min_area of 1."""
     if min_area >= 1:
         return image
     tf = tensorflow()
-    y, x, height, width = tf.unstack(_crop_of(tf.shape(image), seed, min_area))
+    y, x, height, width = tf.unstack(_draw_crop(tf.shape(image), seed, min_area))
     return image[y : y + height, x : x + width]
 
 
-def shown(image, view: View, is_rounded: bool = True):
-    """An image as a view shows it.
+def apply_view(image, view: View, is_rounded: bool = True):
+    """Applies a view to an image.
 
     Args:
       image: [height, width, 3] uint8.
       view: how it is shown.
-      is_rounded: whether the result is uint8: a byte a value is a quarter of what goes to the device. Else it
-        is float32, and whole numbers where Pillow resizes.
+      is_rounded: whether the result is uint8, a quarter of the bytes that go to the device. Else it is
+        float32, with whole numbers where Pillow resizes.
 
     Returns:
       [side, side, 3]
     """
-    tf, how = tensorflow(), resizing.RESIZES[view.resize]
-    if how.is_pillow:
-        by_pillow = functools.partial(resizing.by_pillow, view=view)
-        image = tf.numpy_function(by_pillow, [image], tf.uint8, stateful=False)
+    tf, kind = tensorflow(), resizing.RESIZES[view.resize]
+    if kind.is_pillow:
+        resize = functools.partial(resizing.resize_by_pillow, view=view)
+        image = tf.numpy_function(resize, [image], tf.uint8, stateful=False)
     else:
-        height, width = view.scaled(*tf.unstack(tf.shape(image)[:2]), tf.minimum)
+        height, width = view.scaled_size(*tf.unstack(tf.shape(image)[:2]), tf.minimum)
         # Added before resizing, where there are mostly fewer pixels; the cast then cuts off, which rounds.
         # (From float32 TensorFlow resizes faster than from uint8.)
         image = tf.cast(image, tf.float32) + (0.5 if is_rounded else 0.0)
-        image = tf.image.resize(image, (height, width), how.method)
+        image = tf.image.resize(image, (height, width), kind.method)
         if not view.is_whole:
             top, left = ((length - view.side) // 2 for length in (height, width))
             image = image[top : top + view.side, left : left + view.side]
     return tf.ensure_shape(tf.cast(image, tf.uint8 if is_rounded else tf.float32), _shape(view))
 
 
-def _example(parsed, image, views):
-    """{field: [side, side, 3] uint8 of each view, 'labels': [] int32}."""
+def _make_example(parsed, image, views):
+    """Makes an example, {field: [side, side, 3] uint8 of each view, 'labels': [] int32}."""
     tf = tensorflow()
-    made = {field: shown(image, view) for field, view in views.items()}
-    return {**made, 'labels': tf.cast(parsed['label'], tf.int32)}
+    pixels = {field: apply_view(image, view) for field, view in views.items()}
+    return {**pixels, 'labels': tf.cast(parsed['label'], tf.int32)}
 
 
 # --- Batches ---------------------------------------------------------------------------------------
 
 
 def train_batches(records_of, config, views, seed, step, batch_size, rows):
-    """TrainStream.open, after what makes (records, spans) of a seed's number, `config.dataset` and Views."""
+    """TrainStream.open, with three arguments before its own.
+
+    Args:
+      records_of: (number of a seed) -> (records, spans).
+      config: `config.dataset`.
+      views: of training.
+      seed, step, batch_size, rows: as of TrainStream.open.
+    """
     tf, (records, spans) = tensorflow(), records_of(seed)
     if config.min_crop_area < 1:
         # All of the crop is shown.
         views = {field: View(view.side, view.resize) for field, view in views.items()}
-    found, position_of = _train_records(records, spans, config.shuffle_buffer, seed, step, batch_size, rows)
+    indexed_records, position_of = _open_train_records(
+        records, spans, config.shuffle_buffer, seed, step, batch_size, rows
+    )
 
-    def example(index, record):
-        parsed = records.parsed(record)
+    def make_example(index, record):
+        parsed = records.parse(record)
         crop_seed, mirror_seed = tf.unstack(
             tf.random.experimental.stateless_split(_seed(tf, seed, 2, position_of(index)), 2)
         )
@@ -393,56 +414,56 @@ def train_batches(records_of, config, views, seed, step, batch_size, rows):
         is_mirrored = tf.random.stateless_uniform([], mirror_seed) < config.mirror_rate
         # tf.reverse is ten times as fast as a slice with stride -1.
         image = tf.cond(is_mirrored, lambda: tf.reverse(image, [1]), lambda: image)
-        return _example(parsed, image, views)
+        return _make_example(parsed, image, views)
 
-    return _batches(records, found, example, len(range(*rows.indices(batch_size))))
+    return _decode_batches(records, indexed_records, make_example, len(range(*rows.indices(batch_size))))
 
 
 def evaluation_stream(
     records: Records, spans: list[Span], views: Views, files_at_once: int = EVALUATION_FILES
 ) -> EvaluationStream:
-    """Images of some spans, as views show them; records of `files_at_once` spans alternate."""
-    opened = functools.partial(_evaluation_batches, records, spans, views, files_at_once)
-    return EvaluationStream(count=count_of(spans), open=opened)
+    """Makes a stream of the images of some spans; records of `files_at_once` spans alternate."""
+    open_batches = functools.partial(_evaluation_batches, records, spans, views, files_at_once)
+    return EvaluationStream(count=count_of(spans), open=open_batches)
 
 
-def kept(records: Records, spans: tuple[Span, ...], views: Views) -> dict[str, np.ndarray]:
-    """All examples of some spans, in their order, in memory.
+def load_examples(records: Records, spans: tuple[Span, ...], views: Views) -> dict[str, np.ndarray]:
+    """Loads all examples of some spans, in their order, into memory.
 
-    Of two parts of a data set the same arrays are given again.
+    The latest results are cached: the same spans give the same arrays again.
 
     Raises:
       UserError: what the stream raises.
     """
-    return _kept(records, spans, tuple(views.items()))
+    return _load_examples(records, spans, tuple(views.items()))
 
 
 @functools.lru_cache(maxsize=4)
-def _kept(records, spans, views):
-    """`kept`, of what can be looked up."""
+def _load_examples(records, spans, views):
+    """`load_examples` of hashable arguments, cached."""
     # One span after the other: what is held back is the last of them.
     stream = evaluation_stream(records, list(spans), dict(views), files_at_once=1)
-    found = {field: np.empty((stream.count, *_shape(view)), np.uint8) for field, view in views}
-    found['labels'] = np.empty(stream.count, np.int32)
+    arrays = {field: np.empty((stream.count, *_shape(view)), np.uint8) for field, view in views}
+    arrays['labels'] = np.empty(stream.count, np.int32)
     start = 0
-    for examples, mask in stream.open(KEPT_AT_ONCE, 0, 1):
+    for examples, mask in stream.open(DECODED_AT_ONCE, 0, 1):
         stop = start + int(mask.sum())
         for name, array in examples.items():
-            found[name][start:stop] = array[: stop - start]
+            arrays[name][start:stop] = array[: stop - start]
         start = stop
-    for array in found.values():
+    for array in arrays.values():
         array.flags.writeable = False
-    return found
+    return arrays
 
 
-def contents(records: Records, spans: list[Span]) -> Iterator[bytes]:
-    """The encoded images of some spans, in the order of `kept`."""
-    for _, record in _evaluation_records(records, _share(spans, 0, 1), files_at_once=1):
-        yield records.parsed(record)['image'].numpy()
+def encoded_images(records: Records, spans: list[Span]) -> Iterator[bytes]:
+    """The encoded images of some spans, in the order of `load_examples`."""
+    for _, record in _open_evaluation_records(records, _share(spans, 0, 1), files_at_once=1):
+        yield records.parse(record)['image'].numpy()
 
 
-def _evaluation_records(records, spans, files_at_once):
-    """A tf.data.Dataset of (index [], record) of some spans, in the order of an evaluation."""
+def _open_evaluation_records(records, spans, files_at_once):
+    """Opens a tf.data.Dataset of (index [], record) of some spans, in the order of an evaluation."""
     tf = tensorflow()
     columns = list(zip(*spans, strict=True)) or [np.zeros(0, str), np.zeros(0, int), np.zeros(0, int)]
     files = tf.data.Dataset.from_tensor_slices(tuple(map(tf.constant, columns)))
@@ -456,16 +477,18 @@ def _evaluation_records(records, spans, files_at_once):
 
 def _evaluation_batches(records, spans, views, files_at_once, batch_size, part, parts):
     """EvaluationStream.open."""
-    own = _share(spans, part, parts)
+    own_spans = _share(spans, part, parts)
     largest = max(count_of(_share(spans, p, parts)) for p in range(parts))
 
-    def example(index, record):
-        parsed = records.parsed(record)
-        return _example(parsed, records.decode(parsed['image']), views)
+    def make_example(index, record):
+        parsed = records.parse(record)
+        return _make_example(parsed, records.decode(parsed['image']), views)
 
-    found = _batches(records, _evaluation_records(records, own, files_at_once), example, batch_size)
+    batches = _decode_batches(
+        records, _open_evaluation_records(records, own_spans, files_at_once), make_example, batch_size
+    )
     for _ in range(-(-largest // batch_size)):
-        examples = next(found, None) or {
+        examples = next(batches, None) or {
             **{field: np.zeros((0, *_shape(view)), np.uint8) for field, view in views.items()},
             'labels': np.zeros(0, np.int32),
         }
@@ -478,13 +501,13 @@ def _evaluation_batches(records, spans, views, files_at_once, batch_size, part, 
         yield examples, (np.arange(batch_size) < rows).astype(np.float32)
 
 
-def _batches(records, found, example, batch_size):
-    """Decodes records and puts them together.
+def _decode_batches(records, indexed_records, make_example, batch_size):
+    """Decodes records and batches them.
 
     Args:
       records: where they are from, to name what cannot be decoded.
-      found: dataset of (index [], record).
-      example: (index, record) -> {name: tensor}.
+      indexed_records: dataset of (index [], record).
+      make_example: (index, record) -> {name: tensor}.
       batch_size: rows of a batch; the last one may have fewer.
 
     Returns:
@@ -494,27 +517,27 @@ def _batches(records, found, example, batch_size):
       UserError: from the iterator, where a file cannot be read, an image not be decoded, or a label is none.
     """
     tf = tensorflow()
-    delivered = 0
-    iterator = side_by_side(found, example, batch_size).as_numpy_iterator()
+    num_batches = 0
+    iterator = map_in_parallel(indexed_records, make_example, batch_size).as_numpy_iterator()
     while True:
         try:
             batch = next(iterator)
         except StopIteration:
             return
         except tf.errors.OpError as error:
-            failed = found.skip(delivered * batch_size).take(batch_size)
-            raise UserError(_what_failed(records, failed, error)) from error
+            failed_records = indexed_records.skip(num_batches * batch_size).take(batch_size)
+            raise UserError(_describe_failure(records, failed_records, error)) from error
         labels = batch['labels']
         is_right = (labels >= 0) & (labels < records.num_classes)
         if not is_right.all():
-            skipped = delivered * batch_size + int(np.argmin(is_right))
-            raise UserError(_what_is_labelled(records, found.skip(skipped).take(1)))
+            skipped = num_batches * batch_size + int(np.argmin(is_right))
+            raise UserError(_describe_wrong_label(records, indexed_records.skip(skipped).take(1)))
         yield batch
-        delivered += 1
+        num_batches += 1
 
 
-def side_by_side(records, example, batch_size: int):
-    """Applies `example` to several records at a time; a tf.data.Dataset of batches in the records' order."""
+def map_in_parallel(records, make_example, batch_size: int):
+    """Applies `make_example` to records in parallel; returns a tf.data.Dataset of batches in their order."""
     tf = tensorflow()
     options = tf.data.Options()
     options.deterministic = True
@@ -522,26 +545,26 @@ def side_by_side(records, example, batch_size: int):
     options.threading.max_intra_op_parallelism = 1
     # Left to itself, it keeps ever more batches ready, hundreds of megabytes each.
     options.autotune.enabled = False
-    examples = records.map(example, num_parallel_calls=os.cpu_count())
-    return examples.batch(batch_size).prefetch(PREFETCHED).with_options(options)
+    examples = records.map(make_example, num_parallel_calls=os.cpu_count())
+    return examples.batch(batch_size).prefetch(PREFETCHED_BATCHES).with_options(options)
 
 
-def _what_is_labelled(records, found):
-    """Says which image has a label that is none; `found` is a dataset of that one."""
-    ((_, record),) = found
-    parsed = records.parsed(record)
+def _describe_wrong_label(records, indexed_records):
+    """Says which image has a wrong label; `indexed_records` is a dataset of that one."""
+    ((_, record),) = indexed_records
+    parsed = records.parse(record)
     return (
         f'dataset {records.name}: the label of the image {_file_name(parsed)} is {int(parsed["label"])}; it '
         f'must be from 0 to {records.num_classes - 1}. Repair the data set, or prepare it anew.'
     )
 
 
-def _what_failed(records, found, error):
-    """Says which of some records cannot be decoded; where it is none of them, what the error says."""
+def _describe_failure(records, indexed_records, error):
+    """Says which of some records cannot be decoded; if all can, what the error says."""
     tf = tensorflow()
     try:
-        for _, record in found:
-            parsed = records.parsed(record)
+        for _, record in indexed_records:
+            parsed = records.parse(record)
             try:
                 records.decode(parsed['image'])
             except (tf.errors.OpError, ValueError) as reason:

@@ -26,11 +26,11 @@ class Row(NamedTuple):
 
     @property
     def place(self) -> str:
-        return _place(self.first, self.last)
+        return _format_lines(self.first, self.last)
 
 
 class Rows:
-    """The rows of a file, one after the other.
+    """The rows of a table, read one by one.
 
     The file is in UTF-8 and its first line names its columns. In a CSV a cell with separators, quotes or line
     breaks in it stands in double quotes; in a TSV a double quote is a character like any other. Empty lines
@@ -39,17 +39,17 @@ class Rows:
     header: the names of all columns; empty until the first row is asked for
     """
 
-    def __init__(self, path: epath.Path, columns: list[tuple[str, str]], given: str = 'dataset.path'):
+    def __init__(self, path: epath.Path, columns: list[tuple[str, str]], option: str = 'dataset.path'):
         """Names a file; nothing is read yet.
 
         Args:
           path: of the file.
           columns: (the option that names a column, that name), of each that is read.
-          given: the option or flag that names the file.
+          option: the option or flag that names the file.
         """
         self.header: list[str] = []
-        self._path, self._columns, self._given = path, columns, given
-        self._spanning, self._quoted = _Counted(), _Counted()
+        self._path, self._columns, self._option = path, columns, option
+        self._multiline_rows, self._quoted_cells = _Occurrences(), _Occurrences()
 
     def __iter__(self) -> Iterator[Row]:
         """The rows after the first line, each with the cells of the columns that are read, in their order.
@@ -62,7 +62,7 @@ class Rows:
         separator = SEPARATORS.get(path.suffix.lower())
         if separator is None:
             endings = ' or '.join(SEPARATORS)
-            raise UserError(f'{self._given} {path} is no table; the name of one ends in {endings}.')
+            raise UserError(f'{self._option} {path} is no table; the name of one ends in {endings}.')
         quoting = csv.QUOTE_NONE if separator == '\t' else csv.QUOTE_MINIMAL
         try:
             with path.open('rb') as file:
@@ -71,57 +71,59 @@ class Rows:
         except UserError:
             raise
         except UnicodeDecodeError as error:
-            raise UserError(f'{path}, line {_first_undecoded(path)}: it is not UTF-8.') from error
+            raise UserError(f'{path}, line {_first_undecoded_line(path)}: it is not UTF-8.') from error
         # The client of a bucket has errors of its own.
         except Exception as error:
             raise UserError(f'{path} cannot be read: {reason(error)}.') from error
 
     def notes(self) -> list[str]:
-        """What a person may not expect of the rows read so far, one sentence each."""
-        name, found = self._path.name, []
-        if self._spanning.count:
-            found.append(
-                f'{name} has {self._spanning.said("row")} over several lines, by double quotes '
-                f'(first: {self._spanning.first})'
+        """Sentences about what may surprise a person in the rows read so far."""
+        name, messages = self._path.name, []
+        if self._multiline_rows.count:
+            messages.append(
+                f'{name} has {self._multiline_rows.describe("row")} over several lines, by double quotes '
+                f'(first: {self._multiline_rows.first})'
             )
-        if self._quoted.count:
-            found.append(
-                f'{name} has {self._quoted.said("cell")} in double quotes, which are read as a part of them, '
-                f'as in every TSV (first: {self._quoted.first})'
+        if self._quoted_cells.count:
+            messages.append(
+                f'{name} has {self._quoted_cells.describe("cell")} in double quotes, which are read as '
+                f'a part of them, as in every TSV (first: {self._quoted_cells.first})'
             )
-        return found
+        return messages
 
     def _read(self, reader):
         """What `__iter__` gives."""
         path, places = self._path, None
         has_quotes = reader.dialect.quoting != csv.QUOTE_NONE
-        for first, last, row in _numbered(path, reader):
+        for first, last, row in _numbered_rows(path, reader):
             if not row:
                 continue
             if '\0' in ''.join(row):
-                raise UserError(f'{path}, {_place(first, last)}: a byte of 0 in it; it is no text in UTF-8.')
+                raise UserError(
+                    f'{path}, {_format_lines(first, last)}: a byte of 0 in it; it is no text in UTF-8.'
+                )
             if places is None:
                 self.header = [name.strip() for name in row]
-                places = _places(f'{path}, {_place(first, last)}', self.header, self._columns)
+                places = _column_indices(f'{path}, {_format_lines(first, last)}', self.header, self._columns)
                 continue
             if len(row) != len(self.header):
                 raise UserError(
-                    f'{path}, {_place(first, last)}: a row of {len(row)} cells, but there are '
+                    f'{path}, {_format_lines(first, last)}: a row of {len(row)} cells, but there are '
                     f'{len(self.header)} columns.'
                 )
             cells = [row[i].strip() for i in places]
             if last > first:
-                self._spanning.add(_place(first, last))
+                self._multiline_rows.add(_format_lines(first, last))
             for cell in () if has_quotes else cells:
                 if len(cell) > 1 and cell[0] == cell[-1] == '"':
-                    self._quoted.add(_place(first, last))
+                    self._quoted_cells.add(_format_lines(first, last))
             yield Row(first, last, cells)
         if places is None:
             raise UserError(f'{path} is empty; its first line names its columns.')
 
 
-class _Counted:
-    """How often something was met, and where first."""
+class _Occurrences:
+    """How often something occurred, and where first."""
 
     def __init__(self):
         self.count, self.first = 0, ''
@@ -130,14 +132,14 @@ class _Counted:
         self.first = self.first or place
         self.count += 1
 
-    def said(self, what):
+    def describe(self, what):
         return f'{self.count} {what}{"s" if self.count > 1 else ""}'
 
 
-def number(text: str) -> float | None:
-    """The finite number that a text is in the digits 0 to 9, such as 4, -0.5 or 1e3; None where it is none.
+def parse_number(text: str) -> float | None:
+    """Parses a finite number in the digits 0 to 9, such as 4, -0.5 or 1e3; None for any other text.
 
-    Python itself takes more for a number: 4_5 for 45, digits of other scripts, inf and nan.
+    Python itself accepts more: 4_5 for 45, digits of other scripts, inf and nan.
     """
     if not NUMBER.fullmatch(text):
         return None
@@ -145,41 +147,41 @@ def number(text: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _numbered(path, reader):
+def _numbered_rows(path, reader):
     """(line that a row begins on, line that it ends on, its cells), from 1."""
     while True:
         first = reader.line_num + 1
         try:
             row = next(reader, None)
         except csv.Error as error:
-            place = _place(first, reader.line_num)
+            place = _format_lines(first, reader.line_num)
             raise UserError(f'{path}, {place}: {error}.') from error
         if row is None:
             return
         yield first, reader.line_num, row
 
 
-def _place(first, last):
+def _format_lines(first, last):
     return f'line {last}' if first >= last else f'lines {first} to {last}'
 
 
-def _places(where, header, columns):
-    """The place of each of some columns in a first line, which is `where`."""
-    for knob, name in columns:
+def _column_indices(where, header, columns):
+    """Finds the index of each of some columns in the header, which is at `where`."""
+    for option, name in columns:
         if header.count(name) == 1:
             continue
         if name in header:
             raise UserError(f'{where}: the column {name!r} is there twice; rename all but one.')
         nearest = difflib.get_close_matches(name.lower(), [other.lower() for other in header], n=1)
-        found = [other for other in header if nearest and other.lower() == nearest[0]]
-        hint = f' Did you mean {found[0]}?' if found else ''
+        matches = [other for other in header if nearest and other.lower() == nearest[0]]
+        hint = f' Did you mean {matches[0]}?' if matches else ''
         raise UserError(
-            f'{knob} is {name!r}, but {where}, has no such column.{hint} It has {", ".join(header):.300}.'
+            f'{option} is {name!r}, but {where}, has no such column.{hint} It has {", ".join(header):.300}.'
         )
     return [header.index(name) for _, name in columns]
 
 
-def _first_undecoded(path):
+def _first_undecoded_line(path):
     """The number of the first line that is not UTF-8."""
     with path.open('rb') as file:
         for number, line in enumerate(file, 1):

@@ -126,9 +126,9 @@ def _check_resizing(content, picture):
 def _resizing(picture, ir_version) -> str:
     """The text of a model: uint8 [batch, height, width, 3] -> float [batch, side, side, 3].
 
-    As resizing.on_device does it: each side is a product with a matrix, whose columns are a kernel around the
-    places of the new pixels. The number of the first pixel of a side, 0, is looked up because a side without
-    pixels has none: it would become a black image.
+    As resizing.resize_on_device does it: each side is a product with a matrix, whose columns are a kernel
+    around the places of the new pixels. The number of the first pixel of a side, 0, is looked up because a
+    side without pixels has none: it would become a black image.
     """
     view = picture.view
     how = resizing.RESIZES[view.resize]

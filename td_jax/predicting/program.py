@@ -125,7 +125,7 @@ def _of_ids(source, of_examples):
 
 def resized(pixels, picture: data.Picture):
     """Images [batch, height, width, 3] of any size -> [batch, side, side, 3], float32 from 0 to 255."""
-    pixels = resizing.on_device(pixels, picture.view).astype(jnp.float32)
+    pixels = resizing.resize_on_device(pixels, picture.view).astype(jnp.float32)
     return jnp.floor(pixels + 0.5) if picture.is_rounded else pixels
 
 

@@ -86,7 +86,7 @@ def pixels(files: list[epath.Path], picture: data.Picture) -> np.ndarray:
             image = decoding.decode(content)
         except ValueError as error:
             raise UserError(f'{file} cannot be decoded as an image: {error}.') from error
-        return stream.shown(image, picture.view, picture.is_rounded).numpy().astype(np.float32)
+        return stream.apply_view(image, picture.view, picture.is_rounded).numpy().astype(np.float32)
 
     return np.stack([shown(file) for file in files])
 

@@ -29,11 +29,11 @@ def load_source(config, task) -> data.Source:
     return source
 
 
-def of_teacher(config) -> images.OfTeacher | None:
+def of_teacher(config) -> images.TeacherViews | None:
     """The preprocessing of a teacher's images; None without a teacher, or if it is the student's."""
     if not config_lib.has_teacher(config):
         return None
-    return images.of_teacher(config.dataset, config.teacher.dataset, config.teacher.inputs == 'clean')
+    return images.make_teacher_views(config.dataset, config.teacher.dataset, config.teacher.inputs == 'clean')
 
 
 def build_model(config, model_config, source: data.Source) -> base.Model:

@@ -165,7 +165,7 @@ def _check_machine(what, needed, remedy):
 
 
 def _suggest_smaller_data(config):
-    if config.dataset.name in images.KEPT:
+    if config.dataset.name in images.MEMORY_OR_STREAM:
         return 'lower dataset.kept_gb, which streams images that take more'
     return 'take a smaller part of the data'
 

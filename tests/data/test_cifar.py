@@ -127,11 +127,11 @@ def test_inputs_are_varied_with_a_key_alone():
     shown = source.inputs(source.tables, examples, None)['image']
     assert shown.shape == (4, 48, 48, 3)
     np.testing.assert_array_equal(
-        shown, images.normalize(resizing.on_device(examples['image'], VIEW), HALF, HALF)
+        shown, images.normalize(resizing.resize_on_device(examples['image'], VIEW), HALF, HALF)
     )
     key = jax.random.key(0)
     shown = source.inputs(source.tables, examples, key)['image']
-    expected = images.normalize(images.varied(examples['image'], VIEW, key, 0.3, 0.5), HALF, HALF)
+    expected = images.normalize(images.vary(examples['image'], VIEW, key, 0.3, 0.5), HALF, HALF)
     np.testing.assert_array_equal(shown, expected)
     assert -1 <= shown.min() < shown.max() <= 1
 
@@ -145,7 +145,7 @@ def test_a_task_has_its_own_mean_and_deviation():
         SOURCES['cifar10'](config.dataset, x) for x in (config.dataset, config.teacher.dataset)
     )
     examples = {'image': student.train['image'][:4]}
-    pixels = np.asarray(resizing.on_device(examples['image'], View(21, 'bilinear_antialias'))) / 255
+    pixels = np.asarray(resizing.resize_on_device(examples['image'], View(21, 'bilinear_antialias'))) / 255
     shown = teacher.inputs(teacher.tables, examples, None)['image']
     expected = (pixels - np.array([0.1, 0.2, 0.3])) / np.array([0.4, 0.6, 0.7])
     np.testing.assert_allclose(shown, expected, rtol=0, atol=1e-5)

@@ -337,7 +337,7 @@ def test_a_folder_that_cannot_be_read_is_refused(tmp_path, monkeypatch):
     def forbidden(*_):
         raise PermissionError(13, 'Permission denied')
 
-    monkeypatch.setattr(folders, '_files', forbidden)
+    monkeypatch.setattr(folders, '_list_class', forbidden)
     refused(tmp_path, r'^dataset\.path .* cannot be read: Permission denied\.$')
 
 

@@ -48,14 +48,16 @@ def test_colours_have_a_mean_and_a_deviation_each():
 
 
 def test_an_image_of_the_right_size_stays_as_it_is(pixels):
-    np.testing.assert_array_equal(resizing.on_device(pixels[:, :7], View(7, 'bilinear')), pixels[:, :7])
+    np.testing.assert_array_equal(
+        resizing.resize_on_device(pixels[:, :7], View(7, 'bilinear')), pixels[:, :7]
+    )
 
 
 def test_whole_images_are_resized_alone(pixels):
     for view in (View(13, 'bilinear'), View(5, 'bicubic_antialias', 'center', 0.9)):
-        shown = images.varied(pixels, view, jax.random.key(0), 1.0, 0.0)
+        shown = images.vary(pixels, view, jax.random.key(0), 1.0, 0.0)
         assert shown.dtype == jnp.float32
-        np.testing.assert_array_equal(shown, resizing.on_device(pixels, view))
+        np.testing.assert_array_equal(shown, resizing.resize_on_device(pixels, view))
 
 
 @pytest.mark.parametrize(('height', 'width', 'size'), [(HEIGHT, WIDTH, 13), (7, 11, 5), (5, 5, 5)])
@@ -67,20 +69,20 @@ def test_a_crop_is_what_its_box_says(height, width, size):
         bilinear(*row, size) for row in zip(pixels, np.asarray(start), np.asarray(extent), strict=True)
     ]
     np.testing.assert_allclose(
-        images.varied(pixels, View(size, 'bilinear'), key, 0.1, 0.0), np.stack(expected), rtol=0, atol=0.02
+        images.vary(pixels, View(size, 'bilinear'), key, 0.1, 0.0), np.stack(expected), rtol=0, atol=0.02
     )
 
 
 @pytest.mark.parametrize('min_area', [0.1, 1.0])
 def test_mirroring_turns_left_and_right_and_leaves_the_crop(pixels, min_area):
     key = jax.random.key(3)
-    never, always = (images.varied(pixels, View(6, 'bilinear'), key, min_area, rate) for rate in (0.0, 1.0))
+    never, always = (images.vary(pixels, View(6, 'bilinear'), key, min_area, rate) for rate in (0.0, 1.0))
     np.testing.assert_array_equal(always, never[:, :, ::-1])
 
 
 def test_every_image_is_mirrored_by_its_own_chance():
     pixels = np.broadcast_to(np.arange(4, dtype=np.uint8)[:, None], (2000, 4, 4, 1))
-    shown = images.varied(pixels, View(4, 'bilinear'), jax.random.key(4), 1.0, 0.3)
+    shown = images.vary(pixels, View(4, 'bilinear'), jax.random.key(4), 1.0, 0.3)
     mirrored = np.asarray(shown)[:, 0, 0, 0] == 3
     # Four standard deviations.
     assert abs(mirrored.mean() - 0.3) < 4 * np.sqrt(0.3 * 0.7 / 2000)
@@ -109,9 +111,7 @@ def test_boxes_lie_inside_and_are_spread_as_promised():
 
 def test_another_key_is_another_crop(pixels):
     same, other = (
-        images.varied(pixels, View(6, 'bilinear'), jax.random.key(seed), 0.1, 0.5) for seed in (7, 8)
+        images.vary(pixels, View(6, 'bilinear'), jax.random.key(seed), 0.1, 0.5) for seed in (7, 8)
     )
-    np.testing.assert_array_equal(
-        same, images.varied(pixels, View(6, 'bilinear'), jax.random.key(7), 0.1, 0.5)
-    )
+    np.testing.assert_array_equal(same, images.vary(pixels, View(6, 'bilinear'), jax.random.key(7), 0.1, 0.5))
     assert not np.array_equal(same, other)

@@ -51,7 +51,7 @@ def of_images(split, of_each, labelled_by='seed', classes=(1, 0), count=40):
     kept = count if split == 'test' else 4 * count // 5
     train = base.take(everything, np.arange(kept))
     held_back = count // 5 if split == 'test' else 0
-    return images.kept_source(
+    return images.source_in_memory(
         'own', tuple('abc'), (train, train), config.dataset, config.dataset, contents=(), held_back=held_back
     )
 
@@ -71,7 +71,7 @@ def load(request, tmp_path, monkeypatch):
     if request.param != 'folder':
         return {'digits': of_digits, 'images': of_images}[request.param]
     # Several files a span, as where there are many.
-    monkeypatch.setattr(folders, 'MOST_SPANS', 4)
+    monkeypatch.setattr(folders, 'MAX_SPANS', 4)
     number = 0
     for name in 'ab':
         (tmp_path / name).mkdir()

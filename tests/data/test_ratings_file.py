@@ -138,20 +138,22 @@ def test_the_filter_comes_after_the_split_and_is_a_tasks_own(tmp_path):
 def test_time_is_a_number_or_a_date(tmp_path, times):
     """Lines in the other order; the second date is eight o'clock in UTC, which one without a zone is in."""
     rows = [f'u,i{i},{i},{time}' for i, time in enumerate(times)]
-    read = ratings_file._read(write(tmp_path, '\n'.join([HEADER, *rows[::-1]])), 0, columns_of())
+    read = ratings_file._read_file(write(tmp_path, '\n'.join([HEADER, *rows[::-1]])), 0, columns_of())
     assert read.labels.tolist() == [0, 1, 2]
 
 
 def columns_of():
     config = config_of('never').dataset
-    return tuple(ratings_file._columns(config, config))
+    return tuple(ratings_file._list_columns(config, config))
 
 
 def test_equal_times_are_in_order_of_ids_whatever_the_order_of_lines(tmp_path):
     rows = [f'{user},{item},1,5' for user in ('b', 'a', '10', '9') for item in ('y', 'x')]
     orders = []
     for lines in (rows, rows[::-1], sorted(rows)):
-        read = ratings_file._read(write(tmp_path, '\n'.join([HEADER, *lines])), len(orders), columns_of())
+        read = ratings_file._read_file(
+            write(tmp_path, '\n'.join([HEADER, *lines])), len(orders), columns_of()
+        )
         orders.append(list(zip(read.user_ids[read.user], read.item_ids[read.item], strict=True)))
     assert orders[0] == [(user, item) for user in ('10', '9', 'a', 'b') for item in ('x', 'y')]
     assert orders[1] == orders[2] == orders[0]
@@ -183,7 +185,7 @@ def test_a_number_is_in_plain_digits(tmp_path, text):
     ['4_5', '1_700_000_300', '٤', '４', 'inf', '-Infinity', 'nan', '1e400', '0x10', '4,5', '1e', '.', '--4'],
 )
 def test_what_is_a_number_to_python_alone_is_refused_by_its_line(tmp_path, where, text):
-    assert table.number(text) is None
+    assert table.parse_number(text) is None
     rating, time = (text, '5') if where == 'rating' else ('3', text)
     rows = '' if where == 'first timestamp' else 'u,i,3,1\nu,j,3,2\n'
     path = write(tmp_path, f'user\titem\trating\ttimestamp\n{rows}u,i,R,T\n'.replace(',', '\t'), 'own.tsv')

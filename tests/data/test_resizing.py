@@ -53,9 +53,9 @@ def test_pillows_are_those_of_pillow(view, shape):
     """On a device a sum in float32 may fall on the other side of a half."""
     pixels = pixels_of(*shape)
     expected = by_hand(pixels, view)
-    np.testing.assert_array_equal(resizing.by_pillow(pixels, view), expected, strict=True)
-    np.testing.assert_array_equal(stream.shown(pixels, view), expected, strict=True)
-    made = np.asarray(jax.jit(lambda x: resizing.on_device(x, view))(np.stack([pixels, pixels[::-1]])))
+    np.testing.assert_array_equal(resizing.resize_by_pillow(pixels, view), expected, strict=True)
+    np.testing.assert_array_equal(stream.apply_view(pixels, view), expected, strict=True)
+    made = np.asarray(jax.jit(lambda x: resizing.resize_on_device(x, view))(np.stack([pixels, pixels[::-1]])))
     assert made.dtype == np.float32
     for ours, theirs in zip(made, (expected, by_hand(pixels[::-1], view)), strict=True):
         difference = np.abs(ours - theirs)
@@ -77,16 +77,18 @@ def test_the_other_one_is_tensorflows(view, shape):
     expected = tf.image.resize(pixels.astype(np.float32), size).numpy()
     top, left = ((side - view.side) // 2 for side in size)
     expected = expected[top : top + view.side, left : left + view.side]
-    np.testing.assert_allclose(resizing.on_device(pixels[None], view)[0], expected, rtol=0, atol=1e-3)
-    np.testing.assert_allclose(stream.shown(pixels, view, is_rounded=False), expected, rtol=0, atol=1e-4)
-    rounded = stream.shown(pixels, view).numpy()
+    np.testing.assert_allclose(resizing.resize_on_device(pixels[None], view)[0], expected, rtol=0, atol=1e-3)
+    np.testing.assert_allclose(stream.apply_view(pixels, view, is_rounded=False), expected, rtol=0, atol=1e-4)
+    rounded = stream.apply_view(pixels, view).numpy()
     assert rounded.dtype == np.uint8
     np.testing.assert_allclose(rounded, expected, rtol=0, atol=0.5001)
 
 
 def test_without_antialiasing_an_image_that_becomes_smaller_is_another_one():
     pixels = np.random.default_rng(0).integers(0, 256, (1, 97, 97, 3), np.uint8)
-    ours, other = (resizing.on_device(pixels, View(32, name)) for name in ('bilinear_antialias', 'bilinear'))
+    ours, other = (
+        resizing.resize_on_device(pixels, View(32, name)) for name in ('bilinear_antialias', 'bilinear')
+    )
     assert np.abs(ours - other).mean() > 5
 
 

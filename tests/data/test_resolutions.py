@@ -60,14 +60,14 @@ def test_in_an_evaluation_each_model_is_shown_images_as_it_is_alone(config_of, k
     examples = source.evaluation
     if not kept_gb:
         ((examples, _),) = source.evaluation.open(2, 0, 1)
-    listing = folders.listed(folders.epath.Path(config.dataset.path))
+    listing = folders.list_files(folders.epath.Path(config.dataset.path))
     # A tenth of six, at least one, of each class.
-    files = sorted(name for part in folders._parts(listing, 'test')[1] for name in part)
+    files = sorted(name for part in folders._split_files(listing, 'test')[1] for name in part)
     pixels = {name: np.asarray(PIL.Image.open(f'{config.dataset.path}/{name}')) for name in files}
     for view, of_model in ((OWN, source), (OTHER, teacher)):
         shown = pixels_of(of_model.inputs(of_model.tables, examples, None))
         assert shown.shape == (2, view.side, view.side, 3)
-        expected = [np.asarray(resizing.on_device(image[None], view))[0] for image in pixels.values()]
+        expected = [np.asarray(resizing.resize_on_device(image[None], view))[0] for image in pixels.values()]
         for image in expected:
             assert np.abs(shown - image).max(axis=(1, 2, 3)).min() <= 1.01
 
@@ -88,7 +88,7 @@ def test_in_training_both_see_the_same_part_of_an_image(config_of, kept_gb, min_
         opened.close()
     student, other = (pixels_of(of.inputs(of.tables, examples, key)) for of in (source, teacher))
     assert (student.shape[1:3], other.shape[1:3]) == ((16, 16), (40, 40))
-    smaller = np.asarray(resizing.on_device(other, View(16, 'bilinear_antialias')))
+    smaller = np.asarray(resizing.resize_on_device(other, View(16, 'bilinear_antialias')))
     error = np.abs(smaller - student).mean(axis=(1, 2, 3))
     mirrored = np.abs(smaller[:, :, ::-1] - student).mean(axis=(1, 2, 3))
     assert error.max() < 6
@@ -116,9 +116,9 @@ def test_a_teacher_of_clean_inputs_is_shown_training_images_as_in_an_evaluation(
     config = config_of()
     config.teacher.inputs = 'clean'
     source, _ = sources_of(config)
-    file = folders.listed(folders.epath.Path(config.dataset.path)).files['train'][0][-1]
+    file = folders.list_files(folders.epath.Path(config.dataset.path)).files['train'][0][-1]
     image = np.asarray(PIL.Image.open(f'{config.dataset.path}/{file}'))
-    expected = resizing.by_pillow(image, OTHER).astype(int)
+    expected = resizing.resize_by_pillow(image, OTHER).astype(int)
     assert np.abs(source.train['teacher_image'] - expected).max(axis=(1, 2, 3)).min() == 0
 
 
@@ -133,8 +133,8 @@ def test_what_is_kept_as_it_was_taken_is_kept_once(cifar10_data):
     for key in (None, jax.random.key(1)):
         student, other = (pixels_of(of.inputs((), examples, key)) for of in (source, teacher))
         assert other.shape == (6, 64, 64, 3)
-        smaller = np.asarray(resizing.on_device(other, View(16, 'bilinear_antialias')))
-        plain = np.asarray(resizing.on_device(student, View(16, 'bilinear_antialias')))
+        smaller = np.asarray(resizing.resize_on_device(other, View(16, 'bilinear_antialias')))
+        plain = np.asarray(resizing.resize_on_device(student, View(16, 'bilinear_antialias')))
         assert np.abs(smaller - plain).mean() < 12
         assert np.corrcoef(smaller.ravel(), plain.ravel())[0, 1] > 0.95
 

@@ -82,7 +82,7 @@ def resized(pixels, view, is_rounded):
     import tensorflow as tf
 
     if view.resize != 'bilinear':
-        return np.stack([resizing.by_pillow(image, view) for image in pixels]).astype(np.float32)
+        return np.stack([resizing.resize_by_pillow(image, view) for image in pixels]).astype(np.float32)
     found = tf.image.resize(pixels.astype(np.float32), (view.side,) * 2).numpy()
     return np.floor(found + 0.5) if is_rounded else found
 

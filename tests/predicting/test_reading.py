@@ -142,7 +142,7 @@ def test_real_photographs_become_what_is_published(foundation, tmp_path, name):
     # An exported program does it, too.
     for i, file in enumerate(files):
         image = np.asarray(PIL.Image.open(file))[None]
-        made = np.asarray(jax.jit(resizing.on_device, static_argnums=1)(image, view))[0]
+        made = np.asarray(jax.jit(resizing.resize_on_device, static_argnums=1)(image, view))[0]
         assert np.abs(made - pixels[i]).max() <= 1
         assert np.mean(made != pixels[i]) < 0.001
 
