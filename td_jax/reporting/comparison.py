@@ -1,4 +1,4 @@
-"""The numbers of a row: its mean over seeds, and its difference to the run from scratch, seed by seed."""
+"""Computes the mean of each row over seeds, and its paired difference to the run without distillation."""
 
 from typing import NamedTuple
 
@@ -6,87 +6,90 @@ import numpy as np
 
 from td_jax import statistics
 from td_jax.errors import UserError
-from td_jax.reporting.settings import Baseline, Row, Setting, baseline
+from td_jax.reporting.settings import Baseline, Row, Setting, find_baseline
 from td_jax.reproduction import errors
 from td_jax.training import evaluation, finished
 
 
-class Compared(NamedTuple):
+class ComparedRow(NamedTuple):
     """A row compared with its baseline."""
 
     row: Row
-    own: statistics.Estimate | None  # None where no run is finished
-    beside: Baseline
-    paired: statistics.Estimate | None = None  # None where no seeds agree, or there is no baseline
-    bootstrap: statistics.Bootstrap | None = None  # None where errors are missing or of other examples
-    p_value: float | None = None  # of the paired t-test, by Holm over the rows of the setting
-    verdict: str = ''  # of statistics.verdict, '' where there is nothing to compare
+    own: statistics.Estimate | None  # None if no run is finished
+    baseline: Baseline
+    paired: statistics.Estimate | None = None  # None without common seeds or a baseline
+    bootstrap: statistics.Bootstrap | None = None  # None without errors of the same examples
+    p_value: float | None = None  # of the paired t-test, with Holm's correction for the rows of the setting
+    verdict: str = ''  # by statistics.verdict, '' without a comparison
     remarks: tuple[str, ...] = ()
 
 
-def of_setting(setting: Setting) -> list[Compared]:
-    """The numbers of every row of a setting."""
-    kept = {}
-    found = [_of_row(row, setting, kept) for row in setting.rows]
-    adjusted = statistics.holm([compared.p_value for compared in found])
-    return [compared._replace(p_value=p) for compared, p in zip(found, adjusted, strict=True)]
+def compare_setting(setting: Setting) -> list[ComparedRow]:
+    """Compares every row of a setting with its baseline."""
+    errors_by_row = {}
+    compared_rows = [_compare_row(row, setting, errors_by_row) for row in setting.rows]
+    adjusted = statistics.holm([compared.p_value for compared in compared_rows])
+    return [compared._replace(p_value=p) for compared, p in zip(compared_rows, adjusted, strict=True)]
 
 
-def _of_row(row, setting, kept):
-    values, beside = row.values(), baseline(row, setting.rows)
+def _compare_row(row, setting, errors_by_row):
+    values, baseline_row = row.values(), find_baseline(row, setting.rows)
     own = statistics.of(list(values.values()), _clusters(row, list(values))) if values else None
-    if not values or beside.row is None:
-        return Compared(row, own, beside)
-    others = beside.row.values()
+    if not values or baseline_row.row is None:
+        return ComparedRow(row, own, baseline_row)
+    others = baseline_row.row.values()
     seeds = [seed for seed in values if seed in others]
     if not seeds:
-        return Compared(row, own, beside)
+        return ComparedRow(row, own, baseline_row)
     pair = [values[seed] for seed in seeds], [others[seed] for seed in seeds]
-    clusters = statistics.joined_clusters(*(_clusters(side, seeds) for side in (row, beside.row)))
+    clusters = statistics.joined_clusters(*(_clusters(side, seeds) for side in (row, baseline_row.row)))
     paired = statistics.paired_difference(*pair, clusters)
-    bootstrap, remarks = _bootstrap(row, beside.row, seeds, clusters, setting.metric, kept)
+    bootstrap, remarks = _bootstrap_difference(
+        row, baseline_row.row, seeds, clusters, setting.metric, errors_by_row
+    )
     less = evaluation.LESS_IS_BETTER.get(setting.metric)
     verdict = statistics.verdict(paired, bootstrap, less) if less is not None else ''
     p_value = statistics.paired_p_value(*pair, clusters)
-    return Compared(row, own, beside, paired, bootstrap, p_value, verdict, remarks)
+    return ComparedRow(row, own, baseline_row, paired, bootstrap, p_value, verdict, remarks)
 
 
 def _clusters(row, seeds):
-    """What each of some seeds belongs to: its teacher where they have several, else itself."""
+    """The cluster of each seed: its teacher if there are several, else the seed itself."""
     teachers = row.teachers()
-    taught_by = [teachers[seed] for seed in seeds]
-    return taught_by if len(set(taught_by)) > 1 else seeds
+    teachers_of_seeds = [teachers[seed] for seed in seeds]
+    return teachers_of_seeds if len(set(teachers_of_seeds)) > 1 else seeds
 
 
-def _bootstrap(row, other, seeds, clusters, metric, kept):
-    """(interval or None, remarks) of the difference of some seeds."""
+def _bootstrap_difference(row, other, seeds, clusters, metric, errors_by_row):
+    """(bootstrap or None, remarks) of the difference over some seeds."""
     if metric not in statistics.FINISH:
         return None, ()
     remarks, sides = [], []
     for side in (row, other):
-        if side.label not in kept:
-            kept[side.label] = _errors(side)
-        sides.append(kept[side.label][0])
-        remarks += kept[side.label][1] if side is row else ()
+        if side.label not in errors_by_row:
+            errors_by_row[side.label] = _read_errors(side)
+        sides.append(errors_by_row[side.label][0])
+        remarks += errors_by_row[side.label][1] if side is row else ()
     if None in sides or not np.array_equal(sides[0][1], sides[1][1]):
         return None, tuple(remarks)
     summed = [
-        errors.sum_by_unit(np.stack([of_seed[seed] for seed in seeds]), units) for of_seed, units in sides
+        errors.sum_by_unit(np.stack([values_by_seed[seed] for seed in seeds]), units)
+        for values_by_seed, units in sides
     ]
-    sums = [statistics.Sums(found['sums'], found['counts']) for found in summed]
+    sums = [statistics.Sums(unit_sums['sums'], unit_sums['counts']) for unit_sums in summed]
     return statistics.bootstrap_difference(*sums, clusters, metric), tuple(remarks)
 
 
-def _errors(row):
-    """(({seed: [examples]}, units), remarks) of a row, (None, remarks) where its runs do not agree."""
-    of_seed, units = {}, None
+def _read_errors(row):
+    """(({seed: [examples]}, units), remarks) of a row; (None, remarks) if its runs do not agree."""
+    values_by_seed, units = {}, None
     for run in row.finished:
         try:
-            found = finished.read_errors(run.folder)
+            run_errors = finished.read_errors(run.folder)
         except UserError as error:
             return None, (str(error),)
-        if found is None or (units is not None and not np.array_equal(found.units, units)):
+        if run_errors is None or (units is not None and not np.array_equal(run_errors.units, units)):
             return None, ()
-        units = found.units
-        of_seed |= dict(zip(run.result['seeds'], found.values, strict=True))
-    return (of_seed, units), ()
+        units = run_errors.units
+        values_by_seed |= dict(zip(run.result['seeds'], run_errors.values, strict=True))
+    return (values_by_seed, units), ()

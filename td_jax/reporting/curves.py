@@ -1,4 +1,4 @@
-"""What the metrics of a row's runs say over the steps."""
+"""Curves of a row's metrics over the steps."""
 
 from typing import NamedTuple
 
@@ -7,35 +7,38 @@ from td_jax.reporting.settings import Row
 
 
 class Curve(NamedTuple):
-    """A number over steps, in their order."""
+    """A metric over steps, in order."""
 
     label: str
     points: tuple[tuple[int, float], ...]  # (step, mean over the seeds)
     band: tuple[tuple[int, float, float], ...] = ()  # (step, lowest, highest seed)
 
 
-def of_row(row: Row, name: str, label: str) -> Curve | None:
-    """The mean of a metric over a row's seeds, at the steps that all runs with this metric have.
+def mean_curve(row: Row, name: str, label: str) -> Curve | None:
+    """Averages a metric over a row's seeds, at the steps that all runs with this metric have.
 
     Args:
-      row: whose runs may be unfinished.
+      row: its runs may be unfinished.
       name: of the metric.
       label: of the curve.
 
     Returns:
-      A curve of finite numbers, its band from each seed's values where there are any; None without points
+      A curve of finite numbers, with a band if single seeds were logged; None without points
     """
-    found = []
+    run_curves = []
     for run in row.runs:
-        of_run = {line['step']: line[name] for line in run.lines if is_number(line.get(name))}
-        if of_run:
+        points_of_run = {line['step']: line[name] for line in run.lines if is_number(line.get(name))}
+        if points_of_run:
             seeds = len(run.result['seeds']) if run.result else run.stored.get('num_seeds', 1)
-            found.append((of_run, seeds if isinstance(seeds, int) and seeds > 0 else 1))
-    if not found:
+            run_curves.append((points_of_run, seeds if isinstance(seeds, int) and seeds > 0 else 1))
+    if not run_curves:
         return None
-    steps = sorted(set.intersection(*(set(of_run) for of_run, _ in found)))
-    total = sum(count for _, count in found)
-    points = tuple((step, sum(of_run[step] * count for of_run, count in found) / total) for step in steps)
+    steps = sorted(set.intersection(*(set(points_of_run) for points_of_run, _ in run_curves)))
+    total = sum(count for _, count in run_curves)
+    points = tuple(
+        (step, sum(points_of_run[step] * count for points_of_run, count in run_curves) / total)
+        for step in steps
+    )
     return Curve(label, points, _band(row, name, steps)) if points else None
 
 
@@ -48,7 +51,7 @@ def _band(row, name, steps):
     return tuple((step, min(seeds[step]), max(seeds[step])) for step in steps if len(seeds.get(step, ())) > 1)
 
 
-def terms(row: Row) -> list[str]:
-    """The names of a row's loss terms that have a share, in the order of its metrics."""
+def term_names(row: Row) -> list[str]:
+    """The names of the loss terms whose shares are logged, in the order of the metrics."""
     names = dict.fromkeys(name for run in row.runs for line in run.lines for name in line)
     return [name.removeprefix('share_') for name in names if name.startswith('share_')]

@@ -1,4 +1,4 @@
-"""What `python -m td_jax.cka` has left in a folder, as tables whose cells are coloured."""
+"""Renders the results of `python -m td_jax.cka` as tables with coloured cells."""
 
 from typing import NamedTuple
 
@@ -11,12 +11,12 @@ from td_jax.files import workdir
 from td_jax.reporting.markup import element, table
 from td_jax.reporting.runs import is_number
 
-# Classes that a map has rows for.
+# The most rows of a map.
 MOST_CLASSES = 40
 
 
 class Comparison(NamedTuple):
-    """The content of a file of td_jax.cka, its numbers checked."""
+    """The checked content of a file of td_jax.cka."""
 
     estimator: str
     data: str
@@ -25,7 +25,7 @@ class Comparison(NamedTuple):
 
 
 def read(folder: epath.Path) -> Comparison:
-    """Reads the file of a folder that has one.
+    """Reads the file of td_jax.cka in a folder.
 
     Raises:
       UserError: it is damaged.
@@ -33,17 +33,17 @@ def read(folder: epath.Path) -> Comparison:
     path = folder / cka.NUMBERS
     content = workdir.read_json(path) or {}
     by_class, by_seed = content.get('cka'), content.get('by_seed')
-    if not _is_of_runs(by_class) or not _is_of_runs(by_seed) or by_class.keys() != by_seed.keys():
+    if not _is_valid(by_class) or not _is_valid(by_seed) or by_class.keys() != by_seed.keys():
         raise UserError(f'{path} is damaged or not of td_jax.cka; run td_jax.cka again, or delete it.')
     data = f'{content.get("dataset")} ({content.get("split")})'
     return Comparison(str(content.get('estimator')), data, by_class, by_seed)
 
 
-def _is_of_runs(found):
-    """Whether it is {run: {row: {pair: number}}}, with the same pairs in all rows of a run, none empty."""
-    if not isinstance(found, dict) or not found:
+def _is_valid(content):
+    """Whether it is {run: {row: {pair: number}}}, not empty, with the same pairs in all rows of a run."""
+    if not isinstance(content, dict) or not content:
         return False
-    for rows in found.values():
+    for rows in content.values():
         if not isinstance(rows, dict) or not rows:
             return False
         pairs = next(iter(rows.values()))
@@ -55,55 +55,57 @@ def _is_of_runs(found):
     return True
 
 
-def means(found: Comparison):
-    """A table of the means over classes: a row a pair, a column a run."""
-    pairs = dict.fromkeys(pair for rows in found.by_seed.values() for row in rows.values() for pair in row)
+def mean_table(comparison: Comparison):
+    """Renders the means over classes: one row per pair, one column per run."""
+    pairs = dict.fromkeys(
+        pair for rows in comparison.by_seed.values() for row in rows.values() for pair in row
+    )
     rows = []
     for pair in pairs:
         cells = []
-        for seeds in found.by_seed.values():
+        for seeds in comparison.by_seed.values():
             values = [row[pair] for row in seeds.values() if pair in row]
-            cells.append(_estimated(values) if values else '')
+            cells.append(_format_estimate(values) if values else '')
         rows.append([pair.replace(',', ', '), *cells])
     return table(
         'Means over classes, ± the half-width of the 95% t interval over seeds',
-        ['pair', *found.by_seed],
+        ['pair', *comparison.by_seed],
         rows,
     )
 
 
-def _estimated(values):
-    found = statistics.of(values)
-    spread = '' if found.half_width is None else f' ± {found.half_width:.3f}'
-    return f'{found.mean:.3f}{spread}'
+def _format_estimate(values):
+    estimate = statistics.of(values)
+    spread = '' if estimate.half_width is None else f' ± {estimate.half_width:.3f}'
+    return f'{estimate.mean:.3f}{spread}'
 
 
-def of_run(name: str, rows: dict):
-    """The map of a run: one row per class, one column per pair, dark where little is in common.
+def run_map(name: str, rows: dict):
+    """Renders the map of a run: one row per class, one column per pair; dark cells have a low CKA.
 
     Args:
       name: of the run.
       rows: {class: {pair: CKA}}.
     """
-    every = -(-len(rows) // MOST_CLASSES)
-    shown = list(rows)[::every]
+    stride = -(-len(rows) // MOST_CLASSES)
+    labels = list(rows)[::stride]
     lowest = min(0.0, *(value for row in rows.values() for value in row.values()))
-    cells = [[label, *(_cell(value, lowest) for value in rows[label].values())] for label in shown]
-    left_out = f'; one of {every} classes of {len(rows)}' if every > 1 else ''
+    cells = [[label, *(_color_cell(value, lowest) for value in rows[label].values())] for label in labels]
+    left_out = f'; one of {stride} classes of {len(rows)}' if stride > 1 else ''
     pairs = [pair.replace(',', ' ') for pair in next(iter(rows.values()))]
     return table(
         f'{name}: student and teacher by class, mean over seeds{left_out}', ['class', *pairs], cells, 'map'
     )
 
 
-def _cell(value, lowest):
-    # Only those who draw need it.
+def _color_cell(value, lowest):
+    # Imported here, because only maps need it.
     from matplotlib import colormaps, colors
 
-    # Viridis becomes lighter all the way.
+    # The lightness of viridis increases monotonically.
     colour = colormaps['viridis']((value - lowest) / (1 - lowest))
     linear = [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in colour[:3]]
-    # The luminance on which black and white are read equally well, by WCAG 2.
+    # On this luminance, black and white text have the same contrast by WCAG 2.
     is_light = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] > 0.179
     ink = '#000000' if is_light else '#ffffff'
     return element('td', f'{value:.2f}', style=f'background: {colors.to_hex(colour)}; color: {ink}')

@@ -1,38 +1,38 @@
-"""A page of HTML as a tree of elements, whose texts and attributes are escaped as it is written."""
+"""Builds a page of HTML as a tree of elements; writing it escapes texts and attributes."""
 
 import importlib.resources
 import re
 from xml.etree import ElementTree
 
-# What HTML has no place for.
+# Characters that HTML does not allow.
 _CONTROL = re.compile('[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]')
 
 
 def element(tag: str, *children, **attributes) -> ElementTree.Element:
-    """An element of HTML or SVG.
+    """Makes an element of HTML or SVG.
 
     Args:
       tag: its name.
-      children: elements, texts (anything else becomes one), and None, which is left out.
-      attributes: their values; a trailing _ of a name is left out, other _ are -, so that `class_` and
-        `stroke_width` can be written. One that is None is left out.
+      children: elements and texts; None is left out, and anything else becomes a text.
+      attributes: their values; None is left out. In names, a trailing _ is dropped and other _ become -, as
+        in `class_` and `stroke_width`.
     """
-    given = {
+    values = {
         name.rstrip('_').replace('_', '-'): _clean(value)
         for name, value in attributes.items()
         if value is not None
     }
-    made = ElementTree.Element(tag, given)
+    node = ElementTree.Element(tag, values)
     for child in children:
         if child is None:
             continue
         if ElementTree.iselement(child):
-            made.append(child)
-        elif len(made):
-            made[-1].tail = (made[-1].tail or '') + _clean(child)
+            node.append(child)
+        elif len(node):
+            node[-1].tail = (node[-1].tail or '') + _clean(child)
         else:
-            made.text = (made.text or '') + _clean(child)
-    return made
+            node.text = (node.text or '') + _clean(child)
+    return node
 
 
 def _clean(value):
@@ -40,12 +40,12 @@ def _clean(value):
 
 
 def table(caption: str, head, rows, class_: str | None = None) -> ElementTree.Element:
-    """A table that scrolls in itself where it is wider than the page, by keys, too.
+    """Makes a table that scrolls, also by keyboard, if it is wider than the page.
 
     Args:
-      caption: what it is.
-      head: the names of its columns.
-      rows: of cells, each a text, an element, or a whole `td`; the first names its row.
+      caption: its title.
+      head: the names of the columns.
+      rows: lists of cells, each a text, an element or a whole `td`; the first one is the name of the row.
       class_: of the table.
     """
 
@@ -57,23 +57,23 @@ def table(caption: str, head, rows, class_: str | None = None) -> ElementTree.El
         is_whole = ElementTree.iselement(cell) and cell.tag == 'td'
         return cell if is_whole else element('td', cell)
 
-    made = element(
+    node = element(
         'table',
         element('caption', caption),
         element('thead', element('tr', *(element('th', name, scope='col') for name in head))),
         element('tbody', *map(row, rows)),
         class_=class_,
     )
-    return element('div', made, class_='scroll', role='region', aria_label=caption, tabindex='0')
+    return element('div', node, class_='scroll', role='region', aria_label=caption, tabindex='0')
 
 
-def folded(summary: str, *children) -> ElementTree.Element:
-    """What is shown when a person asks for it."""
+def collapsible(summary: str, *children) -> ElementTree.Element:
+    """Makes a section that is closed until the reader opens it."""
     return element('details', element('summary', summary), *children)
 
 
 def page(title: str, *children) -> str:
-    """The text of a whole page, which needs nothing else."""
+    """Writes a whole page, which needs no other files, as text."""
     style = importlib.resources.files(__package__).joinpath('page.css').read_text(encoding='utf-8')
     root = element(
         'html',

@@ -1,4 +1,4 @@
-"""The page of a folder of runs, from what was found there."""
+"""Renders the page of a folder of runs."""
 
 from etils import epath
 
@@ -8,8 +8,8 @@ from td_jax import statistics
 from td_jax.errors import UserError
 from td_jax.files import workdir
 from td_jax.reporting import charts, comparison, curves, maps, settings
-from td_jax.reporting.markup import element, folded, page, table
-from td_jax.reporting.runs import DAMAGED, DIVERGED, FINISHED, UNFINISHED, Found, find, teachers
+from td_jax.reporting.markup import collapsible, element, page, table
+from td_jax.reporting.runs import DAMAGED, DIVERGED, FINISHED, UNFINISHED, RunFolder, find_runs, find_teachers
 from td_jax.training import evaluation
 
 _STATES = (FINISHED, UNFINISHED, DIVERGED, DAMAGED)
@@ -25,92 +25,97 @@ _UNITS = {'rmse': 'users', 'accuracy': 'examples'}
 
 
 def write(root: epath.Path, target: epath.Path) -> int:
-    """Writes the page of a folder of runs; -> how many there are.
+    """Writes the page of a folder of runs, and returns the number of runs.
 
     Args:
-      root: the workdir of a run, or a folder with some in it.
-      target: the file, which is made or replaced.
+      root: the workdir of a run, or a folder of several.
+      target: the HTML file, made or replaced.
 
     Raises:
       UserError: there is no run, or the file cannot be written.
     """
-    # So that no file of a run is replaced by mistake.
+    # Prevents that a file of a run is replaced by mistake.
     if target.suffix not in ('.html', '.htm'):
         raise UserError(f'--output {target} is no name of a page; let it end in .html.')
     if target.is_dir():
         raise UserError(f'--output {target} is a folder; name a file in it.')
     workdir.check_target('--output', target)
-    found = find(root)
-    text = make(root, found)
+    contents = find_runs(root)
+    html = render(root, contents)
     with workdir.whole(target) as path:
-        path.write_text(text, encoding='utf-8')
-    return len(found.runs)
+        path.write_text(html, encoding='utf-8')
+    return len(contents.runs)
 
 
-def make(root: epath.Path, found: Found) -> str:
-    """The page as HTML.
+def render(root: epath.Path, contents: RunFolder) -> str:
+    """Renders the page as HTML.
 
     Args:
       root: the folder, for its name.
-      found: what runs.find gave of it.
+      contents: by runs.find_runs.
     """
-    teaching = teachers(found.runs)
-    made = settings.make(found.runs, teaching)
-    sections = [(setting.title, _setting(setting)) for setting in made]
-    if teaching:
-        sections.append(('Teachers', _teachers(found, teaching)))
-    sections += [(f'Representations: {name}', _representations(folder)) for name, folder in found.comparisons]
-    if unfinished := _unfinished(found):
+    teacher_runs = find_teachers(contents.runs)
+    all_settings = settings.make_settings(contents.runs, teacher_runs)
+    sections = [(setting.title, _setting_section(setting)) for setting in all_settings]
+    if teacher_runs:
+        sections.append(('Teachers', _teachers_section(contents, teacher_runs)))
+    sections += [
+        (f'Representations: {name}', _representation_section(folder)) for name, folder in contents.comparisons
+    ]
+    if unfinished := _unfinished_table(contents):
         sections.insert(0, ('Unfinished runs', unfinished))
-    if remarks := [(run.name, remark) for run in found.runs for remark in run.remarks]:
+    if remarks := [(run.name, remark) for run in contents.runs for remark in run.remarks]:
         sections.append(('Remarks on files', [table('Left out', ['run', 'why'], remarks, 'texts')]))
     title = f'Runs in {root.name or root}'
     links = [element('li', element('a', name, href=f'#section-{i}')) for i, (name, _) in enumerate(sections)]
     return page(
         title,
         element('h1', title),
-        element('p', _counted(found, teaching)),
+        element('p', _count_runs(contents, teacher_runs)),
         element('nav', element('ul', *links), aria_label='Sections'),
         *(
             element('section', element('h2', name, id=f'section-{i}'), *content)
             for i, (name, content) in enumerate(sections)
         ),
-        element('p', _versions(found), class_='note'),
+        element('p', _describe_versions(contents), class_='note'),
     )
 
 
-def _counted(found, teaching):
-    def said(runs, what):
+def _count_runs(contents, teacher_runs):
+    def count_states(runs, noun):
         counts = [(state, sum(run.state == state for run in runs)) for state in _STATES]
         states = ', '.join(f'{count} {state}' for state, count in counts if count)
-        return f'{len(runs)} {what}{"s" if len(runs) != 1 else ""}: {states}.'
+        return f'{len(runs)} {noun}{"s" if len(runs) != 1 else ""}: {states}.'
 
-    students = [run for run in found.runs if run.name not in teaching]
-    taught = [run for run in found.runs if run.name in teaching]
+    students = [run for run in contents.runs if run.name not in teacher_runs]
+    teacher_list = [run for run in contents.runs if run.name in teacher_runs]
     return ' '.join(
-        [*([said(students, 'run')] if students else []), *([said(taught, 'teacher')] if taught else [])]
+        [
+            *([count_states(students, 'run')] if students else []),
+            *([count_states(teacher_list, 'teacher')] if teacher_list else []),
+        ]
     )
 
 
-def _versions(found):
-    made = [run.result.get('versions') for run in found.runs if run.result]
+def _describe_versions(contents):
+    all_versions = [run.result.get('versions') for run in contents.runs if run.result]
     texts = {
         ', '.join(f'{name} {version}' for name, version in sorted(versions.items()))
-        for versions in made
+        for versions in all_versions
         if isinstance(versions, dict)
     }
     by = f' Runs by {"; ".join(sorted(texts))}.' if texts else ''
     return f'Made by td_jax {td_jax.__version__}.{by}'
 
 
-def _unfinished(found):
+def _unfinished_table(contents):
     rows = [
         [run.name, element('span', run.state, class_='warn'), run.reason]
-        for run in found.runs
+        for run in contents.runs
         if run.state != FINISHED
     ]
     rows += [
-        [name, element('span', 'not readable', class_='warn'), reason] for name, reason in found.unreadable
+        [name, element('span', 'not readable', class_='warn'), reason] for name, reason in contents.unreadable
     ]
     return [table('Runs without a valid result', ['run', 'state', 'why'], rows, 'texts')] if rows else []
 
@@ -118,150 +123,160 @@ def _unfinished(found):
 # --- A setting -------------------------------------------------------------------------------------
 
 
-def _setting(setting):
-    compared = comparison.of_setting(setting)
-    parts = [_results(setting, compared)]
-    if any(found.paired for found in compared):
+def _setting_section(setting):
+    compared_rows = comparison.compare_setting(setting)
+    parts = [_results_table(setting, compared_rows)]
+    if any(compared.paired for compared in compared_rows):
         units = _UNITS.get(setting.metric, 'examples')
         parts.append(element('p', _INTERVALS.format(units=units, fewest=statistics.FEWEST), class_='note'))
-    parts += [element('p', text, class_='note') for text in _remarks(compared)]
-    drawn = [_differences(setting, compared), *_learning(setting)]
+    parts += [element('p', text, class_='note') for text in _comparison_remarks(compared_rows)]
+    drawn = [_differences_chart(setting, compared_rows), *_learning_charts(setting)]
     parts.append(element('div', *drawn, class_='charts'))
-    for head, figures in (('Shares of the gradient', _shares(setting)), ('Messages', _messages(setting))):
+    for head, figures in (
+        ('Shares of the gradient', _share_charts(setting)),
+        ('Messages', _message_charts(setting)),
+    ):
         if figures:
             parts += [element('h3', head), element('div', *figures, class_='charts')]
-    return [*parts, *_configs(setting)]
+    return [*parts, *_options_section(setting)]
 
 
-def _remarks(compared):
-    """What is to be said of the comparisons of a setting, each reason once."""
-    rows, others = {}, [found for found in compared if found.row.method != settings.SCRATCH]
-    for found in others:
-        if found.beside.reason:
-            rows.setdefault(found.beside.reason, []).append(found.row.label)
+def _comparison_remarks(compared_rows):
+    """Remarks on the comparisons of a setting, with each reason once."""
+    rows, others = {}, [compared for compared in compared_rows if compared.row.method != settings.SCRATCH]
+    for compared in others:
+        if compared.baseline.reason:
+            rows.setdefault(compared.baseline.reason, []).append(compared.row.label)
     missing = [
         f'No difference{"" if len(labels) == len(others) else " of " + "; ".join(labels)}: {reason}.'
         for reason, labels in rows.items()
     ]
-    return [*missing, *(f'{found.row.label}: {remark}' for found in others for remark in found.remarks)]
+    return [
+        *missing,
+        *(f'{compared.row.label}: {remark}' for compared in others for remark in compared.remarks),
+    ]
 
 
-def _results(setting, compared):
+def _results_table(setting, compared_rows):
     metric = f'{setting.split} {setting.metric}'.strip() if setting.metric else 'result'
-    has_pairs = any(found.paired for found in compared)
-    has_choice = len([row for row in setting.rows if row.method == settings.SCRATCH and row.finished]) > 1
+    has_pairs = any(compared_row.paired for compared_row in compared_rows)
+    has_several_baselines = (
+        len([row for row in setting.rows if row.method == settings.SCRATCH and row.finished]) > 1
+    )
     groups = dict.fromkeys(
         name for row in setting.rows for run in row.finished for name in run.result['groups']
     )
-    # One alone is the whole.
+    # A single group is the whole data set.
     groups = list(groups) if len(groups) > 1 else []
     head = ['method', 'n', f'{metric}, mean ± 95%']
     if has_pairs:
         head += ['Δ to no distillation, mean ± 95%', 'Δ, 95% bootstrap', 'p (Holm)', 'verdict']
-    head += ['compared with'] if has_choice and has_pairs else []
+    head += ['compared with'] if has_several_baselines and has_pairs else []
     has_teachers = any(run.result['teacher'] is not None for row in setting.rows for run in row.finished)
     head += ['its teacher'] if has_teachers else []
     head += [str(name).replace('_', ' ') for name in groups]
     rows = []
-    for found in compared:
-        cells = [found.row.label, *_own(found)]
+    for compared_row in compared_rows:
+        cells = [compared_row.row.label, *_own_cells(compared_row)]
         if has_pairs:
-            cells += _paired(found)
-        if has_choice and has_pairs:
-            cells.append(found.beside.row.label if found.beside.row else '')
+            cells += _paired_cells(compared_row)
+        if has_several_baselines and has_pairs:
+            cells.append(compared_row.baseline.row.label if compared_row.baseline.row else '')
         if has_teachers:
             scores = [
-                run.result['teacher'] for run in found.row.finished if run.result['teacher'] is not None
+                run.result['teacher']
+                for run in compared_row.row.finished
+                if run.result['teacher'] is not None
             ]
             cells.append(statistics.number(statistics.of(scores).mean) if scores else '')
-        rows.append([*cells, *(_of_group(found.row, name) for name in groups)])
+        rows.append([*cells, *(_group_cell(compared_row.row, name) for name in groups)])
     return table(f'{metric} of finished runs', head, rows)
 
 
-def _own(found):
-    """The cells of a row by itself."""
-    others = [run for run in found.row.runs if run.state != FINISHED]
+def _own_cells(compared):
+    """The cells of a row's own mean."""
+    others = [run for run in compared.row.runs if run.state != FINISHED]
     states = ', '.join(f'{sum(run.state == state for run in others)} {state}' for state in _STATES[1:])
-    if found.own is None:
+    if compared.own is None:
         return ['0', element('span', others[0].state, class_='warn')]
-    mean = statistics.number(found.own.mean, found.own.half_width)
+    mean = statistics.number(compared.own.mean, compared.own.half_width)
     if others:
         kept = ', '.join(part for part in states.split(', ') if not part.startswith('0 '))
-        return [str(found.own.count), element('span', mean, element('span', f' ({kept})', class_='warn'))]
-    return [str(found.own.count), mean]
+        return [str(compared.own.count), element('span', mean, element('span', f' ({kept})', class_='warn'))]
+    return [str(compared.own.count), mean]
 
 
-def _paired(found):
+def _paired_cells(compared):
     """The cells of a row's difference to its baseline."""
-    if found.paired is None:
-        if found.beside.row is None or found.own is None:
+    if compared.paired is None:
+        if compared.baseline.row is None or compared.own is None:
             return ['', '', '', '']
-        other = statistics.of(list(found.beside.row.values().values()))
+        other = statistics.of(list(compared.baseline.row.values().values()))
         return [
-            f'{statistics.number(found.own.mean - other.mean, signed=True)}, no seed in common',
+            f'{statistics.number(compared.own.mean - other.mean, signed=True)}, no seed in common',
             '',
             '',
             '',
         ]
-    mean = statistics.number(found.paired.mean, found.paired.half_width, signed=True)
-    if found.paired.count < found.own.count:
-        mean += f' ({found.paired.count} seeds)'
+    mean = statistics.number(compared.paired.mean, compared.paired.half_width, signed=True)
+    if compared.paired.count < compared.own.count:
+        mean += f' ({compared.paired.count} seeds)'
     bounds = (
-        ' to '.join(f'{end:+.4f}' for end in found.bootstrap.bounds())
-        if found.bootstrap
+        ' to '.join(f'{end:+.4f}' for end in compared.bootstrap.bounds())
+        if compared.bootstrap
         else 'no errors stored'
     )
-    p = statistics.written_p_value(found.p_value)
-    kind = found.verdict if found.verdict in (statistics.BETTER, statistics.WORSE) else None
-    return [mean, bounds, p, element('span', found.verdict, class_=kind)]
+    p = statistics.written_p_value(compared.p_value)
+    kind = compared.verdict if compared.verdict in (statistics.BETTER, statistics.WORSE) else None
+    return [mean, bounds, p, element('span', compared.verdict, class_=kind)]
 
 
-def _of_group(row, name):
-    """A row's metric of a group of examples; '' where its runs do not all have as many of them."""
+def _group_cell(row, name):
+    """The cell of a row's metric on a group of examples; '' if its runs have different groups."""
     groups = [run.result['groups'].get(name) for run in row.finished]
     if not groups or None in groups or len({str(group.get('count')) for group in groups}) > 1:
         return ''
-    found = statistics.of([value for group in groups for value in group['values']])
-    return statistics.number(found.mean, found.half_width)
+    estimate = statistics.of([value for group in groups for value in group['values']])
+    return statistics.number(estimate.mean, estimate.half_width)
 
 
-def _differences(setting, compared):
+def _differences_chart(setting, compared_rows):
     """A chart of all paired differences, None without any."""
-    found = [
+    spans = [
         charts.Span(
-            of_row.row.label,
-            of_row.paired.mean,
-            of_row.paired.interval(),
-            of_row.bootstrap and of_row.bootstrap.bounds(),
+            compared_row.row.label,
+            compared_row.paired.mean,
+            compared_row.paired.interval(),
+            compared_row.bootstrap and compared_row.bootstrap.bounds(),
         )
-        for of_row in compared
-        if of_row.paired
+        for compared_row in compared_rows
+        if compared_row.paired
     ]
-    if not found:
+    if not spans:
         return None
-    less = evaluation.LESS_IS_BETTER.get(setting.metric)
-    side = '' if less is None else f'Left of 0 is {"better" if less else "worse"}. '
-    return charts.spans(
+    less_is_better = evaluation.LESS_IS_BETTER.get(setting.metric)
+    side = '' if less_is_better is None else f'Left of 0 is {"better" if less_is_better else "worse"}. '
+    return charts.draw_spans(
         f'Difference in {setting.metric} to no distillation',
-        found,
+        spans,
         f'{side}Thin lines: over seeds; broad bands: bootstrap.',
     )
 
 
-def _chunks(drawn, kept=()):
-    """Curves in groups that a chart tells apart, those that are kept in each of them."""
-    others = [curve for curve in drawn if curve not in kept]
-    size = charts.MOST_LINES - len(kept)
-    starts = range(0, len(others), size) if others else [0] if kept else []
-    return [[*kept, *others[start : start + size]] for start in starts]
+def _split_curves(all_curves, common=()):
+    """Splits curves into one list per chart; the common ones are in each."""
+    others = [curve for curve in all_curves if curve not in common]
+    size = charts.MOST_LINES - len(common)
+    starts = range(0, len(others), size) if others else [0] if common else []
+    return [[*common, *others[start : start + size]] for start in starts]
 
 
-def _of_rows(rows, name):
-    return [curve for row in rows if (curve := curves.of_row(row, name, row.label))]
+def _row_curves(rows, name):
+    return [curve for row in rows if (curve := curves.mean_curve(row, name, row.label))]
 
 
 def _score_name(setting):
-    """What the metrics of a setting's runs call what is evaluated; None where none has been."""
+    """The name of the evaluated metric in the logs of a setting's runs; None without an evaluation."""
     start = f'{setting.split}_'
     names = (
         name
@@ -274,71 +289,75 @@ def _score_name(setting):
     return next(names, None)
 
 
-def _learning(setting):
+def _learning_charts(setting):
     """Charts of evaluations and losses over steps."""
     scratch = [row for row in setting.rows if row.method == settings.SCRATCH][:1]
     figures = []
-    named = (
+    score_curves = (
         [(score, 'Bands range from the lowest to the highest seed.')]
         if (score := _score_name(setting))
         else []
     )
-    for name, more in (*named, ('train_loss', 'Training loss, all terms.'), ('train_task', '')):
-        # A single evaluation, as that of a test, is in the table.
-        drawn = [curve for curve in _of_rows(setting.rows, name) if len(curve.points) > 1]
-        kept = [curve for curve in drawn if curve.label in [row.label for row in scratch]]
-        # The task is the whole loss of those from scratch.
-        if name == 'train_task' and len(drawn) == len(kept):
+    for name, note in (*score_curves, ('train_loss', 'Training loss, all terms.'), ('train_task', '')):
+        # A single evaluation, such as that on the test split, is in the table.
+        all_curves = [curve for curve in _row_curves(setting.rows, name) if len(curve.points) > 1]
+        common = [curve for curve in all_curves if curve.label in [row.label for row in scratch]]
+        # Without distillation, the task is the whole loss.
+        if name == 'train_task' and len(all_curves) == len(common):
             continue
         title = name.replace('train_', 'training ').replace('_', ' ')
-        figures += [charts.lines(title, chunk, more) for chunk in _chunks(drawn, kept)]
+        figures += [charts.draw_lines(title, chunk, note) for chunk in _split_curves(all_curves, common)]
     return figures
 
 
-def _shares(setting):
+def _share_charts(setting):
     figures = []
     for row in setting.rows:
-        found = [curves.of_row(row, f'share_{term}', term) for term in curves.terms(row)]
+        term_curves = [curves.mean_curve(row, f'share_{term}', term) for term in curves.term_names(row)]
         figures += [
-            charts.lines(row.label, chunk, "Each term's share of the gradient on the student.", (0, 1))
-            for chunk in _chunks([curve for curve in found if curve])
+            charts.draw_lines(row.label, chunk, "Each term's share of the gradient on the student.", (0, 1))
+            for chunk in _split_curves([curve for curve in term_curves if curve])
         ]
     return figures
 
 
-def _messages(setting):
+def _message_charts(setting):
     figures = []
-    said = {'std': 'Standard deviation of messages.', 'rank': 'Effective rank of messages.'}
+    notes = {'std': 'Standard deviation of messages.', 'rank': 'Effective rank of messages.'}
     for row in setting.rows:
-        for what, more in said.items():
-            found = [
+        for measure, note in notes.items():
+            side_curves = [
                 curve
                 for side in ('student', 'teacher')
-                if (curve := curves.of_row(row, f'{side}_message_{what}', side))
+                if (curve := curves.mean_curve(row, f'{side}_message_{measure}', side))
             ]
-            figures += [charts.lines(f'{row.label}, {what}', found, more)] if found else []
+            figures += (
+                [charts.draw_lines(f'{row.label}, {measure}', side_curves, note)] if side_curves else []
+            )
     return figures
 
 
-# --- What runs are made of -------------------------------------------------------------------------
+# --- Options ---------------------------------------------------------------------------------------
 
 
-def _all_read(run):
-    """{key: value} of a run's config that it reads, without seeds."""
+def _read_options(run):
+    """{key: value} of the options of a run that have an effect, without seeds."""
     unread = config_lib.without_effect(run.config, run.stored) if run.config is not None else ()
     return {
         key: value for key, value in run.stored.items() if key not in unread and key not in settings.SEEDS
     }
 
 
-def _configs(setting):
-    reads = {row.label: [_all_read(run) for run in row.runs] for row in setting.rows}
-    keys = settings.differing([read for of_row in reads.values() for read in of_row])
-    # The label says it.
+def _options_section(setting):
+    reads = {row.label: [_read_options(run) for run in row.runs] for row in setting.rows}
+    keys = settings.differing_keys([options for row_reads in reads.values() for options in row_reads])
+    # It is in the label.
     keys = [key for key in keys if key != 'method']
 
     def cell(label, key):
-        values = dict.fromkeys(settings.said(read[key]) for read in reads[label] if key in read)
+        values = dict.fromkeys(
+            settings.format_value(options[key]) for options in reads[label] if key in options
+        )
         return ' | '.join(values) or '–'
 
     rows = []
@@ -353,9 +372,9 @@ def _configs(setting):
             ]
         )
     same = {}
-    for of_row in reads.values():
-        for read in of_row:
-            same |= {key: value for key, value in read.items() if key not in keys}
+    for row_reads in reads.values():
+        for options in row_reads:
+            same |= {key: value for key, value in options.items() if key not in keys}
     return [
         element('h3', 'Options'),
         table(
@@ -364,12 +383,12 @@ def _configs(setting):
             rows,
             'texts',
         ),
-        folded(
+        collapsible(
             f'{len(same)} options that are the same in all runs that read them',
             table(
                 'Options',
                 ['option', 'value'],
-                [[key, settings.said(same[key])] for key in sorted(same)],
+                [[key, settings.format_value(same[key])] for key in sorted(same)],
                 'texts',
             ),
         ),
@@ -379,24 +398,25 @@ def _configs(setting):
 # --- Teachers and representations ------------------------------------------------------------------
 
 
-def _teachers(found, teaching):
-    rows, drawn = [], []
-    for run in found.runs:
-        if run.name not in teaching:
+def _teachers_section(contents, teacher_runs):
+    rows, all_curves = [], []
+    for run in contents.runs:
+        if run.name not in teacher_runs:
             continue
-        scored = run.state
+        score = run.state
         if run.result:
-            own = statistics.of(run.result['values'])
-            scored = (
-                f'{run.result["split"]} {run.result["metric"]} {statistics.number(own.mean, own.half_width)}'
+            estimate = statistics.of(run.result['values'])
+            score = (
+                f'{run.result["split"]} {run.result["metric"]} '
+                f'{statistics.number(estimate.mean, estimate.half_width)}'
             )
-        data = run.result['dataset'] if run.result else settings.said(run.stored.get('dataset.name'))
+        data = run.result['dataset'] if run.result else settings.format_value(run.stored.get('dataset.name'))
         steps = run.result['steps'] if run.result else run.last_step
-        rows.append([run.name, ', '.join(teaching[run.name]), data, scored, steps])
-        drawn += _of_rows([settings.Row(run.name, (run,), {})], 'train_loss')
+        rows.append([run.name, ', '.join(teacher_runs[run.name]), data, score, steps])
+        all_curves += _row_curves([settings.Row(run.name, (run,), {})], 'train_loss')
     figures = [
-        charts.lines('training loss of teachers', chunk)
-        for chunk in _chunks([curve for curve in drawn if len(curve.points) > 1])
+        charts.draw_lines('training loss of teachers', chunk)
+        for chunk in _split_curves([curve for curve in all_curves if len(curve.points) > 1])
     ]
     head = ['teacher', 'of', 'its data', 'its score', 'steps']
     return [
@@ -405,13 +425,13 @@ def _teachers(found, teaching):
     ]
 
 
-def _representations(folder):
+def _representation_section(folder):
     try:
-        found = maps.read(folder)
+        contents = maps.read(folder)
     except UserError as error:
         return [element('p', str(error), class_='warn')]
     return [
-        element('p', f'{found.data}. {found.estimator}.', class_='note'),
-        maps.means(found),
-        *(maps.of_run(name, rows) for name, rows in found.by_class.items()),
+        element('p', f'{contents.data}. {contents.estimator}.', class_='note'),
+        maps.mean_table(contents),
+        *(maps.run_map(name, rows) for name, rows in contents.by_class.items()),
     ]

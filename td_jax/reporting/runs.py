@@ -1,7 +1,6 @@
-"""The runs under a folder, each with what its files say, in whatever state they are.
+"""Finds and reads the runs under a folder, in any state.
 
-Nothing here raises because of what a file holds: a run whose files cannot be made sense of is a run that is
-damaged, with the reason.
+Invalid files raise no error: their run has the state DAMAGED, with the reason.
 """
 
 import math
@@ -18,56 +17,54 @@ from td_jax.files import metric_log, workdir
 from td_jax.training import data_record, finished
 
 FINISHED, UNFINISHED, DIVERGED, DAMAGED = 'finished', 'unfinished', 'diverged', 'damaged'
-# Any of these makes a folder that of a run. A config alone does not: exports have one, too.
+# A folder with any of these is a run. A config is not enough, because exports have one, too.
 _MARKS = {workdir.RESULT, workdir.ERRORS, workdir.DIVERGED, metric_log.FILE}
-# All that a run has before its first line.
+# The files of a run before its first line of metrics.
 _BEGINNING = {'.lock', finished.TEACHER}
-# Steps and seeds are int32 where they are computed with.
+# Steps and seeds are int32 on devices.
 _LARGEST = 2**31 - 1
-# Means of float32 are less.
+# Means of float32 are smaller.
 _LARGEST_NUMBER = 1e100
 
 
 class Run(NamedTuple):
-    """What the files of a run say."""
+    """A run as recorded in its files."""
 
-    name: str  # its place below the folder of all, '.' for that folder itself
+    name: str  # its path relative to the searched folder, '.' for that folder itself
     folder: epath.Path
     state: str  # FINISHED, UNFINISHED, DIVERGED or DAMAGED
     reason: str  # why it is not finished, '' if it is
-    stored: dict  # {dotted key: value} of its config, {} where it has none
-    remarks: tuple[str, ...] = ()  # what of its files is left out, and why
-    config: ml_collections.ConfigDict | None = None  # None where it has none that td_jax knows
-    result: dict | None = None  # of a run that is finished; its numbers are numbers
-    lines: tuple[dict, ...] = ()  # of its metrics, numbers alone
-    data: str = ''  # what its data are known by, '' where it does not say
+    stored: dict  # {dotted key: value} of its config, {} without one
+    remarks: tuple[str, ...] = ()  # files that are ignored, with reasons
+    config: ml_collections.ConfigDict | None = None  # None without a valid one
+    result: dict | None = None  # of a finished run, checked
+    lines: tuple[dict, ...] = ()  # of its metrics, only numbers
+    data: str = ''  # the digest of its data, '' if unknown
 
     @property
     def method(self) -> str:
-        """The method, '' where nothing says it."""
+        """The method, '' if unknown."""
         return str(self.stored.get('method', ''))
 
     @property
     def last_step(self) -> int:
-        """That of the last line of its metrics, 0 where there is none."""
+        """The last step in its metrics, 0 without metrics."""
         return max((line['step'] for line in self.lines), default=0)
 
 
-class Found(NamedTuple):
-    """What lies under a folder."""
+class RunFolder(NamedTuple):
+    """The runs and other results under a folder."""
 
     runs: tuple[Run, ...]  # in the order of their names
-    comparisons: tuple[
-        tuple[str, epath.Path], ...
-    ]  # (its place below the folder, it), of those with a CKA file
-    unreadable: tuple[tuple[str, str], ...]  # (its place below the folder, why), of folders
+    comparisons: tuple[tuple[str, epath.Path], ...]  # (relative path, folder) of folders with a CKA file
+    unreadable: tuple[tuple[str, str], ...]  # (relative path, reason) of folders
 
 
-def find(root: epath.Path) -> Found:
+def find_runs(root: epath.Path) -> RunFolder:
     """Reads all runs in a folder and in the folders in it.
 
     Raises:
-      UserError: it is not there, or holds no run.
+      UserError: it does not exist, or holds no run.
     """
     runs, comparisons, unreadable = [], [], []
     for folder, names in _folders(root):
@@ -76,7 +73,7 @@ def find(root: epath.Path) -> Found:
             unreadable.append((name, names))
             continue
         if names & _MARKS or ('.lock' in names and names <= _BEGINNING):
-            runs.append(read(folder, name))
+            runs.append(read_run(folder, name))
         if cka.NUMBERS in names:
             comparisons.append((name, folder))
     if unreadable and unreadable[0][0] == '.':
@@ -85,22 +82,22 @@ def find(root: epath.Path) -> Found:
         raise UserError(
             f'--workdir {root} holds no run of td_jax; name the workdir of a run, or a folder of several.'
         )
-    return Found(tuple(runs), tuple(comparisons), tuple(unreadable))
+    return RunFolder(tuple(runs), tuple(comparisons), tuple(unreadable))
 
 
 def _folders(root):
-    """(folder, the names in it, or why it cannot be read), each place once, from the top down."""
+    """Yields (folder, names in it or why it cannot be read), each folder once, from the top down."""
     waiting, seen = [root], set()
     while waiting:
         folder = waiting.pop()
-        # A link may lead back to where it lies.
-        if _place(folder) in seen:
+        # Links may form a cycle.
+        if _real_path(folder) in seen:
             continue
-        seen.add(_place(folder))
+        seen.add(_real_path(folder))
         try:
             entries = sorted(folder.iterdir(), key=lambda entry: entry.name)
             inner = [entry for entry in entries if _may_hold_runs(entry.name) and entry.is_dir()]
-        # The client of a bucket has errors of its own.
+        # Clients of buckets have other exceptions than OSError.
         except Exception as error:
             yield folder, reason(error)
             continue
@@ -113,34 +110,34 @@ def _may_hold_runs(name):
     return not is_known and not name.startswith('.')
 
 
-def read(folder: epath.Path, name: str) -> Run:
-    """A run as its files say it is; it never raises a UserError.
+def read_run(folder: epath.Path, name: str) -> Run:
+    """Reads a run from its files; never raises a UserError.
 
     Args:
       folder: its workdir.
-      name: what it is called.
+      name: of the run.
     """
     remarks, damage = [], []
 
-    def attempted(read_it, complaints):
-        """What a function returns, or None and a complaint."""
+    def try_read(read_file, messages):
+        """Returns the result of a function, or None and appends its error to `messages`."""
         try:
-            return read_it()
+            return read_file()
         except UserError as error:
-            complaints.append(str(error))
+            messages.append(str(error))
             return None
 
-    lines = tuple(map(_numbers_of, attempted(lambda: metric_log.read(folder), remarks) or []))
+    lines = tuple(map(_keep_numbers, try_read(lambda: metric_log.read(folder), remarks) or []))
     lines = tuple(line for line in lines if 0 <= line.get('step', -1) <= _LARGEST)
-    stored = attempted(lambda: workdir.read_json(folder / workdir.CONFIG), damage)
-    result = attempted(lambda: _read_result(folder), damage)
-    note = attempted(lambda: workdir.read_json(folder / workdir.DIVERGED), remarks)
+    stored = try_read(lambda: workdir.read_json(folder / workdir.CONFIG), damage)
+    result = try_read(lambda: _read_result(folder), damage)
+    note = try_read(lambda: workdir.read_json(folder / workdir.DIVERGED), remarks)
     if result and stored is None and not damage:
         damage.append(f'{folder / workdir.CONFIG} is missing')
-    data = attempted(lambda: data_record.digest(folder), remarks) or ''
+    data = try_read(lambda: data_record.digest(folder), remarks) or ''
     config = None
     if stored is not None:
-        config, complaint = understood(stored)
+        config, complaint = parse_config(stored)
         remarks += [complaint] if complaint else []
     run = Run(
         name=name,
@@ -158,35 +155,35 @@ def read(folder: epath.Path, name: str) -> Run:
     if note is not None:
         return run._replace(state=DIVERGED, reason=str(note.get('reason', 'its loss is not finite')))
     if not result or run.last_step > result['steps']:
-        return run._replace(state=UNFINISHED, reason=_unfinished(run, result))
+        return run._replace(state=UNFINISHED, reason=_explain_unfinished(run, result))
     return run._replace(result=result)
 
 
-def understood(stored: dict) -> tuple[ml_collections.ConfigDict | None, str]:
-    """(the config, '') that a dict read back from JSON is, or (None, why it is none that td_jax knows)."""
+def parse_config(stored: dict) -> tuple[ml_collections.ConfigDict | None, str]:
+    """Parses a config from JSON: (config, ''), or (None, the reason why it is invalid)."""
     try:
         config = config_lib.from_json(stored)
         config_lib.check(config)
     except UserError as error:
         return None, f'{workdir.CONFIG}: {error}'
-    # What ml_collections raises of values of another type, and of a value where others are below.
+    # Raised by ml_collections for values of another type, and for a value in place of a section.
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         return None, f'{workdir.CONFIG}: {reason(error)}'
     return config, ''
 
 
 def is_number(value) -> bool:
-    """Whether a value of JSON is a number that a run can come to, and whose square is one, too."""
+    """Whether a value of JSON is a number small enough that its square is finite."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < _LARGEST_NUMBER
 
 
-def _numbers_of(line):
-    """The numbers of a line of metrics, those that are not finite among them; steps as they are."""
+def _keep_numbers(line):
+    """Keeps the numbers of a line of metrics, including those that are not finite."""
     return {name: value for name, value in line.items() if isinstance(value, float) or is_number(value)}
 
 
 def _read_result(folder):
-    """The result of a run, or None; a UserError where its numbers are none."""
+    """The result of a run, or None; raises a UserError if its values are invalid."""
     result = finished.read_result(folder)
     if result is None:
         return None
@@ -222,52 +219,54 @@ def _is_group(group, seeds):
     return isinstance(values, list) and len(values) == len(seeds) and all(map(is_number, values))
 
 
-def _unfinished(run, result):
-    """Why a run has no valid result."""
-    wanted = run.stored.get('num_steps', 'unknown')
+def _explain_unfinished(run, result):
+    """Explains why a run has no valid result."""
+    num_steps = run.stored.get('num_steps', 'unknown')
     if result:
-        return f'trained on since its result of step {result["steps"]}: at step {run.last_step} of {wanted}'
+        return (
+            f'trained on since its result of step {result["steps"]}: at step {run.last_step} of {num_steps}'
+        )
     if not run.stored:
         reached = f', at step {run.last_step}' if run.lines else ''
         return f'nothing is saved yet{reached}; it is under way, or was stopped'
-    text = f'at step {run.last_step} of {wanted} when its metrics were last written; under way, or stopped'
+    text = f'at step {run.last_step} of {num_steps} when its metrics were last written; under way, or stopped'
     for line in run.lines:
-        wrong = [name for name, value in line.items() if not math.isfinite(value)]
-        if wrong:
-            return f'{text}; {wrong[0]} is not finite at step {line["step"]}'
+        not_finite = [name for name, value in line.items() if not math.isfinite(value)]
+        if not_finite:
+            return f'{text}; {not_finite[0]} is not finite at step {line["step"]}'
     return text
 
 
-def inside(run: Run) -> str:
-    """What a teacher in the workdir of a run is called."""
+def inner_teacher_name(run: Run) -> str:
+    """The name of a teacher in the workdir of a run."""
     return os.path.normpath(os.path.join(run.name, finished.TEACHER))
 
 
-def teachers(runs) -> dict[str, list[str]]:
-    """{name of a run that teaches: names of those that it teaches}, of some runs.
+def find_teachers(runs) -> dict[str, list[str]]:
+    """Finds the runs that are teachers of others, {name of a teacher: names of its students}.
 
-    A run teaches where it lies in the workdir of its student, as `teacher`, or where a student's config names
-    it; a folder that has been moved is looked for next to the student, as td_jax does.
+    A run is a teacher if it is the folder `teacher` in the workdir of a student, or if a student's config
+    names it. A folder that has moved is also searched next to the student, as in training.
     """
-    places = {_place(run.folder): run.name for run in runs}
-    names, found = set(places.values()), {}
+    places = {_real_path(run.folder): run.name for run in runs}
+    names, students_by_teacher = set(places.values()), {}
     for run in runs:
-        if inside(run) in names:
-            found.setdefault(inside(run), []).append(run.name)
-        named = run.stored.get('teacher.checkpoint')
-        is_taught = config_lib.has_teacher(run.config) if run.config else run.method != 'supervised'
-        if not isinstance(named, str) or not named or not is_taught:
+        if inner_teacher_name(run) in names:
+            students_by_teacher.setdefault(inner_teacher_name(run), []).append(run.name)
+        checkpoint = run.stored.get('teacher.checkpoint')
+        has_teacher = config_lib.has_teacher(run.config) if run.config else run.method != 'supervised'
+        if not isinstance(checkpoint, str) or not checkpoint or not has_teacher:
             continue
         try:
-            there = workdir.resolve(named)
+            folder = workdir.resolve(checkpoint)
         except UserError:
             continue
-        for place in (there, run.folder.parent / there.name):
-            if _place(place) in places:
-                found.setdefault(places[_place(place)], []).append(run.name)
+        for place in (folder, run.folder.parent / folder.name):
+            if _real_path(place) in places:
+                students_by_teacher.setdefault(places[_real_path(place)], []).append(run.name)
                 break
-    return found
+    return students_by_teacher
 
 
-def _place(folder):
+def _real_path(folder):
     return os.fspath(folder) if workdir.is_in_bucket(folder) else os.path.realpath(folder)

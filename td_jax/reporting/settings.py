@@ -1,109 +1,112 @@
-"""Which runs are compared with which: runs that differ in seeds are one row, rows on one task one setting.
+"""Groups runs for comparison: runs that differ only in seeds are a row, rows on one task are a setting.
 
-A setting is the data, how it is split and evaluated, and the student's architecture. Where a data set has
-changed between runs, they are in settings of their own. What trains a student (method, optimizer, dropout,
-where it starts) tells the rows apart.
+A setting is defined by the data, their split and evaluation, and the student's architecture. Runs on
+different versions of a data set are in different settings. Rows differ in the options of training:
+method, optimizer, dropout and initial parameters.
 """
 
 import json
 from typing import NamedTuple
 
 from td_jax.config import identity
-from td_jax.reporting.runs import FINISHED, Run, inside
+from td_jax.reporting.runs import FINISHED, Run, inner_teacher_name
 
 SCRATCH = 'supervised'
-# What may differ between runs of one row.
+# The keys that may differ between runs of one row.
 SEEDS = ('seed', 'num_seeds', 'seed_step', 'teacher.seed')
-# What a setting is, by what keys start with, and those among them that train a student.
+# Prefixes of the keys that define a setting, and exceptions, which are options of training.
 _OF_SETTING = ('dataset.', 'model.')
 _OF_TRAINING = ('model.initial', 'model.dropout')
-# In addition to the keys of a config: the digest of the data, where runs of one config had different data.
+# An additional key for the digest of the data, if runs with one config had different data.
 CONTENT = 'dataset.content'
-# Keys that a label or a title names at most.
+# The most keys in a label or a title.
 _MOST_KEYS = 3
 
 
 class Row(NamedTuple):
-    """Runs that differ in seeds alone."""
+    """Runs that differ only in seeds."""
 
     label: str
     runs: tuple[Run, ...]
-    read: dict  # {dotted key: value} of what makes them what they are, without SEEDS
+    read: dict  # {dotted key: value} of the options that have an effect, without SEEDS
 
     @property
     def method(self) -> str:
-        """Of its runs."""
+        """The method of the runs."""
         return self.runs[0].method
 
     @property
     def finished(self) -> list[Run]:
-        """Those of its runs that are."""
+        """The finished runs."""
         return [run for run in self.runs if run.state == FINISHED]
 
     def values(self) -> dict[int, float]:
-        """{seed: value} of the runs that are finished, in the order of the seeds."""
-        found = {
+        """{seed: value} of the finished runs, in the order of the seeds."""
+        values = {
             seed: value
             for run in self.finished
             for seed, value in zip(run.result['seeds'], run.result['values'], strict=True)
         }
-        return dict(sorted(found.items()))
+        return dict(sorted(values.items()))
 
     def teachers(self) -> dict[int, str | None]:
         """{seed: fingerprint of its teacher}, in the order of the seeds."""
-        found = {
+        teachers = {
             seed: run.result['teacher_fingerprint'] for run in self.finished for seed in run.result['seeds']
         }
-        return dict(sorted(found.items()))
+        return dict(sorted(teachers.items()))
 
 
 class Setting(NamedTuple):
     """Rows that may be compared."""
 
     title: str
-    rows: tuple[Row, ...]  # those from scratch first
-    metric: str | None  # None where no run is finished
+    rows: tuple[Row, ...]  # those without distillation first
+    metric: str | None  # None if no run is finished
     split: str
 
 
 class Baseline(NamedTuple):
-    """The row from scratch that a row is compared with."""
+    """The row without distillation that a row is compared with."""
 
     row: Row | None
     reason: str  # why there is none, '' if there is
 
 
 def read_keys(run: Run) -> dict:
-    """{dotted key: value} of what makes a run what it is; of a config that td_jax does not know, all."""
+    """{dotted key: value} of the options with an effect; all options if the config is not valid."""
     if run.config is not None:
         return identity.identity(run.config)
     return {key: value for key, value in run.stored.items() if key not in identity.WITHOUT_EFFECT}
 
 
-def make(runs, teaching) -> list[Setting]:
-    """The settings of some runs.
+def make_settings(runs, teacher_names) -> list[Setting]:
+    """Groups runs into settings.
 
     Args:
-      runs: those with a config are in a setting, others are not.
-      teaching: the names of those that teach. They are in a setting only together with a run that does not,
-        and never if they lie in their student's workdir.
+      runs: those without a config are left out.
+      teacher_names: names of runs that are teachers. They are in a setting only together with another run,
+        and never if they are in their student's workdir.
     """
-    groups, of_students = {}, {inside(run) for run in runs}
+    groups, inner_teachers = {}, {inner_teacher_name(run) for run in runs}
     for run in runs:
-        if not run.stored or run.name in of_students:
+        if not run.stored or run.name in inner_teachers:
             continue
         read = read_keys(run)
-        groups.setdefault(_text(_of_setting(read)), []).append((run, read))
+        groups.setdefault(_to_json(_setting_options(read)), []).append((run, read))
     groups = {
-        key: group for key, group in groups.items() if any(run.name not in teaching for run, _ in group)
+        key: group for key, group in groups.items() if any(run.name not in teacher_names for run, _ in group)
     }
-    groups = [part for group in groups.values() for part in _by_data(group)]
-    made = [_setting(group) for group in groups]
-    return [setting._replace(title=title) for setting, title in zip(made, _titles(made, groups), strict=True)]
+    groups = [part for group in groups.values() for part in _split_by_data(group)]
+    untitled = [_make_setting(group) for group in groups]
+    return [
+        setting._replace(title=title)
+        for setting, title in zip(untitled, _make_titles(untitled, groups), strict=True)
+    ]
 
 
-def _by_data(group):
-    """Cuts runs of one setting apart where they were trained on different data."""
+def _split_by_data(group):
+    """Splits runs of one setting by the data that they were trained on."""
     if len({run.data for run, _ in group if run.data}) <= 1:
         return [group]
     parts = {}
@@ -112,39 +115,39 @@ def _by_data(group):
     return list(parts.values())
 
 
-def _of_setting(read):
+def _setting_options(read):
     return {
         key: value for key, value in read.items() if key.startswith(_OF_SETTING) and key not in _OF_TRAINING
     }
 
 
-def _text(read):
+def _to_json(read):
     return json.dumps(read, sort_keys=True, default=str)
 
 
-def _setting(group):
+def _make_setting(group):
     rows = []
     for run, read in group:
-        of_row = {key: value for key, value in read.items() if key not in SEEDS}
-        # Such a teacher is known by its parameters alone.
+        row_options = {key: value for key, value in read.items() if key not in SEEDS}
+        # Only its parameters identify such a teacher.
         if run.stored.get('teacher.pretrained') and run.result:
-            of_row['teacher.pretrained'] = run.result['teacher_fingerprint']
+            row_options['teacher.pretrained'] = run.result['teacher_fingerprint']
         for i, row in enumerate(rows):
-            if row.read == of_row and _joins(run, row):
+            if row.read == row_options and _belongs_to(run, row):
                 rows[i] = row._replace(runs=(*row.runs, run))
                 break
         else:
-            rows.append(Row('', (run,), of_row))
+            rows.append(Row('', (run,), row_options))
     rows.sort(key=lambda row: row.method != SCRATCH)
-    labels = _labels(rows)
+    labels = _make_labels(rows)
     rows = [row._replace(label=label) for row, label in zip(rows, labels, strict=True)]
     metrics = {run.result['metric'] for row in rows for run in row.finished}
     split = rows[0].runs[0].stored.get('dataset.split', '')
     return Setting('', tuple(rows), min(metrics, default=None), str(split))
 
 
-def _joins(run, row):
-    """Whether a run has other seeds than a row, and the same teacher for the same seed of a teacher."""
+def _belongs_to(run, row):
+    """Whether a run has other seeds than a row, and the same teacher for equal seeds of teachers."""
     if run.result is None:
         return True
     fingerprint, seed = run.result['teacher_fingerprint'], run.stored.get('teacher.seed')
@@ -155,33 +158,35 @@ def _joins(run, row):
     )
 
 
-def differing(dicts) -> list[str]:
-    """The keys that have another value in one of some dicts than in another, among those that have it."""
-    found = {}
-    for read in dicts:
-        for key, value in read.items():
-            found.setdefault(key, set()).add(_text(value))
-    return sorted(key for key, values in found.items() if len(values) > 1)
+def differing_keys(dicts) -> list[str]:
+    """The keys with different values in the dicts that have them."""
+    values_by_key = {}
+    for options in dicts:
+        for key, value in options.items():
+            values_by_key.setdefault(key, set()).add(_to_json(value))
+    return sorted(key for key, values in values_by_key.items() if len(values) > 1)
 
 
-def said(value) -> str:
-    """A value of a config for a person."""
+def format_value(value) -> str:
+    """Formats a value of a config for display."""
     if isinstance(value, list):
-        return ', '.join(map(said, value)) or '()'
+        return ', '.join(map(format_value, value)) or '()'
     return 'none' if value in (None, '') else str(value)
 
 
-def _labels(rows):
-    """What each row is called: its method, and what tells it from others of this method."""
+def _make_labels(rows):
+    """Makes a label for each row: its method, and its differences to other rows of this method."""
     labels = []
     for row in rows:
-        alike = [other.read for other in rows if other.method == row.method]
-        keys = [key for key in differing(alike) if key in row.read]
-        if len(alike) == 1:
+        same_method = [other.read for other in rows if other.method == row.method]
+        keys = [key for key in differing_keys(same_method) if key in row.read]
+        if len(same_method) == 1:
             labels.append(row.method)
         elif 0 < len(keys) <= _MOST_KEYS:
-            told = [f'{key.removeprefix(f"{row.method}.")} {said(row.read[key])}' for key in keys]
-            labels.append(f'{row.method}, {", ".join(told)}')
+            differences = [
+                f'{key.removeprefix(f"{row.method}.")} {format_value(row.read[key])}' for key in keys
+            ]
+            labels.append(f'{row.method}, {", ".join(differences)}')
         else:
             labels.append(f'{row.method} ({row.runs[0].name})')
     return [
@@ -190,42 +195,42 @@ def _labels(rows):
     ]
 
 
-def _titles(settings, groups):
-    """What each setting is called: its data and metric, and what tells it from others of these."""
+def _make_titles(settings, groups):
+    """Makes a title for each setting: its data and metric, and its differences to others with these."""
     plain = []
     for setting in settings:
-        done = [run for row in setting.rows for run in row.finished]
+        finished = [run for row in setting.rows for run in row.finished]
         first = setting.rows[0].runs[0]
-        data = done[0].result['dataset'] if done else said(first.stored.get('dataset.name'))
+        data = finished[0].result['dataset'] if finished else format_value(first.stored.get('dataset.name'))
         plain.append(f'{data}, {setting.split} {setting.metric or ""}'.rstrip())
-    parts = [_of_setting(group[0][1]) for group in groups]
+    parts = [_setting_options(group[0][1]) for group in groups]
     titles = []
     for title, part in zip(plain, parts, strict=True):
-        alike = [other for name, other in zip(plain, parts, strict=True) if name == title]
-        keys = [key for key in differing(alike) if key in part]
-        more = ', …' if len(keys) > _MOST_KEYS else ''
-        told = ', '.join(f'{key} {said(part[key])}' for key in keys[:_MOST_KEYS])
-        titles.append(f'{title}; {told}{more}' if told else title)
+        same_title = [other for name, other in zip(plain, parts, strict=True) if name == title]
+        keys = [key for key in differing_keys(same_title) if key in part]
+        ellipsis = ', …' if len(keys) > _MOST_KEYS else ''
+        differences = ', '.join(f'{key} {format_value(part[key])}' for key in keys[:_MOST_KEYS])
+        titles.append(f'{title}; {differences}{ellipsis}' if differences else title)
     return titles
 
 
-def baseline(row: Row, rows) -> Baseline:
-    """The run without distillation of a row's setting: the one that differs from it in the fewest options.
+def find_baseline(row: Row, rows) -> Baseline:
+    """Finds the row without distillation that differs from a row in the fewest options.
 
     Args:
-      row: of the setting.
-      rows: all of the setting.
+      row: of a setting.
+      rows: all rows of the setting.
     """
     if row.method == SCRATCH:
         return Baseline(None, '')
-    near = {}
+    rows_by_distance = {}
     for other in rows:
         if other.method == SCRATCH and other.finished:
-            count = len([key for key in differing([row.read, other.read]) if key != 'method'])
-            near.setdefault(count, []).append(other)
-    if not near:
+            count = len([key for key in differing_keys([row.read, other.read]) if key != 'method'])
+            rows_by_distance.setdefault(count, []).append(other)
+    if not rows_by_distance:
         return Baseline(None, 'no finished run without distillation')
-    nearest = near[min(near)]
+    nearest = rows_by_distance[min(rows_by_distance)]
     if len(nearest) > 1:
         return Baseline(None, f'{len(nearest)} runs without distillation are equally near')
     return Baseline(nearest[0], '')

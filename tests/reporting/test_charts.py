@@ -24,7 +24,7 @@ def test_points_are_where_their_numbers_say():
         curves.Curve('a', ((0, 1.0), (50, 3.0), (100, 2.0)), ((0, 0.5, 1.5), (100, 1.0, 5.0))),
         curves.Curve('b', ((100, 5.0),)),
     ]
-    figure = charts.lines('loss', drawn)
+    figure = charts.draw_lines('loss', drawn)
     (line,) = parts(figure, 'polyline', 'line s0')
     (start, _), (middle, high), (end, low) = places(line.get('points'))
     assert middle == pytest.approx((start + end) / 2, abs=0.1)
@@ -46,21 +46,21 @@ def test_points_are_where_their_numbers_say():
 
 
 def test_numbers_far_apart_are_drawn_by_their_logarithms():
-    figure = charts.lines('loss', [curves.Curve('a', ((0, 100.0), (1, 1.0), (2, 0.01)))])
+    figure = charts.draw_lines('loss', [curves.Curve('a', ((0, 100.0), (1, 1.0), (2, 0.01)))])
     (line,) = parts(figure, 'polyline', 'line')
     (_, first), (_, second), (_, third) = places(line.get('points'))
     assert second == pytest.approx((first + third) / 2, abs=0.1)
     assert 'loss, logarithmic' in [part.text for part in figure.iter('strong')]
     # Not where a number is 0, nor where the axis is given.
     for ends, lowest in ((None, 0.0), ((0, 1), 0.01)):
-        plain = charts.lines('loss', [curves.Curve('a', ((0, 1.0), (2, lowest)))], ends=ends)
+        plain = charts.draw_lines('loss', [curves.Curve('a', ((0, 1.0), (2, lowest)))], ends=ends)
         assert [part.text for part in plain.iter('strong')] == ['loss']
 
 
 @pytest.mark.parametrize('value', [0.0, -1.0, 1.0, 1e30, 1e-30, 1e99, -1e99, 123456789.25])
 def test_a_curve_that_does_not_move_is_drawn(value):
     for points in (((7, value),), ((7, value), (9, value))):
-        figure = charts.lines('loss', [curves.Curve('a', points)])
+        figure = charts.draw_lines('loss', [curves.Curve('a', points)])
         numbers = re.findall(r'-?[\d.]+|nan|inf', ' '.join(figure.find('svg').itertext()))
         assert numbers
         marks = [*parts(figure, 'polyline', 'line'), *parts(figure, 'circle', 'dot')]
@@ -70,16 +70,16 @@ def test_a_curve_that_does_not_move_is_drawn(value):
 def test_extremes_are_kept_of_many_points():
     values = [(step, 1.0 + step % 7 / 100) for step in range(10_000)]
     values[1234], values[8765] = (1234, 9.0), (8765, -9.0)
-    kept = charts.thinned(values)
+    kept = charts.thin_points(values)
     assert len(kept) <= 400
     assert kept == sorted(kept)
     assert {values[0], values[-1], values[1234], values[8765]} <= set(kept)
-    assert charts.thinned(values[:400]) == values[:400]
+    assert charts.thin_points(values[:400]) == values[:400]
 
 
 def test_differences_are_drawn_with_their_intervals():
     found = [charts.Span('a', 1.0, (-1.0, 3.0), (0.0, 2.0)), charts.Span('b', -1.0, None, None)]
-    figure = charts.spans('difference', found, 'Left is better.')
+    figure = charts.draw_spans('difference', found, 'Left is better.')
     (zero,) = parts(figure, 'line', 'axis')
     (thin,), (broad,) = parts(figure, 'line', 'interval'), parts(figure, 'line', 'wide')
     means = [float(mark.get('cx')) for mark in parts(figure, 'circle', 'mean')]

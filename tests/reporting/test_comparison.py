@@ -13,9 +13,9 @@ STEP = 2.0**-8
 
 def compared(root):
     """{method: Compared} of the one setting under a folder."""
-    found = runs.find(epath.Path(root)).runs
-    (setting,) = settings.make(found, {})
-    return {of_row.row.method: of_row for of_row in comparison.of_setting(setting)}
+    found = runs.find_runs(epath.Path(root)).runs
+    (setting,) = settings.make_settings(found, {})
+    return {of_row.row.method: of_row for of_row in comparison.compare_setting(setting)}
 
 
 def test_differences_are_paired_where_seeds_agree(write_run, tmp_path):

@@ -8,8 +8,8 @@ from td_jax.reporting import curves, runs, settings
 
 
 def the_row(root):
-    found = runs.find(epath.Path(root)).runs
-    ((row,),) = (setting.rows for setting in settings.make(found, {}))
+    found = runs.find_runs(epath.Path(root)).runs
+    ((row,),) = (setting.rows for setting in settings.make_settings(found, {}))
     return row
 
 
@@ -28,15 +28,15 @@ def test_a_mean_is_over_seeds_and_a_band_from_the_lowest_to_the_highest(write_ru
     ]
     write_run(tmp_path / 'b', [0.5], lines=lines, seed=9)
     row = the_row(tmp_path)
-    found = curves.of_row(row, 'loss', 'name')
+    found = curves.mean_curve(row, 'loss', 'name')
     # Two seeds of a, one of b.
     assert found == ('name', ((2, 4.0), (4, 2.0)), ((2, 1.0, 8.0), (4, 1.0, 4.0)))
-    assert curves.of_row(row, 'share_task', 'task') == ('task', ((4, 0.5),), ())
-    assert curves.of_row(row, 'other', '') is None
-    assert curves.terms(row) == ['task', 'state']
+    assert curves.mean_curve(row, 'share_task', 'task') == ('task', ((4, 0.5),), ())
+    assert curves.mean_curve(row, 'other', '') is None
+    assert curves.term_names(row) == ['task', 'state']
 
 
 def test_runs_without_a_step_in_common_have_no_curve(write_run, tmp_path):
     for name, step in (('a', 2), ('b', 3)):
         write_run(tmp_path / name, None, lines=[{'step': step, 'loss': 1.0}])
-    assert curves.of_row(the_row(tmp_path), 'loss', '') is None
+    assert curves.mean_curve(the_row(tmp_path), 'loss', '') is None

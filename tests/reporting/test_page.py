@@ -44,7 +44,7 @@ class Page(html.parser.HTMLParser):
 def made(root):
     """(text, Page) of a folder's page."""
     root = epath.Path(root)
-    text = page.make(root, runs.find(root))
+    text = page.render(root, runs.find_runs(root))
     return text, Page(text)
 
 

@@ -15,7 +15,7 @@ LINES = [{'step': 2, 'train_loss': 1.5}, {'step': 4, 'train_loss': 1.25}]
 
 def states(root):
     """{name: (state, reason)} of the runs under a folder."""
-    return {run.name: (run.state, run.reason) for run in runs.find(epath.Path(root)).runs}
+    return {run.name: (run.state, run.reason) for run in runs.find_runs(epath.Path(root)).runs}
 
 
 def test_runs_are_found_wherever_they_lie(write_run, tmp_path):
@@ -28,11 +28,11 @@ def test_runs_are_found_wherever_they_lie(write_run, tmp_path):
     write_run(tmp_path / 'ld' / 'checkpoints' / '6', [0.5])
     os.symlink(tmp_path, tmp_path / 'deep' / 'loop')
     os.symlink(tmp_path / 'nowhere', tmp_path / 'deep' / 'broken')
-    found = runs.find(epath.Path(tmp_path))
+    found = runs.find_runs(epath.Path(tmp_path))
     assert [run.name for run in found.runs] == ['deep/er/td', 'deep/er/td/teacher', 'ld']
     assert {run.state for run in found.runs} == {runs.FINISHED}
     assert [line['step'] for line in found.runs[0].lines] == [2, 4]
-    assert runs.teachers(found.runs) == {'deep/er/td/teacher': ['deep/er/td']}
+    assert runs.find_teachers(found.runs) == {'deep/er/td/teacher': ['deep/er/td']}
     assert found.unreadable == ()
     # A single run is a folder of runs, too.
     assert list(states(tmp_path / 'ld')) == ['.']
@@ -46,8 +46,8 @@ def test_a_teacher_is_known_by_the_config_of_its_student(write_run, tmp_path):
         write_run(tmp_path / 'a' / name, [0.5], teacher__checkpoint=str(place))
     # A run from scratch has no teacher, whatever its config says.
     write_run(tmp_path / 'a' / 'own', [0.5], method='supervised', teacher__checkpoint=str(places['here']))
-    found = runs.find(epath.Path(tmp_path)).runs
-    assert runs.teachers(found) == {'a/big': ['a/here', 'a/moved']}
+    found = runs.find_runs(epath.Path(tmp_path)).runs
+    assert runs.find_teachers(found) == {'a/big': ['a/here', 'a/moved']}
 
 
 def test_a_run_that_is_not_finished_says_why(write_run, tmp_path):
@@ -128,7 +128,7 @@ def test_what_can_be_read_of_a_run_is(write_run, tmp_path):
     with (folder / 'metrics.jsonl').open('a') as file:
         file.write('{"step": 4, "train_loss": 1.0, "train_task": NaN}\n[]\n{"step": true}\n{"step": 5, "tr')
     changed(folder / 'config.json', method='mine', knob=3)
-    (run,) = runs.find(epath.Path(tmp_path)).runs
+    (run,) = runs.find_runs(epath.Path(tmp_path)).runs
     assert run.state == runs.FINISHED
     assert [line.keys() for line in run.lines] == [
         {'step', 'train_loss'},
@@ -140,7 +140,7 @@ def test_what_can_be_read_of_a_run_is(write_run, tmp_path):
     # A file whose place is taken by a folder.
     (folder / 'metrics.jsonl').unlink()
     (folder / 'metrics.jsonl').mkdir()
-    (run,) = runs.find(epath.Path(tmp_path)).runs
+    (run,) = runs.find_runs(epath.Path(tmp_path)).runs
     assert run.state == runs.FINISHED
     assert 'metrics.jsonl cannot be read: Is a directory.' in run.remarks[0]
 
@@ -157,7 +157,7 @@ def test_what_can_be_read_of_a_run_is(write_run, tmp_path):
 def test_a_config_that_makes_no_sense_is_a_remark(write_run, tmp_path, changes):
     folder = write_run(tmp_path / 'run', [0.5])
     changed(pathlib.Path(folder) / 'config.json', **changes)
-    (run,) = runs.find(epath.Path(tmp_path)).runs
+    (run,) = runs.find_runs(epath.Path(tmp_path)).runs
     assert (run.state, run.config) == (runs.FINISHED, None)
     assert run.remarks[0].startswith('config.json: ')
 
@@ -167,11 +167,11 @@ def test_a_folder_without_runs_is_refused(tmp_path):
     (tmp_path / 'export').mkdir()
     (tmp_path / 'export' / 'config.json').write_text('{}')
     with pytest.raises(UserError, match=f'^--workdir {tmp_path} holds no run of td_jax; name the workdir'):
-        runs.find(epath.Path(tmp_path))
+        runs.find_runs(epath.Path(tmp_path))
     with pytest.raises(UserError, match=r'none cannot be read: No such file or directory\.$'):
-        runs.find(epath.Path(tmp_path / 'none'))
+        runs.find_runs(epath.Path(tmp_path / 'none'))
     with pytest.raises(UserError, match=r'file cannot be read: Not a directory\.$'):
-        runs.find(epath.Path(tmp_path / 'file'))
+        runs.find_runs(epath.Path(tmp_path / 'file'))
 
 
 def test_a_folder_that_cannot_be_read_is_said(write_run, tmp_path, monkeypatch):
@@ -185,6 +185,6 @@ def test_a_folder_that_cannot_be_read_is_said(write_run, tmp_path, monkeypatch):
         return plain(path)
 
     monkeypatch.setattr(type(epath.Path(tmp_path)), 'iterdir', iterdir)
-    found = runs.find(epath.Path(tmp_path))
+    found = runs.find_runs(epath.Path(tmp_path))
     assert [run.name for run in found.runs] == ['run']
     assert found.unreadable == (('closed', 'Permission denied'),)

@@ -7,8 +7,8 @@ from td_jax.reporting import runs, settings
 
 def made(root):
     """The settings of the runs under a folder."""
-    found = runs.find(epath.Path(root)).runs
-    return settings.make(found, runs.teachers(found))
+    found = runs.find_runs(epath.Path(root)).runs
+    return settings.make_settings(found, runs.find_teachers(found))
 
 
 def rows(setting):
@@ -68,13 +68,13 @@ def test_runs_on_other_data_of_the_same_name_are_not_compared(write_run, tmp_pat
     assert all(title.startswith('some data, validation rmse; dataset.content ') for title in titles)
     assert sum(title.endswith('content unknown') for title in titles) == 1
     (june,) = [setting for setting in (old, june) if 'td' in rows(setting)]
-    assert settings.baseline(june.rows[0], june.rows).row is None
+    assert settings.find_baseline(june.rows[0], june.rows).row is None
 
 
 def test_a_damaged_record_is_a_remark(write_run, tmp_path):
     folder = write_run(tmp_path / 'run', [0.5])
     (folder / 'data.json').write_text('{}')
-    (run,) = runs.find(epath.Path(tmp_path)).runs
+    (run,) = runs.find_runs(epath.Path(tmp_path)).runs
     assert run.state == runs.FINISHED
     (remark,) = run.remarks
     assert remark.startswith(f'{folder}/data.json is damaged; delete it')
@@ -114,7 +114,7 @@ def test_the_nearest_run_from_scratch_is_the_baseline(write_run, tmp_path):
     def beside():
         (setting,) = made(tmp_path)
         (td,) = [row for row in setting.rows if row.method == 'td']
-        return settings.baseline(td, setting.rows)
+        return settings.find_baseline(td, setting.rows)
 
     write_run(tmp_path / 'td', [0.5], optimizer__learning_rate=0.5, num_steps=9)
     write_run(tmp_path / 'unfinished', None, method='supervised', optimizer__learning_rate=0.5, num_steps=9)
