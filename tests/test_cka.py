@@ -19,6 +19,7 @@ def runs(small_config, tmp_path_factory):
     return root
 
 
+@pytest.mark.long
 def test_the_command_writes_numbers_and_a_picture(run_command, runs, tmp_path):
     output = tmp_path / 'new' / 'folder'
     code, out, err = run_command('cka', f'--workdir={runs / "td"},{runs / "ld"}', f'--output={output}')

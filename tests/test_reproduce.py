@@ -130,6 +130,7 @@ def test_tables_are_shown_from_a_file_of_errors_alone(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ['damaged.npz', 'errors.npz']
 
 
+@pytest.mark.long
 def test_the_command_writes_what_it_shows_unless_told_only_to_show(tmp_path):
     root, table = tmp_path / 'runs', tables.TABLES['digits_x']
     configs = [config for row in table.rows for config in cells.runs_of(table, '5 to 9', row)]

@@ -73,6 +73,7 @@ def test_what_is_shuffled_at_once_has_to_fit_on_the_machine(imagenet_data, tmp_p
     assert not (tmp_path / 'run').exists()
 
 
+@pytest.mark.long
 def test_a_run_reads_every_evaluation_image_once(undisturbed):
     result = json.loads((undisturbed / workdir.RESULT).read_text())
     # 80 images: the accuracy is a whole number of 80ths.

@@ -155,6 +155,7 @@ def test_a_model_with_state_is_not_trained(small_config, tmp_path, is_student):
     assert not (tmp_path / 'run').exists()
 
 
+@pytest.mark.long
 def test_an_nnx_module_teaches(small_config, tmp_path, learned):
     config = small_config(method='td', teacher__num_steps=0)
     config.teacher.model.name = 'learned'

@@ -377,6 +377,7 @@ def changed(config, **changes):
     return other
 
 
+@pytest.mark.long
 def test_a_run_ends_bit_for_bit_as_without_diagnostics(finished, td_config, tmp_path, outcome):
     shutil.copytree(finished / 'teacher', tmp_path / 'run' / 'teacher')
     train(changed(td_config, diagnostics=False), tmp_path / 'run')

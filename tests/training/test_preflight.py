@@ -250,6 +250,7 @@ def test_a_teacher_that_is_not_finite_is_refused_by_parameter(small_config, tmp_
     assert said == f'the teacher in {place} cannot teach: its parameter output_layer/bias is not finite.'
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures('cifar10_data')
 def test_a_teacher_whose_predictions_are_not_finite_is_refused(tmp_path):
     """Finite parameters, whose products overflow."""

@@ -155,6 +155,7 @@ def test_seeds_have_the_same_probe_side_by_side_and_alone(of_digits):
         np.testing.assert_allclose(alone.fit_probe()[0].params[name], leaf, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.long
 def test_a_run_says_what_its_probe_knows_and_goes_on_with_it(of_digits, tmp_path, monkeypatch, capsys):
     config = of_digits[0].copy_and_resolve_references()
     config.dataset.split, config.num_steps = 'validation', 2

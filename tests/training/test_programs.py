@@ -36,6 +36,7 @@ def traced(monkeypatch):
     return methods
 
 
+@pytest.mark.long
 def test_a_run_with_the_programs_of_another_computes_what_it_computes_alone(
     small_config, tmp_path, outcome, traced
 ):

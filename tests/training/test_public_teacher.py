@@ -90,6 +90,7 @@ def test_a_config_for_another_teacher_takes_any_checkpoint(typed, tmp_path, monk
     passes_preflight(config, tmp_path / 'run')
 
 
+@pytest.mark.long
 def test_the_command_says_what_it_takes_and_goes_on(run_command, typed, photos, tmp_path):
     arguments = [
         '--config=td_jax/configs/images.py',

@@ -61,6 +61,7 @@ ANOTHER_WAY = {
 }
 
 
+@pytest.mark.long
 def test_what_has_no_effect_has_none_on_the_result(made, tmp_path):
     config, folder = made
     shutil.copytree(folder / 'teacher', tmp_path / 'run' / 'teacher')
