@@ -56,7 +56,7 @@ def write(output):
     if folder.exists():
         raise UserError(f'{folder} is there already; delete it or choose another --output.')
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with workdir.whole(folder) as temporary:
+    with workdir.atomic_write(folder) as temporary:
         temporary.mkdir()
         (temporary / 'ratings.csv').write_text(ratings())
         pixels, labels = sklearn.datasets.load_digits(return_X_y=True)

@@ -99,7 +99,7 @@ def run(command, required):
 
 def execute(command):
     """Calls `command()`, of which every end but a good one is one line on stderr and an exit code."""
-    quiet.drop_late_news()
+    quiet.silence_failed_saves()
     try:
         command()
     except UserError as error:

@@ -286,7 +286,7 @@ def read_back():
     def read(folder):
         folder = epath.Path(folder)
         step = max(int(path.name) for path in folder.iterdir() if path.name.isdigit())
-        arrays = checkpoints.read(folder, step, checkpoints.described(folder, step))
+        arrays = checkpoints.read(folder, step, checkpoints.read_shapes(folder, step))
         facts = json.loads((folder / str(step) / 'facts' / 'metadata').read_text())
         return step, arrays, facts
 

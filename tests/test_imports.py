@@ -45,7 +45,7 @@ assert len(before['loggers']) > 20
 print(json.dumps([kind for kind in before if before[kind] != after[kind]]))
 
 from td_jax.files import quiet
-quiet.drop_late_news()
+quiet.silence_failed_saves()
 silent = state()
 print(json.dumps([kind for kind in before if before[kind] != silent[kind]]))
 """

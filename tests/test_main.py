@@ -370,7 +370,7 @@ def test_a_mistake_is_one_line(arguments, parts, tmp_path):
 
 
 def test_a_workdir_in_use_is_refused_by_name(flags, tmp_path):
-    with workdir.opened(tmp_path / 'run'):
+    with workdir.lock(tmp_path / 'run'):
         message = refused(start([*flags, f'--workdir={tmp_path / "run"}']))
     assert message == (
         f'workdir {tmp_path / "run"} is in use by another process; wait for it or choose another --workdir.'

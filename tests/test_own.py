@@ -65,7 +65,7 @@ def test_what_is_brought_computes_what_td_jax_computes(brought_run, small_config
 
 def test_a_run_says_what_it_is_made_of(brought_run):
     folder, _ = brought_run
-    found = workdir.read_json(folder / workdir.MADE_OF)
+    found = workdir.read_json(folder / workdir.PROVENANCE)
     assert {kind: list(parts) for kind, parts in found.items()} == {
         'models': ['perceptron'],
         'sources': ['numerals'],
@@ -73,7 +73,7 @@ def test_a_run_says_what_it_is_made_of(brought_run):
     }
     assert found['models']['perceptron']['file'] == 'mlp.py'
     # A teacher is a run of its own, in which no method of the student's had a part.
-    of_teacher = workdir.read_json(folder / 'teacher' / workdir.MADE_OF)
+    of_teacher = workdir.read_json(folder / 'teacher' / workdir.PROVENANCE)
     assert of_teacher == {key: found[key] for key in ('models', 'sources')}
     with pytest.raises(UserError) as refused:
         td_jax.load(folder)
@@ -168,7 +168,7 @@ def test_a_run_of_a_source_that_changed_is_refused(small_config, tmp_path):
     with pytest.raises(UserError, match='has changed since'):
         td_jax.train(taught, tmp_path / 'student', models=changed)
     # The way out that it names.
-    kept = tmp_path / 'run' / workdir.MADE_OF
+    kept = tmp_path / 'run' / workdir.PROVENANCE
     assert str(kept) in str(refused.value)
     kept.unlink()
     assert td_jax.train(config, tmp_path / 'run', models=changed) == first
@@ -241,7 +241,7 @@ def test_a_stream_of_a_caller_is_known_by_what_it_says(small_config, tmp_path, c
 
 @pytest.mark.parametrize('text', ['{"models": 3}', '{"models": {"mine": {}}}', '{"others": {}}'])
 def test_a_damaged_record_is_one_line(small_config, tmp_path, text):
-    (tmp_path / workdir.MADE_OF).write_text(text)
+    (tmp_path / workdir.PROVENANCE).write_text(text)
     with pytest.raises(UserError, match=r'made_of\.json is damaged; delete it'):
         provenance.check_available(epath.Path(tmp_path))
 

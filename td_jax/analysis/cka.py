@@ -393,6 +393,6 @@ def save(found: Comparison, folder: epath.Path):
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f'--output {folder} cannot be written: {error.strerror or error}.') from error
-    with workdir.whole(folder / PICTURE) as picture, workdir.whole(folder / NUMBERS) as numbers:
+    with workdir.atomic_write(folder / PICTURE) as picture, workdir.atomic_write(folder / NUMBERS) as numbers:
         heat_map.draw(found.by_class(), picture, f'linear CKA, {found.estimator}')
         numbers.write_text(to_json(found))

@@ -188,7 +188,7 @@ def export(folder: epath.Path, name: str, output: epath.Path | None = None, seed
     finished = teachers.load_finished_with_teacher(folder, seed_index)
     check_format(name, finished.config)
     compared = comparison.table(finished)
-    with workdir.whole(path) as temporary:
+    with workdir.atomic_write(path) as temporary:
         FORMATS[name].write(temporary, finished)
     said = '\n'.join(filter(None, [str(path), FORMATS[name].note(finished.config)]))
     return f'{said}\n\n{compared}'

@@ -1,8 +1,8 @@
 """Saves a training state with Orbax, every process its part, and restores the newest one that can be read.
 
-A checkpoint is Orbax's own, STEP/state and STEP/facts, in a folder or a bucket, and Orbax alone can read it.
-With them stand the digests of its files, by which a damaged one is found before anything of it is used.
-What was read is then compared with the fingerprints of what was saved.
+A checkpoint is one of Orbax, STEP/state and STEP/facts, in a folder or a bucket, and Orbax alone can read it.
+Digests of its files lie next to it and reveal damage before anything of it is used. The arrays that were read
+are then compared with the fingerprints of those that were saved.
 """
 
 import concurrent.futures
@@ -27,10 +27,10 @@ from td_jax.files import workdir
 
 KEEP = 2
 _log = logging.getLogger(__name__)
-# In each checkpoint, from each process that saved it: the digests of a share of its files.
+# In each checkpoint, from each process that saved it, the digests of a share of its files.
 DIGESTS = 'digests-{process}.json'
 # The two parts of a checkpoint.
-STATE, FACTS = 'state', 'facts'
+STATE, METADATA = 'state', 'facts'
 
 
 class Unreadable(Exception):
@@ -38,56 +38,58 @@ class Unreadable(Exception):
 
 
 def holds_any(folder: epath.Path) -> bool:
-    """Whether a folder of checkpoints holds one, readable or not; what was never whole does not count."""
+    """Whether a folder holds a checkpoint, readable or not; one that was never whole does not count."""
     return folder.exists() and any('.orbax-checkpoint-tmp' not in path.name for path in folder.iterdir())
 
 
-def described(folder: epath.Path, step: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """The names, shapes and types of a checkpoint's arrays, which are not read.
+def read_shapes(folder: epath.Path, step: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Reads the names, shapes and types of a checkpoint's arrays, not their values.
 
     Raises:
       Unreadable: there is no such checkpoint, or it is damaged.
     """
-    with _reading(folder, step):
-        return _described(folder, step)
+    with _errors_as_unreadable(folder, step):
+        return _read_shapes(folder, step)
 
 
-def read(folder: epath.Path, step: int, wanted: dict[str, jax.ShapeDtypeStruct]) -> dict:
-    """Some arrays of a checkpoint, whatever devices and processes it was saved with; the rest is not read.
+def read(folder: epath.Path, step: int, shapes: dict[str, jax.ShapeDtypeStruct]) -> dict:
+    """Reads some arrays of a checkpoint, whatever devices and processes it was saved with.
 
-    Each process of several reads for itself what it needs, and waits for no other.
+    Each of several processes reads what it needs and waits for no other.
 
     Args:
       folder: of the checkpoints.
       step: of one that is whole.
-      wanted: {name: shape and type}, of those that `described` gives; one with a sharding comes as a
-        jax.Array cut so, each shard read straight to its device, and one without as a numpy array.
+      shapes: {name: shape and type}, some of those that `read_shapes` returns. With a sharding, the result is
+        a jax.Array, each shard read straight to its device; without, a numpy array.
 
     Raises:
       Unreadable: the checkpoint is missing or damaged.
     """
-    with _reading(folder, step):
-        _check(folder / str(step))
-        handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=_alone())
-        with contextlib.closing(ocp.Checkpointer(handler, multiprocessing_options=_alone())) as reader:
-            found = reader.restore(
+    with _errors_as_unreadable(folder, step):
+        _check_files(folder / str(step))
+        handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=_single_process_options())
+        with contextlib.closing(
+            ocp.Checkpointer(handler, multiprocessing_options=_single_process_options())
+        ) as reader:
+            arrays = reader.restore(
                 folder / str(step) / STATE,
                 args=ocp.args.PyTreeRestore(
-                    item=dict(wanted), restore_args=_restore_args(wanted), partial_restore=True
+                    item=dict(shapes), restore_args=_restore_args(shapes), partial_restore=True
                 ),
             )
-        return {name: found[name] for name in wanted}
+        return {name: arrays[name] for name in shapes}
 
 
 def steps(folder: epath.Path) -> list[int]:
-    """The steps that a folder has checkpoints of, in order; whether they can be read is not looked at."""
+    """The steps of a folder's checkpoints, in order, whether or not they can be read."""
     if not folder.exists():
         return []
     return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
 
 
 class Checkpoints:
-    """The checkpoints of one run; each holds a state and a few facts about it as JSON.
+    """The checkpoints of one run; each holds a state and metadata as JSON.
 
     Every process of the run makes one and calls the same methods: each writes and reads its own shards.
     """
@@ -105,31 +107,31 @@ class Checkpoints:
             options=ocp.CheckpointManagerOptions(max_to_keep=KEEP, cleanup_tmp_directories=True),
         )
 
-    def save(self, step: int, state, facts: dict):
-        """Starts to write a checkpoint; older ones go only when this one is whole.
+    def save(self, step: int, state, metadata: dict):
+        """Starts to write a checkpoint; older ones are deleted only when this one is whole.
 
-        Waits for the save before it, and until the state is copied, so that its arrays may change then.
+        Waits for the previous save, and until the state is copied: then its arrays may change.
 
         Args:
           step: number of finished training steps.
           state: a tree of arrays; it is stored flat, by name.
-          facts: what JSON can hold.
+          metadata: values that JSON can hold.
 
         Raises:
-          UserError: this one or the one before could not be written; those before it are as they were.
+          UserError: this or the previous checkpoint could not be written; older ones are as they were.
         """
         self.wait()
-        arrays = _copied(fingerprint.named(state))
-        facts = {**facts, 'fingerprints': fingerprint.of_arrays(arrays)}
-        with self._telling(step):
-            saved = self._manager.save(
+        arrays = _copy_arrays(fingerprint.named(state))
+        metadata = {**metadata, 'fingerprints': fingerprint.of_arrays(arrays)}
+        with self._errors_as_user_error(step):
+            is_saved = self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    **{STATE: ocp.args.StandardSave(arrays), FACTS: ocp.args.JsonSave(facts)}
+                    **{STATE: ocp.args.StandardSave(arrays), METADATA: ocp.args.JsonSave(metadata)}
                 ),
                 force=True,
             )
-        if not saved:
+        if not is_saved:
             raise UserError(f'Orbax refused to write the checkpoint of step {step} to {self._folder}.')
         self._pending = self._worker.submit(self._finish, step)
 
@@ -139,104 +141,109 @@ class Checkpoints:
         Raises:
           UserError: it could not be written; the checkpoints before it are as they were.
         """
-        # Told once: closing after a save that failed is no second failure.
+        # Raised once: closing after a failed save is no second failure.
         pending, self._pending = self._pending, None
         if pending:
             pending.result()
 
     def _finish(self, step):
         """Waits until every process has written, then writes the digests of this one's share."""
-        with self._telling(step):
+        with self._errors_as_user_error(step):
             self._manager.wait_until_finished()
             folder = self._folder / str(step)
             path = folder / DIGESTS.format(process=jax.process_index())
-            workdir.write(path, json.dumps(_digests(folder, _share(_files(folder))), indent=2) + '\n')
+            workdir.write(
+                path, json.dumps(_compute_digests(folder, _own_share(_list_files(folder))), indent=2) + '\n'
+            )
 
     @contextlib.contextmanager
-    def _telling(self, step):
-        """Makes one line for a person of whatever Orbax, TensorStore and the file system raise."""
+    def _errors_as_user_error(self, step):
+        """Turns any error of Orbax, TensorStore and the file system into a one-line UserError."""
         try:
             yield
         except Exception as error:
             raise UserError(
-                f'the checkpoint of step {step} could not be written to {self._folder}: {_reason(error)}'
+                f'the checkpoint of step {step} could not be written to {self._folder}: {_explain(error)}'
             ) from error
 
-    def restore(self, like, check=lambda facts: None):
-        """The newest readable checkpoint, straight where `like` has its arrays.
+    def restore(self, like, check=lambda metadata: None):
+        """Restores the newest readable checkpoint to the devices of `like`.
 
-        One that is damaged, or whose content is not what was saved, is set aside with a warning.
+        A checkpoint that is damaged, or differs from what was saved, is moved aside with a warning.
 
         Args:
           like: a tree of placed arrays, or of ShapeDtypeStructs with a sharding.
-          check: is given the facts, to refuse the checkpoint with a UserError before its arrays are read.
+          check: takes the metadata; refuses the checkpoint with a UserError before its arrays are read.
 
         Returns:
-          (step, a tree like `like`, facts), or None if no checkpoint is readable
+          (step, a tree like `like`, metadata), or None if no checkpoint is readable
 
         Raises:
-          UserError: what `check` raises, the checkpoint has other names or shapes than `like`, or it cannot
-            be read now, which says nothing of it.
+          UserError: raised by `check`; the checkpoint has other names or shapes than `like`; or it cannot be
+            read now, though it may be undamaged.
         """
         for step in processes.from_main(lambda: sorted(self._manager.all_steps(), reverse=True)):
-            damage, found = self._attempt(step, lambda step=step: _check(self._folder / str(step)))
+            damage, result = self._attempt(step, lambda step=step: _check_files(self._folder / str(step)))
             if damage is None:
-                damage, found = self._attempt(step, lambda step=step: self._restore(step, like, check))
+                damage, result = self._attempt(step, lambda step=step: self._restore(step, like, check))
             if damage is None:
-                return step, *found
+                return step, *result
             if processes.is_main():
                 _log.warning('Checkpoint %d in %s is skipped: %s', step, self._folder, damage)
             self._set_aside(step)
         return None
 
     def _attempt(self, step, read):
-        """(None, what `read()` gives), or (what is damaged in any of the processes, None).
+        """Tries to read: (None, result of `read()`), or (the damage in any of the processes, None).
 
         Raises:
-          UserError: what `read` raises, or in all processes, where one of them cannot read now.
+          UserError: raised by `read`, or in all processes where one of them cannot read now.
         """
-        damage, hindrance, found = None, None, None
+        damage, access_error, value = None, None, None
         try:
-            found = read()
+            value = read()
         except UserError:
             raise
         # Whatever a damaged file makes Orbax or the file system raise.
         except Exception as error:
             if _is_of_device(error):
                 raise
-            if _is_hindrance(error):
-                hindrance = _reason(error)
+            if _is_access_error(error):
+                access_error = _explain(error)
             else:
-                damage = _reason(error)
-        hindrance, damage = _first(hindrance), _first(damage)
-        if hindrance:
-            raise UserError(_cannot_be_read(self._folder, step, hindrance))
-        return damage, found
+                damage = _explain(error)
+        access_error, damage = _first_of_processes(access_error), _first_of_processes(damage)
+        if access_error:
+            raise UserError(_access_message(self._folder, step, access_error))
+        return damage, value
 
     def _restore(self, step, like, check):
-        facts = self._manager.restore(step, args=ocp.args.Composite(**{FACTS: ocp.args.JsonRestore()}))[FACTS]
-        check(facts)
-        wanted = fingerprint.named(like)
-        there = _described(self._folder, step)
-        for name in sorted(wanted.keys() | there.keys()):
-            ours, theirs = (shapes.get(name) for shapes in (wanted, there))
+        arguments = ocp.args.Composite(**{METADATA: ocp.args.JsonRestore()})
+        metadata = self._manager.restore(step, args=arguments)[METADATA]
+        check(metadata)
+        leaves = fingerprint.named(like)
+        stored_shapes = _read_shapes(self._folder, step)
+        for name in sorted(leaves.keys() | stored_shapes.keys()):
+            ours, theirs = (shapes.get(name) for shapes in (leaves, stored_shapes))
             if ours is None or theirs is None or (ours.shape, ours.dtype) != (theirs.shape, theirs.dtype):
-                says = ['is missing' if x is None else f'is {x.dtype} {x.shape}' for x in (theirs, ours)]
+                descriptions = [
+                    'is missing' if x is None else f'is {x.dtype} {x.shape}' for x in (theirs, ours)
+                ]
                 raise UserError(
                     f'the checkpoint of step {step} in {self._folder} does not fit this version of td_jax: '
-                    f'{name} {says[0]} there and {says[1]} here. Choose another --workdir.'
+                    f'{name} {descriptions[0]} there and {descriptions[1]} here. Choose another --workdir.'
                 )
         targets = {
             name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=getattr(leaf, 'sharding', None))
-            for name, leaf in wanted.items()
+            for name, leaf in leaves.items()
         }
         arrays = self._manager.restore(
             step, args=ocp.args.Composite(**{STATE: ocp.args.StandardRestore(targets)})
         )[STATE]
-        if fingerprint.of_arrays(arrays) != facts.pop('fingerprints'):
+        if fingerprint.of_arrays(arrays) != metadata.pop('fingerprints'):
             raise Unreadable('its content is not what was saved')
         structure = jax.tree.structure(like)
-        return jax.tree.unflatten(structure, [arrays[name] for name in wanted]), facts
+        return jax.tree.unflatten(structure, [arrays[name] for name in leaves]), metadata
 
     def _set_aside(self, step):
         """Moves an unreadable checkpoint out of the way of later saves of the same step."""
@@ -251,7 +258,7 @@ class Checkpoints:
             self.wait()
         finally:
             self._worker.shutdown()
-            # Every save was waited for; what failed was told then, and Orbax says it again.
+            # Every save was waited for; its failure was raised then, and Orbax raises it again.
             with contextlib.suppress(Exception):
                 self._manager.close()
 
@@ -266,54 +273,56 @@ def _move_away(folder, step):
         (folder / str(step)).rename(target)
     # The client of a bucket has errors of its own.
     except Exception as error:
-        raise UserError(f'{folder / str(step)} cannot be moved to {target}: {_reason(error)}.') from error
+        raise UserError(f'{folder / str(step)} cannot be moved to {target}: {_explain(error)}.') from error
 
 
 @jax.jit
-def _copies(arrays):
+def _copy_on_device(arrays):
     return jax.tree.map(jnp.copy, arrays)
 
 
-def _copied(arrays):
-    """Arrays that nobody else will overwrite: on a CPU, what Orbax takes for its copy shares their memory."""
-    placed = {name: array for name, array in arrays.items() if isinstance(array, jax.Array)}
-    copied = {name: np.array(array) for name, array in arrays.items() if name not in placed}
-    if any(device.platform == 'cpu' for array in placed.values() for device in array.sharding.device_set):
-        placed = _copies(placed)
-    return {name: placed.get(name, copied.get(name)) for name in arrays}
+def _copy_arrays(arrays):
+    """Copies arrays that may be overwritten: on a CPU, the copy that Orbax makes shares their memory."""
+    device_arrays = {name: array for name, array in arrays.items() if isinstance(array, jax.Array)}
+    host_copies = {name: np.array(array) for name, array in arrays.items() if name not in device_arrays}
+    if any(
+        device.platform == 'cpu' for array in device_arrays.values() for device in array.sharding.device_set
+    ):
+        device_arrays = _copy_on_device(device_arrays)
+    return {name: device_arrays.get(name, host_copies.get(name)) for name in arrays}
 
 
 # --- Reading ---------------------------------------------------------------------------------------
 
 
-def _alone():
-    """Of Orbax: this process waits for no other."""
+def _single_process_options():
+    """Options of Orbax by which this process waits for no other."""
     me = jax.process_index()
     return ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
 
 
-def _described(folder, step):
-    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=_alone())
-    found = handler.metadata(folder / str(step) / STATE).tree
-    return {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in found.items()}
+def _read_shapes(folder, step):
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=_single_process_options())
+    tree = handler.metadata(folder / str(step) / STATE).tree
+    return {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in tree.items()}
 
 
-def _restore_args(wanted):
+def _restore_args(shapes):
     return {
         name: ocp.RestoreArgs(restore_type=np.ndarray)
         if target.sharding is None
         else ocp.ArrayRestoreArgs(sharding=target.sharding, global_shape=target.shape, dtype=target.dtype)
-        for name, target in wanted.items()
+        for name, target in shapes.items()
     }
 
 
 @contextlib.contextmanager
-def _reading(folder, step):
-    """Makes an Unreadable with its reason in one line of whatever a damaged file makes others raise.
+def _errors_as_unreadable(folder, step):
+    """Turns any error that a damaged file causes into an Unreadable with a one-line reason.
 
     Raises:
-      Unreadable: instead of it.
-      UserError: it cannot be read now, which says nothing of the checkpoint.
+      Unreadable: in place of the error.
+      UserError: the checkpoint cannot be read now, though it may be undamaged.
     """
     try:
         yield
@@ -322,15 +331,15 @@ def _reading(folder, step):
     except Exception as error:
         if _is_of_device(error):
             raise
-        if _is_hindrance(error):
-            raise UserError(_cannot_be_read(folder, step, _reason(error))) from error
-        raise Unreadable(f'the checkpoint of step {step} in {folder}: {_reason(error)}') from error
+        if _is_access_error(error):
+            raise UserError(_access_message(folder, step, _explain(error))) from error
+        raise Unreadable(f'the checkpoint of step {step} in {folder}: {_explain(error)}') from error
 
 
 # --- Damage ----------------------------------------------------------------------------------------
 
-# Of a file that is there and whole: who asks for it may not have it, or gets no memory, files or answer.
-_HINDRANCES = (
+# Errors of reading an undamaged file: no permission, or no memory, file handles or answer.
+_ACCESS_ERRORS = (
     *(errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ETIMEDOUT),
     *(errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED, errno.EHOSTUNREACH, errno.ENETUNREACH),
 )
@@ -341,113 +350,112 @@ _STATUS = re.compile(
 
 
 def _is_of_device(error) -> bool:
-    """Whether a device failed, or a process that has a part in a computation, and not the reading."""
+    """Whether a device or another process of a computation failed, and not the reading."""
     return any(
         isinstance(part, jax.errors.JaxRuntimeError) or 'Unable to initialize backend' in str(part)
-        for part in _chain(error)
+        for part in _error_chain(error)
     )
 
 
-def _is_hindrance(error) -> bool:
-    """Whether an error of reading says nothing of what is read."""
-    for part in _chain(error):
+def _is_access_error(error) -> bool:
+    """Whether reading failed for want of permission, memory or an answer, and not by damage."""
+    for part in _error_chain(error):
         if isinstance(part, (MemoryError, ConnectionError, TimeoutError)):
             return True
-        if isinstance(part, OSError) and part.errno in _HINDRANCES:
+        if isinstance(part, OSError) and part.errno in _ACCESS_ERRORS:
             return True
-        said = str(part)
-        if _STATUS.search(said) or any(os.strerror(code) in said for code in _HINDRANCES):
+        message = str(part)
+        if _STATUS.search(message) or any(os.strerror(code) in message for code in _ACCESS_ERRORS):
             return True
     return False
 
 
-def _cannot_be_read(folder, step, why):
+def _access_message(folder, step, why):
     return f'the checkpoint of step {step} in {folder} cannot be read now, and is left as it is: {why}.'
 
 
-def _check(folder):
+def _check_files(folder):
     """Raises an Unreadable where this process's share of a checkpoint's files is damaged."""
     try:
-        damage = _damage(folder)
+        damage = _find_damage(folder)
     except UserError as error:
-        if _is_hindrance(error):
+        if _is_access_error(error):
             raise error.__cause__ from None
-        # A file of digests that is none.
+        # The file of digests is damaged itself.
         raise Unreadable(str(error)) from error
     if damage:
         raise Unreadable(damage)
 
 
-def _damage(folder) -> str | None:
-    """What is wrong with this process's share of a checkpoint's files; None where nothing is.
+def _find_damage(folder) -> str | None:
+    """Finds damage in this process's share of a checkpoint's files before Orbax reads them, or None.
 
-    Found before Orbax reads them. Of a checkpoint without digests, where a run was killed before it wrote
-    them, nothing is known.
+    A checkpoint without digests, whose run was killed before it wrote them, counts as undamaged.
     """
     digests = {}
     for path in folder.glob(DIGESTS.format(process='*')):
         digests |= workdir.read_json(path) or {}
-    share = _share(digests)
-    now = _digests(folder, share)
+    share = _own_share(digests)
+    now = _compute_digests(folder, share)
     damaged = next((name for name in share if now.get(name) != digests[name]), None)
     return None if damaged is None else f'{damaged} is not as it was saved'
 
 
-def _first(damage):
-    """The damage that the first of the processes found that found any; None where none did."""
+def _first_of_processes(damage):
+    """The damage that the first process with any found; None where no process found any."""
     return next(filter(None, processes.from_all(damage)), None)
 
 
-def _files(folder) -> list[str]:
-    """The names of the files that Orbax wrote, which nothing adds to any more."""
+def _list_files(folder) -> list[str]:
+    """Lists the files that Orbax wrote; no others are added to them later."""
     if workdir.is_in_bucket(folder):
-        names = _objects(folder)
+        names = _list_objects(folder)
     else:
         names = [
             os.path.relpath(os.path.join(place, name), folder)
             for place, _, inside in os.walk(folder)
             for name in inside
         ]
-    return [name for name in names if name.split('/')[0] in (STATE, FACTS)]
+    return [name for name in names if name.split('/')[0] in (STATE, METADATA)]
 
 
-def _share(names) -> list[str]:
-    """Every process takes as many."""
+def _own_share(names) -> list[str]:
+    """The names of this process's share; all shares are equally large."""
     return sorted(names)[jax.process_index() :: jax.process_count()]
 
 
-def _digests(folder, names) -> dict[str, str]:
-    """The digests of those files that are there: SHA-256, or what the bucket itself computed, CRC32C."""
+def _compute_digests(folder, names) -> dict[str, str]:
+    """Computes digests of the files that exist: SHA-256, or CRC32C as the bucket computed it."""
     if workdir.is_in_bucket(folder):
-        objects = _objects(folder)
+        objects = _list_objects(folder)
         return {
             name: f'{objects[name]["size"]} {objects[name]["crc32c"]}' for name in names if name in objects
         }
-    found = {}
+    digests = {}
     for name in names:
         with contextlib.suppress(FileNotFoundError), open(folder / name, 'rb') as file:
-            found[name] = hashlib.file_digest(file, 'sha256').hexdigest()
-    return found
+            digests[name] = hashlib.file_digest(file, 'sha256').hexdigest()
+    return digests
 
 
-def _objects(folder) -> dict[str, dict]:
-    """{name: what the bucket says of it} of all objects under a path."""
+def _list_objects(folder) -> dict[str, dict]:
+    """Lists all objects under a path: {name: its metadata in the bucket}."""
     system, root = fsspec.url_to_fs(str(folder))
-    return {name.removeprefix(f'{root}/'): facts for name, facts in system.find(root, detail=True).items()}
+    return {name.removeprefix(f'{root}/'): info for name, info in system.find(root, detail=True).items()}
 
 
-# --- What Orbax says -------------------------------------------------------------------------------
+# --- Errors of Orbax -------------------------------------------------------------------------------
 
 
-def _reason(error) -> str:
-    """Why a save or a restore failed, in one line; of the long chains of TensorStore what the system said."""
-    text = ' '.join(str(part) for part in _chain(error))
-    codes = errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO, *_HINDRANCES
-    said = next((os.strerror(code) for code in codes if os.strerror(code) in text), None)
-    return said or reason(error)
+def _explain(error) -> str:
+    """Explains a failed save or restore in one line; of a chain of errors, by the message of the system."""
+    text = ' '.join(str(part) for part in _error_chain(error))
+    codes = errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO, *_ACCESS_ERRORS
+    system_message = next((os.strerror(code) for code in codes if os.strerror(code) in text), None)
+    return system_message or reason(error)
 
 
-def _chain(error):
+def _error_chain(error):
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__

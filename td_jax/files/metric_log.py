@@ -1,7 +1,7 @@
 """Metrics on disk: metrics.jsonl and TensorBoard events, which hold the same values.
 
-Nothing in a bucket can be appended to. There both files grow in a folder of this machine, and go to the
-bucket whole at every flush: at each save of a run and at its end.
+Files in a bucket cannot be appended to. For a bucket, both files grow in a folder of this machine and are
+copied whole at every flush: at each save of a run and at its end.
 """
 
 import contextlib
@@ -19,8 +19,8 @@ EVENTS = 'events.out.tfevents.*'
 
 
 @contextlib.contextmanager
-def _refusing(workdir):
-    """Makes one line for a person of what the file system, the bucket and TensorFlow raise."""
+def _errors_as_user_error(workdir):
+    """Turns errors of the file system, the bucket and TensorFlow into a one-line UserError."""
     try:
         yield
     except UserError:
@@ -32,36 +32,36 @@ def _refusing(workdir):
 
 
 class Log:
-    """Where a run writes its scalars.
+    """Writes the scalars of a run.
 
     Every method raises a UserError where the disk is full or the folder cannot be written.
     """
 
     def __init__(self, workdir: epath.Path, lines: list[dict]):
-        """Starts files that hold some lines, in the place of those that were there."""
+        """Starts files that hold some lines, in place of existing ones."""
         # Imports TensorFlow, which takes seconds and which only what writes metrics needs.
         from clu import metric_writers
 
-        self._workdir, self._held = workdir, contextlib.ExitStack()
-        with _refusing(workdir), contextlib.ExitStack() as held:
+        self._workdir, self._resources = workdir, contextlib.ExitStack()
+        with _errors_as_user_error(workdir), contextlib.ExitStack() as resources:
             self._is_copied = workdir_lib.is_in_bucket(workdir)
-            folder = held.enter_context(tempfile.TemporaryDirectory()) if self._is_copied else workdir
+            folder = resources.enter_context(tempfile.TemporaryDirectory()) if self._is_copied else workdir
             self._folder = epath.Path(folder)
             for place in {workdir, self._folder}:
                 workdir_lib.write(place / FILE, ''.join(json.dumps(line) + '\n' for line in lines))
                 for path in place.glob(EVENTS):
                     path.unlink()
-            self._file = held.enter_context(open(self._folder / FILE, 'a'))
+            self._file = resources.enter_context(open(self._folder / FILE, 'a'))
             self._events = metric_writers.SummaryWriter(str(self._folder))
-            held.callback(self._events.close)
+            resources.callback(self._events.close)
             for line in lines:
                 self._write_events(line)
-            self._held = held.pop_all()
+            self._resources = resources.pop_all()
 
     def write(self, step: int, scalars: dict):
         """Appends {"step": ..., metric: value, ...} to metrics.jsonl and the scalars to the events."""
         line = {'step': int(step), **{name: float(value) for name, value in scalars.items()}}
-        with _refusing(self._workdir):
+        with _errors_as_user_error(self._workdir):
             self._file.write(json.dumps(line) + '\n')
             self._file.flush()
             self._write_events(line)
@@ -71,7 +71,7 @@ class Log:
 
     def flush(self):
         """Returns when everything is on disk, or in the bucket."""
-        with _refusing(self._workdir):
+        with _errors_as_user_error(self._workdir):
             self._file.flush()
             os.fsync(self._file.fileno())
             self._events.flush()
@@ -81,20 +81,20 @@ class Log:
 
     def close(self):
         """Flushes and releases the files."""
-        with _refusing(self._workdir), self._held:
+        with _errors_as_user_error(self._workdir), self._resources:
             self.flush()
 
 
 @contextlib.contextmanager
-def opened(workdir: epath.Path, lines: list[dict]):
-    """A Log that goes on after some lines, closed in the end.
+def open_log(workdir: epath.Path, lines: list[dict]):
+    """Opens a Log that continues after some lines, and closes it in the end.
 
-    metrics.jsonl and the events then hold these lines and nothing else: what a killed run wrote after its
-    last checkpoint goes, and what never reached its events comes back.
+    metrics.jsonl and the events then hold these lines alone: lines that a killed run wrote after its last
+    checkpoint are removed, and lines that never reached its events are restored.
 
     Args:
       workdir: folder of the run.
-      lines: what `read` gave, as far as the run goes on from there.
+      lines: those that `read` returned, up to the step from which the run continues.
 
     Raises:
       UserError: the disk is full or the folder cannot be written.
@@ -111,7 +111,7 @@ def opened(workdir: epath.Path, lines: list[dict]):
 
 
 def read(workdir: epath.Path) -> list[dict]:
-    """The lines of a run's metrics.jsonl, in order; one that was cut off or damaged is left out.
+    """Reads the lines of a run's metrics.jsonl, in order; a damaged line is left out.
 
     Raises:
       UserError: the file is there but cannot be read.

@@ -21,20 +21,20 @@ from etils import epath
 from td_jax.errors import UserError, reason
 
 CONFIG, RESULT, ERRORS = 'config.json', 'result.json', 'errors.npz'
-# What a caller brought that a run is made of; only such runs have it.
-MADE_OF = 'made_of.json'
-# What a run was trained on, and the arrays that belong to it; a run on images has no arrays.
+# The parts of a run that a caller brought; only such runs have this file.
+PROVENANCE = 'made_of.json'
+# The description of a run's data, and its arrays; a run on images has no arrays.
 DATA, DATA_ARRAYS = 'data.json', 'data.npz'
 # Why a run diverged, until it is started again.
 DIVERGED = 'diverged.json'
 _BUCKETS = 'gs://'
 
-# Another process may have written what a listing of a bucket did not show a moment ago.
+# Another process may have written files since a bucket was last listed.
 fsspec.config.conf.setdefault('gcs', {}).setdefault('use_listings_cache', False)
 
 
 def resolve(path: str) -> epath.Path:
-    """The absolute path of a folder, ~ expanded, or that of a place in a bucket, gs://BUCKET/PATH.
+    """Resolves a path, ~ expanded, to an absolute one, or to a place in a bucket, gs://BUCKET/PATH.
 
     Raises:
       UserError: it is another address, it names no bucket, or ~ names a user that is not there.
@@ -61,10 +61,10 @@ def is_in_bucket(path) -> bool:
 
 
 @contextlib.contextmanager
-def opened(path: epath.Path):
-    """Makes the folder if it is missing and keeps it for this process alone.
+def lock(path: epath.Path):
+    """Makes the folder if it is missing and locks it for this process.
 
-    A bucket has nothing that would let go of a lock when a process is killed: that there is none is said.
+    A bucket has no lock that would be released when a process is killed; a message says so.
 
     Raises:
       UserError: it cannot be made or written, or another process trains in it.
@@ -77,12 +77,12 @@ def opened(path: epath.Path):
         )
         yield
         return
-    with _told('workdir', path):
+    with _errors_as_user_error('workdir', path):
         path.mkdir(parents=True, exist_ok=True)
-        lock = open(path / '.lock', 'w')
-    with lock:
+        lock_file = open(path / '.lock', 'w')
+    with lock_file:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise UserError(
                 f'workdir {path} is in use by another process; wait for it or choose another --workdir.'
@@ -96,12 +96,12 @@ def make_folder(name: str, path: epath.Path):
     Raises:
       UserError: it cannot be made.
     """
-    with _told(name, path):
+    with _errors_as_user_error(name, path):
         path.mkdir(parents=True, exist_ok=True)
 
 
 @contextlib.contextmanager
-def _told(name, path):
+def _errors_as_user_error(name, path):
     try:
         yield
     except OSError as error:
@@ -111,12 +111,11 @@ def _told(name, path):
 
 
 @contextlib.contextmanager
-def whole(path: epath.Path):
-    """A local path to write a file or a folder at, which becomes `path` if the block succeeds.
+def atomic_write(path: epath.Path):
+    """Gives a local path for a file or a folder, which becomes `path` if the block succeeds.
 
-    A file is then there whole, even if the machine stops, and takes the place of one that was there; so does
-    an object of a bucket, whatever reads it meanwhile. A folder takes the place of an empty one at most. In a
-    bucket it comes file by file.
+    A file or an object of a bucket is replaced whole, even if the machine stops or others read it meanwhile.
+    A folder replaces only an empty one; in a bucket it is written file by file.
 
     Raises:
       UserError: the disk is full, or the place cannot be written.
@@ -138,11 +137,13 @@ def whole(path: epath.Path):
         raise UserError(f'{path} cannot be written: {reason(error)}.') from error
 
 
-def _upload(made, path):
+def _upload(local_path, path):
     """Copies a file or a folder to a bucket."""
-    files = {path: made}
-    if made.is_dir():
-        files = {path / file.relative_to(made): file for file in made.rglob('*') if file.is_file()}
+    files = {path: local_path}
+    if local_path.is_dir():
+        files = {
+            path / file.relative_to(local_path): file for file in local_path.rglob('*') if file.is_file()
+        }
     for target, file in files.items():
         try:
             epath.Path(file).copy(target, overwrite=True)
@@ -152,7 +153,7 @@ def _upload(made, path):
 
 
 def check_target(flag: str, path: epath.Path):
-    """Refuses a file that a flag names and that cannot be written, as far as can be told before.
+    """Refuses a file that a flag names and that cannot be written, as far as that is known in advance.
 
     Raises:
       UserError: its folder is missing.
@@ -167,7 +168,7 @@ def write(path: epath.Path, text: str):
     Raises:
       UserError: the disk is full, or the place cannot be written.
     """
-    with whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text)
 
 
@@ -176,65 +177,65 @@ def write_arrays(path: epath.Path, arrays: dict[str, np.ndarray]):
 
     Raises:
       UserError: the disk is full, or the place cannot be written.
-      TypeError: an array of objects, which only the code that made it could read.
+      TypeError: an array of objects, which only the code that wrote it could read.
     """
     arrays = {name: np.asarray(array) for name, array in arrays.items()}
     if any(array.dtype.hasobject for array in arrays.values()):
         raise TypeError('arrays of objects are not written')
-    with whole(path) as temporary, temporary.open('wb') as file:
+    with atomic_write(path) as temporary, temporary.open('wb') as file:
         np.savez_compressed(file, **arrays)
 
 
 def read_arrays(path: epath.Path) -> dict[str, np.ndarray] | None:
-    """The arrays of a .npz by name, or None where there is no file.
+    """Reads the arrays of a .npz by name; None where there is no file.
 
     Raises:
       UserError: it is not readable as that.
     """
     try:
-        content = _content(path)
+        content = _read_bytes(path)
         if content is None:
             return None
-        with np.load(io.BytesIO(content)) as found:
-            return dict(found)
+        with np.load(io.BytesIO(content)) as archive:
+            return dict(archive)
     # A damaged archive raises errors of many kinds; a lone .npy has no context.
     except Exception as error:
         raise UserError(f'{path} cannot be read as arrays ({reason(error)}).') from error
 
 
 def read_text(path: epath.Path) -> str | None:
-    """The text of a file, or None where there is none; what is no UTF-8 comes as U+FFFD.
+    """Reads the text of a file; None where there is none. Bytes that are not UTF-8 become U+FFFD.
 
     Raises:
       UserError: it is there but cannot be read.
     """
     try:
-        content = _content(path)
+        content = _read_bytes(path)
     except Exception as error:
         raise UserError(f'{path} cannot be read: {reason(error)}.') from error
     return None if content is None else content.decode(errors='replace')
 
 
 def read_json(path: epath.Path) -> dict | None:
-    """The object in a JSON file, or None where there is no file.
+    """Reads the object in a JSON file; None where there is no file.
 
     Raises:
       UserError: it is not readable as JSON, or holds something else than an object.
     """
     try:
-        content = _content(path)
-        found = {} if content is None else json.loads(content)
+        content = _read_bytes(path)
+        value = {} if content is None else json.loads(content)
     except Exception as error:
         raise UserError(
             f'{path} cannot be read ({reason(error)}); repair or delete it, or choose another folder.'
         ) from error
-    if not isinstance(found, dict):
+    if not isinstance(value, dict):
         raise UserError(f'{path} does not hold a JSON object; repair or delete it, or choose another folder.')
-    return None if content is None else found
+    return None if content is None else value
 
 
-def _content(path):
-    """The bytes of a file, or None where there is none; the client of a bucket raises errors of its own."""
+def _read_bytes(path):
+    """Reads a file; None where there is none. The client of a bucket raises errors of its own."""
     try:
         return epath.Path(path).read_bytes()
     except (FileNotFoundError, NotADirectoryError):

@@ -42,7 +42,7 @@ def write(root: epath.Path, target: epath.Path) -> int:
     workdir.check_target('--output', target)
     contents = find_runs(root)
     html = render(root, contents)
-    with workdir.whole(target) as path:
+    with workdir.atomic_write(target) as path:
         path.write_text(html, encoding='utf-8')
     return len(contents.runs)
 

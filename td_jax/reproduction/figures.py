@@ -108,7 +108,7 @@ def draw_all(names, results: dict, folder: epath.Path, baseline: str | None):
       UserError: raised by `draw`, or a file cannot be written.
     """
     for name in names:
-        with workdir.whole(folder / _file_name(name, baseline)) as path:
+        with workdir.atomic_write(folder / _file_name(name, baseline)) as path:
             draw(name, tables.with_baseline(name, baseline), results[name], path)
 
 

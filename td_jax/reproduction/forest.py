@@ -160,7 +160,7 @@ def draw(names, results: dict, path: epath.Path, baseline: str | None):
     earlier = '' if all(panel.has_current_protocol for panel in panels_of_all) else EARLIER
     figure.suptitle(LEGEND.format(baselines=baselines) + earlier, fontsize=8)
     about = {'Date': None, 'Description': describe(panels_of_all)}
-    with matplotlib.rc_context({'svg.hashsalt': 'td_jax'}), workdir.whole(path) as file:
+    with matplotlib.rc_context({'svg.hashsalt': 'td_jax'}), workdir.atomic_write(path) as file:
         figure.savefig(file, format='svg', metadata=about)
 
 

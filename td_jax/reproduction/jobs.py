@@ -174,7 +174,7 @@ def _init_worker(cores, log):
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
             os.dup2(file, stream.fileno())
-    quiet.drop_late_news()
+    quiet.silence_failed_saves()
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

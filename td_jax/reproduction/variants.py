@@ -289,7 +289,7 @@ def keep_best(row: Row, root: epath.Path) -> epath.Path:
         if _identify(target) == _identify(source):
             return target
         shutil.rmtree(target)
-    with workdir.whole(target) as folder:
+    with workdir.atomic_write(target) as folder:
         shutil.copytree(source, folder)
     return target
 

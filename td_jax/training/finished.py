@@ -209,7 +209,7 @@ def read_parameters(folder: epath.Path, seed_index: int, mesh: Mesh | None = Non
     try:
         parameter_shapes = {
             name: shape
-            for name, shape in checkpoints.described(saved, steps).items()
+            for name, shape in checkpoints.read_shapes(saved, steps).items()
             if name.startswith(f'{group}{prefix}')
         }
         if mesh:

@@ -98,7 +98,7 @@ class Loop:
         except UserError:
             # Without a checkpoint, the folder stays open to any other config.
             if processes.is_main() and not checkpoints.holds_any(self.folder):
-                names = workdir_lib.CONFIG, workdir_lib.MADE_OF, workdir_lib.DATA, workdir_lib.DATA_ARRAYS
+                names = workdir_lib.CONFIG, workdir_lib.PROVENANCE, workdir_lib.DATA, workdir_lib.DATA_ARRAYS
                 for name in names:
                     (self.workdir / name).unlink(missing_ok=True)
             raise
@@ -110,7 +110,7 @@ class Loop:
     def _open_log(self, lines):
         if not processes.is_main():
             return contextlib.nullcontext()
-        return metric_log.opened(self.workdir, lines)
+        return metric_log.open_log(self.workdir, lines)
 
     def _describe_devices(self, state):
         if self.mesh.devices.size == 1:

@@ -49,7 +49,7 @@ def write(config, folder: epath.Path):
     """Writes the provenance of a run into its workdir, if the run has any parts of a caller."""
     provenance = describe(config)
     if provenance:
-        workdir.write(folder / workdir.MADE_OF, json.dumps(provenance, indent=2, sort_keys=True) + '\n')
+        workdir.write(folder / workdir.PROVENANCE, json.dumps(provenance, indent=2, sort_keys=True) + '\n')
 
 
 def check_available(folder: epath.Path):
@@ -90,13 +90,13 @@ def check(config, folder: epath.Path):
             if before.get(argument, {}).get(name, now) != now:
                 raise UserError(
                     f'{folder} was made of another {name}: {now["file"]} has changed since. Put it back, '
-                    f'choose another workdir, or delete {folder / workdir.MADE_OF} if the change does '
+                    f'choose another workdir, or delete {folder / workdir.PROVENANCE} if the change does '
                     'not matter.'
                 )
 
 
 def _read(folder):
-    path = folder / workdir.MADE_OF
+    path = folder / workdir.PROVENANCE
     provenance = workdir.read_json(path) or {}
     is_right = provenance.keys() <= TABLES.keys() and all(
         isinstance(parts, dict)

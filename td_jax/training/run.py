@@ -66,7 +66,7 @@ def _lock_workdir(workdir):
     if not processes.is_main():
         yield
         return
-    with workdir_lib.opened(workdir):
+    with workdir_lib.lock(workdir):
         note = workdir / workdir_lib.DIVERGED
         with contextlib.suppress(OSError):
             note.unlink(missing_ok=True)

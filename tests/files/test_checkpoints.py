@@ -179,7 +179,7 @@ def test_a_device_that_fails_is_no_damage(folder, monkeypatch):
         restored(folder)
     monkeypatch.setattr(ocp.PyTreeCheckpointHandler, 'metadata', lambda *arguments: full_device())
     with pytest.raises(jax.errors.JaxRuntimeError, match='RESOURCE_EXHAUSTED'):
-        checkpoints.described(folder, 2)
+        checkpoints.read_shapes(folder, 2)
     assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == ['1', '2']
 
 
@@ -199,7 +199,7 @@ def test_what_cannot_be_read_now_is_no_damage(folder, error, monkeypatch):
 
     message = rf'^the checkpoint of step 2 in {folder} cannot be read now, and is left as it is: .+\.$'
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoints, '_digests', fails)
+        patch.setattr(checkpoints, '_compute_digests', fails)
         for ask in (restored, lambda folder: checkpoints.read(folder, 2, {})):
             with pytest.raises(UserError, match=message):
                 ask(folder)
@@ -351,7 +351,7 @@ def test_facts_are_checked_before_the_names(folder):
 
 
 def test_what_is_there_is_described_without_its_data(folder):
-    found = checkpoints.described(folder, 2)
+    found = checkpoints.read_shapes(folder, 2)
     assert {name: (x.shape, x.dtype) for name, x in found.items()} == {
         'step': ((1,), jnp.int32),
         'params/student/kernel': ((2, 3), jnp.float32),
@@ -362,7 +362,7 @@ def test_what_is_there_is_described_without_its_data(folder):
 
 def test_arrays_are_read_by_name_and_nothing_is_touched(folder):
     before = {path: path.stat().st_mtime_ns for path in folder.rglob('*')}
-    kernel = checkpoints.described(folder, 1)['params/student/kernel']
+    kernel = checkpoints.read_shapes(folder, 1)['params/student/kernel']
     found = checkpoints.read(folder, 1, {'params/student/kernel': kernel})
     assert found.keys() == {'params/student/kernel'}
     assert type(found['params/student/kernel']) is np.ndarray
@@ -374,7 +374,7 @@ def test_arrays_are_read_by_name_and_nothing_is_touched(folder):
 
 @pytest.mark.parametrize('damage', [flip, cut, empty, delete])
 def test_a_damaged_checkpoint_is_not_read(folder, damage):
-    wanted = checkpoints.described(folder, 2)
+    wanted = checkpoints.read_shapes(folder, 2)
     damage(largest_file(folder / '2' / 'state'))
     with pytest.raises(checkpoints.Unreadable, match='is not as it was saved'):
         checkpoints.read(folder, 2, wanted)
@@ -382,7 +382,7 @@ def test_a_damaged_checkpoint_is_not_read(folder, damage):
 
 
 def test_a_checkpoint_that_is_not_there_is_not_read(folder):
-    for ask in (checkpoints.described, lambda *where: checkpoints.read(*where, {})):
+    for ask in (checkpoints.read_shapes, lambda *where: checkpoints.read(*where, {})):
         with pytest.raises(checkpoints.Unreadable, match='step 7') as refused:
             ask(folder, 7)
         assert len(str(refused.value).splitlines()) == 1
@@ -398,7 +398,7 @@ from td_jax.errors import UserError
 from td_jax.files import checkpoints, quiet
 
 logging.set_verbosity(logging.WARNING)
-quiet.drop_late_news()
+quiet.silence_failed_saves()
 left = int(sys.argv[2])
 
 
@@ -455,7 +455,7 @@ if action == 'save':
     saved.save(1, state, {})
     saved.close()
 else:
-    shapes = checkpoints.described(folder, 1)
+    shapes = checkpoints.read_shapes(folder, 1)
     wanted = {'a': jax.ShapeDtypeStruct((3, 16), np.float32, sharding=cut)}
     found = checkpoints.read(folder, 1, wanted)['a']
     np.testing.assert_array_equal(np.asarray(found), values)
@@ -523,11 +523,11 @@ def test_a_second_write_of_orbax_that_fails_is_no_traceback(kind, place, error, 
         gc.collect()
 
     asyncio_logger = logging.getLogger('asyncio')
-    asyncio_logger.addFilter(quiet.is_no_news_of_orbax)
+    asyncio_logger.addFilter(quiet.is_not_unretrieved_orbax_error)
     try:
         asyncio.run(fails_unasked())
     finally:
-        asyncio_logger.removeFilter(quiet.is_no_news_of_orbax)
+        asyncio_logger.removeFilter(quiet.is_not_unretrieved_orbax_error)
     assert (f'{kind} exception was never retrieved' in caplog.text) == is_said
 
 
@@ -540,10 +540,10 @@ def test_a_bucket_keeps_what_a_folder_keeps(place):
     step, state, facts = restored(place)
     assert (step, facts) == (3, {'teacher': 'abc'})
     assert_same(state, state_of(3))
-    wanted = {'step': checkpoints.described(place, 2)['step']}
+    wanted = {'step': checkpoints.read_shapes(place, 2)['step']}
     np.testing.assert_array_equal(checkpoints.read(place, 2, wanted)['step'], [2])
     with pytest.raises(checkpoints.Unreadable, match='step 7'):
-        checkpoints.described(place, 7)
+        checkpoints.read_shapes(place, 7)
 
 
 @pytest.mark.parametrize('damage', ['cut', 'delete'])

@@ -31,7 +31,7 @@ def as_events(lines):
 
 
 def test_what_is_written_is_in_both(tmp_path):
-    with metric_log.opened(tmp_path, []) as log:
+    with metric_log.open_log(tmp_path, []) as log:
         for line in LINES:
             log.write(line['step'], {name: value for name, value in line.items() if name != 'step'})
     assert [json.loads(line) for line in (tmp_path / metric_log.FILE).read_text().splitlines()] == LINES
@@ -41,7 +41,7 @@ def test_what_is_written_is_in_both(tmp_path):
 
 def test_a_run_goes_on_after_the_lines_it_keeps(tmp_path):
     for kept, written in (([], LINES), (LINES[:1], [{'step': 4, 'loss': 7.0}])):
-        with metric_log.opened(tmp_path, kept) as log:
+        with metric_log.open_log(tmp_path, kept) as log:
             for line in written:
                 log.write(line['step'], {name: value for name, value in line.items() if name != 'step'})
     expected = [LINES[0], {'step': 4, 'loss': 7.0}]
@@ -50,7 +50,7 @@ def test_a_run_goes_on_after_the_lines_it_keeps(tmp_path):
 
 
 def test_what_was_written_before_an_error_is_in_both(tmp_path):
-    with pytest.raises(ZeroDivisionError), metric_log.opened(tmp_path, LINES[:1]) as log:
+    with pytest.raises(ZeroDivisionError), metric_log.open_log(tmp_path, LINES[:1]) as log:
         log.write(4, {'loss': 0.25, 'rate': 3.0})
         raise ZeroDivisionError
     assert log._file.closed
@@ -59,7 +59,7 @@ def test_what_was_written_before_an_error_is_in_both(tmp_path):
 
 
 def test_scalars_of_every_kind_are_plain_numbers(tmp_path):
-    with metric_log.opened(tmp_path, []) as log:
+    with metric_log.open_log(tmp_path, []) as log:
         log.write(np.int32(3), {'a': jnp.float32(0.5), 'b': np.float64(0.25), 'c': 2, 'd': np.array(4)})
     (line,) = metric_log.read(tmp_path)
     assert line == {'step': 3, 'a': 0.5, 'b': 0.25, 'c': 2.0, 'd': 4.0}
@@ -67,7 +67,7 @@ def test_scalars_of_every_kind_are_plain_numbers(tmp_path):
 
 
 def test_a_flushed_line_is_on_disk_before_the_end(tmp_path):
-    with metric_log.opened(tmp_path, []) as log:
+    with metric_log.open_log(tmp_path, []) as log:
         log.write(2, {'loss': 0.5})
         log.flush()
         assert metric_log.read(tmp_path) == LINES[:1]
@@ -75,10 +75,10 @@ def test_a_flushed_line_is_on_disk_before_the_end(tmp_path):
 
 
 def test_a_log_that_cannot_be_written_is_refused(tmp_path):
-    with pytest.raises(UserError, match='cannot be written'), metric_log.opened(tmp_path / 'none', []):
+    with pytest.raises(UserError, match='cannot be written'), metric_log.open_log(tmp_path / 'none', []):
         pass
     (tmp_path / metric_log.FILE).mkdir()
-    with pytest.raises(UserError, match='cannot be written'), metric_log.opened(tmp_path, []):
+    with pytest.raises(UserError, match='cannot be written'), metric_log.open_log(tmp_path, []):
         pass
     assert [path.name for path in tmp_path.iterdir()] == [metric_log.FILE]
 
@@ -87,7 +87,7 @@ def test_the_lines_after_a_damaged_one_are_kept(tmp_path):
     first, second = (json.dumps(line) for line in LINES)
     (tmp_path / metric_log.FILE).write_text(f'{first}\n{first[:9]}\n{second}\n')
     assert metric_log.read(tmp_path) == LINES
-    with metric_log.opened(tmp_path, metric_log.read(tmp_path)):
+    with metric_log.open_log(tmp_path, metric_log.read(tmp_path)):
         pass
     assert (tmp_path / metric_log.FILE).read_text() == f'{first}\n{second}\n'
     assert events_of(tmp_path) == as_events(LINES)
@@ -129,7 +129,7 @@ def write(log, lines):
 
 
 def test_a_log_in_a_bucket_goes_there_at_every_flush(place, tmp_path):
-    with metric_log.opened(place, []) as log:
+    with metric_log.open_log(place, []) as log:
         write(log, LINES[:1])
         log.flush()
         assert metric_log.read(place) == LINES[:1]
@@ -141,7 +141,7 @@ def test_a_log_in_a_bucket_goes_there_at_every_flush(place, tmp_path):
 
 def test_a_run_in_a_bucket_goes_on_after_the_lines_it_keeps(place, tmp_path):
     for kept, written in (([], LINES), (LINES[:1], [{'step': 4, 'loss': 7.0}])):
-        with metric_log.opened(place, kept) as log:
+        with metric_log.open_log(place, kept) as log:
             write(log, written)
     expected = [LINES[0], {'step': 4, 'loss': 7.0}]
     assert metric_log.read(place) == expected
@@ -150,5 +150,5 @@ def test_a_run_in_a_bucket_goes_on_after_the_lines_it_keeps(place, tmp_path):
 
 def test_a_log_in_a_bucket_that_is_not_there_is_refused(bucket):
     place = epath.Path('gs://nobody-made-this/run')
-    with pytest.raises(UserError, match='gs://nobody-made-this/run'), metric_log.opened(place, []):
+    with pytest.raises(UserError, match='gs://nobody-made-this/run'), metric_log.open_log(place, []):
         pass

@@ -61,9 +61,9 @@ def test_what_is_written_can_be_read_by_others(tmp_path):
 
 def test_a_folder_is_for_one_at_a_time(tmp_path):
     folder = tmp_path / 'deep' / 'run'
-    with workdir.opened(folder), pytest.raises(UserError, match='in use'), workdir.opened(folder):
+    with workdir.lock(folder), pytest.raises(UserError, match='in use'), workdir.lock(folder):
         pass
-    with workdir.opened(folder):
+    with workdir.lock(folder):
         assert folder.is_dir()
 
 
@@ -71,7 +71,7 @@ def test_a_killed_process_lets_go_of_its_folder(tmp_path):
     holds = """
 import pathlib, sys
 from td_jax.files import workdir
-with workdir.opened(pathlib.Path(sys.argv[1])):
+with workdir.lock(pathlib.Path(sys.argv[1])):
     print('held', flush=True)
     input()
 """
@@ -83,24 +83,24 @@ with workdir.opened(pathlib.Path(sys.argv[1])):
         bufsize=0,
     ) as process:
         assert process.stdout.readline() == b'held\n'
-        with pytest.raises(UserError, match='run is in use'), workdir.opened(tmp_path / 'run'):
+        with pytest.raises(UserError, match='run is in use'), workdir.lock(tmp_path / 'run'):
             pass
         process.send_signal(signal.SIGKILL)
         process.wait()
-        with workdir.opened(tmp_path / 'run'):
+        with workdir.lock(tmp_path / 'run'):
             assert process.returncode == -signal.SIGKILL
 
 
 def test_a_folder_is_free_after_an_error(tmp_path):
-    with pytest.raises(ZeroDivisionError), workdir.opened(tmp_path):
+    with pytest.raises(ZeroDivisionError), workdir.lock(tmp_path):
         raise ZeroDivisionError
-    with workdir.opened(tmp_path):
+    with workdir.lock(tmp_path):
         pass
 
 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / 'file').write_text('')
-    with pytest.raises(UserError, match='cannot be written'), workdir.opened(tmp_path / 'file' / 'run'):
+    with pytest.raises(UserError, match='cannot be written'), workdir.lock(tmp_path / 'file' / 'run'):
         pass
 
 
@@ -179,7 +179,7 @@ def names(folder):
 def test_a_file_becomes_whole(somewhere):
     path = somewhere / 'a.npz'
     for content in (b'first', b'second' * 1000):
-        with workdir.whole(path) as temporary:
+        with workdir.atomic_write(path) as temporary:
             temporary.write_bytes(content)
             assert not path.exists() or path.read_bytes() == b'first'
         assert path.read_bytes() == content
@@ -187,7 +187,7 @@ def test_a_file_becomes_whole(somewhere):
 
 
 def test_a_folder_becomes_whole(somewhere):
-    with workdir.whole(somewhere / 'made') as temporary:
+    with workdir.atomic_write(somewhere / 'made') as temporary:
         (temporary / 'deep').mkdir(parents=True)
         (temporary / 'a').write_text('1')
         (temporary / 'deep' / 'b').write_text('2')
@@ -198,12 +198,12 @@ def test_a_folder_becomes_whole(somewhere):
 
 def test_what_fails_leaves_what_was_there(somewhere):
     workdir.write(somewhere / 'a', 'first')
-    with pytest.raises(ZeroDivisionError), workdir.whole(somewhere / 'a') as temporary:
+    with pytest.raises(ZeroDivisionError), workdir.atomic_write(somewhere / 'a') as temporary:
         temporary.write_text('second')
         raise ZeroDivisionError
     with (
         pytest.raises(UserError, match=r'/a cannot be written: No space left on device\.$'),
-        workdir.whole(somewhere / 'a') as temporary,
+        workdir.atomic_write(somewhere / 'a') as temporary,
     ):
         temporary.write_text('second')
         raise OSError(28, 'No space left on device')
@@ -260,6 +260,6 @@ def test_a_bucket_that_is_not_there_is_refused_in_one_line(bucket):
 
 
 def test_what_protects_a_run_in_a_bucket_is_said_in_one_line(place, capsys):
-    with workdir.opened(place):
+    with workdir.lock(place):
         (line,) = capsys.readouterr().err.splitlines()
     assert line == f'td_jax: {place} is in a bucket and has no lock; start no second run with it.'

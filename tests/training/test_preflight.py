@@ -241,7 +241,7 @@ def test_a_teacher_that_is_not_finite_is_refused_by_parameter(small_config, tmp_
     place = tmp_path / 'teacher'
     train(config_lib.teacher_run(small_config()), place)
     saved = place / 'checkpoints'
-    arrays = checkpoints.read(saved, 4, checkpoints.described(saved, 4))
+    arrays = checkpoints.read(saved, 4, checkpoints.read_shapes(saved, 4))
     arrays['params/student/output_layer/bias'] = np.full((1, 5), np.nan, np.float32)
     shutil.rmtree(saved / '4')
     with contextlib.closing(checkpoints.Checkpoints(saved)) as again:

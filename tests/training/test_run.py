@@ -487,7 +487,7 @@ def test_a_run_with_a_teacher_goes_on_from_the_checkpoint_before(copied, td_conf
 
 
 def test_a_workdir_has_one_process_at_a_time(td_config, tmp_path):
-    with workdir.opened(tmp_path / 'run'), pytest.raises(UserError, match=f'{tmp_path / "run"} is in use'):
+    with workdir.lock(tmp_path / 'run'), pytest.raises(UserError, match=f'{tmp_path / "run"} is in use'):
         train(td_config, tmp_path / 'run')
     assert files(tmp_path / 'run') == {}
 

@@ -82,7 +82,7 @@ def test_a_run_with_64_bits_is_the_same_run(tmp_path):
     for place in ('', 'teacher'):
         folders = [tmp_path / name / place for name in ('narrow', 'wide')]
         steps = 4 if place else 6
-        narrow, wide = (checkpoints.described(folder / 'checkpoints', steps) for folder in folders)
+        narrow, wide = (checkpoints.read_shapes(folder / 'checkpoints', steps) for folder in folders)
         assert narrow == wide
         assert {str(leaf.dtype) for leaf in wide.values()} <= TYPES
         narrow, wide = map(metric_log.read, folders)
