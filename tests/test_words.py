@@ -45,13 +45,8 @@ DOCUMENTS = [
     *(ROOT / name for name in ('README.md', 'CHANGELOG.md', 'CONTRIBUTING.md')),
     *sorted((ROOT / 'docs').rglob('*.md')),
 ]
-# Packages that have not been rewritten yet.
-LATER = {ROOT / 'td_jax' / name for name in ('pretrained',)}
 CODE = sorted(
-    path
-    for folder in ('td_jax', 'benchmarks', 'examples')
-    for path in (ROOT / folder).rglob('*.py')
-    if LATER.isdisjoint(path.parents)
+    path for folder in ('td_jax', 'benchmarks', 'examples') for path in (ROOT / folder).rglob('*.py')
 )
 
 

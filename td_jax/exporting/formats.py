@@ -57,7 +57,7 @@ def _npz_misfit(config):
     for key, value in meant.items() if model.name == 'vit' else ():
         if model[key] != value:
             return f'means model.{key} {value}, and that of this student is {model[key]}'
-    for key, value in google.PREPROCESSING.of_task().items():
+    for key, value in google.PREPROCESSING.task_options().items():
         if config.dataset[key] != value:
             return f'means dataset.{key} {value}, and that of this student is {config.dataset[key]}'
     return None

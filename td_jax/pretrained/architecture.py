@@ -1,4 +1,4 @@
-"""What a checkpoint says about its model, and what of a model config has to follow."""
+"""The architecture of a checkpoint, and the config that a run with it as its teacher needs."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -13,104 +13,104 @@ from td_jax.models import efficientnet, resnet, resnet_bn, vit
 
 
 class Architecture(NamedTuple):
-    """What a checkpoint's shapes, and the config beside them, say about the model."""
+    """The architecture of a ViT, from the shapes and the config of a checkpoint."""
 
     sizes: vit.Sizes
     patch: int
-    image_size: int  # side in pixels of the images that the position embeddings are for
-    num_outputs: int  # 0 where there is no head
+    image_size: int  # side in pixels of the images that its position embeddings fit
+    num_outputs: int  # 0 without a head
     activation: str  # a name of vit.ACTIVATIONS
     epsilon: float
     pre_logits: bool
     registers: int = 0
     pooling: str = 'class'  # a name of vit.POOLINGS
 
-    kind = 'ViT'  # as a person calls it
+    kind = 'ViT'  # its name in messages
 
 
-# Those of its fields, but for sizes and patch, that a model config has under the same name.
-KEPT = 'activation', 'epsilon', 'pre_logits', 'registers', 'pooling'
+# The fields of Architecture, except sizes and patch, that a model config has under the same names.
+MODEL_FIELDS = 'activation', 'epsilon', 'pre_logits', 'registers', 'pooling'
 
 
 class ResNetArchitecture(NamedTuple):
-    """The same of a ResNet."""
+    """The architecture of a BiT."""
 
     sizes: resnet.Sizes
-    num_outputs: int  # 0 where there is no head
+    num_outputs: int  # 0 without a head
 
-    kind = 'BiT'  # as a person calls it
+    kind = 'BiT'  # its name in messages
 
 
 class EfficientNetArchitecture(NamedTuple):
-    """The same of an EfficientNet."""
+    """The architecture of an EfficientNet."""
 
     variant: str  # a name of efficientnet.FACTORS
     padding: str  # a name of efficientnet.PADDINGS
-    num_outputs: int  # 0 where there is no head
+    num_outputs: int  # 0 without a head
 
-    kind = 'EfficientNet'  # as a person calls it
+    kind = 'EfficientNet'  # its name in messages
 
 
 class FoldedResNetArchitecture(NamedTuple):
-    """The same of a ResNet with BatchNorm."""
+    """The architecture of a ResNet with BatchNorm."""
 
     variant: str  # a name of resnet_bn.VARIANTS
-    num_outputs: int  # 0 where there is no head
+    num_outputs: int  # 0 without a head
 
-    kind = 'ResNet'  # as a person calls it
+    kind = 'ResNet'  # its name in messages
 
 
 class Preprocessing(NamedTuple):
-    """How a model is shown images, in the words of td_jax.configs.common.task_config."""
+    """The preprocessing of a model's images, with the option names of td_jax.configs.common.task_config."""
 
     image_mean: tuple[float, float, float]
     image_std: tuple[float, float, float]
-    resize: str | None  # None: nothing is said of how images become as large as they are shown
+    resize: str | None  # None: unspecified, like crop_mode and crop_pct
     crop_mode: str = 'squash'
     crop_pct: float = 1.0
-    image_size: int = 0  # side in pixels; 0: nothing is said
+    image_size: int = 0  # side in pixels; 0: unspecified
 
     def view(self, side: int = 0) -> View:
-        """How images of a side, or of that which is said, are shown; a resize has to be said."""
+        """The view for images of a side, by default `image_size`; requires `resize`."""
         return View(side or self.image_size, self.resize, self.crop_mode, self.crop_pct)
 
-    def of_task(self) -> dict:
-        """{key of a task's config: value} of what is said."""
-        said = {'image_mean': self.image_mean, 'image_std': self.image_std}
+    def task_options(self) -> dict:
+        """{key of a task's config: value} of the specified options."""
+        options = {'image_mean': self.image_mean, 'image_std': self.image_std}
         if self.resize:
-            said |= {'resize': self.resize, 'crop_mode': self.crop_mode, 'crop_pct': self.crop_pct}
-        return said
+            options |= {'resize': self.resize, 'crop_mode': self.crop_mode, 'crop_pct': self.crop_pct}
+        return options
 
 
-# Those whose BatchNorm is part of their convolutions.
+# Architectures whose BatchNorm is folded into the convolutions.
 FrozenArchitecture = EfficientNetArchitecture | FoldedResNetArchitecture
 AnyArchitecture = Architecture | ResNetArchitecture | FrozenArchitecture
 
 
 class Checkpoint(NamedTuple):
-    """A checkpoint in our names."""
+    """A checkpoint with our names of parameters."""
 
     location: str  # as the user wrote it
     architecture: AnyArchitecture
-    # float32, nested as those of vit.ViT or resnet.ResNet; without `head_layer` where there is no head
+    # float32, nested like those of the model; without `head_layer` if there is no head
     params: dict
     preprocessing: Preprocessing
-    label_names: tuple[str, ...] | None = None  # of the head's outputs; None where there are none or no names
-    assumed: str = ''  # what its files do not say, and what is taken for granted then
-    unused: tuple[str, ...] = ()  # names in the file that became no parameter
+    label_names: tuple[str, ...] | None = None  # of the head's outputs; None without a head or names
+    assumed: str = ''  # a note on defaults for what its files leave out
+    unused: tuple[str, ...] = ()  # names in the file that are not used
     positions: str = 'linear'  # how its position embeddings are resized, a name of fit.STRETCHES
 
 
 def teacher_overrides(checkpoint: Checkpoint, config) -> dict:
-    """The shortest changes to a config that make a checkpoint its teacher.
+    """The fewest changes to a config that make a checkpoint fit as its teacher.
 
-    The image size is not among them: position embeddings are resized.
+    The image size is not among them, because position embeddings are resized.
 
     Returns:
-      {key: value}, empty where the checkpoint fits already
+      {key: value}, empty if the checkpoint fits already
     """
     changes = {
-        Architecture: _changes,
+        Architecture: _vit_changes,
         ResNetArchitecture: _resnet_changes,
         EfficientNetArchitecture: _efficientnet_changes,
         FoldedResNetArchitecture: _folded_resnet_changes,
@@ -120,14 +120,14 @@ def teacher_overrides(checkpoint: Checkpoint, config) -> dict:
         **{f'teacher.model.{key}': value for key, value in model.items()},
         **{
             key: value
-            for key, value in _of_teacher(checkpoint.preprocessing).items()
-            if value != _at(config, key)
+            for key, value in _teacher_options(checkpoint.preprocessing).items()
+            if value != _effective_value(config, key)
         },
     }
 
 
-def _changes(architecture, model_config):
-    """The fields of a model config that differ, as few as make it this architecture."""
+def _vit_changes(architecture, model_config):
+    """The fewest changes to a model config that make it a ViT of an architecture."""
     changes = {} if model_config.name == 'vit' else {'name': 'vit'}
     sizes, patch = _vit_sizes(model_config)
     if (sizes, patch) != (architecture.sizes, architecture.patch):
@@ -138,7 +138,7 @@ def _changes(architecture, model_config):
                 changes['variant'] = variant
             explicit = [*vit.Sizes._fields, 'patch']
             wanted = {**architecture.sizes._asdict(), 'patch': architecture.patch}
-            # A size of its own would still stand above the variant's.
+            # An explicit size would override that of the variant.
             changes |= {key: 0 for key in explicit if model_config[key] not in (0, wanted[key])}
         else:
             if sizes is None:
@@ -151,14 +151,14 @@ def _changes(architecture, model_config):
             }
             if patch != architecture.patch:
                 changes['patch'] = architecture.patch
-    for key in KEPT:
+    for key in MODEL_FIELDS:
         if model_config[key] != getattr(architecture, key):
             changes[key] = getattr(architecture, key)
     return changes
 
 
 def _vit_sizes(model_config):
-    """(sizes, patch) of a model config, or None and 0 where it has no variant of a ViT."""
+    """(sizes, patch) of a model config, or (None, 0) if its variant is not one of a ViT."""
     try:
         return vit.sizes_of(model_config)
     except UserError:
@@ -166,7 +166,7 @@ def _vit_sizes(model_config):
 
 
 def variant_of(sizes: resnet.Sizes) -> dict:
-    """The variant of a model config, and its width where the variant's is another, for a BiT's sizes."""
+    """The variant of a BiT's sizes, and the width if it is not that of the variant."""
     (depth,) = (depth for depth, units in resnet.BOTTLENECKS.items() if units == sizes.units)
     factor, rest = divmod(sizes.width, 64)
     is_plain = not rest and 0 < factor < 100
@@ -174,7 +174,7 @@ def variant_of(sizes: resnet.Sizes) -> dict:
 
 
 def _resnet_changes(architecture, model_config):
-    """The same of a ResNet."""
+    """The changes for a BiT, as by `_vit_changes`."""
     if model_config.name == 'resnet' and resnet.sizes_of(model_config) == architecture.sizes:
         return {}
     wanted = {'name': 'resnet', **variant_of(architecture.sizes)}
@@ -182,126 +182,132 @@ def _resnet_changes(architecture, model_config):
 
 
 def _efficientnet_changes(architecture, model_config):
-    """The same of an EfficientNet."""
+    """The changes for an EfficientNet, as by `_vit_changes`."""
     wanted = {'name': 'efficientnet', 'variant': architecture.variant, 'padding': architecture.padding}
     return {key: value for key, value in wanted.items() if model_config[key] != value}
 
 
 def _folded_resnet_changes(architecture, model_config):
-    """The same of a ResNet with BatchNorm."""
+    """The changes for a ResNet with BatchNorm, as by `_vit_changes`."""
     wanted = {'name': 'resnet_bn', 'variant': architecture.variant}
     return {key: value for key, value in wanted.items() if model_config[key] != value}
 
 
-# What of a model config a checkpoint says itself.
-SAID = 'name', 'variant', *vit.Sizes._fields, 'patch', *KEPT, 'padding'
+# The keys of a model config that a checkpoint determines.
+CHECKPOINT_KEYS = 'name', 'variant', *vit.Sizes._fields, 'patch', *MODEL_FIELDS, 'padding'
 
 
-def configured(checkpoint: Checkpoint, config, is_set: Callable[[str], bool], defaults):
-    """The config of a run whose teacher, and a student that starts from it, are as a checkpoint says.
+def complete_config(checkpoint: Checkpoint, config, is_set: Callable[[str], bool], defaults):
+    """Completes the config of a run for a checkpoint as its teacher, and for a student that starts from it.
 
-    The teacher's architecture and how it is shown images are the checkpoint's. Unless they are set, its
-    images are as large as the checkpoint says, if it does, and it is split half-way. A student that starts
-    from it keeps its own number of blocks; all else of it is the teacher's, the size of its images, too.
-    Where the teacher is another kind of model than the student, or has BatchNorm, the student starts at
-    random, unless its start is set.
+    The teacher has the architecture and the preprocessing of the checkpoint. Unless they are set, it also
+    has the image size of the checkpoint, if there is one, and is split in the middle. A student that starts
+    from it has its own number of blocks; its other options, including the image size, are the teacher's. If the
+    teacher is another kind of model, or has BatchNorm, the student starts from random parameters, unless its
+    start is set.
 
     Args:
-      checkpoint: what `pretrained.read` returned.
-      config: of a run that has it as its teacher; left as it is.
-      is_set: whether a person set a dotted key; what nobody set is not the checkpoint's to contradict.
-      defaults: what common.get_config() returns.
+      checkpoint: by `pretrained.read`.
+      config: of a run that has it as its teacher; is not changed.
+      is_set: whether the user set a dotted key; other keys take the values of the checkpoint.
+      defaults: by common.get_config().
 
     Returns:
-      another config
+      the completed config
 
     Raises:
-      UserError: names every key that is set to something else than the checkpoint has.
+      UserError: names every key that is set to another value than the checkpoint has.
     """
     config = config.copy_and_resolve_references()
     with config.unlocked():
-        _forget(config, 'teacher.', [f'model.{key}' for key in SAID], is_set, defaults)
-        shown = checkpoint.preprocessing.of_task()
-        _forget(config, 'teacher.', [f'dataset.{key}' for key in shown], is_set, defaults)
+        _reset_unset(config, 'teacher.', [f'model.{key}' for key in CHECKPOINT_KEYS], is_set, defaults)
+        task_options = checkpoint.preprocessing.task_options()
+        _reset_unset(config, 'teacher.', [f'dataset.{key}' for key in task_options], is_set, defaults)
         changes = teacher_overrides(checkpoint, config)
-        _check_set(checkpoint, config, changes, is_set, 'teacher.')
-        config.update_from_flattened_dict({**_of_teacher(checkpoint.preprocessing), **changes})
+        _refuse_conflicts(checkpoint, config, changes, is_set, 'teacher.')
+        config.update_from_flattened_dict({**_teacher_options(checkpoint.preprocessing), **changes})
         if checkpoint.preprocessing.image_size and not is_set('teacher.dataset.image_size'):
             config.teacher.dataset.image_size = checkpoint.preprocessing.image_size
         if not is_set('teacher.model.split'):
-            config.teacher.model.split = half_way(_parts(checkpoint.architecture))
+            config.teacher.model.split = middle_split(_count_parts(checkpoint.architecture))
         if config.model.initial == 'teacher':
             _configure_student(checkpoint, config, is_set, defaults)
     return config
 
 
 def _configure_student(checkpoint, config, is_set, defaults):
-    """Makes the student of a config, which starts from its teacher, one that can."""
+    """Gives a student that starts from its teacher an architecture that can do so."""
     architecture, model = checkpoint.architecture, config.model
-    is_chosen = is_set('model.initial')
+    is_start_set = is_set('model.initial')
     if isinstance(architecture, FrozenArchitecture):
-        if is_chosen:
+        if is_start_set:
             raise UserError(
                 f'model.initial is teacher, but {checkpoint.location} has BatchNorm, which no student has: '
                 'set model.initial=random, with model.name resnet or vit.'
             )
         model.initial = 'random'
         return
-    if not is_chosen and model.name != config.teacher.model.name:
+    if not is_start_set and model.name != config.teacher.model.name:
         model.initial = 'random'
         return
     if isinstance(architecture, Architecture):
         layers = model.layers or architecture.sizes.layers
-        kept = ('layers', 'pre_logits', 'padding')
-        _forget(config, '', [f'model.{key}' for key in SAID if key not in kept], is_set, defaults)
+        student_keys = ('layers', 'pre_logits', 'padding')
+        _reset_unset(
+            config,
+            '',
+            [f'model.{key}' for key in CHECKPOINT_KEYS if key not in student_keys],
+            is_set,
+            defaults,
+        )
         model.layers = 0
-        changes = _changes(architecture._replace(pre_logits=model.pre_logits), model)
+        changes = _vit_changes(architecture._replace(pre_logits=model.pre_logits), model)
     else:
-        # Of a ResNet, a variant of its own says how many of the first units the student has.
-        own = ('variant', 'width') if is_set('model.variant') else ()
-        keys = [f'model.{key}' for key in ('name', 'variant', 'width') if key not in own]
-        _forget(config, '', keys, is_set, defaults)
-        changes = {key: v for key, v in _resnet_changes(architecture, model).items() if key not in own}
+        # A variant that is set determines how many of the first units the student has.
+        fixed_keys = ('variant', 'width') if is_set('model.variant') else ()
+        keys = [f'model.{key}' for key in ('name', 'variant', 'width') if key not in fixed_keys]
+        _reset_unset(config, '', keys, is_set, defaults)
+        changes = {key: v for key, v in _resnet_changes(architecture, model).items() if key not in fixed_keys}
         layers = 0
     changes = {f'model.{key}': value for key, value in changes.items()}
-    _check_set(
+    _refuse_conflicts(
         checkpoint, config, {key: changes[key] for key in changes if key != 'model.layers'}, is_set, ''
     )
     config.update_from_flattened_dict(changes)
     if layers and layers != architecture.sizes.layers:
         model.layers = layers
-    shown = checkpoint.preprocessing.of_task()
-    config.dataset.update({key: value for key, value in shown.items() if not is_set(f'dataset.{key}')})
+    task_options = checkpoint.preprocessing.task_options()
+    config.dataset.update({key: value for key, value in task_options.items() if not is_set(f'dataset.{key}')})
     if not is_set('model.split'):
-        model.split = half_way(layers or len(resnet.sizes_of(model).units))
+        model.split = middle_split(layers or len(resnet.sizes_of(model).units))
     if layers:
         _configure_side(architecture.patch, config, is_set)
 
 
 def _configure_side(patch, config, is_set):
-    """Makes the images of a ViT, and of a student that starts from it, of one size: positions are copied."""
-    own, teacher = config.dataset, config.teacher.dataset
+    """Sets one image size for a ViT and a student that starts from it, because positions are copied."""
+    student, teacher = config.dataset, config.teacher.dataset
     if is_set('dataset.image_size'):
         if not is_set('teacher.dataset.image_size'):
-            teacher.image_size = own.image_size
+            teacher.image_size = student.image_size
     else:
-        # Where the checkpoint says no size, the nearest that its patches divide.
-        own.image_size = teacher.image_size or max(1, round(own.image_size / patch)) * patch
+        # Without a size in the checkpoint, the nearest one that its patches divide.
+        student.image_size = teacher.image_size or max(1, round(student.image_size / patch)) * patch
 
 
-def difference(before, after) -> dict:
-    """{dotted key: value} of what the second of two configs has otherwise than the first."""
+def changed_values(before, after) -> dict:
+    """{dotted key: value in the second config} of the values in which two configs differ."""
     old, new = (flax.traverse_util.flatten_dict(config.to_dict(), sep='.') for config in (before, after))
     return {key: value for key, value in new.items() if value != old[key]}
 
 
-def half_way(parts: int) -> int:
-    """Where a model of so many blocks or stages is split unless somebody says otherwise: 6 of 12, 2 of 3."""
+def middle_split(parts: int) -> int:
+    """The default split of a model with `parts` blocks or stages: 6 of 12, 2 of 3."""
     return (parts + 1) // 2
 
 
-def _parts(architecture):
-    """How many blocks or stages a model can be split between."""
+def _count_parts(architecture):
+    """The number of blocks or stages of an architecture."""
     if isinstance(architecture, EfficientNetArchitecture):
         return len(efficientnet.sizes_of_variant(architecture.variant).depths)
     if isinstance(architecture, FoldedResNetArchitecture):
@@ -310,21 +316,21 @@ def _parts(architecture):
     return sizes.layers if isinstance(architecture, Architecture) else len(sizes.units)
 
 
-def _forget(config, prefix, keys, is_set, defaults):
+def _reset_unset(config, prefix, keys, is_set, defaults):
     """Sets keys back to their defaults, but for those that a person set."""
-    flat = {f'{prefix}{key}': _plain_at(defaults, f'{prefix}{key}') for key in keys}
+    flat = {f'{prefix}{key}': _value_at(defaults, f'{prefix}{key}') for key in keys}
     config.update_from_flattened_dict({key: value for key, value in flat.items() if not is_set(key)})
 
 
-def _check_set(checkpoint, config, changes, is_set, prefix):
-    """Refuses changes of what a person set."""
-    against = [key for key in changes if is_set(key)]
+def _refuse_conflicts(checkpoint, config, changes, is_set, prefix):
+    """Refuses changes to keys that the user set."""
+    conflicts = [key for key in changes if is_set(key)]
     variant = f'{prefix}model.variant'
     sizes = {f'{prefix}model.{key}' for key in (*vit.Sizes._fields, 'patch')}
-    if is_set(variant) and variant not in against and sizes & changes.keys() - set(against):
-        # Sizes that only the variant says, of a checkpoint that has none of the variants' sizes.
-        against.append(variant)
-    if not against:
+    if is_set(variant) and variant not in conflicts and sizes & changes.keys() - set(conflicts):
+        # The variant sets sizes, but the checkpoint has other sizes than every variant.
+        conflicts.append(variant)
+    if not conflicts:
         return
     architecture, model = checkpoint.architecture, f'{prefix}model.'
     theirs = dict(changes)
@@ -332,31 +338,31 @@ def _check_set(checkpoint, config, changes, is_set, prefix):
         theirs |= {f'{model}{key}': value for key, value in architecture.sizes._asdict().items()}
         theirs |= {f'{model}patch': architecture.patch}
         names = {sizes: name for name, sizes in vit.VARIANTS.items()}
-        named = names.get(architecture.sizes)
-        theirs[variant] = f'{named}/{architecture.patch}' if named else 'none of those with a name'
-    different = ', '.join(f'{key} is {theirs[key]} there, {_plain_at(config, key)} here' for key in against)
+        name = names.get(architecture.sizes)
+        theirs[variant] = f'{name}/{architecture.patch}' if name else 'none of those with a name'
+    different = ', '.join(f'{key} is {theirs[key]} there, {_value_at(config, key)} here' for key in conflicts)
     raise UserError(
-        f'{checkpoint.location} does not match what is set: {different}; leave {" and ".join(against)} out.'
+        f'{checkpoint.location} does not match what is set: {different}; leave {" and ".join(conflicts)} out.'
     )
 
 
-def _plain_at(config, key):
+def _value_at(config, key):
     """The value at a dotted key."""
     for part in key.split('.'):
         config = config[part]
     return config
 
 
-def _of_teacher(preprocessing):
-    """The keys of a config that say how its teacher is shown images -> what they would be."""
-    return {f'teacher.dataset.{key}': value for key, value in preprocessing.of_task().items()}
+def _teacher_options(preprocessing):
+    """{key of a config: value} for the preprocessing of a teacher's images."""
+    return {f'teacher.dataset.{key}': value for key, value in preprocessing.task_options().items()}
 
 
-def _at(config, key):
-    """The value at a dotted key; what the teacher's part of the data leaves open is as the student's."""
-    value = _plain_at(config, key)
+def _effective_value(config, key):
+    """The value at a dotted key; unset options of the teacher's data are those of the student."""
+    value = _value_at(config, key)
     if key.startswith('teacher.dataset.') and not value:
-        return _at(config, key.removeprefix('teacher.'))
+        return _effective_value(config, key.removeprefix('teacher.'))
     return value
 
 
@@ -364,41 +370,41 @@ def check_teacher(checkpoint: Checkpoint, config):
     """Compares a checkpoint with the config of a run that has it as its teacher.
 
     Raises:
-      UserError: one line that names each field that differs, both values, and the overrides that mend it.
+      UserError: names each field that differs, both values, and the overrides that correct it.
     """
     changes = teacher_overrides(checkpoint, config)
     if not changes:
         return
     model, architecture = config.teacher.model, checkpoint.architecture
     if not isinstance(architecture, Architecture) or model.name in ('resnet', 'efficientnet', 'resnet_bn'):
-        # Of another kind: what is set says enough.
+        # Of another kind of model, only the changes are compared.
         theirs = {key: changes[f'teacher.model.{key}'] for key in model if f'teacher.model.{key}' in changes}
         ours = {key: model[key] for key in theirs}
     else:
         sizes, patch = vit.sizes_of(model)
         ours = {'name': model.name, **sizes._asdict(), 'patch': patch}
         theirs = {'name': 'vit', **architecture.sizes._asdict(), 'patch': architecture.patch}
-        for key in KEPT:
+        for key in MODEL_FIELDS:
             ours[key], theirs[key] = model[key], getattr(architecture, key)
-    wanted = _of_teacher(checkpoint.preprocessing)
-    ours |= {key: _at(config, key) for key in wanted}
+    wanted = _teacher_options(checkpoint.preprocessing)
+    ours |= {key: _effective_value(config, key) for key in wanted}
     theirs |= wanted
     different = ', '.join(
         f'{key} is {theirs[key]} there, {ours[key]} here' for key in ours if ours[key] != theirs[key]
     )
-    wanted = ' '.join(f'{key}={as_text(value)}' for key, value in changes.items())
+    wanted = ' '.join(f'{key}={format_value(value)}' for key, value in changes.items())
     raise UserError(
         f'{checkpoint.location} does not fit teacher.model and dataset: {different}; set {wanted}'
     )
 
 
-def as_text(value) -> str:
-    """A value of a config as it is written on a command line."""
+def format_value(value) -> str:
+    """Formats a value of a config for a command line."""
     return str(value).replace(' ', '')
 
 
-def module_of(architecture: AnyArchitecture, split: int, dtype: str = 'float32'):
-    """The ViT or ResNet of an architecture, without dropout; its head has one output where there is none."""
+def build_module(architecture: AnyArchitecture, split: int, dtype: str = 'float32'):
+    """Builds the model of an architecture, without dropout; a missing head gets one output."""
     if isinstance(architecture, EfficientNetArchitecture):
         sizes = efficientnet.sizes_of_variant(architecture.variant)
         return efficientnet.EfficientNet(
@@ -427,12 +433,12 @@ def module_of(architecture: AnyArchitecture, split: int, dtype: str = 'float32')
     )
 
 
-def shapes(architecture: AnyArchitecture) -> dict[str, tuple[int, ...]]:
-    """The shape of every parameter of an architecture, by name; those of the head only if it has one."""
-    # Those of a ResNet do not depend on the image's side.
+def parameter_shapes(architecture: AnyArchitecture) -> dict[str, tuple[int, ...]]:
+    """The shapes of an architecture's parameters, by name; without those of a missing head."""
+    # Shapes of convolutional models do not depend on the image size.
     side = getattr(architecture, 'image_size', 32)
     image = jax.ShapeDtypeStruct((1, side, side, 3), np.float32)
-    tree = jax.eval_shape(module_of(architecture, split=0).init, jax.random.key(0), {'image': image})[
+    tree = jax.eval_shape(build_module(architecture, split=0).init, jax.random.key(0), {'image': image})[
         'params'
     ]
     return {

@@ -1,4 +1,4 @@
-"""Where a checkpoint's files come from: a disk, an address or the hub of Hugging Face."""
+"""Fetches the files of a checkpoint from a disk, a URL or the hub of Hugging Face."""
 
 import hashlib
 import http.client
@@ -20,33 +20,33 @@ from td_jax.files import workdir
 from td_jax.pretrained import preprocessing
 from td_jax.pretrained.hugging_face import CONFIG, WEIGHTS
 
-# Where the checkpoints of the ViT paper and of BiT are published.
+# The published checkpoints of the ViT paper and of BiT.
 PUBLIC, PUBLIC_BIT = 'gs://vit_models/imagenet21k', 'gs://bit_models'
 HUB = 'https://huggingface.co'
-TIMEOUT = 30  # Seconds without a byte, after which a download is given up.
+TIMEOUT = 30  # Seconds without data until a download is aborted.
 
 
-def path_of(location: str) -> epath.Path:
-    """Where the files of a checkpoint are on this machine; downloads them if need be.
+def fetch(location: str) -> epath.Path:
+    """Returns the path of a checkpoint on this machine, after downloading it if necessary.
 
     Args:
-      location: as of `pretrained.read`.
+      location: as for `pretrained.read`.
 
     Raises:
-      UserError: nothing is there, or it cannot be downloaded.
+      UserError: it does not exist, or it cannot be downloaded.
     """
     if location.startswith('hf://'):
-        return _snapshot(location)
+        return _download_snapshot(location)
     if '://' in location:
         return _download(location)
     path = workdir.resolve(location)
     if not path.exists():
-        raise UserError(_absent(path))
+        raise UserError(_explain_absence(path))
     return path
 
 
-def _absent(path):
-    """How to come by a file that is not there."""
+def _explain_absence(path):
+    """Explains where to get a missing file."""
     if path.suffix != '.npz':
         return (
             f'{path} is not there; give an .npz of google-research/vision_transformer or of BiT, or the '
@@ -54,12 +54,12 @@ def _absent(path):
         )
     return (
         f'{path} is not there. Get {path.name}, if it is of the ViT paper from '
-        f'{_url(f"{PUBLIC}/{path.name}")}, if it is of BiT from {_url(f"{PUBLIC_BIT}/{path.name}")}, and '
-        'put it there, or give its address instead.'
+        f'{_to_url(f"{PUBLIC}/{path.name}")}, if it is of BiT from {_to_url(f"{PUBLIC_BIT}/{path.name}")}, '
+        'and put it there, or give its address instead.'
     )
 
 
-def _url(location):
+def _to_url(location):
     """The https address of a location."""
     if location.startswith('gs://'):
         return 'https://storage.googleapis.com/' + urllib.parse.quote(location.removeprefix('gs://'))
@@ -67,9 +67,9 @@ def _url(location):
 
 
 def _download(location):
-    """The path of a file that is published at gs:// or https://; downloaded once."""
+    """Downloads a file from gs:// or https:// once, and returns its path."""
     try:
-        url = urllib.parse.urlsplit(_url(location))
+        url = urllib.parse.urlsplit(_to_url(location))
     except ValueError as error:
         raise UserError(f'{location} is no address of a file: {reason(error)}.') from error
     *folders, name = urllib.parse.unquote(url.path).split('/')
@@ -80,7 +80,7 @@ def _download(location):
             'or a path.'
         )
     if url.query:
-        # What follows the question mark may choose the file.
+        # The query may select the file.
         name = f'{hashlib.sha256(url.query.encode()).hexdigest()[:8]}-{name}'
     cache = workdir.resolve(os.environ.get('TD_JAX_CACHE') or '~/.cache/td_jax')
     path = cache.joinpath(url.hostname, *parts, name)
@@ -89,7 +89,7 @@ def _download(location):
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # A name of its own until it is whole: what is left of a process that was killed is never read.
+        # A temporary name until it is complete, so that a partial file is never read.
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix='.', suffix='.part', delete=False) as file:
             temporary = file.name
             _copy(location, url.geturl(), file)
@@ -105,24 +105,24 @@ def _download(location):
             f'where there is a network and put it at {path}, or give the path where it is.'
         ) from error
     finally:
-        # Only what did not become the file is still there.
+        # Exists only if the download failed.
         if temporary:
             pathlib.Path(temporary).unlink(missing_ok=True)
     return path
 
 
 def _copy(location, url, file):
-    """Copies what is at an address to an open file.
+    """Copies the content of a URL to an open file.
 
     Raises:
-      OSError, http.client.HTTPException: it is not there, cannot be reached, or ended early.
+      OSError, http.client.HTTPException: it does not exist, cannot be reached, or ended early.
     """
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
             print(f'td_jax: downloading {url}', file=sys.stderr)
             shutil.copyfileobj(response, file)
             length = response.headers['Content-Length']
-            # A connection that breaks looks like an end to a reader of pieces.
+            # A broken connection looks like the end of the content.
             if length is not None and file.tell() != int(length):
                 raise OSError(f'it ended after {file.tell()} of {length} bytes')
     except urllib.error.HTTPError as error:
@@ -133,7 +133,7 @@ def _copy(location, url, file):
 
 
 def _copy_private(location, file):
-    """Copies an object of a bucket that asks who is there, with the credentials of this machine."""
+    """Copies an object of a private bucket, with the credentials of this machine."""
     import tensorflow as tf
 
     try:
@@ -143,19 +143,19 @@ def _copy_private(location, file):
         raise OSError(f'the bucket is private, and {error.message}') from error
 
 
-def _snapshot(location):
-    """The folder that holds the files of hf://OWNER/NAME; that of preprocessing need not be there."""
+def _download_snapshot(location):
+    """Downloads the files of hf://OWNER/NAME and returns their folder; preprocessing is optional."""
     name = location.removeprefix('hf://')
     if not re.fullmatch(r'[\w.-]+/[\w.-]+', name):
         raise UserError(f'{location} is no name of a Hugging Face model; it is hf://OWNER/NAME.')
-    # Only those who name such a model need it.
+    # Imported here, because only hf:// needs it.
     import huggingface_hub
 
     try:
         return epath.Path(
             huggingface_hub.snapshot_download(name, allow_patterns=[CONFIG, WEIGHTS, preprocessing.FILE])
         )
-    except Exception as error:  # Its errors, and those of its network library, have no base in common.
+    except Exception as error:  # Its errors and those of its network library have no common base.
         raise UserError(
             f'{location} cannot be downloaded ({reason(error)}). Get {CONFIG}, {WEIGHTS} and '
             f'{preprocessing.FILE} from {HUB}/{name} where there is a network, put them into a folder and '

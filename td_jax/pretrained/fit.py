@@ -1,4 +1,4 @@
-"""A checkpoint's parameters -> the tree of a model."""
+"""Fits the parameters of a checkpoint to the tree of a model."""
 
 import math
 from typing import NamedTuple
@@ -9,9 +9,9 @@ import scipy.ndimage
 
 from td_jax.errors import UserError
 from td_jax.pretrained.architecture import Checkpoint
-from td_jax.pretrained.convert import shape_of
+from td_jax.pretrained.convert import format_shape
 
-# What makes a model fit that has a module which the checkpoint lacks.
+# Module that a checkpoint may lack -> the option that removes it from the model.
 HINTS = {
     'pre_logits_layer': ' Set pre_logits=False in the model.',
     'register_tokens': ' Set registers=0 in the model.',
@@ -19,7 +19,7 @@ HINTS = {
 
 
 class Report(NamedTuple):
-    """What became of each parameter, by name, 'block_0/mlp_in/kernel'."""
+    """The names of parameters by what became of them, such as 'block_0/mlp_in/kernel'."""
 
     loaded: tuple[str, ...]
     resized: tuple[str, ...]
@@ -30,19 +30,19 @@ class Report(NamedTuple):
 def fit(checkpoint: Checkpoint, initial) -> tuple[dict, Report]:
     """Puts a checkpoint's parameters into the tree of a model.
 
-    A head for another number of outputs stays as it is in `initial`, and so does one behind other
-    pre-logits, whose input it would not know. Position embeddings are resized to the model's grid. Blocks
-    that the model does not have are left out.
+    The head of `initial` is kept if the checkpoint's has another number of outputs, or if only one has
+    pre-logits. Position embeddings are resized to the model's grid. Blocks that the model does not have are
+    left out.
 
     Args:
-      checkpoint: what `pretrained.read` returned.
-      initial: the parameters of a vit.ViT or a resnet.ResNet, as its `init` makes them.
+      checkpoint: by `pretrained.read`.
+      initial: the parameters of a model by its `init`.
 
     Returns:
-      parameters of `initial`'s names and shapes, and what became of each
+      parameters with the names and shapes of `initial`, and a report
 
     Raises:
-      UserError: a parameter around or in the blocks that the checkpoint lacks or has in another shape.
+      UserError: a parameter other than the head is missing in the checkpoint or has another shape.
     """
     theirs = flax.traverse_util.flatten_dict(checkpoint.params, sep='/')
     ours = flax.traverse_util.flatten_dict(initial, sep='/')
@@ -62,25 +62,30 @@ def fit(checkpoint: Checkpoint, initial) -> tuple[dict, Report]:
             continue
         if name not in theirs:
             hint = HINTS.get(name.split('/')[0], '')
-            raise UserError(f'{checkpoint.location} has no {name}, {shape_of(value)} in the model.{hint}')
-        found = theirs[name]
-        if name == 'pos_embedding' and found.shape != value.shape and found.shape[-1] == value.shape[-1]:
-            found = resize_positions(found, value.shape[1] - 1, checkpoint.positions)
+            raise UserError(f'{checkpoint.location} has no {name}, {format_shape(value)} in the model.{hint}')
+        parameter = theirs[name]
+        if (
+            name == 'pos_embedding'
+            and parameter.shape != value.shape
+            and parameter.shape[-1] == value.shape[-1]
+        ):
+            parameter = resize_positions(parameter, value.shape[1] - 1, checkpoint.positions)
             resized.append(name)
         else:
             loaded.append(name)
-        if found.shape != value.shape:
+        if parameter.shape != value.shape:
             raise UserError(
-                f'{name} is {shape_of(found)} in {checkpoint.location}, but {shape_of(value)} in the model.'
+                f'{name} is {format_shape(parameter)} in {checkpoint.location}, but {format_shape(value)} in '
+                'the model.'
             )
-        params[name] = found
+        params[name] = parameter
     unused = [name for name in theirs if name not in {*loaded, *resized}]
     report = Report(*map(tuple, (loaded, resized, initialised, [*unused, *checkpoint.unused])))
     return flax.traverse_util.unflatten_dict(params, sep='/'), report
 
 
 def describe(report: Report) -> str:
-    """The report for a person: a line for what was loaded, and one for each kind of exception there is."""
+    """Describes a report: a line for the loaded parameters, and one for each other kind, if any."""
     lines = [f'{len(report.loaded)} parameters loaded']
     for names, what in (
         (report.resized, 'resized'),
@@ -88,76 +93,82 @@ def describe(report: Report) -> str:
         (report.unused, 'unused'),
     ):
         if names:
-            lines.append(f'{len(names)} {what}: {_summary(names)}')
+            lines.append(f'{len(names)} {what}: {_summarize(names)}')
     return '\n'.join(lines)
 
 
-def _summary(names):
-    """The modules of some parameters, the first few of them by name."""
+def _summarize(names):
+    """Names the first modules of some parameters, and counts the others."""
     modules = list(dict.fromkeys(name.split('/')[0] for name in names))
-    shown = modules[:5]
-    more = f' and {len(modules) - len(shown)} more' if len(modules) > len(shown) else ''
-    return ', '.join(shown) + more
+    first_modules = modules[:5]
+    more = f' and {len(modules) - len(first_modules)} more' if len(modules) > len(first_modules) else ''
+    return ', '.join(first_modules) + more
 
 
-def _linear(grid, new):
-    """As google-research/vision_transformer does (`scipy.ndimage.zoom` of order 1, corners on corners).
+def _resize_linear(grid, new):
+    """Resizes like google-research/vision_transformer (`scipy.ndimage.zoom` of order 1, corners aligned).
 
-    But for one of its cases: from 28 to 14 and a few more, rounding puts the last row just outside the grid,
-    and it comes out as zeros there. Here it is the old grid's last row.
+    There is one exception: for some sizes, such as 28 to 14, rounding there puts the last row outside the
+    grid, which makes it zero. Here it is the last row of the old grid.
     """
     scale = new / len(grid)
     return scipy.ndimage.zoom(grid, (scale, scale, 1), order=1, mode='nearest')
 
 
-def _cubic(x, a):
-    """Keys's kernel of cubic convolution (1981), whose slope at 1 is `a`."""
+def _cubic_kernel(x, a):
+    """The kernel of cubic convolution (Keys, 1981) with slope `a` at 1."""
     x = np.abs(x)
     near = ((a + 2) * x - (a + 3)) * x * x + 1
     far = a * (((x - 5) * x + 8) * x - 4)
     return np.where(x < 1, near, np.where(x < 2, far, 0.0))
 
 
-def _bicubic(grid, new, a=-0.75):
-    """As torch.nn.functional.interpolate does, whose edges are repeated outwards."""
+def _resize_bicubic(grid, new, a=-0.75):
+    """Resizes like torch.nn.functional.interpolate, with repeated edges."""
     old = len(grid)
-    at = (np.arange(new) + 0.5) * old / new - 0.5
-    taps = np.floor(at)[:, None] + np.arange(-1, 3)
+    centers = (np.arange(new) + 0.5) * old / new - 0.5
+    taps = np.floor(centers)[:, None] + np.arange(-1, 3)
     weights = np.zeros((new, old))
     rows = np.broadcast_to(np.arange(new)[:, None], taps.shape)
-    np.add.at(weights, (rows, np.clip(taps, 0, old - 1).astype(int)), _cubic(taps - at[:, None], a))
-    return _weighted(grid, weights)
+    np.add.at(
+        weights, (rows, np.clip(taps, 0, old - 1).astype(int)), _cubic_kernel(taps - centers[:, None], a)
+    )
+    return _apply_weights(grid, weights)
 
 
-def _bicubic_antialias(grid, new, a=-0.5):
-    """The same with antialias=True: a wider kernel where a grid becomes coarser, cut off at the edges."""
+def _resize_bicubic_antialias(grid, new, a=-0.5):
+    """Resizes like `_resize_bicubic` with antialias=True: the kernel widens if the grid becomes coarser."""
     old = len(grid)
     wider = max(old / new, 1.0)
-    at = (np.arange(new) + 0.5) * old / new - 0.5
-    weights = _cubic((np.arange(old) - at[:, None]) / wider, a)
-    return _weighted(grid, weights / weights.sum(axis=1, keepdims=True))
+    centers = (np.arange(new) + 0.5) * old / new - 0.5
+    weights = _cubic_kernel((np.arange(old) - centers[:, None]) / wider, a)
+    return _apply_weights(grid, weights / weights.sum(axis=1, keepdims=True))
 
 
-def _weighted(grid, weights):
-    """[old, old, width] -> [new, new, width], by weights [new, old] along both sides."""
+def _apply_weights(grid, weights):
+    """Applies weights [new, old] along both sides, [old, old, width] -> [new, new, width]."""
     return np.einsum('ai,bj,ijw->abw', weights, weights, grid, optimize=True).astype(grid.dtype)
 
 
-# How the grid of position embeddings is stretched, by name -> f(grid [old, old, width], new), which gives
+# Name -> function that resizes a grid of position embeddings: f(grid [old, old, width], new) gives
 # [new, new, width].
-STRETCHES = {'linear': _linear, 'bicubic': _bicubic, 'bicubic_antialias': _bicubic_antialias}
+STRETCHES = {
+    'linear': _resize_linear,
+    'bicubic': _resize_bicubic,
+    'bicubic_antialias': _resize_bicubic_antialias,
+}
 
 
 def resize_positions(embeddings, count: int, stretch: str = 'linear'):
-    """Stretches the grid of position embeddings; the class token's stays.
+    """Resizes the grid of position embeddings; that of the class token stays.
 
     Args:
       embeddings: [1, 1 + n, width], of a square grid.
-      count: patches of the new, square grid.
-      stretch: a name of STRETCHES, as the code does it that the checkpoint is of.
+      count: number of patches in the new, square grid.
+      stretch: a name of STRETCHES, the method of the checkpoint's own code.
 
     Returns:
-      [1, 1 + count, width]; `embeddings` itself where count is n
+      [1, 1 + count, width]; `embeddings` itself if count is n
 
     Raises:
       UserError: n or count is not a square number.
@@ -165,14 +176,14 @@ def resize_positions(embeddings, count: int, stretch: str = 'linear'):
     _, tokens, width = embeddings.shape
     if count == tokens - 1:
         return embeddings
-    old, new = _side(tokens - 1), _side(count)
+    old, new = _grid_side(tokens - 1), _grid_side(count)
     grid = np.asarray(embeddings)[0, 1:].reshape(old, old, width)
     grid = STRETCHES[stretch](grid, new)
     return np.concatenate([np.asarray(embeddings)[:, :1], grid.reshape(1, count, width)], axis=1)
 
 
-def _side(count):
-    """The side of a square grid of so many patches."""
+def _grid_side(count):
+    """The side of a square grid of `count` patches."""
     side = math.isqrt(max(count, 0))
     if side * side != count or not count:
         raise UserError(

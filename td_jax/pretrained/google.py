@@ -1,4 +1,4 @@
-"""The .npz of google-research/vision_transformer, read and written."""
+"""Reads and writes the .npz of google-research/vision_transformer."""
 
 import re
 
@@ -8,15 +8,15 @@ from td_jax.errors import UserError
 from td_jax.models import vit
 from td_jax.pretrained import convert
 from td_jax.pretrained.architecture import Architecture, Checkpoint, Preprocessing
-from td_jax.pretrained.convert import Place, shape_of
+from td_jax.pretrained.convert import Place, format_shape
 
-# What that code takes for granted; the file has no place to say others, and none for names of labels.
+# The constants of that code; a file can store neither other values nor names of labels.
 ACTIVATION, EPSILON = 'gelu_tanh', 1e-6
 PREPROCESSING = Preprocessing(image_mean=(0.5, 0.5, 0.5), image_std=(0.5, 0.5, 0.5), resize='bilinear')
 
 
 def read(location: str, path, raw: dict) -> Checkpoint:
-    """Makes a Checkpoint of a file.
+    """Makes a Checkpoint from a file.
 
     Args:
       location: as the user wrote it.
@@ -24,21 +24,21 @@ def read(location: str, path, raw: dict) -> Checkpoint:
       raw: its arrays, by name.
 
     Raises:
-      UserError: it is no ViT; the first key that is missing or has a wrong shape is named.
+      UserError: it is not a ViT; names the first key that is missing or has a wrong shape.
     """
-    raw = _renumbered(raw)
-    kernel = convert.array(raw, path, 'embedding/kernel', 4)
+    raw = _renumber(raw)
+    kernel = convert.get_array(raw, path, 'embedding/kernel', 4)
     if kernel.shape[0] != kernel.shape[1] or kernel.shape[2] != 3:
         raise UserError(
-            f'{path}: embedding/kernel is {shape_of(kernel)}; that of a ViT is [patch, patch, 3, width].'
+            f'{path}: embedding/kernel is {format_shape(kernel)}; that of a ViT is [patch, patch, 3, width].'
         )
     block = 'Transformer/encoderblock_0'
-    query = convert.array(raw, path, f'{block}/MultiHeadDotProductAttention_0/query/kernel', 3)
-    mlp = convert.array(raw, path, f'{block}/MlpBlock_0/Dense_0/kernel', 2)
-    position = convert.array(raw, path, 'Transformer/posembed_input/pos_embedding', 3)
+    query = convert.get_array(raw, path, f'{block}/MultiHeadDotProductAttention_0/query/kernel', 3)
+    mlp = convert.get_array(raw, path, f'{block}/MlpBlock_0/Dense_0/kernel', 2)
+    position = convert.get_array(raw, path, 'Transformer/posembed_input/pos_embedding', 3)
     sizes = vit.Sizes(
         width=kernel.shape[-1],
-        layers=convert.count(raw, r'Transformer/encoderblock_(\d+)/'),
+        layers=convert.count_numbered(raw, r'Transformer/encoderblock_(\d+)/'),
         mlp=mlp.shape[1],
         heads=query.shape[1],
     )
@@ -49,47 +49,47 @@ def read(location: str, path, raw: dict) -> Checkpoint:
         sizes=sizes,
         patch=kernel.shape[0],
         image_size=convert.image_size(path, position, kernel.shape[0]),
-        num_outputs=convert.array(raw, path, 'head/kernel', 2).shape[1] if has_head else 0,
+        num_outputs=convert.get_array(raw, path, 'head/kernel', 2).shape[1] if has_head else 0,
         activation=ACTIVATION,
         epsilon=EPSILON,
         pre_logits='pre_logits/kernel' in raw,
     )
-    return convert.converted(location, path, architecture, PREPROCESSING, raw, places(architecture))
+    return convert.to_checkpoint(location, path, architecture, PREPROCESSING, raw, places(architecture))
 
 
-def _renumbered(raw):
-    """Numbers the modules of a block from 0 for each kind.
+def _renumber(raw):
+    """Numbers the modules of each kind in a block from 0.
 
-    The older files count through all kinds, LayerNorm_0, MultiHeadDotProductAttention_1, LayerNorm_2,
+    Older files number all kinds together, LayerNorm_0, MultiHeadDotProductAttention_1, LayerNorm_2,
     MlpBlock_3, as Flax did before Linen.
     """
     pattern = re.compile(
         r'(Transformer/encoderblock_\d+/)(LayerNorm|MultiHeadDotProductAttention|MlpBlock)_(\d+)(/.*)'
     )
-    found = {name: match.groups() for name in raw if (match := pattern.fullmatch(name))}
+    name_parts = {name: match.groups() for name in raw if (match := pattern.fullmatch(name))}
     numbers = {}
-    for block, kind, number, _ in found.values():
+    for block, kind, number, _ in name_parts.values():
         numbers.setdefault((block, kind), set()).add(int(number))
-    # A single LayerNorm has no place to tell: its name stays, and what is missing is named.
-    whole = {
+    # The place of a single LayerNorm is unknown; its name stays, so that the missing one is reported.
+    numbers_to_replace = {
         key: sorted(values) for key, values in numbers.items() if len(values) == 1 + (key[1] == 'LayerNorm')
     }
 
-    def new(name):
-        if name not in found:
+    def new_name(name):
+        if name not in name_parts:
             return name
-        block, kind, number, rest = found[name]
-        if (block, kind) not in whole:
+        block, kind, number, rest = name_parts[name]
+        if (block, kind) not in numbers_to_replace:
             return name
-        return f'{block}{kind}_{whole[block, kind].index(int(number))}{rest}'
+        return f'{block}{kind}_{numbers_to_replace[block, kind].index(int(number))}{rest}'
 
-    return {new(name): value for name, value in raw.items()}
+    return {new_name(name): value for name, value in raw.items()}
 
 
 def places(architecture: Architecture) -> dict[str, Place]:
-    """Our names -> where they are in such a file."""
+    """Maps our names to places in a file."""
     patch, width = architecture.patch, architecture.sizes.width
-    found = {
+    places_by_name = {
         'embedding/kernel': Place('embedding/kernel', (patch, patch, 3, width)),
         'embedding/bias': Place('embedding/bias'),
         'cls': Place('cls'),
@@ -110,14 +110,16 @@ def places(architecture: Architecture) -> dict[str, Place]:
     for i in range(architecture.sizes.layers):
         for ours, theirs in modules.items():
             for leaf in ('scale', 'bias') if ours.endswith('norm') else ('kernel', 'bias'):
-                found[f'block_{i}/{ours}/{leaf}'] = Place(f'Transformer/encoderblock_{i}/{theirs}/{leaf}')
+                places_by_name[f'block_{i}/{ours}/{leaf}'] = Place(
+                    f'Transformer/encoderblock_{i}/{theirs}/{leaf}'
+                )
     for leaf in ('kernel', 'bias'):
-        found[f'pre_logits_layer/{leaf}'] = Place(f'pre_logits/{leaf}')
-        found[f'head_layer/{leaf}'] = Place(f'head/{leaf}')
-    return found
+        places_by_name[f'pre_logits_layer/{leaf}'] = Place(f'pre_logits/{leaf}')
+        places_by_name[f'head_layer/{leaf}'] = Place(f'head/{leaf}')
+    return places_by_name
 
 
 def write(path, architecture: Architecture, params):
     """Writes parameters of a vit.ViT to a new file."""
     with open(path, 'wb') as file:
-        np.savez(file, **convert.in_file(params, places(architecture)))
+        np.savez(file, **convert.to_file_arrays(params, places(architecture)))

@@ -1,4 +1,4 @@
-"""The folder of a Hugging Face ViT, DeiT or DINOv2, read and written."""
+"""Reads and writes the folder of a Hugging Face ViT, DeiT or DINOv2."""
 
 import json
 import re
@@ -8,87 +8,91 @@ from td_jax.files import workdir
 from td_jax.models import vit
 from td_jax.pretrained import convert, kinds, preprocessing
 from td_jax.pretrained.architecture import Architecture, Checkpoint, Preprocessing
-from td_jax.pretrained.convert import Place, shape_of
+from td_jax.pretrained.convert import Place, format_shape
 from td_jax.pretrained.kinds import Kind
 
 CONFIG, WEIGHTS = 'config.json', 'model.safetensors'
-# Its names of activations -> ours. Its `gelu` is the exact one.
+# Name of an activation in a config.json -> ours; its `gelu` is the exact one.
 ACTIVATIONS = {'gelu': 'gelu', 'gelu_new': 'gelu_tanh', 'gelu_pytorch_tanh': 'gelu_tanh'}
 
 
 def read(location: str, folder) -> Checkpoint:
-    """Reads a folder.
+    """Makes a Checkpoint from a folder.
 
     Args:
       location: as the user wrote it.
-      folder: holds CONFIG and WEIGHTS.
+      folder: contains CONFIG and WEIGHTS.
 
     Raises:
-      UserError: a file is missing or damaged, or it is no ViT; the first key that is missing or has a wrong
-        shape is named.
+      UserError: a file is missing or damaged, or it is not a ViT; names the first key that is missing or has
+        a wrong shape.
     """
     config = workdir.read_json(folder / CONFIG)
-    for name, there in ((CONFIG, config is not None), (WEIGHTS, (folder / WEIGHTS).is_file())):
-        if not there:
+    for name, exists in ((CONFIG, config is not None), (WEIGHTS, (folder / WEIGHTS).is_file())):
+        if not exists:
             raise UserError(f'{folder} holds no {name}; a Hugging Face ViT has {CONFIG} and {WEIGHTS} in it.')
     path = folder / WEIGHTS
-    kind = _kind(folder / CONFIG, config)
-    config = _config(folder / CONFIG, config, kind)
+    kind = _find_kind(folder / CONFIG, config)
+    config = _read_config(folder / CONFIG, config, kind)
     raw = tensors(path)
     prefix = f'{kind.model_type}.'
     prefix = prefix if any(name.startswith(prefix) for name in raw) else ''
-    kernel = convert.array(raw, path, f'{prefix}embeddings.patch_embeddings.projection.weight', 4)
+    kernel = convert.get_array(raw, path, f'{prefix}embeddings.patch_embeddings.projection.weight', 4)
     if kernel.shape[2] != kernel.shape[3] or kernel.shape[1] != 3:
         raise UserError(
-            f'{path}: {prefix}embeddings.patch_embeddings.projection.weight is {shape_of(kernel)}; that of a '
-            'ViT is [width, 3, patch, patch].'
+            f'{path}: {prefix}embeddings.patch_embeddings.projection.weight is {format_shape(kernel)}; that '
+            'of a ViT is [width, 3, patch, patch].'
         )
-    mlp = convert.array(raw, path, f'{prefix}encoder.layer.0.{kind.block["mlp_in"]}.weight', 2)
-    position = convert.array(raw, path, f'{prefix}embeddings.position_embeddings', 3)
-    layers = config['num_hidden_layers'] or convert.count(raw, re.escape(prefix) + r'encoder\.layer\.(\d+)\.')
+    mlp = convert.get_array(raw, path, f'{prefix}encoder.layer.0.{kind.block["mlp_in"]}.weight', 2)
+    position = convert.get_array(raw, path, f'{prefix}embeddings.position_embeddings', 3)
+    layers = config['num_hidden_layers'] or convert.count_numbered(
+        raw, re.escape(prefix) + r'encoder\.layer\.(\d+)\.'
+    )
     sizes = vit.Sizes(
         width=kernel.shape[0], layers=layers, mlp=mlp.shape[0], heads=config['num_attention_heads']
     )
     convert.check_heads(path, sizes)
     leading = 1 + (kind.model_type == 'deit')
     image_size = convert.image_size(path, position, kernel.shape[2], leading)
-    registers = _registers(folder / CONFIG, path, config, kind, raw, prefix)
-    raw = kinds.folded(kind, path, raw, prefix, sizes.width, layers)
+    registers = _count_registers(folder / CONFIG, path, config, kind, raw, prefix)
+    raw = kinds.fold(kind, path, raw, prefix, sizes.width, layers)
     head, pooling = kinds.head_of(kind, raw)
     has_head = f'{head}.weight' in raw and raw[f'{head}.weight'].any()
     architecture = Architecture(
         sizes=sizes,
         patch=kernel.shape[2],
         image_size=image_size,
-        num_outputs=convert.array(raw, path, f'{head}.weight', 2).shape[0] if has_head else 0,
+        num_outputs=convert.get_array(raw, path, f'{head}.weight', 2).shape[0] if has_head else 0,
         activation=config['hidden_act'],
         epsilon=config['layer_norm_eps'],
-        # Where there is a classifier, it reads the class token and not the pooler.
+        # A classifier reads the class token and not the pooler.
         pre_logits=f'{prefix}pooler.dense.weight' in raw and not has_head,
         registers=registers,
         pooling=pooling if has_head else 'class',
     )
     if architecture.pre_logits and config['pooler_act'] != 'tanh':
         raise UserError(f'{folder / CONFIG}: pooler_act {config["pooler_act"]!r} is not known; it is tanh.')
-    said = workdir.read_json(folder / preprocessing.FILE)
-    shown = kind.preprocessing
-    if said is not None or not shown:
-        shown = preprocessing.read(folder / preprocessing.FILE, said or {}, image_size, kind.processor)
-    assumed = '' if said is not None else f'no {preprocessing.FILE}: images are shown as is usual'
-    names = _label_names(folder / CONFIG, config, architecture.num_outputs, head)
-    found = places(architecture, kind, prefix, head, not config['qkv_bias'])
-    checkpoint = convert.converted(location, path, architecture, shown, raw, found)
+    content = workdir.read_json(folder / preprocessing.FILE)
+    image_options = kind.preprocessing
+    if content is not None or not image_options:
+        image_options = preprocessing.read(
+            folder / preprocessing.FILE, content or {}, image_size, kind.processor
+        )
+    assumed = '' if content is not None else f'no {preprocessing.FILE}: images are shown as is usual'
+    names = _read_label_names(folder / CONFIG, config, architecture.num_outputs, head)
+    places_by_name = places(architecture, kind, prefix, head, not config['qkv_bias'])
+    checkpoint = convert.to_checkpoint(location, path, architecture, image_options, raw, places_by_name)
     return checkpoint._replace(label_names=names, assumed=assumed, positions=kind.positions)
 
 
-def _registers(config_path, path, config, kind, raw, prefix):
-    """How many registers a model has."""
+def _count_registers(config_path, path, config, kind, raw, prefix):
+    """The number of registers of a model."""
     if kind.model_type == 'deit':
         return 1
     if kind.model_type != 'dinov2_with_registers':
         return 0
     key = f'{prefix}embeddings.register_tokens'
-    count = convert.array(raw, path, key, 3).shape[1]
+    count = convert.get_array(raw, path, key, 3).shape[1]
     if config['num_register_tokens'] != count:
         raise UserError(
             f'{config_path}: num_register_tokens is {config["num_register_tokens"]!r}, but {key} has {count}.'
@@ -96,24 +100,26 @@ def _registers(config_path, path, config, kind, raw, prefix):
     return count
 
 
-def _label_names(path, config, count, head):
-    """The names of the head's outputs, in their order; None where there is no head, or only made-up names."""
+def _read_label_names(path, config, count, head):
+    """Reads the names of the head's outputs, in order; None without a head or if they are placeholders."""
     names = config['id2label']
     if not count or names is None:
         return None
     if not isinstance(names, dict) or set(names) != set(map(str, range(count))):
-        shown = f'{len(names)} keys ({", ".join(list(names)[:3])}, ...)' if isinstance(names, dict) else names
+        description = (
+            f'{len(names)} keys ({", ".join(list(names)[:3])}, ...)' if isinstance(names, dict) else names
+        )
         raise UserError(
-            f'{path}: id2label has {shown}, but {head}.weight has {count} outputs, whose keys are "0" to '
-            f'"{count - 1}".'
+            f'{path}: id2label has {description}, but {head}.weight has {count} outputs, whose keys are "0" '
+            f'to "{count - 1}".'
         )
     names = tuple(str(names[str(i)]) for i in range(count))
-    # As transformers calls labels that nobody named.
+    # The placeholders of transformers.
     return None if names == tuple(f'LABEL_{i}' for i in range(count)) else names
 
 
-def _kind(path, config):
-    """The kind that a config.json names."""
+def _find_kind(path, config):
+    """Finds the kind that a config.json names."""
     name = config.get('model_type', 'vit')
     if not isinstance(name, str) or name not in kinds.KINDS:
         raise UserError(f'{path}: model_type {name!r} is not known. Known: {", ".join(kinds.KINDS)}.')
@@ -125,8 +131,8 @@ def _kind(path, config):
     return kinds.KINDS[name]
 
 
-def _config(path, config, kind):
-    """The fields of a config.json that matter, checked; what it does not say is as in transformers."""
+def _read_config(path, config, kind):
+    """Reads and checks the relevant fields of a config.json; defaults are those of transformers."""
     defaults = {
         'num_hidden_layers': 0,
         'num_attention_heads': 12,
@@ -138,10 +144,14 @@ def _config(path, config, kind):
         'id2label': None,
     }
     fields = {key: config.get(key, value) for key, value in defaults.items()}
-    for key, of in (('num_hidden_layers', int), ('num_attention_heads', int), ('layer_norm_eps', float)):
+    for key, number_type in (
+        ('num_hidden_layers', int),
+        ('num_attention_heads', int),
+        ('layer_norm_eps', float),
+    ):
         value = fields[key]
-        is_kind = isinstance(value, (of, int)) and not isinstance(value, bool)
-        if not is_kind or value < 0 or (value == 0 and key in config):
+        is_number = isinstance(value, (number_type, int)) and not isinstance(value, bool)
+        if not is_number or value < 0 or (value == 0 and key in config):
             raise UserError(f'{path}: {key} is {value!r}; it is a number above 0.')
     if fields['hidden_act'] not in ACTIVATIONS:
         raise UserError(
@@ -153,14 +163,14 @@ def _config(path, config, kind):
 def places(
     architecture: Architecture, kind: Kind, prefix: str, head: str, without_bias: bool
 ) -> dict[str, Place]:
-    """Our names -> where they are in such a file, whose Dense kernels are [outputs, inputs].
+    """Maps our names to places in a file, whose Dense kernels are [outputs, inputs].
 
     Args:
-      architecture: what the file holds.
+      architecture: of the file.
       kind: of the model.
-      prefix: of all names but that of the head.
+      prefix: of all names except that of the head.
       head: its name.
-      without_bias: whether query, key and value may lack theirs.
+      without_bias: whether the biases of query, key and value are optional.
     """
     width, mlp, patch = architecture.sizes.width, architecture.sizes.mlp, architecture.patch
 
@@ -174,34 +184,34 @@ def places(
         return {f'{ours}/scale': Place(f'{theirs}.weight'), f'{ours}/bias': Place(f'{theirs}.bias')}
 
     projection = f'{prefix}embeddings.patch_embeddings.projection'
-    read = width if architecture.pooling == 'class' else 2 * width
-    found = {
+    head_inputs = width if architecture.pooling == 'class' else 2 * width
+    places_by_name = {
         'embedding/kernel': Place(f'{projection}.weight', (width, 3, patch, patch), (2, 3, 1, 0)),
         'embedding/bias': Place(f'{projection}.bias'),
         'cls': Place(f'{prefix}embeddings.cls_token'),
         'pos_embedding': Place(f'{prefix}embeddings.position_embeddings'),
         **norm('norm', f'{prefix}layernorm'),
         **dense('pre_logits_layer', f'{prefix}pooler.dense', width, width),
-        **dense('head_layer', head, read, architecture.num_outputs),
+        **dense('head_layer', head, head_inputs, architecture.num_outputs),
     }
     if architecture.registers:
         token = 'distillation_token' if kind.model_type == 'deit' else 'register_tokens'
-        found['register_tokens'] = Place(f'{prefix}embeddings.{token}')
+        places_by_name['register_tokens'] = Place(f'{prefix}embeddings.{token}')
     for i in range(architecture.sizes.layers):
         for module, name in kind.block.items():
             ours, theirs = f'block_{i}/{module}', f'{prefix}encoder.layer.{i}.{name}'
             if module.endswith('norm'):
-                found |= norm(ours, theirs)
+                places_by_name |= norm(ours, theirs)
                 continue
             inputs, outputs = {'mlp_in': (width, mlp), 'mlp_out': (mlp, width)}.get(module, (width, width))
             is_optional = without_bias and module.startswith('attention/') and module != 'attention/out'
-            found |= dense(ours, theirs, inputs, outputs, is_optional)
-    return found
+            places_by_name |= dense(ours, theirs, inputs, outputs, is_optional)
+    return places_by_name
 
 
 def tensors(path):
-    """The arrays of a .safetensors file, by name."""
-    # Only those who read such a file need it.
+    """Reads the arrays of a .safetensors file, by name."""
+    # Imported here, because only such files need it.
     import safetensors
     from safetensors import numpy as safetensors_numpy
 
@@ -213,18 +223,18 @@ def tensors(path):
         ) from error
 
 
-def write(path, architecture: Architecture, shown: Preprocessing, params, label_names):
-    """Writes parameters of a vit.ViT to a new folder, as a classifier of the kind that `kinds.kind_of` says.
+def write(path, architecture: Architecture, image_options: Preprocessing, params, label_names):
+    """Writes parameters of a vit.ViT to a new folder, as a classifier of the kind by `kinds.kind_of`.
 
-    Beside the two files of the model, the folder has the one that says how images are shown to it.
+    The folder has the two files of the model and the one for preprocessing.
     """
-    # Only those who write such a file need it.
+    # Imported here, because only such files need it.
     from safetensors import numpy as safetensors_numpy
 
     kind, _ = kinds.kind_of(architecture)
     sizes, side, registers = architecture.sizes, architecture.image_size, architecture.registers
     has_two = architecture.pooling == 'class_and_register'
-    # Of several names for one activation, the last.
+    # The last one of several names for an activation.
     names = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
     config = {
         'architectures': [kind.classes[has_two]],
@@ -249,10 +259,10 @@ def write(path, architecture: Architecture, shown: Preprocessing, params, label_
         'dtype': 'float32',
     }
     prefix, head = f'{kind.model_type}.', kinds.HEADS[0] if has_two else kinds.HEAD
-    tensors = convert.in_file(params, places(architecture, kind, prefix, head, without_bias=False))
-    tensors = kinds.unfolded(kind, architecture, tensors, prefix)
+    arrays = convert.to_file_arrays(params, places(architecture, kind, prefix, head, without_bias=False))
+    arrays = kinds.unfold(kind, architecture, arrays, prefix)
     path.mkdir()
-    for name, content in ((CONFIG, config), (preprocessing.FILE, preprocessing.written(shown))):
+    for name, content in ((CONFIG, config), (preprocessing.FILE, preprocessing.to_json(image_options))):
         (path / name).write_text(json.dumps(content, indent=2) + '\n')
-    # transformers refuses a file that does not say so, whoever wrote it.
-    (path / WEIGHTS).write_bytes(safetensors_numpy.save(tensors, metadata={'format': 'pt'}))
+    # transformers refuses a file without this entry.
+    (path / WEIGHTS).write_bytes(safetensors_numpy.save(arrays, metadata={'format': 'pt'}))

@@ -1,14 +1,14 @@
-"""The kinds of ViT that Hugging Face has: their names, and what of them our ViT has no place for.
+"""The kinds of ViT in Hugging Face's transformers: their names, and conversions to our ViT.
 
-DeiT (Touvron et al. 2020) and DINOv2 (Oquab et al. 2023; with registers Darcet et al. 2023) differ from a ViT
-in little, and all of that is the same function of other parameters:
+DeiT (Touvron et al. 2020) and DINOv2 (Oquab et al. 2023; with registers Darcet et al. 2023) have
+parts that our ViT lacks. It computes the same function with other parameters:
 
-    layer scale          factors of a Dense's outputs: they become part of its kernel and its bias
-    distillation token   has a position: with that added it is a register, which has none
-    DeiT's two heads     whose mean is the prediction: one head over both tokens, of half of each
+    layer scale          the factors of a Dense's outputs become part of its kernel and bias
+    distillation token   its position is added to it, which gives a register
+    DeiT's two heads     their mean becomes one head over both tokens, with half of each kernel
 
-`folded` does this to what is read, and `unfolded` the reverse to what is written: factors of 1, a position of
-zeros, and two heads with one bias.
+`fold` does this after reading. `unfold` does the inverse before writing, with factors of 1, a position of
+zeros, and equal biases of both heads.
 """
 
 from typing import NamedTuple
@@ -18,20 +18,20 @@ import numpy as np
 from td_jax.errors import UserError
 from td_jax.pretrained import convert
 from td_jax.pretrained.architecture import Architecture, Preprocessing
-from td_jax.pretrained.convert import shape_of
+from td_jax.pretrained.convert import format_shape
 
 
 class Kind(NamedTuple):
     """A model_type of transformers."""
 
     model_type: str
-    classes: tuple[str, ...]  # its class of a classifier, and that of one with two heads if there is one
+    classes: tuple[str, ...]  # its class of a classifier, and that with two heads, if any
     block: dict  # our module of a block -> its name
-    scales: dict  # our module of a block -> what its outputs are multiplied by
-    epsilon: float  # of a LayerNorm, where config.json does not say
-    positions: str  # how it resizes position embeddings, a name of fit.STRETCHES
-    processor: str  # the class that shows it images, where its file does not say
-    # How it is shown images, where there is no such file; None: as its processor does.
+    scales: dict  # our module of a block -> name of the factors of its outputs
+    epsilon: float  # of a LayerNorm, by default
+    positions: str  # its resizing of position embeddings, a name of fit.STRETCHES
+    processor: str  # its default class of preprocessing
+    # The preprocessing without a file for it; None for the defaults of `processor`.
     preprocessing: Preprocessing | None
 
 
@@ -54,7 +54,7 @@ _DINOV2 = {
     'mlp_out': 'mlp.fc2',
 }
 _SCALES = {'attention/out': 'layer_scale1.lambda1', 'mlp_out': 'layer_scale2.lambda1'}
-# Both are shown pixels less ImageNet's mean, over its standard deviation, at several sizes.
+# Both have pixels normalized by ImageNet's mean and standard deviation, at several sizes.
 _IMAGENET = Preprocessing((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), None)
 _VIT_KIND = Kind('vit', ('ViTForImageClassification',), _VIT, {}, 1e-12, 'linear', 'ViTImageProcessor', None)
 _DINOV2_KIND = Kind(
@@ -90,7 +90,7 @@ HEAD, HEADS = 'classifier', ('cls_classifier', 'distillation_classifier')
 
 
 def kind_of(architecture: Architecture) -> tuple[Kind | None, str]:
-    """The kind that a ViT can be written as, or None and why there is none."""
+    """The kind that a ViT can be written as, or (None, the reason why there is none)."""
     sizes, registers, pooling = architecture.sizes, architecture.registers, architecture.pooling
     if architecture.pre_logits:
         return None, 'has no place for the pre-logits of this student between the class token and its head'
@@ -109,34 +109,34 @@ def kind_of(architecture: Architecture) -> tuple[Kind | None, str]:
 
 
 def head_of(kind: Kind, raw) -> tuple[str, str]:
-    """(the name of the head in a file, what of vit.POOLINGS it reads) of a kind."""
+    """(name of the head in a file, its input, a name of vit.POOLINGS) of a kind."""
     if kind.model_type == 'deit' and any(f'{name}.weight' in raw for name in HEADS):
         return HEADS[0], 'class_and_register'
     return HEAD, 'class_and_mean' if kind.scales else 'class'
 
 
-def folded(kind: Kind, path, raw: dict, prefix: str, width: int, layers: int) -> dict:
-    """What a file holds, without what a ViT does not have.
+def fold(kind: Kind, path, raw: dict, prefix: str, width: int, layers: int) -> dict:
+    """Converts the arrays of a file to those of a ViT.
 
     Args:
       kind: of the model.
       path: of the file, for messages.
       raw: its arrays, by name.
-      prefix: of all names but those of heads.
+      prefix: of all names except those of heads.
       width: of the model's states.
-      layers: how many blocks there are.
+      layers: number of blocks.
 
     Raises:
-      UserError: an array of those that are joined is missing, not finite, or of a shape that does not fit.
+      UserError: an array to convert is missing, not finite, or has a wrong shape.
     """
-    found = dict(raw)
+    arrays = dict(raw)
 
     def take(key, shape):
-        value = convert.array(raw, path, key, len(shape))
-        if any(wanted not in (None, size) for wanted, size in zip(shape, value.shape, strict=True)):
-            wanted = ', '.join('n' if size is None else str(size) for size in shape)
-            raise UserError(f'{path}: {key} is {shape_of(value)}; it would be [{wanted}].')
-        return convert.finite(path, key, value)
+        value = convert.get_array(raw, path, key, len(shape))
+        if any(expected not in (None, size) for expected, size in zip(shape, value.shape, strict=True)):
+            expected = ', '.join('n' if size is None else str(size) for size in shape)
+            raise UserError(f'{path}: {key} is {format_shape(value)}; it would be [{expected}].')
+        return convert.as_finite(path, key, value)
 
     for i in range(layers):
         for module, scale in kind.scales.items():
@@ -145,52 +145,52 @@ def folded(kind: Kind, path, raw: dict, prefix: str, width: int, layers: int) ->
                 f'{prefix}encoder.layer.{i}.{kind.block[module]}',
             )
             factor = take(key, (width,))
-            found[f'{name}.weight'] = take(f'{name}.weight', (width, None)) * factor[:, None]
-            found[f'{name}.bias'] = take(f'{name}.bias', (width,)) * factor
-            del found[key]
+            arrays[f'{name}.weight'] = take(f'{name}.weight', (width, None)) * factor[:, None]
+            arrays[f'{name}.bias'] = take(f'{name}.bias', (width,)) * factor
+            del arrays[key]
     if kind.model_type != 'deit':
-        return found
+        return arrays
     token, position = f'{prefix}embeddings.distillation_token', f'{prefix}embeddings.position_embeddings'
     positions = take(position, (1, None, width))
-    found[token] = take(token, (1, 1, width)) + positions[:, 1:2]
-    found[position] = np.delete(positions, 1, axis=1)
+    arrays[token] = take(token, (1, 1, width)) + positions[:, 1:2]
+    arrays[position] = np.delete(positions, 1, axis=1)
     if head_of(kind, raw)[0] != HEAD:
         kernels, biases = (
             [take(f'{name}.{leaf}', shape) for name in HEADS]
             for leaf, shape in (('weight', (None, width)), ('bias', (None,)))
         )
-        for leaf, (one, other) in (('weight', kernels), ('bias', biases)):
-            if len(one) != len(other):
+        for leaf, (first, second) in (('weight', kernels), ('bias', biases)):
+            if len(first) != len(second):
                 raise UserError(
-                    f'{path}: {HEADS[0]}.{leaf} is {shape_of(one)}, but {HEADS[1]}.{leaf} is '
-                    f'{shape_of(other)}; both heads have the same labels.'
+                    f'{path}: {HEADS[0]}.{leaf} is {format_shape(first)}, but {HEADS[1]}.{leaf} is '
+                    f'{format_shape(second)}; both heads have the same labels.'
                 )
-        found[f'{HEADS[0]}.weight'] = np.concatenate(kernels, axis=1) / 2
-        found[f'{HEADS[0]}.bias'] = sum(biases) / 2
+        arrays[f'{HEADS[0]}.weight'] = np.concatenate(kernels, axis=1) / 2
+        arrays[f'{HEADS[0]}.bias'] = sum(biases) / 2
         for leaf in ('weight', 'bias'):
-            del found[f'{HEADS[1]}.{leaf}']
-    return found
+            del arrays[f'{HEADS[1]}.{leaf}']
+    return arrays
 
 
-def unfolded(kind: Kind, architecture: Architecture, tensors: dict, prefix: str) -> dict:
-    """The reverse of `folded`, of what `convert.in_file` makes of our parameters."""
-    sizes, found = architecture.sizes, dict(tensors)
+def unfold(kind: Kind, architecture: Architecture, tensors: dict, prefix: str) -> dict:
+    """The inverse of `fold`, for arrays by `convert.to_file_arrays`."""
+    sizes, arrays = architecture.sizes, dict(tensors)
     if kind.model_type == 'deit':
         position = f'{prefix}embeddings.position_embeddings'
-        found[position] = np.insert(found[position], 1, 0.0, axis=1)
+        arrays[position] = np.insert(arrays[position], 1, 0.0, axis=1)
         if architecture.pooling == 'class_and_register':
             name, other = HEADS
-            kernels = np.split(2 * found[f'{name}.weight'], 2, axis=1)
-            found |= {f'{each}.weight': kernel for each, kernel in zip(HEADS, kernels, strict=True)}
-            found[f'{other}.bias'] = found[f'{name}.bias'].copy()
+            kernels = np.split(2 * arrays[f'{name}.weight'], 2, axis=1)
+            arrays |= {f'{head}.weight': kernel for head, kernel in zip(HEADS, kernels, strict=True)}
+            arrays[f'{other}.bias'] = arrays[f'{name}.bias'].copy()
     for i in range(sizes.layers):
         for scale in kind.scales.values():
-            found[f'{prefix}encoder.layer.{i}.{scale}'] = np.ones(sizes.width, np.float32)
+            arrays[f'{prefix}encoder.layer.{i}.{scale}'] = np.ones(sizes.width, np.float32)
     if kind.scales:
-        # Of no use but in its own training, and in every file.
-        found[f'{prefix}embeddings.mask_token'] = np.zeros((1, sizes.width), np.float32)
+        # Used only in its own training, but present in every file.
+        arrays[f'{prefix}embeddings.mask_token'] = np.zeros((1, sizes.width), np.float32)
         if architecture.pooling == 'class':
-            kernel = found[f'{HEAD}.weight']
-            # Its head reads the mean, too: here, nothing of it.
-            found[f'{HEAD}.weight'] = np.concatenate([kernel, np.zeros_like(kernel)], axis=1)
-    return {name: np.ascontiguousarray(value) for name, value in found.items()}
+            kernel = arrays[f'{HEAD}.weight']
+            # Its head also reads the mean, here with weights of 0.
+            arrays[f'{HEAD}.weight'] = np.concatenate([kernel, np.zeros_like(kernel)], axis=1)
+    return {name: np.ascontiguousarray(value) for name, value in arrays.items()}

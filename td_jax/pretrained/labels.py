@@ -1,4 +1,4 @@
-"""The labels that a checkpoint names, matched with those of a data set."""
+"""Matches the labels of a checkpoint with those of a data set."""
 
 import re
 
@@ -7,76 +7,75 @@ import numpy as np
 from td_jax.pretrained.architecture import Checkpoint
 
 
-def _same(name):
+def _unchanged(name):
     return name
 
 
-def _plain(name):
-    """In small letters, with a space for each run of spaces, underscores and hyphens."""
+def _normalize(name):
+    """Lower-cases a name and replaces runs of spaces, underscores and hyphens by a space."""
     return re.sub(r'[\s_-]+', ' ', name).strip().casefold()
 
 
-def _first(name):
-    """The first of several names between commas, plain."""
-    return _plain(name.split(',')[0])
+def _first_name(name):
+    """The first of several names between commas, normalized."""
+    return _normalize(name.split(',')[0])
 
 
-# How names are compared, the strictest first.
-COMPARED_AS = (_same, _plain, _first)
+# Functions that names are compared by, the strictest first.
+NORMALIZERS = (_unchanged, _normalize, _first_name)
 
 
-def order(theirs: tuple[str, ...], ours: tuple[str, ...]) -> tuple[int, ...] | None:
-    """Where each of our labels is among theirs.
+def match_order(theirs: tuple[str, ...], ours: tuple[str, ...]) -> tuple[int, ...] | None:
+    """Finds the position of each of our labels among theirs.
 
-    Names are the same as they are written, or else in small letters with spaces for underscores and hyphens,
-    or else by the first of several names between commas; each only where it keeps all names apart.
+    Names are compared as they are; then in lower case, with spaces for underscores and hyphens; then by the
+    first of several names between commas. A comparison is skipped if it makes two of their names equal.
 
     Returns:
-      positions in `theirs`, in the order of `ours`; None where they are not the same labels
+      positions in `theirs`, in the order of `ours`; None if they are not the same labels
     """
-    for compared_as in COMPARED_AS:
-        found, wanted = (list(map(compared_as, names)) for names in (theirs, ours))
-        if len(set(found)) == len(found) and sorted(found) == sorted(wanted):
-            return tuple(map(found.index, wanted))
+    for normalize in NORMALIZERS:
+        their_names, our_names = (list(map(normalize, names)) for names in (theirs, ours))
+        if len(set(their_names)) == len(their_names) and sorted(their_names) == sorted(our_names):
+            return tuple(map(their_names.index, our_names))
     return None
 
 
-def predicted(checkpoint: Checkpoint, label_names: tuple[str, ...]) -> tuple[str, ...]:
-    """What the outputs of a checkpoint's head are called, in the order that `ordered` gives them.
+def output_names(checkpoint: Checkpoint, label_names: tuple[str, ...]) -> tuple[str, ...]:
+    """The names of a checkpoint's outputs, in the order of `reorder_head`.
 
-    Those of one that names none are taken to be the data set's where there are as many.
+    A checkpoint without names has those of the data set if there are as many.
 
     Args:
-      checkpoint: what `pretrained.read` returned.
+      checkpoint: by `pretrained.read`.
       label_names: of a data set.
 
     Returns:
-      a name for each output; () of a checkpoint without a head
+      a name for each output; () without a head
     """
     count = checkpoint.architecture.num_outputs
-    names = ordered(checkpoint, label_names).label_names
+    names = reorder_head(checkpoint, label_names).label_names
     if names is None and count == len(label_names):
         return tuple(label_names)
-    return unnamed(count) if names is None else names
+    return placeholder_names(count) if names is None else names
 
 
-def unnamed(count: int) -> tuple[str, ...]:
-    """What labels are called that have no names and are not those of the data set."""
+def placeholder_names(count: int) -> tuple[str, ...]:
+    """Names for labels of a checkpoint that have none and are not those of the data set."""
     return tuple(f'label {i} of the checkpoint' for i in range(count))
 
 
-def ordered(checkpoint: Checkpoint, label_names: tuple[str, ...]) -> Checkpoint:
-    """The checkpoint with its head's outputs in the order of some labels, where it names the same ones.
+def reorder_head(checkpoint: Checkpoint, label_names: tuple[str, ...]) -> Checkpoint:
+    """Brings the outputs of a checkpoint's head into the order of a data set's labels.
 
     Args:
-      checkpoint: what `pretrained.read` returned.
+      checkpoint: by `pretrained.read`.
       label_names: of a data set.
 
     Returns:
-      The checkpoint, whose label names are then `label_names`; as it was where they are others or it names
-      none.
+      the checkpoint with `label_names`; unchanged if its labels are others or have no names
     """
-    positions = checkpoint.label_names and order(checkpoint.label_names, label_names)
+    positions = checkpoint.label_names and match_order(checkpoint.label_names, label_names)
     if not positions:
         return checkpoint
     head = {

@@ -1,4 +1,4 @@
-"""What a public checkpoint is and how it becomes a teacher, for a person."""
+"""Describes a public checkpoint and the flags that make it a teacher."""
 
 import itertools
 import math
@@ -18,18 +18,18 @@ from td_jax.pretrained.architecture import (
     FoldedResNetArchitecture,
     FrozenArchitecture,
     ResNetArchitecture,
-    as_text,
-    configured,
-    difference,
-    half_way,
-    module_of,
-    shapes,
+    build_module,
+    changed_values,
+    complete_config,
+    format_value,
+    middle_split,
+    parameter_shapes,
     variant_of,
 )
 
-# Side in pixels of the images that the states of a ResNet, which takes any, are shown for.
+# Side in pixels of the images in the description of a ResNet, which takes any size.
 SIDE = 224
-# Stands for the batch while shapes are worked out; the first axis is then written as "batch".
+# The batch size in computations of shapes; the first axis is written as "batch".
 BATCH = 1
 
 
@@ -37,78 +37,84 @@ def report(location: str) -> str:
     """Reads a checkpoint and describes it.
 
     Args:
-      location: as `pretrained.read` takes it.
+      location: as for `pretrained.read`.
 
     Returns:
-      several lines: architecture, how it is shown images, parameters, the shapes at every split point, and
-      the overrides that make the teacher of a config fit, and a student that starts from it
+      several lines: architecture, preprocessing, parameters, shapes at every split point, and the flags for a
+      teacher and for a student that starts from it
 
     Raises:
-      UserError: what `pretrained.read` raises, or there is no device to work shapes out with.
+      UserError: raised by `pretrained.read`, or there is no device.
     """
     platform.start()
     config = common.get_config()
     checkpoint = pretrained.read(location)
     architecture = checkpoint.architecture
     side = getattr(architecture, 'image_size', SIDE)
-    parameters = shapes(architecture)
+    parameters = parameter_shapes(architecture)
     counts = {name: math.prod(shape) for name, shape in parameters.items()}
     total = sum(counts.values())
-    head = _sum(counts, ('head_layer', 'pre_logits_layer'))
+    head = _sum_counts(counts, ('head_layer', 'pre_logits_layer'))
     describe = {
-        ResNetArchitecture: _of_resnet,
-        EfficientNetArchitecture: _of_efficientnet,
-        FoldedResNetArchitecture: _of_folded_resnet,
+        ResNetArchitecture: _describe_resnet,
+        EfficientNetArchitecture: _describe_efficientnet,
+        FoldedResNetArchitecture: _describe_folded_resnet,
     }
-    facts = {
-        **describe.get(type(architecture), _of_vit)(architecture),
+    properties = {
+        **describe.get(type(architecture), _describe_vit)(architecture),
         'head': f'{architecture.num_outputs:,} outputs' if architecture.num_outputs else 'none',
         'parameters': f'backbone {total - head:,}, head {head:,}, total {total:,}',
     }
-    facts['pixels'] = _preprocessing(checkpoint.preprocessing, side)
+    properties['pixels'] = _describe_preprocessing(checkpoint.preprocessing, side)
     if architecture.num_outputs:
         names = checkpoint.label_names
-        facts['labels'] = objectives.preview(names) if names else 'without names'
+        properties['labels'] = objectives.preview(names) if names else 'without names'
     if checkpoint.assumed:
-        facts['assumed'] = checkpoint.assumed
+        properties['assumed'] = checkpoint.assumed
     if checkpoint.unused:
-        facts['unused'] = ', '.join(checkpoint.unused)
+        properties['unused'] = ', '.join(checkpoint.unused)
     return '\n'.join(
         [
             location,
             '',
-            *(f'{name:<12}{value}' for name, value in facts.items()),
+            *(f'{name:<12}{value}' for name, value in properties.items()),
             '',
             f'Split points at {side} x {side} pixels, with messages of communication.message='
             f'{config.communication.message}:',
             '',
             *_split_points(architecture, parameters, counts, config, side),
             '',
-            *_as_teacher(checkpoint, config),
+            *_describe_teacher_use(checkpoint, config),
         ]
     )
 
 
-def _as_teacher(checkpoint, defaults):
-    """The flags that make a checkpoint the teacher of a config, and what it then says itself."""
+def _describe_teacher_use(checkpoint, defaults):
+    """The flags that make a checkpoint the teacher of a config, and the options that they imply."""
     architecture = checkpoint.architecture
     is_vit = isinstance(architecture, Architecture)
-    alone = configured(checkpoint, defaults, lambda key: False, defaults)
+    teacher_only = complete_config(checkpoint, defaults, lambda key: False, defaults)
     yield 'As a teacher' + (
         ' (of other sizes of images its position embeddings are resized):' if is_vit else ':'
     )
     yield from ('', f'--config.teacher.pretrained={shlex.quote(checkpoint.location)}')
-    yield from ('', 'which is short for', '', _flags(difference(defaults, alone)))
+    yield from ('', 'which is short for', '', _format_flags(changed_values(defaults, teacher_only)))
     if isinstance(architecture, FrozenArchitecture):
         return
-    beginning = defaults.copy_and_resolve_references()
-    beginning.model.initial = 'teacher'
+    student_defaults = defaults.copy_and_resolve_references()
+    student_defaults.model.initial = 'teacher'
     flags = '--config.model.initial=teacher'
     if is_vit:
-        beginning.model.layers = half_way(architecture.sizes.layers)
-        flags += f' --config.model.layers={beginning.model.layers}'
-    both = configured(checkpoint, beginning, {'model.initial', 'model.layers'}.__contains__, defaults)
-    own = {key: v for key, v in difference(beginning, both).items() if not key.startswith('teacher.')}
+        student_defaults.model.layers = middle_split(architecture.sizes.layers)
+        flags += f' --config.model.layers={student_defaults.model.layers}'
+    with_student = complete_config(
+        checkpoint, student_defaults, {'model.initial', 'model.layers'}.__contains__, defaults
+    )
+    student_changes = {
+        key: v
+        for key, v in changed_values(student_defaults, with_student).items()
+        if not key.startswith('teacher.')
+    }
     yield from (
         '',
         'And with a student that starts from it:',
@@ -117,21 +123,21 @@ def _as_teacher(checkpoint, defaults):
         '',
         'which is short for',
         '',
-        _flags(own),
+        _format_flags(student_changes),
     )
 
 
-def _preprocessing(preprocessing, side):
-    """How images are shown."""
+def _describe_preprocessing(preprocessing, side):
+    """Describes the preprocessing of images."""
     mean, std = preprocessing.image_mean, preprocessing.image_std
-    pixels = f'(pixel / 255 - {as_text(mean)}) / {as_text(std)}, '
+    pixels = f'(pixel / 255 - {format_value(mean)}) / {format_value(std)}, '
     if not preprocessing.resize:
         return pixels + 'not resized'
     return pixels + preprocessing.view(preprocessing.image_size or side).describe()
 
 
-def _of_vit(architecture):
-    """The facts of a ViT."""
+def _describe_vit(architecture):
+    """Describes a ViT, {property: text}."""
     sizes, patch, side = architecture.sizes, architecture.patch, architecture.image_size
     registers = architecture.registers
     grid = side // patch
@@ -147,8 +153,8 @@ def _of_vit(architecture):
     }
 
 
-def _of_resnet(architecture):
-    """The facts of a BiT."""
+def _describe_resnet(architecture):
+    """Describes a BiT, {property: text}."""
     units, width = architecture.sizes.units, architecture.sizes.width
     return {
         'variant': variant_of(architecture.sizes)['variant'],
@@ -157,8 +163,8 @@ def _of_resnet(architecture):
     }
 
 
-def _of_efficientnet(architecture):
-    """The facts of an EfficientNet."""
+def _describe_efficientnet(architecture):
+    """Describes an EfficientNet, {property: text}."""
     sizes = efficientnet.sizes_of_variant(architecture.variant)
     return {
         'variant': f'EfficientNet {architecture.variant}, padding {architecture.padding}',
@@ -168,8 +174,8 @@ def _of_efficientnet(architecture):
     }
 
 
-def _of_folded_resnet(architecture):
-    """The facts of a ResNet with BatchNorm."""
+def _describe_folded_resnet(architecture):
+    """Describes a ResNet with BatchNorm, {property: text}."""
     sizes = resnet_bn.sizes_of_variant(architecture.variant)
     return {
         'variant': architecture.variant,
@@ -179,45 +185,45 @@ def _of_folded_resnet(architecture):
     }
 
 
-def _flags(overrides):
-    """Overrides as they are written in a shell."""
-    return ' '.join(shlex.quote(f'--config.{key}={as_text(value)}') for key, value in overrides.items())
+def _format_flags(overrides):
+    """Formats overrides as flags for a shell."""
+    return ' '.join(shlex.quote(f'--config.{key}={format_value(value)}') for key, value in overrides.items())
 
 
-def _sum(counts, modules):
-    """How many parameters some modules have."""
+def _sum_counts(counts, modules):
+    """Sums the numbers of parameters of some modules."""
     return sum(count for name, count in counts.items() if name.split('/')[0] in modules)
 
 
 def _split_points(architecture, parameters, counts, config, side):
-    """A table: for each split, the parameters below and above it and the shapes there."""
+    """The lines of a table: for each split, the parameters below and above it, and the shapes there."""
     rows = [('split', 'below', 'above', 's', 'e', 'message')]
     if isinstance(architecture, ResNetArchitecture):
         around, last = ('root',), ('final_norm',)
         parts = [
             [f'stage_{i}_unit_{j}' for j in range(count)] for i, count in enumerate(architecture.sizes.units)
         ]
-        found = _states(architecture, parameters, config, side, range(len(parts) + 1))
+        states_by_split = _states(architecture, parameters, config, side, range(len(parts) + 1))
     elif isinstance(architecture, FoldedResNetArchitecture):
         around, last = ('root',), ()
         units = resnet_bn.sizes_of_variant(architecture.variant).units
         parts = [[f'stage_{i}_unit_{j}' for j in range(count)] for i, count in enumerate(units)]
-        found = _states(architecture, parameters, config, side, range(len(parts) + 1))
+        states_by_split = _states(architecture, parameters, config, side, range(len(parts) + 1))
     elif isinstance(architecture, EfficientNetArchitecture):
         depths = efficientnet.sizes_of_variant(architecture.variant).depths
         around, last = ('stem',), ('last',)
         parts = [[f'stage_{i}_block_{j}' for j in range(count)] for i, count in enumerate(depths)]
-        found = _states(architecture, parameters, config, side, range(len(parts) + 1))
+        states_by_split = _states(architecture, parameters, config, side, range(len(parts) + 1))
     else:
         around, last = ('embedding', 'cls', 'pos_embedding', 'register_tokens'), ('norm',)
         parts = [[f'block_{i}'] for i in range(architecture.sizes.layers)]
-        # A block keeps the shape, so they are the same at every split.
-        found = _states(architecture, parameters, config, side, [0]) * (len(parts) + 1)
-    for split, states in enumerate(found):
+        # Blocks keep the shape, which is therefore the same at every split.
+        states_by_split = _states(architecture, parameters, config, side, [0]) * (len(parts) + 1)
+    for split, states in enumerate(states_by_split):
         below = [*around, *itertools.chain(*parts[:split])]
         above = [*last, *itertools.chain(*parts[split:])]
-        numbers = f'{_sum(counts, below):,}', f'{_sum(counts, above):,}'
-        rows.append((str(split), *numbers, *map(_shape, states)))
+        numbers = f'{_sum_counts(counts, below):,}', f'{_sum_counts(counts, above):,}'
+        rows.append((str(split), *numbers, *map(_format_shape, states)))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         numbers = [cell.rjust(width) for cell, width in zip(row[:3], widths, strict=False)]
@@ -227,16 +233,16 @@ def _split_points(architecture, parameters, counts, config, side):
 
 def _states(architecture, parameters, config, side, splits):
     """The shapes of s, e and a message, on the grid of s, at each of some splits."""
-    models = [base.from_module(module_of(architecture, split)) for split in splits]
+    models = [base.from_module(build_module(architecture, split)) for split in splits]
     flat = {name: jax.ShapeDtypeStruct(shape, 'float32') for name, shape in parameters.items()}
     params = flax.traverse_util.unflatten_dict(flat, sep='/')
     inputs = {'image': jax.ShapeDtypeStruct((BATCH, side, side, 3), 'float32')}
     lower = [jax.eval_shape(model.lower, params, inputs) for model in models]
-    # Wherever a model is split, e is the same.
+    # e does not depend on the split.
     e = jax.eval_shape(models[-1].upper, params, lower[-1])
     messages = [(*s.shape[:-1], config.communication.message) for s in lower]
     return [(s, e, jax.ShapeDtypeStruct(shape, s.dtype)) for s, shape in zip(lower, messages, strict=True)]
 
 
-def _shape(x):
+def _format_shape(x):
     return f'[{", ".join(["batch", *map(str, x.shape[1:])])}]'

@@ -1,4 +1,4 @@
-"""EfficientNet and ResNet of timm: their BatchNorm is folded, and their names become ours."""
+"""Reads EfficientNet and ResNet of timm: folds BatchNorm and converts names to ours."""
 
 import re
 
@@ -8,9 +8,9 @@ from td_jax.errors import UserError
 from td_jax.models import efficientnet, resnet_bn
 from td_jax.pretrained import convert
 from td_jax.pretrained.architecture import EfficientNetArchitecture, FoldedResNetArchitecture
-from td_jax.pretrained.convert import Place, shape_of
+from td_jax.pretrained.convert import Place, format_shape
 
-# What BatchNorm adds to the variance: TensorFlow's, whose weights timm calls tf_, and PyTorch's.
+# The epsilon of BatchNorm in TensorFlow, whose weights are called tf_ in timm, and in PyTorch.
 EPSILON_OF_TENSORFLOW, EPSILON = 1e-3, 1e-5
 EFFICIENTNETS = re.compile(rf'(?P<tf>tf_)?efficientnet_(?P<variant>{"|".join(efficientnet.FACTORS)})')
 RESNETS = re.compile('|'.join(resnet_bn.VARIANTS))
@@ -21,26 +21,26 @@ KNOWN = (
 
 
 def read_efficientnet(path, config: dict, match: re.Match, raw: dict):
-    """What a file of an EfficientNet holds; arguments and result as of `timm_vit.read`."""
+    """Reads a file of an EfficientNet; arguments and result as for `timm_vit.read`."""
     count = len(raw.get('classifier.weight', ()))
     architecture = EfficientNetArchitecture(match['variant'], 'same' if match['tf'] else 'symmetric', count)
-    names = list(_of_efficientnet(architecture))
+    names = list(_efficientnet_names(architecture))
     epsilon = EPSILON_OF_TENSORFLOW if match['tf'] else EPSILON
-    found = fold_batch_norms(path, raw, {conv: norm for _, conv, norm in names}, epsilon)
-    denses = dict(_squeezes_of(architecture))
-    return architecture, found, places(architecture, names, denses, 'classifier')
+    arrays = fold_batch_norms(path, raw, {conv: norm for _, conv, norm in names}, epsilon)
+    denses = dict(_squeeze_names(architecture))
+    return architecture, arrays, places(architecture, names, denses, 'classifier')
 
 
 def read_resnet(path, config: dict, match: re.Match, raw: dict):
-    """What a file of a ResNet holds; arguments and result as of `timm_vit.read`."""
+    """Reads a file of a ResNet; arguments and result as for `timm_vit.read`."""
     architecture = FoldedResNetArchitecture(match[0], len(raw.get('fc.weight', ())))
-    names = list(_of_resnet(architecture))
-    found = fold_batch_norms(path, raw, {conv: norm for _, conv, norm in names}, EPSILON)
-    return architecture, found, places(architecture, names, {}, 'fc')
+    names = list(_resnet_names(architecture))
+    arrays = fold_batch_norms(path, raw, {conv: norm for _, conv, norm in names}, EPSILON)
+    return architecture, arrays, places(architecture, names, {}, 'fc')
 
 
 def fold_batch_norms(path, raw: dict, norms: dict[str, str], epsilon: float) -> dict:
-    """The arrays of a file without BatchNorm, which becomes part of the convolution before it.
+    """Folds each BatchNorm of a file into the convolution before it.
 
     kernel' = kernel scale / sqrt(variance + epsilon), of each output channel, and
     bias' = offset + (bias - mean) scale / sqrt(variance + epsilon), in float64.
@@ -54,32 +54,32 @@ def fold_batch_norms(path, raw: dict, norms: dict[str, str], epsilon: float) -> 
     Raises:
       UserError: an array is missing, has another shape, or holds a variance below 0.
     """
-    found = dict(raw)
+    arrays = dict(raw)
     for conv, norm in norms.items():
-        kernel = convert.array(raw, path, f'{conv}.weight', 4, 'timm model').astype(np.float64)
+        kernel = convert.get_array(raw, path, f'{conv}.weight', 4, 'timm model').astype(np.float64)
         scale, offset, mean, variance = (
-            convert.array(raw, path, f'{norm}.{leaf}', 1, 'timm model').astype(np.float64)
+            convert.get_array(raw, path, f'{norm}.{leaf}', 1, 'timm model').astype(np.float64)
             for leaf in ('weight', 'bias', 'running_mean', 'running_var')
         )
         for leaf, value in (('weight', scale), ('running_var', variance)):
             if value.shape != kernel.shape[:1]:
                 raise UserError(
-                    f'{path}: {norm}.{leaf} is {shape_of(value)}; with {conv}.weight it would be '
+                    f'{path}: {norm}.{leaf} is {format_shape(value)}; with {conv}.weight it would be '
                     f'{[kernel.shape[0]]}.'
                 )
         if not (variance >= 0).all():
             raise UserError(f'{path}: {norm}.running_var holds a variance that is not 0 or more.')
         factor = scale / np.sqrt(variance + epsilon)
         bias = raw.get(f'{conv}.bias', np.zeros(1))
-        found[f'{conv}.weight'] = kernel * factor[:, None, None, None]
-        found[f'{conv}.bias'] = offset + (bias - mean) * factor
+        arrays[f'{conv}.weight'] = kernel * factor[:, None, None, None]
+        arrays[f'{conv}.bias'] = offset + (bias - mean) * factor
         for leaf in ('weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked'):
-            found.pop(f'{norm}.{leaf}', None)
-    return found
+            arrays.pop(f'{norm}.{leaf}', None)
+    return arrays
 
 
-def _of_efficientnet(architecture):
-    """(our name, timm's convolution, its BatchNorm) of an EfficientNet."""
+def _efficientnet_names(architecture):
+    """Yields (our name, timm's convolution, its BatchNorm) of an EfficientNet."""
     yield 'stem', 'conv_stem', 'bn1'
     sizes = efficientnet.sizes_of_variant(architecture.variant)
     for i, depth in enumerate(sizes.depths):
@@ -94,8 +94,8 @@ def _of_efficientnet(architecture):
     yield 'last', 'conv_head', 'bn2'
 
 
-def _squeezes_of(architecture):
-    """(our name, timm's) of the Denses on a mean of an EfficientNet; there, convolutions of 1 by 1."""
+def _squeeze_names(architecture):
+    """Yields (our name, timm's) of the squeeze-and-excite layers, which are 1 x 1 convolutions in timm."""
     sizes = efficientnet.sizes_of_variant(architecture.variant)
     for i, depth in enumerate(sizes.depths) if not sizes.is_lite else ():
         for j in range(depth):
@@ -103,8 +103,8 @@ def _squeezes_of(architecture):
                 yield f'stage_{i}_block_{j}/{part}', f'blocks.{i}.{j}.se.{name}'
 
 
-def _of_resnet(architecture):
-    """(our name, timm's convolution, its BatchNorm) of a ResNet."""
+def _resnet_names(architecture):
+    """Yields (our name, timm's convolution, its BatchNorm) of a ResNet."""
     yield 'root', 'conv1', 'bn1'
     sizes = resnet_bn.sizes_of_variant(architecture.variant)
     for i, count in enumerate(sizes.units):
@@ -117,27 +117,29 @@ def _of_resnet(architecture):
 
 
 def places(architecture, names, denses, head) -> dict[str, Place]:
-    """Our names -> where they are in a file whose BatchNorms are folded.
+    """Maps our names to places in a file whose BatchNorms are folded.
 
     Args:
-      architecture: what it holds.
+      architecture: of the file.
       names: (our name, timm's convolution, its BatchNorm) of each convolution.
-      denses: {our name: timm's} of each Dense that is a convolution of 1 by 1 there.
-      head: timm's name of it.
+      denses: {our name: timm's} of each Dense that is a 1 x 1 convolution in timm.
+      head: timm's name of the head.
     """
-    shapes = convert.shapes(architecture)
-    found = {}
+    shapes = convert.parameter_shapes(architecture)
+    places_by_name = {}
     for ours, theirs, _ in names:
         rows, columns, inputs, outputs = shapes[f'{ours}/conv/kernel']
-        found[f'{ours}/conv/kernel'] = Place(
+        places_by_name[f'{ours}/conv/kernel'] = Place(
             f'{theirs}.weight', (outputs, inputs, rows, columns), (2, 3, 1, 0)
         )
-        found[f'{ours}/conv/bias'] = Place(f'{theirs}.bias')
+        places_by_name[f'{ours}/conv/bias'] = Place(f'{theirs}.bias')
     for ours, theirs in denses.items():
         inputs, outputs = shapes[f'{ours}/kernel']
-        found[f'{ours}/kernel'] = Place(f'{theirs}.weight', (outputs, inputs, 1, 1), (2, 3, 1, 0))
-        found[f'{ours}/bias'] = Place(f'{theirs}.bias')
+        places_by_name[f'{ours}/kernel'] = Place(f'{theirs}.weight', (outputs, inputs, 1, 1), (2, 3, 1, 0))
+        places_by_name[f'{ours}/bias'] = Place(f'{theirs}.bias')
     if architecture.num_outputs:
-        found['head_layer/kernel'] = Place(f'{head}.weight', shapes['head_layer/kernel'][::-1], (1, 0))
-        found['head_layer/bias'] = Place(f'{head}.bias')
-    return found
+        places_by_name['head_layer/kernel'] = Place(
+            f'{head}.weight', shapes['head_layer/kernel'][::-1], (1, 0)
+        )
+        places_by_name['head_layer/bias'] = Place(f'{head}.bias')
+    return places_by_name

@@ -1,8 +1,7 @@
-"""ViT, DeiT and DINOv2 of timm: names and shapes of a file -> those of vit.ViT.
+"""Reads ViT, DeiT and DINOv2 of timm, with the names and shapes of vit.ViT.
 
-What our ViT has no place for is the same function of other parameters: layer scales become part of a Dense
-and DeiT's two heads one, as in td_jax.pretrained.kinds; where class token and registers have no position, the
-class token's is zero.
+Layer scales become part of a Dense and DeiT's two heads become one, as in td_jax.pretrained.kinds. If class
+token and registers have no positions, that of the class token is zero.
 """
 
 import re
@@ -13,7 +12,7 @@ from td_jax.errors import UserError
 from td_jax.models import vit
 from td_jax.pretrained import convert
 from td_jax.pretrained.architecture import Architecture
-from td_jax.pretrained.convert import Place, shape_of
+from td_jax.pretrained.convert import Place, format_shape
 
 NAMES = re.compile(
     r'(?:vit|deit|deit3)_(?P<size>tiny|small|medium|base|large|huge)(?P<distilled>_distilled)?'
@@ -23,13 +22,13 @@ KNOWN = (
     'vit_SIZE_patchN_SIDE (SIZE tiny, small, base, large or huge), deit_SIZE_patch16_SIDE (with _distilled '
     'or not), deit3_SIZE_patchN_SIDE and vit_SIZE_patch14_dinov2 (with reg4 or not)'
 )
-# Arguments of a model, in config.json, that the shapes of its arrays tell, too.
+# Arguments in config.json that also follow from the shapes of the arrays.
 ARGUMENTS = 'embed_dim', 'depth', 'num_heads', 'patch_size', 'mlp_ratio', 'init_values'
 HEADS = {'tiny': 3, 'small': 6, 'medium': 8, 'base': 12, 'large': 16, 'huge': 16}
 EPSILON = 1e-6
-# How timm resizes position embeddings, a name of fit.STRETCHES.
+# timm's resizing of position embeddings, a name of fit.STRETCHES.
 POSITIONS = 'bicubic_antialias'
-# timm's name -> ours, in a block.
+# Our names in a block -> timm's.
 BLOCK = {
     **{f'attention/{name}': f'attn.{name}' for name in ('query', 'key', 'value')},
     'attention/out': 'attn.proj',
@@ -38,12 +37,12 @@ BLOCK = {
     'mlp_in': 'mlp.fc1',
     'mlp_out': 'mlp.fc2',
 }
-# What multiplies the outputs of a Dense, by name.
+# Name of a layer scale -> the Dense whose outputs it multiplies.
 SCALES = {'ls1.gamma': 'attn.proj', 'ls2.gamma': 'mlp.fc2'}
 
 
 def read(path, config: dict, match: re.Match, raw: dict):
-    """What a file holds.
+    """Reads the arrays of a file.
 
     Args:
       path: of the file, for messages.
@@ -57,33 +56,33 @@ def read(path, config: dict, match: re.Match, raw: dict):
     Raises:
       UserError: an array is missing or has another shape.
     """
-    projection = convert.array(raw, path, 'patch_embed.proj.weight', 4, 'timm ViT')
+    projection = convert.get_array(raw, path, 'patch_embed.proj.weight', 4, 'timm ViT')
     width, colours, patch, other = projection.shape
     if colours != 3 or patch != other:
         raise UserError(
-            f'{path}: patch_embed.proj.weight is {shape_of(projection)}; that of a ViT is [width, 3, patch, '
-            'patch].'
+            f'{path}: patch_embed.proj.weight is {format_shape(projection)}; that of a ViT is [width, 3, '
+            'patch, patch].'
         )
     arguments = config.get('model_args') or {}
     sizes = vit.Sizes(
         width=width,
-        layers=convert.count({'blocks.0.': None, **raw}, r'blocks\.(\d+)\.'),
-        mlp=convert.array(raw, path, 'blocks.0.mlp.fc1.weight', 2, 'timm ViT').shape[0],
+        layers=convert.count_numbered({'blocks.0.': None, **raw}, r'blocks\.(\d+)\.'),
+        mlp=convert.get_array(raw, path, 'blocks.0.mlp.fc1.weight', 2, 'timm ViT').shape[0],
         heads=arguments.get('num_heads') or HEADS[match['size']],
     )
     convert.check_heads(path, sizes)
-    found = dict(raw)
-    registers = _move_registers(path, match, found, width)
+    arrays = dict(raw)
+    registers = _move_registers(path, match, arrays, width)
     for i in range(sizes.layers):
-        _split_attention(path, found, f'blocks.{i}', width)
-        _fold_scales(path, found, f'blocks.{i}', width)
+        _split_attention(path, arrays, f'blocks.{i}', width)
+        _fold_scales(path, arrays, f'blocks.{i}', width)
     has_head = 'head.weight' in raw and raw['head.weight'].any()
     if has_head and match['distilled']:
-        _join_heads(path, found, width)
+        _join_heads(path, arrays, width)
     architecture = Architecture(
         sizes=sizes,
         patch=patch,
-        image_size=convert.image_size(path, found['pos_embed'], patch),
+        image_size=convert.image_size(path, arrays['pos_embed'], patch),
         num_outputs=len(raw['head.weight']) if has_head else 0,
         activation='gelu',
         epsilon=EPSILON,
@@ -91,79 +90,83 @@ def read(path, config: dict, match: re.Match, raw: dict):
         registers=registers,
         pooling='class_and_register' if has_head and match['distilled'] else 'class',
     )
-    return architecture, found, places(architecture)
+    return architecture, arrays, places(architecture)
 
 
-def _move_registers(path, match, found, width):
-    """Gives registers, or DeiT's distillation token, their positions; -> how many there are."""
+def _move_registers(path, match, arrays, width):
+    """Adds the positions of registers, or of DeiT's distillation token, to them; returns their number."""
     name = 'dist_token' if match['distilled'] else 'reg_token' if match['registers'] else None
-    positions = convert.array(found, path, 'pos_embed', 3, 'timm ViT')
-    tokens = convert.array(found, path, name, 3, 'timm ViT') if name else np.zeros((1, 0, width), np.float32)
+    positions = convert.get_array(arrays, path, 'pos_embed', 3, 'timm ViT')
+    tokens = (
+        convert.get_array(arrays, path, name, 3, 'timm ViT') if name else np.zeros((1, 0, width), np.float32)
+    )
     for key, value in (('pos_embed', positions), *([(name, tokens)] if name else [])):
         if value.shape[0] != 1 or value.shape[2] != width:
-            raise UserError(f'{path}: {key} is {shape_of(value)}; it would be [1, n, {width}].')
+            raise UserError(f'{path}: {key} is {format_shape(value)}; it would be [1, n, {width}].')
     if match['registers'] or match[0].startswith('deit3'):
-        # Patches alone have positions.
-        found['pos_embed'] = np.concatenate([np.zeros((1, 1, width), positions.dtype), positions], axis=1)
+        # Only patches have positions.
+        arrays['pos_embed'] = np.concatenate([np.zeros((1, 1, width), positions.dtype), positions], axis=1)
     elif match['distilled']:
         tokens = tokens + positions[:, 1:2]
-        found['pos_embed'] = np.delete(positions, 1, axis=1)
+        arrays['pos_embed'] = np.delete(positions, 1, axis=1)
     if name:
-        found['registers'] = tokens
-        del found[name]
+        arrays['registers'] = tokens
+        del arrays[name]
     return tokens.shape[1]
 
 
-def _split_attention(path, found, block, width):
-    """Cuts query, key and value out of one array."""
+def _split_attention(path, arrays, block, width):
+    """Splits one array into query, key and value."""
     for leaf, shape in (('weight', (3 * width, width)), ('bias', (3 * width,))):
         key = f'{block}.attn.qkv.{leaf}'
-        value = _of_shape(path, found, key, shape)
+        value = _get_shaped(path, arrays, key, shape)
         for name, part in zip(('query', 'key', 'value'), np.split(value, 3), strict=True):
-            found[f'{block}.attn.{name}.{leaf}'] = part
-        del found[key]
+            arrays[f'{block}.attn.{name}.{leaf}'] = part
+        del arrays[key]
 
 
-def _fold_scales(path, found, block, width):
-    """Makes layer scales, where there are some, part of the Dense before them."""
+def _fold_scales(path, arrays, block, width):
+    """Folds layer scales, if any, into the Dense before them."""
     for scale, dense in SCALES.items():
-        if f'{block}.{scale}' not in found:
+        if f'{block}.{scale}' not in arrays:
             continue
-        factor = _of_shape(path, found, f'{block}.{scale}', (width,)).astype(np.float32)
-        kernel = convert.array(found, path, f'{block}.{dense}.weight', 2, 'timm ViT')
+        factor = _get_shaped(path, arrays, f'{block}.{scale}', (width,)).astype(np.float32)
+        kernel = convert.get_array(arrays, path, f'{block}.{dense}.weight', 2, 'timm ViT')
         if len(kernel) != width:
             raise UserError(
-                f'{path}: {block}.{dense}.weight is {shape_of(kernel)}; it would be [{width}, n].'
+                f'{path}: {block}.{dense}.weight is {format_shape(kernel)}; it would be [{width}, n].'
             )
-        found[f'{block}.{dense}.weight'] = kernel * factor[:, None]
-        found[f'{block}.{dense}.bias'] = _of_shape(path, found, f'{block}.{dense}.bias', (width,)) * factor
-        del found[f'{block}.{scale}']
+        arrays[f'{block}.{dense}.weight'] = kernel * factor[:, None]
+        arrays[f'{block}.{dense}.bias'] = (
+            _get_shaped(path, arrays, f'{block}.{dense}.bias', (width,)) * factor
+        )
+        del arrays[f'{block}.{scale}']
 
 
-def _join_heads(path, found, width):
-    """Makes DeiT's two heads, whose mean is the prediction, one that reads both tokens."""
-    count = len(found['head.weight'])
+def _join_heads(path, arrays, width):
+    """Joins DeiT's two heads, whose mean is the prediction, to one over both tokens."""
+    count = len(arrays['head.weight'])
     for leaf, shape in (('weight', (count, width)), ('bias', (count,))):
-        parts = [_of_shape(path, found, f'{name}.{leaf}', shape) for name in ('head', 'head_dist')]
-        found[f'head.{leaf}'] = np.concatenate(parts, axis=1) / 2 if leaf == 'weight' else sum(parts) / 2
-        del found[f'head_dist.{leaf}']
+        parts = [_get_shaped(path, arrays, f'{name}.{leaf}', shape) for name in ('head', 'head_dist')]
+        arrays[f'head.{leaf}'] = np.concatenate(parts, axis=1) / 2 if leaf == 'weight' else sum(parts) / 2
+        del arrays[f'head_dist.{leaf}']
 
 
-def _of_shape(path, found, key, shape):
-    """An array of a file that has a shape."""
-    value = convert.array(found, path, key, len(shape), 'timm ViT')
+def _get_shaped(path, arrays, key, shape):
+    """Gets an array of a file and checks its shape."""
+    value = convert.get_array(arrays, path, key, len(shape), 'timm ViT')
     if value.shape != shape:
         raise UserError(
-            f'{path}: {key} is {shape_of(value)}; with the other arrays it would be {list(shape)}.'
+            f'{path}: {key} is {format_shape(value)}; with the other arrays it would be {list(shape)}.'
         )
     return value
 
 
 def places(architecture: Architecture) -> dict[str, Place]:
-    """Our names -> where they are among the arrays that `read` returns."""
+    """Maps our names to places in the arrays by `read`."""
     sizes, patch = architecture.sizes, architecture.patch
     width, mlp = sizes.width, sizes.mlp
-    read_by_head = width if architecture.pooling == 'class' else 2 * width
+    head_inputs = width if architecture.pooling == 'class' else 2 * width
 
     def dense(ours, theirs, inputs, outputs):
         return {
@@ -174,23 +177,23 @@ def places(architecture: Architecture) -> dict[str, Place]:
     def norm(ours, theirs):
         return {f'{ours}/scale': Place(f'{theirs}.weight'), f'{ours}/bias': Place(f'{theirs}.bias')}
 
-    found = {
+    places_by_name = {
         'embedding/kernel': Place('patch_embed.proj.weight', (width, 3, patch, patch), (2, 3, 1, 0)),
         'embedding/bias': Place('patch_embed.proj.bias'),
         'cls': Place('cls_token'),
         'pos_embedding': Place('pos_embed'),
         'register_tokens': Place('registers'),
         **norm('norm', 'norm'),
-        **dense('head_layer', 'head', read_by_head, architecture.num_outputs),
+        **dense('head_layer', 'head', head_inputs, architecture.num_outputs),
     }
     for i in range(sizes.layers):
         for module, name in BLOCK.items():
             ours, theirs = f'block_{i}/{module}', f'blocks.{i}.{name}'
             if module.endswith('norm'):
-                found |= norm(ours, theirs)
+                places_by_name |= norm(ours, theirs)
             else:
                 inputs, outputs = {'mlp_in': (width, mlp), 'mlp_out': (mlp, width)}.get(
                     module, (width, width)
                 )
-                found |= dense(ours, theirs, inputs, outputs)
-    return found
+                places_by_name |= dense(ours, theirs, inputs, outputs)
+    return places_by_name

@@ -179,8 +179,8 @@ def operations(config) -> int:
 
 
 @functools.cache
-def _operations(read_cell: str) -> int:
-    config = config_lib.from_json(json.loads(read_cell))
+def _operations(stored_config: str) -> int:
+    config = config_lib.from_json(json.loads(stored_config))
     source, teacher = assembly.load_source(config, config.dataset), None
     if config_lib.has_teacher(config):
         task = assembly.load_source(config, config.teacher.dataset)

@@ -192,9 +192,7 @@ def _protocol_lines(results):
 
 def _results_of(gains):
     """The results that some relative gains are computed from."""
-    return [
-        result for relative_gain in gains if relative_gain for _, pair in relative_gain for result in pair
-    ]
+    return [result for gain in gains if gain for _, pair in gain for result in pair]
 
 
 def _is_run(result):
@@ -475,43 +473,34 @@ def relative_gain(group: tables.Group, rows: dict, results: dict) -> list | None
 
 def _mean(gains):
     """The mean of several relative gains; None if one of them is None."""
-    if any(relative_gain is None for relative_gain in gains):
+    if any(gain is None for gain in gains):
         return None
-    return [(share / len(gains), pair) for relative_gain in gains for share, pair in relative_gain]
+    return [(share / len(gains), pair) for gain in gains for share, pair in gain]
 
 
-def _subtract(relative_gain, other):
+def _subtract(gain, other):
     """The difference of two relative gains; None if one of them is None."""
-    if relative_gain is None or other is None:
+    if gain is None or other is None:
         return None
-    return [*relative_gain, *((-share, pair) for share, pair in other)]
+    return [*gain, *((-share, pair) for share, pair in other)]
 
 
 def _write_percents(gains):
     """{row: text} of {row: relative gain}."""
-    gains_there = {
-        row: tuple(zip(*relative_gain, strict=True))
-        for row, relative_gain in gains.items()
-        if relative_gain is not None
-    }
+    gains_there = {row: tuple(zip(*gain, strict=True)) for row, gain in gains.items() if gain is not None}
     comparisons = comparison.compare_rows_over_columns(
         {row: (pairs, shares) for row, (shares, pairs) in gains_there.items()}
     )
-    return {
-        row: _write_percent(relative_gain, comparisons[row]) if relative_gain else 'missing'
-        for row, relative_gain in gains.items()
-    }
+    return {row: _write_percent(gain, comparisons[row]) if gain else 'missing' for row, gain in gains.items()}
 
 
-def _write_percent(relative_gain, compared):
+def _write_percent(gain, compared):
     if compared is None:
-        mean = sum(share * (ours['mean'] - theirs['mean']) for share, (ours, theirs) in relative_gain)
+        mean = sum(share * (ours['mean'] - theirs['mean']) for share, (ours, theirs) in gain)
         return statistics.number(mean, signed=True, digits=2)
     text = statistics.number(compared.mean, compared.paired.half_width, signed=True, digits=2)
-    write_bounds = (
-        '' if compared.bootstrap is None else '; {:+.2f} to {:+.2f}'.format(*compared.bootstrap.bounds())
-    )
-    return f'{text} ({_write_count(compared.paired)}){write_bounds}'
+    bounds = '' if compared.bootstrap is None else '; {:+.2f} to {:+.2f}'.format(*compared.bootstrap.bounds())
+    return f'{text} ({_write_count(compared.paired)}){bounds}'
 
 
 def render_plan(planned: list[cells.PlannedRun], device_tflops: float) -> str:

@@ -63,12 +63,12 @@ def _complete_architecture(config, typed):
         return config, None, set()
     set_keys = _find_set_keys(config, typed)
     checkpoint = pretrained.read(location)
-    full = architecture.configured(checkpoint, config, set_keys.__contains__, common.get_config())
+    full = architecture.complete_config(checkpoint, config, set_keys.__contains__, common.get_config())
     config_lib.check(full)
     # A size of 0 is that of the variant.
-    changes = {key: value for key, value in architecture.difference(config, full).items() if value}
+    changes = {key: value for key, value in architecture.changed_values(config, full).items() if value}
     if changes:
-        settings = ' '.join(f'{key}={architecture.as_text(value)}' for key, value in changes.items())
+        settings = ' '.join(f'{key}={architecture.format_value(value)}' for key, value in changes.items())
         processes.say(f'{location} sets {settings}')
     if config.model.initial != full.model.initial:
         processes.say('model.initial=random: a student of this architecture cannot start from this teacher')
@@ -104,7 +104,7 @@ def _choose_labels(config, checkpoint, folder, any_method):
             raise
         # A finished run that has lost its data is still the same run.
         return config_lib.completed(stored)['teacher.labels'], ''
-    if labels.predicted(checkpoint, names) == names:
+    if labels.output_names(checkpoint, names) == names:
         return labels_are, ''
     return 'probe', (
         f'the checkpoint predicts {count:,} labels, and the student {len(names)} others '

@@ -44,7 +44,7 @@ def pretrained_source(config, student_source: data.Source) -> data.Source:
     """
     checkpoint = pretrained.read(config.teacher.pretrained)
     architecture.check_teacher(checkpoint, config)
-    names = labels.predicted(checkpoint, student_source.label_names)
+    names = labels.output_names(checkpoint, student_source.label_names)
     if student_source.inputs_for:
         inputs = student_source.inputs_for(config.teacher.dataset)
         return student_source._replace(label_names=names, inputs=inputs)
@@ -86,7 +86,7 @@ def own_source(config) -> data.Source:
 def _describe_unnamed_labels(checkpoint, source):
     """Describes the assumption about labels without names; '' if they have names, or there are none."""
     count = checkpoint.architecture.num_outputs
-    if not count or checkpoint.label_names or source.label_names == labels.unnamed(count):
+    if not count or checkpoint.label_names or source.label_names == labels.placeholder_names(count):
         return ''
     return f'its {count} labels have no names and are taken to be {objectives.preview(source.label_names)}'
 
@@ -124,7 +124,7 @@ def load(config, folder: epath.Path, source: data.Source, mesh: Mesh | None = No
     model = assembly.build_model(config, config.teacher.model, source)
     shapes = assembly.parameter_shapes(config, config.teacher.model, source)
     if config.teacher.pretrained:
-        checkpoint = labels.ordered(pretrained.read(config.teacher.pretrained), source.label_names)
+        checkpoint = labels.reorder_head(pretrained.read(config.teacher.pretrained), source.label_names)
         params, report = fit.fit(checkpoint, shapes)
         messages = [fit.describe(report), checkpoint.assumed, _describe_unnamed_labels(checkpoint, source)]
         processes.say(f'{config.teacher.pretrained}: ' + '\n'.join(filter(None, messages)))

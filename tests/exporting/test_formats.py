@@ -12,7 +12,7 @@ from td_jax import pretrained
 from td_jax.errors import UserError
 from td_jax.exporting import formats
 from td_jax.models import base
-from td_jax.pretrained.architecture import Preprocessing, module_of
+from td_jax.pretrained.architecture import Preprocessing, build_module
 from td_jax.training import finished as finished_runs
 from td_jax.training.run import train
 
@@ -20,7 +20,7 @@ from td_jax.training.run import train
 def logits_back(location, images):
     """What the model computes that the importer makes of a file."""
     checkpoint = pretrained.read(str(location))
-    module = module_of(checkpoint.architecture, split=1)
+    module = build_module(checkpoint.architecture, split=1)
     return np.asarray(base.activations(base.from_module(module), checkpoint.params, {'image': images}).logits)
 
 

@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from td_jax import pretrained
-from td_jax.pretrained.architecture import module_of
+from td_jax.pretrained.architecture import build_module
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
 NPZ, PRE_LOGITS = GOLDEN / 'vit_tiny.npz', GOLDEN / 'vit_tiny_prelogits.npz'
@@ -32,7 +32,7 @@ def initial():
 
     def make(architecture, image_size=None, **changes):
         architecture = architecture._replace(image_size=image_size or architecture.image_size, **changes)
-        module = module_of(architecture, split=0)
+        module = build_module(architecture, split=0)
         image = np.zeros((1, architecture.image_size, architecture.image_size, 3), np.float32)
         tree = jax.eval_shape(module.init, jax.random.key(0), {'image': image})['params']
         return jax.tree.map(lambda x: np.full(x.shape, 7.0, np.float32), tree)

@@ -15,10 +15,10 @@ from td_jax.pretrained.architecture import (
     EfficientNetArchitecture,
     Preprocessing,
     ResNetArchitecture,
+    changed_values,
     check_teacher,
-    configured,
-    difference,
-    shapes,
+    complete_config,
+    parameter_shapes,
     teacher_overrides,
 )
 
@@ -48,14 +48,14 @@ def test_parameter_counts_are_the_published_ones(variant, total):
     config.variant = variant
     sizes, patch = vit.sizes_of(config)
     architecture = Architecture(sizes, patch, 224, 1000, 'gelu', 1e-6, False)
-    assert sum(map(math.prod, shapes(architecture).values())) == total
+    assert sum(map(math.prod, parameter_shapes(architecture).values())) == total
     width, layers, mlp, _ = sizes
     tokens = 1 + (224 // patch) ** 2
     attention = 4 * (width * width + width)
     block = attention + (width * mlp + mlp) + (mlp * width + width) + 2 * (2 * width)
     embedding = (patch * patch * 3 * width + width) + width + tokens * width
     assert embedding + layers * block + 2 * width + (width * 1000 + 1000) == total
-    with_pre_logits = shapes(architecture._replace(pre_logits=True))
+    with_pre_logits = parameter_shapes(architecture._replace(pre_logits=True))
     assert sum(map(math.prod, with_pre_logits.values())) == total + width * width + width
 
 
@@ -155,9 +155,9 @@ SHOWN = {
 
 def of(checkpoint, config, *set_keys):
     """(what a checkpoint makes of a config otherwise, the config)"""
-    made = configured(checkpoint, config, set_keys.__contains__, common.get_config())
+    made = complete_config(checkpoint, config, set_keys.__contains__, common.get_config())
     check_teacher(checkpoint, made)
-    return difference(config, made), made
+    return changed_values(config, made), made
 
 
 def test_a_checkpoint_says_itself_what_its_teacher_is():

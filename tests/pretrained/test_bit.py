@@ -11,7 +11,7 @@ from td_jax.configs import common
 from td_jax.errors import UserError
 from td_jax.models import MODELS, base, resnet
 from td_jax.pretrained import bit, fit, summary
-from td_jax.pretrained.architecture import check_teacher, module_of, teacher_overrides
+from td_jax.pretrained.architecture import build_module, check_teacher, teacher_overrides
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
 UNITS = 3, 4, 6, 3
@@ -68,7 +68,7 @@ def tiny(tmp_path_factory):
 
 def states(checkpoint, side, count):
     """(the image after each stage, the last one's norm, the logits), all in one program."""
-    module, inputs = module_of(checkpoint.architecture, 4), {'image': images(side, count)}
+    module, inputs = build_module(checkpoint.architecture, 4), {'image': images(side, count)}
 
     @jax.jit
     def run(params):

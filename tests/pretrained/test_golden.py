@@ -8,7 +8,7 @@ from safetensors.numpy import load_file
 
 from td_jax.models import base, vit
 from td_jax.pretrained import fit
-from td_jax.pretrained.architecture import module_of
+from td_jax.pretrained.architecture import build_module
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
 NPZ, PRE_LOGITS = GOLDEN / 'vit_tiny.npz', GOLDEN / 'vit_tiny_prelogits.npz'
@@ -53,7 +53,7 @@ def test_every_state_is_the_originals(checkpoints, case, initial):
             seen.add(key)
 
     for split in range(SIZES.layers + 1):
-        model = base.from_module(module_of(architecture, split))
+        model = base.from_module(build_module(architecture, split))
         s = model.lower(params, inputs)
         hold(f'hidden_states.{split}', s)
         hold(f'Transformer.encoderblock_{split - 1}', s)
@@ -78,7 +78,7 @@ def test_the_other_gelu_would_be_noticed(checkpoints, case):
     path, expected_path, _ = CASES[case]
     expected, checkpoint = arrays(expected_path), checkpoints[path]
     other = {'gelu': 'gelu_tanh', 'gelu_tanh': 'gelu'}[checkpoint.architecture.activation]
-    model = base.from_module(module_of(checkpoint.architecture._replace(activation=other), 6))
+    model = base.from_module(build_module(checkpoint.architecture._replace(activation=other), 6))
     s = np.asarray(model.lower(checkpoint.params, {'image': expected['images']}))
     key = 'hidden_states.6' if path == CLASSIFIER else 'Transformer.encoderblock_5'
     assert np.abs(s - expected[key]).max() > 1e-4
@@ -89,7 +89,7 @@ def test_the_pooler_is_the_dense_before_the_head(checkpoints, initial):
     tree, report = fit.fit(checkpoints[BARE], initial(architecture, num_outputs=48))
     assert set(report.initialised) == {'head_layer/bias', 'head_layer/kernel'}
     tree['head_layer'] = {'kernel': np.eye(48, dtype=np.float32), 'bias': np.zeros(48, np.float32)}
-    model = base.from_module(module_of(architecture._replace(num_outputs=48), 0))
+    model = base.from_module(build_module(architecture._replace(num_outputs=48), 0))
     e = arrays(BARE / 'expected.npz')['last_hidden_state']
     expected = np.tanh(e[:, 0] @ raw['pooler.dense.weight'].T + raw['pooler.dense.bias'])
     close(model.head(tree, e), expected)

@@ -10,7 +10,7 @@ from td_jax import pretrained
 from td_jax.errors import UserError
 from td_jax.models import vit
 from td_jax.pretrained import fit, google
-from td_jax.pretrained.architecture import Architecture, shapes
+from td_jax.pretrained.architecture import Architecture, parameter_shapes
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
 NPZ, PRE_LOGITS = GOLDEN / 'vit_tiny.npz', GOLDEN / 'vit_tiny_prelogits.npz'
@@ -33,7 +33,7 @@ def test_architectures_are_read_from_the_shapes(checkpoints, flat):
     assert checkpoints[CLASSIFIER].architecture == hugging_face._replace(num_outputs=7, pre_logits=False)
     for checkpoint in checkpoints.values():
         params = flat(checkpoint.params)
-        assert {name: x.shape for name, x in params.items()} == shapes(checkpoint.architecture)
+        assert {name: x.shape for name, x in params.items()} == parameter_shapes(checkpoint.architecture)
         assert {x.dtype for x in params.values()} == {np.dtype(np.float32)}
         assert checkpoint.unused == ()
     assert 'head_layer' not in checkpoints[BARE].params

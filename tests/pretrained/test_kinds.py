@@ -12,7 +12,7 @@ from td_jax import pretrained
 from td_jax.errors import UserError
 from td_jax.models import base, vit
 from td_jax.pretrained import fit, hugging_face, kinds, preprocessing
-from td_jax.pretrained.architecture import Architecture, Preprocessing, module_of
+from td_jax.pretrained.architecture import Architecture, Preprocessing, build_module
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
 DEIT, DINOV2, REGISTERS = (GOLDEN / f'hf_{name}_tiny' for name in ('deit', 'dinov2', 'dinov2_registers'))
@@ -51,7 +51,7 @@ def test_every_state_is_that_of_transformers(read, folder, registers, pooling):
     assert [name.split('.')[-1] for name in checkpoint.unused] == ([] if folder == DEIT else ['mask_token'])
     found = {}
     for split in range(3):
-        model = base.from_module(module_of(architecture, split), registers)
+        model = base.from_module(build_module(architecture, split), registers)
         s = model.lower(checkpoint.params, {'image': expected['images']})
         found[f'hidden_states.{split}'] = s
     e = found['last_hidden_state'] = model.upper(checkpoint.params, s)

@@ -25,14 +25,14 @@ from td_jax.pretrained.architecture import Checkpoint
     ],
 )
 def test_labels_are_matched_by_name(theirs, ours, expected):
-    assert labels.order(theirs, ours) == expected
+    assert labels.match_order(theirs, ours) == expected
 
 
 def test_the_heads_outputs_follow_their_names():
     kernel, bias = np.arange(6.0).reshape(2, 3), np.array([10.0, 11.0, 12.0])
     params = {'cls': np.ones(1), 'head_layer': {'kernel': kernel, 'bias': bias}}
     checkpoint = Checkpoint('here', None, params, google.PREPROCESSING, ('a', 'b', 'c'))
-    ordered = labels.ordered(checkpoint, ('c', 'a', 'b'))
+    ordered = labels.reorder_head(checkpoint, ('c', 'a', 'b'))
     assert ordered.label_names == ('c', 'a', 'b')
     np.testing.assert_array_equal(ordered.params['head_layer']['kernel'], [[2, 0, 1], [5, 3, 4]])
     np.testing.assert_array_equal(ordered.params['head_layer']['bias'], [12, 10, 11])
@@ -42,6 +42,6 @@ def test_the_heads_outputs_follow_their_names():
 
 def test_other_labels_and_labels_without_names_stay_as_they_are():
     checkpoint = Checkpoint('here', None, {'head_layer': {}}, google.PREPROCESSING, ('a', 'b'))
-    assert labels.ordered(checkpoint, ('a', 'c')) is checkpoint
+    assert labels.reorder_head(checkpoint, ('a', 'c')) is checkpoint
     nameless = checkpoint._replace(label_names=None)
-    assert labels.ordered(nameless, ('a', 'b')) is nameless
+    assert labels.reorder_head(nameless, ('a', 'b')) is nameless

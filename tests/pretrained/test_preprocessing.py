@@ -139,7 +139,7 @@ def test_what_is_published_is_honoured(content, processor, expected):
         size = size if isinstance(size, int) else max(size.values())
         assert view.scaled_side == size
         # What is written of it says the same.
-        assert preprocessing.read('folder', preprocessing.written(made), 32) == made
+        assert preprocessing.read('folder', preprocessing.to_json(made), 32) == made
 
 
 @pytest.mark.parametrize('name', ['dinov2_small_saliency'])
@@ -203,7 +203,7 @@ def test_another_processor_that_says_everything_is_taken_at_its_word():
 
 @pytest.mark.parametrize('resize', ['bilinear_antialias', 'bilinear'])
 def test_what_is_written_is_read_back(resize):
-    written = preprocessing.written(Preprocessing(MEAN, STD, resize, image_size=48))
+    written = preprocessing.to_json(Preprocessing(MEAN, STD, resize, image_size=48))
     content = json.loads(json.dumps(written))
     assert content['do_resize'] == (resize == 'bilinear_antialias')
     back = preprocessing.read('file', content, 48)

@@ -17,10 +17,10 @@ from td_jax.pretrained import google, summary
 from td_jax.pretrained.architecture import (
     Architecture,
     Checkpoint,
+    build_module,
+    changed_values,
     check_teacher,
-    configured,
-    difference,
-    module_of,
+    complete_config,
 )
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
@@ -86,11 +86,11 @@ def test_the_short_flags_and_the_long_ones_make_the_same_teacher(name):
             config.update_from_flattened_dict({key: value})
             keys.append(key)
         assert config.teacher.pretrained == location
-        configs.append(configured(checkpoint, config, keys.__contains__, common.get_config()))
+        configs.append(complete_config(checkpoint, config, keys.__contains__, common.get_config()))
         check_teacher(checkpoint, configs[-1])
     assert len(long.split()) > 3 and configs[0].model.initial == 'teacher'
-    assert difference(*configs) == {}
-    assert difference(config, configs[-1]) == {}
+    assert changed_values(*configs) == {}
+    assert changed_values(config, configs[-1]) == {}
 
 
 def test_registers_and_what_the_head_reads_are_said():
@@ -125,7 +125,7 @@ def test_a_block_keeps_its_shape():
     architecture = pretrained.read(str(GOLDEN / 'vit_tiny.npz')).architecture
     image = np.zeros((3, 32, 32, 3), np.float32)
     for split in range(7):
-        module = module_of(architecture, split)
+        module = build_module(architecture, split)
         s, _ = jax.eval_shape(
             lambda key, module=module: module.init_with_output(key, {'image': image}, method='lower'),
             jax.random.key(0),

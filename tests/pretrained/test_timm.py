@@ -20,9 +20,9 @@ from td_jax.pretrained.architecture import (
     EfficientNetArchitecture,
     FoldedResNetArchitecture,
     Preprocessing,
+    build_module,
     check_teacher,
-    module_of,
-    shapes,
+    parameter_shapes,
     teacher_overrides,
 )
 from tests.golden import timm_weights
@@ -40,7 +40,7 @@ CFG = {
 
 
 def computed(checkpoint, images, split, method=None):
-    module = module_of(checkpoint.architecture, split)
+    module = build_module(checkpoint.architecture, split)
     run = jax.jit(lambda params, image: module.apply({'params': params}, {'image': image}, method=method))
     return np.asarray(run(checkpoint.params, images))
 
@@ -106,7 +106,7 @@ def test_a_real_one_is_timms(foundation):
 def test_sizes_are_the_published_ones(variant, count):
     """Of timm's counts of parameters: of two numbers of each norm, one has become the bias."""
     architecture = EfficientNetArchitecture(variant, 'same', 1000)
-    module = module_of(architecture, 0)
+    module = build_module(architecture, 0)
     image = jax.ShapeDtypeStruct((1, 64, 64, 3), 'float32')
     tree = jax.eval_shape(module.init, jax.random.key(0), {'image': image})['params']
     widths = [
@@ -192,11 +192,11 @@ def test_a_vit_is_timms(vit_folder, name):
         **{'epsilon': 1e-6, 'pre_logits': False},
     )
     assert_near(computed(checkpoint, timm_weights.images(32), 1, 'lower'), expected['block_0'])
-    whole = module_of(architecture, 2)
+    whole = build_module(architecture, 2)
     for side in (32, 48):
         image = {'image': timm_weights.images(side)}
-        shapes = jax.eval_shape(whole.init, jax.random.key(0), image)['params']
-        params = {'params': fit.fit(checkpoint, shapes)[0]}
+        parameter_shapes = jax.eval_shape(whole.init, jax.random.key(0), image)['params']
+        params = {'params': fit.fit(checkpoint, parameter_shapes)[0]}
         s = whole.apply(params, image, method='lower')
         assert_near(whole.apply(params, s, method='upper'), expected[f'tokens_{side}'])
     if architecture.num_outputs:
@@ -287,7 +287,7 @@ def test_a_unit_takes_what_another_model_suggests_as_it_is():
 )
 def test_sizes_of_resnets_are_the_published_ones(variant, count):
     """Of timm's counts of parameters: of two numbers of each norm, one has become the bias."""
-    tree = shapes(FoldedResNetArchitecture(variant, 1000))
+    tree = parameter_shapes(FoldedResNetArchitecture(variant, 1000))
     biases = sum(shape[0] for name, shape in tree.items() if name.endswith('conv/bias'))
     assert sum(map(math.prod, tree.values())) + biases == count
 
