@@ -202,9 +202,9 @@ def complete_config(checkpoint: Checkpoint, config, is_set: Callable[[str], bool
 
     The teacher has the architecture and the preprocessing of the checkpoint. Unless they are set, it also
     has the image size of the checkpoint, if there is one, and is split in the middle. A student that starts
-    from it has its own number of blocks; its other options, including the image size, are the teacher's. If the
-    teacher is another kind of model, or has BatchNorm, the student starts from random parameters, unless its
-    start is set.
+    from it has its own number of blocks; its other options, including the image size, are the teacher's. If
+    the teacher is another kind of model, or has BatchNorm, the student starts from random parameters, unless
+    its start is set.
 
     Args:
       checkpoint: by `pretrained.read`.
