@@ -33,10 +33,10 @@ def main():
 
         processes.start(coordinator.value, num_processes.value, process_id.value, cluster.value)
         platform.start()
-        processes.hear_signals()
-        with processes.ending_together():
+        processes.handle_signals()
+        with processes.end_together():
             typed, place = command_line.typed_keys(), workdir.resolve(folder.value)
-            full = processes.together(lambda: public_teacher.complete(config.value, place, typed))
+            full = processes.check_together(lambda: public_teacher.complete(config.value, place, typed))
             config_lib.check(full)
             for line in config_lib.said_of(full, typed):
                 processes.say(line)

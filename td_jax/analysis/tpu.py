@@ -106,7 +106,7 @@ def report(config, name: str) -> dict:
     compile_seconds = time.perf_counter() - began
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
     program = hlo.parse(compiled.as_text())
-    found, traffic = hlo.collectives(program), hlo.traffic(program)
+    found, traffic = hlo.count_collectives(program), hlo.count_traffic(program)
     sent, moved = sum(size for _, size in found.values()), traffic.total()
     times = {
         # Those of losses, which are float32 in any case, are few.
@@ -144,7 +144,7 @@ def report(config, name: str) -> dict:
             'teacher': _parameters(abstract.constants.teacher_params),
         },
         'roofline': {**times, 'binds': binds, 'seconds': times[binds]},
-        'seconds_by_compiler': hlo.cycles(program) / chip.clock,
+        'seconds_by_compiler': hlo.count_cycles(program) / chip.clock,
     }
 
 

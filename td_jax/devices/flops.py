@@ -1,7 +1,7 @@
 """Floating-point operations of a program, counted from the shapes of its matrix products.
 
-Products alone: they are what a step cannot do without, and nearly all that it does. So the time that a
-machine's best product rate needs for them is a floor under the time of a step.
+Only products are counted: a step cannot do without them, and they are nearly all that it does. Their number
+over a machine's best product rate is therefore a lower bound on the time of a step.
 """
 
 import math
@@ -11,19 +11,19 @@ from jax.extend import core
 
 
 def of(function, *arguments) -> int:
-    """Operations of all products that `function(*arguments)` runs, 2 m k n for [m, k] @ [k, n].
+    """Counts the operations of all products that `function(*arguments)` runs, 2 m k n for [m, k] @ [k, n].
 
-    A while loop, whose length the shapes do not say, counts as one turn; a scan counts all of its turns.
+    A while loop counts as one iteration, because shapes do not tell its length; a scan counts all iterations.
     """
     return _count(jax.make_jaxpr(function)(*arguments).jaxpr)
 
 
 def _count(jaxpr) -> int:
-    return sum(_of_equation(equation) for equation in jaxpr.eqns)
+    return sum(_count_equation(equation) for equation in jaxpr.eqns)
 
 
-def _of_equation(equation) -> int:
-    name, inner = equation.primitive.name, _inner(equation.params)
+def _count_equation(equation) -> int:
+    name, inner = equation.primitive.name, _inner_programs(equation.params)
     if name == 'dot_general':
         (contracted, _), _ = equation.params['dimension_numbers']
         left = equation.invars[0].aval.shape
@@ -34,7 +34,7 @@ def _of_equation(equation) -> int:
     return count * equation.params['length'] if name == 'scan' else count
 
 
-def _inner(params):
+def _inner_programs(params):
     """The programs within an equation's parameters."""
     values = [x for value in params.values() for x in (value if isinstance(value, tuple) else (value,))]
     closed = [value.jaxpr if isinstance(value, core.ClosedJaxpr) else value for value in values]

@@ -1,24 +1,24 @@
-"""How much memory there is, on a device and on the machine."""
+"""The size of memory, of a device and of the machine."""
 
 import os
 import pathlib
 
 import jax
 
-# Where Linux says how much the processes of a container may use, of both generations.
+# Files in which Linux gives the memory limit of a container, by cgroups v2 and v1.
 LIMITS = '/sys/fs/cgroup/memory.max', '/sys/fs/cgroup/memory/memory.limit_in_bytes'
 
 
 def of_machine() -> int:
     """Bytes of this machine, or of the container that this process is in."""
-    found = [os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')]
+    sizes = [os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')]
     for path in LIMITS:
         try:
-            found.append(int(pathlib.Path(path).read_text()))
+            sizes.append(int(pathlib.Path(path).read_text()))
         # No such file, or the word max.
         except (OSError, ValueError):
             continue
-    return min(found)
+    return min(sizes)
 
 
 def of_device(device: jax.Device) -> int:

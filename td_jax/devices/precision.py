@@ -7,15 +7,15 @@ import jax
 
 
 def exact(function: Callable) -> Callable:
-    """A function whose products of float32 are float32 products wherever they are computed.
+    """Wraps a function so that its products of float32 are computed in float32 on every device.
 
-    By default JAX lets a TPU round the factors to bfloat16 and a GPU to TF32, without a word. Products of
-    bfloat16 are what they are and cost what they did, and so are all on a CPU. Gradients are as exact.
+    By default JAX silently lets a TPU round the factors to bfloat16 and a GPU to TF32. Products of bfloat16,
+    and all products on a CPU, stay as they are. Gradients are as exact.
     """
 
     @functools.wraps(function)
-    def run(*arguments, **named):
+    def run(*arguments, **keywords):
         with jax.default_matmul_precision('highest'):
-            return function(*arguments, **named)
+            return function(*arguments, **keywords)
 
     return run

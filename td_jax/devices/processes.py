@@ -1,7 +1,7 @@
-"""The processes of a run: how they find each other, which one speaks, and how all of them stop.
+"""The processes of a run: how they find each other, which one prints, and how all of them stop.
 
-One process is the usual case, and all of this then does nothing. Of several, process 0 alone writes files
-and prints; what it reads or refuses, the others learn from it.
+With one process, the usual case, all of this does nothing. Of several, process 0 alone writes files and
+prints, and sends the others what it reads or refuses.
 """
 
 import atexit
@@ -22,14 +22,14 @@ from jax.experimental import multihost_utils
 
 from td_jax.errors import CALL_AGAIN, UserError
 
-# Seconds without a sign of life after which the other processes give a process up.
+# Seconds without a heartbeat after which a process counts as lost.
 HEARTBEAT_SECONDS = 40
 # Seconds that a process waits for the others before it ends.
 SHUTDOWN_SECONDS = 60
 # The status, at the beginning, of an error of JAX where another process does not answer.
 LOST_STATUS = re.compile(r'(UNAVAILABLE|DEADLINE_EXCEEDED): ')
-# What errors say of it, those of JAX and of others that tell them on: of what carries the sums between
-# processes, Gloo or NCCL, that a connection ended; and the service by which they know of each other.
+# Texts of errors by which another process is lost: of Gloo or NCCL, which carry sums between processes, and
+# of JAX's coordination service. Other libraries may wrap them.
 LOST = re.compile(
     r'\bgloo\b.*failed: .*(connection|broken pipe|timed out|timeout|socket|read error|write error)'
     r'|\bnccl\b.*remote process exited'
@@ -37,8 +37,8 @@ LOST = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 
-# Whether this process heard SIGTERM or Ctrl-C, and how often all of them asked whether to stop.
-_stop = {'asked': False, 'interrupted': False, 'calls': 0}
+# Whether this process got SIGTERM or Ctrl-C, and how often all processes asked whether to stop.
+_stop_state = {'asked': False, 'interrupted': False, 'calls': 0}
 
 
 def start(coordinator: str | None, num_processes: int | None, process_id: int | None, cluster: bool):
@@ -46,20 +46,20 @@ def start(coordinator: str | None, num_processes: int | None, process_id: int | 
 
     Args:
       coordinator: HOST:PORT of process 0, with num_processes and process_id; None for a single process.
-      num_processes: how many.
-      process_id: which this is, from 0.
-      cluster: whether the three are to be found out from the cluster: a TPU pod, Slurm, GKE.
+      num_processes: number of processes.
+      process_id: number of this one, from 0.
+      cluster: whether the three come from the cluster: a TPU pod, Slurm, GKE.
 
     Raises:
       UserError: flags that do not fit each other, or processes that did not find each other.
     """
-    named = {'coordinator': coordinator, 'num_processes': num_processes, 'process_id': process_id}
-    missing = [name for name, value in named.items() if value is None]
-    if cluster and len(missing) < len(named):
+    flags = {'coordinator': coordinator, 'num_processes': num_processes, 'process_id': process_id}
+    missing = [name for name, value in flags.items() if value is None]
+    if cluster and len(missing) < len(flags):
         raise UserError(
             '--distributed finds the other processes by itself; leave out --coordinator and others.'
         )
-    if missing and len(missing) < len(named):
+    if missing and len(missing) < len(flags):
         raise UserError(
             f'--{missing[0]} is missing; --coordinator, --num_processes and --process_id go together.'
         )
@@ -83,57 +83,57 @@ def start(coordinator: str | None, num_processes: int | None, process_id: int | 
 
 
 @contextlib.contextmanager
-def ending_together():
-    """Within it a process whose run has lost another process ends at once, with one line.
+def end_together():
+    """Ends this process at once, with one line, when the run loses another process within the block.
 
-    A computation with the lost one raises an error, or, where none is on its way, JAX notices within
-    HEARTBEAT_SECONDS and aborts. Process 0 is noticed at once. The exit code is CALL_AGAIN.
+    A computation with the lost process raises an error; without one, JAX notices within HEARTBEAT_SECONDS and
+    aborts. The loss of process 0 is noticed at once. The exit code is CALL_AGAIN.
     """
     if jax.process_count() == 1:
         yield
         return
-    atexit.register(_leave)
+    atexit.register(_shut_down)
     # JAX aborts in a thread of its own, where Python's handlers of signals are never called. After the
     # devices were asked for, whose libraries have handlers, too.
     ctypes.CDLL(None).signal(signal.SIGABRT, _on_abort)
     try:
         yield
-        _exit['code'] = 0
+        _exit_status['code'] = 0
     except Exception as error:
         if is_loss(error):
-            _end_lost('')
+            _exit_after_loss('')
         if isinstance(error, UserError):
-            _exit['code'] = 2
+            _exit_status['code'] = 2
         raise
     finally:
-        _over.acquire(blocking=False)
+        _ending_lock.acquire(blocking=False)
 
 
-# Held once it is known how this process ends; what comes after is no news, and does not change its code.
-_over = threading.Lock()
-_exit = {'code': CALL_AGAIN}
+# Held once it is known how this process ends; later events print nothing and do not change its exit code.
+_ending_lock = threading.Lock()
+_exit_status = {'code': CALL_AGAIN}
 
 
-def _end_lost(doubt):
-    if _over.acquire(blocking=False):
+def _exit_after_loss(doubt):
+    if _ending_lock.acquire(blocking=False):
         print(
             f'td_jax: another process of the run is gone{doubt}; the same command continues.',
             file=sys.stderr,
             flush=True,
         )
     # Neither waits for the others nor for a save that they have a part in.
-    os._exit(_exit['code'])
+    os._exit(_exit_status['code'])
 
 
 @ctypes.CFUNCTYPE(None, ctypes.c_int)
 def _on_abort(_):
-    _end_lost(', or JAX failed (TF_CPP_MIN_LOG_LEVEL=0 shows how)')
+    _exit_after_loss(', or JAX failed (TF_CPP_MIN_LOG_LEVEL=0 shows how)')
 
 
 def is_loss(error: BaseException) -> bool:
-    """Whether an error came of one that JAX raises where another process does not answer.
+    """Whether an error was caused by one that JAX raises when another process does not answer.
 
-    Orbax and others tell such an error on as one of their own, with what it said in the text.
+    Orbax and others wrap such an error in one of their own, with its message in the text.
     """
     while error is not None:
         is_of_jax = isinstance(error, jax.errors.JaxRuntimeError)
@@ -143,28 +143,28 @@ def is_loss(error: BaseException) -> bool:
     return False
 
 
-def _leave():
-    """Waits for the others to end, too, before JAX does, which would print what it raises."""
+def _shut_down():
+    """Waits for the others to end before JAX does so itself, which would print its errors."""
     with contextlib.suppress(Exception):
         jax.distributed.shutdown()
 
 
 def is_main() -> bool:
-    """Whether this is the process that writes and speaks."""
+    """Whether this is the process that writes files and prints."""
     return jax.process_index() == 0
 
 
 def say(line: str):
-    """Prints a line on stderr, of several processes only once."""
+    """Prints a line on stderr, in process 0 alone."""
     if is_main():
         print(line, file=sys.stderr, flush=True)
 
 
-def together(check: Callable[[], Any]):
-    """What `check()` gives in this process; where it refuses in one process, all of them refuse.
+def check_together(check: Callable[[], Any]):
+    """Returns `check()` of this process; if it refuses in one process, all processes refuse.
 
     Args:
-      check: waits for no other process.
+      check: a function that waits for no other process.
 
     Raises:
       UserError: in every process, that of the first process that raised one.
@@ -179,35 +179,35 @@ def together(check: Callable[[], Any]):
     # Anything else must not leave the others waiting, either.
     except Exception as error:
         fault, refusal = error, f'{type(error).__name__}: {error}'
-    refusals = from_all(refusal)
+    refusals = gather(refusal)
     if fault:
         raise fault
-    for process, said in enumerate(refusals):
-        if said is not None:
-            raise UserError(f'{said} (process {process})')
+    for process, message in enumerate(refusals):
+        if message is not None:
+            raise UserError(f'{message} (process {process})')
     return value
 
 
-def from_main(make: Callable[[], Any]):
-    """What `make()` gives in process 0, as JSON holds it, in every process; it runs there alone.
+def call_on_main(make: Callable[[], Any]):
+    """Calls `make()` in process 0 alone and returns its result, as JSON holds it, in every process.
 
     Raises:
       UserError: in every process, where `make` raises one in process 0.
     """
     if jax.process_count() == 1:
         return make()
-    said, fault = b'', None
+    encoded, fault = b'', None
     if is_main():
         try:
-            said = json.dumps({'value': make()}).encode()
+            encoded = json.dumps({'value': make()}).encode()
         except UserError as error:
-            said = json.dumps({'error': str(error)}).encode()
+            encoded = json.dumps({'error': str(error)}).encode()
         # Anything else must not leave the others waiting, either.
         except Exception as error:
-            fault, said = error, json.dumps({'error': f'{type(error).__name__}: {error}'}).encode()
-    size = int(multihost_utils.broadcast_one_to_all(np.array(len(said))))
+            fault, encoded = error, json.dumps({'error': f'{type(error).__name__}: {error}'}).encode()
+    size = int(multihost_utils.broadcast_one_to_all(np.array(len(encoded))))
     content = np.zeros(size, np.uint8)
-    content[: len(said)] = np.frombuffer(said, np.uint8)
+    content[: len(encoded)] = np.frombuffer(encoded, np.uint8)
     outcome = json.loads(bytes(np.asarray(multihost_utils.broadcast_one_to_all(content))))
     if fault:
         raise fault
@@ -216,36 +216,35 @@ def from_main(make: Callable[[], Any]):
     return outcome['value']
 
 
-def from_all(value) -> list:
-    """What every process gives, as JSON holds it, in the order of the processes, in every process."""
+def gather(value) -> list:
+    """Gathers a value of every process, as JSON holds it: a list in the order of the processes."""
     if jax.process_count() == 1:
         return [value]
-    said = json.dumps(value).encode()
-    sizes = multihost_utils.process_allgather(np.array(len(said)))
+    encoded = json.dumps(value).encode()
+    sizes = multihost_utils.process_allgather(np.array(len(encoded)))
     content = np.zeros(sizes.max(), np.uint8)
-    content[: len(said)] = np.frombuffer(said, np.uint8)
+    content[: len(encoded)] = np.frombuffer(encoded, np.uint8)
     rows = multihost_utils.process_allgather(content)
     return [json.loads(bytes(row[:size])) for row, size in zip(rows, sizes, strict=True)]
 
 
-def same_everywhere(tree):
-    """A tree of numbers and numpy arrays as process 0 has it, in every process; all have one of this form."""
+def broadcast(tree):
+    """Sends process 0's tree of numbers and numpy arrays to every process; all have one of this structure."""
     if jax.process_count() == 1:
         return tree
     return jax.tree.map(np.asarray, multihost_utils.broadcast_one_to_all(tree))
 
 
-def hear_signals():
-    """From now on SIGTERM, which a machine gets before it is taken away, and Ctrl-C ask the run to stop.
+def handle_signals():
+    """Makes SIGTERM, which precedes the end of a machine, and Ctrl-C ask the run to stop.
 
-    For a process that is a run's own: it changes handlers of signals and the hook of errors that nobody can
-    catch.
+    For a process of its own: it changes handlers of signals and the hook of unraisable errors.
     """
-    _stop.update(asked=False, interrupted=False)
-    sys.unraisablehook = _except_heard(sys.unraisablehook)
+    _stop_state.update(asked=False, interrupted=False)
+    sys.unraisablehook = _ignore_interrupts(sys.unraisablehook)
     if jax.process_count() == 1:
-        signal.signal(signal.SIGTERM, lambda *_: _stop.update(asked=True))
-        # Unless the one who started this process lets it ignore Ctrl-C.
+        signal.signal(signal.SIGTERM, lambda *_: _stop_state.update(asked=True))
+        # Unless this process was started so that it ignores Ctrl-C.
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             signal.signal(signal.SIGINT, _interrupt)
 
@@ -253,28 +252,28 @@ def hear_signals():
 def _interrupt(*_):
     """Raises KeyboardInterrupt, here and where the run next asks whether to stop.
 
-    Python may hear Ctrl-C within a finalizer, say, which swallows what is raised in it.
+    Python may handle Ctrl-C within a finalizer, say, which swallows the exception.
     """
-    _stop['interrupted'] = True
+    _stop_state['interrupted'] = True
     raise KeyboardInterrupt
 
 
-def _except_heard(hook):
-    """A hook of errors that nobody can catch, which drops a Ctrl-C that the run is told of again."""
+def _ignore_interrupts(hook):
+    """Wraps a hook of unraisable errors so that it ignores a Ctrl-C, which is raised again later."""
 
-    def dropping(found):
-        if not (_stop['interrupted'] and found.exc_type is KeyboardInterrupt):
-            hook(found)
+    def filtered_hook(unraisable):
+        if not (_stop_state['interrupted'] and unraisable.exc_type is KeyboardInterrupt):
+            hook(unraisable)
 
-    return dropping
+    return filtered_hook
 
 
 def is_asked_to_stop() -> bool:
-    """Whether the run is to stop now; every process asks as often, and all hear the same."""
+    """Whether the run is to stop now; all processes ask equally often and get the same answer."""
     if jax.process_count() == 1:
-        if _stop['interrupted']:
+        if _stop_state['interrupted']:
             raise KeyboardInterrupt
-        return _stop['asked']
-    # JAX lets all of them stop at the call after the last that one of them had made; it counts by ones.
-    _stop['calls'] += 1
-    return multihost_utils.reached_preemption_sync_point(_stop['calls'])
+        return _stop_state['asked']
+    # JAX stops all processes at the call after the latest that any of them has made; it counts by ones.
+    _stop_state['calls'] += 1
+    return multihost_utils.reached_preemption_sync_point(_stop_state['calls'])

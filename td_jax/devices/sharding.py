@@ -1,8 +1,8 @@
-"""Where arrays live: the mesh of devices, and what is cut over which of its axes.
+"""Where arrays live: the mesh of devices, and which arrays are cut over which of its axes.
 
 The mesh has two axes. A batch is cut over both, `data` and `fsdp`; parameters and optimizer state are cut
-over `fsdp` along their largest axis that it divides, and copied over `data`. With one device nothing is cut,
-and all of this does nothing. XLA puts the communication in (jit with NamedSharding).
+over `fsdp` along their largest axis that it divides, and copied over `data`. With one device nothing is cut.
+XLA inserts the communication (jit with NamedSharding).
 """
 
 import math
@@ -19,7 +19,7 @@ BATCH = (DATA, FSDP)
 
 
 def mesh_shape(config, num_devices: int) -> tuple[int, int]:
-    """(data, fsdp) of a config for a number of devices; -1 is what the other leaves.
+    """Computes (data, fsdp) of a config for a number of devices; -1 takes the devices that the other leaves.
 
     Raises:
       UserError: a mesh that does not use every device once.
@@ -27,11 +27,11 @@ def mesh_shape(config, num_devices: int) -> tuple[int, int]:
     data, fsdp = config.mesh.data, config.mesh.fsdp
     if data < 0 and fsdp < 0:
         raise UserError('mesh.data and mesh.fsdp are both -1; give one of them a number.')
-    known = max(data, 1) * max(fsdp, 1)
+    product = max(data, 1) * max(fsdp, 1)
     if data < 0:
-        data = num_devices // known
+        data = num_devices // product
     if fsdp < 0:
-        fsdp = num_devices // known
+        fsdp = num_devices // product
     if data * fsdp != num_devices:
         raise UserError(
             f'mesh.data={config.mesh.data} and mesh.fsdp={config.mesh.fsdp} do not make the {num_devices} '
@@ -41,7 +41,7 @@ def mesh_shape(config, num_devices: int) -> tuple[int, int]:
 
 
 def make_mesh(config, devices=None) -> Mesh:
-    """The mesh of a config over all devices of all processes, or over the given ones.
+    """Makes the mesh of a config over all devices of all processes, or over `devices`.
 
     Raises:
       UserError: a mesh that does not fit the devices, or a batch that does not fit the mesh.
@@ -61,17 +61,17 @@ def make_mesh(config, devices=None) -> Mesh:
     return Mesh(np.array(devices).reshape(shape), BATCH)
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
-    """A whole copy on every device."""
+def replicated_sharding(mesh: Mesh) -> NamedSharding:
+    """The sharding of a whole copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
-def batched(mesh: Mesh, axis: int = 0) -> NamedSharding:
-    """Cut over all devices along one axis."""
+def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
+    """The sharding of an array that is cut over all devices along one axis."""
     return NamedSharding(mesh, PartitionSpec(*(None,) * axis, BATCH))
 
 
-def of_parameters(mesh: Mesh, tree, first_axis: int = 0):
+def parameter_shardings(mesh: Mesh, tree, first_axis: int = 0):
     """A NamedSharding for each leaf: cut over fsdp along the largest axis that it divides.
 
     Args:
@@ -84,7 +84,7 @@ def of_parameters(mesh: Mesh, tree, first_axis: int = 0):
     def of_leaf(leaf):
         axes = [axis for axis in range(first_axis, len(leaf.shape)) if leaf.shape[axis] % size == 0]
         if size == 1 or not axes:
-            return replicated(mesh)
+            return replicated_sharding(mesh)
         largest = max(axes, key=lambda axis: leaf.shape[axis])
         return NamedSharding(mesh, PartitionSpec(*(None,) * largest, FSDP))
 
@@ -95,7 +95,7 @@ def place(tree, shardings):
     """Puts values where their shardings say, each device its shard alone.
 
     Args:
-      tree: host arrays that every process has in full, or arrays that are there already.
+      tree: host arrays that every process has in full, or placed arrays.
       shardings: one NamedSharding for all leaves, or a tree of them.
     """
     if isinstance(shardings, NamedSharding):
@@ -114,8 +114,8 @@ def place(tree, shardings):
     return jax.tree.map(put, tree, shardings)
 
 
-def abstract(tree, shardings):
-    """Like `place`, but of any arrays or shapes, and puts nothing anywhere: a ShapeDtypeStruct a leaf."""
+def abstract_arrays(tree, shardings):
+    """Makes a ShapeDtypeStruct with its sharding of each leaf; like `place`, but without data."""
     if isinstance(shardings, NamedSharding):
         shardings = jax.tree.map(lambda _: shardings, tree)
     return jax.tree.map(
@@ -127,7 +127,7 @@ def abstract(tree, shardings):
 
 def local_rows(mesh: Mesh, batch_size: int) -> slice:
     """The rows of a global batch that the devices of this process hold."""
-    sharding = batched(mesh)
+    sharding = batch_sharding(mesh)
     indices = [index[0] for index in sharding.addressable_devices_indices_map((batch_size,)).values()]
     return slice(
         min(i.start or 0 for i in indices), max(batch_size if i.stop is None else i.stop for i in indices)
@@ -135,7 +135,7 @@ def local_rows(mesh: Mesh, batch_size: int) -> slice:
 
 
 def place_rows(tree, mesh: Mesh, batch_size: int, axis: int = 0):
-    """Makes global batches of the rows that each process has.
+    """Makes global batches from the rows of each process.
 
     Args:
       tree: arrays with the rows of `local_rows` on their `axis`.
@@ -143,7 +143,7 @@ def place_rows(tree, mesh: Mesh, batch_size: int, axis: int = 0):
       batch_size: rows of all processes.
       axis: of the rows.
     """
-    sharding = batched(mesh, axis)
+    sharding = batch_sharding(mesh, axis)
 
     def put(leaf):
         shape = (*leaf.shape[:axis], batch_size, *leaf.shape[axis + 1 :])
@@ -152,8 +152,8 @@ def place_rows(tree, mesh: Mesh, batch_size: int, axis: int = 0):
     return jax.tree.map(put, tree)
 
 
-def summary(mesh: Mesh, config, trees: dict) -> str:
-    """What is where, in a few lines for a person.
+def describe_placement(mesh: Mesh, config, trees: dict) -> str:
+    """Describes where arrays are, in a few lines for a person.
 
     Args:
       mesh: of the run.
@@ -172,7 +172,7 @@ def summary(mesh: Mesh, config, trees: dict) -> str:
 
 
 def bytes_on_device(tree) -> int:
-    """Bytes of a tree on one device; its leaves are placed arrays, or what `abstract` makes of any."""
+    """Counts the bytes of a tree on one device; leaves are placed arrays, or made by `abstract_arrays`."""
     total = 0
     for leaf in jax.tree.leaves(tree):
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):

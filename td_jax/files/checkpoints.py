@@ -121,7 +121,7 @@ class Checkpoints:
           UserError: this or the previous checkpoint could not be written; older ones are as they were.
         """
         self.wait()
-        arrays = _copy_arrays(fingerprint.named(state))
+        arrays = _copy_arrays(fingerprint.flatten_by_name(state))
         metadata = {**metadata, 'fingerprints': fingerprint.of_arrays(arrays)}
         with self._errors_as_user_error(step):
             is_saved = self._manager.save(
@@ -182,7 +182,7 @@ class Checkpoints:
           UserError: raised by `check`; the checkpoint has other names or shapes than `like`; or it cannot be
             read now, though it may be undamaged.
         """
-        for step in processes.from_main(lambda: sorted(self._manager.all_steps(), reverse=True)):
+        for step in processes.call_on_main(lambda: sorted(self._manager.all_steps(), reverse=True)):
             damage, result = self._attempt(step, lambda step=step: _check_files(self._folder / str(step)))
             if damage is None:
                 damage, result = self._attempt(step, lambda step=step: self._restore(step, like, check))
@@ -221,7 +221,7 @@ class Checkpoints:
         arguments = ocp.args.Composite(**{METADATA: ocp.args.JsonRestore()})
         metadata = self._manager.restore(step, args=arguments)[METADATA]
         check(metadata)
-        leaves = fingerprint.named(like)
+        leaves = fingerprint.flatten_by_name(like)
         stored_shapes = _read_shapes(self._folder, step)
         for name in sorted(leaves.keys() | stored_shapes.keys()):
             ours, theirs = (shapes.get(name) for shapes in (leaves, stored_shapes))
@@ -249,7 +249,7 @@ class Checkpoints:
         """Moves an unreadable checkpoint out of the way of later saves of the same step."""
         with contextlib.suppress(Exception):
             self._manager.close()
-        processes.from_main(lambda: _move_away(self._folder, step))
+        processes.call_on_main(lambda: _move_away(self._folder, step))
         self._manager = self._open()
 
     def close(self):
@@ -403,7 +403,7 @@ def _find_damage(folder) -> str | None:
 
 def _first_of_processes(damage):
     """The damage that the first process with any found; None where no process found any."""
-    return next(filter(None, processes.from_all(damage)), None)
+    return next(filter(None, processes.gather(damage)), None)
 
 
 def _list_files(folder) -> list[str]:

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from td_jax.devices import compiled, platform
+from td_jax.devices import compilation_cache, platform
 from td_jax.errors import UserError
 from td_jax.files import quiet, workdir
 
@@ -158,7 +158,7 @@ def prepare(count: int, folder: epath.Path) -> int:
     ):
         jax.config.update(name, value)
         os.environ[name.upper()] = str(value)
-    compiled.mend()
+    compilation_cache.repair()
     return count
 
 

@@ -137,7 +137,7 @@ def make_dispatch(
       mesh: the devices, by sharding.make_mesh.
       start: the teacher's parameters, for a student that starts from them, else None.
     """
-    jitted, whole = abstract.jitted, sharding.replicated(mesh)
+    jitted, whole = abstract.jitted, sharding.replicated_sharding(mesh)
     constants = _place_constants(source, teacher, config, mesh, sharding.place)
     if abstract.constants.teacher_states is not None:
         examples, _ = select_examples(source, config)
@@ -146,7 +146,7 @@ def make_dispatch(
         constants = constants._replace(teacher_states=states)
     if start is not None:
         # On all devices; a run that reads its teacher, too, uses the same arrays.
-        shardings = sharding.of_parameters(mesh, start)
+        shardings = sharding.parameter_shardings(mesh, start)
         start = constants.teacher_params if teacher else sharding.place(start, shardings)
 
     def represent(examples):
@@ -241,21 +241,21 @@ def make_abstract(
 
     The devices of the mesh need not exist. Teacher states that are computed once are shapes, too.
     """
-    whole = sharding.replicated(mesh)
+    whole = sharding.replicated_sharding(mesh)
     parts = _Parts(step, source, teacher, config, mesh)
-    constants = _place_constants(source, teacher, config, mesh, sharding.abstract)
+    constants = _place_constants(source, teacher, config, mesh, sharding.abstract_arrays)
     # Where they never change, they are computed once.
     if teacher and config.teacher.inputs == 'clean' and not parts.is_streamed:
         states = jax.eval_shape(parts.compute_teacher_activations, constants, constants.train, None)
-        constants = constants._replace(teacher_states=sharding.abstract(states, whole))
-    keys = sharding.abstract(jax.eval_shape(lambda: seed_keys(config)), whole)
+        constants = constants._replace(teacher_states=sharding.abstract_arrays(states, whole))
+    keys = sharding.abstract_arrays(jax.eval_shape(lambda: seed_keys(config)), whole)
     shapes = parts.progress_shapes(constants, start)
-    progress = sharding.abstract(shapes, parts.shardings(shapes))
+    progress = sharding.abstract_arrays(shapes, parts.shardings(shapes))
     jitted = parts.compile_functions(parts.shardings(shapes))
     if not parts.is_streamed:
-        order = sharding.abstract(jax.eval_shape(parts.draw_order, keys, 0), whole)
+        order = sharding.abstract_arrays(jax.eval_shape(parts.draw_order, keys, 0), whole)
         return Abstract(jitted, (progress, order, constants, keys, 1), progress, constants)
-    examples = sharding.abstract(parts.example_shapes(), sharding.batched(mesh, axis=1))
+    examples = sharding.abstract_arrays(parts.example_shapes(), sharding.batch_sharding(mesh, axis=1))
     return Abstract(jitted, (progress, constants, keys, examples), progress, constants)
 
 
@@ -287,20 +287,20 @@ class _Parts:
         state = jax.eval_shape(self.init, constants, keys, start)
         states = None if constants.teacher_states is None else self.batch_shapes(constants.teacher_states)
         # On the mesh, except for the keys, as in the loop: the step is then traced for both.
-        whole = sharding.replicated(self.mesh)
-        placed, *batch = sharding.abstract((state, self.example_shapes(), states), whole)
+        whole = sharding.replicated_sharding(self.mesh)
+        placed, *batch = sharding.abstract_arrays((state, self.example_shapes(), states), whole)
         _, sums, finite = jax.eval_shape(self.all_seeds, constants, placed, keys, *batch)
         return Progress(state, sums, finite)
 
     def shardings(self, shapes: Progress) -> Progress:
         """The shardings of a Progress."""
-        whole = sharding.replicated(self.mesh)
-        state = sharding.of_parameters(self.mesh, shapes.state, first_axis=1)
+        whole = sharding.replicated_sharding(self.mesh)
+        state = sharding.parameter_shardings(self.mesh, shapes.state, first_axis=1)
         return Progress(state, jax.tree.map(lambda _: whole, shapes.sums), whole)
 
     def compile_functions(self, progress: Progress) -> Jitted:
         """The Jitted functions, for the shardings of a Progress."""
-        whole = sharding.replicated(self.mesh)
+        whole = sharding.replicated_sharding(self.mesh)
         options = compiler.options_of_one_call(self.mesh)
         init = jax.jit(self.init, out_shardings=progress.state, compiler_options=options)
         if self.is_streamed:
@@ -384,7 +384,7 @@ class _Parts:
         Examples and teacher_activations have a leading axis of seeds.
         """
         examples, teacher_activations = jax.lax.with_sharding_constraint(
-            (examples, teacher_activations), sharding.batched(self.mesh, axis=1)
+            (examples, teacher_activations), sharding.batch_sharding(self.mesh, axis=1)
         )
         run = jax.vmap(lambda *inputs: function(*self.make_arguments(*inputs)), in_axes=(None, 0, 0, 0, 0))
         return run(constants, state, jax.vmap(split_key)(keys), examples, teacher_activations)
@@ -470,7 +470,7 @@ class _Feed:
 def _make_stream_functions(jitted, constants, source, config, mesh):
     """Makes Dispatch.feed and Dispatch.run for a stream."""
     rows = sharding.local_rows(mesh, config.batch_size)
-    whole = sharding.replicated(mesh)
+    whole = sharding.replicated_sharding(mesh)
     in_flight = collections.deque()
 
     def batches(step):
@@ -538,7 +538,7 @@ def _fit_probe(represent, source, config):
         examples, rows = select_examples(source, config)
         x, labels = represent(examples)
         of_each = ((x[own], labels[own]) for own in ([slice(None)] if rows is None else rows))
-    fits = [processes.same_everywhere(probe.fit(*own, num_labels)) for own in of_each]
+    fits = [processes.broadcast(probe.fit(*own, num_labels)) for own in of_each]
     for fit in fits:
         if not fit.gradient <= probe.GRADIENT:
             processes.say(
@@ -550,14 +550,14 @@ def _fit_probe(represent, source, config):
 
 def _place_constants(source, teacher, config, mesh, place):
     """Puts the Constants of a run on the devices, still without the teacher's states."""
-    whole = sharding.replicated(mesh)
+    whole = sharding.replicated_sharding(mesh)
     train, rows = select_examples(source, config)
     return Constants(
         train=train and place(train, whole),
         rows=None if rows is None else place(rows, whole),
         tables=place(source.tables, whole),
         teacher_tables=teacher and place(teacher.source.tables, whole),
-        teacher_params=teacher and place(teacher.params, sharding.of_parameters(mesh, teacher.params)),
+        teacher_params=teacher and place(teacher.params, sharding.parameter_shardings(mesh, teacher.params)),
         teacher_states=None,
         hyperparameters=place(train_step.read_hyperparameters(config), whole),
     )

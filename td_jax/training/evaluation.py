@@ -55,7 +55,7 @@ def make_values(model: base.Model, source: data.Source, mesh):
         # Padding may be anything, and NaN times a mask of 0 would be NaN.
         return jnp.where(mask > 0, compute_value(predictions, examples['labels']), 0.0)
 
-    whole = sharding.replicated(mesh)
+    whole = sharding.replicated_sharding(mesh)
     return jax.jit(jax.vmap(batch_values, in_axes=(0, None, None, None)), out_shardings=whole)
 
 
@@ -74,7 +74,7 @@ def make_evaluation(model: base.Model, source: data.Source, batch_size: int, mes
       first axis. Every process must call it, and gets all of them.
     """
     _, _, finish, _ = METRICS[source.task]
-    devices, whole = mesh.devices.size, sharding.replicated(mesh)
+    devices, whole = mesh.devices.size, sharding.replicated_sharding(mesh)
     compute_values = values or make_values(model, source, mesh)
 
     def evaluate(params, examples=None):

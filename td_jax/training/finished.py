@@ -213,8 +213,8 @@ def read_parameters(folder: epath.Path, seed_index: int, mesh: Mesh | None = Non
             if name.startswith(f'{group}{prefix}')
         }
         if mesh:
-            parameter_shapes = sharding.abstract(
-                parameter_shapes, sharding.of_parameters(mesh, parameter_shapes, first_axis=1)
+            parameter_shapes = sharding.abstract_arrays(
+                parameter_shapes, sharding.parameter_shardings(mesh, parameter_shapes, first_axis=1)
             )
         arrays = checkpoints.read(saved, steps, parameter_shapes)
     except checkpoints.Unreadable as error:
@@ -229,7 +229,7 @@ def read_parameters(folder: epath.Path, seed_index: int, mesh: Mesh | None = Non
         shapes = {name: jax.ShapeDtypeStruct(array.shape[1:], array.dtype) for name, array in arrays.items()}
         take = jax.jit(
             lambda arrays: {name: array[seed_index] for name, array in arrays.items()},
-            out_shardings=sharding.of_parameters(mesh, shapes),
+            out_shardings=sharding.parameter_shardings(mesh, shapes),
         )
         of_seed = take(arrays)
     return {

@@ -12,7 +12,7 @@ import numpy as np
 import td_jax
 from td_jax import config as config_lib
 from td_jax.data import base as data
-from td_jax.devices import processes, sharding, small
+from td_jax.devices import processes, sharding, small_arrays
 from td_jax.errors import Diverged, Stopped, UserError
 from td_jax.files import checkpoints, metric_log
 from td_jax.files import workdir as workdir_lib
@@ -81,7 +81,7 @@ class Loop:
                 scores = self.evaluate(self.best_params[train_step.STUDENT])
         result = self._make_result(step, kept_step, scores, state)
         # All processes wait, because each of them reads the result of a teacher next.
-        processes.from_main(lambda: self._write_outcome(scores, result))
+        processes.call_on_main(lambda: self._write_outcome(scores, result))
         return result
 
     def _write_outcome(self, scores, result):
@@ -120,7 +120,7 @@ class Loop:
             **state.params,
             'optimizer': state.opt_state,
         }
-        processes.say(sharding.summary(self.mesh, self.config, trees))
+        processes.say(sharding.describe_placement(self.mesh, self.config, trees))
 
     def _restore_or_init(self):
         """Restores the newest readable checkpoint, or initialises; -> (step, TrainState)."""
@@ -423,6 +423,6 @@ def _all_finite(leaves):
 def _is_finite(tree):
     leaves = {True: [], False: []}
     for leaf in jax.tree.leaves(tree):
-        leaves[small.is_small(leaf)].append(leaf)
+        leaves[small_arrays.is_small(leaf)].append(leaf)
     is_finite = all(np.isfinite(_copy_to_host(leaf)).all() for leaf in leaves[True])
     return is_finite and (not leaves[False] or bool(_copy_to_host(_all_finite(leaves[False]))))

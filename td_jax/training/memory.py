@@ -30,7 +30,7 @@ def check_parameters(config, model_config, source: data.Source, num_seeds: int, 
     """
     shapes = assembly.parameter_shapes(config, model_config, source)
     stacked = jax.tree.map(lambda x: jax.ShapeDtypeStruct((num_seeds, *x.shape), x.dtype), shapes)
-    placed = sharding.abstract(stacked, sharding.of_parameters(mesh, stacked, first_axis=1))
+    placed = sharding.abstract_arrays(stacked, sharding.parameter_shardings(mesh, stacked, first_axis=1))
     _compare(mesh, {f'parameters of the {name}': (sharding.bytes_on_device(placed), _suggest_sizes(name))})
 
 

@@ -63,10 +63,10 @@ def check(config, folder: epath.Path, programs: Programs) -> Plan:
     """
     mesh = sharding.make_mesh(config)
     # No process waits for others inside: one that sees another disk would block them.
-    plan = processes.together(lambda: _check_alone(config, folder, mesh, programs))
+    plan = processes.check_together(lambda: _check_alone(config, folder, mesh, programs))
     sources = _select_sources(config, plan.source, plan.teacher_source)
     record = _describe_data(config, folder, sources)
-    processes.from_main(lambda: check_workdir(config, folder, record))
+    processes.call_on_main(lambda: check_workdir(config, folder, record))
     data_record.say_unknown(sources)
     plan = plan._replace(sources=sources, record=record)
     if not plan.teacher_source:
@@ -77,12 +77,12 @@ def check(config, folder: epath.Path, programs: Programs) -> Plan:
             config_lib.teacher_run(config),
             {data_record.STUDENT: record[data_record.TEACHER]},
         )
-        processes.from_main(lambda: check_workdir(expected, folder / finished.TEACHER, teacher_record))
+        processes.call_on_main(lambda: check_workdir(expected, folder / finished.TEACHER, teacher_record))
         return plan
     if is_run:
-        processes.from_main(lambda: _check_data_of_teacher(config, folder, record))
+        processes.call_on_main(lambda: _check_data_of_teacher(config, folder, record))
     # Only now: if the data have changed, parameters that do not fit them are not damaged.
-    teacher = processes.together(lambda: teachers.load(config, folder, plan.teacher_source, mesh))
+    teacher = processes.check_together(lambda: teachers.load(config, folder, plan.teacher_source, mesh))
     return plan._replace(teacher=teacher)
 
 
@@ -111,13 +111,13 @@ def _select_sources(config, source, teacher_source):
 def _describe_data(config, folder, sources):
     """Describes data in process 0; refuses a process that sees other data."""
     places = [folder, *([teachers.folder_of(config, folder)] if data_record.TEACHER in sources else [])]
-    record = processes.from_main(
+    record = processes.call_on_main(
         lambda: data_record.describe(sources, [data_record.read(place) for place in places])
     )
     if jax.process_count() > 1:
         # Not every process reads files that look the same.
-        own = processes.together(lambda: data_record.describe(sources, [record]))
-        processes.together(lambda: data_record.check_same(record, own))
+        own = processes.check_together(lambda: data_record.describe(sources, [record]))
+        processes.check_together(lambda: data_record.check_same(record, own))
     return record
 
 

@@ -35,7 +35,7 @@ def count_start(folder: epath.Path, is_launched: bool):
     if not is_launched:
         yield
         return
-    folders = processes.from_main(lambda: _begin(folder))
+    folders = processes.call_on_main(lambda: _begin(folder))
     try:
         yield
     except BaseException as error:

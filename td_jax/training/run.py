@@ -34,7 +34,7 @@ def train(
     """
     config_lib.check(config)
     platform.start()
-    result = processes.from_main(lambda: preflight.check_workdir(config, workdir))
+    result = processes.call_on_main(lambda: preflight.check_workdir(config, workdir))
     if result:
         return result
     programs = programs or Programs()
@@ -44,7 +44,7 @@ def train(
         processes.say(plan.source.note)
     with _lock_workdir(workdir):
         # Another process may have trained here in the meantime.
-        result = processes.from_main(lambda: preflight.check_workdir(config, workdir, plan.record))
+        result = processes.call_on_main(lambda: preflight.check_workdir(config, workdir, plan.record))
         if result:
             return result
         teacher = plan.teacher
@@ -52,7 +52,7 @@ def train(
             train(config_lib.teacher_run(config), workdir / finished.TEACHER, 'teacher.', programs)
             with memory.oom_as_user_error():
                 # Every process reads what all of them wrote; one may see another disk.
-                teacher = processes.together(
+                teacher = processes.check_together(
                     lambda: teachers.load(config, workdir, plan.teacher_source, plan.mesh)
                 )
         with memory.oom_as_user_error():

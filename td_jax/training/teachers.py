@@ -130,10 +130,10 @@ def load(config, folder: epath.Path, source: data.Source, mesh: Mesh | None = No
         processes.say(f'{config.teacher.pretrained}: ' + '\n'.join(filter(None, messages)))
         params = _fill_initial(params, report.initialised, config, model, source)
         if mesh:
-            params = sharding.place(params, sharding.of_parameters(mesh, params))
+            params = sharding.place(params, sharding.parameter_shardings(mesh, params))
         return dispatch.Teacher(model, source, params)
     if config.teacher.control == 'untrained':
-        placed = sharding.of_parameters(mesh, shapes) if mesh else None
+        placed = sharding.parameter_shardings(mesh, shapes) if mesh else None
         initial = jax.jit(lambda: assembly.untrained_teacher(config, source).params, out_shardings=placed)
         params = initial() if mesh else jax.tree.map(np.asarray, initial())
         return dispatch.Teacher(model, source, params)
@@ -141,7 +141,7 @@ def load(config, folder: epath.Path, source: data.Source, mesh: Mesh | None = No
         # Not compiled: parameters that a model has would become constants of the program.
         params = assembly.untrained_teacher(config, source).params
         if mesh:
-            params = sharding.place(params, sharding.of_parameters(mesh, params))
+            params = sharding.place(params, sharding.parameter_shardings(mesh, params))
         _check_finite(params, 'teacher.model')
         return dispatch.Teacher(model, source, params)
     place = folder_of(config, folder)
@@ -282,7 +282,7 @@ def describe(config, teacher: dispatch.Teacher | None, student_source: data.Sour
         evaluate = evaluation.make_evaluation(teacher.model, teacher.source, config.eval_batch_size, mesh)
         shapes = jax.eval_shape(_add_seed_axis, teacher.params)
         stacked_params = jax.jit(
-            _add_seed_axis, out_shardings=sharding.of_parameters(mesh, shapes, first_axis=1)
+            _add_seed_axis, out_shardings=sharding.parameter_shardings(mesh, shapes, first_axis=1)
         )
         score = float(evaluate(stacked_params(teacher.params), student_source.evaluation).metric[0])
         if not math.isfinite(score):

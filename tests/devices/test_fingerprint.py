@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from td_jax.devices import fingerprint, small
+from td_jax.devices import fingerprint, small_arrays
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -38,7 +38,7 @@ def expected(name, array):
 def summed(request, monkeypatch):
     """Small arrays are summed by NumPy or, as large ones, by a program."""
     if request.param == 'compiled':
-        monkeypatch.setattr(small, 'MOST', -1)
+        monkeypatch.setattr(small_arrays, 'MAX_ELEMENTS', -1)
 
 
 @pytest.mark.usefixtures('summed')
@@ -64,10 +64,10 @@ def test_64_bits_are_two_words(dtype):
 
 
 def test_what_numpy_sums_is_small_and_whole(monkeypatch):
-    monkeypatch.setattr(small, 'MOST', 6)
+    monkeypatch.setattr(small_arrays, 'MAX_ELEMENTS', 6)
     called = []
     monkeypatch.setattr(
-        fingerprint, '_sums', lambda array: called.append(array.shape) or np.zeros(2, np.uint32)
+        fingerprint, '_compute_sums', lambda array: called.append(array.shape) or np.zeros(2, np.uint32)
     )
     fingerprint.of({'a': np.zeros((2, 3), np.float32), 'b': np.zeros(7, np.float32), 'c': np.zeros(1)})
     assert sorted(called) == [(1,), (7,)]
@@ -99,13 +99,13 @@ def test_every_bit_counts():
     assert len(found) == 1 + len(range(0, array.nbytes * 8, 37))
 
 
-@pytest.mark.parametrize('most', [small.MOST, -1])
+@pytest.mark.parametrize('most', [small_arrays.MAX_ELEMENTS, -1])
 def test_it_is_the_same_on_eight_devices(most):
     program = """
 import jax, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from td_jax.devices import fingerprint, small
-small.MOST = {most}
+from td_jax.devices import fingerprint, small_arrays
+small_arrays.MAX_ELEMENTS = {most}
 mesh = Mesh(np.array(jax.devices()).reshape(2, 4), ('x', 'y'))
 array = np.random.default_rng(0).normal(size=(6, 20)).astype(np.float32)
 for names in ((), ('x', 'y'), (None, 'y'), ('x',)):

@@ -64,7 +64,7 @@ metadata={op_name="jit(step)/sums"}, backend_config={"estimated_cycles":"100"}
 
 
 def test_traffic_is_what_instructions_read_and_write_in_hbm():
-    found = hlo.traffic(hlo.parse(PROGRAM))
+    found = hlo.count_traffic(hlo.parse(PROGRAM))
     assert found == {
         'copy-start': 4096,
         'jit(step)/wide/sum': 26624 + 256,
@@ -76,18 +76,20 @@ def test_traffic_is_what_instructions_read_and_write_in_hbm():
 
 
 def test_a_loop_runs_as_often_as_it_turns():
-    turns = {instruction.name: times for _, instruction, times in hlo.executed(hlo.parse(PROGRAM))}
+    turns = {
+        instruction.name: times for _, instruction, times in hlo.executed_instructions(hlo.parse(PROGRAM))
+    }
     assert (turns['turn'], turns['add']) == (3, 1)
-    assert hlo.cycles(hlo.parse(PROGRAM)) == 3 * 7 + 100
+    assert hlo.count_cycles(hlo.parse(PROGRAM)) == 3 * 7 + 100
 
 
 def test_collectives_are_counted_without_padding():
     # 4 * 32 floats and 10 halves; a start counts what it gives, its end not again.
-    assert hlo.collectives(hlo.parse(PROGRAM)) == {'all-reduce': (1, 532), 'all-gather': (1, 128)}
+    assert hlo.count_collectives(hlo.parse(PROGRAM)) == {'all-reduce': (1, 532), 'all-gather': (1, 128)}
 
 
 def test_a_program_of_a_real_compiler_moves_what_its_shapes_say():
     """Without tiles, vector memory and fusions: a product reads two matrices and writes one."""
     a, b = jnp.zeros((96, 64)), jnp.zeros((64, 32))
     program = hlo.parse(jax.jit(jnp.matmul).lower(a, b).compile().as_text())
-    assert hlo.traffic(program).total() == 4 * (96 * 64 + 64 * 32 + 96 * 32)
+    assert hlo.count_traffic(program).total() == 4 * (96 * 64 + 64 * 32 + 96 * 32)

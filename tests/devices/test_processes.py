@@ -370,13 +370,13 @@ def told(call):
     except Exception as error:
         return f'{type(error).__name__}: {error}'
 
-print(told(lambda: processes.together(lambda: f'value {me}')))
-print(told(lambda: processes.together(lambda: me and fails(UserError('no ä')))))
-print(told(lambda: processes.together(lambda: fails(UserError(f'no {me}')))))
-print(told(lambda: processes.together(lambda: me and fails(ValueError('a fault')))))
-print(told(lambda: processes.from_main(lambda: f'value {me}')))
-print(told(lambda: processes.from_main(lambda: fails(UserError(f'no {me}')))))
-print(told(lambda: processes.from_main(lambda: fails(ValueError(f'a fault {me}')))))
+print(told(lambda: processes.check_together(lambda: f'value {me}')))
+print(told(lambda: processes.check_together(lambda: me and fails(UserError('no ä')))))
+print(told(lambda: processes.check_together(lambda: fails(UserError(f'no {me}')))))
+print(told(lambda: processes.check_together(lambda: me and fails(ValueError('a fault')))))
+print(told(lambda: processes.call_on_main(lambda: f'value {me}')))
+print(told(lambda: processes.call_on_main(lambda: fails(UserError(f'no {me}')))))
+print(told(lambda: processes.call_on_main(lambda: fails(ValueError(f'a fault {me}')))))
 """
 
 
@@ -474,8 +474,8 @@ import td_jax
 td_jax.silence_cpp()
 from td_jax.devices import processes
 processes.start(sys.argv[1], 2, int(sys.argv[2]), False)
-with processes.ending_together():
-    processes.from_all('there')
+with processes.end_together():
+    processes.gather('there')
     print('there', flush=True)
     time.sleep(200)
 """
@@ -591,7 +591,7 @@ class Interrupted:
     def __del__(self):
         signal.raise_signal(signal.SIGINT)
 
-processes.hear_signals()
+processes.handle_signals()
 Interrupted()
 try:
     processes.is_asked_to_stop()
@@ -616,14 +616,14 @@ def test_control_c_that_a_finalizer_swallowed_is_heard_by_the_run():
     hook = sys.unraisablehook
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        processes.hear_signals()
+        processes.handle_signals()
         assert not processes.is_asked_to_stop()
         with contextlib.suppress(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             processes.is_asked_to_stop()
         # A run that was asked before is over.
-        processes.hear_signals()
+        processes.handle_signals()
         assert not processes.is_asked_to_stop()
     finally:
         sys.unraisablehook = hook

@@ -65,7 +65,9 @@ class FakeMesh:
 )
 def test_a_parameter_is_cut_along_its_largest_axis_that_can_be(monkeypatch, shape, fsdp, expected):
     monkeypatch.setattr(sharding, 'NamedSharding', lambda mesh, spec: spec)
-    spec = sharding.of_parameters(FakeMesh(fsdp), jax.ShapeDtypeStruct(shape, jnp.float32), first_axis=1)
+    spec = sharding.parameter_shardings(
+        FakeMesh(fsdp), jax.ShapeDtypeStruct(shape, jnp.float32), first_axis=1
+    )
     assert tuple(spec) == expected
 
 

@@ -164,7 +164,7 @@ def test_a_student_starts_from_a_public_checkpoint_and_learns(cifar10_data, tmp_
     nothing = evaluation.Scores(np.zeros(2), None)
     monkeypatch.setattr(evaluation, 'make_evaluation', lambda *_: lambda params, *_: nothing)
     config = tiny()
-    given = fingerprint.named(pretrained.read(config.teacher.pretrained).params)
+    given = fingerprint.flatten_by_name(pretrained.read(config.teacher.pretrained).params)
     result = train(config, tmp_path)
     # 10 labels of the checkpoint, 5 of the student.
     assert result['teacher'] is None

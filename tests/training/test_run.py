@@ -13,7 +13,7 @@ import td_jax
 from td_jax import config
 from td_jax.configs import movielens as movielens_config
 from td_jax.data import SOURCES, movielens
-from td_jax.devices import fingerprint, small
+from td_jax.devices import fingerprint, small_arrays
 from td_jax.errors import Diverged, Missing, UserError
 from td_jax.files import checkpoints, metric_log, workdir
 from td_jax.training import evaluation
@@ -773,12 +773,12 @@ def test_what_is_noted_of_a_divergence_goes_when_the_run_is_started_again(tmp_pa
         raise Diverged('not finite')
 
 
-@pytest.mark.parametrize('most', [small.MOST, -1], ids=['seen by NumPy', 'compiled'])
+@pytest.mark.parametrize('most', [small_arrays.MAX_ELEMENTS, -1], ids=['seen by NumPy', 'compiled'])
 def test_parameters_that_overflow_in_the_last_step_are_not_saved(
     most, small_config, tmp_path, restored, monkeypatch
 ):
     """The loss of the last step is finite; its update is not."""
-    monkeypatch.setattr(small, 'MOST', most)
+    monkeypatch.setattr(small_arrays, 'MAX_ELEMENTS', most)
     bad = small_config(
         method='supervised',
         optimizer__learning_rate=3e38,

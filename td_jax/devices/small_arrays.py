@@ -3,13 +3,13 @@
 import jax
 import numpy as np
 
-# Of so many elements at most.
-MOST = 2**18
+# A small array has at most so many elements.
+MAX_ELEMENTS = 2**18
 
 
 def is_small(array: np.ndarray | jax.Array) -> bool:
     """Whether an array is small and this process has it whole; the same in all processes."""
     # Without 64 bits, a program would take an array of them for one of 32.
-    is_taken_as_it_is = jax.dtypes.canonicalize_dtype(array.dtype) == array.dtype
+    keeps_type = jax.dtypes.canonicalize_dtype(array.dtype) == array.dtype
     is_whole = not isinstance(array, jax.Array) or array.is_fully_replicated
-    return array.size <= MOST and is_whole and is_taken_as_it_is
+    return array.size <= MAX_ELEMENTS and is_whole and keeps_type

@@ -7,7 +7,7 @@ import zlib
 import jax
 import pytest
 
-from td_jax.devices import compiled
+from td_jax.devices import compilation_cache
 from tests import forked
 
 # Compiles some programs, and says which of them it had to.
@@ -57,9 +57,9 @@ def test_what_is_cut_off_is_written_anew(tmp_path, most):
         # By a process that may still be at it, so nobody touches it.
         said, _ = compile_in(tmp_path, most)
         assert 'Error reading persistent compilation cache entry' in said
-        old = time.time() - 2 * compiled.SECONDS
+        old = time.time() - 2 * compilation_cache.MIN_AGE_SECONDS
         os.utime(longest, (old, old))
-        (tmp_path / compiled.CHECKED).unlink()
+        (tmp_path / compilation_cache.CHECK_MARK).unlink()
     else:
         said, _ = compile_in(tmp_path, most, 'does not')
         assert 'Error reading persistent compilation cache entry' in said
@@ -93,14 +93,14 @@ def test_a_program_without_a_time_of_use_gets_one_and_a_time_without_a_program_g
 def test_what_was_looked_at_once_is_not_read_again(tmp_path, monkeypatch):
     _, whole = compile_in(tmp_path, BOUNDED)
     asked = []
-    monkeypatch.setattr(compiled, 'is_whole', lambda path: asked.append(path) or True)
+    monkeypatch.setattr(compilation_cache, 'is_whole', lambda path: asked.append(path) or True)
     old = time.time() - 100
-    os.utime(tmp_path / compiled.CHECKED, (old, old))
+    os.utime(tmp_path / compilation_cache.CHECK_MARK, (old, old))
     newest = next(iter(whole))
     for path in whole:
         os.utime(path, (old - 50, old - 50))
     os.utime(newest, (old + 50, old + 50))
-    compiled._remove_cut_off(tmp_path, 0)
+    compilation_cache._remove_cut_off(tmp_path, 0)
     assert asked == [newest]
 
 
@@ -112,13 +112,13 @@ def test_what_was_looked_at_once_is_not_read_again(tmp_path, monkeypatch):
         (b'', False),
         (b'neither', False),
         # Zstandard is not among what td_jax needs: where it is missing, JAX reads none of these.
-        (compiled.ZSTANDARD + b'...', compiled._zstandard() is None),
+        (compilation_cache.ZSTANDARD_MAGIC + b'...', compilation_cache._zstandard() is None),
     ],
 )
 def test_a_program_is_whole_or_not(content, expected, tmp_path):
     path = tmp_path / 'key-cache'
     path.write_bytes(content)
-    assert compiled.is_whole(path) == expected
+    assert compilation_cache.is_whole(path) == expected
 
 
 @pytest.mark.parametrize('place', ['gs://bucket/compiled', '/none/compiled', ''])
@@ -126,6 +126,6 @@ def test_what_is_no_folder_is_left_to_jax(place, monkeypatch):
     before = jax.config.jax_compilation_cache_dir
     jax.config.update('jax_compilation_cache_dir', place)
     try:
-        compiled.mend()
+        compilation_cache.repair()
     finally:
         jax.config.update('jax_compilation_cache_dir', before)
