@@ -22,7 +22,7 @@ def main():
     def command():
         is_launched = cluster.value or coordinator.value is not None
         if is_launched:
-            # JAX says pages of a process that died, and processes.ending_together one line.
+            # JAX says pages of a process that died, and processes.end_together one line.
             td_jax.silence_cpp()
         # Imported here: it takes seconds, and a mistake in a flag is told without them.
         from td_jax import config as config_lib

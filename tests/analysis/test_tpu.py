@@ -50,7 +50,7 @@ for dtype in ('float32', 'bfloat16'):
     one = jax.ShapeDtypeStruct((1024, 1024), dtype, sharding=SingleDeviceSharding(tpu.topology('v5e:2x2')[0]))
     for name, function in (('plain', jax.numpy.matmul), ('exact', precision.exact(jax.numpy.matmul))):
         compiled = jax.jit(lambda a, b, function=function: function(a, b)).lower(one, one).compile()
-        cycles[f'{name} {dtype}'] = hlo.cycles(hlo.parse(compiled.as_text()))
+        cycles[f'{name} {dtype}'] = hlo.count_cycles(hlo.parse(compiled.as_text()))
 print(json.dumps([found, devices, cycles]))
 """
 CASES = [
