@@ -38,7 +38,7 @@ def main():
             typed, place = command_line.typed_keys(), workdir.resolve(folder.value)
             full = processes.check_together(lambda: public_teacher.complete(config.value, place, typed))
             config_lib.check(full)
-            for line in config_lib.said_of(full, typed):
+            for line in config_lib.describe_without_effect(full, typed):
                 processes.say(line)
             with restarts.count_start(place, is_launched):
                 result = train(full, place)

@@ -28,7 +28,7 @@ def main():
             # One that a config names is described there, and need not be on this machine.
             full = public_teacher.complete_architecture(full, typed)
         config_lib.check(full)
-        for line in config_lib.said_of(full, typed):
+        for line in config_lib.describe_without_effect(full, typed):
             processes.say(line)
         found = tpu.report(full, name.value)
         print(json.dumps(found, indent=2) if as_json.value else tpu.describe(found))

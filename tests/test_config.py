@@ -325,9 +325,9 @@ def with_effect(key):
         ('labelled_by',): {'dataset.name': 'digits', 'dataset.examples_per_class': 5},
         ('test_part',): {'dataset.name': 'digits', 'dataset.split': 'test'},
         ('tfds', 'kept_gb'): {'dataset.name': 'tfds'},
-        effect.OF_DATASETS['ratings'][:10]: {'dataset.name': 'ratings'},
-        effect.OF_DATASETS['cifar10'][2:]: {'dataset.name': 'cifar10'},
-        effect.OF_MODELS['vit']: {f'{side}model.name': 'vit'},
+        effect.DATASET_OPTIONS['ratings'][:10]: {'dataset.name': 'ratings'},
+        effect.DATASET_OPTIONS['cifar10'][2:]: {'dataset.name': 'cifar10'},
+        effect.MODEL_OPTIONS['vit']: {f'{side}model.name': 'vit'},
         ('padding',): {f'{side}model.name': 'efficientnet'},
     }
     return next((others for names, others in needed.items() if name in names), {})
@@ -509,7 +509,7 @@ def test_flatten_joins_keys_with_dots():
 def test_a_knob_without_effect_is_said_with_the_reason(changes, key, reason):
     config = common.get_config()
     config.update_from_flattened_dict(changes)
-    assert config_lib.without_effect(config, [key, 'num_steps']) == {key: reason}
+    assert config_lib.explain_without_effect(config, [key, 'num_steps']) == {key: reason}
 
 
 def test_every_knob_has_an_effect_in_some_run():
@@ -533,7 +533,7 @@ def test_every_knob_has_an_effect_in_some_run():
     ):
         config = common.get_config()
         config.update_from_flattened_dict(changes)
-        silent &= config_lib.without_effect(config, silent).keys()
+        silent &= config_lib.explain_without_effect(config, silent).keys()
     # The task of the teacher has what a task has.
     assert silent == set()
 

@@ -1,10 +1,10 @@
-"""A run's config: what is refused of it, what makes two the same, and which of its options have an effect."""
+"""The config of a run: its checks, what makes two configs the same, and which options have an effect."""
 
 from td_jax.config.checks import check, check_choice, check_names
-from td_jax.config.effect import OF_MODELS, said_of, without_effect
-from td_jax.config.identity import completed, describe, differences, digest
+from td_jax.config.effect import MODEL_OPTIONS, describe_without_effect, explain_without_effect
+from td_jax.config.identity import complete, describe, differences, digest
 from td_jax.config.tree import (
-    OF_STUDENT,
+    INHERITED_KEYS,
     PROTOCOL,
     flatten,
     from_json,
@@ -15,22 +15,22 @@ from td_jax.config.tree import (
 )
 
 __all__ = [
-    'OF_MODELS',
-    'OF_STUDENT',
+    'INHERITED_KEYS',
+    'MODEL_OPTIONS',
     'PROTOCOL',
     'check',
     'check_choice',
     'check_names',
-    'completed',
+    'complete',
     'describe',
+    'describe_without_effect',
     'differences',
     'digest',
+    'explain_without_effect',
     'flatten',
     'from_json',
     'has_teacher',
-    'said_of',
     'teacher_run',
     'to_json',
     'trains_teacher',
-    'without_effect',
 ]

@@ -7,8 +7,8 @@ import numbers
 import ml_collections
 import numpy as np
 
-from td_jax.config.effect import OF_MODELS
-from td_jax.config.tree import OF_STUDENT, PROTOCOL, flatten, has_teacher, starts_and_stays
+from td_jax.config.effect import MODEL_OPTIONS
+from td_jax.config.tree import INHERITED_KEYS, PROTOCOL, flatten, has_teacher, keeps_initial_teacher
 from td_jax.configs import common
 from td_jax.data import SOURCES, images, movielens, ratings, resizing
 from td_jax.data import base as data
@@ -18,7 +18,7 @@ from td_jax.method import objectives, shared
 from td_jax.models import MODELS, efficientnet, resnet, resnet_bn, vit
 from td_jax.training import optimizer
 
-# What a name may be, by key.
+# {key of a name: its choices}.
 CHOICES = {
     'method': objectives.METHODS,
     'role': ('student', 'teacher'),
@@ -61,7 +61,7 @@ CHOICES = {
     'td.scale': ('none', 'variance'),
 }
 
-# What an architecture's sizes are read with, by name; those of others as a ViT's, which have no effect there.
+# {architecture: function that reads its sizes}; for others that of a ViT, whose options have no effect there.
 SIZES = {
     'vit': vit.sizes_of,
     'resnet': resnet.sizes_of,
@@ -69,14 +69,14 @@ SIZES = {
     'resnet_bn': lambda model: resnet_bn.sizes_of_variant(model.variant),
 }
 # Architectures with BatchNorm, which is part of their convolutions here.
-FROZEN = 'efficientnet', 'resnet_bn'
-# A grid of messages has at most so many rows; that of 1024 pixels in patches of 8 has 128.
-LARGEST_GRID = 1024
+WITH_FROZEN_BATCH_NORM = 'efficientnet', 'resnet_bn'
+# The largest side of a grid of messages; 1024 pixels in patches of 8 have 128.
+MAX_GRID = 1024
 
-# Steps, seeds and sizes are int32 where they are computed with.
-LARGEST = 2**31 - 1
-# A ViT is traced and compiled block by block; the deepest that anybody published have less than a hundred.
-MOST_LAYERS = 1000
+# Steps, seeds and sizes are int32 in computations.
+MAX_INT32 = 2**31 - 1
+# A ViT is traced and compiled block by block; the deepest that were published have fewer than a hundred.
+MAX_LAYERS = 1000
 
 # The last part of the key of every number -> (what it must be, the check).
 _POSITIVE = 'more than 0', lambda x: x > 0
@@ -116,7 +116,7 @@ NUMBERS = {
     'probe_gb': _POSITIVE,
     'data': _DEVICES,
     'fsdp': _DEVICES,
-    'layers': (f'from 0 to {MOST_LAYERS}', lambda x: 0 <= x <= MOST_LAYERS),
+    'layers': (f'from 0 to {MAX_LAYERS}', lambda x: 0 <= x <= MAX_LAYERS),
     'width': _NOT_NEGATIVE,
     'mlp': _NOT_NEGATIVE,
     'heads': _NOT_NEGATIVE,
@@ -141,7 +141,7 @@ NUMBERS = {
     'seed': _NOT_NEGATIVE,
     'classes': _NOT_NEGATIVE,
 }
-# Those among them that have a number for each of red, green and blue.
+# Those of them that have a number for each of red, green and blue.
 COLOURS = ('image_mean', 'image_std')
 # The same by the part before it, where the last part is a free name.
 NUMBERS_IN = {'weights': _NOT_NEGATIVE, 'embeddings': _POSITIVE}
@@ -156,17 +156,19 @@ def check(config):
     check_names(config)
     flat = flatten(config)
     # A model that a caller brings may bring what it learned, and then needs no steps.
-    is_learned = config.teacher.model.name not in OF_MODELS and config.teacher.num_steps == 0
+    is_learned = config.teacher.model.name not in MODEL_OPTIONS and config.teacher.num_steps == 0
     for key, value in flat.items():
-        is_open = key.startswith('teacher.dataset.') and key.rpartition('.')[2] in OF_STUDENT and value == 0
+        is_open = (
+            key.startswith('teacher.dataset.') and key.rpartition('.')[2] in INHERITED_KEYS and value == 0
+        )
         if not is_open and not (key == 'teacher.num_steps' and is_learned):
             _check_numbers(key, value)
     last_seed = config.seed + (config.num_seeds - 1) * config.seed_step
-    if last_seed > LARGEST:
+    if last_seed > MAX_INT32:
         step = '' if config.seed_step == 1 else f' and seed_step is {config.seed_step}'
         raise UserError(
             f'seed is {config.seed} and num_seeds is {config.num_seeds}{step}, so the last seed would be '
-            f'{last_seed}; it must be at most {LARGEST}.'
+            f'{last_seed}; it must be at most {MAX_INT32}.'
         )
     if config.teacher.checkpoint and config.teacher.pretrained:
         raise UserError(
@@ -186,10 +188,11 @@ def check(config):
             )
     _check_frozen(config)
     _check_images(config)
-    for knob in ('words', 'categories'):
-        if not all(isinstance(name, str) and name for name in config.dataset[knob]):
+    for option in ('words', 'categories'):
+        if not all(isinstance(name, str) and name for name in config.dataset[option]):
             raise UserError(
-                f"dataset.{knob} is {config.dataset[knob]}; it must be names of columns, such as ('title',)."
+                f'dataset.{option} is {config.dataset[option]}; it must be names of columns, such as '
+                "('title',)."
             )
     if len(config.td.ramp_up) != 2:
         raise UserError(
@@ -204,7 +207,7 @@ def check(config):
 
 
 def check_names(config):
-    """Refuses what is no config, keys that are not known or missing, and names that no part of td_jax has.
+    """Refuses what is no config, unknown and missing keys, and unknown names.
 
     Raises:
       UserError: one line that names the key, its value and what it may be.
@@ -220,15 +223,15 @@ def check_names(config):
 
 
 def _check_selection(config):
-    """Refuses to choose a step by the test split."""
-    wanted = {'keep': config.keep == 'best', 'patience': config.patience > 0}
-    for key, is_wanted in wanted.items():
-        if is_wanted and config.dataset.split == 'test':
+    """Refuses to choose a step on the test split."""
+    selections = {'keep': config.keep == 'best', 'patience': config.patience > 0}
+    for key, is_set in selections.items():
+        if is_set and config.dataset.split == 'test':
             raise UserError(
                 f'{key} is {config[key]}, which chooses a step by validations, but dataset.split is test, '
                 f'which is read once, at the end; set dataset.split=validation, or leave {key} out.'
             )
-        if is_wanted and config.eval_every >= config.num_steps:
+        if is_set and config.eval_every >= config.num_steps:
             raise UserError(
                 f'{key} is {config[key]}, which chooses a step by validations, but eval_every is '
                 f'{config.eval_every} and num_steps {config.num_steps}: only the last is validated; lower '
@@ -237,23 +240,23 @@ def _check_selection(config):
 
 
 def _check_control(config):
-    """Refuses a teacher that is left as it starts together with one that is given."""
-    given = [place for place in ('checkpoint', 'pretrained') if config.teacher[place]]
-    if starts_and_stays(config) and given:
+    """Refuses an untrained teacher together with a checkpoint."""
+    sources = [place for place in ('checkpoint', 'pretrained') if config.teacher[place]]
+    if keeps_initial_teacher(config) and sources:
         why = 'control is untrained' if config.teacher.control == 'untrained' else 'num_steps is 0'
         raise UserError(
-            f'teacher.{why}, which makes a teacher here, but teacher.{given[0]} is '
-            f'{config.teacher[given[0]]}; leave one of them out.'
+            f'teacher.{why}, which makes a teacher here, but teacher.{sources[0]} is '
+            f'{config.teacher[sources[0]]}; leave one of them out.'
         )
 
 
 def _check_grid(side):
     """Refuses a grid of messages that is neither a model's nor a number."""
-    is_number = side.isascii() and side.isdecimal() and 1 <= int(side) <= LARGEST_GRID
+    is_number = side.isascii() and side.isdecimal() and 1 <= int(side) <= MAX_GRID
     if not is_number and side not in ('student', 'teacher'):
         raise UserError(
             f'communication.grid {side!r} is not known. Known: student, teacher, or a number from 1 to '
-            f'{LARGEST_GRID}.'
+            f'{MAX_GRID}.'
         )
 
 
@@ -266,24 +269,24 @@ def _check_method(config):
             f'teacher.labels is {labels}, but method {config.method} has to know which of the compared '
             f'classes an example is of; set teacher.labels to {" or ".join(method.bridges)}.'
         )
-    at_once = config.batch_size // config.micro_batches
-    # What relates examples to each other, how many there are, how many it takes.
-    related = [(f'method {config.method}', at_once, method.smallest_batch)]
+    examples_at_once = config.batch_size // config.micro_batches
+    # (what relates examples to each other, how many there are, how many it needs)
+    relations = [(f'method {config.method}', examples_at_once, method.smallest_batch)]
     if config.method == 'td' and config.td.scale == 'variance':
-        related.append(('td.scale variance', at_once, 2))
+        relations.append(('td.scale variance', examples_at_once, 2))
     if method.reads and config.teacher.control.startswith('shuffled'):
-        related.append((f'teacher.control {config.teacher.control}', config.batch_size, 2))
-    for what, there, needed in related:
-        if there < needed and needed > 1:
+        relations.append((f'teacher.control {config.teacher.control}', config.batch_size, 2))
+    for what, available, required in relations:
+        if available < required and required > 1:
             raise UserError(
-                f'{what} relates {needed} examples of a batch or more to each other, but batch_size is '
+                f'{what} relates {required} examples of a batch or more to each other, but batch_size is '
                 f'{config.batch_size} and micro_batches is {config.micro_batches}; raise batch_size or lower '
                 'micro_batches.'
             )
 
 
 def _check_weights(config):
-    """Refuses a method that a caller brings without a weight for each of its terms."""
+    """Refuses a caller's method without a weight for each of its terms."""
     if config.method == 'supervised' or config.method in config:
         return
     flat, start = flatten(config.own), f'{config.method}.weights.'
@@ -300,12 +303,12 @@ def _check_weights(config):
 def _check_frozen(config):
     """Refuses to train a model whose BatchNorm is part of its convolutions."""
     name, teacher = config.model.name, config.teacher.model.name
-    if name in FROZEN:
+    if name in WITH_FROZEN_BATCH_NORM:
         raise UserError(
             f'model.name is {name}, which has BatchNorm and is for a pretrained teacher alone: for a student '
             'take resnet (R20x1 for small images, R50x1 for large ones), which has GroupNorm, or vit.'
         )
-    if teacher in FROZEN and has_teacher(config) and not config.teacher.pretrained:
+    if teacher in WITH_FROZEN_BATCH_NORM and has_teacher(config) and not config.teacher.pretrained:
         raise UserError(
             f'teacher.model.name is {teacher}, which has BatchNorm and is not trained here: name a '
             'checkpoint in teacher.pretrained, or take resnet or vit.'
@@ -313,7 +316,7 @@ def _check_frozen(config):
 
 
 def _check_images(config):
-    """Refuses sizes of models that do not fit each other or the images, and too few colours."""
+    """Refuses image options that fit neither the data, the colours nor the sizes of the models."""
     if config.dataset.test_part != 'all' and config.dataset.name in ('movielens', 'ratings'):
         raise UserError(
             f'dataset.test_part is {config.dataset.test_part}, which is of images, but dataset.name is '
@@ -378,22 +381,22 @@ def _check_numbers(key, value):
         what, is_right = NUMBERS[name]
     else:
         return
-    is_many = isinstance(value, (tuple, list))
+    is_sequence = isinstance(value, (tuple, list))
     # ml_collections holds a single number to its type, but not those in a tuple or under a free name.
-    is_count = path[-1:] == ['embeddings'] or (is_many and name not in COLOURS)
+    is_count = path[-1:] == ['embeddings'] or (is_sequence and name not in COLOURS)
     kind = numbers.Integral if is_count else numbers.Real
-    for number in value if is_many else (value,):
+    for number in value if is_sequence else (value,):
         is_number = isinstance(number, kind) and not isinstance(number, bool)
         if not is_number or not math.isfinite(number) or not is_right(number):
             integers = ', a whole number' if kind is numbers.Integral else ''
             raise UserError(f'{key} is {value}; it must be {what}{integers}.')
-        if isinstance(number, numbers.Integral) and number > LARGEST:
-            raise UserError(f'{key} is {value}; it must be at most {LARGEST}.')
+        if isinstance(number, numbers.Integral) and number > MAX_INT32:
+            raise UserError(f'{key} is {value}; it must be at most {MAX_INT32}.')
         _check_float32(key, number, what, is_right)
 
 
 def _check_float32(key, number, what, is_right):
-    """Refuses a number that becomes another kind of number in what is computed: infinite, 0 or 1."""
+    """Refuses a number that leaves its range in float32, such as one that becomes infinite, 0 or 1."""
     with np.errstate(over='ignore', under='ignore'):
         rounded = float(np.float32(number))
     if not math.isfinite(rounded) or not is_right(rounded):

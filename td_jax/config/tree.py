@@ -8,16 +8,16 @@ from td_jax.configs import common
 from td_jax.errors import UserError
 from td_jax.method import objectives
 
-# The rules that a run is trained by (docs/decisions.md), and what a stored config of the first ones, which
-# did not say so, means by what it leaves out.
+# The version of the rules of training (docs/decisions.md), and the values of the first version, whose configs
+# do not store them.
 PROTOCOL = common.get_config().protocol
 FIRST_PROTOCOL = {'protocol': 1, 'dataset.labelled_by': 'first'}
 # Keys of teacher.dataset that are as the student's where they are 0 or ''.
-OF_STUDENT = 'image_size', 'resize', 'crop_mode', 'crop_pct'
+INHERITED_KEYS = 'image_size', 'resize', 'crop_mode', 'crop_pct'
 
 
 def flatten(config) -> dict:
-    """{dotted key: value} of a config or of the dict read back from its JSON."""
+    """Flattens a config, or the dict read from its JSON, to {dotted key: value}."""
     if isinstance(config, (ml_collections.ConfigDict, ml_collections.FrozenConfigDict)):
         config = config.to_dict()
     flat = {}
@@ -34,16 +34,16 @@ def to_json(config) -> str:
     return json.dumps(config.to_dict(), indent=2, sort_keys=True) + '\n'
 
 
-def explicit(stored: dict) -> dict:
-    """{dotted key: value} of a config read back from JSON, with what the first protocol left unsaid."""
+def make_explicit(stored: dict) -> dict:
+    """Flattens a config read from JSON to {dotted key: value}, with what the first protocol left implicit."""
     flat = flatten(stored)
     return flat if 'protocol' in flat else FIRST_PROTOCOL | flat
 
 
 def from_json(stored: dict) -> ml_collections.ConfigDict:
-    """The config that `to_json` wrote, from the dict that was read back."""
+    """Makes the config that `to_json` wrote from the dict that was read."""
     config = common.get_config()
-    flat = explicit(stored)
+    flat = make_explicit(stored)
     for key in sorted(flat.keys() & flatten(config).keys()):
         value = tuple(flat[key]) if isinstance(flat[key], list) else flat[key]
         config.update_from_flattened_dict({key: value})
@@ -60,7 +60,7 @@ def from_json(stored: dict) -> ml_collections.ConfigDict:
     return config
 
 
-# --- What makes two runs the same ------------------------------------------------------------------
+# --- Teacher and labels ----------------------------------------------------------------------------
 
 
 def has_teacher(config) -> bool:
@@ -69,33 +69,33 @@ def has_teacher(config) -> bool:
 
 
 def trains_teacher(config) -> bool:
-    """Whether a run's teacher is a run, too: not a public checkpoint, and not left as it starts."""
-    return has_teacher(config) and not config.teacher.pretrained and not starts_and_stays(config)
+    """Whether a run's teacher is trained by a run: no public checkpoint, and not left at initialization."""
+    return has_teacher(config) and not config.teacher.pretrained and not keeps_initial_teacher(config)
 
 
 def has_few_labels(config) -> bool:
     """Whether a run, or that of its teacher, trains on a part of the examples of a class."""
-    of_teacher = trains_teacher(config) and config.teacher.dataset.examples_per_class
-    return bool(config.dataset.examples_per_class or of_teacher)
+    teacher_has_few = trains_teacher(config) and config.teacher.dataset.examples_per_class
+    return bool(config.dataset.examples_per_class or teacher_has_few)
 
 
-def starts_and_stays(config) -> bool:
-    """Whether a run's teacher is left as its model's `init` makes it."""
+def keeps_initial_teacher(config) -> bool:
+    """Whether a run's teacher is left as its model's `init` makes it, untrained."""
     return config.teacher.control == 'untrained' or config.teacher.num_steps == 0
 
 
 def teacher_run(config):
-    """The config of the supervised run that makes `config`'s teacher."""
+    """Makes the config of the supervised run that trains `config`'s teacher."""
     run = config.copy_and_resolve_references()
     with run.unlocked():
         run.method, run.role = 'supervised', 'teacher'
         run.num_seeds = 1
         run.seed = config.teacher.seed
         run.num_steps = config.teacher.num_steps
-        # What is asked of the students; a teacher that is to be chosen so is a run of its own.
+        # Options of the students; a teacher whose step is to be chosen needs a run of its own.
         run.keep, run.patience = 'last', 0
         run.model = config.teacher.model.copy_and_resolve_references()
         run.optimizer = config.teacher.optimizer.copy_and_resolve_references()
         task = config.teacher.dataset.to_dict()
-        run.dataset.update({key: value for key, value in task.items() if value or key not in OF_STUDENT})
+        run.dataset.update({key: value for key, value in task.items() if value or key not in INHERITED_KEYS})
     return run

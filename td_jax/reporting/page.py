@@ -342,7 +342,7 @@ def _message_charts(setting):
 
 def _read_options(run):
     """{key: value} of the options of a run that have an effect, without seeds."""
-    unread = config_lib.without_effect(run.config, run.stored) if run.config is not None else ()
+    unread = config_lib.explain_without_effect(run.config, run.stored) if run.config is not None else ()
     return {
         key: value for key, value in run.stored.items() if key not in unread and key not in settings.SEEDS
     }

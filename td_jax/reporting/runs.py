@@ -145,7 +145,7 @@ def read_run(folder: epath.Path, name: str) -> Run:
         state=FINISHED,
         reason='',
         remarks=tuple(remarks),
-        stored=config_lib.completed(stored) if stored else {},
+        stored=config_lib.complete(stored) if stored else {},
         config=config,
         lines=lines,
         data=data,

@@ -77,7 +77,7 @@ def read_keys(run: Run) -> dict:
     """{dotted key: value} of the options with an effect; all options if the config is not valid."""
     if run.config is not None:
         return identity.identity(run.config)
-    return {key: value for key, value in run.stored.items() if key not in identity.WITHOUT_EFFECT}
+    return {key: value for key, value in run.stored.items() if key not in identity.IRRELEVANT_KEYS}
 
 
 def make_settings(runs, teacher_names) -> list[Setting]:

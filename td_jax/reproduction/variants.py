@@ -142,14 +142,15 @@ def _unread_keys(config):
     config = config.copy_and_resolve_references()
     config.method = 'ld'
     keys = [f'{prefix}{key}' for prefix in ('', 'teacher.') for key in tuning.OPTIMIZER]
-    return config_lib.without_effect(config, keys)
+    return config_lib.explain_without_effect(config, keys)
 
 
 def _read_keys(config):
     """The keys of `dataset` that have an effect in a config."""
     keys = [key for key in config_lib.flatten(config) if key.startswith('dataset.')]
     return {
-        key.removeprefix('dataset.') for key in set(keys) - config_lib.without_effect(config, keys).keys()
+        key.removeprefix('dataset.')
+        for key in set(keys) - config_lib.explain_without_effect(config, keys).keys()
     }
 
 

@@ -157,7 +157,7 @@ def check_workdir(config, folder: epath.Path, record: Mapping[str, dict] | None 
                 'choose another --workdir.'
             )
         return None
-    before = config_lib.completed(stored)
+    before = config_lib.complete(stored)
     if before['protocol'] != config.protocol:
         raise UserError(
             f'{folder} holds a run by another protocol ({before["protocol"]} there, {config.protocol} here): '
@@ -219,7 +219,7 @@ def _check_teacher_of_result(config, folder, stored, result):
     A teacher in the same place counts as the same; one whose parameters its model brings has no place.
     """
     places = ('teacher.checkpoint', 'teacher.pretrained')
-    before, now = config_lib.completed(stored), config_lib.flatten(config)
+    before, now = config_lib.complete(stored), config_lib.flatten(config)
     moved = {place: (before[place], now[place]) for place in places if before[place] != now[place]}
     if not config_lib.has_teacher(config) or not (moved or config.teacher.num_steps == 0):
         return
@@ -301,7 +301,7 @@ def _check_teacher(config, folder, student_source) -> data.Source:
 
 def _warn_of_same_start(config, folder):
     """Warns of a teacher that starts from the random numbers of one of its students."""
-    stored = config_lib.completed(workdir.read_json(folder / workdir.CONFIG))
+    stored = config_lib.complete(workdir.read_json(folder / workdir.CONFIG))
     seed, is_alike = stored['seed'], all(stored[key] == config[key] for key in ('protocol', 'role'))
     if is_alike and seed in dispatch.seeds(config):
         processes.say(
@@ -394,7 +394,7 @@ def _check_trainable(config, source, name):
 
 def _check_outputs(config, model_config, source, key):
     """Refuses a model that a caller brings and that predicts something else than the labels of its data."""
-    if model_config.name in config_lib.OF_MODELS:
+    if model_config.name in config_lib.MODEL_OPTIONS:
         return
     model = assembly.build_model(config, model_config, source)
     shapes, inputs = assembly.parameter_shapes(config, model_config, source), assembly.one_input(source)

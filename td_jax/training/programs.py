@@ -74,7 +74,7 @@ def _mappings_run_short() -> bool:
 def describe_program(config) -> str:
     """The options of a run that its program depends on; of a hyperparameter, only whether it is 0."""
     knobs = config_lib.flatten(config)
-    for name in {*NOT_IN_PROGRAM, *config_lib.without_effect(config, knobs)}:
+    for name in {*NOT_IN_PROGRAM, *config_lib.explain_without_effect(config, knobs)}:
         del knobs[name]
     # As in train_step.read_hyperparameters.
     numbers = [f'{config.method}.weights.{term}' for term in objectives.weights_of(config)]

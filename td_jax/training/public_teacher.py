@@ -103,7 +103,7 @@ def _choose_labels(config, checkpoint, folder, any_method):
         if stored is None:
             raise
         # A finished run that has lost its data is still the same run.
-        return config_lib.completed(stored)['teacher.labels'], ''
+        return config_lib.complete(stored)['teacher.labels'], ''
     if labels.output_names(checkpoint, names) == names:
         return labels_are, ''
     return 'probe', (

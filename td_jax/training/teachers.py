@@ -50,7 +50,9 @@ def pretrained_source(config, student_source: data.Source) -> data.Source:
         return student_source._replace(label_names=names, inputs=inputs)
     # A caller's own data set makes the teacher's inputs itself.
     task = config.dataset.copy_and_resolve_references()
-    own = {key: config.teacher.dataset[key] for key in ('image_mean', 'image_std', *config_lib.OF_STUDENT)}
+    own = {
+        key: config.teacher.dataset[key] for key in ('image_mean', 'image_std', *config_lib.INHERITED_KEYS)
+    }
     task.update({key: value for key, value in own.items() if value})
     inputs = assembly.load_source(config, task).inputs if task != config.dataset else student_source.inputs
     return student_source._replace(label_names=names, inputs=inputs)
@@ -250,7 +252,7 @@ def check_run(config, folder: epath.Path):
             f'{workdir.RESULT} is missing.'
         )
     provenance.check(expected, folder)
-    steps = config_lib.completed(stored)['num_steps']
+    steps = config_lib.complete(stored)['num_steps']
     if not finished.is_finished(result, steps):
         raise UserError(f'teacher.checkpoint {folder} is not finished: {result["steps"]} of {steps} steps.')
     parts = ('model.', 'dataset.', 'method')

@@ -106,7 +106,7 @@ def test_any_knob_that_is_read_is_part_of_it_if_it_is_not_known_to_be_given(smal
     given = {'hybrid.weights.logits', 'hybrid.weights.feature'}
     given |= {'optimizer.learning_rate', 'optimizer.weight_decay'}
     given |= {'role', 'protocol', 'seed', 'seed_step', 'teacher.seed', 'teacher.checkpoint'}
-    unread = config_lib.without_effect(small_config(**settings), flat)
+    unread = config_lib.explain_without_effect(small_config(**settings), flat)
     assert given < set(flat)
     assert {'td.rounds', 'fd.weights.feature'} < set(unread)
     before, parts = programs.describe_program(small_config(**settings)), set(flat) - set(unread) - {'method'}

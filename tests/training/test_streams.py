@@ -149,7 +149,7 @@ def test_a_config_that_does_not_say_its_protocol_is_of_the_first(small_config):
     del stored['protocol']
     read = config_lib.from_json(stored)
     assert read.protocol == 1
-    assert config_lib.completed(stored)['protocol'] == 1
+    assert config_lib.complete(stored)['protocol'] == 1
     assert config_lib.digest(read) != config_lib.digest(config)
     assert config_lib.differences(config, stored)['protocol'] == (1, config_lib.PROTOCOL)
 
