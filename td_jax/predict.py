@@ -40,7 +40,7 @@ def main():
 
         run, target = workdir.resolve(folder.value), output.value and workdir.resolve(output.value)
         if user.value:
-            print(answers.top(run, user.value, count.value, target, seed_index.value))
+            print(answers.recommend(run, user.value, count.value, target, seed_index.value))
         else:
             print(answers.predict(run, workdir.resolve(given.value), target, seed_index.value))
 

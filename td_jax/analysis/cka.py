@@ -1,9 +1,9 @@
-"""How alike a student's representations are to its teacher's, class by class (arXiv 2310.03188, Figure 3).
+"""Compares representations of student and teacher by CKA for each class (arXiv 2310.03188, Figure 3).
 
-For each class, linear CKA over some evaluation examples between what the student computes (s_g, e_g and its
-message m_g) and what the teacher does (s_h, e_h, m_h), for every seed of a run. The paper shows m_g with
-s_h and e_h; m_h is added. Several runs, say of TD and of a one-way method, stand side by side. A method
-without encoders has no messages, and its heat map no rows and columns for them.
+For each class and seed of a run, this is linear CKA over some evaluation examples between the student's
+representations (s_g, e_g and its message m_g) and the teacher's (s_h, e_h, m_h). The paper shows m_g with s_h
+and e_h; m_h is added. Several runs, such as of TD and of a one-way method, are shown together. A method
+without encoders has no messages.
 """
 
 import json
@@ -33,17 +33,17 @@ STUDENT, TEACHER = ('s_g', 'e_g', 'm_g'), ('s_h', 'e_h', 'm_h')
 # --- The representations ---------------------------------------------------------------------------
 
 
-def gather(source: data.Source, count: int) -> dict[int, dict[str, np.ndarray]]:
-    """The first evaluation examples of each class.
+def gather_examples(source: data.Source, count: int) -> dict[int, dict[str, np.ndarray]]:
+    """Gathers the first evaluation examples of each class.
 
     Args:
       source: the data.
-      count: how many of each class at most.
+      count: the most examples per class.
 
     Returns:
-      {class: {name: [up to count, ...]}}, classes in order, those without any left out
+      {class: {name: [up to count, ...]}}, classes in order, without empty ones
     """
-    found = {}
+    parts_by_class = {}
     if isinstance(source.evaluation, dict):
         batches = iter([(source.evaluation, np.ones(data.count(source.evaluation)))])
     else:
@@ -51,23 +51,23 @@ def gather(source: data.Source, count: int) -> dict[int, dict[str, np.ndarray]]:
     for examples, mask in batches:
         labels = np.where(mask > 0, examples['labels'], -1)
         for label in np.unique(labels[labels >= 0]):
-            parts = found.setdefault(int(label), [])
-            wanted = count - sum(len(part['labels']) for part in parts)
-            if wanted:
-                parts.append(data.take(examples, np.flatnonzero(labels == label)[:wanted]))
-        totals = [sum(len(part['labels']) for part in parts) for parts in found.values()]
+            parts = parts_by_class.setdefault(int(label), [])
+            missing = count - sum(len(part['labels']) for part in parts)
+            if missing:
+                parts.append(data.take(examples, np.flatnonzero(labels == label)[:missing]))
+        totals = [sum(len(part['labels']) for part in parts) for parts in parts_by_class.values()]
         if len(totals) == len(source.label_names) and min(totals) == count:
             break
     return {
         label: {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        for label, parts in sorted(found.items())
+        for label, parts in sorted(parts_by_class.items())
     }
 
 
-def states_of(finished: finished_runs.FinishedRun):
-    """Makes f(examples) -> {name: [n, ...]}, what both models of a run compute without dropout.
+def make_states(finished: finished_runs.FinishedRun):
+    """Makes f(examples) -> {name: [n, ...]}, the representations of both models without dropout.
 
-    The names are those of STUDENT and TEACHER, the messages among them where the method has encoders.
+    The names are those of STUDENT and TEACHER, with messages if the method has encoders.
     """
     config, teacher = finished.config, finished.teacher
     models = (STUDENT, finished.student, finished.source), (TEACHER, teacher.model, teacher.source)
@@ -102,25 +102,25 @@ def states_of(finished: finished_runs.FinishedRun):
 def compare(
     finished: finished_runs.FinishedRun, classes: dict, estimator: linear_cka.Estimator
 ) -> dict[int, dict[str, float]]:
-    """CKA of each class between all that the student and the teacher have.
+    """Computes CKA per class between all representations of student and teacher.
 
     Args:
       finished: a run with a teacher.
-      classes: {class: examples}, enough of each.
+      classes: {class: examples}, enough for the estimator.
       estimator: of ESTIMATORS.
 
     Returns:
       {class: {'s_g,s_h': at most 1, ...}}
 
     Raises:
-      UserError: a model computes numbers that are not finite.
+      UserError: a representation is not finite.
     """
-    states, values = states_of(finished), {}
+    states, values = make_states(finished), {}
     for label, examples in classes.items():
         grams = {}
         for name, x in states(examples).items():
             try:
-                grams[name] = linear_cka.gram(x)
+                grams[name] = linear_cka.centred_gram(x)
             except ValueError as error:
                 where = f'class {finished.source.label_names[label]}'
                 raise UserError(f'{name} of {finished.config.method} on {where}: {error}') from error
@@ -137,46 +137,45 @@ def compare(
 
 
 class Comparison(NamedTuple):
-    """What the command finds."""
+    """The CKA of some runs."""
 
     estimator: str
     dataset: str
     split: str
-    asked: int  # examples of each class
+    asked: int  # requested examples per class
     used: dict[str, int]  # {class: examples}
-    left_out: dict[str, int]  # {class: examples}, too few to compare
+    left_out: dict[str, int]  # {class: examples} of classes with too few
     values: dict[str, dict[int, dict[str, dict[str, float]]]]  # {run: {seed: {class: {pair: CKA}}}}
-    runs: dict[str, dict]  # {run: its method, and where it is; several places, where its seeds are}
+    runs: dict[str, dict]  # {run: {'workdirs', 'method'}}
 
     def by_class(self) -> dict[str, dict[str, dict[str, float]]]:
         """{run: {class: {pair: mean over seeds}}}."""
         return {
-            run: {label: _mean([rows[label] for rows in seeds.values()]) for label in self.used}
+            run: {label: _average([rows[label] for rows in seeds.values()]) for label in self.used}
             for run, seeds in self.values.items()
         }
 
     def by_seed(self) -> dict[str, dict[int, dict[str, float]]]:
         """{run: {seed: {pair: mean over classes}}}."""
         return {
-            run: {seed: _mean(list(rows.values())) for seed, rows in seeds.items()}
+            run: {seed: _average(list(rows.values())) for seed, rows in seeds.items()}
             for run, seeds in self.values.items()
         }
 
 
-def _mean(rows):
-    """{pair: mean} of some {pair: value}, which have the same pairs."""
+def _average(rows):
+    """Averages dicts {pair: value} with the same pairs."""
     return {pair: float(np.mean([row[pair] for row in rows])) for pair in rows[0]}
 
 
 def analyse(folders, examples: int, estimator: str, seed_index: int | None = None) -> Comparison:
     """Compares student and teacher of some finished runs on the same examples.
 
-    Runs that are the same but for their seeds and their teachers' are one, with the seeds of all.
+    Runs that differ only in their seeds and those of their teachers are joined.
 
     Args:
       folders: paths of their workdirs.
-      examples: of each class; classes that have fewer are compared on what is there, if it is enough for the
-        estimator.
+      examples: per class; classes with fewer are compared if there are enough for the estimator.
       estimator: a name of ESTIMATORS.
       seed_index: which seed of each run, counted from 0; None for all of them.
 
@@ -194,38 +193,45 @@ def analyse(folders, examples: int, estimator: str, seed_index: int | None = Non
     firsts = [
         teachers.load_finished_with_teacher(folder, seed_index or 0, with_examples=True) for folder in folders
     ]
-    groups = _of_other_seeds(firsts, folders)
-    names = _names([firsts[group[0]] for group in groups], [folders[group[0]] for group in groups])
+    groups = _group_seeds(firsts, folders)
+    names = _name_runs([firsts[group[0]] for group in groups], [folders[group[0]] for group in groups])
     for folder, run in zip(folders, firsts, strict=True):
         if run.teacher is None:
             raise UserError(f'{folder} is a run of {run.config.method} without a teacher to compare with.')
         if run.source.task != 'classification':
             raise UserError(f'{folder} is a run on {run.source.name}, which has no classes to compare by.')
-        if _task(run) != _task(firsts[0]):
+        if _identify_task(run) != _identify_task(firsts[0]):
             raise UserError(
-                f'{folders[0]} and {folder} are evaluated on different data: {_said(firsts[0])}, '
-                f'{_said(run)}.'
+                f'{folders[0]} and {folder} are evaluated on different data: {_describe_data(firsts[0])}, '
+                f'{_describe_data(run)}.'
             )
     label_names = [str(name) for name in firsts[0].source.label_names]
-    found = gather(firsts[0].source, examples)
-    counts = {i: len(found[i]['labels']) if i in found else 0 for i in range(len(label_names))}
+    examples_by_class = gather_examples(firsts[0].source, examples)
+    counts = {
+        i: len(examples_by_class[i]['labels']) if i in examples_by_class else 0
+        for i in range(len(label_names))
+    }
     if max(counts.values()) < fewest:
-        raise UserError(f'{_said(firsts[0])} has no class with {fewest} evaluation examples to compare.')
+        raise UserError(
+            f'{_describe_data(firsts[0])} has no class with {fewest} evaluation examples to compare.'
+        )
     values = {name: {} for name in names}
     for name, member in [(name, i) for name, group in zip(names, groups, strict=True) for i in group]:
         first, folder = firsts[member], folders[member]
-        # Images may be kept at another size for another run.
-        own = (
-            found
+        # Another run may have another image size.
+        run_examples = (
+            examples_by_class
             if member == 0 or isinstance(first.source.evaluation, dict)
-            else gather(first.source, examples)
+            else gather_examples(first.source, examples)
         )
-        classes = {i: own[i] for i in own if counts[i] >= fewest}
+        classes = {i: run_examples[i] for i in run_examples if counts[i] >= fewest}
         for i in range(first.config.num_seeds) if seed_index is None else [seed_index]:
             is_first = i == (seed_index or 0)
             run = first if is_first else teachers.load_finished_with_teacher(folder, i, with_examples=True)
-            compared = compare(run, classes, linear_cka.ESTIMATORS[estimator])
-            values[name][dispatch.seeds(run.config)[i]] = {label_names[c]: row for c, row in compared.items()}
+            values_by_class = compare(run, classes, linear_cka.ESTIMATORS[estimator])
+            values[name][dispatch.seeds(run.config)[i]] = {
+                label_names[c]: row for c, row in values_by_class.items()
+            }
     return Comparison(
         estimator=estimator,
         dataset=firsts[0].source.name,
@@ -244,49 +250,49 @@ def analyse(folders, examples: int, estimator: str, seed_index: int | None = Non
     )
 
 
-# What may differ between the runs of one row.
+# The keys that may differ between joined runs.
 _SEEDS = ('seed', 'seed_step', 'num_seeds', 'teacher.seed')
 
 
-def _of_other_seeds(runs, folders):
-    """Which runs are one: [their indices], in the order of the first of each; none has a seed of another."""
-    configs = [_configs(run.config, folder) for run, folder in zip(runs, folders, strict=True)]
+def _group_seeds(runs, folders):
+    """Groups runs that differ only in seeds, [indices] in order; runs of a group have different seeds."""
+    configs = [_run_configs(run.config, folder) for run, folder in zip(runs, folders, strict=True)]
     groups = []
-    for i, own in enumerate(configs):
+    for i, config in enumerate(configs):
         for group in groups:
-            if _differ_in_seeds_alone(own, configs[group[0]]):
+            if _differ_only_in_seeds(config, configs[group[0]]):
                 group.append(i)
                 break
         else:
             groups.append([i])
-    found = []
+    split_groups = []
     for group in groups:
         seeds = [seed for i in group for seed in dispatch.seeds(runs[i].config)]
-        found += [group] if len(set(seeds)) == len(seeds) else [[i] for i in group]
-    return sorted(found)
+        split_groups += [group] if len(set(seeds)) == len(seeds) else [[i] for i in group]
+    return sorted(split_groups)
 
 
-def _configs(config, folder):
-    """That of a run, and that of its teacher's run where there is one."""
+def _run_configs(config, folder):
+    """The configs of a run and of its teacher's run, if there is one."""
     if not config_lib.trains_teacher(config):
         return [config]
     stored = workdir.read_json(teachers.folder_of(config, folder) / workdir.CONFIG)
     return [config, config_lib.from_json(stored)]
 
 
-def _differ_in_seeds_alone(ours, theirs):
+def _differ_only_in_seeds(ours, theirs):
     return (
         ours[0].teacher.pretrained == theirs[0].teacher.pretrained
         and len(ours) == len(theirs)
         and all(
-            set(config_lib.differences(own, json.loads(config_lib.to_json(other)))) <= set(_SEEDS)
-            for own, other in zip(ours, theirs, strict=True)
+            set(config_lib.differences(config, json.loads(config_lib.to_json(other)))) <= set(_SEEDS)
+            for config, other in zip(ours, theirs, strict=True)
         )
     )
 
 
-def _names(runs, folders):
-    """What each run is called: its method, and its folder where that is not enough."""
+def _name_runs(runs, folders):
+    """Names each run by its method, and by its folder if methods repeat."""
     methods = [run.config.method for run in runs]
     last_parts = [folder.name for folder in folders]
     places = last_parts if len(set(last_parts)) == len(folders) else folders
@@ -296,29 +302,29 @@ def _names(runs, folders):
     ]
 
 
-def _task(run):
+def _identify_task(run):
     return run.source.name, run.config.dataset.split, tuple(run.source.label_names)
 
 
-def _said(run):
+def _describe_data(run):
     return f'{run.source.name} ({run.config.dataset.split})'
 
 
-# --- What comes out --------------------------------------------------------------------------------
+# --- Output ----------------------------------------------------------------------------------------
 
 
-def to_json(found: Comparison) -> str:
-    """The numbers, and what they are."""
+def to_json(comparison: Comparison) -> str:
+    """Writes a comparison as JSON."""
     content = {
-        'estimator': linear_cka.ESTIMATORS[found.estimator].text,
-        'dataset': found.dataset,
-        'split': found.split,
-        'examples': found.asked,
-        'examples_by_class': found.used,
-        'left_out': found.left_out,
-        'runs': found.runs,
-        'cka': found.by_class(),
-        'by_seed': found.by_seed(),
+        'estimator': linear_cka.ESTIMATORS[comparison.estimator].text,
+        'dataset': comparison.dataset,
+        'split': comparison.split,
+        'examples': comparison.asked,
+        'examples_by_class': comparison.used,
+        'left_out': comparison.left_out,
+        'runs': comparison.runs,
+        'cka': comparison.by_class(),
+        'by_seed': comparison.by_seed(),
         'versions': {
             'jax': jax.__version__,
             'flax': flax.__version__,
@@ -329,62 +335,62 @@ def to_json(found: Comparison) -> str:
     return json.dumps(content, indent=2, allow_nan=False) + '\n'
 
 
-def to_markdown(found: Comparison) -> str:
-    """A table of the means over classes and seeds, and what is to be said of it.
+def to_markdown(comparison: Comparison) -> str:
+    """Renders the means over classes and seeds as a table, with notes.
 
-    A row is a pair; a run's column is followed by that of its difference to the first run, paired by seed.
+    Each row is a pair. The column of a run is followed by its difference to the first run, paired by seed.
     """
-    by_seed = found.by_seed()
+    by_seed = comparison.by_seed()
     first, *others = by_seed
     head = ['student, teacher', first]
     for run in others:
         head += [run, f'{run} less {first}, paired']
     rows = [head, ['---'] * len(head)]
     for pair in (f'{ours},{theirs}' for ours in STUDENT for theirs in TEACHER):
-        cells = [_cell(by_seed[first], pair)]
+        cells = [_value_cell(by_seed[first], pair)]
         for run in others:
-            cells += [_cell(by_seed[run], pair), _difference(by_seed[run], by_seed[first], pair)]
+            cells += [_value_cell(by_seed[run], pair), _difference_cell(by_seed[run], by_seed[first], pair)]
         if any(cells):
             rows.append([pair.replace(',', ', '), *cells])
     lines = [f'| {" | ".join(row)} |' for row in rows]
     counts = ', '.join(f'{run} {len(seeds)}' for run, seeds in by_seed.items())
     lines += [
         '',
-        f'{found.estimator} linear CKA, mean over {len(found.used)} classes of {found.dataset} '
-        f'({found.split}).',
+        f'{comparison.estimator} linear CKA, mean over {len(comparison.used)} classes of '
+        f'{comparison.dataset} ({comparison.split}).',
         f'Seeds: {counts}; ± is the half-width of the 95% t interval over them.',
     ]
-    fewer = [f'{name} ({count})' for name, count in found.used.items() if count < found.asked]
+    fewer = [f'{name} ({count})' for name, count in comparison.used.items() if count < comparison.asked]
     if fewer:
-        lines.append(f'Fewer than {found.asked} examples of {", ".join(fewer)}.')
-    if found.left_out:
-        gone = ', '.join(f'{name} ({count})' for name, count in found.left_out.items())
-        fewest = linear_cka.ESTIMATORS[found.estimator].fewest
-        lines.append(f'Left out, with fewer than {fewest} examples: {gone}.')
+        lines.append(f'Fewer than {comparison.asked} examples of {", ".join(fewer)}.')
+    if comparison.left_out:
+        too_few = ', '.join(f'{name} ({count})' for name, count in comparison.left_out.items())
+        fewest = linear_cka.ESTIMATORS[comparison.estimator].fewest
+        lines.append(f'Left out, with fewer than {fewest} examples: {too_few}.')
     return '\n'.join(lines)
 
 
-def _cell(seeds, pair):
-    """A run's number of a pair; '' where it has none."""
+def _value_cell(seeds, pair):
+    """The cell of a run and a pair; '' without values."""
     values = [row[pair] for row in seeds.values() if pair in row]
-    return _number(statistics.of(values), '.3f') if values else ''
+    return _format_estimate(statistics.of(values), '.3f') if values else ''
 
 
-def _difference(seeds, others, pair):
-    """The difference of two runs' numbers of a pair; '' where one has none, or they have other seeds."""
+def _difference_cell(seeds, others, pair):
+    """The cell of two runs' difference for a pair; '' without values, or with different seeds."""
     ours, theirs = ([row[pair] for row in run.values() if pair in row] for run in (seeds, others))
     if seeds.keys() != others.keys() or not ours or not theirs:
         return ''
-    return _number(statistics.paired_difference(ours, theirs), '+.3f')
+    return _format_estimate(statistics.paired_difference(ours, theirs), '+.3f')
 
 
-def _number(estimate, form):
+def _format_estimate(estimate, form):
     spread = '' if estimate.half_width is None else f' ± {estimate.half_width:.3f}'
     return f'{estimate.mean:{form}}{spread}'
 
 
-def save(found: Comparison, folder: epath.Path):
-    """Writes both files into a folder, each of them whole; what is there from before is replaced.
+def save(comparison: Comparison, folder: epath.Path):
+    """Writes both files into a folder atomically, replacing former ones.
 
     Raises:
       UserError: the folder cannot be made or written.
@@ -394,5 +400,5 @@ def save(found: Comparison, folder: epath.Path):
     except OSError as error:
         raise UserError(f'--output {folder} cannot be written: {error.strerror or error}.') from error
     with workdir.atomic_write(folder / PICTURE) as picture, workdir.atomic_write(folder / NUMBERS) as numbers:
-        heat_map.draw(found.by_class(), picture, f'linear CKA, {found.estimator}')
-        numbers.write_text(to_json(found))
+        heat_map.draw(comparison.by_class(), picture, f'linear CKA, {comparison.estimator}')
+        numbers.write_text(to_json(comparison))

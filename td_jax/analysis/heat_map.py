@@ -4,24 +4,24 @@ import pathlib
 
 import numpy as np
 
-# Beyond so many classes a heat map names some of them, and not each row of each.
+# With more classes, a heat map labels only some of them.
 NAMED_CLASSES = 20
 
 
 def draw(values: dict[str, dict[str, dict[str, float]]], path: pathlib.Path, label: str):
-    """A heat map a run, side by side: students' representations are rows, by class, teachers' are columns.
+    """Draws a heat map per run, side by side: rows are classes and student states, columns teacher states.
 
     Args:
-      values: {run: {class: {'s_g,s_h': 1 at most, ...}}}, the same classes for every run.
+      values: {run: {class: {'s_g,s_h': at most 1, ...}}}, the same classes for every run.
       path: a PNG file, made or replaced.
-      label: what the numbers are.
+      label: of the colour bar.
     """
-    # Only those who draw need it.
+    # Imported here, because only drawing needs it.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     classes = list(next(iter(values.values())))
-    sides = {run: _sides(rows) for run, rows in values.items()}
+    sides = {run: _split_pairs(rows) for run, rows in values.items()}
     tallest = max(len(ours) for ours, _ in sides.values())
     in_detail = len(classes) <= NAMED_CLASSES
     width = 1.2 + sum(1.4 + 0.8 * len(theirs) for _, theirs in sides.values())
@@ -46,16 +46,16 @@ def draw(values: dict[str, dict[str, dict[str, float]]], path: pathlib.Path, lab
                 shade = 'black' if value > 0.6 else 'white'
                 axes.text(j, i, f'{value:.2f}', ha='center', va='center', fontsize=6, color=shade)
         else:
-            shown = range(0, len(classes), -(-len(classes) // 60))
-            middles = [i * len(ours) + (len(ours) - 1) / 2 for i in shown]
-            axes.set_yticks(middles, [classes[i][:20] for i in shown], fontsize=7)
+            labelled = range(0, len(classes), -(-len(classes) // 60))
+            middles = [i * len(ours) + (len(ours) - 1) / 2 for i in labelled]
+            axes.set_yticks(middles, [classes[i][:20] for i in labelled], fontsize=7)
     figure.colorbar(image, ax=list(all_axes), label=label)
     figure.supxlabel('teacher', fontsize=9)
     figure.supylabel('student, by class', fontsize=9)
     figure.savefig(path, dpi=150, format='png')
 
 
-def _sides(rows):
-    """What student and teacher of a run have to be compared, in order."""
+def _split_pairs(rows):
+    """Splits the pairs of a run into names of the student's and of the teacher's representations."""
     pairs = [pair.split(',') for pair in next(iter(rows.values()))]
     return [list(dict.fromkeys(names)) for names in zip(*pairs, strict=True)]

@@ -1,4 +1,4 @@
-"""Linear CKA: how alike two representations of the same examples are (Kornblith et al. 2019)."""
+"""Linear CKA, a similarity of two representations of the same examples (Kornblith et al. 2019)."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -7,16 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def gram(x) -> np.ndarray:
-    """Xc Xc^T of features centred over examples, in float64 and on a scale of its own.
+def centred_gram(x) -> np.ndarray:
+    """The Gram matrix Xc Xc^T of features centred over examples, in float64 up to a scale.
 
-    A feature that differs by no more than the rounding of its type is constant, and adds nothing.
+    A feature that varies by no more than the rounding of its type counts as constant.
 
     Args:
-      x: [n, ...], one row per example; what follows the first axis is flattened.
+      x: [n, ...], one row per example; other axes are flattened.
 
     Returns:
-      [n, n]; all zeros where every feature is constant
+      [n, n]; zeros if every feature is constant
 
     Raises:
       ValueError: fewer than two examples, or numbers that are not finite.
@@ -33,14 +33,14 @@ def gram(x) -> np.ndarray:
     centred = x - x.mean(axis=0)
     varies = abs(centred).max(axis=0) > rounding * abs(x).max(axis=0)
     centred = np.where(varies, centred, 0.0)
-    # CKA does not depend on the scale, but squares of squares of very small or large numbers have no place
-    # in a float64.
+    # CKA does not depend on the scale, but fourth powers of very small or large numbers underflow or
+    # overflow in float64.
     centred /= abs(centred).max() or 1.0
     return centred @ centred.T
 
 
-def u_centred(k) -> np.ndarray:
-    """A Gram matrix without its diagonal and what its rows and columns have in common.
+def u_centre(k) -> np.ndarray:
+    """U-centres a Gram matrix: removes the diagonal and the means of rows and columns.
 
         K_ij - sum_l K_il / (n - 2) - sum_l K_lj / (n - 2) + sum_kl K_kl / ((n - 1) (n - 2)),  0 for i = j
 
@@ -51,30 +51,30 @@ def u_centred(k) -> np.ndarray:
       k: [n, n], of n >= 4 examples.
 
     Returns:
-      [n, n]; all zeros where only rounding is left, as where one example alone differs from the others
+      [n, n]; zeros if only rounding errors are left, as if only one example differs from the others
     """
     n = len(k)
-    without = k - np.diag(np.diag(k))
-    sums = without.sum(axis=1)
-    centred = without - (sums[:, None] + sums[None, :]) / (n - 2) + sums.sum() / ((n - 1) * (n - 2))
+    off_diagonal = k - np.diag(np.diag(k))
+    sums = off_diagonal.sum(axis=1)
+    centred = off_diagonal - (sums[:, None] + sums[None, :]) / (n - 2) + sums.sum() / ((n - 1) * (n - 2))
     np.fill_diagonal(centred, 0.0)
     rounding = n * n * np.finfo(np.float64).eps
     return centred if np.linalg.norm(centred) > rounding * np.linalg.norm(k) else np.zeros_like(k)
 
 
 class Estimator(NamedTuple):
-    """How CKA is estimated from examples: <C(K), C(L)> / (|C(K)| |C(L)|) of Gram matrices K and L."""
+    """An estimator of CKA: <C(K), C(L)> / (|C(K)| |C(L)|) of Gram matrices K and L."""
 
     centre: Callable[[np.ndarray], np.ndarray]  # C, of a Gram matrix whose features are centred
-    fewest: int  # examples of which the number says something
-    lowest: float  # that it can be
+    fewest: int  # examples for a meaningful value
+    lowest: float  # possible value
     text: str
 
 
 ESTIMATORS = {
     'debiased': Estimator(
-        u_centred,
-        # Of three nothing is left once rows and columns are centred.
+        u_centre,
+        # With three examples, centring rows and columns leaves zeros.
         4,
         -1.0,
         'linear CKA, debiased: the unbiased HSIC of Song et al. 2012 in the place of each HSIC (Nguyen, '
@@ -83,7 +83,7 @@ ESTIMATORS = {
     ),
     'biased': Estimator(
         lambda k: k,
-        # Two centred examples are v and -v, whatever the features: their CKA is always 1.
+        # Two centred examples are v and -v, so that their CKA is always 1.
         3,
         0.0,
         'linear CKA, the biased estimator from HSIC: |Yc^T Xc|^2 / (|Xc^T Xc| |Yc^T Yc|), Frobenius norms, '
@@ -94,10 +94,10 @@ ESTIMATORS = {
 
 
 def alignment(k, ell, estimator: Estimator) -> float:
-    """CKA of two Gram matrices; 0 where one of them is all zeros.
+    """CKA of two Gram matrices; 0 if one of them is zero.
 
     Args:
-      k, ell: [n, n], as `gram` gives them, of the same examples.
+      k, ell: [n, n], by `centred_gram`, of the same examples.
       estimator: of ESTIMATORS.
     """
     if k.shape != ell.shape:
@@ -112,10 +112,9 @@ def linear_cka(x, y, estimator: str = 'debiased') -> float:
 
     `biased` is |Yc^T Xc|^2 / (|Xc^T Xc| |Yc^T Yc|) with Frobenius norms, Xc and Yc centred over examples
     (Kornblith et al. 2019, section 3). With few examples and many features it is far above 0 even for
-    representations that have nothing in common, and more so the more features there are. `debiased` has the
-    unbiased estimator of Song et al. 2012 in the place of each HSIC, as Nguyen, Raghu and Kornblith 2020:
-    about 0 for those, and sometimes below. Both are computed from the Gram matrices of the examples, whose
-    size does not depend on the number of features.
+    independent representations. `debiased` uses the unbiased estimator of Song et al. 2012 for each HSIC,
+    like Nguyen, Raghu and Kornblith 2020: about 0 for these, and sometimes below. Both are computed from the
+    Gram matrices of the examples, whose size does not depend on the number of features.
 
     Args:
       x: [n, ...]
@@ -123,10 +122,10 @@ def linear_cka(x, y, estimator: str = 'debiased') -> float:
       estimator: a name of ESTIMATORS.
 
     Returns:
-      At most 1, which it is for representations that are alike but for a rotation, a scale and a shift; 0
-      where one of them is the same for all examples.
+      at most 1, for representations that are equal up to rotation, scale and shift; 0 if one of them is
+      constant over examples
 
     Raises:
-      ValueError: too few examples, another number of them in y, or numbers that are not finite.
+      ValueError: too few examples, different numbers of examples, or numbers that are not finite.
     """
-    return alignment(gram(x), gram(y), ESTIMATORS[estimator])
+    return alignment(centred_gram(x), centred_gram(y), ESTIMATORS[estimator])

@@ -1,9 +1,9 @@
-"""What the TPU compiler says of a run's step, without a TPU.
+"""Reports what the TPU compiler predicts for a run's step, without a TPU.
 
-Compiles the train step of a config for a described set of chips (libtpu does that on any machine) and prints
-compile time, memory per device by kind, operations and bytes per device, collectives with their bytes, and
-the roofline: the time that operations, memory traffic and communication take at the chip's peak, and which
-of them binds. It is a floor; the cycles that the compiler expects are a prediction. Neither data nor
+It compiles the training step of a config for a described topology, which libtpu can do on any machine. It
+prints compile time, memory per device by kind, operations and bytes per device, collectives with their bytes,
+and the roofline: the times of operations, memory traffic and communication at the chip's peak, and the
+largest of them. The roofline is a lower bound; the cycles by the compiler are a prediction. Neither data nor
 checkpoints are needed.
 """
 
@@ -25,14 +25,14 @@ from td_jax.training import assembly
 class Chip(NamedTuple):
     """Public figures of a TPU chip: cloud.google.com/tpu/docs, system architecture of each version."""
 
-    operations: float  # bfloat16, a second; one of float32 takes PASSES as many
+    operations: float  # in bfloat16, per second; one in float32 takes PASSES as many
     memory: float  # bytes of HBM
     bandwidth: float  # bytes per second to HBM
-    links: float  # bytes per second between chips, all links together
-    clock: float  # cycles a second: operations, over those that its matrix units do in a cycle
+    links: float  # bytes per second between chips, over all links
+    clock: float  # cycles per second: operations over those of its matrix units per cycle
 
 
-# A product of float32 is made of so many of bfloat16.
+# Number of bfloat16 products in one product of a type.
 PASSES = {'float32': 6, 'bfloat16': 1}
 
 CHIPS = {
@@ -43,11 +43,11 @@ CHIPS = {
 }
 
 
-def chip_of(name: str) -> str:
-    """The name of a topology's chip, v5e of v5e:2x2.
+def parse_chip(name: str) -> str:
+    """Parses the name of a topology's chip: v5e from v5e:2x2.
 
     Raises:
-      UserError: a chip that is not in the table, or no grid behind it.
+      UserError: an unknown chip, or no grid after it.
     """
     chip, _, shape = name.partition(':')
     if chip not in CHIPS or not re.fullmatch(r'[1-9]\d*(x[1-9]\d*)+', shape):
@@ -58,19 +58,19 @@ def chip_of(name: str) -> str:
     return chip
 
 
-def topology(name: str):
-    """The devices of a topology such as v5e:2x2, described by libtpu.
+def describe_topology(name: str):
+    """Describes the devices of a topology such as v5e:2x2 by libtpu.
 
     Raises:
-      UserError: a chip that is not in the table, a topology that libtpu does not know, or no libtpu.
+      UserError: an unknown chip, a topology that libtpu does not know, or no libtpu.
     """
-    chip = chip_of(name)
-    # Several of these may compile side by side; none of them uses a TPU.
+    chip = parse_chip(name)
+    # Several processes may compile at once; none of them uses a TPU.
     os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
     os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
     from jax.experimental import topologies
 
-    # Both cores of a v4 as one device, as Cloud TPU runs them; the others have one core, or that by default.
+    # Cloud TPU runs both cores of a v4 as one device; for other chips, this is the default.
     options = {'chip_config_name': 'megacore'} if chip == 'v4' else {}
     try:
         return topologies.get_topology_desc(platform='tpu', topology_name=name, **options).devices
@@ -90,32 +90,32 @@ def report(config, name: str) -> dict:
       name: of the topology.
 
     Returns:
-      What the command prints, as JSON holds it; seconds, operations and bytes, each of one device.
+      the content of the report for JSON; seconds, operations and bytes are per device
 
     Raises:
-      UserError: a topology that is not known, or a config that cannot work.
+      UserError: an unknown topology, or an invalid config.
     """
-    chip = CHIPS[chip_of(name)]
+    chip = CHIPS[parse_chip(name)]
     config_lib.check(config)
-    devices = topology(name)
+    devices = describe_topology(name)
     mesh = sharding.make_mesh(config, devices)
     abstract = assembly.abstract_images(config, mesh)
     operations = flops.of(abstract.jitted.run, *abstract.arguments) / len(devices)
-    began = time.perf_counter()
+    start = time.perf_counter()
     compiled = abstract.jitted.run.lower(*abstract.arguments).compile()
-    compile_seconds = time.perf_counter() - began
+    compile_seconds = time.perf_counter() - start
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
     program = hlo.parse(compiled.as_text())
-    found, traffic = hlo.count_collectives(program), hlo.count_traffic(program)
-    sent, moved = sum(size for _, size in found.values()), traffic.total()
+    collectives, traffic = hlo.count_collectives(program), hlo.count_traffic(program)
+    communicated, transferred = sum(size for _, size in collectives.values()), traffic.total()
     times = {
-        # Those of losses, which are float32 in any case, are few.
+        # Losses are always float32, but have few operations.
         'operations': operations * PASSES[config.compute_dtype] / chip.operations,
-        'bytes': moved / chip.bandwidth,
-        # Each device sends and receives about twice what it reduces.
-        'communication': 2 * sent / chip.links,
+        'bytes': transferred / chip.bandwidth,
+        # Each device sends and receives about twice the bytes that it reduces.
+        'communication': 2 * communicated / chip.links,
     }
-    binds = max(times, key=times.get)
+    bound = max(times, key=times.get)
     return {
         'topology': name,
         'devices': len(devices),
@@ -134,65 +134,64 @@ def report(config, name: str) -> dict:
         'memory_of_chip': chip.memory,
         'operations': operations,
         'operations_by_compiler': cost['flops'],
-        'bytes': moved,
+        'bytes': transferred,
         'bytes_by_compiler': cost['bytes accessed'],
-        'bytes_by_source': dict(_by_part(traffic).most_common()),
-        'collectives': {kind: list(value) for kind, value in found.items()},
-        # Bytes of all devices together, in float32.
+        'bytes_by_source': dict(_sum_by_part(traffic).most_common()),
+        'collectives': {kind: list(value) for kind, value in collectives.items()},
+        # In bytes over all devices, in float32.
         'parameters': {
-            **{group: _parameters(tree) for group, tree in abstract.progress.state.params.items()},
-            'teacher': _parameters(abstract.constants.teacher_params),
+            **{group: _parameter_bytes(tree) for group, tree in abstract.progress.state.params.items()},
+            'teacher': _parameter_bytes(abstract.constants.teacher_params),
         },
-        'roofline': {**times, 'binds': binds, 'seconds': times[binds]},
+        'roofline': {**times, 'binds': bound, 'seconds': times[bound]},
         'seconds_by_compiler': hlo.count_cycles(program) / chip.clock,
     }
 
 
-def _by_part(traffic):
-    """Bytes by part of the step: names of modules and operations, all blocks of a model together."""
-    found = collections.Counter()
+def _sum_by_part(traffic):
+    """Sums bytes by part of the step, named by modules and operations; all blocks of a model are one part."""
+    bytes_by_part = collections.Counter()
     for source, size in traffic.items():
-        # Of jit(step)/vmap(jvp(ViT.upper))/ViT.run/block_0/mlp_in/dot_general all but the first and the last.
+        # Drops the first and the last part of names such as
+        # jit(step)/vmap(jvp(ViT.upper))/ViT.run/block_0/mlp_in/dot_general.
         part = '/'.join(source.split('/')[1:-1]) or 'copies and the like'
-        found[re.sub(r'block_\d+', 'block', part)] += size
-    return found
+        bytes_by_part[re.sub(r'block_\d+', 'block', part)] += size
+    return bytes_by_part
 
 
-def _parameters(tree):
+def _parameter_bytes(tree):
     return sum(4 * math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
-def describe(found: dict) -> str:
-    """A report for a person."""
-    mesh = ', '.join(f'{axis}={size}' for axis, size in found['mesh'].items())
-    memory, roofline = found['memory'], found['roofline']
+def describe(step: dict) -> str:
+    """Renders a report as text."""
+    mesh = ', '.join(f'{axis}={size}' for axis, size in step['mesh'].items())
+    memory, roofline = step['memory'], step['roofline']
     total = sum(memory.values())
     lines = [
-        f'{found["method"]} with {found["rounds"]} rounds, batch {found["batch"]}, {found["compute_dtype"]}, '
-        f'on {found["topology"]} ({found["devices"]} devices, {mesh}); all that follows is per device',
-        f'compiled in      {found["compile_seconds"]:.0f} s',
-        f'memory           {total / 1e9:.2f} GB of {found["memory_of_chip"] / 1e9:.0f}: '
+        f'{step["method"]} with {step["rounds"]} rounds, batch {step["batch"]}, {step["compute_dtype"]}, '
+        f'on {step["topology"]} ({step["devices"]} devices, {mesh}); all that follows is per device',
+        f'compiled in      {step["compile_seconds"]:.0f} s',
+        f'memory           {total / 1e9:.2f} GB of {step["memory_of_chip"] / 1e9:.0f}: '
         + ', '.join(f'{name} {size / 1e9:.2f}' for name, size in memory.items()),
-        f'operations       {found["operations"] / 1e9:.0f} G in products, counted from the shapes; the '
-        f'compiler counts {found["operations_by_compiler"] / 1e9:.0f} G',
-        f'bytes            {found["bytes"] / 1e9:.2f} GB to and from HBM, as laid out there; the compiler '
-        f'counts {found["bytes_by_compiler"] / 1e9:.2f} GB, those to its own vector memory among them',
+        f'operations       {step["operations"] / 1e9:.0f} G in products, counted from the shapes; the '
+        f'compiler counts {step["operations_by_compiler"] / 1e9:.0f} G',
+        f'bytes            {step["bytes"] / 1e9:.2f} GB to and from HBM, as laid out there; the compiler '
+        f'counts {step["bytes_by_compiler"] / 1e9:.2f} GB, those to its own vector memory among them',
     ]
-    for kind, (count, size) in found['collectives'].items():
+    for kind, (count, size) in step['collectives'].items():
         lines.append(f'{kind:16} {count}, {size / 1e6:.1f} MB')
-    if not found['collectives']:
+    if not step['collectives']:
         lines.append('collectives      none')
     parts = ', '.join(f'{1000 * roofline[name]:.1f} ms for {name}' for name in list(roofline)[:3])
     lines.append(f'roofline         {1000 * roofline["seconds"]:.1f} ms, {roofline["binds"]} bind: {parts}')
     lines.append(
-        f'cycles           {1000 * found["seconds_by_compiler"]:.1f} ms, as the compiler expects them'
+        f'cycles           {1000 * step["seconds_by_compiler"]:.1f} ms, as the compiler expects them'
     )
     lines.append(
         'most bytes       '
-        + ', '.join(
-            f'{size / 1e9:.2f} GB {part}' for part, size in list(found['bytes_by_source'].items())[:5]
-        )
+        + ', '.join(f'{size / 1e9:.2f} GB {part}' for part, size in list(step['bytes_by_source'].items())[:5])
     )
-    if found['rounds'] > 2:
+    if step['rounds'] > 2:
         lines.append('note             what the compiler counts has the loop over rounds as one turn')
     return '\n'.join(lines)

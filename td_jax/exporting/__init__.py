@@ -1,1 +1,1 @@
-"""The student alone, as others read it: its formats, its size and its speed."""
+"""Exports a student alone, in formats of other libraries, with its size and speed."""

@@ -1,4 +1,4 @@
-"""The size and the speed of a student, compared with its teacher's."""
+"""Compares the size and the speed of a student with those of its teacher."""
 
 import time
 
@@ -10,19 +10,19 @@ from td_jax.models import base
 from td_jax.training import finished as finished_runs
 from td_jax.training import train_step
 
-# Images at once, as they are timed; the best of so many repeats, or of what fits into so many seconds.
+# Batch sizes for timing; the minimum over REPEATS repeats, or over those within SECONDS.
 BATCHES = (1, 32)
 REPEATS, SECONDS = 50, 2.0
 
 
-def examples_of(source: data.Source, count: int) -> dict[str, np.ndarray]:
-    """One example so many times, {name: [count, ...]}: what is timed takes as long for any."""
+def repeat_example(source: data.Source, count: int) -> dict[str, np.ndarray]:
+    """Repeats one example, {name: [count, ...]}; the time does not depend on the content."""
     return data.take(data.one_example(source), np.zeros(count, np.int32))
 
 
-def milliseconds(model: base.Model, params, inputs) -> float:
-    """The time of one example on the way from inputs to logits, jitted, the best of some repeats."""
-    # With the states that it reads: of a teacher without a head, nothing else would be computed.
+def measure_milliseconds(model: base.Model, params, inputs) -> float:
+    """Measures the time per example from inputs to logits, jitted, the minimum over some repeats."""
+    # Includes the upper state, because a teacher without a head has no other output.
     run = jax.jit(lambda params, inputs: base.activations(model, params, inputs)[1:])
     params, inputs = jax.device_put((params, inputs))
     upper, _ = jax.block_until_ready(run(params, inputs))
@@ -37,17 +37,17 @@ def milliseconds(model: base.Model, params, inputs) -> float:
     return 1000 * best / len(upper)
 
 
-def table(finished: finished_runs.FinishedRun) -> str:
-    """The size and the speed of a student and its teacher, one line each under a header."""
+def render_table(finished: finished_runs.FinishedRun) -> str:
+    """Renders size and speed of a student and its teacher, one line each under a header."""
     models = {'student': (finished.student, finished.source, finished.params[train_step.STUDENT])}
     if finished.teacher:
         models['teacher'] = finished.teacher.model, finished.teacher.source, finished.teacher.params
-    examples = [examples_of(finished.source, batch) for batch in BATCHES]
+    examples = [repeat_example(finished.source, batch) for batch in BATCHES]
     unit = 'image' if 'image' in examples[0] else 'example'
     rows = [('', 'parameters', *(f'ms an {unit}, {batch} at once' for batch in BATCHES))]
     for name, (model, source, params) in models.items():
         size = sum(leaf.size for leaf in jax.tree.leaves(params))
-        times = [milliseconds(model, params, source.inputs(source.tables, x, None)) for x in examples]
+        times = [measure_milliseconds(model, params, source.inputs(source.tables, x, None)) for x in examples]
         rows.append((name, f'{size:,}', *(f'{value:.4f}' for value in times)))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [

@@ -1,4 +1,4 @@
-"""What a student is written as, and how."""
+"""The formats that a student can be exported to."""
 
 import os
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from td_jax.training import assembly, teachers, train_step
 
 
 def architecture_of(config, num_outputs: int) -> Architecture | ResNetArchitecture:
-    """What config.model says of a ResNet, or of a ViT for images of config.dataset.image_size."""
+    """The architecture of config.model, a ResNet, or a ViT for images of config.dataset.image_size."""
     if config.model.name == 'resnet':
         return ResNetArchitecture(resnet.sizes_of(config.model), num_outputs)
     sizes, patch = vit.sizes_of(config.model)
@@ -39,22 +39,22 @@ def check_format(name: str, config):
     """Refuses a format that cannot hold the student of a config.
 
     Raises:
-      UserError: what does not fit and the formats that do.
+      UserError: names the reason and the formats that can.
     """
     reasons = {key: format_.misfit(config) for key, format_ in FORMATS.items()}
     if reasons[name]:
-        others = ' or '.join(f'--format={key}' for key, reason in reasons.items() if not reason)
-        raise UserError(f'--format={name} {reasons[name]}; use {others}.')
+        alternatives = ' or '.join(f'--format={key}' for key, reason in reasons.items() if not reason)
+        raise UserError(f'--format={name} {reasons[name]}; use {alternatives}.')
 
 
-def _npz_misfit(config):
+def _explain_npz_misfit(config):
     model = config.model
     if model.name not in ('vit', 'resnet'):
         return f'is for a ViT or a ResNet, and this student is of model.name {model.name}'
     if model.name == 'resnet' and not resnet.sizes_of(model).bottleneck:
         return f'is for the ResNets of BiT, and this student is of model.variant {model.variant}'
-    meant = {'activation': google.ACTIVATION, 'epsilon': google.EPSILON, 'registers': 0, 'pooling': 'class'}
-    for key, value in meant.items() if model.name == 'vit' else ():
+    implied = {'activation': google.ACTIVATION, 'epsilon': google.EPSILON, 'registers': 0, 'pooling': 'class'}
+    for key, value in implied.items() if model.name == 'vit' else ():
         if model[key] != value:
             return f'means model.{key} {value}, and that of this student is {model[key]}'
     for key, value in google.PREPROCESSING.task_options().items():
@@ -63,7 +63,7 @@ def _npz_misfit(config):
     return None
 
 
-def _safetensors_misfit(config):
+def _explain_safetensors_misfit(config):
     model = config.model
     if model.name != 'vit':
         return f'is for a ViT, and this student is of model.name {model.name}'
@@ -71,12 +71,12 @@ def _safetensors_misfit(config):
 
 
 class Format(NamedTuple):
-    """What a student is written as.
+    """A format of an exported student.
 
-    default: name in the run's folder where no --output is given
-    misfit(config) -> why it cannot hold such a student, or None
-    write(path, Finished): makes the file or folder
-    note(config) -> what whoever reads it has to know, or None
+    default: name in the run's folder if there is no --output
+    misfit(config) -> the reason why it cannot hold such a student, or None
+    write(path, FinishedRun): writes the file or folder
+    note(config) -> a remark for the user of the file, or None
     """
 
     default: str
@@ -86,11 +86,11 @@ class Format(NamedTuple):
 
 
 def _write_npz(path, finished):
-    kind = bit if finished.config.model.name == 'resnet' else google
-    kind.write(path, _architecture(finished), _student(finished))
+    module = bit if finished.config.model.name == 'resnet' else google
+    module.write(path, _architecture(finished), _student_params(finished))
 
 
-def _student(finished):
+def _student_params(finished):
     return finished.params[train_step.STUDENT]
 
 
@@ -102,7 +102,7 @@ def _preprocessing(finished):
     return Preprocessing(*(finished.config.dataset[key] for key in Preprocessing._fields))
 
 
-def _safetensors_note(config):
+def _make_safetensors_note(config):
     dataset = config.dataset
     if resizing.RESIZES[dataset.resize].is_pillow:
         return None
@@ -113,82 +113,85 @@ def _safetensors_note(config):
     )
 
 
-def _onnx_note(config):
+def _make_onnx_note(config):
     if config.compute_dtype == 'float32':
         return None
     return f'The model computes in float32; in td_jax, this student computes in {config.compute_dtype}.'
 
 
 def _with_signature(write, dtype=None):
-    """A Format.write of a program: a folder with the program and what it takes and gives.
+    """Makes a Format.write that writes a folder with the program and its signature.
 
     Args:
-      write: (folder, Program), writes the program alone.
-      dtype: what it computes in; None is config.compute_dtype.
+      write: (folder, Program), writes only the program.
+      dtype: of the computations; None for config.compute_dtype.
     """
 
     def write_all(folder, finished):
         config, source = finished.config, finished.source
-        model, computes = finished.student, dtype or config.compute_dtype
-        if computes != config.compute_dtype:
+        model, dtype_name = finished.student, dtype or config.compute_dtype
+        if dtype_name != config.compute_dtype:
             config = config.copy_and_resolve_references()
-            config.compute_dtype = computes
+            config.compute_dtype = dtype_name
             model = assembly.build_model(config, config.model, source)
-        made = program.of_student(model, _student(finished), source)
+        student_program = program.make_program(model, _student_params(finished), source)
         folder.mkdir()
-        write(folder, made)
+        write(folder, student_program)
         student = f'{config.method} on {source.name}'
-        facts = {'student': student, 'computes_in': computes, 'batch': 'any number of examples from 1 on'}
-        signature.write(folder, made, facts)
+        properties = {
+            'student': student,
+            'computes_in': dtype_name,
+            'batch': 'any number of examples from 1 on',
+        }
+        signature.write(folder, student_program, properties)
 
     return write_all
 
 
 FORMATS = {
-    'npz': Format('student.npz', _npz_misfit, _write_npz),
+    'npz': Format('student.npz', _explain_npz_misfit, _write_npz),
     'safetensors': Format(
         'student_safetensors',
-        _safetensors_misfit,
+        _explain_safetensors_misfit,
         lambda path, run: hugging_face.write(
-            path, _architecture(run), _preprocessing(run), _student(run), run.source.label_names
+            path, _architecture(run), _preprocessing(run), _student_params(run), run.source.label_names
         ),
-        _safetensors_note,
+        _make_safetensors_note,
     ),
     'stablehlo': Format('student_stablehlo', lambda config: None, _with_signature(stablehlo.write)),
     'onnx': Format(
-        'student_onnx', lambda config: None, _with_signature(onnx_model.write, 'float32'), _onnx_note
+        'student_onnx', lambda config: None, _with_signature(onnx_model.write, 'float32'), _make_onnx_note
     ),
     'saved_model': Format('student_saved_model', lambda config: None, _with_signature(saved_model.write)),
 }
 
 
 def export(folder: epath.Path, name: str, output: epath.Path | None = None, seed_index: int = 0) -> str:
-    """Writes the student of a run; what is there already is never replaced.
+    """Writes the student of a run; never replaces an existing file or folder.
 
     Args:
       folder: workdir of the finished run.
       name: of FORMATS.
-      output: file for npz, else folder; None is student.npz and the like in the run's folder.
+      output: file for npz, else folder; None for the default name in the run's folder.
       seed_index: which of the run's seeds, counted from 0.
 
     Returns:
-      Several lines: what was written, what has to be known of it, and the student's size and speed next to
-      the teacher's.
+      several lines: the path, a remark if there is one, and size and speed of student and teacher
 
     Raises:
-      UserError: no finished run, a format that cannot hold its model, or an output that is there already or
-        cannot be written; nothing is written then.
+      UserError: no finished run, a format that cannot hold its model, or an output that exists or cannot be
+        written; nothing is written then.
     """
     path = output or folder / FORMATS[name].default
     if path.exists() or os.path.islink(path):
         raise UserError(f'{path} is there already; delete it or choose another --output.')
-    # A bucket has no folders of its own.
+    # A bucket has no real folders.
     if output and not workdir.is_in_bucket(path) and not path.parent.is_dir():
         raise UserError(f'--output {path} cannot be written: its folder is missing.')
     finished = teachers.load_finished_with_teacher(folder, seed_index)
     check_format(name, finished.config)
-    compared = comparison.table(finished)
+    size_table = comparison.render_table(finished)
     with workdir.atomic_write(path) as temporary:
         FORMATS[name].write(temporary, finished)
-    said = '\n'.join(filter(None, [str(path), FORMATS[name].note(finished.config)]))
-    return f'{said}\n\n{compared}'
+    messages = '\n'.join(filter(None, [str(path), FORMATS[name].note(finished.config)]))
+    return f'{messages}\n\n{size_table}'

@@ -1,7 +1,7 @@
-"""An ONNX model that takes no examples, too.
+"""Lets an ONNX model accept an empty batch.
 
-onnxruntime ends the process (SIGFPE) where the batch of an Einsum is empty. A model is therefore given one
-example of zeros where there is none, and what it makes of that is cut off.
+onnxruntime ends the process (SIGFPE) if the batch of an Einsum is empty. An empty batch is therefore padded
+by one example of zeros, whose results are cut off.
 """
 
 import numpy as np
@@ -9,36 +9,35 @@ import numpy as np
 from td_jax.exporting import optional
 from td_jax.predicting.program import BATCH
 
-# The axis of as many rows as there are examples, but at least one.
+# The name of the padded axis, which has at least one row.
 ROWS = 'rows'
-# How many examples there are.
+# The name of the number of examples.
 COUNT = 'count_of_examples'
 
 
 def inner_name(name: str) -> str:
-    """What a model that takes at least one example calls an input or an output."""
+    """The name of an input or an output in the model that needs at least one example."""
     return f'{name}_of_{ROWS}'
 
 
-def accept_none(model, inputs: dict, outputs: dict):
-    """Puts a model between what fills its batch and what cuts it off.
+def accept_empty_batch(model, inputs: dict, outputs: dict):
+    """Adds padding before a model and cutting after it, so that it accepts an empty batch.
 
     Args:
-      model: an ONNX model of batches [ROWS, ...], of at least one row; it calls inputs and outputs by
-        inner_name.
+      model: an ONNX model of batches [ROWS, ...] of at least one row, with names by inner_name.
       inputs, outputs: {name: program.Port}.
 
     Returns:
-      The model of batches [BATCH, ...].
+      the model of batches [BATCH, ...]
     """
-    onnx = optional.module('onnx', 'onnx')
+    onnx = optional.import_module('onnx', 'onnx')
     node = onnx.helper.make_node
     count = onnx.helper.make_tensor_value_info(COUNT, onnx.TensorProto.INT64, [1])
 
     def type_of(port):
         return onnx.helper.np_dtype_to_tensor_dtype(np.dtype(port.dtype))
 
-    def described(ports, axis):
+    def describe(ports, axis):
         return [
             onnx.helper.make_tensor_value_info(
                 name if axis == BATCH else inner_name(name), type_of(port), [axis, *port.shape[1:]]
@@ -46,10 +45,10 @@ def accept_none(model, inputs: dict, outputs: dict):
             for name, port in ports.items()
         ]
 
-    def made(name, nodes, given, results, numbers):
+    def make_model(name, nodes, graph_inputs, results, numbers):
         constants = [onnx.numpy_helper.from_array(np.array(x, np.int64), key) for key, x in numbers.items()]
         return onnx.helper.make_model(
-            onnx.helper.make_graph(nodes, name, given, results, constants),
+            onnx.helper.make_graph(nodes, name, graph_inputs, results, constants),
             ir_version=model.ir_version,
             opset_imports=[entry for entry in model.opset_import if not entry.domain],
         )
@@ -69,10 +68,12 @@ def accept_none(model, inputs: dict, outputs: dict):
             node('ConstantOfShape', [shape], [filler], value=zero),
             node('Concat', [name, filler], [inner_name(name)], axis=0),
         ]
-    filled = made('fill', filling, described(inputs, BATCH), [*described(inputs, ROWS), count], numbers)
+    filling_model = make_model(
+        'fill', filling, describe(inputs, BATCH), [*describe(inputs, ROWS), count], numbers
+    )
     cutting = [node('Slice', [inner_name(name), 'cut_zero', COUNT, 'cut_zero'], [name]) for name in outputs]
-    given, results = [*described(outputs, ROWS), count], described(outputs, BATCH)
-    cut = made('cut', cutting, given, results, {'cut_zero': [0]})
-    joints = [[(inner_name(name), inner_name(name)) for name in ports] for ports in (inputs, outputs)]
-    found = onnx.compose.merge_models(filled, model, io_map=joints[0])
-    return onnx.compose.merge_models(found, cut, io_map=[*joints[1], (COUNT, COUNT)])
+    graph_inputs, results = [*describe(outputs, ROWS), count], describe(outputs, BATCH)
+    cutting_model = make_model('cut', cutting, graph_inputs, results, {'cut_zero': [0]})
+    io_maps = [[(inner_name(name), inner_name(name)) for name in ports] for ports in (inputs, outputs)]
+    padded = onnx.compose.merge_models(filling_model, model, io_map=io_maps[0])
+    return onnx.compose.merge_models(padded, cutting_model, io_map=[*io_maps[1], (COUNT, COUNT)])

@@ -1,7 +1,7 @@
-"""A student as an ONNX model, which onnxruntime and many others run.
+"""Exports a student as an ONNX model, for onnxruntime and other libraries.
 
-jax2onnx converts the student; it computes in float32. Images of any size are resized before, by operations of
-ONNX that are written down here: its own Resize smooths otherwise than JAX where an image becomes smaller.
+jax2onnx converts the student, which computes in float32. Images of any size are resized before it, by the
+ONNX operations below, because ONNX's Resize smooths smaller images otherwise than JAX.
 """
 
 import pathlib
@@ -13,43 +13,43 @@ import numpy as np
 from td_jax.data import resizing
 from td_jax.errors import UserError
 from td_jax.exporting import onnx_batch, optional
-from td_jax.predicting.program import BATCH, HEIGHT, IMAGE, WIDTH, Port, Program, resized
+from td_jax.predicting.program import BATCH, HEIGHT, IMAGE, WIDTH, Port, Program, resize_images
 
 NAME = 'student.onnx'
-# Version of ONNX's operations.
+# The version of the operator set.
 OPSET = 21
-# Between the resizing and the student.
+# The name of the resized images.
 PIXELS = 'pixels'
-# Formats that hold any student.
+# Formats for any student.
 OTHERS = '--format=stablehlo or --format=saved_model'
-# Of predictions that are the same but for rounding, relative to the largest.
+# The largest difference of predictions, relative to the largest one.
 TOLERANCE = 1e-3
-# Type -> what inputs are drawn below, to compare predictions.
-DRAWN = {'uint8': 256, 'float32': 1}
+# Type -> upper bound of random inputs for the comparison of predictions.
+RANGES = {'uint8': 256, 'float32': 1}
 
 
 def write(folder: pathlib.Path, program: Program):
     """Writes an ONNX model into a folder.
 
     Args:
-      folder: it gets a file NAME.
+      folder: for the file NAME.
       program: of a student that computes in float32.
 
     Raises:
-      UserError: a library is missing, or what it makes of the student is none or another one.
+      UserError: a library is missing, or cannot convert the student or converts it wrongly.
     """
-    onnx = optional.module('onnx', 'onnx')
+    onnx = optional.import_module('onnx', 'onnx')
     outputs = list(program.outputs)
-    ports, run = program.inputs, _by_place(program)
+    ports, run = program.inputs, _take_positional(program)
     if program.picture:
         side = program.picture.view.side
         ports, run = {PIXELS: Port('float32', (BATCH, side, side, 3), '')}, program.of_pixels
-    # One for all inputs: axes of the same name in other scopes are other axes.
+    # A single symbol for all inputs, because symbols of different scopes differ.
     (rows,) = jax.export.symbolic_shape(onnx_batch.ROWS)
     specs = [jax.ShapeDtypeStruct((rows, *port.shape[1:]), np.dtype(port.dtype)) for port in ports.values()]
-    model = onnx_batch.accept_none(_converted(run, specs, ports, outputs), ports, program.outputs)
+    model = onnx_batch.accept_empty_batch(_convert(run, specs, ports, outputs), ports, program.outputs)
     if program.picture:
-        resizes = onnx.parser.parse_model(_resizing(program.picture, model.ir_version))
+        resizes = onnx.parser.parse_model(_write_resizing_model(program.picture, model.ir_version))
         _check_resizing(resizes.SerializeToString(), program.picture)
         model = onnx.compose.merge_models(resizes, model, io_map=[(PIXELS, PIXELS)])
     onnx.checker.check_model(model)
@@ -58,30 +58,30 @@ def write(folder: pathlib.Path, program: Program):
     (folder / NAME).write_bytes(content)
 
 
-def _by_place(program):
-    """program.run of its inputs in their order."""
+def _take_positional(program):
+    """Makes a version of program.run with positional inputs."""
     return lambda *arrays: program.run(dict(zip(program.inputs, arrays, strict=True)))
 
 
-def _converted(run, specs, inputs, outputs):
-    """The ONNX model of a function that gives {name: array}; names are those of onnx_batch.inner_name."""
-    jax2onnx = optional.module('jax2onnx', 'onnx')
+def _convert(run, specs, inputs, outputs):
+    """Converts a function with results {name: array} to an ONNX model with names by onnx_batch.inner_name."""
+    jax2onnx = optional.import_module('jax2onnx', 'onnx')
 
-    def ordered(*arrays):
-        given = run(*arrays)
-        return tuple(given[name] for name in outputs)
+    def run_ordered(*arrays):
+        results = run(*arrays)
+        return tuple(results[name] for name in outputs)
 
-    with optional.silent():
+    with optional.silence_logging():
         try:
             return jax2onnx.to_onnx(
-                ordered,
+                run_ordered,
                 specs,
                 model_name='student',
                 opset=OPSET,
                 input_names=list(map(onnx_batch.inner_name, inputs)),
                 output_names=list(map(onnx_batch.inner_name, outputs)),
             )
-        # It has an own way to convert each operation, and fails in as many.
+        # Its converters of operations raise all kinds of exceptions.
         except Exception as error:
             reason = ' '.join(str(error).split('\n\n')[0].split())[:200]
             raise UserError(
@@ -90,22 +90,22 @@ def _converted(run, specs, inputs, outputs):
 
 
 def _check(content, program):
-    """Refuses a model that does not predict what the program does, for examples that are drawn at random."""
-    onnxruntime = optional.module('onnxruntime', 'onnx')
+    """Refuses a model whose predictions for random examples differ from those of the program."""
+    onnxruntime = optional.import_module('onnxruntime', 'onnx')
     rng = np.random.default_rng(0)
-    # Images as large as they are shown: a byte that is rounded otherwise is no fault of the student's.
+    # Images need no resizing here, so that rounding in resizing does not matter.
     side = program.picture and program.picture.view.scaled_side
     sizes = {BATCH: 3, HEIGHT: side, WIDTH: side}
     inputs = {}
     for name, port in program.inputs.items():
         shape = [sizes.get(axis, axis) for axis in port.shape]
-        inputs[name] = rng.uniform(0, DRAWN.get(port.dtype, 2), shape).astype(port.dtype)
+        inputs[name] = rng.uniform(0, RANGES.get(port.dtype, 2), shape).astype(port.dtype)
     expected = program.run(inputs)
     session = onnxruntime.InferenceSession(content, providers=['CPUExecutionProvider'])
-    for name, found in zip(expected, session.run(list(expected), inputs), strict=True):
+    for name, predictions in zip(expected, session.run(list(expected), inputs), strict=True):
         ours = np.asarray(expected[name])
-        nearly = TOLERANCE * np.abs(ours).max()
-        if found.shape != ours.shape or not np.allclose(found, ours, TOLERANCE, nearly):
+        tolerance = TOLERANCE * np.abs(ours).max()
+        if predictions.shape != ours.shape or not np.allclose(predictions, ours, TOLERANCE, tolerance):
             raise UserError(
                 f'--format=onnx: the {name} of what jax2onnx makes of this student are others than its own; '
                 f'use {OTHERS}.'
@@ -113,36 +113,36 @@ def _check(content, program):
 
 
 def _check_resizing(content, picture):
-    """Refuses a model that resizes otherwise than td_jax; a sum may fall on the other side of a half."""
-    onnxruntime = optional.module('onnxruntime', 'onnx')
+    """Refuses a model that resizes otherwise than td_jax; rounding may differ."""
+    onnxruntime = optional.import_module('onnxruntime', 'onnx')
     session = onnxruntime.InferenceSession(content, providers=['CPUExecutionProvider'])
     pixels = np.random.default_rng(0).integers(0, 256, (3, 41, 29, 3), np.uint8)
-    (found,) = session.run([PIXELS], {IMAGE: pixels})
-    difference = np.abs(found - np.asarray(resized(pixels, picture)))
+    (images,) = session.run([PIXELS], {IMAGE: pixels})
+    difference = np.abs(images - np.asarray(resize_images(pixels, picture)))
     if difference.max() > 2 or difference.mean() > 0.1:
         raise UserError(f'--format=onnx: onnxruntime resizes images otherwise than td_jax; use {OTHERS}.')
 
 
-def _resizing(picture, ir_version) -> str:
-    """The text of a model: uint8 [batch, height, width, 3] -> float [batch, side, side, 3].
+def _write_resizing_model(picture, ir_version) -> str:
+    """Writes the text of a model: uint8 [batch, height, width, 3] -> float [batch, side, side, 3].
 
-    As resizing.resize_on_device does it: each side is a product with a matrix, whose columns are a kernel
-    around the places of the new pixels. The number of the first pixel of a side, 0, is looked up because a
-    side without pixels has none: it would become a black image.
+    Like in resizing.resize_on_device, each side is multiplied by a matrix whose columns are kernels around
+    the places of the new pixels. The number of the first pixel, 0, is looked up so that a side without pixels
+    is an error instead of a black image.
     """
     view = picture.view
-    how = resizing.RESIZES[view.resize]
+    method = resizing.RESIZES[view.resize]
 
-    def scaled(side):
-        """How long a side becomes."""
+    def compute_length(side):
+        """Computes the new length of a side."""
         if view.crop_mode == 'squash':
             return f'{side}_new = Identity (scaled)'
         return f"""{side}_long = Mul (scaled, {side}_old)
     {side}_new = Div ({side}_long, shortest)"""
 
-    def kernel(side):
-        """What a distance counts for."""
-        if how.method == 'bilinear':
+    def compute_kernel(side):
+        """Computes the weight of a distance."""
+        if method.method == 'bilinear':
             return f"""{side}_falling = Sub (one, {side}_distance)
     {side}_kernel = Relu ({side}_falling)"""
         return f"""{side}_near_1 = Mul ({side}_distance, one_and_half)
@@ -161,10 +161,10 @@ def _resizing(picture, ir_version) -> str:
     {side}_outer = Where ({side}_is_far, {side}_far, zero)
     {side}_kernel = Where ({side}_is_near, {side}_near, {side}_outer)"""
 
-    def weights(side):
-        """[old, new] of one side."""
+    def compute_weights(side):
+        """Computes the weights [old, new] of a side."""
         return f"""
-    {scaled(side)}
+    {compute_length(side)}
     {side}_quotient = Div ({side}_old, {side}_new)
     {side}_rest = Mod ({side}_old, {side}_new)
     {side}_old_float = Cast <to = 1> ({side}_old)
@@ -191,15 +191,15 @@ def _resizing(picture, ir_version) -> str:
     {side}_old_middles = Add ({side}_whole_float, half)
     {side}_difference = Sub ({side}_old_middles, {side}_centres)
     {side}_ratio = Div ({side}_old_float, {side}_new_float)
-    {side}_width = {f'Max ({side}_ratio, one)' if how.is_pillow else 'Identity (one)'}
+    {side}_width = {f'Max ({side}_ratio, one)' if method.is_pillow else 'Identity (one)'}
     {side}_relative = Div ({side}_difference, {side}_width)
     {side}_distance = Abs ({side}_relative)
-    {kernel(side)}
+    {compute_kernel(side)}
     {side}_total = ReduceSum <keepdims = 1> ({side}_kernel, axis_0)
     {side}_weights = Div ({side}_kernel, {side}_total)"""
 
-    def rounded(name, is_rounded):
-        """A name with `_bytes` behind it, rounded and held to a byte or as it is."""
+    def round_bytes(name, is_rounded):
+        """Computes NAME_bytes: rounded and clipped to a byte, or as it is."""
         if not is_rounded:
             return f'{name}_bytes = Identity ({name})'
         return f"""{name}_half = Add ({name}, half)
@@ -207,7 +207,7 @@ def _resizing(picture, ir_version) -> str:
     {name}_bytes = Clip ({name}_floor, zero, most)"""
 
     floats = {'zero': 0.0, 'half': 0.5, 'one': 1.0, 'most': 255.0}
-    if how.method == 'bicubic':
+    if method.method == 'bicubic':
         floats |= {
             'one_and_half': 1.5,
             'two': 2.0,
@@ -231,13 +231,13 @@ resizing (uint8[{BATCH}, height, width, 3] {IMAGE})
     row_old = Squeeze (row_count)
     column_old = Squeeze (column_count)
     shorter = Min (row_old, column_old)
-    shortest = Max (shorter, int_1){weights('row')}{weights('column')}
+    shortest = Max (shorter, int_1){compute_weights('row')}{compute_weights('column')}
     colours = Cast <to = 1> ({IMAGE})
     planes = Transpose <perm = [0, 3, 1, 2]> (colours)
     narrowed = MatMul (planes, column_weights)
-    {rounded('narrowed', how.is_pillow)}
+    {round_bytes('narrowed', method.is_pillow)}
     turned = Transpose <perm = [0, 1, 3, 2]> (narrowed_bytes)
     shortened = MatMul (turned, row_weights)
-    {rounded('shortened', how.is_pillow or picture.is_rounded)}
+    {round_bytes('shortened', method.is_pillow or picture.is_rounded)}
     {PIXELS} = Transpose <perm = [0, 3, 2, 1]> (shortened_bytes)
 }}"""

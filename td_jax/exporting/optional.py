@@ -1,4 +1,4 @@
-"""Libraries that only some formats need."""
+"""Imports libraries that only some formats need."""
 
 import contextlib
 import importlib
@@ -6,23 +6,23 @@ import logging
 
 from td_jax.errors import UserError
 
-# Format -> what installs what it needs.
+# Format -> how to install its libraries.
 INSTALLS = {
     'onnx': 'pip install onnx onnx_ir onnxruntime && pip install --no-deps jax2onnx',
     'saved_model': 'pip install tensorflow, and a JAX that still has jax.experimental.jax2tf',
 }
 
 
-def module(name: str, format_name: str):
+def import_module(name: str, format_name: str):
     """Imports a module that a format needs.
 
     Raises:
-      UserError: it is missing or cannot be imported; says what installs it.
+      UserError: it is missing or cannot be imported; names the command that installs it.
     """
     try:
-        with silent():
+        with silence_logging():
             return importlib.import_module(name)
-    # A library that does not fit the others raises whatever it meets.
+    # An incompatible library may raise anything.
     except Exception as error:
         reason = ' '.join(str(error).split())[:200]
         raise UserError(
@@ -32,8 +32,8 @@ def module(name: str, format_name: str):
 
 
 @contextlib.contextmanager
-def silent():
-    """Drops what a library logs of parts of itself that nobody asked for."""
+def silence_logging():
+    """Silences the log of a library about optional parts of itself."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:

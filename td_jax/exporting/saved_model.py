@@ -1,7 +1,7 @@
-"""A student as a SavedModel of TensorFlow, for any model.
+"""Exports a student of any model as a SavedModel of TensorFlow.
 
-`tf.saved_model.load(folder).signatures['serving_default'](**inputs)` gives {name: tensor}; so do TensorFlow
-Serving and every other program that reads a SavedModel. It takes any number of examples from one on.
+`tf.saved_model.load(folder).signatures['serving_default'](**inputs)` gives {name: tensor}; TensorFlow Serving
+and other programs read it, too. It takes one example or more.
 """
 
 import pathlib
@@ -16,14 +16,14 @@ def write(folder: pathlib.Path, program: Program):
     """Writes the SavedModel.
 
     Args:
-      folder: becomes one; other files may be in it, too.
-      program: what is written.
+      folder: of the SavedModel; it may have other files.
+      program: to write.
 
     Raises:
-      UserError: a library is missing, or TensorFlow cannot run what JAX writes.
+      UserError: a library is missing, or TensorFlow cannot run the program.
     """
-    tf = optional.module('tensorflow', 'saved_model')
-    jax2tf = optional.module('jax.experimental.jax2tf', 'saved_model')
+    tf = optional.import_module('tensorflow', 'saved_model')
+    jax2tf = optional.import_module('jax.experimental.jax2tf', 'saved_model')
     axes = {
         name: f'({", ".join(str(axis) for axis in port.shape)},)' for name, port in program.inputs.items()
     }
@@ -39,16 +39,18 @@ def write(folder: pathlib.Path, program: Program):
         )
         for name, port in program.inputs.items()
     }
-    served = tf.function(lambda **inputs: run(inputs), autograph=False)
-    # As a signature alone: a function of the module would have all parameters a second time.
+    serving_function = tf.function(lambda **inputs: run(inputs), autograph=False)
+    # Only as a signature: a function of the module would store all parameters again.
     tf.saved_model.save(
-        tf.Module(), str(folder), signatures={'serving_default': served.get_concrete_function(**signature)}
+        tf.Module(),
+        str(folder),
+        signatures={'serving_default': serving_function.get_concrete_function(**signature)},
     )
     _check(tf, folder, signature)
 
 
 def _check(tf, folder, signature):
-    """Refuses what the TensorFlow here cannot run: a JAX may write a newer StableHLO than it reads."""
+    """Refuses a program that TensorFlow cannot run, such as one with a newer StableHLO."""
     inputs = {
         name: tf.zeros([size or 1 for size in spec.shape], spec.dtype) for name, spec in signature.items()
     }

@@ -1,4 +1,4 @@
-"""What an exported program takes and gives, in files next to it that any language reads."""
+"""Describes the inputs and outputs of an exported program in JSON files next to it."""
 
 import json
 import pathlib
@@ -8,18 +8,18 @@ from td_jax.predicting.program import Program
 SIGNATURE, VOCABULARY = 'signature.json', 'vocabulary.json'
 
 
-def write(folder: pathlib.Path, program: Program, facts: dict):
+def write(folder: pathlib.Path, program: Program, properties: dict):
     """Writes signature.json and, of a program of ids, vocabulary.json: {input: {id: number}}.
 
     Args:
-      folder: that of the program.
-      program: what was written.
-      facts: what else a person has to know, such as the format and the data set.
+      folder: of the program.
+      program: the exported one.
+      properties: further entries, such as the data set.
     """
     content = {
-        **facts,
-        'inputs': {name: _described(port) for name, port in program.inputs.items()},
-        'outputs': {name: _described(port) for name, port in program.outputs.items()},
+        **properties,
+        'inputs': {name: _describe_port(port) for name, port in program.inputs.items()},
+        'outputs': {name: _describe_port(port) for name, port in program.outputs.items()},
         'labels': list(program.labels),
     }
     _write_json(folder / SIGNATURE, content)
@@ -31,8 +31,8 @@ def write(folder: pathlib.Path, program: Program, facts: dict):
         _write_json(folder / VOCABULARY, numbers)
 
 
-def _described(port):
-    """Of an axis that is a name, any size is taken."""
+def _describe_port(port):
+    """Describes an input or an output; an axis with a name has any size."""
     return {'type': port.dtype, 'shape': list(port.shape), 'meaning': port.meaning}
 
 

@@ -1,7 +1,7 @@
-"""A student as a StableHLO program with its parameters in it, for any model.
+"""Exports a student of any model as a StableHLO program with its parameters.
 
-`jax.export.deserialize(bytearray(content)).call({name: array})` gives {name: array} of what the program of
-td_jax/predicting/program.py takes and gives, any number of examples from one on and images of any size.
+`jax.export.deserialize(bytearray(content)).call({name: array})` gives {name: array}, with the inputs and
+outputs of td_jax/predicting/program.py, for one example or more and images of any size.
 """
 
 import pathlib
@@ -12,21 +12,21 @@ import numpy as np
 
 from td_jax.predicting.program import Program
 
-# Where a program runs.
+# The platforms that a program can run on.
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 NAME = 'student.stablehlo'
 
 
 def write(folder: pathlib.Path, program: Program):
     """Writes the program of a student into a folder."""
-    (folder / NAME).write_bytes(serialized(program))
+    (folder / NAME).write_bytes(serialize(program))
 
 
-def serialized(program: Program) -> bytes:
-    """What jax.export.deserialize reads; runs on all PLATFORMS."""
+def serialize(program: Program) -> bytes:
+    """Serializes a program for jax.export.deserialize, for all PLATFORMS."""
     names = {axis for port in program.inputs.values() for axis in port.shape if isinstance(axis, str)}
     axes = ','.join(sorted(names))
-    # No axis is empty: a resize divides by their length.
+    # No axis may be empty, because resizing divides by its length.
     sizes = dict(
         zip(
             sorted(names),

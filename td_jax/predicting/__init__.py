@@ -1,1 +1,1 @@
-"""The student at work: what a person has goes in, what it means comes out."""
+"""Predictions of a trained student for ids and images."""

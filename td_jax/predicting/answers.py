@@ -1,4 +1,4 @@
-"""What a finished run's student says of a table of ids or of images, and what it would offer a user."""
+"""Predicts tables of ids and images with the student of a finished run, and recommends items to a user."""
 
 import csv
 import io
@@ -14,28 +14,28 @@ from td_jax.predicting import program, reading
 from td_jax.training import finished as finished_runs
 from td_jax.training import train_step
 
-# Examples at once.
+# Examples per batch.
 ROWS, IMAGES = 1024, 32
-# Unknown ids that are named in the summary.
+# The most unknown ids that the summary names.
 NAMED = 3
 USER = 'user'
 
 
-def predict(folder: epath.Path, given: epath.Path, output: epath.Path, seed_index: int = 0) -> str:
-    """Predicts what is in a file or a folder, and writes it as a CSV.
+def predict(folder: epath.Path, input_path: epath.Path, output: epath.Path, seed_index: int = 0) -> str:
+    """Predicts the ids or images in a file or a folder, and writes a CSV.
 
-    Of ids it has their columns, the prediction, and `unknown`, the columns whose id the student never saw in
-    training: it predicts those as any unknown one. Of images it has the file, its likeliest class with its
-    probability, and each class's probability.
+    For ids, it has their columns, the prediction, and `unknown`: the columns whose id was not in the training
+    data and is predicted like any unknown one. For images, it has the file, the most probable class with its
+    probability, and the probability of each class.
 
     Args:
       folder: workdir of a finished run.
-      given: a CSV or TSV of ids; an image, or a folder of images.
-      output: the CSV, which must not be there yet.
+      input_path: a CSV or TSV of ids; an image, or a folder of images.
+      output: the CSV, which must not exist yet.
       seed_index: which of the run's seeds, counted from 0.
 
     Returns:
-      A few lines for a person.
+      a summary of a few lines
 
     Raises:
       UserError: no finished run, or a file that cannot be read or written.
@@ -43,36 +43,36 @@ def predict(folder: epath.Path, given: epath.Path, output: epath.Path, seed_inde
     _check_output(output)
     run = finished_runs.load(folder, seed_index)
     if run.source.ids:
-        header, rows, said = _of_table(run, given)
+        header, rows, messages = _predict_table(run, input_path)
     elif run.source.picture:
-        header, rows, said = _of_images(run, given)
+        header, rows, messages = _predict_images(run, input_path)
     else:
         raise UserError(
             f'the data set of {folder}, {run.source.name}, says nothing of ids or images to predict.'
         )
     _write(output, header, rows)
-    return '\n'.join([str(output), *said])
+    return '\n'.join([str(output), *messages])
 
 
-def top(
+def recommend(
     folder: epath.Path, user: str, count: int, output: epath.Path | None = None, seed_index: int = 0
 ) -> str:
-    """What a recommender predicts a user to like best.
+    """Recommends the items with the highest predicted ratings of a user.
 
-    Chosen from is what training shows, without what the user has rated there.
+    The candidates are the items of the training data that the user has not rated there.
 
     Args:
       folder: workdir of a finished run.
       user: the id.
-      count: how many, at most.
-      output: a CSV that gets them, too, and must not be there yet; or None.
+      count: the most items.
+      output: a CSV to write as well, which must not exist yet; or None.
       seed_index: which of the run's seeds, counted from 0.
 
     Returns:
-      A table for a person.
+      a table as text
 
     Raises:
-      UserError: no finished run, one that is of no users, or a file that cannot be written.
+      UserError: no finished run, a run without users, or a file that cannot be written.
     """
     if output:
         _check_output(output)
@@ -82,98 +82,107 @@ def top(
         raise UserError(f'--user is for a recommender, and {folder} is of {source.name}; use --input.')
     users = source.ids[USER]
     ((field, items),) = ((name, ids) for name, ids in source.ids.items() if name != USER)
-    (number,) = program.numbers_of(users, [user])
-    # A caller's own data set may leave them to its examples.
+    (number,) = program.look_up_ids(users, [user])
+    # A caller's own data set may have no pairs, but examples.
     pairs = source.pairs or source.train
     rated = pairs[field][pairs[USER] == number]
     offered = np.setdiff1d(np.flatnonzero(items.is_known), rated).astype(np.int32)
-    ratings = _ratings(run, {users.column: np.full(len(offered), number, np.int32), items.column: offered})
-    # Of equal ratings the first comes first.
+    ratings = _compute_ratings(
+        run, {users.column: np.full(len(offered), number, np.int32), items.column: offered}
+    )
+    # Equal ratings keep the order of the items.
     best = np.argsort(-ratings, kind='stable')[:count]
     (label,) = source.label_names
     header = [users.column, items.column, label]
     rows = [[user, items.raw[offered[i]], f'{ratings[i]:.6f}'] for i in best]
-    said = []
+    messages = []
     if not rows:
-        said.append(
+        messages.append(
             f'{users.column} {user:.60} has rated all {len(np.unique(rated))} that training shows: there is '
             'nothing left to recommend.'
         )
     if number == program.UNKNOWN or not users.is_known[number]:
-        said.append(
+        messages.append(
             f'{users.column} {user:.60} is unknown to the student: these are for anybody it does not know.'
         )
     if output:
         _write(output, header, rows)
-        said.append(str(output))
-    return '\n'.join([_aligned([header[1:], *(row[1:] for row in rows)]), *said])
+        messages.append(str(output))
+    return '\n'.join([_format_table([header[1:], *(row[1:] for row in rows)]), *messages])
 
 
-def _of_table(run, path):
-    """(header, rows, what to say) of a table of ids."""
+def _predict_table(run, path):
+    """Predicts a table of ids: (header, rows, messages)."""
     source = run.source
-    table = reading.table(path, [ids.column for ids in source.ids.values()])
+    table = reading.read_table(path, [ids.column for ids in source.ids.values()])
     numbers, unknown = {}, [[] for _ in table.lines]
     for ids in source.ids.values():
-        numbers[ids.column] = found = program.numbers_of(ids, table.columns[ids.column])
-        is_known = np.append(ids.is_known, False)[found]  # UNKNOWN is the last
+        numbers[ids.column] = id_numbers = program.look_up_ids(ids, table.columns[ids.column])
+        is_known = np.append(ids.is_known, False)[id_numbers]  # UNKNOWN is the last
         for row in np.flatnonzero(~is_known):
             unknown[row].append(ids.column)
-    ratings = _ratings(run, numbers)
+    ratings = _compute_ratings(run, numbers)
     header = [*table.columns, *source.label_names, 'unknown']
     columns = [*table.columns.values(), [f'{x:.6f}' for x in ratings], [' '.join(names) for names in unknown]]
-    said = [f'{len(table.lines)} rows, {sum(map(bool, unknown))} with an id that the student does not know']
-    named = [
+    messages = [
+        f'{len(table.lines)} rows, {sum(map(bool, unknown))} with an id that the student does not know'
+    ]
+    unknown_ids = [
         f'{name} {table.columns[name][row]:.60} (line {table.lines[row]})'
         for row, names in enumerate(unknown)
         for name in names
     ]
-    if named:
-        more = f' and {len(named) - NAMED} more' if len(named) > NAMED else ''
-        said[0] += f': {", ".join(named[:NAMED])}{more}'
+    if unknown_ids:
+        others = f' and {len(unknown_ids) - NAMED} more' if len(unknown_ids) > NAMED else ''
+        messages[0] += f': {", ".join(unknown_ids[:NAMED])}{others}'
     if table.others:
-        said.append(f'columns that are not read: {", ".join(table.others)}')
-    said += table.notes
-    return header, zip(*columns, strict=True), said
+        messages.append(f'columns that are not read: {", ".join(table.others)}')
+    messages += table.notes
+    return header, zip(*columns, strict=True), messages
 
 
-def _ratings(run, numbers):
-    """[rows] of numbers {column: [rows]}."""
-    student = _program(run)
+def _compute_ratings(run, numbers):
+    """Computes the ratings [rows] of numbers {column: [rows]}."""
+    student = _make_program(run)
     (label,) = student.outputs
     compute = jax.jit(student.run)
     count = len(next(iter(numbers.values())))
-    found = [np.zeros(0, np.float32)]
-    for rows in reading.in_batches(count, ROWS):
-        inputs = {name: _filled(array[rows], min(count, ROWS)) for name, array in numbers.items()}
-        found.append(np.asarray(compute(inputs)[label])[: rows.stop - rows.start])
-    return np.concatenate(found)
+    batches = [np.zeros(0, np.float32)]
+    for rows in reading.split_batches(count, ROWS):
+        inputs = {name: _pad_rows(array[rows], min(count, ROWS)) for name, array in numbers.items()}
+        batches.append(np.asarray(compute(inputs)[label])[: rows.stop - rows.start])
+    return np.concatenate(batches)
 
 
-def _of_images(run, path):
-    """(header, rows, what to say) of an image or a folder of images."""
-    student = _program(run)
+def _predict_images(run, path):
+    """Predicts an image or a folder of images: (header, rows, messages)."""
+    student = _make_program(run)
     files, left_out = reading.find_images(path)
-    compute, paths, found = jax.jit(student.of_pixels), list(files.values()), []
-    for rows in reading.in_batches(len(paths), IMAGES):
-        pixels = _filled(reading.pixels(paths[rows], student.picture), min(len(paths), IMAGES))
-        found.append(np.asarray(compute(pixels)['probabilities'])[: rows.stop - rows.start])
-    found = np.concatenate(found)
+    compute, paths, batches = jax.jit(student.of_pixels), list(files.values()), []
+    for rows in reading.split_batches(len(paths), IMAGES):
+        pixels = _pad_rows(reading.read_pixels(paths[rows], student.picture), min(len(paths), IMAGES))
+        batches.append(np.asarray(compute(pixels)['probabilities'])[: rows.stop - rows.start])
+    batches = np.concatenate(batches)
     header = ['file', 'class', 'probability', *(f'p({label})' for label in student.labels)]
     rows = (
-        [name, student.labels[np.argmax(of_one)], f'{of_one.max():.6f}', *(f'{x:.6f}' for x in of_one)]
-        for name, of_one in zip(files, found, strict=True)
+        [
+            name,
+            student.labels[np.argmax(probabilities)],
+            f'{probabilities.max():.6f}',
+            *(f'{x:.6f}' for x in probabilities),
+        ]
+        for name, probabilities in zip(files, batches, strict=True)
     )
-    said = [f'{len(files)} image{"s" if len(files) > 1 else ""}']
-    return header, rows, said + [f'not read: {left_out}'] * bool(left_out)
+    messages = [f'{len(files)} image{"s" if len(files) > 1 else ""}']
+    return header, rows, messages + [f'not read: {left_out}'] * bool(left_out)
 
 
-def _program(run):
-    return program.of_student(run.student, run.params[train_step.STUDENT], run.source)
+def _make_program(run):
+    return program.make_program(run.student, run.params[train_step.STUDENT], run.source)
 
 
-def _filled(array, size):
-    """The array with copies of its first row behind it, so that all batches are compiled once."""
+def _pad_rows(array, size):
+    """Pads an array with copies of its first row, so that all batches have one compiled program."""
     return np.concatenate([array, np.repeat(array[:1], size - len(array), axis=0)])
 
 
@@ -189,7 +198,7 @@ def _write(path, header, rows):
     workdir.write(path, text.getvalue())
 
 
-def _aligned(rows):
+def _format_table(rows):
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return '\n'.join(
         '  '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows

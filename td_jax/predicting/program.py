@@ -1,7 +1,7 @@
-"""A student as a function of what a person has: ids, or images of any size.
+"""A student as a function of raw inputs: ids, or images of any size.
 
-Everything between that and a prediction is inside: tables of what belongs to an id, the resizing and the
-normalisation of an image, the parameters. So who runs it needs neither td_jax nor the data set.
+The function contains everything up to the prediction: tables of features of ids, resizing and normalisation
+of images, and the parameters. It needs neither td_jax nor the data set.
 """
 
 import types
@@ -16,27 +16,26 @@ from td_jax.data import base as data
 from td_jax.data import decoding, resizing
 from td_jax.models import base
 
-# The name of an axis with as many rows as there are examples, and those of an image of any size.
+# Names of axes of any size: examples, and height and width of images.
 BATCH, HEIGHT, WIDTH = 'batch', 'height', 'width'
 IMAGE = 'image'
-# The number of an id that has none.
+# The number of an unknown id.
 UNKNOWN = -1
 
 
 class Port(NamedTuple):
-    """What a program takes or gives under one name."""
+    """An input or an output of a program."""
 
     dtype: str
-    shape: tuple[int | str, ...]  # a name where any size is taken
-    meaning: str  # for a person
+    shape: tuple[int | str, ...]  # a name for an axis of any size
+    meaning: str  # a description
 
 
 class Program(NamedTuple):
     """A student with its parameters.
 
-    run({name: array, as inputs say}) -> {name: array, as outputs say}; pure
-    of_pixels([batch, side, side, 3] float32, as the view of `picture` shows them) -> the same; None where no
-      image is taken
+    run({name: array} by inputs) -> {name: array} by outputs; pure
+    of_pixels([batch, side, side, 3] float32, after the view of `picture`) -> the same; None without images
     """
 
     inputs: dict[str, Port]
@@ -49,28 +48,28 @@ class Program(NamedTuple):
     of_pixels: Callable[[jax.Array], dict] | None = None
 
 
-def of_student(model: base.Model, params, source: data.Source) -> Program:
-    """The program of a student.
+def make_program(model: base.Model, params, source: data.Source) -> Program:
+    """Makes the program of a student.
 
     Args:
-      model: what computes.
+      model: the student.
       params: its parameters.
-      source: its data, which says what an example is made of. Where it says nothing of ids or images, the
-        program takes what the model is given.
+      source: its data, which describes ids or images. If it has neither, the program takes the inputs of the
+        model.
     """
     constants = jax.tree.map(np.asarray, params)
     tables = jax.tree.map(np.asarray, source.tables)
-    outputs, predicted = _predictions(source)
+    outputs, predict = _describe_outputs(source)
 
-    def of_inputs(inputs):
-        return predicted(base.activations(model, constants, inputs).logits)
+    def run_inputs(inputs):
+        return predict(base.activations(model, constants, inputs).logits)
 
-    def of_examples(examples):
-        return of_inputs(source.inputs(tables, examples, None))
+    def run_examples(examples):
+        return run_inputs(source.inputs(tables, examples, None))
 
     labels = tuple(map(str, source.label_names))
     if source.ids:
-        ports, run, vocabularies = _of_ids(source, of_examples)
+        ports, run, vocabularies = _make_id_program(source, run_examples)
         return Program(ports, outputs, labels, run, vocabularies)
     picture = source.picture
     if picture is None:
@@ -79,13 +78,13 @@ def of_student(model: base.Model, params, source: data.Source) -> Program:
             name: Port(str(leaf.dtype), (BATCH, *leaf.shape[1:]), 'what the model is given in an evaluation')
             for name, leaf in shapes.items()
         }
-        return Program(ports, outputs, labels, of_inputs)
+        return Program(ports, outputs, labels, run_inputs)
 
     def of_pixels(pixels):
-        return of_inputs(picture.inputs(pixels))
+        return run_inputs(picture.inputs(pixels))
 
-    def of_images(inputs):
-        return of_pixels(resized(inputs[IMAGE], picture))
+    def run_images(inputs):
+        return of_pixels(resize_images(inputs[IMAGE], picture))
 
     port = Port(
         'uint8',
@@ -93,24 +92,24 @@ def of_student(model: base.Model, params, source: data.Source) -> Program:
         f'red, green and blue of images of any size, each from 0 to 255; of a file {decoding.RULE}; '
         f'inside, {picture.view.describe()}',
     )
-    return Program({IMAGE: port}, outputs, labels, of_images, picture=picture, of_pixels=of_pixels)
+    return Program({IMAGE: port}, outputs, labels, run_images, picture=picture, of_pixels=of_pixels)
 
 
-def numbers_of(ids: data.Ids, raw) -> np.ndarray:
-    """The number of each of some raw ids, int32; UNKNOWN where it has none."""
+def look_up_ids(ids: data.Ids, raw) -> np.ndarray:
+    """Looks up the numbers of raw ids, int32; UNKNOWN for an id without one."""
     numbers = {text: number for number, text in enumerate(ids.raw.tolist())}
     return np.array([numbers.get(text, UNKNOWN) for text in raw], np.int32)
 
 
-def _of_ids(source, of_examples):
-    """(ports, run, vocabularies) of a Program that takes numbers of ids."""
+def _make_id_program(source, run_examples):
+    """Makes (ports, run, vocabularies) of a Program for numbers of ids."""
 
     def run(inputs):
         examples = {}
         for field, ids in source.ids.items():
             number, count = inputs[ids.column], len(ids.raw)
             examples[field] = jnp.where((number >= 0) & (number < count), number, count)
-        return of_examples(examples)
+        return run_examples(examples)
 
     ports = {
         ids.column: Port(
@@ -123,14 +122,14 @@ def _of_ids(source, of_examples):
     return ports, run, {ids.column: tuple(ids.raw.tolist()) for ids in source.ids.values()}
 
 
-def resized(pixels, picture: data.Picture):
-    """Images [batch, height, width, 3] of any size -> [batch, side, side, 3], float32 from 0 to 255."""
+def resize_images(pixels, picture: data.Picture):
+    """Resizes images [batch, height, width, 3] to [batch, side, side, 3], float32 from 0 to 255."""
     pixels = resizing.resize_on_device(pixels, picture.view).astype(jnp.float32)
     return jnp.floor(pixels + 0.5) if picture.is_rounded else pixels
 
 
-def _predictions(source):
-    """({name: Port}, the function that makes them of logits [batch, outputs])."""
+def _describe_outputs(source):
+    """({name: Port} of the outputs, the function that computes them from logits [batch, outputs])."""
     count = len(source.label_names)
     if source.task == 'regression':
         (name,) = source.label_names

@@ -1,4 +1,4 @@
-"""What a person has, in files: a table of ids, or images."""
+"""Reads the inputs of a prediction: a table of ids, or images."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -17,81 +17,81 @@ class Table(NamedTuple):
 
     columns: dict[str, list[str]]
     lines: list[int]  # where each row ends in the file, counted from 1
-    others: list[str]  # columns that were not asked for
-    notes: list[str]  # what a person may not expect of it
+    others: list[str]  # names of other columns
+    notes: list[str]  # remarks for the user
 
 
-def table(path: epath.Path, wanted: list[str]) -> Table:
+def read_table(path: epath.Path, names: list[str]) -> Table:
     """Reads columns of a CSV or TSV with a header, in UTF-8.
 
     Raises:
-      UserError: it is no such file, a column is missing or there twice, or a row has too many or too few
-        cells or an empty one; names the file and the line.
+      UserError: it is not such a file, a column is missing or repeated, or a row has too many, too few or
+        empty cells; names the file and the line.
     """
-    rows = data_table.Rows(path, [('the column of ids', name) for name in wanted], '--input')
-    columns, lines = {name: [] for name in wanted}, []
+    rows = data_table.Rows(path, [('the column of ids', name) for name in names], '--input')
+    columns, lines = {name: [] for name in names}, []
     for row in rows:
-        for name, cell in zip(wanted, row.cells, strict=True):
+        for name, cell in zip(names, row.cells, strict=True):
             if not cell:
                 raise UserError(f'{path}, {row.place}: {name} is empty.')
             columns[name].append(cell)
         lines.append(row.last)
     if not lines:
         raise UserError(f'{path} has a first line and no rows.')
-    return Table(columns, lines, [name for name in rows.header if name not in wanted], rows.notes())
+    return Table(columns, lines, [name for name in rows.header if name not in names], rows.notes())
 
 
-def _bytes(path):
+def _read_bytes(path):
     try:
         return path.read_bytes()
-    # The client of a bucket has errors of its own.
+    # Clients of buckets have other exceptions than OSError.
     except Exception as error:
         raise UserError(f'{path} cannot be read: {reason(error)}.') from error
 
 
 def find_images(path: epath.Path) -> image_files.Images:
-    """An image, whatever its name, or all images of a folder and of the folders in it.
+    """Finds an image of any name, or all images of a folder and its subfolders.
 
     Raises:
-      UserError: there is none.
+      UserError: there are none.
     """
     if not path.exists():
         raise UserError(f'--input {path} is not there.')
     if not path.is_dir():
         return image_files.Images({path.name: path}, '')
     try:
-        found = image_files.find_images(path)
-    # The client of a bucket has errors of its own.
+        images = image_files.find_images(path)
+    # Clients of buckets have other exceptions than OSError.
     except Exception as error:
         raise UserError(f'--input {path} cannot be read: {reason(error)}.') from error
-    if not found.files:
-        left_out = f', but {found.ignored}' if found.ignored else ''
+    if not images.files:
+        left_out = f', but {images.ignored}' if images.ignored else ''
         known = ', '.join(decoding.SUFFIXES)
         raise UserError(f'--input {path} has no images in it{left_out}; known are {known}.')
-    return found
+    return images
 
 
-def pixels(files: list[epath.Path], picture: data.Picture) -> np.ndarray:
-    """Images as Program.of_pixels takes them, [files, side, side, 3] float32 from 0 to 255.
+def read_pixels(files: list[epath.Path], picture: data.Picture) -> np.ndarray:
+    """Reads images for Program.of_pixels, [files, side, side, 3] float32 from 0 to 255.
 
-    They are decoded and resized as those of a folder are.
+    They are decoded and resized like a data set in a folder.
 
     Raises:
       UserError: one cannot be read or decoded; names it.
     """
 
-    def shown(file):
-        content = _bytes(file)
+    def read_one(file):
+        content = _read_bytes(file)
         try:
             image = decoding.decode(content)
         except ValueError as error:
             raise UserError(f'{file} cannot be decoded as an image: {error}.') from error
         return stream.apply_view(image, picture.view, picture.is_rounded).numpy().astype(np.float32)
 
-    return np.stack([shown(file) for file in files])
+    return np.stack([read_one(file) for file in files])
 
 
-def in_batches(count: int, size: int) -> Iterator[slice]:
-    """Slices of at most `size` that are `count` long together."""
+def split_batches(count: int, size: int) -> Iterator[slice]:
+    """Splits `count` rows into slices of at most `size`."""
     for start in range(0, count, size):
         yield slice(start, min(start + size, count))

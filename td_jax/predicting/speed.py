@@ -1,4 +1,4 @@
-"""How long a finished student takes for an example on this machine."""
+"""Measures the time of a trained student per example on this machine."""
 
 import time
 
@@ -12,9 +12,9 @@ from td_jax.training import finished, train_step
 
 
 def time_per_example(folder: epath.Path, batch_size: int = 64, repeats: int = 20) -> float:
-    """Seconds that the student of a finished run takes for an example, in batches, on this machine.
+    """Measures the seconds per example of a finished run's student, in batches, on this machine.
 
-    The least of some repetitions, after the first one, which compiles.
+    The result is the minimum over the repetitions after the first one, which compiles.
     """
     run = finished.load(folder, with_examples=True)
     example = data.one_example(run.source)
@@ -28,7 +28,7 @@ def time_per_example(folder: epath.Path, batch_size: int = 64, repeats: int = 20
 
     seconds = []
     for _ in range(1 + repeats):
-        began = time.perf_counter()
+        start = time.perf_counter()
         predict(params, examples).block_until_ready()
-        seconds.append(time.perf_counter() - began)
+        seconds.append(time.perf_counter() - start)
     return min(seconds[1:]) / batch_size

@@ -45,7 +45,7 @@ def source_of(evaluation, num_labels):
 
 
 def test_the_first_examples_of_each_class_are_taken():
-    found = cka.gather(source_of(labelled([2, 0, 2, 0, 2, 0, 0]), 4), 3)
+    found = cka.gather_examples(source_of(labelled([2, 0, 2, 0, 2, 0, 0]), 4), 3)
     assert {label: list(examples['image']) for label, examples in found.items()} == {
         0: [10, 30, 50],
         2: [0, 20, 40],
@@ -61,7 +61,7 @@ def test_a_stream_is_read_until_all_classes_are_full():
             opened.append(labels)
             yield labelled(labels), np.array(mask)
 
-    found = cka.gather(source_of(data.EvaluationStream(9, batches), 2), 3)
+    found = cka.gather_examples(source_of(data.EvaluationStream(9, batches), 2), 3)
     assert {label: list(examples['image']) for label, examples in found.items()} == {
         0: [0, 20, 10],
         1: [10, 0, 20],
@@ -192,9 +192,9 @@ def test_runs_of_one_method_go_by_their_folders():
             self.config = type('Config', (), {'method': method})
 
     made = [Run('td'), Run('td'), Run('ld')]
-    assert cka._names(made, [pathlib.Path(f'r/{n}') for n in 'abc']) == ['td (a)', 'td (b)', 'ld']
+    assert cka._name_runs(made, [pathlib.Path(f'r/{n}') for n in 'abc']) == ['td (a)', 'td (b)', 'ld']
     paths = [pathlib.Path(f'{n}/r') for n in 'abc']
-    assert cka._names(made, paths) == ['td (a/r)', 'td (b/r)', 'ld']
+    assert cka._name_runs(made, paths) == ['td (a/r)', 'td (b/r)', 'ld']
 
 
 @pytest.mark.long

@@ -40,14 +40,15 @@ for name, batch, rounds, fsdp in json.loads(sys.argv[1]):
     config.model.layers, config.model.split = 1, 1
     config.teacher.model.layers, config.teacher.model.split = 2, 1
     found.append(tpu.report(config, name))
-devices = {name: len(tpu.topology(name)) for name in ('v4:2x2x1', 'v5p:2x2x1', 'v6e:2x2')}
+devices = {name: len(tpu.describe_topology(name)) for name in ('v4:2x2x1', 'v5p:2x2x1', 'v6e:2x2')}
 
 from jax.sharding import SingleDeviceSharding
 from td_jax.devices import hlo, precision
 
 cycles = {}
 for dtype in ('float32', 'bfloat16'):
-    one = jax.ShapeDtypeStruct((1024, 1024), dtype, sharding=SingleDeviceSharding(tpu.topology('v5e:2x2')[0]))
+    sharding = SingleDeviceSharding(tpu.describe_topology('v5e:2x2')[0])
+    one = jax.ShapeDtypeStruct((1024, 1024), dtype, sharding=sharding)
     for name, function in (('plain', jax.numpy.matmul), ('exact', precision.exact(jax.numpy.matmul))):
         compiled = jax.jit(lambda a, b, function=function: function(a, b)).lower(one, one).compile()
         cycles[f'{name} {dtype}'] = hlo.count_cycles(hlo.parse(compiled.as_text()))

@@ -190,7 +190,7 @@ def test_files_become_the_same_pixels_in_memory_streamed_and_predicted(tmp_path)
     of_training = taken(streamed, 0, 1, streamed.train.count)['image']
     assert_same_images(np.concatenate([of_training, examples['image'][mask == 1]]), expected)
     for source in (kept, streamed):
-        np.testing.assert_array_equal(reading.pixels(files, source.picture), expected)
+        np.testing.assert_array_equal(reading.read_pixels(files, source.picture), expected)
 
 
 def assert_same_images(found, expected):

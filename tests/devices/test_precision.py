@@ -76,7 +76,7 @@ def test_every_product_of_a_run_is_of_float32(small_config, method):
     examples = data.one_example(source)
     assert assert_exact(values, stacked, source.tables, examples, np.ones(1, np.float32)) == (3, 0)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), params)
-    made = program.of_student(student, zeros, source)
+    made = program.make_program(student, zeros, source)
     assert_exact(jax.jit(made.run), {name: np.zeros((2, 8, 8, 3), np.uint8) for name in made.inputs})
 
 

@@ -11,7 +11,7 @@ from td_jax.training import finished as finished_runs
 
 
 def test_what_is_timed_needs_no_data_set(mlp_run):
-    examples = comparison.examples_of(finished_runs.load(mlp_run).source, 7)
+    examples = comparison.repeat_example(finished_runs.load(mlp_run).source, 7)
     assert {name: (array.shape, array.dtype) for name, array in examples.items()} == {
         'image': ((7, 64), np.float32),
         'labels': ((7,), np.int32),
@@ -42,5 +42,5 @@ def test_a_model_without_a_head_is_timed_whole(monkeypatch):
         head=lambda params, e: e @ params['head'],
     )
     params = {'lower': np.ones((5, 7)), 'upper': np.ones((7, 3)), 'head': np.ones((3, 0))}
-    assert comparison.milliseconds(model, params, {'image': np.ones((2, 5))}) > 0
+    assert comparison.measure_milliseconds(model, params, {'image': np.ones((2, 5))}) > 0
     assert len(re.findall(r' dot\(', compiled[0])) == 2

@@ -303,7 +303,7 @@ def test_what_a_broken_library_logs_is_dropped_and_logging_goes_on(caplog, tmp_p
     )
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(UserError, match=r'cannot be imported here \(x\)'):
-        optional.module('loud_and_broken', 'onnx')
+        optional.import_module('loud_and_broken', 'onnx')
     assert caplog.records == []
     logging.getLogger('of somebody').warning('else')
     assert [record.message for record in caplog.records] == ['else']

@@ -56,13 +56,13 @@ def test_ratings_of_a_table(loaded, rating_by_hand, tmp_path, monkeypatch, at_on
 def test_the_best_for_a_user_without_what_it_has_rated(loaded, rating_by_hand, tmp_path):
     run, target = epath.Path('run'), epath.Path(tmp_path / 'out.csv')
     # Of the movies that training shows, 0 to 2, user 1 has rated 0 and 1, and user 0 all.
-    said = answers.top(run, 'ann', 10, target)
+    said = answers.recommend(run, 'ann', 10, target)
     rating = rating_by_hand(loaded, 1, 2)
     (row,) = rows_of(tmp_path / 'out.csv')
     assert (list(row), row['user_id'], row['movie_id']) == (['user_id', 'movie_id', 'rating'], 'ann', 'x y')
     np.testing.assert_allclose(float(row['rating']), rating, rtol=1e-5)
     assert said.splitlines() == ['movie_id  rating', f'x y       {row["rating"]}', str(target)]
-    assert answers.top(run, '196', 10).splitlines() == [
+    assert answers.recommend(run, '196', 10).splitlines() == [
         'movie_id  rating',
         'user_id 196 has rated all 3 that training shows: there is nothing left to recommend.',
     ]
@@ -70,7 +70,7 @@ def test_the_best_for_a_user_without_what_it_has_rated(loaded, rating_by_hand, t
     ratings = {name: rating_by_hand(loaded, None, NUMBERS[name]) for name in ('242', '302', 'x y')}
     best = sorted(ratings, key=ratings.get, reverse=True)
     for user in ('7', 'bob'):
-        _, first, second, note = answers.top(run, user, 2).splitlines()
+        _, first, second, note = answers.recommend(run, user, 2).splitlines()
         assert [first[:8].strip(), second[:8].strip()] == best[:2]
         assert note == f'user_id {user} is unknown to the student: these are for anybody it does not know.'
 
@@ -80,7 +80,7 @@ def test_files_that_are_there_stay(loaded, tmp_path):
     target.write_text('mine')
     for call in (
         lambda: answers.predict(epath.Path('run'), epath.Path('in.csv'), target),
-        lambda: answers.top(epath.Path('run'), 'ann', 3, target),
+        lambda: answers.recommend(epath.Path('run'), 'ann', 3, target),
     ):
         with pytest.raises(UserError, match=r'out\.csv is there already; delete it or choose another'):
             call()
@@ -135,7 +135,7 @@ def test_classes_of_a_folder_of_images(digits_run, small_config, tmp_path, monke
 
 def test_a_student_of_images_knows_no_users(digits_run):
     with pytest.raises(UserError, match=r'^--user is for a recommender, and .* is of digits 5, 6, 7'):
-        answers.top(epath.Path(digits_run), 'ann', 3)
+        answers.recommend(epath.Path(digits_run), 'ann', 3)
 
 
 def test_a_data_set_that_says_nothing_of_what_goes_in_is_refused(recommender, tmp_path, monkeypatch):

@@ -23,7 +23,7 @@ def table(tmp_path):
     def read(content, name='a.csv'):
         path = epath.Path(tmp_path / name)
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
-        return reading.table(path, WANTED)
+        return reading.read_table(path, WANTED)
 
     return read
 
@@ -77,7 +77,7 @@ def test_what_is_no_table_is_refused(table, tmp_path):
     (tmp_path / 'folder.csv').mkdir()
     for name in ('folder.csv', 'none.csv'):
         with pytest.raises(UserError, match=f'{name} cannot be read: '):
-            reading.table(epath.Path(tmp_path / name), WANTED)
+            reading.read_table(epath.Path(tmp_path / name), WANTED)
 
 
 # --- Images ----------------------------------------------------------------------------------------
@@ -112,7 +112,7 @@ def test_pixels_are_those_of_pil(tmp_path):
     for i, image in enumerate(made):
         PIL.Image.fromarray(image).save(tmp_path / f'{i}.png')
         files.append(epath.Path(tmp_path / f'{i}.png'))
-    found = reading.pixels(files, data.Picture(View(8, 'bilinear_antialias'), False, None))
+    found = reading.read_pixels(files, data.Picture(View(8, 'bilinear_antialias'), False, None))
     assert (found.shape, found.dtype) == ((2, 8, 8, 3), np.float32)
     for image, pixels in zip(made, found, strict=True):
         # The width first.
@@ -121,9 +121,9 @@ def test_pixels_are_those_of_pil(tmp_path):
             expected = expected.resize(size, PIL.Image.Resampling.BILINEAR)
         np.testing.assert_array_equal(pixels, np.asarray(expected, np.float32))
     picture = data.Picture(View(8, 'bilinear'), False, None)
-    found = reading.pixels(files, picture)
+    found = reading.read_pixels(files, picture)
     assert np.any(found % 1)
-    rounded = reading.pixels(files, picture._replace(is_rounded=True))
+    rounded = reading.read_pixels(files, picture._replace(is_rounded=True))
     np.testing.assert_array_equal(rounded, np.floor(found + np.float32(0.5)))
 
 
@@ -138,7 +138,7 @@ def test_real_photographs_become_what_is_published(foundation, tmp_path, name):
             files.append(epath.Path(tmp_path / f'{i}.jpg'))
             files[-1].write_bytes(expected[f'jpeg_{i}'].tobytes())
         pixels = expected['pixels_224']
-    np.testing.assert_array_equal(reading.pixels(files, data.Picture(view, True, None)), pixels)
+    np.testing.assert_array_equal(reading.read_pixels(files, data.Picture(view, True, None)), pixels)
     # An exported program does it, too.
     for i, file in enumerate(files):
         image = np.asarray(PIL.Image.open(file))[None]
@@ -151,4 +151,4 @@ def test_real_photographs_become_what_is_published(foundation, tmp_path, name):
 def test_what_cannot_be_decoded_is_named(tmp_path, content):
     (tmp_path / 'a.jpg').write_bytes(content)
     with pytest.raises(UserError, match=r'a\.jpg cannot be decoded as an image: [^\n]+\.$'):
-        reading.pixels([epath.Path(tmp_path / 'a.jpg')], data.Picture(View(8, 'bilinear'), False, None))
+        reading.read_pixels([epath.Path(tmp_path / 'a.jpg')], data.Picture(View(8, 'bilinear'), False, None))

@@ -104,7 +104,7 @@ def predictions(folder, target):
     answers.predict(epath.Path(folder), epath.Path(asked), epath.Path(answered))
     with answered.open(newline='') as file:
         rows = list(csv.DictReader(file))
-    return rows, answers.top(epath.Path(folder), 'u3', 3)
+    return rows, answers.recommend(epath.Path(folder), 'u3', 3)
 
 
 def other_users(table):
