@@ -78,7 +78,7 @@ MAX_INT32 = 2**31 - 1
 # A ViT is traced and compiled block by block; the deepest that were published have fewer than a hundred.
 MAX_LAYERS = 1000
 
-# The last part of the key of every number -> (what it must be, the check).
+# {last part of the key of a number: (what it must be, the check)}
 _POSITIVE = 'more than 0', lambda x: x > 0
 _NOT_NEGATIVE = '0 or more', lambda x: x >= 0
 _RATE = 'from 0 to less than 1', lambda x: 0 <= x < 1
@@ -143,7 +143,7 @@ NUMBERS = {
 }
 # Those of them that have a number for each of red, green and blue.
 COLOURS = ('image_mean', 'image_std')
-# The same by the part before it, where the last part is a free name.
+# The same by the part before, where the last part is a free name.
 NUMBERS_IN = {'weights': _NOT_NEGATIVE, 'embeddings': _POSITIVE}
 
 
@@ -155,7 +155,7 @@ def check(config):
     """
     check_names(config)
     flat = flatten(config)
-    # A model that a caller brings may bring what it learned, and then needs no steps.
+    # A caller's model may come trained, and then needs no steps.
     is_learned = config.teacher.model.name not in MODEL_OPTIONS and config.teacher.num_steps == 0
     for key, value in flat.items():
         is_open = (
@@ -316,7 +316,7 @@ def _check_frozen(config):
 
 
 def _check_images(config):
-    """Refuses image options that fit neither the data, the colours nor the sizes of the models."""
+    """Refuses image options that do not fit the data set, the three colours or the sizes of the models."""
     if config.dataset.test_part != 'all' and config.dataset.name in ('movielens', 'ratings'):
         raise UserError(
             f'dataset.test_part is {config.dataset.test_part}, which is of images, but dataset.name is '
@@ -351,7 +351,7 @@ def _check_images(config):
 
 def _check_keys(flat):
     known = flatten(common.get_config())
-    # The inputs that have an embedding are free names, and so is what a caller brings.
+    # Names of inputs with an embedding, and a caller's options, are free.
     free = {key for key in flat if '.embeddings.' in key or key.startswith('own.')}
     for key in sorted(flat.keys() - known.keys() - free):
         nearest = difflib.get_close_matches(key, known, n=1)
@@ -382,7 +382,7 @@ def _check_numbers(key, value):
     else:
         return
     is_sequence = isinstance(value, (tuple, list))
-    # ml_collections holds a single number to its type, but not those in a tuple or under a free name.
+    # ml_collections checks the type of a single number, but not of those in a tuple or under a free name.
     is_count = path[-1:] == ['embeddings'] or (is_sequence and name not in COLOURS)
     kind = numbers.Integral if is_count else numbers.Real
     for number in value if is_sequence else (value,):

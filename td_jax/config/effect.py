@@ -64,7 +64,7 @@ def find_unread(config) -> dict[str, str]:
     if not has_teacher(config):
         reasons['teacher.'] = f'{method}, without a teacher'
     elif config.teacher.pretrained:
-        # Its part of the data is not trained on; how it is shown images matters.
+        # It is not trained on its part of the data, but its preprocessing of images matters.
         parts = ('genre', 'filter_column', 'filter_value', 'classes', 'examples_per_class')
         training_keys = (
             'teacher.num_steps',
@@ -143,7 +143,7 @@ def _find_unread_of_parts(config):
             reasons[f'{prefix}optimizer.momentum'] = f'{prefix}optimizer.name is {optimizer_config.name}'
         if not optimizer_config.weight_decay:
             reasons[f'{prefix}optimizer.decayed'] = f'{prefix}optimizer.weight_decay is 0'
-        # What a caller brings, a model or a data set, may read any of them.
+        # A caller's model or data set may read any of them.
         model_options = MODEL_OPTIONS.get(model.name)
         reasons |= {
             f'{prefix}model.{option}': f'{prefix}model.name is {model.name}'

@@ -12,7 +12,7 @@ from td_jax.method import objectives
 # do not store them.
 PROTOCOL = common.get_config().protocol
 FIRST_PROTOCOL = {'protocol': 1, 'dataset.labelled_by': 'first'}
-# Keys of teacher.dataset that are as the student's where they are 0 or ''.
+# Keys of teacher.dataset that take the student's value where they are 0 or ''.
 INHERITED_KEYS = 'image_size', 'resize', 'crop_mode', 'crop_pct'
 
 

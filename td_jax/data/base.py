@@ -58,39 +58,38 @@ class EvaluationStream(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """How an image of any size becomes what a model is given, for who has a file and not the data set."""
+    """The preprocessing of an image of any size, for files that are not of the data set."""
 
     view: View  # how it is resized
-    is_rounded: bool  # whether its pixels are whole numbers then, as where examples are kept resized
-    # inputs(pixels) -> {name: [batch, ...]}, what the model is given of pixels [batch, side, side, 3] that
-    # are as the view shows them, float32 from 0 to 255, red, green and blue.
+    is_rounded: bool  # whether resized pixels are rounded, as where examples are kept resized
+    # inputs(pixels) -> {name: [batch, ...]}, inputs of the model from resized pixels [batch, side, side, 3],
+    # float32 from 0 to 255, red, green and blue.
     inputs: Callable[[jax.Array], dict[str, jax.Array]]
 
 
 class Ids(NamedTuple):
-    """What the numbers in a field of the examples stand for, for who has ids and not the data set."""
+    """The ids that the numbers in a field of the examples stand for."""
 
-    column: str  # what a table of such ids calls them
-    raw: np.ndarray  # [ids], text; a number is the place of its id
-    is_known: np.ndarray  # [ids] bool, whether training shows it; others are as good as unknown ids
+    column: str  # name of their column in a table
+    raw: np.ndarray  # [ids], text; a number is an index into it
+    is_known: np.ndarray  # [ids] bool, whether the id occurs in training; others count as unknown
 
 
 class Files(NamedTuple):
     """Files that examples are decoded from."""
 
-    folder: str  # or a place in a bucket
-    names: tuple[str, ...]  # below it
+    folder: str  # on this machine or in a bucket
+    names: tuple[str, ...]  # paths below the folder
 
 
 class Source(NamedTuple):
     """A data set cut for one task.
 
-    Examples are dicts of arrays with one row per example; `labels` is among them. Two sources of the
-    same data set share that form, whatever part of it they were cut from, so a teacher can be shown a
-    student's examples with the teacher's own `inputs`.
+    Examples are dicts of arrays with one row per example; `labels` is among them. All sources of a data set
+    share that form, whatever their part of it, so a teacher's `inputs` can read a student's examples.
     """
 
-    name: str  # what a person calls it
+    name: str  # for a person
     train: dict[str, np.ndarray] | LabelledPool | TrainStream
     evaluation: dict[str, np.ndarray] | EvaluationStream
     task: str  # a name of objectives.TASK_LOSSES
@@ -100,21 +99,22 @@ class Source(NamedTuple):
     # inputs(tables, examples, key) -> {name: [batch, ...]}, what a model is given; a key adds the random
     # variation of training, None leaves it out.
     inputs: Callable[..., dict[str, jax.Array]]
-    # What statistics need of evaluation examples in memory. [examples], the number of the unit that each
-    # belongs to, such as a user: what a bootstrap draws. None: each is a unit of its own.
+    # Of evaluation examples in memory: [examples], the number of the unit that each belongs to, such as a
+    # user. A bootstrap draws units. None: each example is a unit.
     units: np.ndarray | None = None
-    # {name: [examples] bool}, parts that have a metric of their own.
+    # {name: [examples] bool}, parts with a metric of their own.
     groups: Mapping[str, np.ndarray] = types.MappingProxyType({})
-    # Of images. `inputs` for a model that another task (config.dataset or config.teacher.dataset) is of.
+    # Of images: task (config.dataset or config.teacher.dataset) -> `inputs` for the model of that task.
     inputs_for: Callable[[Any], Callable] | None = None
     picture: Picture | None = None
-    # Of ratings: {field of the examples: what its numbers stand for}, `user` and what users rate. `inputs`
-    # takes the number one beyond the last for an id that is not among them.
+    # Of ratings: {field of the examples: its ids}, of users and of items. `inputs` takes the number after the
+    # last for an id that is not among them.
     ids: Mapping[str, Ids] = types.MappingProxyType({})
-    # Of ratings: {field of ids: [training examples] its numbers}, who is shown with what in training.
+    # Of ratings: {field of ids: [training examples] its numbers}, the pairs of user and item in training.
     pairs: Mapping[str, np.ndarray] = types.MappingProxyType({})
-    # What tells whether the examples are those of another day, {what: text, or Files whose content counts}.
-    # None: their arrays in memory do. Those of a decoded JPEG do not: its pixels may differ between machines.
+    # {part of the data: text, or Files whose content counts}, by which later changes of the examples are
+    # detected. None: by their arrays in memory. The pixels of a JPEG do not serve: they differ between
+    # machines.
     known_by: Mapping[str, str | Files] | None = None
     # A line for a person about data that were ignored; '' where there are none.
     note: str = ''
@@ -126,7 +126,7 @@ def count(examples: dict | LabelledPool | TrainStream | EvaluationStream) -> int
 
 
 def arrays_in_memory(examples: dict | LabelledPool | TrainStream | EvaluationStream) -> dict | None:
-    """The arrays of examples in memory, of a pool all; None of a stream."""
+    """The arrays of examples in memory, of a pool those of all seeds; None for a stream."""
     if isinstance(examples, LabelledPool):
         return examples.examples
     return examples if isinstance(examples, dict) else None
@@ -191,13 +191,13 @@ def refuse_rows(name: str, field: str, values, is_right: np.ndarray, what: str):
 
 
 def one_example(source: Source) -> dict[str, np.ndarray]:
-    """One training example, {name: [1, ...]}, of a stream only its shapes and types."""
+    """One training example, {name: [1, ...]}; of a stream, zeros of the right shapes and types."""
     arrays = arrays_in_memory(source.train)
     return source.train.example if arrays is None else take(arrays, np.arange(1))
 
 
 def take(examples: dict, rows) -> dict:
-    """The examples at `rows`."""
+    """Selects the examples at `rows`."""
     return {name: array[rows] for name, array in examples.items()}
 
 
@@ -220,13 +220,13 @@ def draw_rows(
     Returns:
       [per_class * classes] rows, in ascending order.
     """
-    # NumPy says of the raw numbers of PCG64 alone that they never change.
+    # NumPy guarantees only for the raw numbers of PCG64 that they never change.
     lots = np.random.PCG64(derive_seed(number, 'labelled')).random_raw(int(places.max()) + 1)[places]
     order = np.lexsort((lots, is_held_back))
     return np.sort(np.concatenate([order[labels[order] == c][:per_class] for c in np.unique(labels)]))
 
 
-# The halves of a test, by the last bit of the SHA-256 of an image -> the end of a name that says it.
+# {half of a test, by the last bit of the SHA-256 of an image: suffix of the data set's name}
 TEST_PARTS = {'development': ', development half of the test', 'held_out': ', held-out half of the test'}
 
 
@@ -268,7 +268,7 @@ def epoch_order(key: jax.Array, epoch, num_examples: int) -> jax.Array:
 def batch_rows(order: jax.Array, step, batch_size: int) -> jax.Array:
     """The rows of the step's batch, [batch_size].
 
-    An epoch is as many whole batches as fit; what is left over is drawn in another epoch's order.
+    An epoch has as many whole batches as fit; the remaining examples come in the order of another epoch.
     """
     start = (step % (order.shape[0] // batch_size)) * batch_size
     return jax.lax.dynamic_slice(order, (start,), (batch_size,))

@@ -11,7 +11,7 @@ from td_jax.data import base, images, prepared
 from td_jax.data.base import Source
 from td_jax.errors import UserError
 
-# Share of the training images, the last ones, that is the validation slice.
+# The last images of training, by this share, are the validation slice.
 VALIDATION_SHARE = 0.1
 
 
@@ -65,6 +65,6 @@ def read(name: str):
             raise UserError(f'dataset {name} has no images in its part {part}. Prepare it anew.')
         pixels[part] = np.concatenate([batch['image'] for batch in batches])
         labels[part] = np.concatenate([batch['label'] for batch in batches])
-        # Here, because an image of no class is in no class's cut, and would be left out.
+        # Checked here, because an image with a wrong label would silently be in no class.
         base.check_labels(f'dataset {name}, {part}', labels[part], len(names))
     return pixels, labels, names

@@ -1,7 +1,7 @@
-"""The pixels of an image file, decoded by PIL.
+"""Decodes image files by PIL.
 
-An image is turned upright as its EXIF says, gets the colours of its palette, and stands on white where it is
-transparent. Of 16 bits a colour the upper 8 are kept, of an animation or several pages the first.
+An image is turned upright by its EXIF, gets the colours of its palette, and is put on white where it is
+transparent. Of 16 bits per colour the upper 8 are kept, of an animation or several pages the first.
 """
 
 import io
@@ -12,7 +12,7 @@ import PIL.Image
 
 from td_jax.errors import reason
 
-# PIL's name of a format -> the suffixes of its files. Which format a file has is read from its first bytes.
+# {PIL's name of a format: suffixes of its files}. The format of a file is read from its first bytes.
 FORMATS = {
     'JPEG': ('.jpg', '.jpeg', '.jfif'),
     'PNG': ('.png',),
@@ -22,12 +22,12 @@ FORMATS = {
     'TIFF': ('.tif', '.tiff'),
 }
 SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
-# What a file becomes, for who makes pixels of files without td_jax.
+# How pixels are made of a file, for those who do it without td_jax.
 RULE = (
     'upright as its EXIF says, in the colours of its palette, on white where it is transparent, '
     'the upper 8 of 16 bits, the first of several frames'
 )
-# The tag of EXIF that says how an image is turned, and what undoes it.
+# The EXIF tag of an image's orientation, and the transposition that undoes it.
 ORIENTATION = 0x0112
 UPRIGHT = {
     2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,

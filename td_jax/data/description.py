@@ -1,7 +1,7 @@
-"""What a run keeps of its data set: to know it again, and to show a student what it was shown without it.
+"""The description of a data set that a run keeps, to detect changes and to give a student inputs without it.
 
-A description is a dict as JSON holds it; with it come arrays, which say what belongs to an id. It holds no
-examples, only how many there are and a digest.
+A description is a dict as JSON holds it, with arrays of what belongs to an id. It holds no examples, only
+their number and a digest.
 """
 
 import functools
@@ -27,7 +27,7 @@ from td_jax.data.base import (
 )
 from td_jax.errors import UserError
 
-# Parts that examples are of.
+# The two parts of the examples.
 TRAINING, EVALUATION = 'training examples', 'evaluation examples'
 # At most so many changes, and names in one of them, are listed.
 MAX_LISTED = 3
@@ -36,7 +36,7 @@ MAX_LETTERS = 60
 KEYS = {'name', 'task', 'label_names', 'vocabularies', 'ids', 'is_rounded', 'example', 'content'}
 
 
-# --- What is kept ----------------------------------------------------------------------------------
+# --- Descriptions ----------------------------------------------------------------------------------
 
 
 def describe(source: Source, previous: Iterable[dict] = ()) -> dict:
@@ -75,7 +75,7 @@ def _describe_content(source, previous):
         if source.known_by is None and arrays is not None:
             content[what]['sha256'] = digest_arrays(arrays)
         if isinstance(examples, LabelledPool):
-            # Lots belong to places in the whole data set: one seed's draw tells whether these moved.
+            # Lots belong to places in the whole data set: the draw of one seed reveals whether places moved.
             content[what]['drawn'] = digest_arrays({'rows': examples.rows(0)})
     for what, value in (source.known_by or {}).items():
         is_files = isinstance(value, Files)
@@ -107,7 +107,7 @@ def digest_arrays(arrays: Mapping[str, np.ndarray]) -> str:
     for name in sorted(arrays):
         array = np.asarray(arrays[name])
         sha256.update(f'{name} {array.dtype} {array.shape}\n'.encode())
-        # Of objects, the bytes are addresses.
+        # The bytes of objects are addresses.
         sha256.update(
             repr(array.tolist()).encode() if array.dtype.hasobject else np.ascontiguousarray(array).data
         )
@@ -138,7 +138,7 @@ def is_description(value) -> bool:
     )
 
 
-# --- What has changed ------------------------------------------------------------------------------
+# --- Differences -----------------------------------------------------------------------------------
 
 
 def digest(description: dict) -> str:
@@ -151,7 +151,7 @@ def digest(description: dict) -> str:
 def differences(before: dict, now: dict) -> list[str]:
     """Lists what has changed between two descriptions, a few words each; [] for the same data.
 
-    Ids and classes come first: with them, everything that is numbered by them changes.
+    Ids and classes come first, because all that is numbered by them changes with them.
     """
     changes = []
     for field in sorted(before['ids'].keys() | now['ids'].keys()):
@@ -215,7 +215,7 @@ def _restore_digits(description, config, task):
 
 
 def _restore_images(description, config, task):
-    # Those that were taken as they are, are resized by inputs; others were before.
+    # Images of their original size are resized by inputs; others were resized before.
     is_native = not description['is_rounded']
     inputs = functools.partial(images.inputs_of, config, is_in_memory=False, is_native=is_native)
     return {

@@ -7,7 +7,7 @@ from td_jax.data.resizing import View
 from td_jax.errors import UserError
 
 CLASSES = tuple(range(10))
-# Of an image, in pixels.
+# The side of an image in pixels.
 SIDE = 8
 # Shares of all images: the last cut is the test set, the one before the validation slice.
 TEST_SHARE = 0.3
@@ -56,7 +56,7 @@ def load(config, task) -> Source:
             )
     if task.examples_per_class and config.labelled_by == 'seed':
         places = rows_of_classes(train)
-        # What a search is evaluated on, in the part that the test split trains on.
+        # The examples that a search is evaluated on; the test split trains on them.
         is_held_back = np.isin(places, validation)
         train_examples = make_labelled_pool(
             make_examples(places), task.examples_per_class, places, is_held_back
@@ -64,7 +64,7 @@ def load(config, task) -> Source:
     else:
         train_examples = make_examples(rows_of_classes(train, task.examples_per_class or None))
     evaluation_rows = rows_of_classes(evaluation)
-    # As bytes, which scikit-learn's numbers from 0 to 16 are.
+    # As bytes, of scikit-learn's numbers from 0 to 16.
     contents = ((16 * images[row]).astype(np.uint8).tobytes() for row in evaluation_rows)
     evaluation_rows = evaluation_rows[rows_of_part(contents, config)]
     return Source(
@@ -81,7 +81,7 @@ def load(config, task) -> Source:
 
 
 def inputs(tables, examples, key) -> dict:
-    """Source.inputs of digits: an image as it is."""
+    """Source.inputs of digits: the unchanged image."""
     return {'image': examples['image']}
 
 
@@ -94,7 +94,7 @@ PICTURE = Picture(View(SIDE, 'bilinear_antialias'), False, _inputs_from_pixels)
 
 
 def _split_rows(rows, digits, share):
-    """Cuts `rows` in two, the second a `share` of them, every digit in proportion."""
+    """Splits `rows` in two, the second a `share` of them, with every digit in proportion."""
     import sklearn.model_selection
 
     return sklearn.model_selection.train_test_split(

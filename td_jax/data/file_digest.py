@@ -86,10 +86,10 @@ def _stamp_files(files):
     for name in names:
         stat = os.stat(f'{files.folder}/{name}')
         newest = max(newest, stat.st_ctime_ns)
-        # Of a file that was replaced by one with its time put back, the second time is another one.
+        # The ctime reveals a file that was replaced by one whose mtime was set back.
         md5.update(_encode_line(f'{name} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}'))
     if abs(time.time_ns() - newest) < 1e9 * TICK:
-        # What is written from now on is written later.
+        # Waits, so that later writes get later times.
         time.sleep(TICK)
     return md5.hexdigest()
 
@@ -125,7 +125,7 @@ def _hash_lines(lines):
 
 
 def _encode_line(text):
-    # A name on a disk may be no UTF-8.
+    # A file name may not be UTF-8.
     return f'{text}\n'.encode(errors='surrogateescape')
 
 

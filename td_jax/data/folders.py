@@ -19,7 +19,7 @@ from td_jax.data.stream import Records, Span
 from td_jax.errors import UserError, reason
 
 TRAIN, TEST = 'train', 'test'
-# Share of a class that is cut off, as a test and again as a validation slice.
+# Share of a class that is held out for a test, and again for a validation slice.
 SHARE = 0.1
 # The files of a part are cut into at most so many spans, whose order is drawn for each epoch.
 MAX_SPANS = 1024
@@ -75,13 +75,13 @@ def load(config, task, teacher_views: images.TeacherViews | None = None) -> Sour
     }
     views = stream.views_of(config, task, teacher_views)
     is_in_memory = images.fits_in_memory(count, [view.side for view in views[0].values()], config)
-    # What is kept is of files as they are now; while they are streamed, each is read when its turn comes.
+    # Images in memory are those of the files as they are now; a stream reads each file when its turn comes.
     stamp = file_digest.combined_stamp(known_by.values()) if is_in_memory else ''
     records = [_make_records(listing.folder, part, len(classes), stamp) for part in files]
     spans = [_make_spans(len(part)) for part in files]
     draw = _make_draw(listing, files[0], per_class, held_back) if per_class and is_drawn else None
     if draw:
-        # Files of other classes, too, decide what is drawn.
+        # The draw depends on the files of other classes, too.
         drawn_names = ' '.join(files[0][row][0] for row in draw(0))
         known_by['files that a seed draws'] = _digest(drawn_names).hex()[:8]
     full_name = f'{name} {images.describe_classes(listing.classes, classes)}{data.describe_part(config)}'
@@ -102,7 +102,7 @@ def load(config, task, teacher_views: images.TeacherViews | None = None) -> Sour
         stream.check_whole_test(name, config)
         for part in files:
             _check_files(listing.folder, part)
-        # What is shuffled are numbers of files.
+        # The numbers of files are shuffled, not their content.
         host_bytes = 8 * min(config.shuffle_buffer, len(files[0]))
         source = stream.source_of(
             name, label_names, list(zip(records, spans, strict=True)), config, task, host_bytes, teacher_views
@@ -160,7 +160,7 @@ def _list_folders(folder, inside, ignored):
     """Lists the folders in a folder, which is `inside` another; all else is ignored."""
     entries = image_files.list_folder(folder)
     ignored.add(inside, entries)
-    # A class may be called as an image is.
+    # The name of a class may look like that of an image.
     folders = [name for name in entries.images if (folder / name).is_dir()]
     ignored.names += [f'{inside}{name}' for name in entries.images if name not in folders]
     return sorted(entries.folders + folders)
@@ -266,7 +266,7 @@ def _make_records(folder, files, num_classes, stamp):
     @functools.cache
     def constants():
         tf = stream.tensorflow()
-        # Not in the function of a dataset, whose program would have them as they are.
+        # Outside of a dataset's function, whose program would hold their values.
         with tf.init_scope():
             return tf.constant(names), tf.constant(labels)
 

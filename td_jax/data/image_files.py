@@ -1,4 +1,4 @@
-"""Which files of a folder are images, the same for training and predicting."""
+"""Finds the images in a folder, by the same rule for training and predicting."""
 
 import os
 from typing import NamedTuple
@@ -7,14 +7,14 @@ from etils import epath
 
 from td_jax.data import decoding
 
-# Folders that systems put next to images; what begins with a dot is hidden, too.
+# Folders that operating systems add; names that begin with a dot are hidden, too.
 HIDDEN = ('__MACOSX',)
 # At most so many ignored names are listed.
 MAX_LISTED = 5
 
 
 class Folder(NamedTuple):
-    """The names in a folder, in order."""
+    """The sorted names in a folder, by kind."""
 
     images: list[str]
     folders: list[str]
@@ -73,7 +73,7 @@ def find_images(folder: epath.Path) -> Images:
     A folder that is reached again by a link is not read again.
     """
     files, ignored, seen = {}, IgnoredFiles(), set()
-    # Links come last, so that what they lead to goes by its own name.
+    # Links come last, so that the folder that one points to has its own name.
     places, links = [''], []
     while places or links:
         inside = places.pop() if places else links.pop(0)

@@ -18,7 +18,7 @@ def load(config, task, teacher_views: images.TeacherViews | None = None) -> Sour
       teacher_views: how a teacher is shown the same images, if other than its student.
 
     Raises:
-      UserError: a part of the classes or examples is asked for, or the data is not prepared, or in another
+      UserError: a part of the classes or examples is requested, or the data is not prepared, or in another
         format than tfrecord.
     """
     stream.check_whole('imagenet', config, task)

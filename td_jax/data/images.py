@@ -1,4 +1,4 @@
-"""What image data sets share: how an image is shown to a model, with or without random variation."""
+"""Shared code of image data sets: the inputs of a model, with or without random variation."""
 
 import functools
 import math
@@ -130,7 +130,7 @@ def make_teacher_views(config, task, is_clean: bool) -> TeacherViews | None:
 
 
 def picture_of(config, task, is_native: bool) -> data.Picture:
-    """How an image of any size becomes what a task's model is given in an evaluation.
+    """Makes the preprocessing of images of any size for a task's model, as in an evaluation.
 
     Args:
       config, task: as of view_of.
@@ -154,7 +154,7 @@ def inputs_of(config, task, is_in_memory: bool, is_native: bool):
     """
     view = view_of(config, task)
     field = IMAGE if is_native or view == view_of(config, config) else TEACHER_IMAGE
-    # What is kept resized is shown as it is.
+    # Images that are kept resized are not resized again.
     train_view = training_view(config, task) if is_native else View(view.side, view.resize)
 
     def inputs(tables, examples, key):
@@ -332,7 +332,7 @@ def abstract_source(config, task, teacher_views: TeacherViews | None = None) -> 
     if teacher_views and not is_in_memory:
         sides[TEACHER_IMAGE] = teacher_views.training.side
     train = {
-        # Strides of zero: as large as the data set, but of no memory.
+        # Strides of zero: the shape of the data set without its memory.
         **{field: np.broadcast_to(np.zeros((), np.uint8), (rows, n, n, 3)) for field, n in sides.items()},
         'labels': np.zeros(rows, np.int32),
     }

@@ -14,11 +14,10 @@ from td_jax.data import base, prepared, ratings
 from td_jax.data.base import Source
 from td_jax.errors import UserError
 
-# The sizes that TFDS has, by the name that `config.dataset.movielens` gives them -> the lowest and the
-# highest rating.
+# {size of MovieLens in TFDS, a value of `config.dataset.movielens`: (lowest, highest rating)}
 SIZES = {'100k': (1, 5), '1m': (1, 5), '20m': (0.5, 5), '25m': (0.5, 5), 'latest-small': (0.5, 5)}
 
-# What is read of a rating in addition to the genres of its movie -> the type in the records.
+# {field that is read of a rating, in addition to the genres of its movie: type in the records}
 FIELDS = {
     'user_id': 'string',
     'movie_id': 'string',
@@ -29,7 +28,7 @@ FIELDS = {
 
 
 def name_of(size: str) -> str:
-    """What TFDS calls the ratings of a size."""
+    """The name of a size's ratings in TFDS."""
     return f'movielens/{size}-ratings'
 
 
@@ -108,7 +107,7 @@ def read_ratings(size: str) -> Ratings:
         split = builder.info.splits['train']
         records = tf.data.TFRecordDataset([str(file) for file in split.filepaths])
         records = records.apply(tf.data.experimental.assert_cardinality(split.num_examples))
-        # By thousands: one after the other, as TFDS does it, takes twenty times as long.
+        # In batches: reading one by one, as TFDS does, takes twenty times as long.
         for batch in records.batch(4096).map(lambda batch: tf.io.parse_example(batch, fields)):
             for field in FIELDS:
                 columns[field].append(batch[field].numpy())
@@ -140,9 +139,9 @@ def read_ratings(size: str) -> Ratings:
 
 
 def _check(name, table, movie_genres, num_genres, limits):
-    """Refuses ratings that cannot be read as what they are meant to be; names the field and the first row."""
+    """Refuses ratings with invalid values; names the field and the first row."""
     for field in ('user_id', 'movie_id'):
-        # Eighteen digits are an int64.
+        # Numbers of eighteen digits fit in an int64.
         is_right = np.array([value.isdigit() and len(value) <= 18 for value in table[field]])
         base.refuse_rows(name, field, table[field], is_right, 'a whole number in digits')
     is_right = np.array([_is_utf8(title) for title in table['movie_title']])

@@ -1,4 +1,4 @@
-"""What `config.dataset.path` names."""
+"""Resolves `config.dataset.path`."""
 
 from etils import epath
 
@@ -26,7 +26,7 @@ def resolve(path: str, what: str, is_folder: bool) -> epath.Path:
         if place.is_dir() != is_folder:
             kind = 'a file' if is_folder else 'a folder'
             raise UserError(f'dataset.path {path} is {kind}; name {what}.')
-    # Of a bucket, its client has errors of its own; of ~, there may be no such user.
+    # The client of a bucket has errors of its own, and ~ may name an unknown user.
     except Exception as error:
         if isinstance(error, UserError):
             raise

@@ -1,4 +1,4 @@
-"""Data sets that TFDS has prepared, or can."""
+"""Data sets that TFDS has prepared or can prepare."""
 
 import contextlib
 import difflib
@@ -63,7 +63,7 @@ def builder(name: str):
     try:
         tfds_builder = tfds.builder(name)
     except Exception as error:
-        # Those of others are looked up in a bucket, for minutes where there is no network.
+        # Community data sets would be looked up in a bucket, for minutes where there is no network.
         known = tfds.list_builders(with_community_datasets=False)
         nearest = difflib.get_close_matches(name, known, n=1)
         hint = f'; did you mean {nearest[0]}?' if nearest else '.'

@@ -1,4 +1,4 @@
-"""What data sets of ratings share: the splits, the vocabularies, the bags of words, what a model is given.
+"""Shared code of data sets of ratings: splits, vocabularies, bags of words and inputs.
 
 The protocol: ratings in order of time; the first 90% are for training and the rest is the test, of all
 ratings (`split_by` 'time') or of each user's own ('user'); the filter of a task comes after the split. The
@@ -22,7 +22,7 @@ from td_jax.errors import UserError
 
 TRAIN_SHARE = 0.9
 SPLITS_BY = 'time', 'user'
-# The highest number of a validation slice; before it, four tenths of the training part are left.
+# The highest number of a validation slice; four tenths of the training part lie before it.
 LAST_SLICE = 5
 OUT_OF_VOCABULARY = 0
 
@@ -30,9 +30,9 @@ OUT_OF_VOCABULARY = 0
 class Column(NamedTuple):
     """The ids of users, or of what they rate."""
 
-    field: str  # what examples and inputs call it
-    name: str  # what a table of such ids calls it
-    number: np.ndarray  # [ratings] int32, which id, from 0
+    field: str  # name in examples and inputs
+    name: str  # name of the column in a table
+    number: np.ndarray  # [ratings] int32, the number of the id, from 0
     raw: np.ndarray  # [ids], text
 
 
@@ -101,7 +101,7 @@ def source_of(
         vocabularies={field: count for field, (_, count) in rows.items()}
         | {bag: array.shape[1] for bag, array in bags.items()},
         tables={
-            # The last is of an id that is not in the data.
+            # The last row is that of an id that is not in the data.
             **{
                 f'{field}_rows': np.append(id_rows, np.int32(OUT_OF_VOCABULARY))
                 for field, (id_rows, _) in rows.items()
@@ -154,7 +154,7 @@ def split(users: np.ndarray, config) -> tuple[np.ndarray, np.ndarray]:
         users = np.zeros(len(users), np.int32)
     counts = np.bincount(users)
     start, stop = _evaluation_bounds(counts, config.split, config.validation_slice)
-    # Each rating's place among its user's own, from 0.
+    # The place of each rating among those of its user, from 0.
     order = np.argsort(users, kind='stable')
     place = np.empty(len(users), np.int64)
     place[order] = np.arange(len(users)) - (np.cumsum(counts) - counts)[users[order]]
@@ -184,7 +184,7 @@ def vocabulary(numbers: np.ndarray, count: int) -> tuple[np.ndarray, int]:
 
 
 def bags_of(values: list[list[str]], items: np.ndarray, min_count: int) -> np.ndarray:
-    """Bags of values, such as the words of titles, whose weights add up to 1.
+    """Makes bags of values, such as the words of titles, whose weights add up to 1.
 
     Args:
       values: [items], those of each item.

@@ -19,9 +19,9 @@ from td_jax.data import file_digest, paths, ratings, table
 from td_jax.data.base import Source
 from td_jax.errors import UserError
 
-# What examples and inputs call the ids of users and items.
+# The names of users and items in examples and inputs.
 FIELDS = 'user', 'item'
-# Values that a refusal lists.
+# At most so many values are listed in a refusal.
 MAX_LISTED = 20
 MAX_RATING = float(np.finfo(np.float32).max)
 
@@ -52,7 +52,7 @@ def load(config, task) -> Source:
     )
     what = f'filter_value {task.filter_value!r}' if task.filter_value else f'path {config.path}'
     parts = ratings.cut(rating_columns, config, is_chosen, f'dataset.{what}')
-    # {name of an input: (the values of each item, in how many items one has to be)}
+    # {name of an input: (the values of each item, in how many items a value has to occur)}
     values = {
         name: ([_split_words(text) for text in contents.texts[name]], config.min_title_word_count)
         for name in config.words
@@ -127,7 +127,7 @@ class _FileContents(NamedTuple):
     user: np.ndarray  # [ratings] int32
     item: np.ndarray  # [ratings] int32
     labels: np.ndarray  # [ratings] float32
-    # Text, as objects: an array of type str takes the length of the longest id for each.
+    # Text, as objects: in an array of type str each id would take the length of the longest.
     user_ids: np.ndarray  # [users]
     item_ids: np.ndarray  # [items]
     texts: dict[str, list[str]]  # {column: [items], the cell of each}

@@ -1,8 +1,9 @@
-"""How an image of any size becomes the square of pixels that a model is shown.
+"""Resizes an image of any size to the square of pixels that a model is shown.
 
-It is resized, and the middle of it is cut out. On the host Pillow does it, as it does for Hugging Face and
-timm; on a device, and in a program that is exported, the same sums are made: along the width first, then
-along the height, each of them rounded and held to a byte.
+The image is resized and its centre cropped. On the host Pillow does it, as for Hugging Face and timm. On a
+device,
+and in an exported program, the same sums are computed: first along the width, then along the height, each
+rounded and clipped to a byte.
 """
 
 from typing import NamedTuple
@@ -28,10 +29,10 @@ def _cubic(x):
 
 
 class Resize(NamedTuple):
-    """A way to resize."""
+    """A method of resizing."""
 
     method: str  # of jax.image and tf.image
-    # Pillow's: wider where an image becomes smaller, and rounded to bytes. Else tf.image.resize as it comes.
+    # Pillow's: with antialiasing, and rounded to bytes. Else that of tf.image.resize.
     is_pillow: bool
 
 
@@ -41,8 +42,8 @@ RESIZES = {
     'bicubic_antialias': Resize('bicubic', True),
 }
 KERNELS = {'bilinear': _triangle, 'bicubic': _cubic}
-# What an image is resized to before its middle is cut out: a square, or as large that its shortest side has
-# the length that the square would have.
+# How an image is resized before its centre is cropped: to a square, or so that its shortest side has the
+# length of the square.
 CROP_MODES = ('squash', 'center')
 
 
@@ -52,7 +53,7 @@ class View(NamedTuple):
     side: int  # in pixels, of the square that it is shown
     resize: str  # a name of RESIZES
     crop_mode: str = 'squash'  # a name of CROP_MODES
-    crop_pct: float = 1.0  # the side over that of the image it is cut out of
+    crop_pct: float = 1.0  # the side over that of the resized image
 
     @property
     def scaled_side(self) -> int:
@@ -95,8 +96,8 @@ def resize_by_pillow(pixels: np.ndarray, view: View) -> np.ndarray:
     height, width = view.scaled_size(*pixels.shape[:2])
     method = getattr(PIL.Image.Resampling, RESIZES[view.resize].method.upper())
     image = PIL.Image.fromarray(pixels)
-    # One side after the other. At once, Pillow 13 takes the height first where that is less work, and what is
-    # rounded in between is another image then.
+    # One side after the other. At once, Pillow 13 resizes the height first where that is less work, and
+    # rounding in between then gives another image.
     image = image.resize((width, image.height), method).resize((width, height), method)
     top, left = ((length - view.side) // 2 for length in (height, width))
     return np.asarray(image)[top : top + view.side, left : left + view.side]
@@ -122,7 +123,7 @@ def resize_on_device(images, view: View):
             shape = images.shape[0], view.side, view.side, channels
             return jax.image.resize(images.astype(jnp.float32), shape, kind.method, antialias=False)
     x = images.astype(jnp.float32)
-    # What is symbolic is a number in the program.
+    # A symbolic length is a number in the program.
     lengths = [jnp.asarray(length, jnp.int32) for length in size]
     scaled = view.scaled_size(*lengths, jnp.minimum)
     for axis in (1, 0):
@@ -150,8 +151,8 @@ def _weights(count, old, new, view):
     """
     kind = RESIZES[view.resize]
     rows = (new - view.side) // 2 + jnp.arange(view.side, dtype=jnp.int32)
-    # The centre of new pixel r is at (r + 0.5) old / new. Its whole part is exact in int32; a float32 has no
-    # room for that and for the thousandths which make a byte another one.
+    # The centre of new pixel r is at (r + 0.5) old / new. Its whole part is exact in int32; a float32 cannot
+    # hold that and the thousandths that decide how a byte is rounded.
     quotient, rest = old // new, (old % new).astype(jnp.float32) / new.astype(jnp.float32)
     whole = jnp.arange(count, dtype=jnp.int32)[None] - (rows * quotient)[:, None]
     centres = 0.5 * quotient.astype(jnp.float32) + (rows.astype(jnp.float32) + 0.5) * rest
@@ -185,5 +186,5 @@ def crop(image, start, extent, side: int, resize: str):
         method=kind.method,
         antialias=kind.is_pillow,
     )
-    # A cubic goes beyond what there is between.
+    # A cubic overshoots the range of its pixels.
     return jnp.clip(x, 0, 255) if kind.method == 'bicubic' else x

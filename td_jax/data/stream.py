@@ -1,4 +1,4 @@
-"""Images that are read while training goes on, from the records of TFDS or from files.
+"""Images that are read during training, from the records of TFDS or from files.
 
 Training examples come from lanes: even shares of the records, each of which is read in order of a
 shuffled list of its spans. The records of a lane's epoch are cut into windows, and each window is
@@ -31,7 +31,7 @@ DECODED_AT_ONCE = 256
 
 
 class Span(NamedTuple):
-    """Records of one file, or of another thing with an order, that follow one another."""
+    """Consecutive records of one file, or of another ordered collection."""
 
     path: str
     skip: int  # records before them
@@ -40,11 +40,11 @@ class Span(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Records:
-    """Encoded images with their labels, and how to come by them."""
+    """Encoded images with their labels, and functions that read them."""
 
-    name: str  # what a person calls them all
+    name: str  # of all of them, for a person
     num_classes: int
-    place: Hashable  # where they lie; those of another place are others
+    place: Hashable  # where they lie; records of another place differ
     # open(path [] string, skip [] int64, take [] int64) -> tf.data.Dataset of the records of a Span
     open: Callable[..., Any] = dataclasses.field(compare=False)
     # parse(record) -> {'image': [] string, still encoded, 'label': [] whole number, 'file_name': [] string}
@@ -186,7 +186,7 @@ def _share(spans, part, parts):
 
 
 def lane_count(num_files: int, batch_size: int) -> int:
-    """How many lanes a batch is made of: a power of two that divides it, at most MAX_LANES or one a file."""
+    """The number of lanes of a batch: a power of two that divides it, at most MAX_LANES or one per file."""
     lanes = 1
     while 2 * lanes <= min(num_files, MAX_LANES) and batch_size % (2 * lanes) == 0:
         lanes *= 2
@@ -228,7 +228,7 @@ def _open_train_records(records, spans, buffer, seed, step, batch_size, rows):
         spans = tf.data.Dataset.from_tensor_slices(
             (tf.gather(paths, files), skip + num_passed, take - num_passed)
         )
-        # Files that are passed as a whole are not opened.
+        # Files that are skipped as a whole are not opened.
         return spans.filter(lambda path, skip, take: take > 0).flat_map(records.open)
 
     def records_of_lane(lane):
@@ -316,7 +316,7 @@ def decode_by_pil(encoded, seed=None, min_area: float = 1):
     tf = tensorflow()
 
     def decode(content):
-        # Outside of a tf.data.Dataset it comes as an array of no axes.
+        # Outside of a tf.data.Dataset it is an array without axes.
         return decoding.decode(content if isinstance(content, bytes) else content.item())
 
     image = tf.numpy_function(decode, [encoded], tf.uint8, stateful=False)
@@ -399,7 +399,7 @@ def train_batches(records_of, config, views, seed, step, batch_size, rows):
     """
     tf, (records, spans) = tensorflow(), records_of(seed)
     if config.min_crop_area < 1:
-        # All of the crop is shown.
+        # A crop is shown as a whole.
         views = {field: View(view.side, view.resize) for field, view in views.items()}
     indexed_records, position_of = _open_train_records(
         records, spans, config.shuffle_buffer, seed, step, batch_size, rows
@@ -441,7 +441,7 @@ def load_examples(records: Records, spans: tuple[Span, ...], views: Views) -> di
 @functools.lru_cache(maxsize=4)
 def _load_examples(records, spans, views):
     """`load_examples` of hashable arguments, cached."""
-    # One span after the other: what is held back is the last of them.
+    # One span after the other, because the last examples are held back.
     stream = evaluation_stream(records, list(spans), dict(views), files_at_once=1)
     arrays = {field: np.empty((stream.count, *_shape(view)), np.uint8) for field, view in views}
     arrays['labels'] = np.empty(stream.count, np.int32)
@@ -543,7 +543,7 @@ def map_in_parallel(records, make_example, batch_size: int):
     options.deterministic = True
     # An image's own operations gain nothing from threads in addition to those of other images.
     options.threading.max_intra_op_parallelism = 1
-    # Left to itself, it keeps ever more batches ready, hundreds of megabytes each.
+    # By default it prepares ever more batches, hundreds of megabytes each.
     options.autotune.enabled = False
     examples = records.map(make_example, num_parallel_calls=os.cpu_count())
     return examples.batch(batch_size).prefetch(PREFETCHED_BATCHES).with_options(options)

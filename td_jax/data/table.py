@@ -12,7 +12,7 @@ from etils import epath
 
 from td_jax.errors import UserError, reason
 
-# Suffix -> what stands between two cells.
+# {suffix: separator of cells}
 SEPARATORS = {'.csv': ',', '.tsv': '\t'}
 NUMBER = re.compile(r'[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?', re.ASCII)
 
@@ -92,7 +92,7 @@ class Rows:
         return messages
 
     def _read(self, reader):
-        """What `__iter__` gives."""
+        """Yields the rows for `__iter__`."""
         path, places = self._path, None
         has_quotes = reader.dialect.quoting != csv.QUOTE_NONE
         for first, last, row in _numbered_rows(path, reader):
@@ -148,7 +148,7 @@ def parse_number(text: str) -> float | None:
 
 
 def _numbered_rows(path, reader):
-    """(line that a row begins on, line that it ends on, its cells), from 1."""
+    """Yields (first line of a row, last line, cells); lines count from 1."""
     while True:
         first = reader.line_num + 1
         try:

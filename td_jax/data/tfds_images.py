@@ -150,7 +150,7 @@ def _check_first(records, spans):
 
 
 def spans_of(builder, split: str) -> list[Span]:
-    """Where the records of a split are, in order."""
+    """The spans of a split's records, in order."""
     return [Span(str(s.filename), s.skip, s.take) for s in builder.info.splits[split].file_instructions]
 
 
