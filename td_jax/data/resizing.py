@@ -1,9 +1,8 @@
 """Resizes an image of any size to the square of pixels that a model is shown.
 
 The image is resized and its centre cropped. On the host Pillow does it, as for Hugging Face and timm. On a
-device,
-and in an exported program, the same sums are computed: first along the width, then along the height, each
-rounded and clipped to a byte.
+device, and in an exported program, the same sums are computed: first along the width, then along the height,
+each rounded and clipped to a byte.
 """
 
 from typing import NamedTuple
