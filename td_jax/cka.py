@@ -1,4 +1,4 @@
-"""How alike a student's representations are to its teacher's, class by class: numbers and a heat map.
+"""Compares representations of student and teacher by CKA for each class: numbers and a heat map.
 
 python -m td_jax.cka --workdir=RUN[,RUN...]
 """
@@ -34,9 +34,9 @@ def main():
         target = workdir.resolve(output.value) if output.value else paths[0]
         if target.exists() and not target.is_dir():
             raise UserError(f'--output {target} is no folder; choose another one.')
-        found = cka.analyse(paths, examples.value, estimator.value, seed_index.value)
-        cka.save(found, target)
-        print(f'{cka.to_markdown(found)}\n\n{target / cka.NUMBERS}\n{target / cka.PICTURE}')
+        comparison = cka.analyse(paths, examples.value, estimator.value, seed_index.value)
+        cka.save(comparison, target)
+        print(f'{cka.to_markdown(comparison)}\n\n{target / cka.NUMBERS}\n{target / cka.PICTURE}')
 
     command_line.run(command, required=('workdir',))
 

@@ -1,4 +1,4 @@
-"""What every command of td_jax does around its work: parse flags, and report invalid input in one line."""
+"""Parses flags of the commands of td_jax, and reports invalid input in one line."""
 
 import math
 import os
@@ -14,16 +14,16 @@ from ml_collections.config_flags import config_flags
 from td_jax.errors import CALL_AGAIN, Stopped, UserError
 from td_jax.files import quiet
 
-# Where the configs that td_jax ships are named from, in a checkout and wherever td_jax is installed.
+# The prefix of names of configs that are part of td_jax, in a checkout and when installed.
 SHIPPED = pathlib.PurePosixPath('td_jax/configs')
 
 
 class _ConfigFile(config_flags.ConfigFileFlagParser):
-    """Reads a config file, and names it where it returns something else than a config."""
+    """Reads a config file, and refuses one that returns no config."""
 
     def parse(self, path):
         config = super().parse(_find_config(path))
-        is_unread = isinstance(config, config_flags._ErrorConfig)  # says why when it is looked at
+        is_unread = isinstance(config, config_flags._ErrorConfig)  # raises the reason on access
         if not is_unread and not isinstance(config, ml_collections.ConfigDict):
             kind = 'None' if config is None else f'a value of type {type(config).__name__}'
             raise UserError(
@@ -34,7 +34,7 @@ class _ConfigFile(config_flags.ConfigFileFlagParser):
 
 
 def _find_config(path):
-    """The file of a --config that names one of the configs that td_jax ships; any other as it is."""
+    """Finds the file of a --config that is part of td_jax; returns any other path unchanged."""
     name, colon, argument = path.partition(':')
     shipped = pathlib.Path(__file__).parent / 'configs' / pathlib.PurePath(name).name
     if not name.endswith('.py') or os.path.exists(name) or not shipped.is_file():
@@ -54,7 +54,7 @@ def define_config():
     return holder
 
 
-def typed_keys() -> list[str]:
+def list_set_keys() -> list[str]:
     """The keys of the config that were set on the command line."""
     return list(config_flags.get_override_values(flags.FLAGS['config']))
 
@@ -62,34 +62,34 @@ def typed_keys() -> list[str]:
 def run(command, required):
     """Parses flags, runs `command()` and exits.
 
-    A mistake of the user, in a flag, a config file or anything that `command` refuses, is one line on
-    stderr and exit code 2.
+    Invalid input, in a flag, a config file or anything that `command` refuses, gives one line on stderr and
+    exit code 2.
 
     Args:
-      command: what to do once flags are parsed.
+      command: called after flags are parsed.
       required: names of the flags that must have a value.
     """
 
     def parse(argv):
-        # What a library warns of while a flag is parsed would stand next to the one line that refuses it.
+        # Hides warnings of libraries next to the line that refuses a flag.
         logging.set_verbosity(logging.ERROR)
         try:
-            _, *left = flags.FLAGS(argv)
-            if left:
-                raise UserError(f'{" ".join(left)} is not a flag; every flag starts with --.')
+            _, *arguments = flags.FLAGS(argv)
+            if arguments:
+                raise UserError(f'{" ".join(arguments)} is not a flag; every flag starts with --.')
             for name in required:
                 value = flags.FLAGS[name].value
                 if value is None or value in ('', []):
                     raise UserError(f'--{name} is missing.')
-                # The first look at a config raises why its file could not be read.
+                # The first access to a config raises the reason why its file could not be read.
                 hasattr(value, 'items')
             for name in flags.FLAGS:
                 _check_value(name, flags.FLAGS[name].value)
         except KeyboardInterrupt:
-            interrupted()
+            end_interrupted()
         except Exception as error:  # A config file is the user's code and may raise anything.
             fail(error)
-        # Orbax says a page at every save; --verbosity=0 shows it.
+        # Orbax logs a lot at every save; --verbosity=0 shows it.
         if not flags.FLAGS['verbosity'].present:
             logging.set_verbosity(logging.WARNING)
         return argv[:1]
@@ -98,7 +98,7 @@ def run(command, required):
 
 
 def execute(command):
-    """Calls `command()`, of which every end but a good one is one line on stderr and an exit code."""
+    """Calls `command()`; failures give one line on stderr and an exit code."""
     quiet.silence_failed_saves()
     try:
         command()
@@ -108,36 +108,36 @@ def execute(command):
         print(f'td_jax: {stopped}', file=sys.stderr)
         _end(CALL_AGAIN)
     except KeyboardInterrupt:
-        interrupted()
+        end_interrupted()
 
 
 def _check_value(name, value):
-    """Refuses what no flag means: a gap in a list, or a number that is none."""
+    """Refuses an empty name in a list, and a number that is not finite."""
     if isinstance(value, list) and not all(str(part).strip() for part in value):
-        given = ','.join(map(str, value))
-        raise UserError(f'--{name}={given} has an empty name in its list; take a comma away.')
+        text = ','.join(map(str, value))
+        raise UserError(f'--{name}={text} has an empty name in its list; take a comma away.')
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f'--{name} is {value}; it must be a finite number.')
 
 
 def fail(error: Exception):
-    """Ends the process with one line for a person."""
-    print(f'td_jax: {_text(error)}', file=sys.stderr)
+    """Prints an error in one line and ends the process with exit code 2."""
+    print(f'td_jax: {_format_error(error)}', file=sys.stderr)
     _end(2)
 
 
 def _end(code):
-    """Ends the process with an exit code, at once where threads of Orbax would keep it."""
+    """Ends the process with an exit code, immediately if threads of Orbax would delay it."""
     if any(type(thread).__module__.startswith('orbax.') for thread in threading.enumerate()):
-        # After a save that failed they wait five minutes for a folder that was never made.
+        # After a failed save, they wait five minutes for a folder that was never made.
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         os._exit(code)
     sys.exit(code)
 
 
-def _text(error):
-    """An error in one line; what a config file raised comes with its place."""
+def _format_error(error):
+    """Formats an error in one line, with its place if a config file raised it."""
     place = ''
     if not isinstance(error, (UserError, flags.Error, OSError, SyntaxError)):
         frame = traceback.extract_tb(error.__traceback__)[-1]
@@ -148,12 +148,12 @@ def _text(error):
     text = f'unknown key: {error.args[0]}' if isinstance(error, KeyError) and error.args else str(error)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if 'Traceback (most recent call last):' in lines:
-        # What ml_collections makes of a TypeError or ValueError; its first line names the file.
+        # ml_collections wraps a TypeError or ValueError; the first line names the file.
         lines = [lines[0], lines[-1]]
     return (' '.join(lines) or type(error).__name__) + place
 
 
-def interrupted():
-    """Ends the process after Ctrl-C with one line for a person."""
+def end_interrupted():
+    """Ends the process after Ctrl-C with one line."""
     print('td_jax: interrupted; the same command continues.', file=sys.stderr)
     _end(130)

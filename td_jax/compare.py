@@ -2,9 +2,9 @@
 
     python -m td_jax.compare --config=configs/images.py --config.dataset.path=photos --workdir=runs/photos
 
-searches the hyperparameters of each method on validation data, all with the same budget, trains several
-students with what was chosen, evaluates them on the test split once, and prints a table of differences to the
-student without a teacher. WORKDIR/best is the workdir of the chosen student, ready for td_jax.predict and
+searches the hyperparameters of each method on validation data with the same budget, trains several students
+with the chosen ones, evaluates them on the test split once, and prints a table of differences to the student
+without a teacher. WORKDIR/best is the workdir of the chosen student, ready for td_jax.predict and
 td_jax.export; report.html shows all runs, and comparison.json has every number.
 
 An option that you set on the command line is not searched. The same command resumes.
@@ -20,7 +20,7 @@ from td_jax import command_line
 from td_jax.errors import UserError
 from td_jax.files import workdir
 
-# What is compared unless methods are named.
+# The default methods.
 METHODS = ('supervised', 'ld', 'td', 'td_ld')
 REPORT, COMPARISON = 'report.html', 'comparison.json'
 
@@ -45,27 +45,27 @@ def run(
     """Compares variants of a config, as the command does.
 
     Args:
-      config: what common.get_config() returns, changed.
-      folder: of the comparison; made if missing, gone on with if it is there.
-      methods: names of methods, and td_ld; no distillation is always among them.
-      variants: {name: {config key: value}} of further variants; what they set is not searched.
+      config: by common.get_config(), changed.
+      folder: of the comparison; made if missing, resumed if it exists.
+      methods: names of methods, and td_ld; no distillation is always included.
+      variants: {name: {config key: value}} of further variants; keys that they set are not searched.
       fixed: keys of the config that are not searched.
       trials: of each variant; 0 keeps the hyperparameters of the config.
-      steps: of a run of the search, the most that can be chosen; 0 for config.num_steps.
+      steps: of a run of the search, an upper bound on the choice; 0 for config.num_steps.
       search_seeds: students of a run of the search.
-      seeds: students of a variant.
-      teachers: that these have between them; 0 for as many.
+      seeds: students of each variant.
+      teachers: that these share; 0 for as many as students.
       jobs: runs at once; 0 for one on each core.
-      models, sources, own_methods: what a caller brings, as td_jax.train takes it (own_methods as `methods`
-        there), for one job alone: processes side by side could not import it.
+      models, sources, own_methods: the caller's own parts, as for td_jax.train (own_methods is `methods`
+        there). They need jobs=1, because other processes could not import them.
 
     Returns:
-      The content of comparison.json.
+      the content of comparison.json
 
     Raises:
       UserError: anything the caller can change, such as an unknown method.
     """
-    # Imported here: it takes seconds, and a mistake in a flag is told without it.
+    # Imported here: it takes seconds, and invalid flags are reported without it.
     from td_jax import own
     from td_jax.predicting import speed
     from td_jax.reporting import page
@@ -79,7 +79,7 @@ def run(
         raise UserError(f'--workdir {root} is in a bucket, where no journal can grow; name a folder.')
     if jobs != 1 and (models or sources or own_methods):
         raise UserError(f'jobs is {jobs}, but models, sources and methods of your own need jobs=1.')
-    with own.brought(models, sources, own_methods):
+    with own.use_parts(models, sources, own_methods):
         config = public_teacher.complete(config, root, fixed, any_method=True)
         plan = engine.make_plan(
             config,
@@ -93,50 +93,50 @@ def run(
             teachers=teachers,
         )
         processes = jobs_lib.prepare(jobs, root)
-        _say(_cost(engine.estimate_cost(plan)))
+        _print_message(_describe_cost(engine.estimate_cost(plan)))
         rows = engine.run(plan, root, processes)
         compared = summary.compare(rows)
         best = engine.choose_best(plan, rows)
-        kept = engine.keep_best(best, root)
-        seconds = speed.time_per_example(kept)
-        made = summary.record(plan, rows, compared, best) | {'best_seconds_per_example': seconds}
-        workdir.write(root / COMPARISON, json.dumps(made, indent=2) + '\n')
+        best_folder = engine.keep_best(best, root)
+        seconds = speed.time_per_example(best_folder)
+        record = summary.record(plan, rows, compared, best) | {'best_seconds_per_example': seconds}
+        workdir.write(root / COMPARISON, json.dumps(record, indent=2) + '\n')
         page.write(root / engine.STUDENTS, root / REPORT)
         print(summary.table(plan, rows, compared))
-        print(f'\n{made["sentence"]}')
+        print(f'\n{record["sentence"]}')
         print(
-            f'{kept} is a student of {best.name}, the best on validation data: {best.parameters:,} '
+            f'{best_folder} is a student of {best.name}, the best on validation data: {best.parameters:,} '
             f'parameters, {1e6 * seconds:.3g} µs per example in batches of 64 on this machine.'
         )
-    return made
+    return record
 
 
-def _cost(cost):
-    """A line of what a comparison takes."""
+def _describe_cost(cost):
+    """Describes the cost of a comparison in one line."""
     return (
         f'{cost.runs} runs, {cost.operations / 1e12:.3g}e12 operations of matrix products, up to '
         f'{cost.size / 1e6:.0f} MB of checkpoints; those of before are read back'
     )
 
 
-def _say(line):
+def _print_message(line):
     print(f'td_jax: {line}', file=sys.stderr, flush=True)
 
 
-def _variants_in(path):
-    """The variants in a JSON file, {name: {key: value}}."""
+def _read_variants(path):
+    """Reads variants from a JSON file, {name: {key: value}}."""
     if not path:
         return {}
-    found = workdir.read_json(workdir.resolve(path))
-    if found is None:
+    variants = workdir.read_json(workdir.resolve(path))
+    if variants is None:
         raise UserError(f'--variants {pathlib.Path(path)} is not there.')
-    for name, changes in found.items():
+    for name, changes in variants.items():
         if not isinstance(changes, dict) or not name.isidentifier():
             raise UserError(
                 f'--variants {path}: {name!r} must be a word of letters, digits and _, and have an object of '
                 'config keys and values.'
             )
-    return found
+    return variants
 
 
 def main():
@@ -168,8 +168,8 @@ def main():
             config.value,
             folder.value,
             methods=methods.value,
-            variants=_variants_in(variants.value),
-            fixed=command_line.typed_keys(),
+            variants=_read_variants(variants.value),
+            fixed=command_line.list_set_keys(),
             trials=trials.value,
             steps=steps.value,
             search_seeds=search_seeds.value,

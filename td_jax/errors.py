@@ -1,15 +1,15 @@
-"""What ends a command early: reported as one line, without a traceback."""
+"""The exceptions that end a command early with one line, without a traceback."""
 
-# Exit code of a run that ended before its end and can go on: EX_TEMPFAIL, call again.
+# Exit code of a run that was stopped and can be resumed: EX_TEMPFAIL, call again.
 CALL_AGAIN = 75
 
 
 class UserError(Exception):
-    """A mistake in a config, a file or a folder; its message names it and the way out."""
+    """Invalid input in a config, a file or a folder; the message names it and a remedy."""
 
 
 class Missing(UserError):
-    """A data set is not where it should be."""
+    """A data set is missing."""
 
 
 class Diverged(UserError):
@@ -21,6 +21,6 @@ class Stopped(Exception):
 
 
 def reason(error: BaseException) -> str:
-    """Why something cannot be read or written, in one line of at most 300 characters."""
+    """The reason of an error in one line of at most 300 characters."""
     text = getattr(error, 'strerror', None) or str(error) or type(error).__name__
     return ' '.join(text.split())[:300]

@@ -2,17 +2,17 @@
 
     python -m td_jax.export --workdir=RUN --format=npz|safetensors|stablehlo|onnx|saved_model
 
-npz: the names of google-research/vision_transformer, for a ViT without registers whose activation and
-LayerNorm epsilon, and whose way to be shown images, are those of that code, which has no place to say others;
-or those of BiT, for a ResNet of BiT's depths. A small ResNet (R20x1) is written as a program alone.
+npz: the names of google-research/vision_transformer, for a ViT without registers that has the activation, the
+LayerNorm epsilon and the preprocessing of that code, because the file cannot store others; or those of BiT,
+for a ResNet of BiT's depths. A small ResNet (R20x1) can only be written as a program.
 
 safetensors: the folder of a Hugging Face ViTForImageClassification, for a ViT without pre-logits; with
 registers, or a head that reads more than the class token, that of a DeiT or DINOv2. Its
-preprocessor_config.json says how the student was shown images.
+preprocessor_config.json describes the preprocessing of images.
 
-stablehlo, onnx, saved_model: a folder with a program for any model, its parameters in it, which takes what a
-person has: ids by their numbers in vocabulary.json, or images as uint8 of any size. signature.json says what
-it takes and gives; td_jax/exporting/ how each is called.
+stablehlo, onnx, saved_model: a folder with a program for any model, including its parameters. Its inputs are
+ids by their numbers in vocabulary.json, or images as uint8 of any size. signature.json describes inputs and
+outputs; the modules in td_jax/exporting/ show how to call each format.
 """
 
 from absl import flags

@@ -1,4 +1,4 @@
-"""Says what a public checkpoint is and how it becomes a teacher.
+"""Describes a public checkpoint and the flags that make it a teacher.
 
 python -m td_jax.inspect gs://vit_models/imagenet21k/ViT-B_32.npz
 """
@@ -25,7 +25,7 @@ def main():
     location = parser.parse_args().checkpoint
 
     def command():
-        # Imported here: it takes seconds, and a mistake in an argument is told without it.
+        # Imported here: it takes seconds, and invalid arguments are reported without it.
         from td_jax.pretrained import summary
 
         print(summary.report(location))

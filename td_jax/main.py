@@ -24,7 +24,7 @@ def main():
         if is_launched:
             # JAX says pages of a process that died, and processes.end_together one line.
             td_jax.silence_cpp()
-        # Imported here: it takes seconds, and a mistake in a flag is told without them.
+        # Imported here: it takes seconds, and invalid flags are reported without it.
         from td_jax import config as config_lib
         from td_jax.devices import platform, processes
         from td_jax.files import workdir
@@ -35,13 +35,15 @@ def main():
         platform.start()
         processes.handle_signals()
         with processes.end_together():
-            typed, place = command_line.typed_keys(), workdir.resolve(folder.value)
-            full = processes.check_together(lambda: public_teacher.complete(config.value, place, typed))
-            config_lib.check(full)
-            for line in config_lib.describe_without_effect(full, typed):
+            set_keys, root = command_line.list_set_keys(), workdir.resolve(folder.value)
+            complete_config = processes.check_together(
+                lambda: public_teacher.complete(config.value, root, set_keys)
+            )
+            config_lib.check(complete_config)
+            for line in config_lib.describe_without_effect(complete_config, set_keys):
                 processes.say(line)
-            with restarts.count_start(place, is_launched):
-                result = train(full, place)
+            with restarts.count_start(root, is_launched):
+                result = train(complete_config, root)
             if processes.is_main():
                 print(describe(result))
 

@@ -1,13 +1,13 @@
-"""Runs whose models, data sets or methods are in a caller's own file, from Python.
+"""Trains and loads runs with a caller's own models, data sets or methods, from Python.
 
     import td_jax
 
     result = td_jax.train(config, 'runs/own', models={'convolutional': build})
     run = td_jax.load('runs/own', models={'convolutional': build})
 
-A caller's own parts stand in the tables next to what td_jax has, under names of their own, while the call
-lasts; all else is as `python -m td_jax.main` does it. A run records which of them it uses next to its config,
-by name and by the digest of its source.
+During the call, the caller's own parts are in the tables of td_jax, under names of their own; all else is as
+in `python -m td_jax.main`. A run records the parts that it uses next to its config, by name and by the digest
+of their source.
 """
 
 import contextlib
@@ -20,31 +20,32 @@ from td_jax.training import finished, provenance, public_teacher, run
 
 
 def train(config, workdir, *, models=None, sources=None, methods=None) -> dict:
-    """Trains what a config describes, from wherever its workdir stands, and evaluates it.
+    """Trains and evaluates a run, or resumes it.
 
     Args:
-      config: what common.get_config() returns, changed; `config.model.name`, `config.teacher.model.name`,
-        `config.dataset.name` and `config.method` may be names that are brought here.
+      config: by common.get_config(), changed; `config.model.name`, `config.teacher.model.name`,
+        `config.dataset.name` and `config.method` may be names of the own parts below.
       workdir: folder of the run, or gs://BUCKET/PATH; made if missing, continued if it holds the same run.
       models: {name: build(model config, vocabularies, num_outputs, dtype) -> models.base.Model}, where
-        vocabularies is {name: rows} of the id and word inputs, and num_outputs what the head predicts.
+        vocabularies is {name: rows} of the id and word inputs, and num_outputs the number of outputs of the
+        head.
       sources: {name: load(config.dataset, task) -> data.base.Source}.
       methods: {name: method.shared.Objective}; their weights are `config.own.NAME.weights`.
 
     Returns:
-      The content of result.json.
+      the content of result.json
 
     Raises:
       UserError: anything the caller can correct, such as a name that td_jax has itself, or a run in workdir
-        that was made of another source.
+        whose own parts had another source.
     """
     folder = workdir_lib.resolve(str(workdir))
-    with brought(models, sources, methods):
+    with use_parts(models, sources, methods):
         return run.train(public_teacher.complete(config, folder), folder)
 
 
 def load(workdir, seed_index: int = 0, *, models=None, sources=None, methods=None) -> finished.FinishedRun:
-    """A finished run: its config, its data, its student and the parameters it ended with.
+    """Loads a finished run: its config, data, student and trained parameters.
 
     Predictions are `run.student.head(p, run.student.upper(p, run.student.lower(p, inputs)))` with
     `p = run.params['student']` and `inputs = run.source.inputs(run.source.tables, examples, None)`.
@@ -52,38 +53,38 @@ def load(workdir, seed_index: int = 0, *, models=None, sources=None, methods=Non
     Args:
       workdir: folder of the run, or gs://BUCKET/PATH.
       seed_index: which of its seeds, counted from 0.
-      models, sources, methods: as in `train`, what the run was made of.
+      models, sources, methods: as for `train`, the own parts of the run.
 
     Raises:
-      UserError: no finished run is there, a part of it is not brought, it was made of another source, or its
-        data have changed since.
+      UserError: there is no finished run, an own part is missing or has another source, or its data have
+        changed.
     """
     folder = workdir_lib.resolve(str(workdir))
-    with brought(models, sources, methods):
+    with use_parts(models, sources, methods):
         return finished.load(folder, seed_index, with_examples=True)
 
 
 @contextlib.contextmanager
-def brought(models=None, sources=None, methods=None):
-    """Puts what is brought into the tables while the block runs.
+def use_parts(models=None, sources=None, methods=None):
+    """Adds own parts to the tables within a context.
 
     Args:
-      models, sources, methods: as in `train`.
+      models, sources, methods: as for `train`.
 
     Raises:
-      UserError: a name that td_jax has itself, or what is no part.
+      UserError: a name that td_jax has itself, or an invalid part.
     """
-    given = {'models': models, 'sources': sources, 'methods': methods}
-    given = {argument: dict(parts or {}) for argument, parts in given.items()}
-    for argument, parts in given.items():
+    parts_by_table = {'models': models, 'sources': sources, 'methods': methods}
+    parts_by_table = {argument: dict(parts or {}) for argument, parts in parts_by_table.items()}
+    for argument, parts in parts_by_table.items():
         for name, part in parts.items():
             _check_part(argument, name, part)
     try:
-        for argument, parts in given.items():
+        for argument, parts in parts_by_table.items():
             provenance.TABLES[argument].update(parts)
         yield
     finally:
-        for argument, parts in given.items():
+        for argument, parts in parts_by_table.items():
             for name in parts:
                 provenance.TABLES[argument].pop(name, None)
 

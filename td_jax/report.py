@@ -2,8 +2,8 @@
 
     python -m td_jax.report --workdir=RUNS --output=report.html
 
-RUNS is the workdir of a run, or a folder with any number of them in it. The page is one file, which needs no
-network, and which may be read on a phone. Runs that are not finished are in it, and why.
+RUNS is the workdir of a run, or a folder with any number of them. The page is one file that needs no network
+and can be read on a phone. It lists unfinished runs with the reasons.
 """
 
 from absl import flags

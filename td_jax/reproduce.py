@@ -2,16 +2,16 @@
 
     python -m td_jax.reproduce --tables=3 --genres=Drama,War --workdir=runs/tables
 
-Every cell is a run in a folder of its own, so this may be interrupted and called again.
+Every cell is a run in a folder of its own, so that the same command resumes after an interruption.
 
     python -m td_jax.reproduce --tables=3 --workdir=runs/tables --errors=errors.npz
     python -m td_jax.reproduce --tables=3 --from_errors=errors.npz
 
-The first also keeps what every interval of the table is computed from, the second computes them again. Cells
-that the file has already are not run again: it resumes what another machine has done. With
---figures=FOLDER either draws a figure of each table, and with --forest=FILE.svg one forest plot of all. With
---baseline=ROW all rows are compared with that one. With --on_test the first adds a sensitivity
-check: what selecting hyperparameters on the test set would give.
+The first also stores the errors that the intervals of the table are computed from, and the second computes
+the intervals again. Cells that the file has are not run again, so that another machine can resume. With
+--figures=FOLDER either command draws a figure of each table, and with --forest=FILE.svg one forest plot of
+all. With --baseline=ROW all rows are compared with that one. With --on_test the first adds a sensitivity
+check: the scores with hyperparameters selected on the test set.
 """
 
 import sys
@@ -31,30 +31,30 @@ def _check_effects(flag, is_given, others):
             raise UserError(f'--{other} has no effect with --{flag}; leave one of them out.')
 
 
-def _cells_in(target):
-    """The cells that a file of errors has, none where it is not there yet."""
+def _read_cells(target):
+    """Reads the cells of a file of errors, none if it does not exist yet."""
     if not target:
         return {}
     workdir.check_target('--errors', target)
     return errors.read(target) if target.exists() else {}
 
 
-def _keep(target, there, results):
-    """Writes results to the file that has had `there`, if one is named, and says what is taken out of it."""
+def _write_cells(target, stored_results, results):
+    """Writes results to the file of `stored_results`, if any, and reports cells that are removed from it."""
     if not target:
         return
-    if others := cells.cells_of_other_runs(results, there):
-        table, column, row = others[0]
+    if replaced := cells.cells_of_other_runs(results, stored_results):
+        table, column, row = replaced[0]
         print(
-            f'td_jax: {target} had {len(others)} of these cells, such as table {table}, {column}, {row}, '
+            f'td_jax: {target} had {len(replaced)} of these cells, such as table {table}, {column}, {row}, '
             'from runs with other options than those of today; they are not used, and are removed from it.',
             file=sys.stderr,
         )
-    errors.write(target, errors.merge(there, results))
+    errors.write(target, errors.merge(stored_results, results))
 
 
-def _check_pictures(names, folder, plot, baseline):
-    """Refuses a folder of figures, or the file of a forest plot, that cannot be made; either may be None."""
+def _check_figures(names, folder, plot, baseline):
+    """Refuses a folder of figures, or a file of a forest plot, that cannot be written; either may be None."""
     if folder:
         figures.check(names, folder, baseline)
     if plot:
@@ -62,7 +62,7 @@ def _check_pictures(names, folder, plot, baseline):
 
 
 def _draw(names, results, folder, plot, baseline):
-    """Draws what `_check_pictures` has checked."""
+    """Draws figures and a forest plot after `_check_figures`."""
     if folder:
         figures.draw_all(names, results, folder, baseline)
     if plot:
@@ -81,19 +81,19 @@ def main():
     count = flags.DEFINE_integer(
         'jobs', 1, 'Runs at a time, each on its share of the cores; 0: one on each core.', lower_bound=0
     )
-    kept = flags.DEFINE_string(
+    errors_file = flags.DEFINE_string(
         'errors',
         None,
         'A file of cells and what their intervals are computed from; cells that it has are not run again.',
     )
-    drawn = flags.DEFINE_string('figures', None, 'A folder that gets a figure of each table.')
-    plotted = flags.DEFINE_string(
+    figures_folder = flags.DEFINE_string('figures', None, 'A folder that gets a figure of each table.')
+    forest_file = flags.DEFINE_string(
         'forest', None, 'An SVG that gets one forest plot of all tables, a panel for each setting.'
     )
-    beside = flags.DEFINE_string(
+    baseline = flags.DEFINE_string(
         'baseline', None, "The row that the others are compared with, in place of a table's own."
     )
-    read = flags.DEFINE_list('from_errors', None, 'Show tables from such files alone, without runs.')
+    errors_files = flags.DEFINE_list('from_errors', None, 'Show tables from such files alone, without runs.')
     with_test = flags.DEFINE_bool(
         'on_test',
         False,
@@ -109,49 +109,51 @@ def main():
     def command():
         columns = genres.value, datasets.value
         tables.check_names(names.value, *columns)
-        comparison.check_baseline(names.value, beside.value)
-        _check_effects('from_errors', read.value, {'on_test': with_test.value, 'errors': kept.value})
+        comparison.check_baseline(names.value, baseline.value)
+        _check_effects(
+            'from_errors', errors_files.value, {'on_test': with_test.value, 'errors': errors_file.value}
+        )
         _check_effects(
             'dry_run',
             dry_run.value,
             {
                 'on_test': with_test.value,
-                'figures': drawn.value,
-                'forest': plotted.value,
-                'baseline': beside.value,
+                'figures': figures_folder.value,
+                'forest': forest_file.value,
+                'baseline': baseline.value,
             },
         )
-        pictures = [flag.value and workdir.resolve(flag.value) for flag in (drawn, plotted)]
-        _check_pictures(names.value, *pictures, beside.value)
-        if read.value:
-            results = errors.read_tables(map(workdir.resolve, read.value), names.value, *columns)
+        pictures = [flag.value and workdir.resolve(flag.value) for flag in (figures_folder, forest_file)]
+        _check_figures(names.value, *pictures, baseline.value)
+        if errors_files.value:
+            results = errors.read_tables(map(workdir.resolve, errors_files.value), names.value, *columns)
         else:
-            results = made(columns)
+            results = run_cells(columns)
         if results is None:
             return
-        print(render.make(names.value, results, *columns, beside.value))
-        _draw(names.value, results, *pictures, beside.value)
+        print(render.make(names.value, results, *columns, baseline.value))
+        _draw(names.value, results, *pictures, baseline.value)
 
-    def made(columns):
-        """The results of runs, also written to their folder; None where only a plan was asked for."""
+    def run_cells(columns):
+        """Runs the cells and writes their results; returns them, or None for --dry_run."""
         if not folder.value:
             raise UserError('--workdir is missing.')
-        root, target = workdir.resolve(folder.value), kept.value and workdir.resolve(kept.value)
-        there, trials = _cells_in(target), {}
+        root, target = workdir.resolve(folder.value), errors_file.value and workdir.resolve(errors_file.value)
+        stored_results, trials = _read_cells(target), {}
         if with_test.value:
             trials = on_test.candidates(names.value, *columns)
         if dry_run.value:
-            print(render.render_plan(cells.plan(names.value, *columns, root, there), tflops.value))
+            print(render.render_plan(cells.plan(names.value, *columns, root, stored_results), tflops.value))
             return None
         processes = 1 if only_show.value else jobs.prepare(count.value, root)
-        results = cells.make(names.value, *columns, root, only_show.value, processes, there)
+        results = cells.make(names.value, *columns, root, only_show.value, processes, stored_results)
         on_test.add(results, trials, root, only_show.value, processes)
         if not only_show.value:
             text = render.make(names.value, results, *columns)
-            # Nothing may have been run, where a file of errors has all.
+            # The folder is missing if a file of errors has all cells.
             workdir.make_folder('workdir', root)
             workdir.write(root / f'tables_{"_".join(names.value)}.md', text)
-        _keep(target, there, results)
+        _write_cells(target, stored_results, results)
         return results
 
     command_line.run(command, required=('tables', 'genres', 'datasets'))

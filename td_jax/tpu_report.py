@@ -1,4 +1,4 @@
-"""What the TPU compiler says of a run's step, without a TPU.
+"""Reports what the TPU compiler predicts for a run's step, without a TPU.
 
 python -m td_jax.tpu_report --config=configs/vit_imagenet.py --topology=v5e:2x2 --config.td.rounds=2
 """
@@ -21,17 +21,17 @@ def main():
     as_json = flags.DEFINE_bool('json', False, 'Print JSON.')
 
     def command():
-        # Only compiles: no device of this machine is of any use.
+        # Only compiles: needs no device of this machine.
         jax.config.update('jax_platforms', 'cpu')
-        full, typed = config.value, command_line.typed_keys()
-        if 'teacher.pretrained' in typed:
-            # One that a config names is described there, and need not be on this machine.
-            full = public_teacher.complete_architecture(full, typed)
-        config_lib.check(full)
-        for line in config_lib.describe_without_effect(full, typed):
+        complete_config, set_keys = config.value, command_line.list_set_keys()
+        if 'teacher.pretrained' in set_keys:
+            # A checkpoint that the config file names is described there, and need not exist here.
+            complete_config = public_teacher.complete_architecture(complete_config, set_keys)
+        config_lib.check(complete_config)
+        for line in config_lib.describe_without_effect(complete_config, set_keys):
             processes.say(line)
-        found = tpu.report(full, name.value)
-        print(json.dumps(found, indent=2) if as_json.value else tpu.describe(found))
+        step = tpu.report(complete_config, name.value)
+        print(json.dumps(step, indent=2) if as_json.value else tpu.describe(step))
 
     command_line.run(command, required=('config', 'topology'))
 

@@ -4,7 +4,7 @@
         --journals=docs/results/search --output=td_jax/configs/tuned/movielens.json
 
 The same command resumes an interrupted search, on another machine from the journals alone. With --columns=War
-or --sampler_seed=1 what is chosen is filed under that name, next to what the usual columns or draws chose.
+or --sampler_seed=1 the choices are stored under that name, next to those of the usual columns and draws.
 """
 
 import json
@@ -61,16 +61,16 @@ def main():
         )
         default = tuning.searchable_names(search.space, sampler_seed.value)
         names = default if methods.value is None else list(dict.fromkeys(methods.value))
-        root, *places = (workdir.resolve(flag.value) for flag in (folder, journals, output))
-        tuning.check(search, names, *places)
+        root, *paths = (workdir.resolve(flag.value) for flag in (folder, journals, output))
+        tuning.check(search, names, *paths)
         processes = jobs.prepare(count.value, root)
-        for searched, record in tuning.tune(search, names, root, *places, processes):
-            print(f'{searched}: {json.dumps(record)}', flush=True)
-        choices = workdir.read_json(places[-1])
-        if at_last := tuning.at_last_step(search, names, choices):
+        for searched_name, record in tuning.tune(search, names, root, *paths, processes):
+            print(f'{searched_name}: {json.dumps(record)}', flush=True)
+        choices = workdir.read_json(paths[-1])
+        if last_step_names := tuning.at_last_step(search, names, choices):
             raise UserError(
-                f'{", ".join(at_last)} chose the last step: the step budget binds, and what was chosen is '
-                f'not final; call this again with --steps={2 * steps.value}.'
+                f'{", ".join(last_step_names)} chose the last step: the step budget binds, and what was '
+                f'chosen is not final; call this again with --steps={2 * steps.value}.'
             )
 
     command_line.run(command, required=('config', 'workdir', 'journals', 'output'))

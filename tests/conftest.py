@@ -321,4 +321,4 @@ def outcome(read_back):
 @pytest.fixture
 def unwidened(monkeypatch):
     """Makes the bounds of a bootstrap its percentiles, however few numbers they come from."""
-    monkeypatch.setattr(statistics, 'widening', lambda *_: 1.0)
+    monkeypatch.setattr(statistics, 'widening_factor', lambda *_: 1.0)

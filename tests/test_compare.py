@@ -55,10 +55,10 @@ def test_what_cannot_be_compared_is_refused(small_config, changes, arguments, me
 
 def test_what_the_command_refuses(tmp_path):
     with pytest.raises(UserError, match=r'^--variants .*none\.json is not there'):
-        compare._variants_in(str(tmp_path / 'none.json'))
+        compare._read_variants(str(tmp_path / 'none.json'))
     (tmp_path / 'wide.json').write_text('{"wide": 3}')
     with pytest.raises(UserError, match=r"wide\.json: 'wide' must be a word"):
-        compare._variants_in(str(tmp_path / 'wide.json'))
+        compare._read_variants(str(tmp_path / 'wide.json'))
     with pytest.raises(UserError, match=r'^--workdir gs://bucket/runs is in a bucket'):
         compare.run(None, 'gs://bucket/runs')
     with pytest.raises(UserError, match=r'^jobs is 2, but models'):

@@ -284,7 +284,7 @@ def test_a_model_that_is_brought_may_read_any_knob(brought_config):
         config.update_from_flattened_dict({key.replace('__', '.'): value for key, value in values.items()})
         return config
 
-    with own.brought(**BROUGHT):
+    with own.use_parts(**BROUGHT):
         one = config_lib.digest(brought_config)
         assert config_lib.digest(changed(model__variant='S/32')) != one
         other = changed(own__hints__weights__state=4.0)

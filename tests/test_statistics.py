@@ -14,7 +14,7 @@ from td_jax.training import evaluation
 @pytest.mark.parametrize('count', [2, 3, 5, 20])
 def test_an_interval_is_that_of_a_t_test(count):
     values = np.random.default_rng(count).normal(size=count)
-    found = statistics.of(values)
+    found = statistics.estimate_mean(values)
     low, high = scipy.stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
     assert (found.mean - found.half_width, found.mean + found.half_width) == pytest.approx((low, high))
     assert found.count == count
@@ -30,12 +30,12 @@ def test_a_difference_has_the_interval_of_a_paired_t_test(count):
 
 def test_three_seeds_by_hand():
     """1, 2 and 3: s is 1, t(0.975) of two degrees of freedom 4.303, and 4.303 / sqrt(3) is 2.484."""
-    assert statistics.of([1.0, 2.0, 3.0]) == (2.0, pytest.approx(2.484, abs=5e-4), 3, 3)
+    assert statistics.estimate_mean([1.0, 2.0, 3.0]) == (2.0, pytest.approx(2.484, abs=5e-4), 3, 3)
 
 
 def test_one_value_has_no_interval_and_equal_ones_have_one_of_no_width():
-    assert statistics.of([0.5]) == (0.5, None, 1, 1)
-    assert statistics.of([0.5, 0.5, 0.5]) == (0.5, 0.0, 3, 3)
+    assert statistics.estimate_mean([0.5]) == (0.5, None, 1, 1)
+    assert statistics.estimate_mean([0.5, 0.5, 0.5]) == (0.5, 0.0, 3, 3)
 
 
 @pytest.mark.parametrize('clusters', [[7, 3, 7, 3, 5, 5], [0, 0, 0, 1, 2, 2]])
@@ -51,15 +51,15 @@ def test_seeds_of_one_cluster_count_once(clusters):
     assert (found.count, found.clusters) == (6, 3)
     assert found.interval() == pytest.approx(tuple(expected.confidence_interval(0.95)))
     assert statistics.paired_p_value(ours, theirs, clusters) == pytest.approx(expected.pvalue)
-    own = statistics.of(ours, clusters)
+    own = statistics.estimate_mean(ours, clusters)
     expected = scipy.stats.ttest_1samp(of_teachers[0], 0)
     assert own.interval() == pytest.approx(tuple(expected.confidence_interval()))
     with pytest.raises(ValueError, match='6 seeds have 3 clusters'):
-        statistics.of(ours, clusters[:3])
+        statistics.estimate_mean(ours, clusters[:3])
 
 
 def test_clusters_of_two_methods_are_joined():
-    join = statistics.joined_clusters
+    join = statistics.join_clusters
     assert len(set(join([0, 1, 2, 3], [5, 6, 7, 8]))) == 4
     # Students 0 and 2 share a teacher in the one, 2 and 3 in the other.
     first, second, third, fourth = join(['a', 'b', 'a', 'c'], [0, 1, 2, 2])
@@ -172,7 +172,7 @@ def test_a_bootstrap_of_one_cluster_is_scipys(metric, unwidened):
 def test_a_bootstrap_is_that_of_a_plain_loop(metric, clusters, monkeypatch, unwidened):
     ours, baseline = drawn(5, 13, metric)
     # In several pieces, which must not matter.
-    monkeypatch.setattr(statistics, 'AT_ONCE', 13 * 7)
+    monkeypatch.setattr(statistics, 'NUMBERS_IN_MEMORY', 13 * 7)
     found = statistics.bootstrap_difference(ours, baseline, clusters, metric, draws=60, seed=2)
     of_units, of_clusters = np.random.default_rng((2, 0, 0)), np.random.default_rng((2, 1))
     names, means = sorted(set(clusters)), []
@@ -247,7 +247,7 @@ def test_a_bootstrap_is_widened_as_its_parts_say():
     """By hand: each part's variance and degrees of freedom, put together by Satterthwaite's formula."""
     clusters = np.array([1.0, 2.0, 6.0])  # mean 3; squares 4 + 1 + 9 = 14; variance of the mean 14 / 2 / 3
     of_clusters = 14 / 6
-    assert statistics.widening(clusters, np.zeros(1)) == pytest.approx(
+    assert statistics.widening_factor(clusters, np.zeros(1)) == pytest.approx(
         scipy.stats.t.ppf(0.975, 2) / 1.959964 / math.sqrt(2 / 3), rel=1e-6
     )
     # One unit of four has most of the variance: 16 + 1 + 4 + 1 = 22, fourth powers 256 + 1 + 16 + 1 = 274.
@@ -255,19 +255,19 @@ def test_a_bootstrap_is_widened_as_its_parts_say():
     of_units, freedom = 22 * 4 / 3, 2 * 22**2 / (274 - 22**2 / 4)
     assert freedom > 3  # so that it is that of four units
     expected = scipy.stats.t.ppf(0.975, 3) / 1.959964 / math.sqrt(3 / 4)
-    assert statistics.widening(np.ones(1), influences) == pytest.approx(expected, rel=1e-6)
+    assert statistics.widening_factor(np.ones(1), influences) == pytest.approx(expected, rel=1e-6)
     both = of_clusters + of_units
     freedom = both**2 / (of_clusters**2 / 2 + of_units**2 / 3)
     shortfall = (of_clusters * 2 / 3 + of_units * 3 / 4) / both
     expected = scipy.stats.t.ppf(0.975, freedom) / 1.959964 / math.sqrt(shortfall)
-    assert statistics.widening(clusters, influences) == pytest.approx(expected, rel=1e-6)
+    assert statistics.widening_factor(clusters, influences) == pytest.approx(expected, rel=1e-6)
     # Of 400 units one has nine tenths of the variance: 2 / (0.81 - 1 / 400) degrees of freedom, about.
     influences = np.sqrt([0.9, *[0.1 / 399] * 399])
-    found = statistics.widening(np.ones(1), influences)
+    found = statistics.widening_factor(np.ones(1), influences)
     assert found == pytest.approx(scipy.stats.t.ppf(0.975, 2 / (0.81 - 1 / 400)) / 1.959964, rel=0.01)
     # Many alike units are many degrees of freedom, and what never differs stays as it is.
-    assert statistics.widening(np.ones(1), np.tile([1.0, -1.0], 5000)) == pytest.approx(1.0, abs=1e-3)
-    assert statistics.widening(np.ones(3), np.zeros(5)) == 1.0
+    assert statistics.widening_factor(np.ones(1), np.tile([1.0, -1.0], 5000)) == pytest.approx(1.0, abs=1e-3)
+    assert statistics.widening_factor(np.ones(3), np.zeros(5)) == 1.0
 
 
 @pytest.mark.parametrize('metric', ['rmse', 'accuracy'])
@@ -300,9 +300,11 @@ def test_an_influence_is_how_the_difference_moves_with_a_units_weight(metric):
     found = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            statistics, 'widening', lambda values, influences: found.append((values, influences)) or 1.0
+            statistics,
+            'widening_factor',
+            lambda values, influences: found.append((values, influences)) or 1.0,
         )
-        compared = statistics.Compared(pairs, clusters, shares)
+        compared = statistics.ComparedPairs(pairs, clusters, shares)
         statistics.bootstrap_differences([compared], metric, draws=10)
     ((of_clusters, influences),) = found
     assert of_clusters.mean() == pytest.approx(statistic(np.ones(13)))
@@ -371,7 +373,7 @@ def test_differences_of_nothing_are_called_significant_once_in_twenty_times(scen
     # Small beside the metric, as they are.
     baseline = statistics.Sums(np.broadcast_to(counts, (10, num_users)), counts)
     ours = [statistics.Sums(counts * (1 + 0.01 * effect), counts) for effect in effects]
-    compared = [statistics.Compared([(one, baseline)], clusters) for one in ours]
+    compared = [statistics.ComparedPairs([(one, baseline)], clusters) for one in ours]
     bootstraps = statistics.bootstrap_differences(compared, 'rmse', draws=1000)
     verdicts, of_seeds = [], []
     for one, bootstrap in zip(ours, bootstraps, strict=True):
@@ -427,7 +429,9 @@ def test_a_bootstrap_of_several_is_that_of_each():
     other = drawn(4, 30, key=1)[0]._replace(counts=ours.counts)
     clusters = [[0, 1, 0, 1], [0, 1, 2, 3], [0, 1, 0, 1]]
     pairs = [(ours, baseline), (other, baseline), (ours, other)]
-    compared = [statistics.Compared([pair], of_one) for pair, of_one in zip(pairs, clusters, strict=True)]
+    compared = [
+        statistics.ComparedPairs([pair], of_one) for pair, of_one in zip(pairs, clusters, strict=True)
+    ]
     for found, pair, of_one in zip(
         statistics.bootstrap_differences(compared, 'rmse', 300), pairs, clusters, strict=True
     ):

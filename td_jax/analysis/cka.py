@@ -373,7 +373,7 @@ def to_markdown(comparison: Comparison) -> str:
 def _value_cell(seeds, pair):
     """The cell of a run and a pair; '' without values."""
     values = [row[pair] for row in seeds.values() if pair in row]
-    return _format_estimate(statistics.of(values), '.3f') if values else ''
+    return _format_estimate(statistics.estimate_mean(values), '.3f') if values else ''
 
 
 def _difference_cell(seeds, others, pair):

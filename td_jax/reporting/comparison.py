@@ -34,7 +34,7 @@ def compare_setting(setting: Setting) -> list[ComparedRow]:
 
 def _compare_row(row, setting, errors_by_row):
     values, baseline_row = row.values(), find_baseline(row, setting.rows)
-    own = statistics.of(list(values.values()), _clusters(row, list(values))) if values else None
+    own = statistics.estimate_mean(list(values.values()), _clusters(row, list(values))) if values else None
     if not values or baseline_row.row is None:
         return ComparedRow(row, own, baseline_row)
     others = baseline_row.row.values()
@@ -42,7 +42,7 @@ def _compare_row(row, setting, errors_by_row):
     if not seeds:
         return ComparedRow(row, own, baseline_row)
     pair = [values[seed] for seed in seeds], [others[seed] for seed in seeds]
-    clusters = statistics.joined_clusters(*(_clusters(side, seeds) for side in (row, baseline_row.row)))
+    clusters = statistics.join_clusters(*(_clusters(side, seeds) for side in (row, baseline_row.row)))
     paired = statistics.paired_difference(*pair, clusters)
     bootstrap, remarks = _bootstrap_difference(
         row, baseline_row.row, seeds, clusters, setting.metric, errors_by_row

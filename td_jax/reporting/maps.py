@@ -75,7 +75,7 @@ def mean_table(comparison: Comparison):
 
 
 def _format_estimate(values):
-    estimate = statistics.of(values)
+    estimate = statistics.estimate_mean(values)
     spread = '' if estimate.half_width is None else f' ± {estimate.half_width:.3f}'
     return f'{estimate.mean:.3f}{spread}'
 

@@ -188,7 +188,7 @@ def _results_table(setting, compared_rows):
                 for run in compared_row.row.finished
                 if run.result['teacher'] is not None
             ]
-            cells.append(statistics.number(statistics.of(scores).mean) if scores else '')
+            cells.append(statistics.format_number(statistics.estimate_mean(scores).mean) if scores else '')
         rows.append([*cells, *(_group_cell(compared_row.row, name) for name in groups)])
     return table(f'{metric} of finished runs', head, rows)
 
@@ -199,7 +199,7 @@ def _own_cells(compared):
     states = ', '.join(f'{sum(run.state == state for run in others)} {state}' for state in _STATES[1:])
     if compared.own is None:
         return ['0', element('span', others[0].state, class_='warn')]
-    mean = statistics.number(compared.own.mean, compared.own.half_width)
+    mean = statistics.format_number(compared.own.mean, compared.own.half_width)
     if others:
         kept = ', '.join(part for part in states.split(', ') if not part.startswith('0 '))
         return [str(compared.own.count), element('span', mean, element('span', f' ({kept})', class_='warn'))]
@@ -211,14 +211,14 @@ def _paired_cells(compared):
     if compared.paired is None:
         if compared.baseline.row is None or compared.own is None:
             return ['', '', '', '']
-        other = statistics.of(list(compared.baseline.row.values().values()))
+        other = statistics.estimate_mean(list(compared.baseline.row.values().values()))
         return [
-            f'{statistics.number(compared.own.mean - other.mean, signed=True)}, no seed in common',
+            f'{statistics.format_number(compared.own.mean - other.mean, signed=True)}, no seed in common',
             '',
             '',
             '',
         ]
-    mean = statistics.number(compared.paired.mean, compared.paired.half_width, signed=True)
+    mean = statistics.format_number(compared.paired.mean, compared.paired.half_width, signed=True)
     if compared.paired.count < compared.own.count:
         mean += f' ({compared.paired.count} seeds)'
     bounds = (
@@ -226,7 +226,7 @@ def _paired_cells(compared):
         if compared.bootstrap
         else 'no errors stored'
     )
-    p = statistics.written_p_value(compared.p_value)
+    p = statistics.format_p_value(compared.p_value)
     kind = compared.verdict if compared.verdict in (statistics.BETTER, statistics.WORSE) else None
     return [mean, bounds, p, element('span', compared.verdict, class_=kind)]
 
@@ -236,8 +236,8 @@ def _group_cell(row, name):
     groups = [run.result['groups'].get(name) for run in row.finished]
     if not groups or None in groups or len({str(group.get('count')) for group in groups}) > 1:
         return ''
-    estimate = statistics.of([value for group in groups for value in group['values']])
-    return statistics.number(estimate.mean, estimate.half_width)
+    estimate = statistics.estimate_mean([value for group in groups for value in group['values']])
+    return statistics.format_number(estimate.mean, estimate.half_width)
 
 
 def _differences_chart(setting, compared_rows):
@@ -405,10 +405,10 @@ def _teachers_section(contents, teacher_runs):
             continue
         score = run.state
         if run.result:
-            estimate = statistics.of(run.result['values'])
+            estimate = statistics.estimate_mean(run.result['values'])
             score = (
                 f'{run.result["split"]} {run.result["metric"]} '
-                f'{statistics.number(estimate.mean, estimate.half_width)}'
+                f'{statistics.format_number(estimate.mean, estimate.half_width)}'
             )
         data = run.result['dataset'] if run.result else settings.format_value(run.stored.get('dataset.name'))
         steps = run.result['steps'] if run.result else run.last_step

@@ -134,7 +134,7 @@ def _bootstrap_rows(rows):
                         errors, all_units if same_units else errors['units']
                     )
             of_row = [tuple(sums[id(result['errors'])] for result in pair) for pair in pairs]
-            compared.append(statistics.Compared(of_row, _join_clusters(pairs), shares))
+            compared.append(statistics.ComparedPairs(of_row, _join_clusters(pairs), shares))
         intervals = statistics.bootstrap_differences(compared, metric, same_units=same_units)
         bootstraps |= dict(zip(names, intervals, strict=True))
     return bootstraps
@@ -167,7 +167,7 @@ def _join_clusters(pairs):
     """Clusters over several results with the same seeds: seeds that share a teacher in any are joined."""
     joined = clusters(pairs[0][0])
     for result in (result for pair in pairs for result in pair):
-        joined = statistics.joined_clusters(joined, clusters(result))
+        joined = statistics.join_clusters(joined, clusters(result))
     return joined
 
 

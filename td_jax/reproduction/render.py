@@ -92,8 +92,8 @@ def _changed(table, row):
 def write_difference(compared: comparison.Comparison) -> str:
     """Writes a difference, with its t interval if the seeds are paired."""
     if compared.paired is None:
-        return f'{statistics.number(compared.mean, signed=True)}, not paired'
-    return statistics.number(compared.mean, compared.paired.half_width, signed=True)
+        return f'{statistics.format_number(compared.mean, signed=True)}, not paired'
+    return statistics.format_number(compared.mean, compared.paired.half_width, signed=True)
 
 
 def write_bounds(compared: comparison.Comparison) -> str:
@@ -102,7 +102,7 @@ def write_bounds(compared: comparison.Comparison) -> str:
         return ''
     if compared.bootstrap is None:
         return 'no errors stored'
-    low, high = (statistics.number(bound, signed=True) for bound in compared.bootstrap.bounds())
+    low, high = (statistics.format_number(bound, signed=True) for bound in compared.bootstrap.bounds())
     return f'{low} to {high}'
 
 
@@ -153,7 +153,7 @@ def render_runs(name: str, table: tables.Table, results: dict) -> str:
             parts = [row, '', 'missing', '', '', '']
             if result:
                 ours = _estimate(result, result.get('values', [result['mean']]))
-                parts[1:3] = _write_count(ours), statistics.number(ours.mean, ours.half_width)
+                parts[1:3] = _write_count(ours), statistics.format_number(ours.mean, ours.half_width)
             if compared_row:
                 parts[3:6] = (
                     write_difference(compared_row),
@@ -167,7 +167,7 @@ def render_runs(name: str, table: tables.Table, results: dict) -> str:
                 mean, stderr = _paper_cell(paper, column, row)
                 base, _ = _paper_cell(paper, column, table.baseline_of(row))
                 parts += [
-                    statistics.number(mean, stderr),
+                    statistics.format_number(mean, stderr),
                     '' if row == table.baseline else f'{mean - base:+.4f}',
                 ]
             lines.append(_row(parts))
@@ -224,12 +224,12 @@ def _write_p_value(compared, adjusted):
     """Writes a corrected p-value, or why there is none."""
     if compared.paired is not None and compared.paired.half_width == 0:
         return statistics.NO_VARIANCE
-    return statistics.written_p_value(adjusted)
+    return statistics.format_p_value(adjusted)
 
 
 def _estimate(result, values):
     """The estimate of a result's mean, over all or a group of its examples, from [seeds] values."""
-    return statistics.of(values, comparison.clusters(result) if 'values' in result else None)
+    return statistics.estimate_mean(values, comparison.clusters(result) if 'values' in result else None)
 
 
 def _write_count(estimate):
@@ -261,7 +261,7 @@ def _write_group(result, label):
     if not group:
         return ''
     estimate = _estimate(result, group['values'])
-    return statistics.number(estimate.mean, estimate.half_width)
+    return statistics.format_number(estimate.mean, estimate.half_width)
 
 
 def _on_test(result):
@@ -275,7 +275,7 @@ def _write_on_test(result, baseline):
     if not ours:
         return ['', '']
     estimate = _estimate(ours, ours['values'])
-    text = f'{statistics.number(estimate.mean, estimate.half_width)}, best of {ours["trials"]}'
+    text = f'{statistics.format_number(estimate.mean, estimate.half_width)}, best of {ours["trials"]}'
     return [text, '' if not theirs or ours is theirs else write_difference(comparison.compare(ours, theirs))]
 
 
@@ -377,8 +377,8 @@ def _spread_lines(table, results):
             / len(results)
             for name, baseline in rows.items()
         ]
-        text = ', '.join(statistics.number(mean, signed=True) for mean in means)
-        lines.append(f'- {row}: {text}; {statistics.number(max(means) - min(means))} apart')
+        text = ', '.join(statistics.format_number(mean, signed=True) for mean in means)
+        lines.append(f'- {row}: {text}; {statistics.format_number(max(means) - min(means))} apart')
     return ['### Spread over searches', '', SPREAD, '', *lines, ''] if lines else []
 
 
@@ -497,8 +497,8 @@ def _write_percents(gains):
 def _write_percent(gain, compared):
     if compared is None:
         mean = sum(share * (ours['mean'] - theirs['mean']) for share, (ours, theirs) in gain)
-        return statistics.number(mean, signed=True, digits=2)
-    text = statistics.number(compared.mean, compared.paired.half_width, signed=True, digits=2)
+        return statistics.format_number(mean, signed=True, digits=2)
+    text = statistics.format_number(compared.mean, compared.paired.half_width, signed=True, digits=2)
     bounds = '' if compared.bootstrap is None else '; {:+.2f} to {:+.2f}'.format(*compared.bootstrap.bounds())
     return f'{text} ({_write_count(compared.paired)}){bounds}'
 

@@ -46,26 +46,28 @@ def table(plan: variants.Plan, rows: list, compared: dict) -> str:
     ]
     lines = [_row(head), _row(['---'] * len(head))]
     for row in rows:
-        estimate = statistics.of(row.result['values'], comparison.clusters(row.result))
+        estimate = statistics.estimate_mean(row.result['values'], comparison.clusters(row.result))
         parts = [
             row.name,
             str(estimate.count),
-            statistics.number(estimate.mean, estimate.half_width),
+            statistics.format_number(estimate.mean, estimate.half_width),
             '',
             '',
             '',
             '',
         ]
         if difference := compared.get(row.name):
-            parts[3] = statistics.number(
+            parts[3] = statistics.format_number(
                 difference.mean, difference.paired and difference.paired.half_width, signed=True
             )
             if difference.bootstrap:
-                bounds = (statistics.number(bound, signed=True) for bound in difference.bootstrap.bounds())
+                bounds = (
+                    statistics.format_number(bound, signed=True) for bound in difference.bootstrap.bounds()
+                )
                 parts[4] = ' to '.join(bounds)
-            parts[5] = statistics.written_p_value(adjusted[row.name])
+            parts[5] = statistics.format_p_value(adjusted[row.name])
             parts[6] = difference.verdict(plan.less_is_better())
-        lines.append(_row([*parts, statistics.number(row.validation), f'{row.parameters:,}']))
+        lines.append(_row([*parts, statistics.format_number(row.validation), f'{row.parameters:,}']))
     return '\n'.join([*lines, '', NOTE.format(students=_describe_students(plan))])
 
 
@@ -89,7 +91,8 @@ def sentence(plan: variants.Plan, rows: list, compared: dict) -> str:
         scale, unit = (100, ' percentage points') if plan.metric() == 'accuracy' else (1, '')
         digits = 1 if scale == 100 else 4
         size, low, high = (
-            statistics.number(scale * value, digits=digits) for value in (abs(difference.mean), low, high)
+            statistics.format_number(scale * value, digits=digits)
+            for value in (abs(difference.mean), low, high)
         )
         differences.append(f'{row.name}: {size}{unit} {word} than no distillation (95% CI {low} to {high})')
     if any(

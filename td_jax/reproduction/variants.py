@@ -243,7 +243,11 @@ def run(plan: Plan, root: epath.Path, processes: int) -> list[Row]:
     tuning.check(plan.search, searched, *folders[1:])
     for name, record in tuning.tune(plan.search, searched, *folders, processes):
         score = record['completed'][0]['score']
-        print(f'{name}: validation {plan.metric()} {statistics.number(score)}', file=sys.stderr, flush=True)
+        print(
+            f'{name}: validation {plan.metric()} {statistics.format_number(score)}',
+            file=sys.stderr,
+            flush=True,
+        )
     chosen = workdir.read_json(choices) or {}
     last_step_names = tuning.at_last_step(plan.search, searched, chosen) if plan.is_searched else []
     if last_step_names and plan.search.space.points > 1:

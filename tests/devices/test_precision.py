@@ -109,7 +109,7 @@ def test_a_model_that_a_caller_brings_is_exact_too(small_config):
             lambda params, e: e @ params['head'],
         )
 
-    with own.brought(models={'mine': build}):
+    with own.use_parts(models={'mine': build}):
         config = small_config(method='fd', model__name='mine')
         _, _, abstract = parts_of(config)
         of_float32, others = assert_exact(abstract.jitted.run, *abstract.arguments)

@@ -35,7 +35,7 @@ def test_differences_are_paired_where_seeds_agree(write_run, tmp_path):
     found = compared(tmp_path)
     scratch, td, ld = (found[method] for method in ('supervised', 'td', 'ld'))
     assert scratch.paired is None
-    assert scratch.own == statistics.of(values['scratch'])
+    assert scratch.own == statistics.estimate_mean(values['scratch'])
     own = [values['td_0'].mean(), values['td_1'].mean()]
     interval = scipy.stats.t.interval(0.95, 1, np.mean(own), scipy.stats.sem(own))
     np.testing.assert_allclose(td.own.interval(), interval)

@@ -399,7 +399,7 @@ def test_images_of_two_data_sets_are_not_the_same_because_their_numbers_are(unwi
     shared = comparison.compare_over_columns(pairs, shares)
     assert shared.bootstrap[:2] == pytest.approx(tuple(np.percentile(found_shares, [2.5, 97.5])))
     by_column = [[pair[0]['values'][seed] - pair[1]['values'][seed] for seed in range(3)] for pair in pairs]
-    of_shares = statistics.of(shares @ by_column)
+    of_shares = statistics.estimate_mean(shares @ by_column)
     assert shared.paired == pytest.approx(of_shares)
     # The users of two genres are.
     people = [tuple(cell | {'metric': 'rmse'} for cell in pair) for pair in pairs]
@@ -543,7 +543,7 @@ def test_an_improvement_is_beside_the_same_seeds_of_a_table_with_more():
     }
     text = render.make(['2_user'], results, ['Drama'], [])
     baseline = np.sqrt(many[:2].mean(axis=1))
-    expected = statistics.of(100 * (baseline - np.sqrt(few.mean(axis=1))) / baseline.mean())
+    expected = statistics.estimate_mean(100 * (baseline - np.sqrt(few.mean(axis=1))) / baseline.mean())
     assert cells_of(text, '1 iteration')[1].split('; ')[0] == (
         f'{expected.mean:+.2f} ± {expected.half_width:.2f} (2)'
     )
