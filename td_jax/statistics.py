@@ -166,8 +166,8 @@ def join_clusters(clusters, others) -> list[int]:
     for partition in (clusters, others):
         first.clear()
         for seed, cluster in enumerate(partition):
-            kept, merged = numbers[first.setdefault(cluster, seed)], numbers[seed]
-            numbers = [kept if number == merged else number for number in numbers]
+            target, merged = numbers[first.setdefault(cluster, seed)], numbers[seed]
+            numbers = [target if number == merged else number for number in numbers]
     return numbers
 
 

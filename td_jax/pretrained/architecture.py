@@ -137,9 +137,9 @@ def _vit_changes(architecture, model_config):
             if model_config.variant != variant:
                 changes['variant'] = variant
             explicit = [*vit.Sizes._fields, 'patch']
-            wanted = {**architecture.sizes._asdict(), 'patch': architecture.patch}
+            sizes_and_patch = {**architecture.sizes._asdict(), 'patch': architecture.patch}
             # An explicit size would override that of the variant.
-            changes |= {key: 0 for key in explicit if model_config[key] not in (0, wanted[key])}
+            changes |= {key: 0 for key in explicit if model_config[key] not in (0, sizes_and_patch[key])}
         else:
             if sizes is None:
                 changes['variant'] = 'B/32'
@@ -177,20 +177,20 @@ def _resnet_changes(architecture, model_config):
     """The changes for a BiT, as by `_vit_changes`."""
     if model_config.name == 'resnet' and resnet.sizes_of(model_config) == architecture.sizes:
         return {}
-    wanted = {'name': 'resnet', **variant_of(architecture.sizes)}
-    return {key: value for key, value in wanted.items() if model_config[key] != value}
+    fields = {'name': 'resnet', **variant_of(architecture.sizes)}
+    return {key: value for key, value in fields.items() if model_config[key] != value}
 
 
 def _efficientnet_changes(architecture, model_config):
     """The changes for an EfficientNet, as by `_vit_changes`."""
-    wanted = {'name': 'efficientnet', 'variant': architecture.variant, 'padding': architecture.padding}
-    return {key: value for key, value in wanted.items() if model_config[key] != value}
+    fields = {'name': 'efficientnet', 'variant': architecture.variant, 'padding': architecture.padding}
+    return {key: value for key, value in fields.items() if model_config[key] != value}
 
 
 def _folded_resnet_changes(architecture, model_config):
     """The changes for a ResNet with BatchNorm, as by `_vit_changes`."""
-    wanted = {'name': 'resnet_bn', 'variant': architecture.variant}
-    return {key: value for key, value in wanted.items() if model_config[key] != value}
+    fields = {'name': 'resnet_bn', 'variant': architecture.variant}
+    return {key: value for key, value in fields.items() if model_config[key] != value}
 
 
 # The keys of a model config that a checkpoint determines.

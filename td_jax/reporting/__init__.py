@@ -1,1 +1,1 @@
-"""One page of a folder of runs: what is there, how the runs compare, and what they are made of."""
+"""One page for a folder of runs: their states, comparisons, curves and options."""

@@ -130,8 +130,8 @@ def _setting_section(setting):
         units = _UNITS.get(setting.metric, 'examples')
         parts.append(element('p', _INTERVALS.format(units=units, fewest=statistics.FEWEST), class_='note'))
     parts += [element('p', text, class_='note') for text in _comparison_remarks(compared_rows)]
-    drawn = [_differences_chart(setting, compared_rows), *_learning_charts(setting)]
-    parts.append(element('div', *drawn, class_='charts'))
+    main_charts = [_differences_chart(setting, compared_rows), *_learning_charts(setting)]
+    parts.append(element('div', *main_charts, class_='charts'))
     for head, figures in (
         ('Shares of the gradient', _share_charts(setting)),
         ('Messages', _message_charts(setting)),
@@ -201,8 +201,11 @@ def _own_cells(compared):
         return ['0', element('span', others[0].state, class_='warn')]
     mean = statistics.format_number(compared.own.mean, compared.own.half_width)
     if others:
-        kept = ', '.join(part for part in states.split(', ') if not part.startswith('0 '))
-        return [str(compared.own.count), element('span', mean, element('span', f' ({kept})', class_='warn'))]
+        nonzero = ', '.join(part for part in states.split(', ') if not part.startswith('0 '))
+        return [
+            str(compared.own.count),
+            element('span', mean, element('span', f' ({nonzero})', class_='warn')),
+        ]
     return [str(compared.own.count), mean]
 
 

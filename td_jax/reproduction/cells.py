@@ -363,12 +363,12 @@ def index_by_runs(stored_results: dict) -> dict:
     return {tuple(result['runs']): result for result in results if result and 'runs' in result}
 
 
-def results_of(root: epath.Path, wanted, stored_cells: dict, only_show: bool, processes: int) -> list:
+def results_of(root: epath.Path, cell_runs, stored_cells: dict, only_show: bool, processes: int) -> list:
     """The results of some cells, in order; None for each that is missing.
 
     Args:
       root: folder of all runs.
-      wanted: the configs of the runs of each cell.
+      cell_runs: the configs of the runs of each cell.
       stored_cells: by `index_by_runs`; these cells need no runs in `root`.
       only_show: whether to run nothing.
       processes: how many runs at once.
@@ -376,30 +376,30 @@ def results_of(root: epath.Path, wanted, stored_cells: dict, only_show: bool, pr
     Raises:
       UserError: raised by a run, or cells were trained on different data.
     """
-    wanted = list(wanted)
-    names = [tuple(run_names(configs)) for configs in wanted]
+    cell_runs = list(cell_runs)
+    names = [tuple(run_names(configs)) for configs in cell_runs]
     if not only_show:
-        needed = [configs for name, configs in zip(names, wanted, strict=True) if name not in stored_cells]
+        needed = [configs for name, configs in zip(names, cell_runs, strict=True) if name not in stored_cells]
         needed = [config for configs in needed for config in configs]
-        _check_current_data(root, zip(names, wanted, strict=True), stored_cells, needed)
+        _check_current_data(root, zip(names, cell_runs, strict=True), stored_cells, needed)
         run_missing(root, needed, processes)
     results = [
         read_cell(root, configs) or stored_cells.get(name)
-        for name, configs in zip(names, wanted, strict=True)
+        for name, configs in zip(names, cell_runs, strict=True)
     ]
     same_data.check(
         (same_data.part_of(configs[0]), name[0], cell.get('data', ''))
-        for name, configs, cell in zip(names, wanted, results, strict=True)
+        for name, configs, cell in zip(names, cell_runs, results, strict=True)
         if cell
     )
     return results
 
 
-def _check_current_data(root, wanted, stored_cells, needed):
+def _check_current_data(root, named_runs, stored_cells, needed):
     """Refuses to run missing cells on other data than those of the finished ones."""
     missing = [config for config in needed if not has_result(root, config)]
     parts, digests = {same_data.part_of(config) for config in missing}, {}
-    for name, configs in wanted:
+    for name, configs in named_runs:
         part = same_data.part_of(configs[0])
         if part in parts and part not in digests:
             folders = [run_folder(root, config) for config in configs if has_result(root, config)]
@@ -453,10 +453,10 @@ def make(
     Raises:
       UserError: an unknown table, genre or data set, or raised by a run.
     """
-    wanted, stored_cells = _wanted_runs(names, genres, datasets), index_by_runs(stored_results)
-    results_of_cells = results_of(root, wanted.values(), stored_cells, only_show, processes)
+    runs_of_cells, stored_cells = _wanted_runs(names, genres, datasets), index_by_runs(stored_results)
+    results_of_cells = results_of(root, runs_of_cells.values(), stored_cells, only_show, processes)
     results = {}
-    for (name, column, row), result in zip(wanted, results_of_cells, strict=True):
+    for (name, column, row), result in zip(runs_of_cells, results_of_cells, strict=True):
         results.setdefault(name, {}).setdefault(column, {})[row] = result
         if result and row in tables.TABLES[name].chosen_by:
             # The row may share its runs with the usual row, whose trials are of another search.

@@ -71,8 +71,8 @@ def add(results: dict, trials: dict, root: epath.Path, only_show: bool, processe
     }
     # The chosen trial is a cell of the table, whose runs may be on another machine.
     stored_cells = cells.index_by_runs(results)
-    wanted = [configs for of_cell in trials.values() for configs in of_cell]
-    results_of_trials = iter(cells.results_of(root, wanted, stored_cells, only_show, processes))
+    trial_runs = [configs for of_cell in trials.values() for configs in of_cell]
+    results_of_trials = iter(cells.results_of(root, trial_runs, stored_cells, only_show, processes))
     for (name, column, row), of_cell in trials.items():
         trial_results = [next(results_of_trials) for _ in of_cell]
         cell = results[name][column][row]
