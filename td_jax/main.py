@@ -22,7 +22,7 @@ def main():
     def command():
         is_launched = cluster.value or coordinator.value is not None
         if is_launched:
-            # JAX says pages of a process that died, and processes.end_together one line.
+            # If a process dies, JAX logs a lot, and processes.end_together prints one line.
             td_jax.silence_cpp()
         # Imported here: it takes seconds, and invalid flags are reported without it.
         from td_jax import config as config_lib

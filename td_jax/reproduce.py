@@ -1,4 +1,4 @@
-"""The paper's tables: runs what is missing, and shows the paper's numbers next to ours.
+"""Reproduces the paper's tables: runs the missing cells, and shows the paper's numbers next to ours.
 
     python -m td_jax.reproduce --tables=3 --genres=Drama,War --workdir=runs/tables
 

@@ -317,7 +317,7 @@ def _count_parts(architecture):
 
 
 def _reset_unset(config, prefix, keys, is_set, defaults):
-    """Sets keys back to their defaults, but for those that a person set."""
+    """Resets keys to their defaults, except those that the user set."""
     flat = {f'{prefix}{key}': _value_at(defaults, f'{prefix}{key}') for key in keys}
     config.update_from_flattened_dict({key: value for key, value in flat.items() if not is_set(key)})
 

@@ -13,7 +13,7 @@ from td_jax.pretrained.architecture import AnyArchitecture, Checkpoint, Preproce
 
 
 class Place(NamedTuple):
-    """Where one of our parameters is in a file."""
+    """The place of one of our parameters in a file."""
 
     key: str
     shape: tuple[int, ...] | None = None  # in the file; None: as in ours

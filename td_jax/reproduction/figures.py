@@ -51,7 +51,7 @@ def points(table: tables.Table, results: dict) -> dict[str, list[Point]]:
 
 
 def linear_limit(points_by_row: dict[str, list[Point]]) -> float | None:
-    """How far from 0 the axis that all rows share is linear; None for everywhere.
+    """The distance from 0 up to which the shared axis is linear; None if it is linear everywhere.
 
     Args:
       found: by `points`.

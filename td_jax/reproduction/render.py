@@ -70,7 +70,7 @@ def fill_teacher(table: tables.Table, results: dict) -> dict:
     """Fills the teacher's row with the score that another row reports, {column: {row: result or None}}."""
     filled = {}
     for column, rows in results.items():
-        # Not that of a row with a teacher of its own.
+        # Rows with a teacher of their own do not count.
         usual_rows = [
             row for row in rows if not any(key.startswith('teacher.') for key in _changed(table, row))
         ]

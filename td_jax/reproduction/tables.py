@@ -1,4 +1,4 @@
-"""The paper's tables as data: what each column and each row changes in a config, and what is compared.
+"""The paper's tables as data: the config changes of each column and row, and the comparisons.
 
 A table's cells are runs (Table), or means over the cells of other tables (Derived). The paper's own numbers
 are in paper_tables.json.
@@ -40,8 +40,8 @@ class Table(NamedTuple):
     columns: dict[str, dict]  # the paper's column -> what it changes
     rows: dict[str, dict | str]  # the paper's row -> what it changes, or TEACHER
     baseline: str  # the row that the others are compared with
-    # Students of a cell, and how many teachers they have between them: one, or as many, so that student i has
-    # teacher i and all students are independent. 0 students are as many as the config says.
+    # Students of a cell, and the number of teachers that they share: one, or as many as students, so that
+    # student i has teacher i and all students are independent. 0 students: as in the config.
     students: int = 0
     teachers: int = 1
     # Row -> a name of VARIANTS, under which it is tuned.
@@ -80,7 +80,7 @@ class Derived(NamedTuple):
 
 
 class Group(NamedTuple):
-    """Where a column of relative improvements comes from."""
+    """The source of a column of relative improvements."""
 
     source: str  # a table
     columns: tuple[str, ...]  # of that table, to be averaged
