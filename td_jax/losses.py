@@ -109,9 +109,9 @@ def variance(state: tuple[jax.Array, ...]) -> jax.Array:
 class Speaker(NamedTuple):
     """One side of a conversation: three functions that have their parameters bound.
 
-    upper(s, key) -> e         interprets a lower hidden state with the model's own layers
-    encode(s, e, key) -> m     encodes a message
-    decode(m, key) -> (s, e)   decodes a message
+        upper(s, key) -> e         interprets a lower hidden state with the model's own layers
+        encode(s, e, key) -> m     encodes a message
+        decode(m, key) -> (s, e)   decodes a message
 
     A key of None means no dropout.
     """

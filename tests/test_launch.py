@@ -38,7 +38,7 @@ def test_shellcheck_finds_nothing():
         check=False,
     )
     assert (found.returncode, found.stdout + found.stderr) == (0, '')
-    assert len(SCRIPTS) == 8
+    assert len(SCRIPTS) == 9
 
 
 def await_true(condition):
@@ -58,7 +58,7 @@ def hears_control_c():
 
 # --- On this machine -------------------------------------------------------------------------------
 
-HELPED = ('quickstart.sh', 'test.sh', 'local.sh', 'tpu_vm.sh', 'gke.sh', 'worker.sh')
+HELPED = ('quickstart.sh', 'test.sh', 'docs.sh', 'local.sh', 'tpu_vm.sh', 'gke.sh', 'worker.sh')
 
 
 def listing(folder):
@@ -177,6 +177,21 @@ def test_the_tests_say_how_long_they_took_and_leave_out_the_long_ones(fresh):
         assert re.fullmatch(f'{took}{said}\n', out)
     code, out, _, _ = fresh('test.sh', '--all', code=5)
     assert code == 5 and re.fullmatch(f'{took}\n', out)
+
+
+def test_the_site_is_built_or_served(fresh):
+    code, out, err, calls = fresh('docs.sh')
+    assert (code, err) == (0, '')
+    assert out == 'Installing requirements-docs.txt into .venv (once, a few minutes) ...\n'
+    assert calls[1:] == [
+        'python3 -m venv .venv',
+        f'{PIP} -r requirements-docs.txt',
+        'python -m mkdocs build',
+    ]
+    assert fresh('docs.sh', '--serve') == (0, '', '', ['python -m mkdocs serve'])
+    for arguments in (['--open'], ['--serve', '8001'], ['site']):
+        message = f"docs.sh: '{' '.join(arguments)}' is no option here; write docs.sh or docs.sh --serve.\n"
+        assert fresh('docs.sh', *arguments) == (2, '', message, [])
 
 
 def test_everything_is_tested_before_it_is_merged():

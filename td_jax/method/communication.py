@@ -98,7 +98,8 @@ class Decoder(nn.Module):
 
     Attributes:
       hidden: width of the hidden layer.
-      lower, upper: widths of s' and e'.
+      lower: width of s'.
+      upper: width of e'.
       dropout: rate after the hidden layer.
       dtype: of the computation.
     """

@@ -38,12 +38,13 @@ class Model(NamedTuple):
 
     With a key, a function applies dropout; with None it is deterministic.
 
-    init(key, inputs) -> parameter tree
-    lower(params, inputs, key) -> s
-    upper(params, s, key) -> e
-    head(params, e) -> y, [batch, outputs]
-    registers: number of tokens between the class token and the grid
-    is_teacher_only: whether it cannot be trained, such as a model with BatchNorm
+        init(key, inputs) -> parameter tree
+        lower(params, inputs, key) -> s
+        upper(params, s, key) -> e
+        head(params, e) -> y, [batch, outputs]
+
+    `registers` is the number of tokens between the class token and the grid. `is_teacher_only` says that it
+    cannot be trained, such as a model with BatchNorm.
 
     The rank of a state determines its kind, which may differ between the lower and the higher state:
     [batch, width] is a vector; [batch, tokens, width] a class token, the registers and a grid in row order;
