@@ -61,7 +61,7 @@ command_line.END
     ('end', 'code', 'said'),
     [
         ("fail(UserError('the disk is full.'))", 2, 'the disk is full.'),
-        ('interrupted()', 130, 'interrupted; the same command continues.'),
+        ('end_interrupted()', 130, 'interrupted; the same command continues.'),
     ],
 )
 @pytest.mark.parametrize(('module', 'seconds'), [('orbax.futures', 600), ('td_jax.files', 1)])
