@@ -146,7 +146,7 @@ def test_twenty_kills_in_a_row_change_nothing(uninterrupted, compiled, flags, se
     saving = f'{folder}/checkpoints'
     moments = [
         *[(folder, chance.randrange(1, 200)) for _ in range(3)],
-        ('td_jax.training.evaluation:batches', 1),
+        ('td_jax.training.evaluation:iterate_batches', 1),
         *[(folder, chance.randrange(1, 6)) for _ in range(2)],
         *[('.orbax-checkpoint-tmp', chance.randrange(1, 20)) for _ in range(2)],
         *[(saving, chance.randrange(1, 20)) for _ in range(6)],
@@ -166,7 +166,8 @@ def test_twenty_kills_in_a_row_change_nothing(uninterrupted, compiled, flags, se
         process.communicate()
     # The last evaluation, when every step is done and saved.
     assert (
-        ended(start_until('kill', 'td_jax.training.evaluation:batches', 1, arguments))[0] == -signal.SIGKILL
+        ended(start_until('kill', 'td_jax.training.evaluation:iterate_batches', 1, arguments))[0]
+        == -signal.SIGKILL
     )
     assert not (folder / 'result.json').exists()
     train(settings, folder)
