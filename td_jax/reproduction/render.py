@@ -524,7 +524,7 @@ def render_plan(planned: list[cells.PlannedRun], device_tflops: float) -> str:
             _row(
                 [
                     f'Table {name}, {column}, {row}',
-                    'there' if run.is_finished else 'missing',
+                    'there' if run.has_result else 'missing',
                     f'{run.step_operations:.3g}',
                     f'{run.steps}',
                     f'{run.seeds}',
@@ -533,7 +533,7 @@ def render_plan(planned: list[cells.PlannedRun], device_tflops: float) -> str:
                 ]
             )
         )
-    total = sum(run.operations() for run in planned if not run.is_finished)
+    total = sum(run.operations() for run in planned if not run.has_result)
     lines += [
         '',
         f'Missing in all: {total:.3g} operations, {hours(total):.3g} hours at {device_tflops:g} TFLOP/s.',
