@@ -146,7 +146,9 @@ def main():
         'methods', list(METHODS), 'Methods, and td_ld; supervised, without a teacher, is always compared.'
     )
     variants = flags.DEFINE_string(
-        'variants', None, 'JSON file of further variants, {name: {config key: value}}; not searched in these.'
+        'variants',
+        None,
+        'JSON file of variants, {name: {config key: value}}; what they set is not searched.',
     )
     trials = flags.DEFINE_integer(
         'trials', 8, "Trials per variant; 0 keeps the config's hyperparameters.", lower_bound=0

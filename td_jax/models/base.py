@@ -59,6 +59,30 @@ class Model(NamedTuple):
     is_teacher_only: bool = False
 
 
+def check_reads_images(name: str, vocabularies: dict[str, int]):
+    """Refuses data with vocabularies, which are not images, for a model that reads images.
+
+    Args:
+      name: of the architecture.
+      vocabularies: {input: rows}, as a builder gets them.
+
+    Raises:
+      UserError: there are some.
+    """
+    if vocabularies:
+        raise UserError(f'model.name {name} reads images; the data set has {", ".join(vocabularies)}.')
+
+
+def check_split_of_stages(split: int, num_stages: int):
+    """Refuses a split beyond the last stage of a convolutional network.
+
+    Raises:
+      UserError: names the largest split.
+    """
+    if split > num_stages:
+        raise UserError(f'model.split is {split}; with {num_stages} stages it is between 0 and {num_stages}.')
+
+
 def from_module(module: nn.Module, registers: int = 0) -> Model:
     """Makes a Model from a Linen module with the methods `lower`, `upper` and `head`.
 

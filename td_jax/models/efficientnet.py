@@ -225,13 +225,9 @@ def build(config, vocabularies: dict[str, int], num_outputs: int, dtype: str) ->
     Raises:
       UserError: an unknown variant, a split beyond the last stage, or data other than images.
     """
-    if vocabularies:
-        raise UserError(f'model.name efficientnet reads images; the data set has {", ".join(vocabularies)}.')
+    base.check_reads_images('efficientnet', vocabularies)
     sizes = sizes_of_variant(config.variant)
-    if config.split > len(STAGES):
-        raise UserError(
-            f'model.split is {config.split}; with {len(STAGES)} stages it is between 0 and {len(STAGES)}.'
-        )
+    base.check_split_of_stages(config.split, len(STAGES))
     module = EfficientNet(
         sizes=sizes, num_outputs=num_outputs, split=config.split, padding=config.padding, dtype=dtype
     )

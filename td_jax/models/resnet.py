@@ -217,14 +217,9 @@ def build(config, vocabularies: dict[str, int], num_outputs: int, dtype: str) ->
     Raises:
       UserError: an unknown variant, a split beyond the last stage, or data other than images.
     """
-    if vocabularies:
-        raise UserError(f'model.name resnet reads images; the data set has {", ".join(vocabularies)}.')
+    base.check_reads_images('resnet', vocabularies)
     sizes = sizes_of(config)
-    if config.split > len(sizes.units):
-        raise UserError(
-            f'model.split is {config.split}; with {len(sizes.units)} stages it is between 0 and '
-            f'{len(sizes.units)}.'
-        )
+    base.check_split_of_stages(config.split, len(sizes.units))
     module = ResNet(
         sizes=sizes,
         num_outputs=num_outputs,

@@ -143,12 +143,7 @@ def build(config, vocabularies: dict[str, int], num_outputs: int, dtype: str) ->
     Raises:
       UserError: an unknown variant, a split beyond the last stage, or data other than images.
     """
-    if vocabularies:
-        raise UserError(f'model.name resnet_bn reads images; the data set has {", ".join(vocabularies)}.')
+    base.check_reads_images('resnet_bn', vocabularies)
     sizes = sizes_of_variant(config.variant)
-    if config.split > len(sizes.units):
-        raise UserError(
-            f'model.split is {config.split}; with {len(sizes.units)} stages it is between 0 and '
-            f'{len(sizes.units)}.'
-        )
+    base.check_split_of_stages(config.split, len(sizes.units))
     return base.from_module(ResNet(sizes, num_outputs, config.split, dtype))

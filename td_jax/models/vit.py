@@ -263,8 +263,7 @@ def build(config, vocabularies: dict[str, int], num_outputs: int, dtype: str) ->
     Raises:
       UserError: sizes that do not fit each other, or data other than images.
     """
-    if vocabularies:
-        raise UserError(f'model.name vit reads images; the data set has {", ".join(vocabularies)}.')
+    base.check_reads_images('vit', vocabularies)
     sizes, patch = sizes_of(config)
     if config.split > sizes.layers:
         raise UserError(

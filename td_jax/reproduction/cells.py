@@ -86,7 +86,11 @@ def apply_tuned(config, choices: dict, name: str, chosen_by: tables.ChosenBy = t
         )
     if SEARCHED in chosen and name in chosen:
         _check_same_search(setting_name, chosen, teacher, name)
-    values = {**teacher, **chosen.get(name, {})}
+    set_values(config, {**teacher, **chosen.get(name, {})})
+
+
+def set_values(config, values: dict):
+    """Sets {config key: value} in a config; a list in JSON becomes a tuple."""
     config.update_from_flattened_dict(
         {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
     )

@@ -161,7 +161,7 @@ def _check_variant(plan: Plan, name) -> float:
         config_lib.check_choice(f'--variants: {name}:', key, list(keys))
     for key, value in changes.items():
         try:
-            _apply_changes(plan.config.copy_and_resolve_references(), {key: value})
+            cells.set_values(plan.config.copy_and_resolve_references(), {key: value})
         except (TypeError, ValueError) as error:
             default = config_lib.flatten(plan.config)[key]
             raise UserError(
@@ -176,14 +176,8 @@ def _check_variant(plan: Plan, name) -> float:
 
 def _start_config(plan: Plan, name):
     """The config of a variant without chosen values."""
-    return _apply_changes(plan.config.copy_and_resolve_references(), plan.search.space.changes(name))
-
-
-def _apply_changes(config, changes):
-    """Applies changes to a config and returns it; a list in JSON becomes a tuple."""
-    config.update_from_flattened_dict(
-        {key: tuple(value) if isinstance(value, list) else value for key, value in changes.items()}
-    )
+    config = plan.config.copy_and_resolve_references()
+    cells.set_values(config, plan.search.space.changes(name))
     return config
 
 
