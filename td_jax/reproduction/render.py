@@ -147,7 +147,7 @@ def render_runs(name: str, table: tables.Table, results: dict) -> str:
         if has_on_test:
             head += [f'{ON_TEST}, mean ± 95%', f'{ON_TEST}, Δ, mean ± 95%']
         head += ['paper, mean ± standard error', 'paper, difference'] if paper else []
-        lines += [_row(head), _row(['---'] * len(head))]
+        lines += [table_row(head), table_row(['---'] * len(head))]
         for row in table.rows:
             result, compared_row = rows[row], compared[column].get(row)
             parts = [row, '', 'missing', '', '', '']
@@ -170,7 +170,7 @@ def render_runs(name: str, table: tables.Table, results: dict) -> str:
                     statistics.format_number(mean, stderr),
                     '' if row == table.baseline else f'{mean - base:+.4f}',
                 ]
-            lines.append(_row(parts))
+            lines.append(table_row(parts))
         lines.append('')
     if metrics:
         less_is_better = evaluation.LESS_IS_BETTER[metrics[0]]
@@ -343,7 +343,14 @@ def _mean_lines(table, results, comparisons, adjusted, less_is_better):
     ]
     has_on_test = any(on_test.values())
     head += [f'{ON_TEST}, Δ, mean ± 95%'] if has_on_test else []
-    lines = [f'### Mean over {len(columns)} columns', '', MEANS, '', _row(head), _row(['---'] * len(head))]
+    lines = [
+        f'### Mean over {len(columns)} columns',
+        '',
+        MEANS,
+        '',
+        table_row(head),
+        table_row(['---'] * len(head)),
+    ]
     for row, compared in comparisons.items():
         parts = [
             row,
@@ -354,7 +361,7 @@ def _mean_lines(table, results, comparisons, adjusted, less_is_better):
             compared.verdict(less_is_better),
         ]
         parts += [on_test[row]] if has_on_test else []
-        lines.append(_row(parts))
+        lines.append(table_row(parts))
     return [*lines, '']
 
 
@@ -415,8 +422,8 @@ def render_derived(name: str, table: tables.Derived, results: dict) -> str:
         'averaged over the columns; n seeds in brackets, then the 95% bootstrap interval. '
         f'{INTERVALS}',
         '',
-        _row(['method', *(f'{column}, {source}' for column, source in heads)]),
-        _row(['---'] * (1 + len(heads))),
+        table_row(['method', *(f'{column}, {source}' for column, source in heads)]),
+        table_row(['---'] * (1 + len(heads))),
     ]
     ours = {
         column: _write_percents({row: gains[column] for row, gains in gains_by_row.items()})
@@ -431,7 +438,7 @@ def render_derived(name: str, table: tables.Derived, results: dict) -> str:
         parts = [
             ours[column][row] if source == 'ours' else f'{theirs[column]:+.2f}' for column, source in heads
         ]
-        lines.append(_row([row, *parts]))
+        lines.append(table_row([row, *parts]))
     return '\n'.join([*lines, ''])
 
 
@@ -515,13 +522,13 @@ def render_plan(planned: list[cells.PlannedRun], device_tflops: float) -> str:
         return operations / device_tflops / 1e12 / 3600
 
     lines = [
-        _row(['run', 'state', 'operations per step', 'steps', 'seeds', 'operations', 'hours']),
-        _row(['---'] * 7),
+        table_row(['run', 'state', 'operations per step', 'steps', 'seeds', 'operations', 'hours']),
+        table_row(['---'] * 7),
     ]
     for run in planned:
         name, column, row = run.cell
         lines.append(
-            _row(
+            table_row(
                 [
                     f'Table {name}, {column}, {row}',
                     'there' if run.has_result else 'missing',
@@ -541,7 +548,8 @@ def render_plan(planned: list[cells.PlannedRun], device_tflops: float) -> str:
     return '\n'.join(lines)
 
 
-def _row(cells):
+def table_row(cells) -> str:
+    """A row of a Markdown table from its cells."""
     return f'| {" | ".join(cells)} |'
 
 

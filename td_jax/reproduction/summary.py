@@ -2,7 +2,7 @@
 
 from td_jax import config as config_lib
 from td_jax import statistics
-from td_jax.reproduction import comparison, tuning, variants
+from td_jax.reproduction import comparison, render, tuning, variants
 
 # Verdict -> the word for it in the sentence.
 _VERDICTS = {statistics.BETTER: 'better', statistics.WORSE: 'worse'}
@@ -44,7 +44,7 @@ def table(plan: variants.Plan, rows: list, compared: dict) -> str:
         f'validation {metric}',
         'parameters',
     ]
-    lines = [_row(head), _row(['---'] * len(head))]
+    lines = [render.table_row(head), render.table_row(['---'] * len(head))]
     for row in rows:
         estimate = statistics.estimate_mean(row.result['values'], comparison.clusters(row.result))
         parts = [
@@ -67,7 +67,9 @@ def table(plan: variants.Plan, rows: list, compared: dict) -> str:
                 parts[4] = ' to '.join(bounds)
             parts[5] = statistics.format_p_value(adjusted[row.name])
             parts[6] = difference.verdict(plan.less_is_better())
-        lines.append(_row([*parts, statistics.format_number(row.validation), f'{row.parameters:,}']))
+        lines.append(
+            render.table_row([*parts, statistics.format_number(row.validation), f'{row.parameters:,}'])
+        )
     return '\n'.join([*lines, '', NOTE.format(students=_describe_students(plan))])
 
 
@@ -137,7 +139,3 @@ def record(plan: variants.Plan, rows: list, compared: dict, best: variants.Row) 
         'sentence': sentence(plan, rows, compared),
         'rows': records,
     }
-
-
-def _row(parts):
-    return f'| {" | ".join(parts)} |'

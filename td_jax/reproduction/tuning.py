@@ -6,8 +6,8 @@ other columns, or with another sampler seed, are stored under their names. The t
 every column, and is searched once.
 
 The teacher is searched first, then the student without distillation, over the options of the optimizer
-(OPTIMIZER). Then the weights and rounds of each method are searched. Half of its trials, in blocks of PARTS,
-use the chosen options of the optimizer; the other half use the draws of the student without distillation in
+(OPTIMIZER). Then the weights and rounds of each method are searched. Blocks of PARTS trials
+use the chosen options of the optimizer and, alternately, the draws of the student without distillation in
 trials of the same numbers, because a method may need another regularization, such as less dropout.
 
 All searches have the same number of trials and the same rungs. All trials are trained on a rung, with several

@@ -188,7 +188,7 @@ def _student_runs(plan: Plan, config) -> list:
 
 
 class Cost(NamedTuple):
-    """The cost of a whole comparison, including runs that are finished already."""
+    """The cost of a comparison without its teachers, including runs that are finished already."""
 
     runs: int  # of the search and of the students
     operations: float  # of matrix products
