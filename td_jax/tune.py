@@ -12,6 +12,7 @@ import json
 from absl import flags
 
 from td_jax import command_line
+from td_jax.configs import searches
 from td_jax.errors import UserError
 from td_jax.files import workdir
 from td_jax.reproduction import jobs, tuning
@@ -27,7 +28,7 @@ def main():
         'methods',
         None,
         f'Methods, variants and {tuning.TEACHER}, which is first; all by default, '
-        f'with another --sampler_seed {", ".join(tuning.MAIN)}.',
+        f'with another --sampler_seed {", ".join(searches.MAIN)}.',
     )
     trials = flags.DEFINE_integer('trials', 16, 'Trials per method.', lower_bound=1)
     seeds = flags.DEFINE_integer('seeds', 3, 'Students per run, each with its own seed.', lower_bound=2)

@@ -31,7 +31,7 @@ SCRIPTS = [
 CONFIGS = [
     path.stem
     for path in sorted((PACKAGE / 'configs').glob('*.py'))
-    if path.stem not in ('__init__', 'common')
+    if path.stem not in ('__init__', 'common', 'searches')
 ]
 
 # The commands. Each stands on the rooms below, and on no other command.
@@ -200,9 +200,9 @@ ALLOWED = {
         'td_jax.training',
     },
     'td_jax.statistics': set(),
-    'td_jax.reproduction.tables': {'td_jax.config'},
+    'td_jax.reproduction.tables': {'td_jax.config', 'td_jax.configs.searches'},
     'td_jax.reproduction': {
-        'td_jax.configs.common',
+        'td_jax.configs',
         'td_jax.errors',
         'td_jax.config',
         'td_jax.data',

@@ -9,6 +9,7 @@ from etils import epath
 
 from td_jax import compare
 from td_jax import config as config_lib
+from td_jax.configs import searches
 from td_jax.errors import UserError
 from td_jax.files import workdir
 from td_jax.reproduction import summary, tuning, variants
@@ -76,7 +77,7 @@ def test_what_a_person_or_a_variant_sets_is_not_searched(small_config):
     assert plan.names == ('supervised', 'ld', 'wide')
     spaces = {name: set(tuning.ranges_of(plan.search.space, name)) for name in ('teacher', *plan.names)}
     assert spaces == {
-        'teacher': set(tuning.OPTIMIZER),
+        'teacher': set(searches.OPTIMIZER),
         'supervised': {'optimizer.learning_rate', 'model.dropout'},
         'ld': {'ld.weights.logits'},
         'wide': {'td.weights.interact', 'td.weights.message'},

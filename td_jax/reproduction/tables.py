@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from td_jax import config as config_lib
+from td_jax.configs import searches
 
-GENRES = ('Drama', 'Comedy', 'Action', 'Thriller', 'Romance', 'Adventure', 'Sci-Fi', 'War')
+GENRES, LABELLED = searches.GENRES, searches.LABELLED
 PAPER = pathlib.Path(__file__).parent / 'paper_tables.json'
 # {former name of a row or a column: current name}; files of errors may have the former names.
 RENAMED = json.loads((pathlib.Path(__file__).parent / 'renamed.json').read_text())
@@ -93,8 +94,6 @@ _SPARSE = ('Genre 5', 'Genre 6', 'Genre 7', 'Genre 8')
 # The columns of the image tables -> their modules of configs/.
 IMAGES = {'CIFAR10': 'vit_cifar10', 'CIFAR100': 'vit_cifar100', 'ImageNet': 'vit_imagenet'}
 _IMAGE_COLUMNS = {column: {} for column in IMAGES}
-# Labelled images per class in the reduced-scale tables.
-LABELLED = (50, 500)
 _SCRATCH = {'Train from scratch': {'method': 'supervised'}}
 _METHODS = {
     **_SCRATCH,

@@ -18,7 +18,7 @@ the same number of trials that are trained to the end, unless some diverge.
 
 A draw depends on the name of an option, the number of the trial and the sampler seed: trial 5 has the same
 weight of the logits term for every method. The first trials of a variant that joins two methods are the
-choices of these methods (STARTS).
+choices of these methods (STARTS). All of that is data, in td_jax/configs/searches.py.
 
 A search can be restarted: each run is a line in the journal of its method, from which another machine can
 resume, and a finished run is read from its folder. There is no other state, so that an interrupted search
@@ -38,6 +38,7 @@ import ml_collections
 from etils import epath
 
 from td_jax import config as config_lib
+from td_jax.configs import searches
 from td_jax.data import ratings
 from td_jax.errors import Diverged, UserError
 from td_jax.files import metric_log, workdir
@@ -45,31 +46,6 @@ from td_jax.method import objectives
 from td_jax.reproduction import cells, jobs, journal, same_data, tables
 from td_jax.training import evaluation, finished
 from td_jax.training.programs import describe_program
-
-
-class LogUniform(NamedTuple):
-    """Log-uniform values from `low` to `high`."""
-
-    low: float
-    high: float
-
-    def at(self, quantile: float) -> float:
-        """The value at a quantile, rounded to six digits so that it is the same on every machine."""
-        return float(f'{self.low * (self.high / self.low) ** quantile:.6g}')
-
-
-class OneOf(NamedTuple):
-    """Some values with equal probabilities."""
-
-    values: tuple
-
-    def at(self, quantile: float):
-        """The value at a quantile in [0, 1)."""
-        return self.values[int(quantile * len(self.values))]
-
-
-# Weights of images: larger ones of states cost accuracy there (docs/cifar.md).
-WEIGHTS, IMAGE_WEIGHTS = LogUniform(0.1, 1000.0), LogUniform(0.01, 10.0)
 
 
 class SearchSpace(NamedTuple):
@@ -80,7 +56,7 @@ class SearchSpace(NamedTuple):
     columns: dict[str, dict]  # column -> its changes of the config
     score_columns: tuple[str, ...]  # the usual columns, whose mean is the score
     points: int  # validations of a run
-    weights: LogUniform = WEIGHTS
+    weights: searches.LogUniform
     # Name -> its changes of the config; the name of a method changes `method`.
     variants: Mapping[str, dict] = tables.VARIANTS
     fixed: frozenset[str] = frozenset()  # keys that are not searched
@@ -94,49 +70,12 @@ class SearchSpace(NamedTuple):
         return set() if name in tables.VARIANTS else set(self.changes(name))
 
 
-# The modules of configs/ whose runs are short enough to be searched.
 CONFIGS = {
-    'movielens': SearchSpace(
-        functools.partial(cells.base_config, 'movielens'),
-        'regression',
-        {genre: {'dataset.genre': genre} for genre in tables.GENRES},
-        ('Drama', 'Adventure', 'War'),
-        30,
-    ),
-    'digits': SearchSpace(
-        functools.partial(cells.base_config, 'digits'), 'classification', {'digits': {}}, ('digits',), 30
-    ),
-    # Validation of images is expensive, so there are few.
-    'vit_tiny_cifar10': SearchSpace(
-        functools.partial(cells.base_config, 'vit_tiny_cifar10'),
-        'classification',
-        {str(count): {'dataset.examples_per_class': count} for count in tables.LABELLED},
-        tuple(map(str, tables.LABELLED)),
-        6,
-        IMAGE_WEIGHTS,
-    ),
+    name: SearchSpace(functools.partial(cells.base_config, name), **space)
+    for name, space in searches.SPACES.items()
 }
 TEACHER = 'teacher'
 NO_DISTILLATION = 'supervised'
-# Variant -> the methods that it joins, whose choices are its first trials.
-STARTS = {'td_ld': ('td', 'ld')}
-# The methods that are searched with other sampler seeds, unless methods are named.
-MAIN = (NO_DISTILLATION, 'ld', 'td', 'td_ld')
-RUNGS = 3
-# One of this many trials of a rung goes on to the next rung.
-REDUCTION = 2
-# Draws are stratified: of this many consecutive trials, one is in each of as many equal parts of a range.
-PARTS = 4
-
-# Searched for the teacher and the student without distillation; methods use the latter's choice.
-OPTIMIZER = {
-    'optimizer.learning_rate': LogUniform(1e-4, 3e-3),
-    'optimizer.weight_decay': LogUniform(1e-2, 10.0),
-    'model.dropout': OneOf((0.0, 0.2, 0.4)),
-}
-# The range of learning rates for SGD instead of AdamW.
-SGD = {'optimizer.learning_rate': LogUniform(3e-3, 0.3)}
-ROUNDS = {'td.rounds': OneOf((0, 1, 2, 3))}
 
 
 class Search(NamedTuple):
@@ -176,12 +115,12 @@ def ranges_of(space: SearchSpace, name: str) -> dict:
     config = space.config()
     if name in (TEACHER, NO_DISTILLATION):
         prefix, side = ('teacher.', config.teacher) if name == TEACHER else ('', config)
-        ranges = OPTIMIZER | (SGD if side.optimizer.name == 'sgd' else {})
+        ranges = searches.OPTIMIZER | (searches.SGD if side.optimizer.name == 'sgd' else {})
         return {key: range_ for key, range_ in ranges.items() if f'{prefix}{key}' not in space.fixed}
     config.update_from_flattened_dict(space.changes(name))
     section = objectives.section_of(config)
     ranges = {f'{section}.weights.{term}': space.weights for term in objectives.active_terms(config)}
-    ranges |= ROUNDS if config.method == 'td' else {}
+    ranges |= searches.OPTIONS.get(config.method, {})
     fixed = space.fixed | space.set_by(name)
     return {key: range_ for key, range_ in ranges.items() if key not in fixed}
 
@@ -191,9 +130,9 @@ def draw(name: str, number: int, sampler_seed: int) -> float:
 
     Of PARTS consecutive trials, one is in each of PARTS equal parts, in an order that depends on the name.
     """
-    block, place = divmod(number, PARTS)
-    order = sorted(range(PARTS), key=lambda part: _uniform(name, sampler_seed, block, part))
-    return (order[place] + _uniform(name, sampler_seed, number)) / PARTS
+    block, place = divmod(number, searches.PARTS)
+    order = sorted(range(searches.PARTS), key=lambda part: _uniform(name, sampler_seed, block, part))
+    return (order[place] + _uniform(name, sampler_seed, number)) / searches.PARTS
 
 
 def _uniform(*values):
@@ -210,7 +149,7 @@ def draw_name(key: str) -> str:
 
 def quotas(trials: int) -> list[int]:
     """The number of trials that are trained on each rung."""
-    return [max(1, trials // REDUCTION**rung) for rung in range(RUNGS)]
+    return [max(1, trials // searches.REDUCTION**rung) for rung in range(searches.RUNGS)]
 
 
 def searchable_names(space: SearchSpace, sampler_seed: int = 0) -> list[str]:
@@ -219,7 +158,7 @@ def searchable_names(space: SearchSpace, sampler_seed: int = 0) -> list[str]:
     With a sampler seed other than 0 they are MAIN.
     """
     if sampler_seed:
-        return list(MAIN)
+        return list(searches.MAIN)
     methods = [name for name, method in objectives.METHODS.items() if space.task in method.tasks]
     config = space.config()
     config.method = 'ld'
@@ -332,14 +271,14 @@ def make_plan(search: Search, name: str, choices: dict) -> Plan:
             key: range_ for key, range_ in all_ranges.items() if key not in search.space.set_by(name)
         }
         fixed |= {key: chosen[key] for key in optimizer}
-    if name in STARTS:
+    if name in searches.STARTS:
         one, other = (
             {
                 draw_name(key): value
                 for key, value in _find_choice(search, name, method, choices, fixed).items()
                 if key in optimizer or key not in fixed
             }
-            for method in STARTS[name]
+            for method in searches.STARTS[name]
         )
         # Options of the other method alone are as weak as possible.
         weakest = {draw_name(key): getattr(range_, 'low', 0) for key, range_ in ranges.items()}
@@ -347,7 +286,7 @@ def make_plan(search: Search, name: str, choices: dict) -> Plan:
             starts.append({key: (weakest | values)[draw_name(key)] for key in ranges | optimizer})
 
     def trial(number):
-        has_own_optimizer = number // PARTS % 2
+        has_own_optimizer = number // searches.PARTS % 2
         trial_ranges = ranges | optimizer if has_own_optimizer else ranges
         seed = search.chosen_by.sampler_seed
         values = {key: range_.at(draw(draw_name(key), number, seed)) for key, range_ in trial_ranges.items()}
@@ -431,7 +370,7 @@ def _group_names(search, names):
     """Groups names so that each group needs only choices of those before; one group if nothing is drawn."""
     if not any(ranges_of(search.space, name) for name in names):
         return [names]
-    joined = [name for name in names if name in STARTS]
+    joined = [name for name in names if name in searches.STARTS]
     first = [name for name in (TEACHER, NO_DISTILLATION) if name in names]
     rest = [name for name in names if name not in (*first, *joined)]
     return [*([name] for name in first), rest, joined]
@@ -568,7 +507,7 @@ def _find_record(search, name, choices):
 
 def _prerequisites(name):
     """The names whose choices a method needs, in addition to the teacher."""
-    return () if name in (TEACHER, NO_DISTILLATION) else (NO_DISTILLATION, *STARTS.get(name, ()))
+    return () if name in (TEACHER, NO_DISTILLATION) else (NO_DISTILLATION, *searches.STARTS.get(name, ()))
 
 
 def _find_choice(search, name, other, choices, fixed=None):

@@ -19,6 +19,7 @@ from etils import epath
 
 from td_jax import config as config_lib
 from td_jax import statistics
+from td_jax.configs import searches
 from td_jax.devices import flops
 from td_jax.errors import UserError
 from td_jax.files import workdir
@@ -110,7 +111,7 @@ def make_plan(
         columns={'': {}},
         score_columns=('',),
         points=points,
-        weights=tuning.IMAGE_WEIGHTS if 'image_size' in _read_keys(config) else tuning.WEIGHTS,
+        weights=searches.IMAGE_WEIGHTS if 'image_size' in _read_keys(config) else searches.WEIGHTS,
         variants={**tables.VARIANTS, **own_variants},
         fixed=frozenset({*fixed, *_unread_keys(config)} if trials else config_lib.flatten(config)),
     )
@@ -121,16 +122,16 @@ def make_plan(
     known = [name for name in tuning.searchable_names(space) if name != tuning.TEACHER]
     for name in names:
         config_lib.check_choice('--methods', name, known)
-        if missing := [other for other in tuning.STARTS.get(name, ()) if other not in names]:
+        if missing := [other for other in searches.STARTS.get(name, ()) if other not in names]:
             raise UserError(
-                f'{name} is searched on top of {" and ".join(tuning.STARTS[name])}; name '
+                f'{name} is searched on top of {" and ".join(searches.STARTS[name])}; name '
                 f'{", ".join(missing)} in --methods, too.'
             )
     search = tuning.Search(
         space, {}, tables.USUAL, max(1, trials), search_seeds, (trials and steps) or config.num_steps
     )
     plan = Plan(config, names, search, bool(trials), seeds, teachers, {})
-    for rung in range(tuning.RUNGS):
+    for rung in range(searches.RUNGS):
         # Each rung has another slice of time, of ratings.
         rung_config = tuning.start_config(search, tuning.NO_DISTILLATION, '', rung)
         assembly.load_source(rung_config, rung_config.dataset)
@@ -141,7 +142,7 @@ def _unread_keys(config):
     """The keys of the student's and the teacher's optimizer that have no effect in a config."""
     config = config.copy_and_resolve_references()
     config.method = 'ld'
-    keys = [f'{prefix}{key}' for prefix in ('', 'teacher.') for key in tuning.OPTIMIZER]
+    keys = [f'{prefix}{key}' for prefix in ('', 'teacher.') for key in searches.OPTIMIZER]
     return config_lib.explain_without_effect(config, keys)
 
 

@@ -10,6 +10,7 @@ import pytest
 from etils import epath
 
 from td_jax import config as config_lib
+from td_jax.configs import searches
 from td_jax.errors import Diverged, UserError
 from td_jax.method import objectives
 from td_jax.reproduction import cells, journal, tables, tuning
@@ -48,8 +49,8 @@ def test_what_is_drawn(module, name, drawn):
 
 
 def test_ranges():
-    assert [tuning.LogUniform(0.1, 1000.0).at(share) for share in (0, 0.25, 0.5)] == [0.1, 1.0, 10.0]
-    assert [tuning.OneOf((0.0, 0.2, 0.4)).at(share) for share in (0, 0.33, 0.34, 0.99)] == [
+    assert [searches.LogUniform(0.1, 1000.0).at(share) for share in (0, 0.25, 0.5)] == [0.1, 1.0, 10.0]
+    assert [searches.OneOf((0.0, 0.2, 0.4)).at(share) for share in (0, 0.33, 0.34, 0.99)] == [
         0.0,
         0.0,
         0.2,
