@@ -26,6 +26,8 @@ MAX_LANES = 16
 PREFETCHED_BATCHES = 2
 # Spans that an evaluation reads concurrently.
 EVALUATION_FILES = 8
+# TensorFlow's global seed where nothing has set one.
+UNSET_SEED = 87654321
 # Images that are decoded together where all are kept in memory.
 DECODED_AT_ONCE = 256
 
@@ -245,6 +247,9 @@ def _open_train_records(records, spans, buffer, seed, step, batch_size, rows):
             )
 
         def shuffle(epoch, number, window_records):
+            # Dataset.shuffle mixes TensorFlow's global seed in, which a library or a script may have set.
+            # Inside of a traced function this sets the function's own, to what it is where nobody did.
+            tf.random.set_seed(UNSET_SEED)
             order = tf.random.stateless_uniform(
                 [], _seed(tf, seed, 1, lane, epoch, number), None, None, tf.int64
             )

@@ -193,6 +193,24 @@ def test_the_seed_decides_order_and_variation():
 
 
 @pytest.mark.usefixtures('several_files')
+def test_the_global_seed_of_tensorflow_decides_nothing():
+    """A library or a script may set it, and the process that resumes a run may not."""
+    import tensorflow as tf
+
+    whole = batches(load(), 9)
+    try:
+        for global_seed in (1, 2):
+            tf.random.set_seed(global_seed)
+            assert_same(batches(load(), 9), whole)
+            # The script's own random numbers are what they would be without a stream.
+            drawn = tf.random.uniform([]).numpy()
+            tf.random.set_seed(global_seed)
+            assert drawn == tf.random.uniform([]).numpy()
+    finally:
+        tf.random.set_seed(None)
+
+
+@pytest.mark.usefixtures('several_files')
 def test_epochs_that_are_skipped_are_not_read():
     far = batches(load(), 2, step=10**12)
     assert far['labels'].shape == (2, 8)
