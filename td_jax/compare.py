@@ -22,6 +22,8 @@ from td_jax.files import workdir
 
 # The default methods.
 METHODS = ('supervised', 'ld', 'td', 'td_ld')
+# The default number of trials per variant.
+TRIALS = 8
 REPORT, COMPARISON = 'report.html', 'comparison.json'
 
 
@@ -32,7 +34,8 @@ def run(
     methods=METHODS,
     variants=None,
     fixed=(),
-    trials: int = 8,
+    trials: int | None = None,
+    hours: float | None = None,
     steps: int = 0,
     search_seeds: int = 2,
     seeds: int = 5,
@@ -50,7 +53,8 @@ def run(
       methods: names of methods, and td_ld; no distillation is always included.
       variants: {name: {config key: value}} of further variants; keys that they set are not searched.
       fixed: keys of the config that are not searched.
-      trials: of each variant; 0 keeps the hyperparameters of the config.
+      trials: of each variant; 0 keeps the hyperparameters of the config, None is TRIALS.
+      hours: of the whole search, in place of `trials`, divided evenly between the variants.
       steps: of a run of the search, an upper bound on the choice; 0 for config.num_steps.
       search_seeds: students of a run of the search.
       seeds: students of each variant.
@@ -77,6 +81,8 @@ def run(
     root = workdir.resolve(str(folder))
     if workdir.is_in_bucket(root):
         raise UserError(f'--workdir {root} is in a bucket, where no journal can grow; name a folder.')
+    if hours is not None and trials is not None:
+        raise UserError('--trials and --hours both say how long the search is; leave one of them out.')
     if jobs != 1 and (models or sources or own_methods):
         raise UserError(f'jobs is {jobs}, but models, sources and methods of your own need jobs=1.')
     with own.use_parts(models, sources, own_methods):
@@ -86,13 +92,16 @@ def run(
             methods,
             variants or {},
             fixed,
-            trials=trials,
+            trials=TRIALS if trials is None else trials,
             steps=steps,
             search_seeds=search_seeds,
             seeds=seeds,
             teachers=teachers,
         )
         processes = jobs_lib.prepare(jobs, root)
+        if hours is not None:
+            plan = engine.fit_trials(plan, root, hours, processes)
+            _print_message(f'{plan.search.trials} trials per variant fit into {hours:g} hours')
         _print_message(_describe_cost(engine.estimate_cost(plan)))
         rows = engine.run(plan, root, processes)
         compared = summary.compare(rows)
@@ -151,7 +160,16 @@ def main():
         'JSON file of variants, {name: {config key: value}}; what they set is not searched.',
     )
     trials = flags.DEFINE_integer(
-        'trials', 8, "Trials per variant; 0 keeps the config's hyperparameters.", lower_bound=0
+        'trials',
+        None,
+        f"Trials per variant, {TRIALS} by default; 0 keeps the config's hyperparameters.",
+        lower_bound=0,
+    )
+    hours = flags.DEFINE_float(
+        'hours',
+        None,
+        'Hours of the search in place of --trials, divided evenly between the variants.',
+        lower_bound=0,
     )
     steps = flags.DEFINE_integer(
         'steps', 0, 'Steps of a run of the search, the most that can be chosen; 0: num_steps.', lower_bound=0
@@ -173,6 +191,7 @@ def main():
             variants=_read_variants(variants.value),
             fixed=command_line.list_set_keys(),
             trials=trials.value,
+            hours=hours.value,
             steps=steps.value,
             search_seeds=search_seeds.value,
             seeds=seeds.value,

@@ -62,6 +62,8 @@ def test_what_the_command_refuses(tmp_path):
         compare._read_variants(str(tmp_path / 'wide.json'))
     with pytest.raises(UserError, match=r'^--workdir gs://bucket/runs is in a bucket'):
         compare.run(None, 'gs://bucket/runs')
+    with pytest.raises(UserError, match=r'^--trials and --hours both say'):
+        compare.run(None, tmp_path, trials=8, hours=2.0)
     with pytest.raises(UserError, match=r'^jobs is 2, but models'):
         compare.run(None, tmp_path, jobs=2, models={'own': None})
 
@@ -130,6 +132,44 @@ def test_the_cost_by_hand(small_config):
     assert plan.operations['supervised'] == products
     steps = 6 * (7 * 2 + 3)
     assert cost.operations == pytest.approx(steps * sum(plan.operations.values()))
+
+
+@pytest.mark.parametrize(
+    ('seconds', 'left', 'processes', 'trials'),
+    [
+        # Two searches of 7 and 8 runs of 4 seconds, with 4 and 5 trials.
+        ({'supervised': 1.0, 'td': 4.0}, 56, 1, 4),
+        ({'supervised': 1.0, 'td': 4.0}, 64, 1, 5),
+        ({'supervised': 1.0, 'td': 4.0}, 55.9, 1, 3),
+        ({'supervised': 1.0, 'td': 4.0}, 28, 2, 4),
+        # Three of them, and a teacher for each of three rungs.
+        ({'teacher': 2.0, 'supervised': 1.0, 'td': 4.0}, 84 + 6, 1, 4),
+        ({'supervised': 1.0, 'td': 4.0}, 23, 1, 0),
+    ],
+)
+def test_the_slowest_variant_says_how_many_trials_fit(seconds, left, processes, trials):
+    assert variants.count_trials(seconds, left, processes) == trials
+
+
+@pytest.mark.long
+def test_hours_are_the_same_number_of_trials_for_every_variant(small_config, tmp_path):
+    plan, root = plan_of(small_config(method='ld', teacher__labels='probe')), epath.Path(tmp_path / 'here')
+    with pytest.raises(UserError, match=r'^--hours=1e-06 is too short: a trial of each of 3 searches'):
+        variants.fit_trials(plan, root, 1e-6, 1)
+    assert not root.exists()
+    fitted = variants.fit_trials(plan, root, 1.0, 1)
+    stored = workdir.read_json(root / variants.HOURS)
+    assert stored['seconds'].keys() == {'teacher', 'supervised', 'ld'}
+    assert fitted.search.trials == stored['trials'] > 2
+    # Timing took a part of the hour.
+    assert stored['trials'] <= variants.count_trials(stored['seconds'], 3600, 1)
+    # What is written is what counts, on a machine that is faster, too.
+    workdir.write(root / variants.HOURS, json.dumps(stored | {'trials': 2}))
+    fitted = variants.fit_trials(plan, root, 1.0, 1)
+    rows = variants.run(fitted, root, 1)
+    record = workdir.read_json(root / variants.CHOICES)['digits']['searched']
+    assert {name: len(record[name]['completed']) for name in record} == dict.fromkeys(stored['seconds'], 1)
+    assert [row.name for row in rows] == ['supervised', 'ld']
 
 
 # --- What is said ----------------------------------------------------------------------------------

@@ -7,9 +7,12 @@ with the best validation score; its first student is copied to a folder of its o
 test split.
 """
 
+import contextlib
 import json
 import shutil
 import sys
+import tempfile
+import time
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -21,14 +24,16 @@ from td_jax import config as config_lib
 from td_jax import statistics
 from td_jax.configs import searches
 from td_jax.devices import flops
-from td_jax.errors import UserError
+from td_jax.errors import Diverged, UserError
 from td_jax.files import workdir
 from td_jax.method import objectives
-from td_jax.reproduction import cells, tables, tuning
+from td_jax.reproduction import cells, jobs, tables, tuning
 from td_jax.training import assembly, evaluation, finished, preflight
 
 # Names of folders and files of a comparison.
 SEARCH, JOURNALS, CHOICES, STUDENTS, BEST = 'search', 'journals', 'choices.json', 'students', 'best'
+# The number of trials that fit into the hours of a search, and the seconds per run that decided it.
+HOURS = 'hours.json'
 # Number of validations in a run of a search.
 POINTS = 20
 
@@ -51,6 +56,11 @@ class Plan(NamedTuple):
     def less_is_better(self) -> bool:
         """Whether a smaller value of the metric is better."""
         return evaluation.METRICS[self.search.space.task][3]
+
+    def searched(self) -> list[str]:
+        """The names that are searched: those of the variants, after the teacher if one is trained."""
+        has_teacher = self.is_searched and tuning.TEACHER in tuning.searchable_names(self.search.space)
+        return [*[tuning.TEACHER] * has_teacher, *self.names]
 
 
 class Row(NamedTuple):
@@ -219,6 +229,76 @@ def count_parameters(config) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(shapes))
 
 
+def fit_trials(plan: Plan, root: epath.Path, hours: float, processes: int) -> Plan:
+    """Sets the number of trials to the most whose search takes some hours, the same for every variant.
+
+    A run of each variant is timed at first. Every variant has an equal share of the hours, and the variant
+    with the slowest runs sets the number for all: a faster one ends before its share is over. No search is
+    cut off, so that all have as many trials on every rung. A later call with the same hours reads the number.
+
+    Args:
+      plan: by `make_plan`; its number of trials is not read.
+      root: folder of the comparison, which gets HOURS.
+      hours: for all searches together.
+      processes: number of runs at once.
+
+    Raises:
+      UserError: the hours are too few for a single trial.
+    """
+    stored = workdir.read_json(root / HOURS) or {}
+    if stored.get('hours') != hours:
+        start, names = time.monotonic(), plan.searched()
+        with tempfile.TemporaryDirectory() as folder:
+            configs = [tuning.start_config(plan.search, name, '', 0) for name in names]
+            cells.train_teachers(epath.Path(folder), configs, processes)
+            tasks = [(folder, config_lib.to_json(config)) for config in configs]
+            seconds = jobs.run_tasks(_time_run, tasks, processes, epath.Path(folder), 'timed runs')
+        seconds = dict(zip(names, seconds, strict=True))
+        left = 3600 * hours - (time.monotonic() - start)
+        stored = {'hours': hours, 'trials': count_trials(seconds, left, processes), 'seconds': seconds}
+        if not stored['trials']:
+            needed = 3600 * hours - left + _search_seconds(seconds, 1, processes)
+            raise UserError(
+                f'--hours={hours:g} is too short: a trial of each of {len(names)} searches and its teachers '
+                f'take about {needed / 3600:.2g} hours.'
+            )
+        workdir.make_folder('workdir', root)
+        workdir.write(root / HOURS, json.dumps(stored, indent=2) + '\n')
+    return plan._replace(search=plan.search._replace(trials=stored['trials']))
+
+
+def _time_run(task) -> float:
+    """The seconds of a run whose program this process has compiled before."""
+    root, text = task
+    for steps in (1, None):
+        config = config_lib.from_json(json.loads(text))
+        config.num_steps = steps or config.num_steps
+        start = time.monotonic()
+        with contextlib.suppress(Diverged):
+            cells.run_one(epath.Path(root), config)
+    return time.monotonic() - start
+
+
+def count_trials(seconds: Mapping[str, float], left: float, processes: int) -> int:
+    """The most trials with which every search fits into an equal share of the time.
+
+    Args:
+      seconds: of a run of each search.
+      left: seconds for all searches and for the teachers of their rungs.
+      processes: number of runs at once.
+    """
+    trials = 0
+    while _search_seconds(seconds, trials + 1, processes) <= left:
+        trials += 1
+    return trials
+
+
+def _search_seconds(seconds, trials, processes):
+    """The seconds of all searches if each takes as long as the slowest, and of the teachers of all rungs."""
+    runs = sum(tuning.quotas(trials)) / processes
+    return len(seconds) * runs * max(seconds.values()) + searches.RUNGS * seconds.get(tuning.TEACHER, 0)
+
+
 def run(plan: Plan, root: epath.Path, processes: int) -> list[Row]:
     """Searches, trains and evaluates all variants, and returns their rows in the order of the names.
 
@@ -232,8 +312,7 @@ def run(plan: Plan, root: epath.Path, processes: int) -> list[Row]:
     """
     workdir.make_folder('workdir', root)
     names, choices = list(plan.names), root / CHOICES
-    has_teacher = plan.is_searched and tuning.TEACHER in tuning.searchable_names(plan.search.space)
-    searched = [tuning.TEACHER, *names] if has_teacher else names
+    searched = plan.searched()
     folders = root / SEARCH, root / JOURNALS, choices
     tuning.check(plan.search, searched, *folders[1:])
     for name, record in tuning.tune(plan.search, searched, *folders, processes):
