@@ -52,18 +52,21 @@ def distance(
     *,
     scale: str = 'none',
     stop_target: bool = False,
+    part_weights: tuple[jax.Array, ...] | None = None,
 ) -> jax.Array:
     """The mean squared difference d of two states, over all axes but the batch.
 
-        d(t, p) = mean_i (t_i - p_i)^2                                     scale='none'
-        d(t, p) = mean_i (t_i - p_i)^2 / (mean_i var_batch(t_i) + 1e-6)    scale='variance'
+        d(t, p) = mean_i w_i (t_i - p_i)^2                                         scale='none'
+        d(t, p) = mean_i w_i (t_i - p_i)^2 / (mean_i w_i var_batch(t_i) + 1e-6)    scale='variance'
 
-    where i runs over all features of all arrays, so that a wider array weighs more.
+    where i runs over all features of all arrays, so that a wider array weighs more, and w is 1 or the weight
+    of an array.
 
     Args:
       target, prediction: tuples of the same number of arrays [batch, ...], of pairwise equal shapes.
       scale: 'none' or 'variance'. No gradient flows through the variance.
       stop_target: whether the target is a constant for the gradient.
+      part_weights: a number for each array, such as 1 / its variance; None weighs all of them by 1.
 
     Returns:
       [batch]
@@ -72,7 +75,7 @@ def distance(
       ValueError: shapes that differ, or an unknown `scale`.
 
     Reference:
-      Zhao et al. 2023, arXiv 2310.03188, section 3.3; `scale` and `stop_target` are additions.
+      Zhao et al. 2023, arXiv 2310.03188, section 3.3; the three options are additions.
     """
     _check_option('scale', scale, ('none', 'variance'))
     shapes = [x.shape for x in target], [x.shape for x in prediction]
@@ -80,27 +83,35 @@ def distance(
         raise ValueError(f'Cannot compare states of shapes {shapes[0]} and {shapes[1]}.')
     if stop_target:
         target = jax.lax.stop_gradient(target)
-    total = sum(
+    squares = [
         jnp.sum(jnp.square(_to_float32(x) - _to_float32(y)), axis=range(1, x.ndim))
         for x, y in zip(target, prediction, strict=True)
-    )
-    mean = total / _count_features(target)
+    ]
+    mean = sum(_weigh(squares, part_weights)) / _count_features(target)
     if scale == 'none':
         return mean
-    return mean / (jax.lax.stop_gradient(variance(target)) + VARIANCE_EPSILON)
+    return mean / (jax.lax.stop_gradient(variance(target, part_weights)) + VARIANCE_EPSILON)
 
 
-def variance(state: tuple[jax.Array, ...]) -> jax.Array:
+def variance(state: tuple[jax.Array, ...], part_weights: tuple[jax.Array, ...] | None = None) -> jax.Array:
     """The variance of each feature over the batch, averaged over all features of all arrays.
 
     Args:
       state: a tuple of arrays [batch, ...].
+      part_weights: a factor for each array; None takes 1.
 
     Returns:
       a scalar
     """
-    total = sum(_to_float32(x).var(axis=0).sum() for x in state)
-    return total / _count_features(state)
+    variances = [_to_float32(x).var(axis=0).sum() for x in state]
+    return sum(_weigh(variances, part_weights)) / _count_features(state)
+
+
+def _weigh(values, part_weights):
+    """The values of the parts of a state, times their weights where there are any."""
+    if part_weights is None:
+        return values
+    return [weight * value for weight, value in zip(part_weights, values, strict=True)]
 
 
 # --- Talking-model Distillation --------------------------------------------------------------------
@@ -153,6 +164,8 @@ def state_consistency(
     *,
     scale: str = 'none',
     stop_target: bool = False,
+    student_weights: tuple[jax.Array, jax.Array] | None = None,
+    teacher_weights: tuple[jax.Array, jax.Array] | None = None,
 ) -> jax.Array:
     """Makes each model decode its own state from the other model's message.
 
@@ -163,6 +176,7 @@ def state_consistency(
       decoded_by_student: D_g(m_h), shaped as the student's state.
       decoded_by_teacher: D_h(m_g), shaped as the teacher's state.
       scale, stop_target: as in `distance`; the targets are the states.
+      student_weights, teacher_weights: part_weights of `distance` for the states of each model.
 
     Returns:
       [batch]
@@ -171,7 +185,8 @@ def state_consistency(
       Zhao et al. 2023, arXiv 2310.03188, section 3.3.
     """
     measure = functools.partial(distance, scale=scale, stop_target=stop_target)
-    return measure(student_state, decoded_by_student) + measure(teacher_state, decoded_by_teacher)
+    of_student = measure(student_state, decoded_by_student, part_weights=student_weights)
+    return of_student + measure(teacher_state, decoded_by_teacher, part_weights=teacher_weights)
 
 
 def interaction(
@@ -184,6 +199,7 @@ def interaction(
     reference: str = 'running',
     scale: str = 'none',
     stop_target: bool = False,
+    part_weights: tuple[jax.Array, jax.Array] | None = None,
     noise_std: float = 0.0,
     remat_policy: Callable[..., bool] = jax.checkpoint_policies.dots_saveable,
     key: jax.Array | None = None,
@@ -209,7 +225,8 @@ def interaction(
       rounds: number of rounds; 0 gives zeros.
       reference: 'running' compares a round with the state that the round started from (Algorithm 1),
         'original' with `student_state`.
-      scale, stop_target: as in `distance`; the target is the state that a round is compared with.
+      scale, stop_target, part_weights: as in `distance`; the target is the state that a round is compared
+        with, one of the student's.
       noise_std: standard deviation of Gaussian noise on s'_h before the teacher interprets it.
       remat_policy: what of a round is saved for the gradient, one of jax.checkpoint_policies. It changes
         memory and time, not the result.
@@ -244,7 +261,8 @@ def interaction(
         message = teacher.encode(teacher_lower, interpreted, encode_key)
         decoded = student.decode(message, decode_key)
         target = state if reference == 'running' else student_state
-        return decoded, distance(target, decoded, scale=scale, stop_target=stop_target)
+        loss = distance(target, decoded, scale=scale, stop_target=stop_target, part_weights=part_weights)
+        return decoded, loss
 
     def run_round(carry, round_key):
         state, teacher_lower = carry
@@ -287,7 +305,12 @@ def feature_distillation(student_message: jax.Array, teacher_message: jax.Array)
     return distance((student_message,), (teacher_message,))
 
 
-def fitnet(student_state: State, decoded_teacher_state: State) -> jax.Array:
+def fitnet(
+    student_state: State,
+    decoded_teacher_state: State,
+    *,
+    part_weights: tuple[jax.Array, ...] | None = None,
+) -> jax.Array:
     """Makes the student's state agree with the teacher's, which a learned decoder maps to its shape.
 
         L_FitNet = d({s_g; e_g}, D_g({s_h; e_h}))
@@ -295,6 +318,7 @@ def fitnet(student_state: State, decoded_teacher_state: State) -> jax.Array:
     Args:
       student_state: (s_g, e_g), or any tuple of arrays [batch, ...].
       decoded_teacher_state: D_g({s_h; e_h}), shaped as the student's state.
+      part_weights: as in `distance`.
 
     Returns:
       [batch]
@@ -302,7 +326,7 @@ def fitnet(student_state: State, decoded_teacher_state: State) -> jax.Array:
     Reference:
       Romero et al. 2015, arXiv 1412.6550, equation 3. There the student's state is mapped to the teacher's.
     """
-    return distance(student_state, decoded_teacher_state)
+    return distance(student_state, decoded_teacher_state, part_weights=part_weights)
 
 
 # --- One-way distillation of predictions -----------------------------------------------------------

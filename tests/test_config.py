@@ -153,6 +153,10 @@ def test_the_last_seed_is_a_seed():
         ({'method': 'rkd', 'batch_size': 2}, 'method rkd relates 3 examples of a batch or more'),
         ({'method': 'srd', 'batch_size': 8, 'micro_batches': 8}, 'micro_batches is 8; raise batch_size'),
         ({'method': 'crd', 'batch_size': 1}, 'method crd relates 2 examples'),
+        (
+            {'method': 'fd', 'communication.state_scale': 'data', 'batch_size': 4, 'micro_batches': 4},
+            'communication.state_scale data relates 2 examples',
+        ),
         ({'method': 'dist', 'batch_size': 1}, 'method dist relates 2 examples'),
         ({'td.scale': 'variance', 'batch_size': 4, 'micro_batches': 4}, 'td.scale variance relates 2'),
         ({'teacher.control': 'shuffled', 'batch_size': 1}, 'teacher.control shuffled relates 2'),
@@ -472,6 +476,11 @@ def test_flatten_joins_keys_with_dots():
         (
             {f'td.weights.{term}': 0.0 for term in ('interact', 'message', 'state')},
             'td.scale',
+            'no distance of states has a weight',
+        ),
+        (
+            {'method': 'hybrid', 'hybrid.weights.feature': 0.0},
+            'communication.state_scale',
             'no distance of states has a weight',
         ),
         (

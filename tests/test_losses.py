@@ -22,11 +22,17 @@ def state(seed, *widths):
     return tuple(rng.normal(size=(BATCH, width)).astype(np.float32) for width in widths)
 
 
+def weighted(state, weights):
+    """A state whose square differences weigh that much."""
+    return [np.sqrt(weight) * x for x, weight in zip(state, weights, strict=True)]
+
+
 # --- Every loss against its equation ---------------------------------------------------------------
 
 G, DECODED_G = state(0, LOWER, UPPER), state(1, LOWER, UPPER)
 H, DECODED_H = state(2, TEACHER_LOWER, TEACHER_UPPER), state(3, TEACHER_LOWER, TEACHER_UPPER)
 (M_G,), (M_H,) = state(4, MESSAGE), state(5, MESSAGE)
+WEIGHTS_G, WEIGHTS_H = (0.5, 30.0), (2.0, 0.1)
 (Y_G,), (Y_H,) = state(6, CLASSES), state(7, CLASSES)
 (X_G,), (X_H,) = state(8, 13), state(9, 17)
 
@@ -36,6 +42,26 @@ CASES = {
     'distance over a variance': (
         lambda: losses.distance(G, DECODED_G, scale='variance'),
         lambda: equations.mean_square(G, DECODED_G) / (equations.join(G).var(0).mean() + 1e-6),
+    ),
+    'distance of weighted parts': (
+        lambda: losses.distance(G, DECODED_G, part_weights=WEIGHTS_G),
+        lambda: equations.mean_square(*(weighted(state, WEIGHTS_G) for state in (G, DECODED_G))),
+    ),
+    'distance of weighted parts over a variance': (
+        lambda: losses.distance(G, DECODED_G, scale='variance', part_weights=WEIGHTS_G),
+        lambda: (
+            equations.mean_square(*(weighted(state, WEIGHTS_G) for state in (G, DECODED_G)))
+            / (equations.join(weighted(G, WEIGHTS_G)).var(0).mean() + 1e-6)
+        ),
+    ),
+    'state_consistency of weighted parts': (
+        lambda: losses.state_consistency(
+            G, H, DECODED_G, DECODED_H, student_weights=WEIGHTS_G, teacher_weights=WEIGHTS_H
+        ),
+        lambda: (
+            equations.mean_square(*(weighted(state, WEIGHTS_G) for state in (G, DECODED_G)))
+            + equations.mean_square(*(weighted(state, WEIGHTS_H) for state in (H, DECODED_H)))
+        ),
     ),
     'message_consistency': (
         lambda: losses.message_consistency(M_G, M_H, scale='variance'),

@@ -59,6 +59,7 @@ CHOICES = {
     'logits.distance': ('l2', 'kl'),
     'td.reference': ('running', 'original'),
     'td.scale': ('none', 'variance'),
+    'communication.state_scale': ('none', 'data'),
 }
 
 # {architecture: function that reads its sizes}; for others that of a ViT, whose options have no effect there.
@@ -274,6 +275,8 @@ def _check_method(config):
     relations = [(f'method {config.method}', examples_at_once, method.smallest_batch)]
     if config.method == 'td' and config.td.scale == 'variance':
         relations.append(('td.scale variance', examples_at_once, 2))
+    if objectives.reads(config, 'states') and config.communication.state_scale == 'data':
+        relations.append(('communication.state_scale data', examples_at_once, 2))
     if method.reads and config.teacher.control.startswith('shuffled'):
         relations.append((f'teacher.control {config.teacher.control}', config.batch_size, 2))
     for what, available, required in relations:

@@ -115,6 +115,8 @@ def _find_unread_of_method(config):
         options_read = COMMUNICATION_OPTIONS.get(config.method, ())
         options = [option for option in config.communication if option not in options_read]
         reasons |= dict.fromkeys([f'communication.{option}' for option in options], method)
+    elif not objectives.reads(config, 'states'):
+        reasons['communication.state_scale'] = 'no distance of states has a weight'
     if 'bridged_logits' not in reads:
         reasons['teacher.labels'] = method
     if not objectives.has_probe(config):

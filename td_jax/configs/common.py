@@ -336,6 +336,11 @@ def get_config():
     # If the models' states have different shapes: the grid of a message, which is that of the lower state of
     # the 'student' or of the 'teacher', or a number of rows and columns, '7'. States are resized to it.
     config.communication.grid = 'student'
+    # What the parts s and e of a state are divided by wherever communication reads or compares them: 'none',
+    # or 'data', for each part of each model its own standard deviation over up to 1,024 training examples,
+    # measured before the first step and then fixed. With 'none', a part that varies little hardly counts in
+    # distances of states and in messages.
+    config.communication.state_scale = 'none'
 
     # How a logits term measures distance: 'l2', or 'kl' (classification only) at a temperature, its
     # value multiplied by the temperature squared.

@@ -6,12 +6,13 @@ import jax.numpy as jnp
 from td_jax import losses
 from td_jax.method import logits
 from td_jax.method.shared import (
-    align_to_grid,
     bind_decoder,
     bind_encoder,
     find_message_layout,
     make_decoder,
     make_encoder,
+    part_weights,
+    read_state,
     split_key,
     take_one_cell,
 )
@@ -63,8 +64,10 @@ def fitnet_terms(params, student, teacher, labels, config, key):
     """FitNet (Romero et al. 2015), losses.fitnet: the student decodes the teacher's states themselves."""
     layout = find_message_layout(student, teacher, config)
     decode = bind_decoder(params['student_decoder'], student, layout, config)
-    teacher_state = align_to_grid(teacher, *teacher.activations[:2], layout)
-    return {'state': losses.fitnet(student.activations[:2], decode(*teacher_state, key))}
+    decoded = decode(*read_state(teacher, *teacher.activations[:2], layout), key)
+    return {
+        'state': losses.fitnet(student.activations[:2], decoded, part_weights=part_weights(student)),
+    }
 
 
 def init_hybrid(key, student, teacher, config, num_labels):

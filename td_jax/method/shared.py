@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 
 from td_jax.method import communication, grids
@@ -14,6 +15,13 @@ TASKS = ('regression', 'classification')
 BRIDGES = ('shared', 'probe', 'auxiliary')
 
 
+class Scales(NamedTuple):
+    """What the parts of a model's state are divided by in communication: float32 scalars."""
+
+    lower: jax.Array
+    upper: jax.Array
+
+
 class Participant(NamedTuple):
     """A model in a training step, its parameters bound."""
 
@@ -21,6 +29,7 @@ class Participant(NamedTuple):
     upper: Callable[[jax.Array, Any], jax.Array]  # (s, key) -> e
     registers: int = 0  # among its tokens, base.Model.registers
     probe_logits: jax.Array | None = None  # a teacher's probe: [batch, the student's labels]
+    scales: Scales | None = None  # by communication.state_scale; None leaves states as they are
 
 
 class InitFunction(Protocol):
@@ -130,12 +139,25 @@ def align_to_grid(participant, s, e, layout):
     return grids.change_layout(s, lower, layout), grids.change_layout(e, upper, layout)
 
 
+def read_state(participant, s, e, layout):
+    """States (s, e) of a Participant as communication modules read them: on the grid, over its Scales."""
+    state = align_to_grid(participant, s, e, layout)
+    if participant.scales is None:
+        return state
+    return tuple((x / scale).astype(x.dtype) for x, scale in zip(state, participant.scales, strict=True))
+
+
+def part_weights(participant):
+    """The part_weights of losses.distance for states of a Participant: 1 / scale^2, None without Scales."""
+    return participant.scales and tuple(1 / jnp.square(scale) for scale in participant.scales)
+
+
 def bind_encoder(params, participant, layout, config):
     """The encoder E of a Participant: (s, e, key) -> a message of a Layout."""
     run = bind(make_encoder(config), params)
 
     def encode(s, e, key):
-        return run(*align_to_grid(participant, s, e, layout), key)
+        return run(*read_state(participant, s, e, layout), key)
 
     return encode
 
@@ -146,7 +168,11 @@ def bind_decoder(params, participant, layout, config):
     lower, upper = find_layouts(participant)
 
     def decode(*message_and_key):
-        s, e = run(*message_and_key)
+        state = run(*message_and_key)
+        if participant.scales is not None:
+            scaled = zip(state, participant.scales, strict=True)
+            state = tuple((x * scale).astype(x.dtype) for x, scale in scaled)
+        s, e = state
         return grids.change_layout(s, layout, lower), grids.change_layout(e, layout, upper)
 
     return decode

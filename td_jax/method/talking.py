@@ -6,7 +6,14 @@ from td_jax import losses
 from td_jax.devices.remat import POLICIES
 from td_jax.method import logits
 from td_jax.method.one_way import init_fd
-from td_jax.method.shared import bind_decoder, bind_encoder, find_message_layout, make_decoder, split_key
+from td_jax.method.shared import (
+    bind_decoder,
+    bind_encoder,
+    find_message_layout,
+    make_decoder,
+    part_weights,
+    split_key,
+)
 from td_jax.randomness import fold_name
 
 
@@ -48,7 +55,13 @@ def td_terms(params, student, teacher, labels, config, key):
     if weights.state:
         decoded_by_student = speakers['student'].decode(teacher_message, keys[3])
         terms['state'] = losses.state_consistency(
-            student_state, teacher_state, decoded_by_student, decoded_by_teacher, **options
+            student_state,
+            teacher_state,
+            decoded_by_student,
+            decoded_by_teacher,
+            student_weights=part_weights(student),
+            teacher_weights=part_weights(teacher),
+            **options,
         )
     if weights.interact and config.td.rounds:
         terms['interact'] = losses.interaction(
@@ -58,6 +71,7 @@ def td_terms(params, student, teacher, labels, config, key):
             decoded_by_teacher[0],
             rounds=config.td.rounds,
             reference=config.td.reference,
+            part_weights=part_weights(student),
             noise_std=config.td.noise_std,
             remat_policy=POLICIES[config.td.remat_policy],
             key=keys[4],

@@ -4,12 +4,14 @@ They are computed outside of the training steps and do not change them.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from td_jax.devices import processes
-from td_jax.method import objectives
+from td_jax.method import objectives, shared
 from td_jax.training import train_step
 
 # A term is inert when its share of the gradient on the student is less than this.
@@ -19,6 +21,8 @@ INERT = 0.01
 COLLAPSED = 0.1
 # Differences below this times the largest number are rounding errors.
 ROUNDING = 1e-6
+# The models and the parts of their states, as Step.signals names them.
+SIDES, PARTS = (train_step.STUDENT, train_step.TEACHER), ('lower', 'upper')
 
 
 def applies(config) -> bool:
@@ -36,13 +40,70 @@ def diagnose(
       state, key, teacher_upper, batch, hyperparameters: the arguments of the next update.
 
     Returns:
-      {name: scalar}: share_TERM, and SIGNAL_std and SIGNAL_rank of each of Step.signals
+      {name: scalar}: share_TERM, SIGNAL_std and SIGNAL_rank of each of Step.signals, and, where states are
+      compared, SIDE_lower_share and SIDE_upper_share, the share of each part in the variance of {s; e} as
+      communication sees it. A part weighs that much in a distance from what is the same for every example.
     """
     shares = step.shares(state, key, teacher_upper, batch, hyperparameters)
     metrics = {f'share_{term}': share for term, share in shares.items()}
-    for name, signal in step.signals(state.params, batch).items():
+    signals = step.signals(state.params, batch, state.scales)
+    for name, signal in signals.items():
         metrics[f'{name}_std'], metrics[f'{name}_rank'] = measure_spread(signal)
+    for side in SIDES if step.compares_states else ():
+        scales = (1.0, 1.0) if state.scales is None else state.scales[side]
+        variances = [
+            signals[f'{side}_{part}'][0].size * jnp.square(metrics[f'{side}_{part}_std'] / scale)
+            for part, scale in zip(PARTS, scales, strict=True)
+        ]
+        total = sum(variances)
+        for part, variance in zip(PARTS, variances, strict=True):
+            metrics[f'{side}_{part}_share'] = variance / jnp.where(total > 0, total, 1.0)
     return metrics
+
+
+class Moments(NamedTuple):
+    """The size of a part of states over some examples."""
+
+    variance: jax.Array  # unbiased, of each feature, averaged over the features
+    mean_square: jax.Array
+
+
+def measure_parts(step: train_step.Step, state, key, teacher_upper, batch, hyperparameters):
+    """Measures the states of one seed: {side: {'lower', 'upper': Moments}}; arguments as of `diagnose`."""
+    signals = step.signals(state.params, batch, state.scales)
+    return {side: {part: measure_moments(signals[f'{side}_{part}']) for part in PARTS} for side in SIDES}
+
+
+def measure_moments(signal) -> Moments:
+    """The Moments of a signal [batch, ...] of at least two examples, in float32."""
+    x = signal.astype(jnp.float32)
+    return Moments(x.var(axis=0, ddof=1).mean(), jnp.square(x).mean())
+
+
+def compute_scales(batches: Sequence[dict]) -> dict[str, shared.Scales]:
+    """Computes the Scales of both models from some batches.
+
+        scale = sqrt(mean over batches and features of the variance over the examples of a batch)
+
+    The variances of batches are unbiased, so that their mean does not depend on how large a batch is. A part
+    that does not vary has the scale 1.
+
+    Args:
+      batches: of `measure_parts`, with Moments of any shape.
+
+    Returns:
+      {STUDENT or TEACHER: Scales}, float32 of that shape
+    """
+    means = jax.tree.map(lambda *leaves: np.mean(leaves, axis=0, dtype=np.float64), *batches)
+    return {
+        side: shared.Scales(**{part: _take_root(moments) for part, moments in parts.items()})
+        for side, parts in means.items()
+    }
+
+
+def _take_root(moments):
+    varies = moments.variance > ROUNDING**2 * moments.mean_square
+    return np.sqrt(np.where(varies, moments.variance, 1.0)).astype(np.float32)
 
 
 def measure_spread(signal) -> tuple[jax.Array, jax.Array]:

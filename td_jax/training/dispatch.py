@@ -24,6 +24,9 @@ from td_jax.training import diagnostics, evaluation, probe, train_step
 IN_FLIGHT = 2
 # Examples at once where the teacher's states are computed for all of them.
 TEACHER_BATCH = 1024
+# Training examples, the first ones of a seed, by which the scales of states are measured; of a stream at most
+# IN_FLIGHT batches.
+SCALE_EXAMPLES = 1024
 
 
 class Teacher(NamedTuple):
@@ -63,6 +66,8 @@ class Dispatch(NamedTuple):
     add_probe(state) -> the state with its fitted probe, where the run has one
     represent(examples) -> (representations that a probe reads [n, width], labels [n]), numpy arrays, from
       examples in memory or an EvaluationStream. Every process must call it, and gets all of them.
+    add_scales(state, feed, keys) -> the state at step 0 with its measured scales, where the run has some. The
+      batches stay in the feed.
     begin(state) -> a Progress with empty sums
     feed(keys, step) -> the source of the examples from `step` on: their order in the epoch, or an iterator
       over a stream
@@ -79,6 +84,7 @@ class Dispatch(NamedTuple):
     init: Callable[..., train_step.TrainState]
     fit_probe: Callable[[], list[probe.Fit]]
     add_probe: Callable[[train_step.TrainState], train_step.TrainState]
+    add_scales: Callable[..., train_step.TrainState]
     represent: Callable[..., tuple[np.ndarray, np.ndarray]]
     begin: Callable[[train_step.TrainState], Progress]
     feed: Callable[..., Any]
@@ -170,7 +176,21 @@ def make_dispatch(
         sums = {name: np.zeros(sum_.shape, sum_.dtype) for name, sum_ in abstract.progress.sums.items()}
         return Progress(state, *sharding.place((sums, np.array(True)), whole))
 
-    shared = {
+    part_size = config.batch_size // config.micro_batches
+    num_batches = min(data.count(source.train) // config.batch_size, -(-SCALE_EXAMPLES // part_size))
+    is_streamed = isinstance(source.train, data.TrainStream)
+    if is_streamed:
+        num_batches = min(num_batches, IN_FLIGHT)
+
+    def add_scales(state, measure):
+        """The state with scales from `measure(number of a batch)`, a tree of diagnostics.Moments."""
+        if state.scales is None:
+            return state
+        scales = diagnostics.compute_scales([measure(i) for i in range(num_batches)])
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, state.scales)
+        return state._replace(scales=sharding.place(scales, shardings))
+
+    functions = {
         'constants': constants,
         'init': init,
         'fit_probe': fit_probe,
@@ -179,13 +199,21 @@ def make_dispatch(
         'begin': begin,
         'jitted': jitted.run,
     }
-    if isinstance(source.train, data.TrainStream):
+    if is_streamed:
         feed, run = _make_stream_functions(jitted.run, constants, source, config, mesh)
 
         def diagnose_streamed(state, feed, keys):
             return jitted.diagnose(constants, state, sharding.place(keys, whole), feed.peek(), None)
 
-        return Dispatch(**shared, feed=feed, run=run, diagnose=diagnose_streamed)
+        def add_scales_streamed(state, feed, keys):
+            def measure(i):
+                return jitted.measure(constants, state, sharding.place(keys, whole), feed.peek(i), None)
+
+            return add_scales(state, measure)
+
+        return Dispatch(
+            **functions, add_scales=add_scales_streamed, feed=feed, run=run, diagnose=diagnose_streamed
+        )
 
     def feed(keys, step):
         return jitted.order(sharding.place(keys, whole), step)
@@ -196,7 +224,13 @@ def make_dispatch(
     def diagnose(state, order, keys):
         return jitted.diagnose(constants, state, sharding.place(keys, whole), order)
 
-    return Dispatch(**shared, feed=feed, run=run, diagnose=diagnose)
+    def add_scales_in_order(state, order, keys):
+        def measure(i):
+            return jitted.measure(constants, state, sharding.place(keys, whole), order, i)
+
+        return add_scales(state, measure)
+
+    return Dispatch(**functions, add_scales=add_scales_in_order, feed=feed, run=run, diagnose=diagnose)
 
 
 class Jitted(NamedTuple):
@@ -207,6 +241,7 @@ class Jitted(NamedTuple):
     init(constants, keys, start) -> TrainState of all seeds
     run: the function that trains; _Parts.run_steps, or _Parts.run_streamed_step where examples stream
     diagnose: _Parts.diagnose_in_order, or _Parts.diagnose where examples stream
+    measure: _Parts.measure_in_order, or _Parts.measure where examples stream
     order(keys, step): _Parts.draw_order
     states(constants, batches): _Parts.compute_states
     represent(constants, examples, mask): _Parts.represent
@@ -215,6 +250,7 @@ class Jitted(NamedTuple):
     init: Callable[..., Any]
     run: Callable[..., Any]
     diagnose: Callable[..., Any]
+    measure: Callable[..., Any]
     order: Callable[..., Any]
     states: Callable[..., Any]
     represent: Callable[..., Any]
@@ -306,15 +342,18 @@ class _Parts:
         if self.is_streamed:
             run = jax.jit(self.run_streamed_step, donate_argnums=0, out_shardings=progress)
             diagnose = jax.jit(self.diagnose, out_shardings=whole)
+            measure = jax.jit(self.measure, out_shardings=whole)
         else:
             run = jax.jit(self.run_steps, donate_argnums=(0, 1), out_shardings=(progress, whole))
             diagnose = jax.jit(self.diagnose_in_order, out_shardings=whole)
+            measure = jax.jit(self.measure_in_order, out_shardings=whole)
         order = jax.jit(self.draw_order, out_shardings=whole)
         represent = jax.jit(self.represent, out_shardings=whole)
         return Jitted(
             init=init,
             run=run,
             diagnose=diagnose,
+            measure=measure,
             order=order,
             states=jax.jit(self.compute_states),
             represent=represent,
@@ -403,6 +442,15 @@ class _Parts:
         """The diagnostics of every seed on data that is on the device."""
         return self.diagnose(constants, state, keys, *self.draw_batch(constants, order, state.step[0]))
 
+    def measure(self, *inputs):
+        """The Moments of the parts of states, with the arguments of `map_over_seeds`."""
+        return self.map_over_seeds(functools.partial(diagnostics.measure_parts, self.step), *inputs)
+
+    def measure_in_order(self, constants, state, keys, order, step):
+        """`measure` of the batch of a step, on data that is on the device."""
+        state = state._replace(step=jnp.full_like(state.step, step))
+        return self.measure(constants, state, keys, *self.draw_batch(constants, order, step))
+
     def draw_order(self, keys, step):
         """[seeds, examples], the order of the examples in the epoch of a step."""
         order_keys = jax.vmap(split_key)(keys).order
@@ -448,19 +496,19 @@ class _Parts:
 
 
 class _Feed:
-    """An iterator over batches whose next batch can be read without taking it."""
+    """An iterator over batches whose next batches can be read without taking them."""
 
     def __init__(self, batches):
-        self._batches, self._seen = batches, []
+        self._batches, self._seen = batches, collections.deque()
 
     def __next__(self):
-        return self._seen.pop() if self._seen else next(self._batches)
+        return self._seen.popleft() if self._seen else next(self._batches)
 
-    def peek(self):
-        """Returns the next batch without taking it."""
-        if not self._seen:
+    def peek(self, index=0):
+        """Returns the next batch, or the one `index` batches after it, without taking it."""
+        while len(self._seen) <= index:
             self._seen.append(next(self._batches))
-        return self._seen[0]
+        return self._seen[index]
 
     def close(self):
         """Closes the iterator of the batches."""

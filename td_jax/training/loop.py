@@ -185,6 +185,8 @@ class Loop:
         config, scores = self.config, None
         start, after_compilation, pace = (time.monotonic(), step), None, _Pace(self.source)
         feed = self.dispatch.feed(self.keys, step)
+        if step == 0:
+            state = self.dispatch.add_scales(state, feed, self.keys)
         if step == 0 and (scalars := self._score_probe(state) | self._diagnose(0, state, feed)) and log:
             # The messages of untrained encoders, for comparison.
             log.write(0, scalars)

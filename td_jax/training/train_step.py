@@ -17,6 +17,7 @@ from td_jax.training import optimizer, probe
 
 # The two groups of trained parameters: the student's, and those of the method's own modules.
 STUDENT, COMMUNICATION = 'student', 'communication'
+TEACHER = 'teacher'
 
 
 class Batch(NamedTuple):
@@ -39,6 +40,8 @@ class TrainState(NamedTuple):
     opt_state: dict[str, Any]  # one optimizer state per group
     # A td_jax.training.probe on the teacher, which no step changes; None for a run without one.
     probe: dict[str, jax.Array] | None = None
+    # {STUDENT or TEACHER: shared.Scales}, which no step changes; None without communication.state_scale.
+    scales: dict[str, shared.Scales] | None = None
 
 
 class Hyperparameters(NamedTuple):
@@ -109,7 +112,12 @@ class SharesFunction(Protocol):
 class SignalsFunction(Protocol):
     """Step.signals: computes the states and messages of both models."""
 
-    def __call__(self, params: dict[str, Any], batch: Batch) -> dict[str, jax.Array]:
+    def __call__(
+        self,
+        params: dict[str, Any],
+        batch: Batch,
+        scales: dict[str, shared.Scales] | None = None,
+    ) -> dict[str, jax.Array]:
         """{name: [batch, ..., width]}, of the first micro batch and without dropout.
 
         The names are student_lower, student_upper, teacher_lower and teacher_upper, and student_message and
@@ -124,6 +132,7 @@ class Step(NamedTuple):
     update: UpdateFunction
     shares: SharesFunction
     signals: SignalsFunction
+    compares_states: bool  # whether a term with a weight reads the states {s; e}
 
 
 def make_step(
@@ -162,7 +171,11 @@ def make_step(
         initial_probe = (
             probe.make_zeros(batch.teacher.upper, num_labels) if objectives.has_probe(config) else None
         )
-        return TrainState(jnp.zeros((), jnp.int32), params, opt_state, initial_probe)
+        # Until they are measured.
+        one = jnp.ones((), jnp.float32)
+        ones = {side: shared.Scales(one, one) for side in (STUDENT, TEACHER)}
+        scales = ones if has_scales(config) else None
+        return TrainState(jnp.zeros((), jnp.int32), params, opt_state, initial_probe, scales)
 
     def loss_fn(params, *arguments):
         contributions, means = terms_of(params, *arguments)
@@ -179,7 +192,7 @@ def make_step(
         share = compute_weight_share(state.step, config)
         metrics, grads = accumulate(
             lambda key, part: differentiate(
-                state.params, key, teacher_upper, part, hyperparameters.weights, share
+                state.params, key, teacher_upper, part, hyperparameters.weights, share, state.scales
             ),
             step_key,
             batch,
@@ -195,10 +208,11 @@ def make_step(
         if has_ramp_up(config):
             new, old = (params, opt_state), (state.params, state.opt_state)
             params, opt_state = freeze(new, old, find_ramp_up_stage(state.step, config))
-        return TrainState(state.step + 1, params, opt_state, state.probe), metrics
+        return state._replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
     signals = _make_signals(student, objective, config, registers)
-    return Step(init, update, _make_shares(terms_of, config), signals)
+    compares_states = objectives.reads(config, 'states')
+    return Step(init, update, _make_shares(terms_of, config), signals, compares_states)
 
 
 def _make_terms(student, objective, task_loss, config, registers):
@@ -206,7 +220,7 @@ def _make_terms(student, objective, task_loss, config, registers):
     # A method whose weights are all 0 trains the student alone, at the same cost.
     has_terms = bool(objectives.active_terms(config))
 
-    def terms_of(params, key, teacher_upper, batch: Batch, weights, share):
+    def terms_of(params, key, teacher_upper, batch: Batch, weights, share, scales):
         """-> ({term: its contribution to the loss}, {term: mean over the batch})."""
         student_key, terms_key = (randomness.fold_name(key, name) for name in (STUDENT, COMMUNICATION))
         activations = base.activations(student, params[STUDENT], batch.student_inputs, student_key)
@@ -216,8 +230,8 @@ def _make_terms(student, objective, task_loss, config, registers):
                 (lambda s, key: student.upper(params[STUDENT], s, key)),
                 (lambda s, key: teacher_upper(s)),
             )
-            student_participant, teacher_participant = map(
-                shared.Participant, (activations, batch.teacher), uppers, registers
+            student_participant, teacher_participant = _make_participants(
+                (activations, batch.teacher), uppers, registers, scales
             )
             teacher_participant = teacher_participant._replace(probe_logits=batch.probe_logits)
             terms |= objective.terms(
@@ -239,6 +253,15 @@ def _make_terms(student, objective, task_loss, config, registers):
     return terms_of
 
 
+def _make_participants(activations, uppers, registers, scales):
+    """The Participants of student and teacher, of a pair of each argument but the Scales."""
+    participants = map(shared.Participant, activations, uppers, registers)
+    if scales is None:
+        return list(participants)
+    sides = zip((STUDENT, TEACHER), participants, strict=True)
+    return [participant._replace(scales=scales[side]) for side, participant in sides]
+
+
 def _make_shares(terms_of, config):
     """Makes Step.shares."""
 
@@ -249,7 +272,9 @@ def _make_shares(terms_of, config):
 
         def compute_contributions(student_params):
             params = {**state.params, STUDENT: student_params}
-            contributions, _ = terms_of(params, part_key, teacher_upper, part, hyperparameters.weights, share)
+            contributions, _ = terms_of(
+                params, part_key, teacher_upper, part, hyperparameters.weights, share, state.scales
+            )
             return contributions
 
         contributions, pull_back = jax.vjp(compute_contributions, state.params[STUDENT])
@@ -269,7 +294,7 @@ def _make_signals(student, objective, config, registers):
     """Makes Step.signals."""
     has_messages = objective.messages and objectives.reads(config, 'states')
 
-    def signals(params, batch: Batch):
+    def signals(params, batch: Batch, scales=None):
         _, part = take_first_part(jax.random.key(0), batch, config.micro_batches)
         activations = base.activations(student, params[STUDENT], part.student_inputs)
         arrays = {
@@ -278,7 +303,7 @@ def _make_signals(student, objective, config, registers):
             for name in ('lower', 'upper')
         }
         if has_messages:
-            sides = map(shared.Participant, (activations, part.teacher), (None, None), registers)
+            sides = _make_participants((activations, part.teacher), (None, None), registers, scales)
             messages = objective.messages(params[COMMUNICATION], *sides, config, None)
             arrays |= dict(zip(('student_message', 'teacher_message'), messages, strict=True))
         return arrays
@@ -330,6 +355,11 @@ def take_first_part(key, batch: Batch, micro_batches: int):
         return key, batch
     keys, parts = cut_batch(key, batch, micro_batches)
     return keys[0], jax.tree.map(lambda x: x[0], parts)
+
+
+def has_scales(config) -> bool:
+    """Whether communication divides the parts of states by Scales."""
+    return config.communication.state_scale == 'data' and objectives.reads(config, 'states')
 
 
 def has_ramp_up(config) -> bool:

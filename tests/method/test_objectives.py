@@ -32,7 +32,12 @@ def pooled(s, upper):
     return s.reshape(len(s), rows, 2, columns, 2, -1).mean((2, 4))
 
 
-def make_case(method, shapes=VECTORS, **changes):
+# What the parts of states are divided by, of the student (g) and the teacher (h).
+NO_SCALES = {'g': (1.0, 1.0), 'h': (1.0, 1.0)}
+SCALES = {'g': (0.2, 3.0), 'h': (0.06, 1.3)}
+
+
+def make_case(method, shapes=VECTORS, scales=None, **changes):
     """Config, parameters and two participants with widths that are all different.
 
     `shapes` are those of the states of student and teacher between batch and width, lower and higher, and
@@ -60,6 +65,11 @@ def make_case(method, shapes=VECTORS, **changes):
     student, upper_g = participant(keys[:4], LOWER, UPPER, shapes[0])
     teacher, upper_h = participant(keys[4:8], TEACHER_LOWER, TEACHER_UPPER, shapes[1])
     teacher = teacher._replace(probe_logits=jax.random.normal(jax.random.key(9), (BATCH, CLASSES)))
+    if scales:
+        student, teacher = (
+            side._replace(scales=shared.Scales(*map(jnp.float32, scales[name])))
+            for name, side in (('g', student), ('h', teacher))
+        )
     objective = objectives.METHODS[method]
     params = objective.init(keys[8], student.activations, teacher.activations, config, CLASSES)
     terms = objective.terms(params, student, teacher, LABELS, config, None)
@@ -72,6 +82,7 @@ def make_case(method, shapes=VECTORS, **changes):
         upper_g=upper_g,
         upper_h=upper_h,
         shapes=dict(zip('gh', shapes, strict=True)),
+        scales=scales or NO_SCALES,
         terms=terms,
     )
 
@@ -144,8 +155,14 @@ def message_of(case):
 def align_to_grid(case, side, *states):
     """States of a side joined on the grid of a message, [batch, ..., width]."""
     *kind, rank = message_of(case)
-    parts = (joined(like(pieces(x, case.shapes[side][2]), *kind), rank) for x in states)
+    parts = (
+        joined(like(pieces(x, case.shapes[side][2]), *kind), rank) for x in over_scales(case, side, states)
+    )
     return np.concatenate(list(parts), -1)
+
+
+def over_scales(case, side, state):
+    return [x / scale for x, scale in zip(state, case.scales[side], strict=True)]
 
 
 def encode(case, side, s, e):
@@ -158,10 +175,11 @@ def decode(case, side, m):
     _, registers, _, _ = message_of(case)
     x, own = norm_dense(params['hidden'], m), getattr(case, side)
     arrays = []
-    for name in ('lower', 'upper'):
+    for name, scale in zip(('lower', 'upper'), case.scales[side], strict=True):
         like_own = pieces(getattr(own, name), case.shapes[side][2])
         kind = like_own[0] is not None, len(like_own[1]), like_own[2].shape[1]
-        arrays.append(joined(like(pieces(dense(params[name], x), registers), *kind), getattr(own, name).ndim))
+        decoded = pieces(scale * dense(params[name], x), registers)
+        arrays.append(joined(like(decoded, *kind), getattr(own, name).ndim))
     return arrays
 
 
@@ -181,7 +199,8 @@ def numpy_fd(case):
 
 def numpy_fitnet(case):
     teacher_state = align_to_grid(case, 'h', case.h.lower, case.h.upper)
-    return {'state': equations.mean_square([case.g.lower, case.g.upper], decode(case, 'g', teacher_state))}
+    states = [case.g.lower, case.g.upper], decode(case, 'g', teacher_state)
+    return {'state': equations.mean_square(*(over_scales(case, 'g', state) for state in states))}
 
 
 def numpy_hybrid(case):
@@ -221,8 +240,10 @@ def numpy_dist(case):
 
 
 def numpy_td(case):
-    def d(target, prediction):
-        """The distance, over the variance of its target if that is asked for."""
+    def d(target, prediction, side=None):
+        """The distance, over the variance of its target if that is asked for; with a side, of its states."""
+        if side:
+            target, prediction = (over_scales(case, side, state) for state in (target, prediction))
         value = equations.mean_square(target, prediction)
         if case.config.td.scale == 'none':
             return value
@@ -232,7 +253,7 @@ def numpy_td(case):
     m_g, m_h = encode(case, 'g', s_g, e_g), encode(case, 'h', s_h, e_h)
     terms = {
         'message': d([m_h], [m_g]),
-        'state': d([s_g, e_g], decode(case, 'g', m_h)) + d([s_h, e_h], decode(case, 'h', m_g)),
+        'state': d([s_g, e_g], decode(case, 'g', m_h), 'g') + d([s_h, e_h], decode(case, 'h', m_g), 'h'),
     }
     s, e, m, interact = s_g, e_g, m_g, 0
     for _ in range(case.config.td.rounds):
@@ -240,7 +261,7 @@ def numpy_td(case):
         answer = encode(case, 'h', decoded, case.upper_h(decoded))
         s_new, e_new = decode(case, 'g', answer)
         target = [s, e] if case.config.td.reference == 'running' else [s_g, e_g]
-        interact = interact + d(target, [s_new, e_new])
+        interact = interact + d(target, [s_new, e_new], 'g')
         s, e = s_new, case.upper_g(s_new)
         m = encode(case, 'g', s, e)
     return {**terms, 'interact': interact} if case.config.td.rounds else terms
@@ -273,6 +294,23 @@ def test_terms_are_those_of_the_equations(method):
     assert method in REFERENCES, f'{method} has no reference in NumPy'
     case = make_case(method)
     assert_terms(case, REFERENCES[method](case))
+
+
+@pytest.mark.parametrize(
+    ('method', 'changes'),
+    [
+        ('fd', {}),
+        ('fitnet', {}),
+        ('td', {'td__rounds': 3}),
+        ('td', {'td__rounds': 2, 'td__reference': 'original', 'td__scale': 'variance'}),
+    ],
+)
+@pytest.mark.parametrize('shapes', [VECTORS, (((4, 4), (2, 2), 0), ((10,), (10,), 0))])
+def test_parts_of_states_are_read_and_compared_over_their_scales(method, changes, shapes):
+    case = make_case(method, shapes, SCALES, **changes)
+    assert_terms(case, REFERENCES[method](case))
+    plain = make_case(method, shapes, **changes)
+    assert all(np.all(np.abs(plain.terms[name] - case.terms[name]) > 1e-3) for name in case.terms)
 
 
 # States of a vector, of tokens with a grid of 2, of 3 and of 3 with registers, and of feature maps.

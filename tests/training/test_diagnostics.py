@@ -123,6 +123,8 @@ def test_every_term_has_a_share_and_every_state_a_spread(small_config, method):
         signals |= {'student_message', 'teacher_message'}
     terms = {'task', *small_config()[method].weights}
     expected = {f'{signal}_{what}' for signal in signals for what in ('std', 'rank')}
+    if 'states' in objectives.METHODS[method].reads:
+        expected |= {f'{signal}_share' for signal in signals if 'message' not in signal}
     assert found.keys() == expected | {f'share_{term}' for term in terms}
     assert {(value.shape, value.dtype) for value in found.values()} == {((2,), np.dtype('float32'))}
 
@@ -178,6 +180,76 @@ def test_of_several_micro_batches_the_first_is_looked_at(comparable_config):
     assert found[0].keys() == found[1].keys()
     for name, value in found[0].items():
         np.testing.assert_allclose(value, found[1][name], rtol=1e-5, err_msg=name)
+
+
+# --- The parts of a state --------------------------------------------------------------------------
+
+
+def states_of(run, state, teacher, batches):
+    """{side: [(s, e) of each batch]} of the first seed, by NumPy."""
+    student = jax.tree.map(lambda x: np.asarray(x)[0], state.params['student'])
+    both = {'student': student, 'teacher': teacher.params}
+    return {
+        side: [[np.asarray(x, np.float64) for x in mlp(params, batch)[:2]] for batch in batches]
+        for side, params in both.items()
+    }
+
+
+@pytest.mark.parametrize('micro_batches', [1, 2])
+def test_scales_are_the_deviations_of_states_over_the_first_examples(
+    small_config, monkeypatch, micro_batches
+):
+    monkeypatch.setattr(dispatch, 'SCALE_EXAMPLES', 24)
+    changes = {'communication__state_scale': 'data', 'micro_batches': micro_batches}
+    config = small_config(teacher__inputs='clean', num_seeds=2, **changes)
+    run, keys, state, source, teacher = build(config)
+    order = run.feed(keys, 0)
+    scaled = run.add_scales(state, order, keys)
+    examples, drawn = dispatch.select_examples(source, config)
+    rows = drawn[0][np.asarray(order)[0]]
+    # Three batches, or the first halves of six.
+    batches = [examples['image'][rows[8 * i : 8 * (i + 1) : micro_batches]] for i in range(3 * micro_batches)]
+    found = jax.tree.map(np.asarray, scaled.scales)
+    for side, states in states_of(run, state, teacher, batches).items():
+        expected = np.sqrt([np.mean([pair[i].var(axis=0, ddof=1) for pair in states]) for i in (0, 1)])
+        np.testing.assert_allclose([found[side].lower[0], found[side].upper[0]], expected, rtol=1e-5)
+        # Each seed has its own.
+        assert found[side].lower.shape == (2,) and np.ptp(found[side].lower) > 0
+
+
+def test_the_share_of_a_part_is_that_of_its_variance(small_config):
+    for state_scale in ('none', 'data'):
+        config = small_config(method='fd', num_seeds=1, communication__state_scale=state_scale)
+        run, keys, state, source, teacher = build(config)
+        order = run.feed(keys, 0)
+        state = run.add_scales(state, order, keys)
+        found = run.diagnose(state, order, keys)
+        examples, drawn = dispatch.select_examples(source, config)
+        batch = examples['image'][drawn[0][np.asarray(order)[0, :8]]]
+        for side, (parts,) in states_of(run, state, teacher, [batch]).items():
+            scales = map(np.asarray, state.scales[side]) if state_scale == 'data' else (1.0, 1.0)
+            of_s, of_e = ((x / scale).var(axis=0).sum() for x, scale in zip(parts, scales, strict=True))
+            shares = [found[f'{side}_{part}_share'] for part in ('lower', 'upper')]
+            np.testing.assert_allclose(shares, np.array([[of_s], [of_e]]) / (of_s + of_e), rtol=1e-5)
+
+
+def test_a_part_that_does_not_vary_keeps_its_size():
+    batches = [examples_of(5, 7, scale=0.06, mean=2.0), np.full((5, 7), 3.0, np.float32)]
+    for x, expected in zip(batches, (np.sqrt(batches[0].var(axis=0, ddof=1).mean()), 1.0), strict=True):
+        moments = diagnostics.measure_moments(x)
+        tree = {side: {'lower': moments, 'upper': moments} for side in ('student', 'teacher')}
+        scales = diagnostics.compute_scales([tree])
+        np.testing.assert_allclose(scales['teacher'].lower, expected, rtol=1e-5)
+
+
+def test_a_run_with_scales_continues_with_the_same_ones(small_config, tmp_path, outcome):
+    changes = {'method': 'fitnet', 'num_seeds': 1, 'teacher__control': 'untrained'}
+    for name, stops in (('once', (4,)), ('twice', (2, 4))):
+        for num_steps in stops:
+            config = small_config(num_steps=num_steps, communication__state_scale='data', **changes)
+            train(config, tmp_path / name)
+    once, twice = (outcome(tmp_path / name)['arrays'] for name in ('once', 'twice'))
+    assert once == twice and 'scales/teacher/lower' in once
 
 
 # --- Standard deviation and effective rank ---------------------------------------------------------
@@ -474,6 +546,8 @@ def test_what_was_looked_at_is_still_there():
     feed = dispatch._Feed(number for number in range(3))
     assert [next(feed), feed.peek(), feed.peek(), next(feed), next(feed)] == [0, 1, 1, 1, 2]
     feed = dispatch._Feed(number for number in range(3))
+    assert [feed.peek(1), feed.peek(), next(feed), next(feed), next(feed)] == [1, 0, 0, 1, 2]
+    feed = dispatch._Feed(number for number in range(3))
     feed.peek()
     feed.close()
     assert next(feed) == 0
@@ -498,6 +572,7 @@ def test_a_stream_loses_no_example_to_diagnostics(imagenet_data, tmp_path, outco
         'optimizer.warmup_steps': 1,
         'communication.hidden': 16,
         'communication.message': 8,
+        'communication.state_scale': 'data',
         'teacher.pretrained': str(ROOT / 'tests' / 'golden' / 'vit_tiny_prelogits.npz'),
         'model.layers': 1,
         'model.split': 1,
@@ -512,6 +587,7 @@ def test_a_stream_loses_no_example_to_diagnostics(imagenet_data, tmp_path, outco
     train(config, tmp_path / 'with')
     cut, whole, without = (outcome(tmp_path / name) for name in ('cut', 'with', 'without'))
     assert whole['arrays'] == without['arrays'] == cut['arrays']
+    assert 'scales/student/upper' in whole['arrays']
     lines = [[line for line in found['metrics'] if 'share_task' in line] for found in (cut, whole)]
     assert lines[0] == lines[1]
     assert [line['step'] for line in lines[0]] == [0, 2, 4]
