@@ -4,10 +4,24 @@ Unlike positions in a sequence, names do not change when another stream is added
 are independent.
 """
 
+import contextlib
 import hashlib
 
 import jax
 import numpy as np
+
+KEY_TYPE = 'threefry2x32'
+
+
+@contextlib.contextmanager
+def same_everywhere():
+    """Makes the random numbers of a seed the same whatever JAX is set to, within a context.
+
+    JAX_DEFAULT_PRNG_IMPL, JAX_THREEFRY_PARTITIONABLE and JAX_ENABLE_X64 each make others of the same seed, so
+    that a run which goes on in another shell, or a table of several, would mix them.
+    """
+    with jax.default_prng_impl(KEY_TYPE), jax.threefry_partitionable(True), jax.enable_x64(False):
+        yield
 
 
 def fold_name(key: jax.Array, name: str) -> jax.Array:

@@ -78,5 +78,5 @@ def make_optimizer(config, num_steps: int, rates: Rates | None = None):
         parts.insert(0, optax.clip_by_global_norm(config.clip_norm))
     if config.weight_decay:
         parts.append(optax.add_decayed_weights(rates.weight_decay, DECAYED[config.decayed]))
-    # In float32 whatever JAX_ENABLE_X64 says.
+    # A constant schedule returns a Python number.
     return optax.chain(*parts), lambda step: jnp.asarray(schedule(step), jnp.float32)

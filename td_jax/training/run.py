@@ -8,6 +8,7 @@ import numpy as np
 from etils import epath
 
 from td_jax import config as config_lib
+from td_jax import randomness
 from td_jax.devices import platform, processes
 from td_jax.errors import Diverged, UserError
 from td_jax.files import workdir as workdir_lib
@@ -15,6 +16,7 @@ from td_jax.training import finished, loop, memory, preflight, teachers
 from td_jax.training.programs import Programs
 
 
+@randomness.same_everywhere()
 def train(
     config: ml_collections.ConfigDict, workdir: epath.Path, prefix: str = '', programs: Programs | None = None
 ) -> dict:

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 
+import jax
 import pytest
 from etils import epath
 
@@ -69,6 +70,23 @@ def test_what_has_no_effect_has_none_on_the_result(made, tmp_path):
     before = json.loads((folder / 'result.json').read_text())
     assert result['values'] == before['values']
     assert result['teacher_fingerprint'] == before['teacher_fingerprint']
+
+
+@pytest.mark.parametrize(
+    'setting',
+    [
+        lambda: jax.default_prng_impl('rbg'),
+        lambda: jax.threefry_partitionable(False),
+        lambda: jax.enable_x64(True),
+    ],
+    ids=['default_prng_impl', 'threefry_partitionable', 'enable_x64'],
+)
+def test_a_seed_has_the_same_random_numbers_whatever_jax_is_set_to(setting, made, tmp_path, outcome):
+    """Of the first parameters, the order of examples, dropout and the rounds."""
+    config, folder = made
+    with setting():
+        train(config, tmp_path / 'run')
+    assert outcome(tmp_path / 'run')['arrays'] == outcome(folder)['arrays']
 
 
 def test_what_has_no_effect_may_change_between_two_calls(copied, monkeypatch, capsys):
