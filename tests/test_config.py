@@ -14,6 +14,7 @@ from td_jax.method import objectives
 # Knobs whose text is free: what they may be is known where they are used.
 FREE_TEXT = {
     *('teacher.checkpoint', 'teacher.pretrained', 'dataset.path', 'dataset.tfds', 'dataset.separator'),
+    *('tracking.wandb', 'tracking.mlflow'),
     *(
         f'{side}dataset.{knob}'
         for side in ('', 'teacher.')
@@ -279,7 +280,7 @@ def test_differences_name_both_values():
 # --- What makes two runs the same ------------------------------------------------------------------
 
 # What has no effect on the result, and why: it says how often something is looked at or written, what is
-# computed at once or again, where, or where the teacher is, which its fingerprint tells.
+# computed at once or again, where, where the teacher is, which its fingerprint tells, or who tracks the run.
 WITHOUT_EFFECT = {
     'log_every',
     'diagnostics',
@@ -293,6 +294,8 @@ WITHOUT_EFFECT = {
     'teacher.checkpoint',
     'teacher.pretrained',
     'teacher.probe_gb',
+    'tracking.wandb',
+    'tracking.mlflow',
 }
 # Sections that some methods read -> these methods.
 READ_BY = {

@@ -10,6 +10,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 import td_jax
+from td_jax.files import trackers
 
 ROOT = pathlib.Path(__file__).parents[1]
 PYPROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text())
@@ -58,6 +59,14 @@ def test_licence_and_version_are_the_same_everywhere():
     assert 'Apache License\n' in (ROOT / 'LICENSE').read_text()
     changes = (ROOT / 'CHANGELOG.md').read_text()
     assert f'version {td_jax.__version__}' in changes or f'## {td_jax.__version__}' in changes
+
+
+def test_every_tracker_is_an_extra():
+    extras, dev = PYPROJECT['project']['optional-dependencies'], (ROOT / 'requirements-dev.txt').read_text()
+    for name, tracker in trackers.TRACKERS.items():
+        (requirement,) = extras[name]
+        assert Requirement(requirement).name == tracker.package
+        assert f'\n{requirement}\n' in dev
 
 
 def versions(file, operator):

@@ -7,9 +7,9 @@ from td_jax.config.effect import find_unread
 from td_jax.config.tree import FIRST_PROTOCOL, INHERITED_KEYS, flatten, make_explicit, to_json
 from td_jax.configs import common
 
-# Keys that cannot change the result: how often a run logs and saves, its diagnostics, how much it computes at
-# once, on which devices, what it computes twice to save memory, and where its teacher lies. Every other key,
-# new ones included, is part of a run's identity.
+# Keys that cannot change the result: how often a run logs and saves, diagnostics and trackers, how much it
+# computes at once, on which devices, what it computes twice to save memory, and where its teacher lies. Every
+# other key, new ones included, is part of a run's identity.
 IRRELEVANT_KEYS = (
     'log_every',
     'diagnostics',
@@ -23,6 +23,8 @@ IRRELEVANT_KEYS = (
     'teacher.checkpoint',
     'teacher.pretrained',
     'teacher.probe_gb',
+    'tracking.wandb',
+    'tracking.mlflow',
 )
 
 

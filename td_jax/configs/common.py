@@ -312,6 +312,13 @@ def get_config():
     # Steps between two checkpoints; the last step always has one.
     config.save_every = 500
 
+    # Trackers that get the values of metrics.jsonl, too: a project of Weights & Biases, an experiment of
+    # MLflow; '' leaves a tracker out. Their own environment variables, such as WANDB_MODE and
+    # MLFLOW_TRACKING_URI, name accounts and servers (docs/running.md).
+    config.tracking = ml_collections.ConfigDict()
+    config.tracking.wandb = ''
+    config.tracking.mlflow = ''
+
     # The devices, as a grid of data by fsdp; -1 is what the other leaves. Batches are split over both, the
     # parameters and the optimizer state over fsdp only.
     config.mesh = ml_collections.ConfigDict()

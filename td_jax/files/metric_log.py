@@ -1,4 +1,4 @@
-"""Metrics on disk: metrics.jsonl and TensorBoard events, which hold the same values.
+"""Metrics on disk: metrics.jsonl and TensorBoard events, which hold the same values; trackers get them, too.
 
 Files in a bucket cannot be appended to. For a bucket, both files grow in a folder of this machine and are
 copied whole at every flush: at each save of a run and at its end.
@@ -8,10 +8,12 @@ import contextlib
 import json
 import os
 import tempfile
+from collections.abc import Mapping
 
 from etils import epath
 
 from td_jax.errors import UserError, reason
+from td_jax.files import trackers
 from td_jax.files import workdir as workdir_lib
 
 FILE = 'metrics.jsonl'
@@ -37,8 +39,8 @@ class Log:
     Every method raises a UserError where the disk is full or the folder cannot be written.
     """
 
-    def __init__(self, workdir: epath.Path, lines: list[dict]):
-        """Starts files that hold some lines, in place of existing ones."""
+    def __init__(self, workdir: epath.Path, lines: list[dict], tracking=None, hparams=None):
+        """Starts files that hold some lines, in place of existing ones; arguments as in open_log."""
         # Imports TensorFlow, which takes seconds and which only what writes metrics needs.
         from clu import metric_writers
 
@@ -56,6 +58,13 @@ class Log:
             resources.callback(self._events.close)
             for line in lines:
                 self._write_events(line)
+            self._trackers = []
+            if tracking and trackers.read_projects(tracking):
+                from td_jax.files.tracker_writer import open_writers
+
+                self._trackers = open_writers(tracking, workdir=workdir, lines=lines, hparams=hparams or {})
+            for tracker in self._trackers:
+                resources.callback(tracker.close)
             self._resources = resources.pop_all()
 
     def write(self, step: int, scalars: dict):
@@ -65,9 +74,11 @@ class Log:
             self._file.write(json.dumps(line) + '\n')
             self._file.flush()
             self._write_events(line)
+        for tracker in self._trackers:
+            tracker.write_scalars(line['step'], _scalars(line))
 
     def _write_events(self, line):
-        self._events.write_scalars(line['step'], {name: v for name, v in line.items() if name != 'step'})
+        self._events.write_scalars(line['step'], _scalars(line))
 
     def flush(self):
         """Returns when everything is on disk, or in the bucket."""
@@ -79,14 +90,21 @@ class Log:
                 for path in (self._folder / FILE, *self._folder.glob(EVENTS)):
                     path.copy(self._workdir / path.name, overwrite=True)
 
-    def close(self):
-        """Flushes and releases the files."""
+    def close(self, has_failed: bool = False):
+        """Flushes and releases the files, and ends the runs of trackers as finished or as failed."""
+        for tracker in self._trackers:
+            tracker.has_failed = has_failed
         with _errors_as_user_error(self._workdir), self._resources:
             self.flush()
 
 
 @contextlib.contextmanager
-def open_log(workdir: epath.Path, lines: list[dict]):
+def open_log(
+    workdir: epath.Path,
+    lines: list[dict],
+    tracking=None,
+    hparams: Mapping[str, object] | None = None,
+):
     """Opens a Log that continues after some lines, and closes it in the end.
 
     metrics.jsonl and the events then hold these lines alone: lines that a killed run wrote after its last
@@ -95,19 +113,25 @@ def open_log(workdir: epath.Path, lines: list[dict]):
     Args:
       workdir: folder of the run.
       lines: those that `read` returned, up to the step from which the run continues.
+      tracking: config.tracking, if trackers are to get the metrics, too.
+      hparams: options of the run for them, {dotted key: value}.
 
     Raises:
       UserError: the disk is full or the folder cannot be written.
     """
-    log = Log(workdir, lines)
+    log = Log(workdir, lines, tracking, hparams)
     try:
         yield log
     except BaseException:
         # The first error says more than what closing may add.
         with contextlib.suppress(UserError):
-            log.close()
+            log.close(has_failed=True)
         raise
     log.close()
+
+
+def _scalars(line):
+    return {name: value for name, value in line.items() if name != 'step'}
 
 
 def read(workdir: epath.Path) -> list[dict]:

@@ -11,10 +11,11 @@ import numpy as np
 
 import td_jax
 from td_jax import config as config_lib
+from td_jax.config import identity
 from td_jax.data import base as data
 from td_jax.devices import processes, sharding, small_arrays
 from td_jax.errors import Diverged, Stopped, UserError
-from td_jax.files import checkpoints, metric_log
+from td_jax.files import checkpoints, metric_log, trackers
 from td_jax.files import workdir as workdir_lib
 from td_jax.method import objectives
 from td_jax.training import (
@@ -99,7 +100,7 @@ class Loop:
             # Without a checkpoint, the folder stays open to any other config.
             if processes.is_main() and not checkpoints.holds_any(self.folder):
                 names = workdir_lib.CONFIG, workdir_lib.PROVENANCE, workdir_lib.DATA, workdir_lib.DATA_ARRAYS
-                for name in names:
+                for name in (*names, trackers.FILE):
                     (self.workdir / name).unlink(missing_ok=True)
             raise
 
@@ -110,7 +111,8 @@ class Loop:
     def _open_log(self, lines):
         if not processes.is_main():
             return contextlib.nullcontext()
-        return metric_log.open_log(self.workdir, lines)
+        hparams = identity.identity(self.config)
+        return metric_log.open_log(self.workdir, lines, self.config.tracking, hparams)
 
     def _describe_devices(self, state):
         if self.mesh.devices.size == 1:

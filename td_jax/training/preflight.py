@@ -14,7 +14,7 @@ from td_jax.data import base as data
 from td_jax.data import images
 from td_jax.devices import processes, sharding
 from td_jax.errors import Missing, UserError
-from td_jax.files import checkpoints, workdir
+from td_jax.files import checkpoints, trackers, workdir
 from td_jax.method import objectives
 from td_jax.models import base
 from td_jax.training import (
@@ -62,6 +62,7 @@ def check(config, folder: epath.Path, programs: Programs) -> Plan:
       UserError: the run cannot work; the message says what to change.
     """
     mesh = sharding.make_mesh(config)
+    processes.call_on_main(lambda: trackers.check(config.tracking))
     # No process waits for others inside: one that sees another disk would block them.
     plan = processes.check_together(lambda: _check_alone(config, folder, mesh, programs))
     sources = _select_sources(config, plan.source, plan.teacher_source)
