@@ -16,6 +16,10 @@ class Diverged(UserError):
     """A loss or a metric of a run is not finite."""
 
 
+class InUse(UserError):
+    """Another process trains in a workdir."""
+
+
 class Stopped(Exception):
     """A run was asked to stop and has saved; the same command continues it."""
 

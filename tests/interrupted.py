@@ -44,6 +44,10 @@ def run(action, moment, left, flags):
     if moment.startswith('gs://'):
         import gcsfs
 
+        from td_jax.files import lease
+
+        # Who comes after a kill waits until the lease of the dead has expired.
+        lease.SECONDS, lease.RENEWAL = 3.0, 0.5
         opens = gcsfs.GCSFileSystem._open
 
         def opened(system, path, *arguments, **named):

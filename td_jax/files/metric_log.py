@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from etils import epath
 
-from td_jax.errors import UserError, reason
+from td_jax.errors import InUse, UserError, reason
 from td_jax.files import trackers
 from td_jax.files import workdir as workdir_lib
 
@@ -90,12 +90,16 @@ class Log:
                 for path in (self._folder / FILE, *self._folder.glob(EVENTS)):
                     path.copy(self._workdir / path.name, overwrite=True)
 
-    def close(self, has_failed: bool = False):
-        """Flushes and releases the files, and ends the runs of trackers as finished or as failed."""
+    def close(self, error: BaseException | None = None):
+        """Flushes and releases the files; ends the runs of trackers, as failed ones after an error.
+
+        A workdir that another process has taken over gets no more lines.
+        """
         for tracker in self._trackers:
-            tracker.has_failed = has_failed
+            tracker.has_failed = error is not None
         with _errors_as_user_error(self._workdir), self._resources:
-            self.flush()
+            if not isinstance(error, InUse):
+                self.flush()
 
 
 @contextlib.contextmanager
@@ -122,10 +126,10 @@ def open_log(
     log = Log(workdir, lines, tracking, hparams)
     try:
         yield log
-    except BaseException:
+    except BaseException as error:
         # The first error says more than what closing may add.
         with contextlib.suppress(UserError):
-            log.close(has_failed=True)
+            log.close(error)
         raise
     log.close()
 

@@ -11,14 +11,14 @@ import os
 import pathlib
 import posixpath
 import re
-import sys
 import tempfile
 
 import fsspec
 import numpy as np
 from etils import epath
 
-from td_jax.errors import UserError, reason
+from td_jax.errors import InUse, UserError, reason
+from td_jax.files import lease
 
 CONFIG, RESULT, ERRORS = 'config.json', 'result.json', 'errors.npz'
 # The parts of a run that a caller brought; only such runs have this file.
@@ -27,6 +27,7 @@ PROVENANCE = 'made_of.json'
 DATA, DATA_ARRAYS = 'data.json', 'data.npz'
 # Why a run diverged, until it is started again.
 DIVERGED = 'diverged.json'
+LOCK = '.lock'
 _BUCKETS = 'gs://'
 
 # Another process may have written files since a bucket was last listed.
@@ -62,32 +63,30 @@ def is_in_bucket(path) -> bool:
 
 @contextlib.contextmanager
 def lock(path: epath.Path):
-    """Makes the folder if it is missing and locks it for this process.
+    """Makes the folder if it is missing and locks it for this process; in a bucket, by a lease.
 
-    A bucket has no lock that would be released when a process is killed; a message says so.
+    Yields:
+      a function to call before each save, which makes sure that the lease is still held
 
     Raises:
-      UserError: it cannot be made or written, or another process trains in it.
+      InUse: another process trains in it.
+      UserError: it cannot be made or written.
     """
     if is_in_bucket(path):
-        print(
-            f'td_jax: {path} is in a bucket and has no lock; start no second run with it.',
-            file=sys.stderr,
-            flush=True,
-        )
-        yield
+        with lease.hold(path / LOCK) as renew:
+            yield renew
         return
     with _errors_as_user_error('workdir', path):
         path.mkdir(parents=True, exist_ok=True)
-        lock_file = open(path / '.lock', 'w')
+        lock_file = open(path / LOCK, 'w')
     with lock_file:
         try:
             fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise UserError(
+            raise InUse(
                 f'workdir {path} is in use by another process; wait for it or choose another --workdir.'
             ) from error
-        yield
+        yield lambda: None
 
 
 def make_folder(name: str, path: epath.Path):

@@ -14,7 +14,7 @@ from td_jax import config as config_lib
 from td_jax.config import identity
 from td_jax.data import base as data
 from td_jax.devices import processes, sharding, small_arrays
-from td_jax.errors import Diverged, Stopped, UserError
+from td_jax.errors import Diverged, InUse, Stopped, UserError
 from td_jax.files import checkpoints, metric_log, trackers
 from td_jax.files import workdir as workdir_lib
 from td_jax.method import objectives
@@ -38,9 +38,11 @@ class Loop:
     Each process saves and restores its part of the state; process 0 alone writes all other files.
     """
 
-    def __init__(self, config, workdir, plan, teacher, teacher_info, prefix):
+    def __init__(self, config, workdir, plan, teacher, teacher_info, prefix, renew):
         self.config, self.workdir, self.source = config, workdir, plan.source
         self.teacher_info, self.prefix, self.mesh = teacher_info, prefix, plan.mesh
+        # Makes sure that no other process has taken over the workdir.
+        self.renew = renew
         source, mesh = plan.source, plan.mesh
         student = assembly.build_model(config, config.model, source)
         step, values = plan.compiled
@@ -87,6 +89,7 @@ class Loop:
 
     def _write_outcome(self, scores, result):
         """Writes the errors and then the result, so that a run with a result has its errors, too."""
+        self.renew()
         if scores.values is not None:
             finished.write_errors(self.workdir, scores.values, self.source.units, result)
         self._write(workdir_lib.RESULT, json.dumps(result, indent=2) + '\n')
@@ -96,6 +99,9 @@ class Loop:
         try:
             with contextlib.closing(self.checkpoints):
                 yield
+        except InUse:
+            # The files are those of another process now.
+            raise
         except UserError:
             # Without a checkpoint, the folder stays open to any other config.
             if processes.is_main() and not checkpoints.holds_any(self.folder):
@@ -257,6 +263,7 @@ class Loop:
 
     def _save(self, step, state, log):
         """Starts a save, which runs in the background."""
+        processes.call_on_main(self.renew)
         self.is_saved = True
         # Not earlier: until something is saved, the folder stays open to any config and data.
         if processes.is_main() and not self.is_recorded:

@@ -44,7 +44,7 @@ def train(
         plan = preflight.check(config, workdir, programs)
     if plan.source.note and not prefix:
         processes.say(plan.source.note)
-    with _lock_workdir(workdir):
+    with _lock_workdir(workdir) as renew:
         # Another process may have trained here in the meantime.
         result = processes.call_on_main(lambda: preflight.check_workdir(config, workdir, plan.record))
         if result:
@@ -59,21 +59,25 @@ def train(
                 )
         with memory.oom_as_user_error():
             teacher_info = teachers.describe(config, teacher, plan.source, plan.mesh)
-            return loop.Loop(config, workdir, plan, teacher, teacher_info, prefix).finish()
+            return loop.Loop(config, workdir, plan, teacher, teacher_info, prefix, renew).finish()
 
 
 @contextlib.contextmanager
 def _lock_workdir(workdir):
-    """Locks a workdir for this run, and writes there why it diverged; both in process 0 alone."""
+    """Locks a workdir for this run, and writes there why it diverged; both in process 0 alone.
+
+    Yields:
+      a function to call before each save
+    """
     if not processes.is_main():
-        yield
+        yield lambda: None
         return
-    with workdir_lib.lock(workdir):
+    with workdir_lib.lock(workdir) as renew:
         note = workdir / workdir_lib.DIVERGED
         with contextlib.suppress(OSError):
             note.unlink(missing_ok=True)
         try:
-            yield
+            yield renew
         except Diverged as error:
             # The divergence is more important than a failure to write it down.
             with contextlib.suppress(UserError):

@@ -257,9 +257,3 @@ def test_a_bucket_that_is_not_there_is_refused_in_one_line(bucket):
     with pytest.raises(UserError, match=r'^gs://nobody-made-this/run/a\.json cannot be written: ') as refused:
         workdir.write(path, 'text')
     assert '\n' not in str(refused.value)
-
-
-def test_what_protects_a_run_in_a_bucket_is_said_in_one_line(place, capsys):
-    with workdir.lock(place):
-        (line,) = capsys.readouterr().err.splitlines()
-    assert line == f'td_jax: {place} is in a bucket and has no lock; start no second run with it.'
