@@ -454,6 +454,18 @@ def test_every_method_is_where_a_person_looks_for_it():
         assert re.search(rf'\b{method}\b', line), method
 
 
+@pytest.mark.parametrize('name', CONFIGS)
+def test_every_config_begins_with_its_command_and_what_it_scores(name):
+    title, command, score, *_ = (PACKAGE / 'configs' / f'{name}.py').read_text().split('\n\n')
+    assert re.fullmatch(r'""".+: .+\.', title)
+    assert re.match(
+        rf'    python -m td_jax\.(main|compare) --config=configs/{name}\.py --workdir=runs/\w+', command
+    )
+    assert score.startswith('Score: ')
+    keys = config_lib.flatten(common.get_config()).keys()
+    assert set(re.findall(r'--config\.([\w.]+)=', command)) <= keys
+
+
 def test_every_file_in_configs_differs_from_common_in_values_alone():
     assert CONFIGS
     declared = config_lib.flatten(common.get_config()).keys()

@@ -1,13 +1,15 @@
 """Handwritten digits: five well-known ones teach five that are known from a few examples.
 
-Not in the paper; its setting at a size for a first look and the tests. The 1,797 real 8x8 images
-come with scikit-learn, so nothing is downloaded. The teacher learns digits 0 to 4 from all of their
-training images; the student learns 5 to 9 from `dataset.examples_per_class` images per class.
-Labels differ, so methods with a logits term read a probe on the frozen teacher.
-
-Cost: seconds. Expect: an accuracy near 0.9.
-
     python -m td_jax.main --config=configs/digits.py --workdir=runs/digits
+
+Score: a test accuracy of 0.88 without distillation and 0.87 with TD, with the hyperparameters and by the
+earlier protocol of docs/digits.md, which has the command.
+Cost: seconds on a CPU.
+
+Not in the paper; its setting at a size for a first look and the tests. The 1,797 real 8x8 images come with
+scikit-learn, so nothing is downloaded. The teacher learns digits 0 to 4 from all of their training images;
+the student learns 5 to 9 from `dataset.examples_per_class` images per class. Labels differ, so methods with a
+logits term read a probe on the frozen teacher.
 """
 
 from td_jax.configs import common

@@ -1,19 +1,19 @@
 """Images of your own: a ViT of six blocks teaches one of three.
 
+    python -m td_jax.main --config=configs/images.py --workdir=runs/images --config.dataset.path=FOLDER
+    python -m td_jax.main --config=configs/images.py --workdir=runs/dinov2 --config.dataset.path=FOLDER \\
+        --config.teacher.pretrained=hf://facebook/dinov2-small --config.dataset.image_size=98
+
+Score: an accuracy that depends on the images; a guess has the share of the largest class.
+
 Not in the paper; its section 4.1 at a size that two CPU cores can train, on a folder of yours with a folder
 for each class, or with `train` and `test` that have those. The teacher is trained here on all of the images.
-The student starts from the teacher's first blocks.
+The student starts from the teacher's first blocks. An image has four times the tokens of one of
+configs/vit_tiny_cifar10.py.
 
 A public teacher, `teacher.pretrained`, knows more. Its file says what it is: the teacher is then as large as
 that, and so are the blocks and the images of a student that starts from it. Where a student cannot start from
 it, as from an EfficientNet, it is the small ViT of this file, and starts at random.
-
-Cost: a step has four times the tokens of one of configs/vit_tiny_cifar10.py, whatever the images are.
-Expect: what an accuracy says depends on the images; a guess has the share of the largest class.
-
-    python -m td_jax.main --config=configs/images.py --workdir=runs/images --config.dataset.path=FOLDER
-    python -m td_jax.main --config=configs/images.py --workdir=runs/dinov2 --config.dataset.path=FOLDER \
-        --config.teacher.pretrained=hf://facebook/dinov2-small --config.dataset.image_size=98
 """
 
 from td_jax.configs import vit_tiny_cifar10

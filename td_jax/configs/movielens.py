@@ -1,13 +1,13 @@
 """MovieLens100k: a recommender of all genres teaches a small one of a single genre.
 
-Reproduces section 4.2 of arXiv 2310.03188 (Table 3, `config.dataset.genre` its column): rating
-prediction, temporal split, RMSE on the last tenth. The teacher (inputs 300 wide, hidden layers 512 and
-256) is trained on all genres first, unless `config.teacher.checkpoint` names one.
-
-Cost: about a minute for five students and 800 steps of TD with one round on two CPU cores.
-Expect: an RMSE near 1.0 on Drama; docs/movielens.md has what was measured.
-
     python -m td_jax.main --config=configs/movielens.py --workdir=runs/drama
+
+Score: a test RMSE of 1.004 without distillation and 0.997 with TD on Drama, with the hyperparameters and by
+the earlier protocol of docs/movielens.md, which has the command and the other genres.
+
+Reproduces section 4.2 of arXiv 2310.03188 (Table 3, `config.dataset.genre` its column): rating prediction,
+temporal split, RMSE on the last tenth. The teacher (inputs 300 wide, hidden layers 512 and 256) is trained on
+all genres first, unless `config.teacher.checkpoint` names one.
 """
 
 from td_jax.configs import common

@@ -1,12 +1,14 @@
 """Handwritten digits: a teacher that has seen all training images teaches students with ten labels per class.
 
+    python -m td_jax.compare --config=configs/quickstart.py --workdir=runs/quickstart --trials=0
+
+Score: a test accuracy of 0.88 without distillation, 0.92 with LD and with TD + LD, 0.88 with TD;
+docs/compare.md has the table and its command.
+Cost: seconds per run on a CPU.
+
 Not in the paper; the setting of launch/quickstart.sh, in which distillation helps. The 1,797 real 8x8 images
 come with scikit-learn, so nothing is downloaded. Teacher and student tell the same ten digits apart, so
 methods with a logits term compare their predictions directly.
-
-Cost: seconds per run. Expect: an accuracy of 0.88 without a teacher, 0.92 with LD (docs/compare.md).
-
-    python -m td_jax.compare --config=configs/quickstart.py --workdir=runs/quickstart --trials=0
 """
 
 from td_jax.configs import common
