@@ -54,6 +54,19 @@ def define_config():
     return holder
 
 
+def define_teacher_outputs():
+    """Defines the flags that td_jax.training.teacher_outputs.use takes, in its order."""
+    folder = flags.DEFINE_string(
+        'teacher_outputs',
+        None,
+        "Folder that keeps the teacher's outputs for clean inputs, for runs with the same teacher and data.",
+    )
+    gigabytes = flags.DEFINE_float(
+        'teacher_outputs_gb', None, 'Largest size of that folder in GB, 20 by default.', lower_bound=0.0
+    )
+    return folder, gigabytes
+
+
 def list_set_keys() -> list[str]:
     """The keys of the config that were set on the command line."""
     return list(config_flags.get_override_values(flags.FLAGS['config']))

@@ -182,8 +182,13 @@ def main():
     count = flags.DEFINE_integer(
         'jobs', 1, 'Runs at once, each kept to its share of the cores; 0: one on each.', lower_bound=0
     )
+    outputs = command_line.define_teacher_outputs()
 
     def command():
+        # Imported here: it takes seconds, and invalid flags are reported without it.
+        from td_jax.training import teacher_outputs
+
+        teacher_outputs.use(*(flag.value for flag in outputs))
         run(
             config.value,
             folder.value,

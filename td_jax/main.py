@@ -18,6 +18,7 @@ def main():
     coordinator = flags.DEFINE_string('coordinator', None, 'Several processes: HOST:PORT of process 0.')
     num_processes = flags.DEFINE_integer('num_processes', None, 'Several processes: how many.', lower_bound=1)
     process_id = flags.DEFINE_integer('process_id', None, 'Several processes: which this is, from 0.')
+    outputs = command_line.define_teacher_outputs()
 
     def command():
         is_launched = cluster.value or coordinator.value is not None
@@ -28,7 +29,7 @@ def main():
         from td_jax import config as config_lib
         from td_jax.devices import platform, processes
         from td_jax.files import workdir
-        from td_jax.training import public_teacher, restarts
+        from td_jax.training import public_teacher, restarts, teacher_outputs
         from td_jax.training.run import describe, train
 
         processes.start(coordinator.value, num_processes.value, process_id.value, cluster.value)
@@ -42,6 +43,9 @@ def main():
             config_lib.check(complete_config)
             for line in config_lib.describe_without_effect(complete_config, set_keys):
                 processes.say(line)
+            teacher_outputs.use(*(flag.value for flag in outputs))
+            if outputs[0].value and (reason := teacher_outputs.explain_unused(complete_config)):
+                processes.say(f'--teacher_outputs has no effect: {reason}')
             with restarts.count_start(root, is_launched):
                 result = train(complete_config, root)
             if processes.is_main():

@@ -22,6 +22,7 @@ from td_jax import command_line
 from td_jax.errors import UserError
 from td_jax.files import workdir
 from td_jax.reproduction import cells, comparison, errors, figures, forest, jobs, on_test, render, tables
+from td_jax.training import teacher_outputs
 
 
 def _check_effects(flag, is_given, others):
@@ -69,6 +70,12 @@ def _draw(names, results, folder, plot, baseline):
         forest.draw(names, results, plot, baseline)
 
 
+def _prepare(count, root, outputs):
+    """Applies the flags --teacher_outputs and --jobs; returns the number of runs at once."""
+    teacher_outputs.use(*(flag.value for flag in outputs))
+    return jobs.prepare(count, root)
+
+
 def main():
     names = flags.DEFINE_list('tables', None, f'Tables to make: {", ".join(tables.TABLES)}.')
     genres = flags.DEFINE_list('genres', ','.join(tables.GENRES), 'MovieLens: only these genres.')
@@ -105,19 +112,28 @@ def main():
         'For --dry_run: 1e12 operations per second that are reached on average.',
         lower_bound=1e-6,
     )
+    outputs = command_line.define_teacher_outputs()
 
     def command():
         columns = genres.value, datasets.value
         tables.check_names(names.value, *columns)
         comparison.check_baseline(names.value, baseline.value)
         _check_effects(
-            'from_errors', errors_files.value, {'on_test': with_test.value, 'errors': errors_file.value}
+            'from_errors',
+            errors_files.value,
+            {
+                'on_test': with_test.value,
+                'errors': errors_file.value,
+                'teacher_outputs': outputs[0].value,
+            },
         )
+        _check_effects('only_show', only_show.value, {'teacher_outputs': outputs[0].value})
         _check_effects(
             'dry_run',
             dry_run.value,
             {
                 'on_test': with_test.value,
+                'teacher_outputs': outputs[0].value,
                 'figures': figures_folder.value,
                 'forest': forest_file.value,
                 'baseline': baseline.value,
@@ -145,7 +161,7 @@ def main():
         if dry_run.value:
             print(render.render_plan(cells.plan(names.value, *columns, root, stored_results), tflops.value))
             return None
-        processes = 1 if only_show.value else jobs.prepare(count.value, root)
+        processes = 1 if only_show.value else _prepare(count.value, root, outputs)
         results = cells.make(names.value, *columns, root, only_show.value, processes, stored_results)
         on_test.add(results, trials, root, only_show.value, processes)
         if not only_show.value:

@@ -16,6 +16,7 @@ from td_jax.configs import searches
 from td_jax.errors import UserError
 from td_jax.files import workdir
 from td_jax.reproduction import jobs, tuning
+from td_jax.training import teacher_outputs
 
 
 def main():
@@ -49,6 +50,7 @@ def main():
         'journals', None, 'Folder of the journals of all trials, from which another machine resumes.'
     )
     output = flags.DEFINE_string('output', None, 'JSON file that gets the choices; others in it are kept.')
+    outputs = command_line.define_teacher_outputs()
 
     def command():
         search = tuning.make_search(
@@ -64,6 +66,7 @@ def main():
         names = default if methods.value is None else list(dict.fromkeys(methods.value))
         root, *paths = (workdir.resolve(flag.value) for flag in (folder, journals, output))
         tuning.check(search, names, *paths)
+        teacher_outputs.use(*(flag.value for flag in outputs))
         processes = jobs.prepare(count.value, root)
         for searched_name, record in tuning.tune(search, names, root, *paths, processes):
             print(f'{searched_name}: {json.dumps(record)}', flush=True)

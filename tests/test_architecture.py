@@ -250,6 +250,7 @@ TRAINING = (
     'finished',
     'data_record',
     'provenance',
+    'teacher_outputs',
     'memory',
     'assembly',
     'dispatch',

@@ -58,6 +58,10 @@ def test_flags_without_effect_are_one_line(tmp_path):
             ['--dry_run', '--noon_test', '--baseline=LD'],
             '--baseline has no effect with --dry_run; leave one of them out.',
         ),
+        (
+            ['--only_show', '--teacher_outputs=kept'],
+            '--teacher_outputs has no effect with --only_show; leave one of them out.',
+        ),
     ):
         flags = ['--tables=digits', f'--workdir={tmp_path / "t"}', '--on_test', *more]
         process = start(*flags)

@@ -84,6 +84,7 @@ def assemble(
     teacher: dispatch.Teacher | None,
     mesh,
     traced: dispatch.Abstract | None = None,
+    keep=None,
 ) -> dispatch.Dispatch:
     """Assembles the functions of a run.
 
@@ -94,9 +95,10 @@ def assemble(
       mesh: the devices, by sharding.make_mesh.
       traced: by `abstract`, of the same run or of one that compiles the same; None traces the step again,
         which takes a while.
+      keep: by teacher_outputs.make_keep, of the same run; None keeps no teacher outputs.
     """
     step, *parts = _make_parts(config, source, teacher, mesh)
-    return dispatch.make_dispatch(traced or dispatch.make_abstract(step, *parts), *parts)
+    return dispatch.make_dispatch(traced or dispatch.make_abstract(step, *parts), *parts, keep)
 
 
 def abstract(config, source: data.Source, teacher: dispatch.Teacher | None, mesh) -> dispatch.Abstract:

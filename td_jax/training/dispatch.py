@@ -131,7 +131,13 @@ def split_key(key) -> Streams:
 
 
 def make_dispatch(
-    abstract: 'Abstract', source: data.Source, teacher: Teacher | None, config, mesh, start=None
+    abstract: 'Abstract',
+    source: data.Source,
+    teacher: Teacher | None,
+    config,
+    mesh,
+    start=None,
+    keep: Callable[..., Any] | None = None,
 ) -> Dispatch:
     """Makes the functions of a run; compiles nothing yet.
 
@@ -142,13 +148,23 @@ def make_dispatch(
       config: the run's config.
       mesh: the devices, by sharding.make_mesh.
       start: the teacher's parameters, for a student that starts from them, else None.
+      keep: by teacher_outputs.make_keep; reads the teacher's states from disk or calls what computes them.
     """
     jitted, whole = abstract.jitted, sharding.replicated_sharding(mesh)
     constants = _place_constants(source, teacher, config, mesh, sharding.place)
     if abstract.constants.teacher_states is not None:
         examples, _ = select_examples(source, config)
         batches, _ = data.padded_batches(examples, min(TEACHER_BATCH, data.count(examples)))
-        states = jitted.states(constants, sharding.place(batches, whole))
+        shapes = sharding.abstract_arrays(batches, whole)
+
+        def compute():
+            return jitted.states(constants, sharding.place(batches, whole))
+
+        def describe_program():
+            return jitted.states.lower(constants, shapes).as_text()
+
+        like = abstract.constants.teacher_states
+        states = keep(like, describe_program, examples, compute) if keep else compute()
         constants = constants._replace(teacher_states=states)
     if start is not None:
         # On all devices; a run that reads its teacher, too, uses the same arrays.

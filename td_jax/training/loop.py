@@ -28,6 +28,7 @@ from td_jax.training import (
     probe,
     provenance,
     selection,
+    teacher_outputs,
     train_step,
 )
 
@@ -46,7 +47,8 @@ class Loop:
         source, mesh = plan.source, plan.mesh
         student = assembly.build_model(config, config.model, source)
         step, values = plan.compiled
-        self.dispatch = assembly.assemble(config, source, teacher, mesh, step)
+        keep = teacher_outputs.make_keep(config, teacher, teacher_info['fingerprint'])
+        self.dispatch = assembly.assemble(config, source, teacher, mesh, step, keep)
         self.evaluate = evaluation.make_evaluation(student, source, config.eval_batch_size, mesh, values)
         self.metric, _, _, self.less_is_better = evaluation.METRICS[source.task]
         self.score_name = f'{config.dataset.split}_{self.metric}'

@@ -1,0 +1,190 @@
+"""Arrays that processes share: made once, whole, of what they are described as, and not too many."""
+
+import json
+import mmap
+import os
+import shutil
+import signal
+import time
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from td_jax.errors import UserError
+from td_jax.files import array_store
+from tests import forked
+
+NUMBERS = np.random.default_rng(0).normal(size=(7, 5)).astype(np.float32)
+ARRAYS = {'lower': NUMBERS, 'upper': NUMBERS.astype(jnp.bfloat16), 'labels': np.arange(7, dtype=np.int8)}
+
+
+def get(folder, description=None, arrays=ARRAYS, limit=10**6):
+    """(arrays, whether they were made)"""
+    made = []
+
+    def make():
+        made.append(True)
+        return arrays
+
+    result = array_store.get_or_make(folder, description or {'of': 'a'}, make, limit=limit, what='states')
+    return result, bool(made)
+
+
+def entries(folder):
+    return sorted(path for path in folder.iterdir() if path.is_dir())
+
+
+def test_arrays_are_made_once_and_come_back_bit_for_bit(tmp_path, capsys):
+    assert get(tmp_path / 'new' / 'store')[1]
+    found, made = get(tmp_path / 'new' / 'store')
+    assert not made and found.keys() == ARRAYS.keys()
+    for name, array in ARRAYS.items():
+        assert (found[name].dtype, found[name].tobytes()) == (array.dtype, array.tobytes())
+        # On the disk, and nobody can change them.
+        assert not found[name].flags.writeable
+    base = found['lower']
+    while isinstance(base, np.ndarray):
+        base = base.base
+    assert isinstance(base, mmap.mmap)
+    # The file is an array to anybody.
+    (entry,) = entries(tmp_path / 'new' / 'store')
+    np.testing.assert_array_equal(np.load(entry / 'lower.npy'), NUMBERS)
+    kept, read = capsys.readouterr().err.splitlines()
+    assert kept == f'states: kept in {entry}, 0.000217 MB' and read == f'states: read from {entry}'
+
+
+def test_another_description_is_another_entry(tmp_path):
+    other = {'lower': NUMBERS + 1}
+    get(tmp_path)
+    assert get(tmp_path, {'of': 'b', 'pair': (1, 2)}, other)[1]
+    assert not get(tmp_path)[1]
+    found, made = get(tmp_path, {'of': 'b', 'pair': (1, 2)}, other)
+    assert not made
+    np.testing.assert_array_equal(found['lower'], other['lower'])
+
+
+def flip_a_byte(entry):
+    content = bytearray((entry / 'upper.npy').read_bytes())
+    content[-3] ^= 1
+    (entry / 'upper.npy').write_bytes(content)
+
+
+def cut_off(entry):
+    (entry / 'lower.npy').write_bytes((entry / 'lower.npy').read_bytes()[:-8])
+
+
+def put_another(entry):
+    """A file that is whole, with its digest, but describes itself as something else."""
+    about = json.loads((entry / array_store.ABOUT).read_text())
+    about['description'] = {'of': 'b'}
+    (entry / array_store.ABOUT).write_text(json.dumps(about))
+
+
+@pytest.mark.parametrize(
+    ('damage', 'why'),
+    [
+        (flip_a_byte, 'upper.npy is not as it was written'),
+        (cut_off, 'lower.npy is not as it was written'),
+        (put_another, 'its about.json is missing or describes something else'),
+        (lambda entry: (entry / 'lower.npy').unlink(), 'No such file or directory'),
+        (lambda entry: (entry / array_store.ABOUT).unlink(), 'its about.json is missing'),
+        (lambda entry: (entry / array_store.ABOUT).write_text('{'), 'about.json cannot be read'),
+    ],
+)
+def test_what_is_damaged_or_foreign_is_made_again(tmp_path, capsys, damage, why):
+    get(tmp_path)
+    (entry,) = entries(tmp_path)
+    damage(entry)
+    capsys.readouterr()
+    found, made = get(tmp_path)
+    assert made
+    np.testing.assert_array_equal(found['lower'], NUMBERS)
+    said, kept = capsys.readouterr().err.splitlines()
+    assert f'states: {entry} is damaged and is made again: ' in said and why in said
+    assert kept.startswith('states: kept in ')
+    assert not get(tmp_path)[1]
+
+
+def test_the_longest_unused_go_where_there_is_too_much(tmp_path, capsys):
+    descriptions = [{'of': number} for number in range(3)]
+    for description in descriptions[:2]:
+        get(tmp_path, description)
+        time.sleep(0.01)
+    size = sum(file.stat().st_size for file in entries(tmp_path)[0].iterdir())
+    mapped, made = get(tmp_path, descriptions[0])
+    assert not made  # and it is now the one that was used last
+    get(tmp_path, descriptions[2], limit=2 * size)
+    for description in (descriptions[0], descriptions[2]):
+        assert not get(tmp_path, description)[1]
+    assert len(entries(tmp_path)) == 2
+    # What another process has mapped stays there for it.
+    shutil.rmtree(tmp_path)
+    np.testing.assert_array_equal(mapped['lower'], NUMBERS)
+    capsys.readouterr()
+    found, made = get(tmp_path, limit=100)
+    assert made and found['lower'] is ARRAYS['lower'] and not entries(tmp_path)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f'states: not kept: 0.000217 MB, but {tmp_path} may have 0.0001 MB in all'
+
+
+def test_what_cannot_be_written_is_there_all_the_same(tmp_path, capsys, monkeypatch):
+    def fail(*_, **__):
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(np, 'save', fail)
+    found, made = get(tmp_path)
+    assert made and found['lower'] is ARRAYS['lower'] and not entries(tmp_path)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith('states: not kept: ') and 'No space left on device' in line
+
+
+def test_a_folder_in_a_bucket_is_refused():
+    with pytest.raises(UserError, match='is in a bucket, where nothing can be locked'):
+        get('gs://td-jax/outputs')
+
+
+# Says that it makes them, then takes as long as its input stays open.
+MAKER = """
+import pathlib, sys
+import numpy as np
+from td_jax.files import array_store
+
+folder, number = pathlib.Path(sys.argv[1]), sys.argv[2]
+
+def make():
+    (folder / f'made-{number}').touch()
+    while not (folder / 'go').exists():
+        pass
+    return {'lower': np.full(3, int(number))}
+
+found = array_store.get_or_make(folder / 'store', {'of': 'a'}, make, limit=10**6, what='states')
+print(found['lower'].tolist())
+"""
+
+
+def wait_for(path):
+    deadline = time.monotonic() + 60
+    while not path.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_processes_make_an_entry_once_and_after_a_kill_again(tmp_path):
+    first = forked.start(['-c', MAKER, tmp_path, 1])
+    wait_for(tmp_path / 'made-1')
+    second = forked.start(['-c', MAKER, tmp_path, 2])
+    first.send_signal(signal.SIGKILL)
+    first.communicate()
+    # The second has waited, and now makes it; what the first was writing is in its way no more.
+    wait_for(tmp_path / 'made-2')
+    (tmp_path / 'store' / '.half').mkdir()
+    (tmp_path / 'store' / '.half' / 'lower.npy').write_bytes(bytes(100))
+    third = forked.start(['-c', MAKER, tmp_path, 3])
+    time.sleep(0.2)
+    (tmp_path / 'go').touch()
+    printed = [process.communicate()[0] for process in (second, third)]
+    assert printed == ['[2, 2, 2]\n'] * 2
+    assert not (tmp_path / 'made-3').exists()
+    assert [path.name[0] != '.' for path in entries(tmp_path / 'store')] == [True]
+    assert os.path.exists(entries(tmp_path / 'store')[0] / 'lower.npy')

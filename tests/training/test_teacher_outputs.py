@@ -1,0 +1,120 @@
+"""Teacher outputs on disk: a run with them is the run without them, and no other outputs are used."""
+
+import json
+
+import numpy as np
+import pytest
+from etils import epath
+
+from td_jax.errors import UserError
+from td_jax.files import array_store
+from td_jax.reproduction import cells
+from td_jax.training import assembly, finished, teacher_outputs
+from td_jax.training.run import train
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    """The folder of teacher outputs of this process."""
+    monkeypatch.setenv(teacher_outputs.FOLDER, str(tmp_path / 'outputs'))
+    return tmp_path / 'outputs'
+
+
+def entries(store):
+    """{about.json: its folder} of each entry."""
+    return {path.read_text(): path.parent for path in store.glob(f'*/{array_store.ABOUT}')}
+
+
+def test_a_run_with_them_is_the_run_without_them(small_config, tmp_path, monkeypatch, capsys, outcome):
+    config = small_config(method='fitnet', num_steps=2, teacher__num_steps=2, seed=3)
+    train(config, tmp_path / 'without')
+    monkeypatch.setenv(teacher_outputs.FOLDER, str(tmp_path / 'outputs'))
+    config.teacher.checkpoint = str(tmp_path / 'without' / 'teacher')
+    for name, word in (('first', 'kept in'), ('second', 'read from')):
+        train(config, tmp_path / name)
+        assert f"the teacher's outputs: {word} {tmp_path / 'outputs'}" in capsys.readouterr().err
+    ends = [outcome(tmp_path / name) for name in ('without', 'first', 'second')]
+    for end in ends:
+        del end['config']  # where the teacher lies
+    assert ends[0] == ends[1] == ends[2]
+    # What is there is what the teacher says of the examples that the seeds have drawn.
+    ((about, entry),) = entries(tmp_path / 'outputs').items()
+    source = assembly.load_source(config, config.dataset)
+    rows = np.unique([source.train.rows(number) for number in assembly.dispatch.data_seeds(config)])
+    assert json.loads(about)['description']['examples']['count'] >= len(rows)
+    x = source.train.examples['image'][rows]
+    params = train_params(tmp_path / 'without' / 'teacher')
+    lower = np.maximum(x @ params['hidden_layers_0']['kernel'] + params['hidden_layers_0']['bias'], 0)
+    np.testing.assert_allclose(np.load(entry / 'lower.npy')[: len(rows)], lower, rtol=1e-5, atol=1e-6)
+
+
+def train_params(folder):
+    return finished.load(epath.Path(folder), 0).params['student']
+
+
+def test_methods_share_them_and_another_teacher_or_split_does_not(small_config, store, tmp_path):
+    config = small_config(num_steps=1, num_seeds=1, teacher__num_steps=1, log_every=1, save_every=1)
+    for changes, count in (
+        ({'method': 'ld'}, 1),
+        ({'method': 'rkd', 'optimizer.learning_rate': 0.1}, 1),
+        ({'teacher.seed': 1}, 2),
+        ({'teacher.seed': 1, 'teacher.model.split': 2}, 3),
+        ({'seed': 1}, 4),  # other examples
+    ):
+        changed = config.copy_and_resolve_references()
+        changed.update_from_flattened_dict({'method': 'ld', **changes})
+        cells.run_one(tmp_path / 'runs', changed)
+        assert len(entries(store)) == count, changes
+
+
+def test_damaged_ones_are_not_used(small_config, store, tmp_path, capsys, outcome):
+    config = small_config(method='ld', num_steps=2, num_seeds=1, teacher__num_steps=1)
+    train(config, tmp_path / 'first')
+    config.teacher.checkpoint = str(tmp_path / 'first' / 'teacher')
+    ((_, entry),) = entries(store).items()
+    logits = np.load(entry / 'logits.npy')
+    np.save(entry / 'logits.npy', logits + 1)
+    capsys.readouterr()
+    train(config, tmp_path / 'second')
+    assert 'is damaged and is made again: logits.npy is not as it was written' in capsys.readouterr().err
+    np.testing.assert_array_equal(np.load(entry / 'logits.npy'), logits)
+    assert outcome(tmp_path / 'first')['arrays'] == outcome(tmp_path / 'second')['arrays']
+
+
+def test_outputs_that_are_not_of_clean_inputs_are_not_kept(small_config, store, tmp_path):
+    config = small_config(
+        method='ld', num_steps=1, num_seeds=1, teacher__control='untrained', teacher__inputs='varied'
+    )
+    assert teacher_outputs.explain_unused(config) == 'teacher.inputs is varied'
+    assert teacher_outputs.explain_unused(small_config(method='supervised')) == 'method is supervised'
+    assert teacher_outputs.explain_unused(small_config()) == ''
+    train(config, tmp_path / 'run')
+    assert not store.exists()
+
+
+def test_a_size_needs_a_folder_and_is_a_number(small_config, store, tmp_path, monkeypatch):
+    config = small_config(method='ld', num_steps=1, teacher__control='untrained')
+    monkeypatch.setenv(teacher_outputs.GIGABYTES, 'much')
+    with pytest.raises(UserError, match=r'TD_JAX_TEACHER_OUTPUTS_GB is much; it must be a number of GB'):
+        train(config, tmp_path / 'run')
+    monkeypatch.delenv(teacher_outputs.FOLDER)
+    with pytest.raises(UserError, match='has no effect without --teacher_outputs'):
+        teacher_outputs.use(None, 3.0)
+    with pytest.raises(UserError, match='is in a bucket'):
+        teacher_outputs.use('gs://bucket/outputs')
+
+
+def test_the_flag_of_a_command_is_that_of_its_processes(small_config, tmp_path, run_command):
+    flags = ['--config=configs/digits.py', '--config.num_steps=2', '--config.method=ld']
+    flags += ['--config.teacher.num_steps=2', f'--teacher_outputs={tmp_path / "outputs"}']
+    for name, word in (('first', 'kept in'), ('second', 'read from')):
+        code, _, said = run_command('main', *flags, f'--workdir={tmp_path / name}')
+        assert code == 0 and f"the teacher's outputs: {word}" in said, said
+        flags.append(f'--config.teacher.checkpoint={tmp_path / "first" / "teacher"}')
+    results = [json.loads((tmp_path / name / 'result.json').read_text()) for name in ('first', 'second')]
+    assert results[0] == results[1]
+    # It is said before what is refused.
+    others = ['--config.method=supervised', '--config.dataset.classes=(99,)', f'--workdir={tmp_path / "no"}']
+    code, _, said = run_command('main', *flags[:2], *others, f'--teacher_outputs={tmp_path / "outputs"}')
+    assert code == 2
+    assert '--teacher_outputs has no effect: method is supervised\n' in said
