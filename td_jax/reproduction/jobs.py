@@ -15,6 +15,7 @@ from typing import Any
 import jax
 from etils import epath
 
+from td_jax import quantities
 from td_jax.devices import compilation_cache, platform
 from td_jax.errors import UserError
 from td_jax.files import quiet, workdir
@@ -189,14 +190,8 @@ def _report_progress(what, done, running, total, start):
     running = min(running, left)
     seconds = (time.monotonic() - start) / done * left
     print(
-        f'{what}: {done} done, {running} running, {left - running} waiting; about {_duration(seconds)} left',
+        f'{what}: {done} done, {running} running, {left - running} waiting; '
+        f'about {quantities.describe_duration(seconds)} left',
         file=sys.stderr,
         flush=True,
     )
-
-
-def _duration(seconds):
-    minutes = round(seconds / 60)
-    if minutes < 1:
-        return f'{seconds:.0f} s'
-    return f'{minutes} min' if minutes < 120 else f'{minutes / 60:.1f} h'

@@ -11,6 +11,7 @@ import numpy as np
 
 import td_jax
 from td_jax import config as config_lib
+from td_jax import quantities
 from td_jax.config import identity
 from td_jax.data import base as data
 from td_jax.devices import processes, sharding, small_arrays
@@ -348,11 +349,11 @@ class Loop:
         config, now = self.config, time.monotonic()
         since_time, since_step = after_compilation if step > after_compilation[1] else start
         per_second = (step - since_step) / max(now - since_time, 1e-9)
-        left = (config.num_steps - step) / per_second
+        rate = quantities.describe_rate(per_second * config.num_seeds)
+        left = quantities.describe_duration((config.num_steps - step) / per_second)
         processes.say(
             f'{config.method} {self.source.name}: step {step}/{config.num_steps}  '
-            f'loss {means["loss"].mean():.4f}  {per_second * config.num_seeds:.0f} steps/s (all seeds)  '
-            f'{left:.0f} s left'
+            f'loss {means["loss"].mean():.4f}  {rate} steps/s (all seeds)  {left} left'
         )
 
     def _evaluate(self, step, state, log):

@@ -48,13 +48,6 @@ def test_what_is_over_is_kept_before_the_next_fails(tmp_path):
     assert kept == [(0, 2), (1, 3)]
 
 
-@pytest.mark.parametrize(
-    ('seconds', 'said'), [(0.4, '0 s'), (29, '29 s'), (60, '1 min'), (7140, '119 min'), (9000, '2.5 h')]
-)
-def test_duration(seconds, said):
-    assert jobs._duration(seconds) == said
-
-
 @pytest.mark.skipif(not CORES, reason='this system does not say what cores a process has')
 @pytest.mark.parametrize('count', [1, 2, 3, 7])
 def test_every_core_is_in_one_share(monkeypatch, count):

@@ -1,0 +1,14 @@
+"""How messages write numbers with a unit."""
+
+
+def describe_rate(per_second: float) -> str:
+    """Writes a rate as a whole number, or with two digits below 10."""
+    return f'{per_second:.0f}' if per_second >= 10 else f'{per_second:.2g}'
+
+
+def describe_duration(seconds: float) -> str:
+    """Writes a duration in seconds, minutes or hours, whichever fits."""
+    minutes = round(seconds / 60)
+    if minutes < 1:
+        return f'{seconds:.0f} s'
+    return f'{minutes} min' if minutes < 120 else f'{minutes / 60:.1f} h'

@@ -1,0 +1,19 @@
+"""How messages write numbers, by hand."""
+
+import pytest
+
+from td_jax import quantities
+
+
+@pytest.mark.parametrize(
+    ('seconds', 'said'), [(0.4, '0 s'), (29, '29 s'), (60, '1 min'), (7140, '119 min'), (9000, '2.5 h')]
+)
+def test_duration(seconds, said):
+    assert quantities.describe_duration(seconds) == said
+
+
+@pytest.mark.parametrize(
+    ('per_second', 'said'), [(0.1049, '0.1'), (0.152, '0.15'), (3.14, '3.1'), (9.96, '10'), (250.6, '251')]
+)
+def test_rate(per_second, said):
+    assert quantities.describe_rate(per_second) == said
