@@ -54,6 +54,7 @@ COMMANDS = {
 ALLOWED = {
     'td_jax.errors': set(),
     'td_jax.configs': set(),
+    'td_jax.quantities': set(),
     'td_jax.randomness': set(),
     'td_jax.command_line': {'td_jax.errors', 'td_jax.files.quiet'},
     'td_jax.devices': {'td_jax.errors'},
@@ -189,6 +190,7 @@ ALLOWED = {
         'td_jax.method',
         'td_jax.models',
         'td_jax.pretrained',
+        'td_jax.quantities',
         'td_jax.randomness',
     },
     'td_jax.own': {
@@ -209,6 +211,7 @@ ALLOWED = {
         'td_jax.devices',
         'td_jax.files',
         'td_jax.method',
+        'td_jax.quantities',
         'td_jax.statistics',
         'td_jax.training',
     },
