@@ -107,7 +107,21 @@ def run(command, required):
             logging.set_verbosity(logging.WARNING)
         return argv[:1]
 
+    _complete_help(command.__module__)
     app.run(lambda _: execute(command), flags_parser=parse)
+
+
+def _complete_help(name):
+    """Has --help print the docstring and the flags of a command's module, and --config.
+
+    absl prints those of the script that was started: a command's module by `python -m` without what it takes
+    from here, and nothing if it is installed.
+    """
+    if name != '__main__':
+        sys.modules['__main__'].__doc__ = sys.modules[name].__doc__
+    for module in (name, __name__):
+        for flag in flags.FLAGS.get_flags_for_module(module):
+            flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
 
 
 def execute(command):

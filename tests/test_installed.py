@@ -1,10 +1,13 @@
 """td_jax installed beside other code, which may have a package called configs, as most JAX projects do."""
 
+import ast
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import venv
 
 import pytest
@@ -28,7 +31,7 @@ assert td_jax.train(config, 'own')['steps'] == 2
 """
 
 
-@pytest.fixture(scope='module', params=[['-e'], []], ids=['editable', 'copied'])
+@pytest.fixture(scope='module', params=['editable', 'wheel'])
 def python(request, tmp_path_factory):
     """The Python of an environment that has td_jax by pip, and this one's other packages."""
     folder = tmp_path_factory.mktemp('installed')
@@ -41,17 +44,20 @@ def python(request, tmp_path_factory):
     venv.create(folder / 'venv')
     (packages,) = (folder / 'venv').glob('lib/*/site-packages')
     (packages / 'others.pth').write_text(sysconfig.get_path('purelib') + '\n')
-    done = subprocess.run(
-        [
-            *(sys.executable, '-m', 'pip', '--python', folder / 'venv', 'install', '--quiet', '--no-deps'),
-            *('--disable-pip-version-check', '--no-build-isolation', *request.param, source),
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    options = '--quiet', '--no-deps', '--no-build-isolation', '--disable-pip-version-check'
+    what = '-e', source
+    if request.param == 'wheel':
+        pip('wheel', *options, '--wheel-dir', folder / 'dist', source)
+        # Nothing but the wheel is left.
+        shutil.rmtree(source)
+        what = (folder / 'dist').glob('td_jax-*-py3-none-any.whl')
+    pip('--python', folder / 'venv', 'install', *options, *what)
     return folder / 'venv' / 'bin' / 'python'
+
+
+def pip(*arguments):
+    code, _, err = ended(sys.executable, ['-m', 'pip', *arguments], ROOT)
+    assert code == 0, err
 
 
 @pytest.fixture
@@ -71,8 +77,8 @@ def ended(python, arguments, folder):
 def test_td_jax_works_beside_a_package_called_configs(python, project):
     code, out, err = ended(python, ['-c', OWN], project)
     assert (code, out) == (0, ''), err
-    main = ['-m', 'td_jax.main', '--config=td_jax/configs/digits.py', '--workdir=run']
-    code, out, err = ended(python, [*main, *FLAGS], project)
+    flags = ['--config=td_jax/configs/digits.py', '--workdir=run', *FLAGS]
+    code, out, err = ended(python.parent / 'td-jax-train', flags, project)
     assert code == 0, err
     assert out.startswith('supervised on digits 5, 6, 7, 8, 9: test accuracy 0.')
     assert (project / 'run' / 'result.json').is_file()
@@ -80,6 +86,20 @@ def test_td_jax_works_beside_a_package_called_configs(python, project):
     code, out, _ = ended(python, ['-c', 'import td_jax; print(td_jax.__file__)'], project)
     assert code == 0
     assert str(ROOT) not in out
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('python', ['wheel'], indirect=True)
+def test_every_command_of_the_wheel_starts_from_another_folder(python, project):
+    scripts = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']['scripts']
+    assert {path.name for path in python.parent.glob('td-jax-*')} == scripts.keys()
+    for name, place in scripts.items():
+        code, out, err = ended(python.parent / name, ['--help'], project)
+        # absl ends help with 1, argparse with 0.
+        assert (code, err) == (int(name != 'td-jax-inspect'), '')
+        module = ROOT / f'{place.removesuffix(":main").replace(".", "/")}.py'
+        assert ast.get_docstring(ast.parse(module.read_text())).splitlines()[0] in out
+        assert re.search(r'\n  (--workdir|--config|CHECKPOINT)\b', out)
 
 
 @pytest.mark.long
