@@ -13,7 +13,14 @@ from td_jax.method import objectives
 
 # Knobs whose text is free: what they may be is known where they are used.
 FREE_TEXT = {
-    *('teacher.checkpoint', 'teacher.pretrained', 'dataset.path', 'dataset.tfds', 'dataset.separator'),
+    *(
+        'teacher.checkpoint',
+        'teacher.pretrained',
+        'dataset.path',
+        'dataset.unlabelled',
+        'dataset.tfds',
+        'dataset.separator',
+    ),
     *('tracking.wandb', 'tracking.mlflow'),
     *(
         f'{side}dataset.{knob}'
@@ -303,7 +310,10 @@ READ_BY = {
     'communication.': {'fd', 'fitnet', 'hybrid', 'td'},
     'logits.': {'ld', 'hybrid', 'td'},
     'teacher.labels': {'ld', 'hybrid', 'td', 'dkd', 'dist'},
-    'teacher.': objectives.METHODS.keys() - {'supervised'},
+    **dict.fromkeys(
+        ('teacher.', 'dataset.unlabelled', 'unlabelled_batch_size'),
+        objectives.METHODS.keys() - {'supervised'},
+    ),
     **{f'{method}.': {method} for method in objectives.METHODS if method != 'supervised'},
 }
 
@@ -330,6 +340,7 @@ def with_effect(key):
         ('shuffle_buffer',): {'dataset.name': 'imagenet'},
         ('classes', 'examples_per_class'): {'dataset.name': 'digits'},
         ('labelled_by',): {'dataset.name': 'digits', 'dataset.examples_per_class': 5},
+        ('unlabelled_batch_size',): {'dataset.unlabelled': 'rest'},
         ('test_part',): {'dataset.name': 'digits', 'dataset.split': 'test'},
         ('tfds', 'kept_gb'): {'dataset.name': 'tfds'},
         effect.DATASET_OPTIONS['ratings'][:10]: {'dataset.name': 'ratings'},
@@ -343,7 +354,9 @@ def with_effect(key):
 KEYS = sorted(config_lib.flatten(common.get_config()).keys() - {'method'})
 # Some methods for what all read, or all that have a teacher, and every method for what depends on it.
 OF_ALL = ('supervised', 'ld', 'td')
-OF_SOME = tuple(start for start in READ_BY if start != 'teacher.')
+OF_SOME = tuple(
+    start for start in READ_BY if start not in ('teacher.', 'dataset.unlabelled', 'unlabelled_batch_size')
+)
 
 
 @pytest.mark.parametrize(
@@ -516,6 +529,12 @@ def test_flatten_joins_keys_with_dots():
             'teacher.pretrained is not trained here',
         ),
         ({'teacher.checkpoint': 'runs/t'}, 'teacher.seed', 'teacher.checkpoint is trained already'),
+        (
+            {'method': 'supervised', 'dataset.unlabelled': 'rest'},
+            'dataset.unlabelled',
+            'the task is the only term',
+        ),
+        ({}, 'unlabelled_batch_size', 'dataset.unlabelled is empty'),
     ],
 )
 def test_a_knob_without_effect_is_said_with_the_reason(changes, key, reason):
@@ -531,7 +550,7 @@ def test_every_knob_has_an_effect_in_some_run():
         {'td.rounds': 2, 'dataset.split': 'validation', 'td.weights.logits': 1.0, 'logits.distance': 'kl'},
         {'dataset.name': 'imagenet', 'model.name': 'vit', 'teacher.model.name': 'vit'},
         {'dataset.name': 'ratings'},
-        {'dataset.name': 'digits', 'dataset.examples_per_class': 5},
+        {'dataset.name': 'digits', 'dataset.examples_per_class': 5, 'dataset.unlabelled': 'rest'},
         {'method': 'ld', 'teacher.labels': 'probe'},
         {'dataset.name': 'tfds', 'model.name': 'vit'},
         {'dataset.name': 'tfds', 'model.name': 'efficientnet', 'teacher.model.name': 'efficientnet'},

@@ -8,7 +8,14 @@ import ml_collections
 import numpy as np
 
 from td_jax.config.effect import MODEL_OPTIONS
-from td_jax.config.tree import INHERITED_KEYS, PROTOCOL, flatten, has_teacher, keeps_initial_teacher
+from td_jax.config.tree import (
+    INHERITED_KEYS,
+    PROTOCOL,
+    flatten,
+    has_teacher,
+    has_unlabelled,
+    keeps_initial_teacher,
+)
 from td_jax.configs import common
 from td_jax.data import SOURCES, images, movielens, ratings, resizing
 from td_jax.data import base as data
@@ -92,6 +99,7 @@ NUMBERS = {
     'seed_step': _POSITIVE,
     'num_steps': _POSITIVE,
     'batch_size': _POSITIVE,
+    'unlabelled_batch_size': _NOT_NEGATIVE,
     'eval_batch_size': _POSITIVE,
     'micro_batches': _POSITIVE,
     'eval_every': _POSITIVE,
@@ -270,7 +278,10 @@ def _check_method(config):
             f'teacher.labels is {labels}, but method {config.method} has to know which of the compared '
             f'classes an example is of; set teacher.labels to {" or ".join(method.bridges)}.'
         )
-    examples_at_once = config.batch_size // config.micro_batches
+    batch_size = config.batch_size
+    if has_unlabelled(config):
+        batch_size += config.unlabelled_batch_size or config.batch_size
+    examples_at_once = batch_size // config.micro_batches
     # (what relates examples to each other, how many there are, how many it needs)
     relations = [(f'method {config.method}', examples_at_once, method.smallest_batch)]
     if config.method == 'td' and config.td.scale == 'variance':
@@ -278,7 +289,7 @@ def _check_method(config):
     if objectives.reads(config, 'states') and config.communication.state_scale == 'data':
         relations.append(('communication.state_scale data', examples_at_once, 2))
     if method.reads and config.teacher.control.startswith('shuffled'):
-        relations.append((f'teacher.control {config.teacher.control}', config.batch_size, 2))
+        relations.append((f'teacher.control {config.teacher.control}', batch_size, 2))
     for what, available, required in relations:
         if available < required and required > 1:
             raise UserError(

@@ -81,7 +81,10 @@ def find_unread(config) -> dict[str, str]:
     elif keeps_initial_teacher(config):
         reasons['teacher.optimizer.'] = 'teacher.num_steps is 0'
     if not objectives.active_terms(config):
-        reasons['diagnostics'] = 'the task is the only term'
+        keys = 'diagnostics', 'dataset.unlabelled', 'unlabelled_batch_size'
+        reasons |= dict.fromkeys(keys, 'the task is the only term')
+    elif not config.dataset.unlabelled:
+        reasons['unlabelled_batch_size'] = 'dataset.unlabelled is empty'
     if config.num_seeds == 1:
         reasons['seed_step'] = 'num_seeds is 1'
     if config.method == 'td':

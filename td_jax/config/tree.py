@@ -79,6 +79,11 @@ def has_few_labels(config) -> bool:
     return bool(config.dataset.examples_per_class or teacher_has_few)
 
 
+def has_unlabelled(config) -> bool:
+    """Whether a run trains on examples without labels, too: it names some, and has a term that reads them."""
+    return bool(config.dataset.unlabelled and objectives.active_terms(config))
+
+
 def keeps_initial_teacher(config) -> bool:
     """Whether a run's teacher is left as its model's `init` makes it, untrained."""
     return config.teacher.control == 'untrained' or config.teacher.num_steps == 0
@@ -96,6 +101,7 @@ def teacher_run(config):
         run.keep, run.patience = 'last', 0
         run.model = config.teacher.model.copy_and_resolve_references()
         run.optimizer = config.teacher.optimizer.copy_and_resolve_references()
+        run.unlabelled_batch_size, run.dataset.unlabelled = 0, ''
         task = config.teacher.dataset.to_dict()
         run.dataset.update({key: value for key, value in task.items() if value or key not in INHERITED_KEYS})
     return run

@@ -144,6 +144,11 @@ def dataset_config():
     # every method and in a search (a teacher draws by its own seed); 'first': the first ones of the data set,
     # the same for all seeds.
     dataset.labelled_by = 'seed'
+    # Training examples without labels, which every term but the task's reads in addition: 'rest', those that
+    # examples_per_class leaves; a number of them, such as '500'; for images also a folder of images; for
+    # ratings a number of pairs of known users and items without a rating, or a CSV or TSV of pairs; '' takes
+    # none. Each step has unlabelled_batch_size of them.
+    dataset.unlabelled = ''
     # Images: the part of the test set that is evaluated: 'all', or one of two halves by the content of the
     # images: 'development', for decisions, or 'held_out', which is read once, after all decisions.
     dataset.test_part = 'all'
@@ -256,6 +261,24 @@ def add_one_way_methods(config):
     config.dist.temperature = 1.0
 
 
+def add_batches(config):
+    """The options of how much is computed at once."""
+    # Examples per training step.
+    config.batch_size = 256
+    # Examples without labels per training step, in addition to those (dataset.unlabelled); 0 is batch_size.
+    config.unlabelled_batch_size = 0
+    # Parts of a batch that are computed one after the other, with their gradients summed. Changes memory and
+    # dropout; results change only for terms that relate the examples of a batch to each other, which then see
+    # one part at a time: rkd, crd, srd, dist and td.scale.
+    config.micro_batches = 1
+    # The type of matrix products: 'float32' on every device, on a TPU in six passes, on a GPU without TF32;
+    # or 'bfloat16', which is up to six times as fast there. Parameters, statistics, softmax, losses and
+    # metrics are float32 in any case.
+    config.compute_dtype = 'float32'
+    # Examples per evaluation step; changes memory and speed, never the result.
+    config.eval_batch_size = 1024
+
+
 def get_config():
     """Returns a ConfigDict with every option at its default."""
     config = ml_collections.ConfigDict()
@@ -280,18 +303,7 @@ def get_config():
     config.seed_step = 1
     # Training steps of the student.
     config.num_steps = 1000
-    # Examples per training step.
-    config.batch_size = 256
-    # Parts of a batch that are computed one after the other, with their gradients summed. Changes memory and
-    # dropout; results change only for terms that relate the examples of a batch to each other, which then see
-    # one part at a time: rkd, crd, srd, dist and td.scale.
-    config.micro_batches = 1
-    # The type of matrix products: 'float32' on every device, on a TPU in six passes, on a GPU without TF32;
-    # or 'bfloat16', which is up to six times as fast there. Parameters, statistics, softmax, losses and
-    # metrics are float32 in any case.
-    config.compute_dtype = 'float32'
-    # Examples per evaluation step; changes memory and speed, never the result.
-    config.eval_batch_size = 1024
+    add_batches(config)
     # Steps between two evaluations on the validation slice; the test split is read once, at the end.
     config.eval_every = 100
     # Which parameters a finished run keeps for its result, exports and predictions: those of the 'last' step,

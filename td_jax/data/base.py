@@ -38,11 +38,27 @@ class LabelledPool(NamedTuple):
     """Training examples in memory, of which each seed draws some for itself.
 
     rows(number) -> [count], which of `examples` a seed trains on, by its number alone.
+    rest(number) -> which of `examples` are left, in a random order; None where nothing is done with them.
     """
 
     examples: dict[str, np.ndarray]
     count: int  # that a seed draws
     rows: Callable[[int], np.ndarray]
+    rest: Callable[[int], np.ndarray] | None = None
+
+
+class Unlabelled(NamedTuple):
+    """Training examples in memory that every term but the task's reads, and whose labels nothing reads.
+
+    They are the same for all seeds, `examples`, or those of a LabelledPool at `rows`.
+    """
+
+    count: int  # of a seed
+    # {name: [count, ...]}, the fields of the training examples without their labels.
+    examples: dict[str, np.ndarray] | None = None
+    rows: Callable[[int], np.ndarray] | None = None  # rows(number of a seed) -> [count]
+    # Images that `examples` are decoded from, as of Source.known_by; None: known by their arrays.
+    files: 'Files | None' = None
 
 
 class EvaluationStream(NamedTuple):
@@ -112,6 +128,8 @@ class Source(NamedTuple):
     ids: Mapping[str, Ids] = types.MappingProxyType({})
     # Of ratings: {field of ids: [training examples] its numbers}, the pairs of user and item in training.
     pairs: Mapping[str, np.ndarray] = types.MappingProxyType({})
+    # Further training examples without labels; only for training examples in memory.
+    unlabelled: Unlabelled | None = None
     # {part of the data: text, or Files whose content counts}, by which later changes of the examples are
     # detected. None: by their arrays in memory. The pixels of a JPEG do not serve: they differ between
     # machines.
@@ -151,6 +169,44 @@ def check(source: Source):
                 refuse_rows(name, field, array, np.isfinite(array), 'a finite number')
         if source.task == 'classification':
             check_labels(name, in_memory['labels'], len(source.label_names))
+    if source.unlabelled is not None:
+        _check_unlabelled(source)
+
+
+def _check_unlabelled(source):
+    """Refuses examples without labels that a step could not read together with those that have labels."""
+    name, examples = f'dataset {source.name}, examples without labels', source.unlabelled.examples
+    if isinstance(source.train, TrainStream):
+        raise UserError(
+            f'dataset.unlabelled takes training examples in memory, but {source.name} is streamed: raise '
+            'dataset.kept_gb, or leave dataset.unlabelled empty.'
+        )
+    if not source.unlabelled.count:
+        raise UserError(f'{name}: there are none.')
+    if examples is None:
+        return
+    expected = {
+        field: (array.shape[1:], array.dtype)
+        for field, array in one_example(source).items()
+        if field != 'labels'
+    }
+    for field in sorted(expected.keys() | examples.keys()):
+        array = examples.get(field)
+        actual = None if array is None else (array.shape[1:], array.dtype)
+        if actual != expected.get(field):
+            forms = [_describe_field(form) for form in (actual, expected.get(field))]
+            raise UserError(
+                f'{name}: {field} is {forms[0]}, but {forms[1]} in those with labels; both need the same '
+                'fields, except for labels.'
+            )
+        if len(array) != source.unlabelled.count:
+            raise UserError(f'{name}: {field} has {len(array)} rows, but count is {source.unlabelled.count}.')
+        if np.issubdtype(array.dtype, np.floating):
+            refuse_rows(name, field, array, np.isfinite(array), 'a finite number')
+
+
+def _describe_field(field):
+    return 'not there' if field is None else f'{field[1]} {list(field[0])}'
 
 
 def check_labels(name: str, labels: np.ndarray, num_labels: int):
@@ -220,10 +276,15 @@ def draw_rows(
     Returns:
       [per_class * classes] rows, in ascending order.
     """
+    order = _order_by_lots(number, places, is_held_back)
+    return np.sort(np.concatenate([order[labels[order] == c][:per_class] for c in np.unique(labels)]))
+
+
+def _order_by_lots(number, places, is_held_back):
+    """Sorts examples by their lots, those held back last; the arguments are those of `draw_rows`."""
     # NumPy guarantees only for the raw numbers of PCG64 that they never change.
     lots = np.random.PCG64(derive_seed(number, 'labelled')).random_raw(int(places.max()) + 1)[places]
-    order = np.lexsort((lots, is_held_back))
-    return np.sort(np.concatenate([order[labels[order] == c][:per_class] for c in np.unique(labels)]))
+    return np.lexsort((lots, is_held_back))
 
 
 # {half of a test, by the last bit of the SHA-256 of an image: suffix of the data set's name}
@@ -248,16 +309,59 @@ def rows_of_part(contents: Iterable[bytes], config) -> np.ndarray | slice:
     return np.flatnonzero([hashlib.sha256(content).digest()[-1] % 2 == half for content in contents])
 
 
+REST = 'rest'
+
+
+def is_of_training(unlabelled: str) -> bool:
+    """Whether a dataset.unlabelled names training examples of the data set: 'rest', or a number of them."""
+    return unlabelled == REST or (unlabelled.isascii() and unlabelled.isdecimal())
+
+
+def makes_pool(config, task) -> bool:
+    """Whether the training examples of a task are a LabelledPool.
+
+    Args:
+      config: `config.dataset`.
+      task: that, or `config.teacher.dataset`, which has no examples without labels.
+    """
+    has_rest = is_of_training(task.get('unlabelled', ''))
+    return bool(task.examples_per_class) and (config.labelled_by == 'seed' or has_rest)
+
+
 def make_labelled_pool(
-    examples: dict, per_class: int, places: np.ndarray, is_held_back: np.ndarray
+    examples: dict,
+    per_class: int,
+    places: np.ndarray,
+    is_held_back: np.ndarray,
+    first_rows: np.ndarray | None = None,
 ) -> LabelledPool:
-    """Makes a pool from which each seed draws examples by `draw_rows`, whose arguments these are."""
-    labels = examples['labels']
-    return LabelledPool(
-        examples,
-        per_class * len(np.unique(labels)),
-        lambda number: draw_rows(number, labels, per_class, places, is_held_back),
-    )
+    """Makes a pool from which each seed draws examples by `draw_rows`, whose arguments these are.
+
+    With `first_rows` nothing is drawn: these have labels for all seeds, and the rest has one order.
+    """
+    labels, is_drawn = examples['labels'], first_rows is None
+
+    def rows(number):
+        return draw_rows(number, labels, per_class, places, is_held_back) if is_drawn else first_rows
+
+    def rest(number):
+        order = _order_by_lots(number if is_drawn else 0, places, is_held_back)
+        return order[~np.isin(order, rows(number))]
+
+    return LabelledPool(examples, per_class * len(np.unique(labels)), rows, rest)
+
+
+def find_first_rows(labels: np.ndarray, per_class: int, config) -> np.ndarray | None:
+    """Finds the first examples of each class, in ascending order; None where each seed draws its own.
+
+    Args:
+      labels: [examples], the class of each.
+      per_class: how many of each class.
+      config: `config.dataset`.
+    """
+    if config.labelled_by == 'seed':
+        return None
+    return np.sort(np.concatenate([np.flatnonzero(labels == c)[:per_class] for c in np.unique(labels)]))
 
 
 def epoch_order(key: jax.Array, epoch, num_examples: int) -> jax.Array:

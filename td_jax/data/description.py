@@ -29,6 +29,7 @@ from td_jax.errors import UserError
 
 # The two parts of the examples.
 TRAINING, EVALUATION = 'training examples', 'evaluation examples'
+UNLABELLED = 'unlabelled'  # key of the examples without labels, of descriptions that have some
 # At most so many changes, and names in one of them, are listed.
 MAX_LISTED = 3
 # Longer names and texts are shortened to so many letters.
@@ -63,6 +64,7 @@ def describe(source: Source, previous: Iterable[dict] = ()) -> dict:
             field: {'shape': list(array.shape), 'type': str(array.dtype)} for field, array in example.items()
         },
         'content': _describe_content(source, list(previous)),
+        **({UNLABELLED: _describe_unlabelled(source, list(previous))} if source.unlabelled else {}),
     }
 
 
@@ -83,6 +85,23 @@ def _describe_content(source, previous):
         content[what] = file_digest.digest(value, previous_parts) if is_files else {'text': str(value)}
     tables = {_table_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(source.tables)}
     return content | {name: {'sha256': digest_arrays({name: array})} for name, array in tables.items()}
+
+
+def _describe_unlabelled(source, previous):
+    """What identifies the examples without labels, apart from the content.
+
+    They are a choice of how to train on the same data, so they are no part of `digest`.
+    """
+    unlabelled = source.unlabelled
+    part = {'count': unlabelled.count}
+    if unlabelled.files is not None:
+        before = [description[UNLABELLED] for description in previous if UNLABELLED in description]
+        return file_digest.digest(unlabelled.files, before)
+    if unlabelled.examples is not None:
+        part['sha256'] = digest_arrays(unlabelled.examples)
+    if unlabelled.rows is not None:
+        part['drawn'] = digest_arrays({'rows': unlabelled.rows(0)})
+    return part
 
 
 def _table_name(path):
@@ -163,6 +182,9 @@ def differences(before: dict, now: dict) -> list[str]:
         old, new = before['content'].get(what), now['content'].get(what)
         if _without_stamp(old) != _without_stamp(new):
             changes += _compare_part(what, old, new, is_renumbered)
+    unlabelled = [description.get(UNLABELLED) for description in (before, now)]
+    if all(unlabelled) and _without_stamp(unlabelled[0]) != _without_stamp(unlabelled[1]):
+        changes += _compare_part('examples without labels', *unlabelled, is_renumbered)
     if before['task'] != now['task']:
         changes.append(f'task: {before["task"]} there, {now["task"]} here')
     more = [f'and {len(changes) - MAX_LISTED} more'] if len(changes) > MAX_LISTED else []

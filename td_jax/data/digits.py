@@ -2,7 +2,15 @@
 
 import numpy as np
 
-from td_jax.data.base import Picture, Source, describe_part, make_labelled_pool, rows_of_part
+from td_jax.data.base import (
+    Picture,
+    Source,
+    describe_part,
+    find_first_rows,
+    make_labelled_pool,
+    makes_pool,
+    rows_of_part,
+)
 from td_jax.data.resizing import View
 from td_jax.errors import UserError
 
@@ -54,13 +62,13 @@ def load(config, task) -> Source:
                 f'dataset.examples_per_class is {task.examples_per_class}; only {fewest} training '
                 'images of a class are there.'
             )
-    if task.examples_per_class and config.labelled_by == 'seed':
+    if makes_pool(config, task):
         places = rows_of_classes(train)
         # The examples that a search is evaluated on; the test split trains on them.
         is_held_back = np.isin(places, validation)
-        train_examples = make_labelled_pool(
-            make_examples(places), task.examples_per_class, places, is_held_back
-        )
+        pool, per_class = make_examples(places), task.examples_per_class
+        first_rows = find_first_rows(pool['labels'], per_class, config)
+        train_examples = make_labelled_pool(pool, per_class, places, is_held_back, first_rows)
     else:
         train_examples = make_examples(rows_of_classes(train, task.examples_per_class or None))
     evaluation_rows = rows_of_classes(evaluation)

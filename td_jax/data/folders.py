@@ -61,7 +61,7 @@ def load(config, task, teacher_views: images.TeacherViews | None = None) -> Sour
     classes = images.resolve_classes(name, listing.classes, task)
     *parts, held_back = _split_files(listing, config.split)
     count = sum(len(of_class) for part in parts for of_class in part)
-    per_class, is_drawn = _examples_per_class(task, parts[0], classes), config.labelled_by == 'seed'
+    per_class, is_drawn = _examples_per_class(task, parts[0], classes), data.makes_pool(config, task)
     limit = None if is_drawn else per_class or None
     files_by_class = [(parts[0][c][:limit], parts[1][c]) for c in classes]
     files = [
@@ -79,7 +79,15 @@ def load(config, task, teacher_views: images.TeacherViews | None = None) -> Sour
     stamp = file_digest.combined_stamp(known_by.values()) if is_in_memory else ''
     records = [_make_records(listing.folder, part, len(classes), stamp) for part in files]
     spans = [_make_spans(len(part)) for part in files]
-    draw = _make_draw(listing, files[0], per_class, held_back) if per_class and is_drawn else None
+    draw = None
+    if is_drawn:
+        labels, *lots = _prepare_draw(listing, files[0], held_back)
+        # In the order of their hashes, in which `files` are not.
+        first = {file for c in classes for file in parts[0][c][:per_class]}
+        is_first = np.array([file in first for file, _ in files[0]])
+        first_rows = None if config.labelled_by == 'seed' else np.flatnonzero(is_first)
+        pool = data.make_labelled_pool({'labels': labels}, per_class, *lots, first_rows)
+        draw = pool.rows
     if draw:
         # The draw depends on the files of other classes, too.
         drawn_names = ' '.join(files[0][row][0] for row in draw(0))
@@ -96,8 +104,7 @@ def load(config, task, teacher_views: images.TeacherViews | None = None) -> Sour
             name, label_names, examples, config, whole_task, contents=contents, held_back=0, is_native=False
         )
         if draw:
-            pool = data.LabelledPool(source.train, per_class * len(classes), draw)
-            source = source._replace(train=pool)
+            source = source._replace(train=pool._replace(examples=source.train))
     else:
         stream.check_whole_test(name, config)
         for part in files:
@@ -113,6 +120,24 @@ def load(config, task, teacher_views: images.TeacherViews | None = None) -> Sour
             )
     note = f'{name} holds what is not read: {listing.ignored}' if listing.ignored else ''
     return source._replace(name=full_name, note=note, known_by=known_by)
+
+
+def load_unlabelled(folder: epath.Path, files: tuple[str, ...], views: stream.Views) -> dict:
+    """Loads images of any folder into memory, {field: [files, side, side, 3] uint8 of each view}.
+
+    Args:
+      folder: of the images.
+      files: their paths below it.
+      views: how they are resized.
+
+    Raises:
+      UserError: one cannot be read or decoded.
+    """
+    stamp = file_digest.combined_stamp([Files(str(folder), files)])
+    # They have one class, which is then left out.
+    records = _make_records(str(folder), [(file, 0) for file in files], 1, stamp)
+    examples = stream.load_examples(records, tuple(_make_spans(len(files))), views)
+    return {field: array for field, array in examples.items() if field != 'labels'}
 
 
 def list_files(folder: epath.Path) -> Listing:
@@ -223,15 +248,14 @@ def _mix_classes(files):
     return tuple(sorted(files, key=lambda file: _digest(file[0])))
 
 
-def _make_draw(listing, files, per_class, held_back):
-    """Makes LabelledPool.rows of some training files; their places are those among all training files."""
+def _prepare_draw(listing, files, held_back):
+    """Prepares a draw of training files: (their labels, their places among all files, is_held_back)."""
     all_files = sorted((file for of_class in listing.files[TRAIN] for file in of_class), key=_digest)
     place_of = {file: place for place, file in enumerate(all_files)}
     held_back_files = {file for of_class in held_back for file in of_class}
     places = np.array([place_of[file] for file, _ in files])
     is_held_back = np.array([file in held_back_files for file, _ in files])
-    labels = np.array([label for _, label in files])
-    return lambda number: data.draw_rows(number, labels, per_class, places, is_held_back)
+    return np.array([label for _, label in files]), places, is_held_back
 
 
 def _make_drawn_stream(listing, files, draw, whole, config, views):

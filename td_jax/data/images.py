@@ -274,15 +274,16 @@ def too_few_error(requested: int, available: int) -> UserError:
 
 def _select_train_examples(examples, label_names, classes, config, task, held_back):
     """Selects training examples: all of some classes, the first of each, or a pool for seeds to draw from."""
-    per_class, is_drawn = task.examples_per_class, config.labelled_by == 'seed'
-    if not per_class or not is_drawn:
+    per_class = task.examples_per_class
+    if not data.makes_pool(config, task):
         return _select_classes(examples, label_names, classes, per_class or None)[0]
     pool, places = _select_classes(examples, label_names, classes)
     fewest = np.bincount(pool['labels'], minlength=len(classes)).min()
     if per_class > fewest:
         raise too_few_error(per_class, fewest)
     is_held_back = places >= len(examples['labels']) - held_back
-    return data.make_labelled_pool(pool, per_class, places, is_held_back)
+    first_rows = data.find_first_rows(pool['labels'], per_class, config)
+    return data.make_labelled_pool(pool, per_class, places, is_held_back, first_rows)
 
 
 def _select_classes(examples, label_names, classes, per_class=None):
@@ -317,7 +318,8 @@ def abstract_source(config, task, teacher_views: TeacherViews | None = None) -> 
       teacher_views: how a teacher is shown the same images, if other than its student.
 
     Raises:
-      UserError: a data set that is not one of images.
+      UserError: a data set that is not one of images, or a number of examples without labels that is known
+        only when they are read.
     """
     if config.name not in KNOWN_SIZES:
         kind = 'is known when it is read' if config.name in NAMES else 'is no image data set'
@@ -347,4 +349,18 @@ def abstract_source(config, task, teacher_views: TeacherViews | None = None) -> 
         tables=(),
         inputs=inputs(task),
         inputs_for=inputs,
+        unlabelled=_abstract_unlabelled(config, task, count) if task.get('unlabelled', '') else None,
     )
+
+
+def _abstract_unlabelled(config, task, num_labelled):
+    """Examples without labels of `abstract_source`, all zeros."""
+    classes, count, side = KNOWN_SIZES[config.name]
+    left = len(tuple(task.classes) or range(classes)) * (count // classes) - num_labelled
+    if not side or not data.is_of_training(task.unlabelled) or not left:
+        raise UserError(
+            f'dataset.unlabelled is {task.unlabelled}, whose number of examples is known when they are read.'
+        )
+    num_unlabelled = left if task.unlabelled == data.REST else int(task.unlabelled)
+    pixels = np.broadcast_to(np.zeros((), np.uint8), (num_unlabelled, side, side, 3))
+    return data.Unlabelled(num_unlabelled, {IMAGE: pixels})

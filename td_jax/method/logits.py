@@ -66,9 +66,13 @@ def dkd_terms(params, student, teacher, labels, config, key):
     """Decoupled knowledge distillation (Zhao et al. 2022), losses.dkd; alpha and beta are the terms' weights.
 
     The label must be one of the compared classes. An auxiliary head predicts the teacher's own labels, which
-    no example has, so it cannot be used here.
+    no example has, so it cannot be used here. For an example without a label, the class that the teacher
+    finds most probable takes its place.
     """
     student_logits, teacher_logits = bridge_logits(params, student, teacher, config)
+    if len(labels) < len(teacher_logits):
+        predicted = jnp.argmax(teacher_logits[len(labels) :], axis=-1)
+        labels = jnp.concatenate([labels, predicted.astype(labels.dtype)])
     temperature, weights = config.dkd.temperature, config.dkd.weights
     target, others = losses.dkd(student_logits, teacher_logits, labels, temperature=temperature)
     terms = {'target': target, 'others': others}

@@ -58,7 +58,11 @@ class TermsFunction(Protocol):
         config: ml_collections.ConfigDict,
         key: jax.Array | None,
     ) -> dict[str, jax.Array]:
-        """{name of the term: [batch]}; labels are [batch], and a key of None means no dropout and noise."""
+        """{name of the term: [batch]}.
+
+        Labels are those of the first examples of the batch, [labelled]; the others have none
+        (dataset.unlabelled). A key of None means no dropout and noise.
+        """
 
 
 class MessagesFunction(Protocol):

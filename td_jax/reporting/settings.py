@@ -16,7 +16,7 @@ SCRATCH = 'supervised'
 SEEDS = ('seed', 'num_seeds', 'seed_step', 'teacher.seed')
 # Prefixes of the keys that define a setting, and exceptions, which are options of training.
 _OF_SETTING = ('dataset.', 'model.')
-_OF_TRAINING = ('model.initial', 'model.dropout')
+_OF_TRAINING = ('model.initial', 'model.dropout', 'dataset.unlabelled')
 # An additional key for the digest of the data, if runs with one config had different data.
 CONTENT = 'dataset.content'
 # The most keys in a label or a title.

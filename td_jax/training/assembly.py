@@ -4,7 +4,7 @@ import jax
 
 from td_jax import config as config_lib
 from td_jax import randomness
-from td_jax.data import SOURCES, images
+from td_jax.data import SOURCES, images, unlabelled
 from td_jax.data import base as data
 from td_jax.devices import precision
 from td_jax.method import objectives
@@ -21,12 +21,27 @@ def load_source(config, task) -> data.Source:
     Raises:
       UserError: the data are missing, or cannot be used for training or evaluation.
     """
-    load = SOURCES[config.dataset.name]
+    load, is_student = SOURCES[config.dataset.name], task == config.dataset
+    dataset = _make_read_dataset(config) if is_student else config.dataset
+    task = dataset if is_student else task
     # td_jax's own data sets prepare the teacher's images, too, if they differ.
-    has_views = config.dataset.name in images.NAMES and task == config.dataset
-    source = load(config.dataset, task, *((of_teacher(config),) if has_views else ()))
+    has_views = dataset.name in images.NAMES and is_student
+    source = load(dataset, task, *((of_teacher(config),) if has_views else ()))
+    if is_student and dataset.unlabelled:
+        source = unlabelled.add(source, dataset, of_teacher(config) if has_views else None)
+    else:
+        source = source._replace(unlabelled=None)
     data.check(source)
     return source
+
+
+def _make_read_dataset(config):
+    """config.dataset, without the examples without labels if no term reads them."""
+    if config_lib.has_unlabelled(config) or not config.dataset.unlabelled:
+        return config.dataset
+    dataset = config.dataset.copy_and_resolve_references()
+    dataset.unlabelled = ''
+    return dataset
 
 
 def of_teacher(config) -> images.TeacherViews | None:
@@ -135,7 +150,8 @@ def abstract_images(config, mesh) -> dispatch.Abstract:
     Raises:
       UserError: data other than images, or models that do not fit it.
     """
-    source = images.abstract_source(config.dataset, config.dataset, of_teacher(config))
+    dataset = _make_read_dataset(config)
+    source = images.abstract_source(dataset, dataset, of_teacher(config))
     if not config_lib.has_teacher(config):
         return abstract(config, source, None, mesh)
     if config.teacher.pretrained:

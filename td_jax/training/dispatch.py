@@ -42,6 +42,8 @@ class Constants(NamedTuple):
 
     train: dict[str, jax.Array] | None  # None where examples stream
     rows: jax.Array | None  # [seeds, examples] rows of `train`; None where all seeds share all examples
+    # [seeds or 1, examples], the rows of `train` whose labels are not read; None where there are none.
+    unlabelled_rows: jax.Array | None
     tables: Any
     teacher_tables: Any
     teacher_params: Any
@@ -57,6 +59,13 @@ class Progress(NamedTuple):
     finite: jax.Array  # whether every loss was finite; state.step stays where one was not
 
 
+class Orders(NamedTuple):
+    """The order of the examples in the epoch of a step; those without labels have epochs of their own."""
+
+    labelled: jax.Array  # [seeds, examples]
+    unlabelled: jax.Array | None  # [seeds, examples]; None where there are none
+
+
 class Dispatch(NamedTuple):
     """A run's functions.
 
@@ -69,8 +78,7 @@ class Dispatch(NamedTuple):
     add_scales(state, feed, keys) -> the state at step 0 with its measured scales, where the run has some. The
       batches stay in the feed.
     begin(state) -> a Progress with empty sums
-    feed(keys, step) -> the source of the examples from `step` on: their order in the epoch, or an iterator
-      over a stream
+    feed(keys, step) -> the source of the examples from `step` on: their Orders, or an iterator over a stream
     run(progress, feed, keys, step, stop) -> (progress, feed)
       Trains from `step`, the step of progress.state, until `stop` or until a loss is not finite. It takes the
       feed of `step` and returns that of `stop`. A progress and an order are donated. It does not wait for the
@@ -153,7 +161,7 @@ def make_dispatch(
     jitted, whole = abstract.jitted, sharding.replicated_sharding(mesh)
     constants = _place_constants(source, teacher, config, mesh, sharding.place)
     if abstract.constants.teacher_states is not None:
-        examples, _ = select_examples(source, config)
+        examples = select_examples(source, config).examples
         batches, _ = data.padded_batches(examples, min(TEACHER_BATCH, data.count(examples)))
         shapes = sharding.abstract_arrays(batches, whole)
 
@@ -192,7 +200,7 @@ def make_dispatch(
         sums = {name: np.zeros(sum_.shape, sum_.dtype) for name, sum_ in abstract.progress.sums.items()}
         return Progress(state, *sharding.place((sums, np.array(True)), whole))
 
-    part_size = config.batch_size // config.micro_batches
+    part_size = (config.batch_size + unlabelled_batch_size(source, config)) // config.micro_batches
     num_batches = min(data.count(source.train) // config.batch_size, -(-SCALE_EXAMPLES // part_size))
     is_streamed = isinstance(source.train, data.TrainStream)
     if is_streamed:
@@ -321,16 +329,22 @@ class _Parts:
         self.teacher = teacher and (teacher.model, teacher.source.inputs)
         self.num_examples = data.count(source.train)
         self.steps_per_epoch = self.num_examples // config.batch_size
+        self.num_unlabelled = source.unlabelled.count if source.unlabelled else 0
+        self.unlabelled_batch_size = unlabelled_batch_size(source, config)
+        self.unlabelled_steps_per_epoch = self.num_unlabelled // max(self.unlabelled_batch_size, 1)
         # A step is traced once, by whoever asks first: the checks before a run, or its loop.
         self.all_seeds = jax.jit(self.update_all_seeds)
 
     def example_shapes(self):
-        """{name: [seeds, batch, ...]} of a step."""
-        return self.batch_shapes(self.example)
+        """{name: [seeds, batch, ...]} of a step; the labels are those of the labelled examples alone."""
+        shapes = self.batch_shapes(self.example)
+        labels = self.batch_shapes(self.example['labels'], self.config.batch_size)
+        return {**shapes, 'labels': labels}
 
-    def batch_shapes(self, examples):
+    def batch_shapes(self, examples, batch_size=None):
         """A tree of [examples, ...] -> the shapes of a step's, [seeds, batch, ...]."""
-        shape = self.config.num_seeds, self.config.batch_size
+        batch_size = batch_size or self.config.batch_size + self.unlabelled_batch_size
+        shape = self.config.num_seeds, batch_size
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct((*shape, *x.shape[1:]), x.dtype), examples)
 
     def progress_shapes(self, constants, start) -> Progress:
@@ -383,7 +397,7 @@ class _Parts:
     def compute_teacher_activations(self, constants, examples, key) -> base.Activations:
         """The teacher's Activations on some examples."""
         model, inputs = self.teacher
-        teacher_inputs = inputs(constants.teacher_tables, examples, key)
+        teacher_inputs = inputs(constants.teacher_tables, self.hide_labels(examples), key)
         return base.activations(model, constants.teacher_params, teacher_inputs)
 
     def compute_states(self, constants, batches) -> base.Activations:
@@ -400,14 +414,21 @@ class _Parts:
         upper = self.compute_teacher_activations(constants, examples, None).upper
         return probe.representations(upper), examples['labels'], mask
 
+    def hide_labels(self, examples):
+        """The examples without their labels, in a run where some have none."""
+        if not self.num_unlabelled:
+            return examples
+        return {name: array for name, array in examples.items() if name != 'labels'}
+
     def make_batch(self, constants, examples, teacher_activations, key):
         """The Batch of some examples; teacher_activations of None are computed here."""
         if teacher_activations is None and self.teacher:
             teacher_activations = self.compute_teacher_activations(constants, examples, key)
+        student_inputs = self.inputs(constants.tables, self.hide_labels(examples), key)
         return train_step.Batch(
-            student_inputs=self.inputs(constants.tables, examples, key),
+            student_inputs=student_inputs,
             labels=jnp.asarray(examples['labels']),
-            mask=jnp.ones(examples['labels'].shape, jnp.float32),
+            mask=jnp.ones(len(jax.tree.leaves(student_inputs)[0]), jnp.float32),
             teacher=teacher_activations,
         )
 
@@ -468,18 +489,48 @@ class _Parts:
         return self.measure(constants, state, keys, *self.draw_batch(constants, order, step))
 
     def draw_order(self, keys, step):
-        """[seeds, examples], the order of the examples in the epoch of a step."""
+        """The Orders of a step."""
+        return Orders(self.draw_labelled(keys, step), self.draw_unlabelled(keys, step))
+
+    def draw_labelled(self, keys, step):
+        """Orders.labelled of a step."""
         order_keys = jax.vmap(split_key)(keys).order
         return jax.vmap(data.epoch_order, in_axes=(0, None, None))(
             order_keys, step // self.steps_per_epoch, self.num_examples
         )
 
+    def draw_unlabelled(self, keys, step):
+        """Orders.unlabelled of a step."""
+        if not self.num_unlabelled:
+            return None
+        order_keys = jax.vmap(lambda key: randomness.fold_name(split_key(key).order, 'unlabelled'))(keys)
+        return jax.vmap(data.epoch_order, in_axes=(0, None, None))(
+            order_keys, step // self.unlabelled_steps_per_epoch, self.num_unlabelled
+        )
+
+    def advance_order(self, order, keys, step):
+        """The Orders of a step from those of the step before."""
+        is_new = step % self.steps_per_epoch == 0
+        labelled = jax.lax.cond(is_new, lambda: self.draw_labelled(keys, step), lambda: order.labelled)
+        if not self.num_unlabelled:
+            return Orders(labelled, None)
+        is_new = step % self.unlabelled_steps_per_epoch == 0
+        unlabelled = jax.lax.cond(is_new, lambda: self.draw_unlabelled(keys, step), lambda: order.unlabelled)
+        return Orders(labelled, unlabelled)
+
     def draw_batch(self, constants, order, step):
         """(examples, teacher_activations) of a step on data that is on the device."""
-        rows = jax.vmap(data.batch_rows, in_axes=(0, None, None))(order, step, self.config.batch_size)
+        take_rows = jax.vmap(data.batch_rows, in_axes=(0, None, None))
+        rows = take_rows(order.labelled, step, self.config.batch_size)
         if constants.rows is not None:
             rows = jnp.take_along_axis(constants.rows, rows, axis=1)
-        examples = data.take(constants.train, rows)
+        labels = constants.train['labels'][rows]
+        if self.num_unlabelled:
+            others = take_rows(order.unlabelled, step, self.unlabelled_batch_size)
+            others = jnp.take_along_axis(constants.unlabelled_rows, others, axis=1)
+            rows = jnp.concatenate([rows, others], axis=1)
+        examples = {name: array[rows] for name, array in constants.train.items() if name != 'labels'}
+        examples['labels'] = labels
         if constants.teacher_states is None:
             return examples, None
         return examples, jax.tree.map(lambda states: states[rows], constants.teacher_states)
@@ -492,8 +543,7 @@ class _Parts:
             batch = self.draw_batch(constants, order, state.step[0])
             state, metrics, finite = self.all_seeds(constants, state, keys, *batch)
             step = state.step[0]  # the same for all seeds
-            is_new = step % self.steps_per_epoch == 0
-            order = jax.lax.cond(is_new, lambda: self.draw_order(keys, step), lambda: order)
+            order = self.advance_order(order, keys, step)
             return Progress(state, jax.tree.map(jnp.add, sums, metrics), finite), order
 
         def continues(carry):
@@ -562,24 +612,49 @@ def _make_stream_functions(jitted, constants, source, config, mesh):
     return feed, run
 
 
-def select_examples(source: data.Source, config) -> tuple[dict | None, np.ndarray | None]:
+class Selection(NamedTuple):
+    """The training examples in memory that the seeds of a run need; all None for a stream."""
+
+    examples: dict[str, np.ndarray] | None
+    # [seeds, examples of a seed], which of them have labels; None where the first ones do, for every seed.
+    rows: np.ndarray | None
+    unlabelled_rows: np.ndarray | None  # the same of those without, [seeds or 1, examples of a seed]
+
+
+def unlabelled_batch_size(source: data.Source, config) -> int:
+    """The number of examples without labels per step; 0 where a run has none."""
+    return (config.unlabelled_batch_size or config.batch_size) if source.unlabelled else 0
+
+
+def select_examples(source: data.Source, config) -> Selection:
     """Selects the training examples in memory that the seeds of a run need.
 
-    Returns:
-      (examples, or None for a stream; the rows of each seed, [seeds, examples of a seed], or None where every
-      seed has all examples)
+    The labels of examples that no seed has labelled are part of a LabelledPool, and are read nowhere.
     """
-    train = source.train
+    train, unlabelled = source.train, source.unlabelled
     if isinstance(train, data.TrainStream):
-        return None, None
-    if isinstance(train, dict):
-        return train, None
-    rows = np.stack([train.rows(data_seed) for data_seed in data_seeds(config)])
-    drawn_rows = np.unique(rows)
-    # Padded to the same size for all seeds, so that their runs share a program; no seed reads the padding.
-    size = min(rows.size, data.count(train.examples))
-    padded_rows = np.concatenate([drawn_rows, np.full(size - len(drawn_rows), drawn_rows[0])])
-    return data.take(train.examples, padded_rows), np.searchsorted(drawn_rows, rows).astype(np.int32)
+        return Selection(None, None, None)
+    examples, rows, unlabelled_rows = train, None, None
+    if isinstance(train, data.LabelledPool):
+        draws = [train.rows, *([unlabelled.rows] if unlabelled and unlabelled.rows else [])]
+        drawn = [np.stack([draw(data_seed) for data_seed in data_seeds(config)]) for draw in draws]
+        drawn_rows = np.unique(np.concatenate([rows.ravel() for rows in drawn]))
+        # Padded to the same size for all seeds, so that their runs share a program; no seed reads the
+        # padding.
+        size = min(sum(rows.size for rows in drawn), data.count(train.examples))
+        padded_rows = np.concatenate([drawn_rows, np.full(size - len(drawn_rows), drawn_rows[0])])
+        examples = data.take(train.examples, padded_rows)
+        rows, *others = (np.searchsorted(drawn_rows, rows).astype(np.int32) for rows in drawn)
+        unlabelled_rows = others[0] if others else None
+    if unlabelled and unlabelled.examples is not None:
+        start, added = data.count(examples), unlabelled.examples
+        labels = np.zeros((unlabelled.count, *examples['labels'].shape[1:]), examples['labels'].dtype)
+        examples = {
+            name: np.concatenate([array, labels if name == 'labels' else added[name]])
+            for name, array in examples.items()
+        }
+        unlabelled_rows = (start + np.arange(unlabelled.count, dtype=np.int32))[None]
+    return Selection(examples, rows, unlabelled_rows)
 
 
 def _represent(represent, constants, examples, batch_size, mesh):
@@ -599,7 +674,8 @@ def _fit_probe(represent, source, config):
         # Shared examples are read once.
         of_each = map(represent, map(train.pass_over, data_seeds(config)[: None if train.is_drawn else 1]))
     else:
-        examples, rows = select_examples(source, config)
+        # The labelled examples alone, as in a run without others.
+        examples, rows, _ = select_examples(source._replace(unlabelled=None), config)
         x, labels = represent(examples)
         of_each = ((x[own], labels[own]) for own in ([slice(None)] if rows is None else rows))
     fits = [processes.broadcast(probe.fit(*own, num_labels)) for own in of_each]
@@ -615,10 +691,11 @@ def _fit_probe(represent, source, config):
 def _place_constants(source, teacher, config, mesh, place):
     """Puts the Constants of a run on the devices, still without the teacher's states."""
     whole = sharding.replicated_sharding(mesh)
-    train, rows = select_examples(source, config)
+    train, rows, unlabelled_rows = select_examples(source, config)
     return Constants(
         train=train and place(train, whole),
         rows=None if rows is None else place(rows, whole),
+        unlabelled_rows=None if unlabelled_rows is None else place(unlabelled_rows, whole),
         tables=place(source.tables, whole),
         teacher_tables=teacher and place(teacher.source.tables, whole),
         teacher_params=teacher and place(teacher.params, sharding.parameter_shardings(mesh, teacher.params)),

@@ -339,7 +339,8 @@ class Loop:
 
     def _log(self, log, step, previous_step, means, seconds, diagnostic_scalars):
         scalars = {f'train_{name}': value.mean() for name, value in means.items()}
-        count = (step - previous_step) * self.config.batch_size * self.config.num_seeds
+        batch_size = self.config.batch_size + dispatch.unlabelled_batch_size(self.source, self.config)
+        count = (step - previous_step) * batch_size * self.config.num_seeds
         scalars['examples_per_second'] = count / seconds
         scalars |= diagnostic_scalars
         if log:

@@ -59,7 +59,10 @@ def check(
         'optimizer state': (sharding.bytes_on_device(state.opt_state), _suggest_sizes(name)),
         'data': (
             sharding.bytes_on_device(
-                (constants.train, constants.rows, constants.tables, constants.teacher_tables)
+                (
+                    *(constants.train, constants.rows, constants.unlabelled_rows),
+                    *(constants.tables, constants.teacher_tables),
+                )
             ),
             _suggest_smaller_data(config),
         ),
@@ -88,7 +91,8 @@ def check(
             _check_probe(config, source, states)
         if config.method == 'td' and config.td.weights.interact:
             own = activations(config, config.model, source)
-            rows = config.batch_size // (mesh.devices.size * config.micro_batches)
+            batch_size = config.batch_size + dispatch.unlabelled_batch_size(source, config)
+            rows = batch_size // (mesh.devices.size * config.micro_batches)
             # The backward pass of a round needs the states that the round started from.
             carried = config.num_seeds * rows * _count_bytes((own.lower, own.upper, states.lower))
             parts['conversation'] = (

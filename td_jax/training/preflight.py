@@ -90,6 +90,7 @@ def check(config, folder: epath.Path, programs: Programs) -> Plan:
 def _check_alone(config, folder, mesh, programs) -> Plan:
     source = assembly.load_source(config, config.dataset)
     _check_batch(config, source)
+    _check_unlabelled(config, source, mesh)
     _check_task(config, source)
     assembly.build_model(config, config.model, source)
     if not config_lib.has_teacher(config):
@@ -243,6 +244,26 @@ def _check_batch(config, source):
         raise UserError(
             f'batch_size is {config.batch_size}, but {source.name} has {count} training examples; '
             'lower batch_size.'
+        )
+
+
+def _check_unlabelled(config, source, mesh):
+    """Refuses a batch of examples without labels that is too large, or that cannot be cut."""
+    size = dispatch.unlabelled_batch_size(source, config)
+    if not size:
+        return
+    what = f'unlabelled_batch_size is {size}' if config.unlabelled_batch_size else f'batch_size is {size}'
+    if size > source.unlabelled.count:
+        raise UserError(
+            f'{what}, but there are {source.unlabelled.count} examples without labels; set '
+            'unlabelled_batch_size to at most as many.'
+        )
+    devices = mesh.devices.size
+    parts = devices * config.micro_batches
+    if size % parts:
+        raise UserError(
+            f'{what}, which {devices} device{"s" if devices > 1 else ""} times micro_batches='
+            f'{config.micro_batches} do not divide; choose a multiple of {parts}.'
         )
 
 

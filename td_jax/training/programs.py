@@ -95,5 +95,6 @@ def _describe_shapes(source: data.Source):
         (type(source.train), data.count(source.train)),
         # The size of a pool, an upper bound on the examples on the device.
         data.count(source.train.examples) if isinstance(source.train, data.LabelledPool) else None,
+        source.unlabelled and (source.unlabelled.count, source.unlabelled.rows is None),
         (structure, tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves)),
     )

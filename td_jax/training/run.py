@@ -9,6 +9,7 @@ from etils import epath
 
 from td_jax import config as config_lib
 from td_jax import randomness
+from td_jax.data import base as data
 from td_jax.devices import platform, processes
 from td_jax.errors import Diverged, UserError
 from td_jax.files import workdir as workdir_lib
@@ -44,6 +45,9 @@ def train(
         plan = preflight.check(config, workdir, programs)
     if plan.source.note and not prefix:
         processes.say(plan.source.note)
+    if plan.source.unlabelled:
+        counts = data.count(plan.source.train), plan.source.unlabelled.count
+        processes.say(f'{plan.source.name}: {counts[0]:,} examples with labels and {counts[1]:,} without')
     with _lock_workdir(workdir) as renew:
         # Another process may have trained here in the meantime.
         result = processes.call_on_main(lambda: preflight.check_workdir(config, workdir, plan.record))

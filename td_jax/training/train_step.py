@@ -24,7 +24,7 @@ class Batch(NamedTuple):
     """The inputs of a step: a source's inputs for the student, the labels, and the teacher's activations."""
 
     student_inputs: dict[str, jax.Array]
-    labels: jax.Array  # [batch]
+    labels: jax.Array  # [labelled], of the first examples of the batch; others have none
     mask: jax.Array  # [batch], 1 for a real example, 0 for padding
     # The teacher's, on the batch; None for a method without a teacher.
     teacher: base.Activations | None
@@ -224,7 +224,13 @@ def _make_terms(student, objective, task_loss, config, registers):
         """-> ({term: its contribution to the loss}, {term: mean over the batch})."""
         student_key, terms_key = (randomness.fold_name(key, name) for name in (STUDENT, COMMUNICATION))
         activations = base.activations(student, params[STUDENT], batch.student_inputs, student_key)
-        terms = {'task': task_loss(activations.logits, batch.labels)}
+
+        def mean_of_real(term):
+            # Means over real examples are taken here and nowhere else. The task's has labelled ones alone.
+            mask = batch.mask[: len(term)]
+            return jnp.sum(term * mask) / jnp.maximum(mask.sum(), 1.0)
+
+        terms = {'task': task_loss(activations.logits[: len(batch.labels)], batch.labels)}
         if has_terms:
             uppers = (
                 (lambda s, key: student.upper(params[STUDENT], s, key)),
@@ -242,9 +248,7 @@ def _make_terms(student, objective, task_loss, config, registers):
                 config,
                 terms_key,
             )
-        # Means over real examples are taken here and nowhere else.
-        count = jnp.maximum(batch.mask.sum(), 1.0)
-        means = {name: jnp.sum(term * batch.mask) / count for name, term in terms.items()}
+        means = {name: mean_of_real(term) for name, term in terms.items()}
         contributions = {
             name: mean if name == 'task' else share * weights[name] * mean for name, mean in means.items()
         }
@@ -319,7 +323,7 @@ def accumulate(differentiate, key, batch: Batch, micro_batches: int):
       key: for dropout; every part has its own.
       batch: a whole batch.
       micro_batches: number of parts, a divisor of the batch size. A term that relates examples to each other
-        relates those of one part.
+        relates those of one part. The number of labelled examples is a multiple, too.
 
     Returns:
       (metrics, gradient), means over the real examples of the batch.

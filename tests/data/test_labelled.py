@@ -179,7 +179,7 @@ def test_what_a_run_keeps_of_a_pool_is_what_its_seeds_draw(small_config):
     """The draw of a seed is the same alone, among others and for every method, and another for a teacher."""
     config = small_config(num_seeds=3, dataset__examples_per_class=2)
     source = digits.load(config.dataset, config.dataset)
-    examples, rows = dispatch.select_examples(source, config)
+    examples, rows, _ = dispatch.select_examples(source, config)
     assert rows.shape == (3, 10)
     assert base.count(examples) == 30
     for seed in range(3):
@@ -191,17 +191,17 @@ def test_what_a_run_keeps_of_a_pool_is_what_its_seeds_draw(small_config):
             small_config(method='ld', seed=seed, num_seeds=1),
         ):
             alone.dataset.examples_per_class = 2
-            own, own_rows = dispatch.select_examples(source, alone)
+            own, own_rows, _ = dispatch.select_examples(source, alone)
             for name, array in expected.items():
                 np.testing.assert_array_equal(examples[name][rows[seed]], array)
                 np.testing.assert_array_equal(own[name][own_rows[0]], array)
     config.role = 'teacher'
-    others, _ = dispatch.select_examples(source, config)
+    others = dispatch.select_examples(source, config).examples
     assert not np.array_equal(others['image'], examples['image'])
     # A pool that is smaller than what the seeds draw together is there once.
     everything = small_config(num_seeds=3, dataset__examples_per_class=80)
     source = digits.load(everything.dataset, everything.dataset)
-    kept, _ = dispatch.select_examples(source, everything)
+    kept = dispatch.select_examples(source, everything).examples
     assert base.count(kept) == base.count(source.train.examples) < 3 * 400
 
 

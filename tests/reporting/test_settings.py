@@ -43,6 +43,20 @@ def test_runs_that_differ_in_seeds_are_one_row(write_run, tmp_path):
     assert row.teachers() == {0: 'a', 1: 'a', 3: 'b', 5: 'b', 7: 'b', 60: 'a'}
 
 
+def test_examples_without_labels_are_an_option_of_training(write_run, tmp_path):
+    write_run(tmp_path / 'scratch', [0.5, 0.6], method='supervised', dataset__unlabelled='rest')
+    write_run(tmp_path / 'without', [0.4, 0.5], method='ld')
+    write_run(tmp_path / 'with', [0.3, 0.4], method='ld', dataset__unlabelled='rest')
+    (setting,) = made(tmp_path)
+    assert rows(setting) == {
+        'supervised': ['scratch'],
+        'ld, dataset.unlabelled rest': ['with'],
+        'ld, dataset.unlabelled none': ['without'],
+    }
+    for row in setting.rows[1:]:
+        assert settings.find_baseline(row, setting.rows).row is setting.rows[0]
+
+
 def test_public_teachers_are_known_by_their_parameters(write_run, tmp_path):
     for name, teacher, seed in (('a', 'one', 0), ('b', 'one', 1), ('c', 'two', 2)):
         write_run(

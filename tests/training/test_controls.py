@@ -29,7 +29,7 @@ class Case:
         self.teacher = teacher._replace(params=change_teacher(teacher.params))
         self.keys = dispatch.seed_keys(config)
         source = self.source
-        drawn, rows = dispatch.select_examples(source, config)
+        drawn, rows, _ = dispatch.select_examples(source, config)
         self.train = examples = data.take(drawn, rows[0])
         if path == 'stream':
             stream = data.TrainStream(
@@ -47,7 +47,7 @@ class Case:
         """Those of the first step."""
         rows = np.arange(self.config.batch_size)
         if self.path != 'stream':
-            (order,) = self.run.feed(self.keys, 0)
+            (order,) = self.run.feed(self.keys, 0).labelled
             rows = data.batch_rows(order, 0, self.config.batch_size)
         return data.take(self.train, np.asarray(rows))
 
@@ -236,8 +236,10 @@ for one, two in zip(*map(jax.tree.leaves, found), strict=True):
 
 
 @pytest.mark.long
-def test_a_teacher_is_shuffled_over_all_devices(comparable_config):
+@pytest.mark.parametrize('unlabelled', ['', 'rest'])
+def test_a_teacher_is_shuffled_over_all_devices(comparable_config, unlabelled):
     config = comparable_config(method='fitnet', teacher__control='shuffled', teacher__seed=9)
+    config.dataset.unlabelled, config.unlabelled_batch_size = unlabelled, 12
     done = forked.run(
         ['-c', ON_TWO_DEVICES, config_lib.to_json(config)],
         env={**os.environ, 'JAX_NUM_CPU_DEVICES': '2', 'JAX_PLATFORMS': 'cpu'},

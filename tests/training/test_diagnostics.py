@@ -76,13 +76,13 @@ def ld_by_hand(student, learned, theirs, x):
 def test_shares_are_those_of_gradients_by_hand(comparable_config, method, term, weight, by_hand):
     config = comparable_config(method=method, num_seeds=2, **{f'{method}__weights__{term}': weight})
     run, keys, state, source, teacher = build(config)
-    step, (examples, drawn) = 3, dispatch.select_examples(source, config)
+    step, (examples, drawn, _) = 3, dispatch.select_examples(source, config)
     progress, order = run.run(run.begin(state), run.feed(keys, 0), keys, 0, step)
     found = run.diagnose(progress.state, order, keys)
     for seed in range(2):
         params = jax.tree.map(lambda x, seed=seed: np.asarray(x)[seed], progress.state.params)
         # The examples of the next step, in the order of the epoch.
-        rows = drawn[seed][np.asarray(order)[seed, step * 8 : (step + 1) * 8]]
+        rows = drawn[seed][np.asarray(order.labelled)[seed, step * 8 : (step + 1) * 8]]
         x, labels = examples['image'][rows], examples['labels'][rows]
         theirs = [np.asarray(state) for state in mlp(teacher.params, x)]
 
@@ -206,8 +206,8 @@ def test_scales_are_the_deviations_of_states_over_the_first_examples(
     run, keys, state, source, teacher = build(config)
     order = run.feed(keys, 0)
     scaled = run.add_scales(state, order, keys)
-    examples, drawn = dispatch.select_examples(source, config)
-    rows = drawn[0][np.asarray(order)[0]]
+    examples, drawn, _ = dispatch.select_examples(source, config)
+    rows = drawn[0][np.asarray(order.labelled)[0]]
     # Three batches, or the first halves of six.
     batches = [examples['image'][rows[8 * i : 8 * (i + 1) : micro_batches]] for i in range(3 * micro_batches)]
     found = jax.tree.map(np.asarray, scaled.scales)
@@ -221,7 +221,7 @@ def test_scales_are_the_deviations_of_states_over_the_first_examples(
 def test_scales_of_a_stream_are_those_of_its_first_batches_which_it_keeps(small_config):
     config = small_config(method='fd', num_seeds=1, communication__state_scale='data')
     source = SOURCES['digits'](config.dataset, config.dataset)
-    examples, _ = dispatch.select_examples(source, config)
+    examples = dispatch.select_examples(source, config).examples
     batches = [data.take(examples, np.arange(8 * i, 8 * (i + 1))) for i in range(3)]
     stream = data.TrainStream(24, data.one_example(source), lambda *_: (batch for batch in batches))
     theirs = SOURCES['digits'](config.dataset, config.teacher.dataset)
@@ -244,8 +244,8 @@ def test_the_share_of_a_part_is_that_of_its_variance(small_config):
         order = run.feed(keys, 0)
         state = run.add_scales(state, order, keys)
         found = run.diagnose(state, order, keys)
-        examples, drawn = dispatch.select_examples(source, config)
-        batch = examples['image'][drawn[0][np.asarray(order)[0, :8]]]
+        examples, drawn, _ = dispatch.select_examples(source, config)
+        batch = examples['image'][drawn[0][np.asarray(order.labelled)[0, :8]]]
         for side, (parts,) in states_of(run, state, teacher, [batch]).items():
             scales = map(np.asarray, state.scales[side]) if state_scale == 'data' else (1.0, 1.0)
             of_s, of_e = ((x / scale).var(axis=0).sum() for x, scale in zip(parts, scales, strict=True))

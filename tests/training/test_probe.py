@@ -109,7 +109,7 @@ def test_each_seed_has_the_probe_of_its_own_examples_and_keeps_it(of_digits, inp
     keys = dispatch.seed_keys(config)
     state = run.add_probe(run.init(keys))
     before = jax.tree.map(np.asarray, state.probe)
-    examples, rows = dispatch.select_examples(source, config)
+    examples, rows, _ = dispatch.select_examples(source, config)
     for seed in range(2):
         own = data.take(examples, rows[seed])
         x = np.asarray(base.activations(teacher.model, teacher.params, {'image': own['image']}).upper)
@@ -132,7 +132,7 @@ def test_what_is_compared_is_what_the_probe_says(of_digits):
     state = run.add_probe(run.init(keys))
     before = jax.tree.map(np.array, state)
     progress, _ = run.run(run.begin(state), run.feed(keys, 0), keys, 0, 1)
-    examples, rows = dispatch.select_examples(source, config)
+    examples, rows, _ = dispatch.select_examples(source, config)
     student = assembly.build_model(config, config.model, source)
     for seed in range(2):
         inputs = {'image': examples['image'][rows[seed]]}
