@@ -388,7 +388,9 @@ def _run_rungs(search, plans, journals_by_name, root, processes):
                 runs.append((plan.name, number, cells.run_name(config)))
                 if runs[-1][2] not in journals_by_name[plan.name].curves:
                     about = {'method': plan.name, 'trial': number, 'rung': rung, 'column': column}
-                    missing[runs[-1][2]] = config, about | {'values': plan.trials[number]}
+                    # Variants may have a run in common.
+                    of_run = missing.setdefault(runs[-1][2], (config, []))
+                    of_run[1].append(about | {'values': plan.trials[number]})
                 else:
                     known.append(
                         (
@@ -410,17 +412,15 @@ def _run_rungs(search, plans, journals_by_name, root, processes):
 
 
 def _run_missing(search, missing, journals_by_name, root, processes):
-    """Runs {name: (config, details for its line)}, and appends each to its journal as soon as it ends."""
+    """Runs {name: (config, details of lines)}, and appends each to its journals as soon as it ends."""
     names, configs = list(missing), [config for config, _ in missing.values()]
     metric = f'validation_{evaluation.METRICS[search.space.task][0]}'
 
     def append_curve(number, curve):
-        details, digest = (
-            missing[names[number]][1],
-            same_data.digest_of_run(cells.run_folder(root, configs[number])),
-        )
-        details = {**details, 'data': digest} if digest else details
-        journals_by_name[details['method']].append(names[number], curve, details)
+        digest = same_data.digest_of_run(cells.run_folder(root, configs[number]))
+        for details in missing[names[number]][1]:
+            line = {**details, 'data': digest} if digest else details
+            journals_by_name[details['method']].append(names[number], curve, line)
 
     cells.train_teachers(root, configs, processes)
     tasks = [(str(root), config_lib.to_json(config), metric) for config in configs]

@@ -332,6 +332,16 @@ def test_every_method_has_as_many_completed_trials(monkeypatch, tmp_path, search
     assert of_optimizer['optimizer.learning_rate'] == min(rates, key=lambda rate: abs(math.log10(rate) + 3))
 
 
+def test_variants_with_the_same_runs_share_them(monkeypatch, tmp_path):
+    made, space = Made(curve_of), DIGITS.space
+    search = DIGITS._replace(space=space._replace(variants={**space.variants, 'again': {'method': 'ld'}}))
+    records, _ = searched(monkeypatch, tmp_path, made, search, ['supervised', 'ld', 'again'])
+    assert records['again'] == records['ld']
+    assert lines_of(tmp_path, 'again') == [{**line, 'method': 'again'} for line in lines_of(tmp_path, 'ld')]
+    names = [cells.run_name(config) for config in made.runs]
+    assert len(set(names)) == len(names)
+
+
 def test_td_with_ld_is_searched_after_both(monkeypatch, tmp_path):
     made = Made(curve_of)
     records, choices = searched(monkeypatch, tmp_path, made, DIGITS, ['td_ld', 'td', 'ld', 'supervised'])
