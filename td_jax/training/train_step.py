@@ -348,8 +348,13 @@ def accumulate(differentiate, key, batch: Batch, micro_batches: int):
 
 def cut_batch(key, batch: Batch, micro_batches: int):
     """Cuts a batch into parts: -> (keys [parts], Batch [parts, examples, ...])."""
-    # A part takes examples from all over the batch, so that each device has equally many of them.
-    parts = jax.tree.map(lambda x: x.reshape(-1, micro_batches, *x.shape[1:]).swapaxes(0, 1), batch)
+
+    def cut(x):
+        # A part takes examples from all over the batch, so that each device has equally many of them. The
+        # size is written out, because a teacher without a head has logits of width 0.
+        return x.reshape(len(x) // micro_batches, micro_batches, *x.shape[1:]).swapaxes(0, 1)
+
+    parts = jax.tree.map(cut, batch)
     return jax.random.split(key, micro_batches), parts
 
 

@@ -9,6 +9,7 @@ from td_jax.configs import common
 from td_jax.data import SOURCES
 from td_jax.devices import sharding
 from td_jax.errors import UserError
+from td_jax.models import base
 from td_jax.training import assembly, dispatch, train_step
 
 
@@ -107,7 +108,9 @@ def test_micro_batches_change_nothing(comparable_config):
 def test_the_gradient_of_micro_batches_is_that_of_the_batch():
     """By hand: mean of w x over the examples, its gradient the mean of x; masked ones do not count."""
     x, mask = jnp.arange(1.0, 7.0), jnp.array([1, 1, 1, 1, 0, 0], jnp.float32)
-    batch = train_step.Batch({'x': x}, jnp.zeros(6), mask, None)
+    # A teacher without a head.
+    teacher = base.Activations(x[:, None], x[:, None], jnp.zeros((6, 0)))
+    batch = train_step.Batch({'x': x}, jnp.zeros(6), mask, teacher)
 
     def differentiate(key, part):
         def loss(w):

@@ -233,3 +233,20 @@ def test_a_real_model_teaches(foundation, typed, tmp_path, name):
     config = typed(foundation(name))
     assert config.teacher.dataset.image_size == 224
     passes_preflight(config, tmp_path / 'run')
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures('imagenet_data')
+def test_the_config_of_imagenet_trains_with_a_real_teacher(foundation, tmp_path):
+    """As it stands, in micro batches, but for its size; the teacher has no head."""
+    changes = {
+        **{'num_steps': 2, 'batch_size': 8, 'eval_batch_size': 80, 'optimizer.warmup_steps': 1},
+        **{'dataset.image_size': 28, 'dataset.shuffle_buffer': 64},
+        'teacher.pretrained': str(foundation('dinov2_small_saliency')),
+    }
+    config = vit_imagenet.get_config()
+    config.update_from_flattened_dict(changes)
+    config = public_teacher.complete(config, tmp_path, list(changes))
+    assert (config.micro_batches, config.model.layers, config.model.initial) == (4, 4, 'teacher')
+    result = own.train(config, tmp_path / 'run')
+    assert result['steps'] == 2 and np.isfinite(result['values']).all()
