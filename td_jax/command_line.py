@@ -6,6 +6,7 @@ import pathlib
 import sys
 import threading
 import traceback
+from typing import NamedTuple
 
 import ml_collections
 from absl import app, flags, logging
@@ -65,6 +66,40 @@ def define_teacher_outputs():
         'teacher_outputs_gb', None, 'Largest size of that folder in GB, 20 by default.', lower_bound=0.0
     )
     return folder, gigabytes
+
+
+class RunFlags(NamedTuple):
+    """The flags of commands that have many runs."""
+
+    folder: flags.FlagHolder
+    count: flags.FlagHolder
+    shard: flags.FlagHolder
+    only_show: flags.FlagHolder
+
+
+def define_runs() -> RunFlags:
+    """Defines the flags --workdir, --jobs, --shard and --only_show."""
+    return RunFlags(
+        flags.DEFINE_string('workdir', None, 'Folder of all runs; the same command resumes.'),
+        flags.DEFINE_integer(
+            'jobs', 1, 'Runs at a time, each on its share of the cores; 0: one on each core.', lower_bound=0
+        ),
+        flags.DEFINE_string(
+            'shard',
+            None,
+            'I/N: this is worker I of N that share the folder; auto or auto/N takes I, or both, from Slurm, '
+            'SkyPilot or Kubernetes.',
+        ),
+        flags.DEFINE_bool('only_show', False, 'Run nothing; show what is there, of all workers.'),
+    )
+
+
+def refuse_without_effect(table: dict[str, tuple[str, ...]]):
+    """Refuses flags that have no effect with another one, {flag: those}, where both have a value."""
+    for flag, others in table.items():
+        for other in others:
+            if flags.FLAGS[flag].value and flags.FLAGS[other].value:
+                raise UserError(f'--{other} has no effect with --{flag}; leave one of them out.')
 
 
 def list_set_keys() -> list[str]:

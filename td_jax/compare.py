@@ -41,10 +41,12 @@ def run(
     seeds: int = 5,
     teachers: int = 0,
     jobs: int = 1,
+    shard: str | None = None,
+    only_show: bool = False,
     models=None,
     sources=None,
     own_methods=None,
-) -> dict:
+) -> dict | None:
     """Compares variants of a config, as the command does.
 
     Args:
@@ -60,11 +62,13 @@ def run(
       seeds: students of each variant.
       teachers: that these share; 0 for as many as students.
       jobs: runs at once; 0 for one on each core.
+      shard: I/N, of N workers that share the folder; as the flag.
+      only_show: whether to run nothing, and to join what the workers have done.
       models, sources, own_methods: the caller's own parts, as for td_jax.train (own_methods is `methods`
         there). They need jobs=1, because other processes could not import them.
 
     Returns:
-      the content of comparison.json
+      the content of comparison.json; None for one of several workers
 
     Raises:
       UserError: anything the caller can change, such as an unknown method.
@@ -79,8 +83,9 @@ def run(
     from td_jax.training import public_teacher
 
     root = workdir.resolve(str(folder))
-    if workdir.is_in_bucket(root):
-        raise UserError(f'--workdir {root} is in a bucket, where no journal can grow; name a folder.')
+    worker = jobs_lib.read_shard(shard)
+    if worker and only_show:
+        raise UserError('--only_show has no effect with --shard; leave one of them out.')
     if hours is not None and trials is not None:
         raise UserError('--trials and --hours both say how long the search is; leave one of them out.')
     if jobs != 1 and (models or sources or own_methods):
@@ -100,10 +105,15 @@ def run(
         )
         processes = jobs_lib.prepare(jobs, root)
         if hours is not None:
-            plan = engine.fit_trials(plan, root, hours, processes)
+            if only_show and workdir.read_json(root / engine.HOURS) is None:
+                raise UserError(f'{root / engine.HOURS} is missing; call this without --only_show first.')
+            plan = engine.fit_trials(plan, root, hours, processes, worker)
             _print_message(f'{plan.search.trials} trials per variant fit into {hours:g} hours')
         _print_message(_describe_cost(engine.estimate_cost(plan)))
-        rows = engine.run(plan, root, processes)
+        rows = engine.run(plan, root, processes, worker, only_show)
+        if worker:
+            _print_message(f'the part of --shard={shard} is done; --only_show joins the parts of all')
+            return None
         compared = summary.compare(rows)
         best = engine.choose_best(plan, rows)
         best_folder = engine.keep_best(best, root)
@@ -150,7 +160,7 @@ def _read_variants(path):
 
 def main():
     config = command_line.define_config()
-    folder = flags.DEFINE_string('workdir', None, 'Folder of the comparison; the same command resumes.')
+    runs = command_line.define_runs()
     methods = flags.DEFINE_list(
         'methods', list(METHODS), 'Methods, and td_ld; supervised, without a teacher, is always compared.'
     )
@@ -179,9 +189,6 @@ def main():
     teachers = flags.DEFINE_integer(
         'teachers', 0, 'Teachers that these have between them; 0: one each.', lower_bound=0
     )
-    count = flags.DEFINE_integer(
-        'jobs', 1, 'Runs at once, each kept to its share of the cores; 0: one on each.', lower_bound=0
-    )
     outputs = command_line.define_teacher_outputs()
 
     def command():
@@ -191,7 +198,7 @@ def main():
         teacher_outputs.use(*(flag.value for flag in outputs))
         run(
             config.value,
-            folder.value,
+            runs.folder.value,
             methods=methods.value,
             variants=_read_variants(variants.value),
             fixed=command_line.list_set_keys(),
@@ -201,7 +208,9 @@ def main():
             search_seeds=search_seeds.value,
             seeds=seeds.value,
             teachers=teachers.value,
-            jobs=count.value,
+            jobs=runs.count.value,
+            shard=runs.shard.value,
+            only_show=runs.only_show.value,
         )
 
     command_line.run(command, required=('config', 'workdir', 'methods'))

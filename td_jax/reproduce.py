@@ -24,12 +24,14 @@ from td_jax.files import workdir
 from td_jax.reproduction import cells, comparison, errors, figures, forest, jobs, on_test, render, tables
 from td_jax.training import teacher_outputs
 
-
-def _check_effects(flag, is_given, others):
-    """Refuses flags, {name: value}, that have no effect with another one."""
-    for other, value in others.items():
-        if is_given and value:
-            raise UserError(f'--{other} has no effect with --{flag}; leave one of them out.')
+_SHOWN = 'figures', 'forest', 'baseline'
+# Flags -> the flags that have no effect with them.
+WITHOUT_EFFECT = {
+    'from_errors': ('on_test', 'errors', 'teacher_outputs'),
+    'only_show': ('teacher_outputs',),
+    'dry_run': ('on_test', 'teacher_outputs', *_SHOWN),
+    'shard': ('only_show', 'from_errors', 'dry_run', *_SHOWN),
+}
 
 
 def _read_cells(target):
@@ -80,13 +82,9 @@ def main():
     names = flags.DEFINE_list('tables', None, f'Tables to make: {", ".join(tables.TABLES)}.')
     genres = flags.DEFINE_list('genres', ','.join(tables.GENRES), 'MovieLens: only these genres.')
     datasets = flags.DEFINE_list('datasets', ','.join(tables.IMAGES), 'Images: only these columns.')
-    folder = flags.DEFINE_string('workdir', None, 'Folder of all runs; the same command resumes.')
-    only_show = flags.DEFINE_bool('only_show', False, 'Run nothing; mark missing cells.')
+    runs = command_line.define_runs()
     dry_run = flags.DEFINE_bool(
         'dry_run', False, 'Run nothing; print the runs of the image tables, their operations and their time.'
-    )
-    count = flags.DEFINE_integer(
-        'jobs', 1, 'Runs at a time, each on its share of the cores; 0: one on each core.', lower_bound=0
     )
     errors_file = flags.DEFINE_string(
         'errors',
@@ -118,27 +116,7 @@ def main():
         columns = genres.value, datasets.value
         tables.check_names(names.value, *columns)
         comparison.check_baseline(names.value, baseline.value)
-        _check_effects(
-            'from_errors',
-            errors_files.value,
-            {
-                'on_test': with_test.value,
-                'errors': errors_file.value,
-                'teacher_outputs': outputs[0].value,
-            },
-        )
-        _check_effects('only_show', only_show.value, {'teacher_outputs': outputs[0].value})
-        _check_effects(
-            'dry_run',
-            dry_run.value,
-            {
-                'on_test': with_test.value,
-                'teacher_outputs': outputs[0].value,
-                'figures': figures_folder.value,
-                'forest': forest_file.value,
-                'baseline': baseline.value,
-            },
-        )
+        command_line.refuse_without_effect(WITHOUT_EFFECT)
         pictures = [flag.value and workdir.resolve(flag.value) for flag in (figures_folder, forest_file)]
         _check_figures(names.value, *pictures, baseline.value)
         if errors_files.value:
@@ -151,20 +129,28 @@ def main():
         _draw(names.value, results, *pictures, baseline.value)
 
     def run_cells(columns):
-        """Runs the cells and writes their results; returns them, or None for --dry_run."""
-        if not folder.value:
+        """Runs the cells and writes their results; returns them, or None for --dry_run and --shard."""
+        if not runs.folder.value:
             raise UserError('--workdir is missing.')
-        root, target = workdir.resolve(folder.value), errors_file.value and workdir.resolve(errors_file.value)
+        root, only_show = workdir.resolve(runs.folder.value), runs.only_show.value
+        target = errors_file.value and workdir.resolve(errors_file.value)
+        shard = jobs.read_shard(runs.shard.value)
         stored_results, trials = _read_cells(target), {}
         if with_test.value:
             trials = on_test.candidates(names.value, *columns)
         if dry_run.value:
             print(render.render_plan(cells.plan(names.value, *columns, root, stored_results), tflops.value))
             return None
-        processes = 1 if only_show.value else _prepare(count.value, root, outputs)
-        results = cells.make(names.value, *columns, root, only_show.value, processes, stored_results)
-        on_test.add(results, trials, root, only_show.value, processes)
-        if not only_show.value:
+        processes = 1 if only_show else _prepare(runs.count.value, root, outputs)
+        results = cells.make(names.value, *columns, root, only_show, processes, stored_results, shard)
+        on_test.add(results, trials, root, only_show, processes, shard)
+        if shard:
+            print(
+                f'td_jax: the part of --shard={runs.shard.value} is done; --only_show shows the tables.',
+                file=sys.stderr,
+            )
+            return None
+        if not only_show:
             text = render.make(names.value, results, *columns)
             # The folder is missing if a file of errors has all cells.
             workdir.make_folder('workdir', root)

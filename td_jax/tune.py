@@ -39,13 +39,7 @@ def main():
     sampler_seed = flags.DEFINE_integer(
         'sampler_seed', 0, 'Seed of the draws; the teacher has 0.', lower_bound=0
     )
-    count = flags.DEFINE_integer(
-        'jobs',
-        1,
-        'Runs at a time, each on its share of the cores; 0: one on each core.',
-        lower_bound=0,
-    )
-    folder = flags.DEFINE_string('workdir', None, 'Folder of all runs; the same command resumes.')
+    runs = command_line.define_runs()
     journals = flags.DEFINE_string(
         'journals', None, 'Folder of the journals of all trials, from which another machine resumes.'
     )
@@ -53,6 +47,7 @@ def main():
     outputs = command_line.define_teacher_outputs()
 
     def command():
+        command_line.refuse_without_effect({'shard': ('only_show',)})
         search = tuning.make_search(
             name.value,
             split_by.value,
@@ -64,14 +59,23 @@ def main():
         )
         default = tuning.searchable_names(search.space, sampler_seed.value)
         names = default if methods.value is None else list(dict.fromkeys(methods.value))
-        root, *paths = (workdir.resolve(flag.value) for flag in (folder, journals, output))
-        tuning.check(search, names, *paths)
+        root, folder, target = (workdir.resolve(flag.value) for flag in (runs.folder, journals, output))
+        shard, only_show = jobs.read_shard(runs.shard.value), runs.only_show.value
+        tuning.check(search, names, folder, target)
         teacher_outputs.use(*(flag.value for flag in outputs))
-        processes = jobs.prepare(count.value, root)
-        for searched_name, record in tuning.tune(search, names, root, *paths, processes):
+        processes = 1 if only_show else jobs.prepare(runs.count.value, root)
+        if shard:
+            # Several workers make the same choices; --only_show writes them to --output.
+            choices, target = workdir.read_json(target) or {}, root / f'choices.{shard}.json'
+            workdir.make_folder('workdir', root)
+            workdir.write(target, json.dumps(choices))
+        for searched_name, record in tuning.tune(
+            search, names, root, folder, target, processes, shard, only_show
+        ):
             print(f'{searched_name}: {json.dumps(record)}', flush=True)
-        choices = workdir.read_json(paths[-1])
-        if last_step_names := tuning.at_last_step(search, names, choices):
+        choices = workdir.read_json(target)
+        last_step_names = [] if shard else tuning.at_last_step(search, names, choices)
+        if last_step_names:
             raise UserError(
                 f'{", ".join(last_step_names)} chose the last step: the step budget binds, and what was '
                 f'chosen is not final; call this again with --steps={2 * steps.value}.'

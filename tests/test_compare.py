@@ -60,8 +60,10 @@ def test_what_the_command_refuses(tmp_path):
     (tmp_path / 'wide.json').write_text('{"wide": 3}')
     with pytest.raises(UserError, match=r"wide\.json: 'wide' must be a word"):
         compare._read_variants(str(tmp_path / 'wide.json'))
-    with pytest.raises(UserError, match=r'^--workdir gs://bucket/runs is in a bucket'):
-        compare.run(None, 'gs://bucket/runs')
+    with pytest.raises(UserError, match=r'^--shard=0/2 is none of N shards; write --shard=I/N with I from'):
+        compare.run(None, tmp_path, shard='0/2')
+    with pytest.raises(UserError, match=r'^--only_show has no effect with --shard'):
+        compare.run(None, tmp_path, shard='1/2', only_show=True)
     with pytest.raises(UserError, match=r'^--trials and --hours both say'):
         compare.run(None, tmp_path, trials=8, hours=2.0)
     with pytest.raises(UserError, match=r'^jobs is 2, but models'):
@@ -156,7 +158,7 @@ def test_hours_are_the_same_number_of_trials_for_every_variant(small_config, tmp
     plan, root = plan_of(small_config(method='ld', teacher__labels='probe')), epath.Path(tmp_path / 'here')
     with pytest.raises(UserError, match=r'^--hours=1e-06 is too short: a trial of each of 3 searches'):
         variants.fit_trials(plan, root, 1e-6, 1)
-    assert not root.exists()
+    assert not (root / variants.HOURS).exists()
     fitted = variants.fit_trials(plan, root, 1.0, 1)
     stored = workdir.read_json(root / variants.HOURS)
     assert stored['seconds'].keys() == {'teacher', 'supervised', 'ld'}

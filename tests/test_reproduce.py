@@ -55,6 +55,10 @@ def test_flags_without_effect_are_one_line(tmp_path):
             '--errors has no effect with --from_errors; leave one of them out.',
         ),
         (
+            ['--shard=1/2', '--noon_test', '--only_show'],
+            '--only_show has no effect with --shard; leave one of them out.',
+        ),
+        (
             ['--dry_run', '--noon_test', '--baseline=LD'],
             '--baseline has no effect with --dry_run; leave one of them out.',
         ),

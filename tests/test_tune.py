@@ -31,7 +31,8 @@ def test_what_cannot_be_tuned_is_one_line(tmp_path):
         ('--config=movielens', '--columns=Horror'): "--columns 'Horror' is not known. Known: Drama, ",
         ('--config=movielens', '--methods=dkd'): "--methods 'dkd' is not known. ",
         ('--config=digits', '--split_by=user'): '--split_by is user, but digits has no ratings to split; ',
-        ('--config=digits', '--journals=gs://bucket/j'): '--journals gs://bucket/j is in a bucket',
+        ('--config=digits', '--shard=3/2'): '--shard=3/2 is none of N shards; write --shard=I/N',
+        ('--config=digits', '--shard=1/2', '--only_show'): '--only_show has no effect with --shard; ',
         ('--config=digits', '--jobs=999'): '--jobs is 999, but this process has ',
         (
             '--config=digits',

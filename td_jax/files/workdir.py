@@ -89,6 +89,16 @@ def lock(path: epath.Path):
         yield lambda: None
 
 
+def refuse_in_use(path: epath.Path):
+    """Refuses a workdir in a bucket that another process has in use, at once; `lock` waits to make sure.
+
+    Raises:
+      InUse: its lease has not expired.
+    """
+    if is_in_bucket(path) and (state := lease.read(path / LOCK)).left:
+        raise InUse(f'workdir {path} is in use by {state.holder}.')
+
+
 def make_folder(name: str, path: epath.Path):
     """Makes the folder of the flag --NAME if it is missing.
 

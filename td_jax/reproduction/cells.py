@@ -211,8 +211,15 @@ def teacher_folder(root: epath.Path, config) -> epath.Path:
 def share_teacher(root: epath.Path, config) -> epath.Path:
     """Trains the teacher of a config unless it is finished, and returns its folder."""
     folder = teacher_folder(root, config)
-    train(_teacher_run(config), folder, programs=PROGRAMS)
+    _train(_teacher_run(config), folder)
     return folder
+
+
+def _train(config, folder):
+    """Trains a run unless it is finished; InUse if another worker trains it."""
+    if workdir.read_json(folder / workdir.RESULT) is None:
+        workdir.refuse_in_use(folder)
+    return train(config, folder, programs=PROGRAMS)
 
 
 def _teacher_run(config):
@@ -239,7 +246,7 @@ def run_one(root: epath.Path, config) -> dict:
     config = config.copy_and_resolve_references()
     if shares_teacher(config):
         config.teacher.checkpoint = str(share_teacher(root, config))
-    return train(config, folder, programs=PROGRAMS)
+    return _train(config, folder)
 
 
 def has_result(root: epath.Path, config) -> bool:
@@ -327,6 +334,20 @@ def run_missing(root: epath.Path, configs, processes: int):
     jobs.run_tasks(_run_task, _tasks(root, configs), processes, root, 'runs', kinds)
 
 
+def share_of(root: epath.Path, configs, shard: jobs.Shard | None) -> list:
+    """The runs of a shard: an equal part of those without a teacher, and an equal part of all others.
+
+    The others are in the order of their teachers, so that a shard needs few of these. None has all runs.
+    """
+    if shard is None:
+        return list(configs)
+    configs = {run_folder(root, config): config for config in configs}.values()
+    alone = [config for config in configs if not shares_teacher(config)]
+    taught = [config for config in configs if shares_teacher(config)]
+    taught.sort(key=lambda config: str(teacher_folder(root, config)))
+    return [*shard.cut(alone), *shard.cut(taught)]
+
+
 def train_teachers(root: epath.Path, configs, processes: int):
     """Trains each teacher that some runs need once; two runs must not train it at the same time."""
     jobs.run_tasks(_teacher_task, _tasks(root, own_teachers(root, configs)), processes, root, 'teachers')
@@ -367,8 +388,15 @@ def index_by_runs(stored_results: dict) -> dict:
     return {tuple(result['runs']): result for result in results if result and 'runs' in result}
 
 
-def results_of(root: epath.Path, cell_runs, stored_cells: dict, only_show: bool, processes: int) -> list:
-    """The results of some cells, in order; None for each that is missing.
+def results_of(
+    root: epath.Path,
+    cell_runs,
+    stored_cells: dict,
+    only_show: bool,
+    processes: int,
+    shard: jobs.Shard | None = None,
+) -> list:
+    """The results of some cells, in order; None for each that is missing, and for all with a shard.
 
     Args:
       root: folder of all runs.
@@ -376,6 +404,7 @@ def results_of(root: epath.Path, cell_runs, stored_cells: dict, only_show: bool,
       stored_cells: by `index_by_runs`; these cells need no runs in `root`.
       only_show: whether to run nothing.
       processes: how many runs at once.
+      shard: the part of the runs to run; None for all of them.
 
     Raises:
       UserError: raised by a run, or cells were trained on different data.
@@ -384,9 +413,11 @@ def results_of(root: epath.Path, cell_runs, stored_cells: dict, only_show: bool,
     names = [tuple(run_names(configs)) for configs in cell_runs]
     if not only_show:
         needed = [configs for name, configs in zip(names, cell_runs, strict=True) if name not in stored_cells]
-        needed = [config for configs in needed for config in configs]
+        needed = share_of(root, [config for configs in needed for config in configs], shard)
         _check_current_data(root, zip(names, cell_runs, strict=True), stored_cells, needed)
         run_missing(root, needed, processes)
+    if shard:
+        return [None] * len(cell_runs)
     results = [
         read_cell(root, configs) or stored_cells.get(name)
         for name, configs in zip(names, cell_runs, strict=True)
@@ -439,6 +470,7 @@ def make(
     only_show: bool,
     processes: int = 1,
     stored_results: dict = types.MappingProxyType({}),
+    shard: jobs.Shard | None = None,
 ) -> dict:
     """Runs the missing cells of some tables.
 
@@ -450,6 +482,7 @@ def make(
       processes: how many runs at once.
       stored_results: from a file of errors, by errors.read. A cell of the same runs is taken from it if they
         are not in `root`; they may have been run on another machine.
+      shard: the part of the runs to run, without results; None for all of them.
 
     Returns:
       {table: {column: {row: result or None}}}, including the tables that derived ones are computed from
@@ -458,7 +491,7 @@ def make(
       UserError: an unknown table, genre or data set, or raised by a run.
     """
     runs_of_cells, stored_cells = _wanted_runs(names, genres, datasets), index_by_runs(stored_results)
-    results_of_cells = results_of(root, runs_of_cells.values(), stored_cells, only_show, processes)
+    results_of_cells = results_of(root, runs_of_cells.values(), stored_cells, only_show, processes, shard)
     results = {}
     for (name, column, row), result in zip(runs_of_cells, results_of_cells, strict=True):
         results.setdefault(name, {}).setdefault(column, {})[row] = result

@@ -1,27 +1,84 @@
-"""Runs many tasks: one after the other, or in parallel processes that have cores of their own."""
+"""Runs many tasks: one after the other, or in parallel processes that have cores of their own.
+
+Several workers, on one machine or many, may share a folder of runs, which is their queue: the lock of a run's
+folder keeps two of them from training it, and a worker comes back later to what another has in use.
+"""
 
 import concurrent.futures
 import contextlib
+import functools
 import multiprocessing
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from etils import epath
 
 from td_jax import quantities
 from td_jax.devices import compilation_cache, platform
-from td_jax.errors import UserError
+from td_jax.errors import InUse, UserError
 from td_jax.files import quiet, workdir
 
 # Size limit of the cache of compiled programs.
 COMPILED_BYTES = 4 * 2**30
+# Seconds after which a task that another worker has in use is tried again.
+PAUSE = 2.0
+# The variables by which schedulers tell a task its index, the number of tasks, and an index other than 0 that
+# the first task has.
+SCHEDULERS = (
+    ('SLURM_ARRAY_TASK_ID', 'SLURM_ARRAY_TASK_COUNT', 'SLURM_ARRAY_TASK_MIN'),
+    ('SKYPILOT_JOB_RANK', 'SKYPILOT_NUM_JOBS', ''),
+    ('JOB_COMPLETION_INDEX', '', ''),
+)
+
+
+class Shard(NamedTuple):
+    """One of several workers that share a folder of runs."""
+
+    index: int  # from 0
+    count: int
+
+    def __str__(self):
+        return f'{self.index + 1}of{self.count}'
+
+    def cut(self, items: Sequence) -> Sequence:
+        """The shard's part of consecutive items."""
+        return items[len(items) * self.index // self.count : len(items) * (self.index + 1) // self.count]
+
+
+def read_shard(text: str | None, environment: Mapping[str, str] = os.environ) -> Shard | None:
+    """Reads the value of --shard: I/N, or `auto` for what a scheduler says, of both or of I alone.
+
+    Raises:
+      UserError: it is neither, or there is no such scheduler.
+    """
+    if not text:
+        return None
+    index, slash, count = text.partition('/')
+    if index == 'auto':
+        names = next((names for names in SCHEDULERS if names[0] in environment), None)
+        if names is None:
+            raise UserError(
+                f'--shard={text}, but none of {", ".join(names[0] for names in SCHEDULERS)} is set; write '
+                '--shard=I/N with I from 1 to N.'
+            )
+        if not slash and names[1] not in environment:
+            raise UserError(f'--shard=auto, but {names[0]} comes without a count; write --shard=auto/N.')
+        values = environment[names[0]], environment.get(names[2], '0'), count or environment[names[1]]
+    else:
+        values = index, '1', count
+    if all(value.isdecimal() for value in values):
+        number, first, total = map(int, values)
+        if 0 <= number - first < total:
+            return Shard(number - first, total)
+    given = '' if index != 'auto' else f' ({names[0]} is {environment[names[0]]})'
+    raise UserError(f'--shard={text} is none of N shards{given}; write --shard=I/N with I from 1 to N.')
 
 
 def run_tasks(
@@ -32,8 +89,11 @@ def run_tasks(
     what: str,
     kinds: Sequence[Hashable] = (),
     on_result: Callable[[int, Any], None] = lambda number, result: None,
+    is_done: Callable[[int], bool] = lambda number: False,
 ) -> list[Any]:
     """Calls a function for each task and returns the results in order; reports the progress.
+
+    A task that raises InUse is tried again after the others, until no other worker has it.
 
     Args:
       function: of one task. Other processes must be able to import it. It reads other inputs from disk, and
@@ -46,19 +106,37 @@ def run_tasks(
       kinds: of each task; a process prefers a task of the same kind as its last one, such as one with the
         program that it has compiled. Empty if all are of one kind.
       on_result: called in this process with the number and the result of each task as soon as it ends.
+      is_done: whether another worker has done a task by now; then its result is None.
 
     Raises:
       UserError: raised by a task, and the others are stopped; or a process died.
     """
-    tasks, start = list(tasks), time.monotonic()
-    count = min(count, len(tasks))
+    tasks, start, results = list(tasks), time.monotonic(), {}
+    count, waiting = min(count, len(tasks)), list(range(len(tasks)))
+
+    def settle(number, call):
+        """Keeps the result of a task; False if another worker has it in use."""
+        try:
+            results[number] = call()
+        except InUse:
+            waiting.append(number)
+            # If all that is left is in use, this is how often it is looked at.
+            time.sleep(PAUSE)
+            return False
+        on_result(number, results[number])
+        _report_progress(what, len(results), count, len(tasks), start)
+        return True
+
+    def drop_done():
+        for number in [number for number in waiting if is_done(number)]:
+            waiting.remove(number)
+            results[number] = None
+
     if count <= 1:
-        results = []
-        for number, task in enumerate(tasks):
-            results.append(function(task))
-            on_result(number, results[-1])
-            _report_progress(what, len(results), 1, len(tasks), start)
-        return results
+        while drop_done() or waiting:
+            number = waiting.pop(0)
+            settle(number, functools.partial(function, tasks[number]))
+        return [results[number] for number in range(len(tasks))]
     context = multiprocessing.get_context('spawn')
     log_folder = None if workdir.is_in_bucket(folder) else folder
     # One pool for each process, so that a task can be given to a certain one.
@@ -71,10 +149,9 @@ def run_tasks(
         )
         for i, cores in enumerate(split_cores(count) or [[]] * count)
     ]
-    kinds, last_kinds = kinds or [None] * len(tasks), [None] * count
-    waiting, running, results = list(range(len(tasks))), {}, {}
+    kinds, last_kinds, running = kinds or [None] * len(tasks), [None] * count, {}
     try:
-        while waiting or running:
+        while drop_done() or waiting or running:
             for place in sorted({*range(count)} - {place for _, place in running.values()}):
                 if waiting:
                     number = _choose_task(waiting, kinds, last_kinds, place)
@@ -83,10 +160,10 @@ def run_tasks(
                     running[pools[place].submit(function, tasks[number])] = number, place
             finished, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
             for future in finished:
-                number, _ = running.pop(future)
-                results[number] = future.result()
-                on_result(number, results[number])
-                _report_progress(what, len(results), count, len(tasks), start)
+                number, place = running.pop(future)
+                if not settle(number, future.result):
+                    # Else the process would prefer this task again.
+                    last_kinds[place] = None
     except BrokenProcessPool as error:
         raise UserError(
             f'a process of --jobs={count} died, killed or out of memory; what it printed is '

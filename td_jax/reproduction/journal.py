@@ -1,7 +1,9 @@
 """The journals of a search: a line of JSON for each run, appended as soon as the run ends.
 
 The name of a run has the digest of its config, so that a line cannot be taken for a run with other options.
-Lines are independent: a journal may be cut or joined between any two.
+Lines are independent: a journal may be cut or joined between any two. Each of several workers has a journal
+of its own, such as digits-td.2of3.jsonl next to digits-td.jsonl, and reads those of all. In a bucket, where
+no file can grow, it is written anew with each line.
 """
 
 import contextlib
@@ -9,35 +11,41 @@ import fcntl
 import json
 import os
 import pathlib
+import re
 import socket
 import sys
 
+from etils import epath
+
 from td_jax.errors import UserError, reason
+from td_jax.files import lease, workdir
 
 SUFFIX = '.jsonl'
 
 
 class Journal:
-    """The curves of one method's runs, stored in a file.
+    """The curves of one method's runs, of all workers; this one's are stored in a file.
 
     Attributes:
       curves: {name of a run: {step: value}}; empty for a run that diverged.
       data: {name of a run: the digest of its data}, '' if unknown.
     """
 
-    def __init__(self, path: pathlib.Path):
-        """Reads a journal, if it exists; cuts off a torn last line, with a message.
+    def __init__(self, path: epath.Path, is_writer: bool = True):
+        """Reads journals, if they exist; a writer cuts off a torn last line of its own, with a message.
 
-        The caller must hold the lock.
+        A writer must hold the lock.
 
         Raises:
           UserError: raised by `read`, or it cannot be written.
         """
-        self._path = path
-        self.curves, length = read(path)
-        self.data = {str(line['run']): str(line.get('data', '')) for line in _read_lines(path)[0]}
+        self._path, self.curves, self.data = epath.Path(path), {}, {}
+        self.refresh()
+        _, length = read(path)
+        if workdir.is_in_bucket(path) or not is_writer:
+            return
         with _os_error_as_user_error(path, 'written'):
-            if path.exists() and path.stat().st_size > length:
+            if path.exists() and os.path.getsize(path) > length:
                 os.truncate(path, length)
                 print(
                     f'td_jax: the last line of {path} is torn, of a call that was killed as it wrote; it is '
@@ -45,6 +53,22 @@ class Journal:
                     file=sys.stderr,
                     flush=True,
                 )
+
+    def refresh(self):
+        """Reads what all workers have written by now.
+
+        Raises:
+          UserError: raised by `read`.
+        """
+        name, _, _ = self._path.name.partition('.')
+        with _os_error_as_user_error(self._path.parent, 'read'):
+            paths = sorted(self._path.parent.glob(f'{name}.*')) if self._path.parent.exists() else []
+        for path in paths:
+            if not re.fullmatch(rf'(\.\d+of\d+)?{SUFFIX}', path.name.removeprefix(name)):
+                continue
+            for line in _read_lines(path)[0]:
+                self.curves[str(line['run'])] = line['curve']
+                self.data[str(line['run'])] = str(line.get('data', ''))
 
     def append(self, run: str, curve: dict[int, float], details: dict):
         """Appends the curve of a run, in memory and on disk.
@@ -58,10 +82,13 @@ class Journal:
           UserError: the disk is full, or the place cannot be written.
         """
         line = json.dumps({'run': run, **details, 'curve': curve}).encode() + b'\n'
-        with _os_error_as_user_error(self._path, 'written'), open(self._path, 'ab') as file:
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
+        if workdir.is_in_bucket(self._path):
+            workdir.write(self._path, (workdir.read_text(self._path) or '') + line.decode())
+        else:
+            with _os_error_as_user_error(self._path, 'written'), open(self._path, 'ab') as file:
+                file.write(line)
+                file.flush()
+                os.fsync(file.fileno())
         self.curves[run], self.data[run] = curve, details.get('data', '')
 
 
@@ -77,8 +104,11 @@ def read(path: pathlib.Path) -> tuple[dict[str, dict[int, float]], int]:
 
 def _read_lines(path):
     """Reads the whole lines of a journal, with their curves as numbers, and their length in bytes."""
-    with _os_error_as_user_error(path, 'read'):
-        content = path.read_bytes() if path.exists() else b''
+    if workdir.is_in_bucket(path):
+        content = (workdir.read_text(path) or '').encode()
+    else:
+        with _os_error_as_user_error(path, 'read'):
+            content = path.read_bytes() if path.exists() else b''
     # A whole line ends with a newline.
     length = content.rfind(b'\n') + 1
     lines = []
@@ -106,6 +136,10 @@ def lock(folder: pathlib.Path, name: str):
       UserError: another process holds the lock, or the folder cannot be written.
     """
     path = folder / f'.{name}.lock'
+    if workdir.is_in_bucket(folder):
+        with lease.hold(path):
+            yield
+        return
     with _os_error_as_user_error(path, 'written'):
         file = open(path, 'a+')
     with file:

@@ -46,7 +46,7 @@ def candidates(names, genres, datasets) -> dict:
     return runs
 
 
-def add(results: dict, trials: dict, root: epath.Path, only_show: bool, processes: int):
+def add(results: dict, trials: dict, root: epath.Path, only_show: bool, processes: int, shard=None):
     """Adds `on_test` to cells: 'values', 'seeds' and 'mean' of the best trial, and the number of 'trials'.
 
     A cell that has it already for the same runs keeps it; a trial whose runs are those of a cell is not run
@@ -58,6 +58,7 @@ def add(results: dict, trials: dict, root: epath.Path, only_show: bool, processe
       root: folder of all runs.
       only_show: whether to run nothing; a cell with a missing trial then gets no `on_test`.
       processes: how many runs at once.
+      shard: the part of the runs to run, without results; None for all of them.
 
     Raises:
       UserError: raised by a run.
@@ -72,7 +73,7 @@ def add(results: dict, trials: dict, root: epath.Path, only_show: bool, processe
     # The chosen trial is a cell of the table, whose runs may be on another machine.
     stored_cells = cells.index_by_runs(results)
     trial_runs = [configs for of_cell in trials.values() for configs in of_cell]
-    results_of_trials = iter(cells.results_of(root, trial_runs, stored_cells, only_show, processes))
+    results_of_trials = iter(cells.results_of(root, trial_runs, stored_cells, only_show, processes, shard))
     for (name, column, row), of_cell in trials.items():
         trial_results = [next(results_of_trials) for _ in of_cell]
         cell = results[name][column][row]

@@ -30,7 +30,6 @@ import functools
 import hashlib
 import itertools
 import json
-import pathlib
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -192,8 +191,8 @@ def check(search: Search, names, journals: epath.Path, target: epath.Path):
     """Refuses arguments of `tune` that cannot be searched.
 
     Raises:
-      UserError: an unknown name, a method of another task, a teacher with another sampler seed, journals in a
-        bucket or damaged, a file that cannot be written, or a method without the choices that it needs.
+      UserError: an unknown name, a method of another task, a teacher with another sampler seed, damaged
+        journals, a file that cannot be written, or a method without the choices that it needs.
     """
     for name in names:
         config_lib.check_choice('--methods', name, searchable_names(search.space))
@@ -204,8 +203,6 @@ def check(search: Search, names, journals: epath.Path, target: epath.Path):
             f'--sampler_seed is {search.chosen_by.sampler_seed}, but the teacher is that of --sampler_seed=0 '
             f'for all; leave {TEACHER} out of --methods.'
         )
-    if workdir.is_in_bucket(journals):
-        raise UserError(f'--journals {journals} is in a bucket, which no journal can grow in; name a folder.')
     workdir.check_target('--output', target)
     for name in names:
         journal.read(_journal_path(search, name, journals))
@@ -320,37 +317,54 @@ def rank(curves: dict[int, list[dict]], less_is_better: bool) -> list[Ranked]:
     return sorted(ranked, key=lambda trial: (trial.score if less_is_better else -trial.score, trial.number))
 
 
-def tune(search: Search, names, root: epath.Path, journals: epath.Path, target: epath.Path, processes: int):
+def tune(
+    search: Search,
+    names,
+    root: epath.Path,
+    journals: epath.Path,
+    target: epath.Path,
+    processes: int,
+    shard: jobs.Shard | None = None,
+    only_show: bool = False,
+):
     """Searches the hyperparameters of some methods, and writes each choice as soon as it is made.
+
+    Several workers share the runs of a rung: each runs its part, then what no other has begun, and goes on
+    when the rung is complete. A choice is a function of the journals, so that all of them make the same.
 
     Args:
       search: its options.
       names: of methods, variants or TEACHER, which passed `check`.
       root: folder of all runs.
-      journals: local folder of the journals.
-      target: JSON file for the choices; other choices in it stay.
+      journals: folder of the journals.
+      target: JSON file for the choices; other choices in it stay. Each worker needs a file of its own.
       processes: runs at once.
+      shard: which of several workers this is, if there are several.
+      only_show: whether to run nothing.
 
     Yields:
       (name, the record of its choice, as in `cells.read_tuned`, with the values as `chosen`)
 
     Raises:
-      UserError: journals that are damaged or in use, every trial of a method diverged, or raised by a run.
+      UserError: journals that are damaged or in use, every trial of a method diverged, or raised by a run; or
+        with `only_show`, a run is missing.
     """
     for name, folder in (('workdir', root), ('journals', journals)):
         workdir.make_folder(name, folder)
     groups = _group_names(search, names)
     with contextlib.ExitStack() as locks:
-        for setting in sorted({_setting_name(search, name) for name in names}):
-            locks.enter_context(journal.lock(pathlib.Path(journals), setting))
+        if not only_show:
+            for setting in sorted({_setting_name(search, name) for name in names}):
+                locks.enter_context(journal.lock(journals, f'{setting}.{shard}' if shard else setting))
+        paths = {name: _journal_path(search, name, journals, shard) for name in names}
         # Damage in any journal is found before a torn line is cut off.
-        for name in names:
-            journal.read(_journal_path(search, name, journals))
-        journals_by_name = {name: journal.Journal(_journal_path(search, name, journals)) for name in names}
+        for path in paths.values():
+            journal.read(path)
+        journals_by_name = {name: journal.Journal(path, not only_show) for name, path in paths.items()}
         for group in groups:
             choices = workdir.read_json(target) or {}
             plans = [make_plan(search, name, choices) for name in group]
-            ranked_by_plan = _run_rungs(search, plans, journals_by_name, root, processes)
+            ranked_by_plan = _run_rungs(search, plans, journals_by_name, root, processes, shard, only_show)
             for plan, ranked in zip(plans, ranked_by_plan, strict=True):
                 if not ranked:
                     raise UserError(
@@ -376,7 +390,7 @@ def _group_names(search, names):
     return [*([name] for name in first), rest, joined]
 
 
-def _run_rungs(search, plans, journals_by_name, root, processes):
+def _run_rungs(search, plans, journals_by_name, root, processes, shard, only_show):
     """Runs all rungs; returns the trials of each plan that were trained to the end, best first."""
     less_is_better = evaluation.METRICS[search.space.task][3]
     climbing = {plan.name: {number: [] for number in range(len(plan.trials))} for plan in plans}
@@ -399,8 +413,13 @@ def _run_rungs(search, plans, journals_by_name, root, processes):
                             journals_by_name[plan.name].data[runs[-1][2]],
                         )
                     )
+        if missing and only_show:
+            raise UserError(
+                f'{len(missing)} runs of the search are missing, such as {next(iter(missing))}; call this '
+                'without --only_show first.'
+            )
         same_data.check_current(same_data.check(known), [config for config, _ in missing.values()])
-        _run_missing(search, missing, journals_by_name, root, processes)
+        _run_missing(search, missing, journals_by_name, root, processes, shard)
         for name, number, run in runs:
             climbing[name][number].append(journals_by_name[name].curves[run])
         ranked = {name: rank(curves, less_is_better) for name, curves in climbing.items()}
@@ -411,8 +430,12 @@ def _run_rungs(search, plans, journals_by_name, root, processes):
     return [ranked[plan.name] for plan in plans]
 
 
-def _run_missing(search, missing, journals_by_name, root, processes):
+def _run_missing(search, missing, journals_by_name, root, processes, shard):
     """Runs {name: (config, details of lines)}, and appends each to its journals as soon as it ends."""
+    if shard:
+        # Its own part first; then what no other worker has begun.
+        first = dict(shard.cut(list(missing.items())))
+        missing = first | missing
     names, configs = list(missing), [config for config, _ in missing.values()]
     metric = f'validation_{evaluation.METRICS[search.space.task][0]}'
 
@@ -422,11 +445,16 @@ def _run_missing(search, missing, journals_by_name, root, processes):
             line = {**details, 'data': digest} if digest else details
             journals_by_name[details['method']].append(names[number], curve, line)
 
+    def is_done(number):
+        of_methods = [journals_by_name[details['method']] for details in missing[names[number]][1]]
+        for of_method in of_methods if shard else ():
+            of_method.refresh()
+        return all(names[number] in of_method.curves for of_method in of_methods)
+
     cells.train_teachers(root, configs, processes)
     tasks = [(str(root), config_lib.to_json(config), metric) for config in configs]
-    jobs.run_tasks(
-        _task, tasks, processes, root, 'runs', [describe_program(config) for config in configs], append_curve
-    )
+    kinds = [describe_program(config) for config in configs]
+    jobs.run_tasks(_task, tasks, processes, root, 'runs', kinds, append_curve, is_done)
 
 
 def _task(task):
@@ -443,8 +471,10 @@ def _curve(root, config, name) -> dict:
         return {}
     # Checkpoints of hundreds of runs would fill the disk.
     saved = folder / finished.CHECKPOINTS
-    if saved.exists():
-        saved.rmtree()
+    # Another worker may delete them, too.
+    with contextlib.suppress(FileNotFoundError):
+        if saved.exists():
+            saved.rmtree()
     return {line['step']: line[name] for line in metric_log.read(folder) if name in line}
 
 
@@ -522,9 +552,10 @@ def _find_choice(search, name, other, choices, fixed=None):
     return choices[_setting_name(search, other)][other]
 
 
-def _journal_path(search, name, journals):
-    """The path of a method's journal."""
-    return pathlib.Path(journals) / f'{_setting_name(search, name)}-{name}{journal.SUFFIX}'
+def _journal_path(search, name, journals, shard=None):
+    """The path of a method's journal, of one worker if there are several."""
+    stem = f'{_setting_name(search, name)}-{name}'
+    return epath.Path(journals) / (f'{stem}.{shard}{journal.SUFFIX}' if shard else f'{stem}{journal.SUFFIX}')
 
 
 def _setting_name(search, name):

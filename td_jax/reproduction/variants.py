@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+import fsspec
 import jax
 import ml_collections
 from etils import epath
@@ -229,7 +230,9 @@ def count_parameters(config) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(shapes))
 
 
-def fit_trials(plan: Plan, root: epath.Path, hours: float, processes: int) -> Plan:
+def fit_trials(
+    plan: Plan, root: epath.Path, hours: float, processes: int, shard: jobs.Shard | None = None
+) -> Plan:
     """Sets the number of trials to the most whose search takes some hours, the same for every variant.
 
     A run of each variant is timed at first. Every variant has an equal share of the hours, and the variant
@@ -240,31 +243,44 @@ def fit_trials(plan: Plan, root: epath.Path, hours: float, processes: int) -> Pl
       plan: by `make_plan`; its number of trials is not read.
       root: folder of the comparison, which gets HOURS.
       hours: for all searches together.
-      processes: number of runs at once.
+      processes: number of runs at once, of one worker.
+      shard: which of several workers this is, if there are several; one of them decides for all.
 
     Raises:
       UserError: the hours are too few for a single trial.
     """
-    stored = workdir.read_json(root / HOURS) or {}
-    if stored.get('hours') != hours:
-        start, names = time.monotonic(), plan.searched()
-        with tempfile.TemporaryDirectory() as folder:
-            configs = [tuning.start_config(plan.search, name, '', 0) for name in names]
-            cells.train_teachers(epath.Path(folder), configs, processes)
-            tasks = [(folder, config_lib.to_json(config)) for config in configs]
-            seconds = jobs.run_tasks(_time_run, tasks, processes, epath.Path(folder), 'timed runs')
-        seconds = dict(zip(names, seconds, strict=True))
-        left = 3600 * hours - (time.monotonic() - start)
-        stored = {'hours': hours, 'trials': count_trials(seconds, left, processes), 'seconds': seconds}
-        if not stored['trials']:
-            needed = 3600 * hours - left + _search_seconds(seconds, 1, processes)
-            raise UserError(
-                f'--hours={hours:g} is too short: a trial of each of {len(names)} searches and its teachers '
-                f'take about {needed / 3600:.2g} hours.'
-            )
-        workdir.make_folder('workdir', root)
-        workdir.write(root / HOURS, json.dumps(stored, indent=2) + '\n')
-    return plan._replace(search=plan.search._replace(trials=stored['trials']))
+
+    def decide(_):
+        with workdir.lock(root / HOURS.removesuffix('.json')):
+            stored = workdir.read_json(root / HOURS) or {}
+            if stored.get('hours') != hours:
+                stored = _time_searches(plan, hours, processes, shard.count if shard else 1)
+                workdir.write(root / HOURS, json.dumps(stored, indent=2) + '\n')
+            return stored['trials']
+
+    # Waits while another worker decides.
+    (trials,) = jobs.run_tasks(decide, [None], 1, root, 'number of trials')
+    return plan._replace(search=plan.search._replace(trials=trials))
+
+
+def _time_searches(plan, hours, processes, workers):
+    """Times a run of each search; returns the content of HOURS."""
+    start, names = time.monotonic(), plan.searched()
+    with tempfile.TemporaryDirectory() as folder:
+        configs = [tuning.start_config(plan.search, name, '', 0) for name in names]
+        cells.train_teachers(epath.Path(folder), configs, processes)
+        tasks = [(folder, config_lib.to_json(config)) for config in configs]
+        seconds = jobs.run_tasks(_time_run, tasks, processes, epath.Path(folder), 'timed runs')
+    seconds = dict(zip(names, seconds, strict=True))
+    left = 3600 * hours - (time.monotonic() - start)
+    trials = count_trials(seconds, left, processes * workers)
+    if not trials:
+        needed = 3600 * hours - left + _search_seconds(seconds, 1, processes * workers)
+        raise UserError(
+            f'--hours={hours:g} is too short: a trial of each of {len(names)} searches and its teachers take '
+            f'about {needed / 3600:.2g} hours.'
+        )
+    return {'hours': hours, 'trials': trials, 'seconds': seconds}
 
 
 def _time_run(task) -> float:
@@ -299,23 +315,33 @@ def _search_seconds(seconds, trials, processes):
     return len(seconds) * runs * max(seconds.values()) + searches.RUNGS * seconds.get(tuning.TEACHER, 0)
 
 
-def run(plan: Plan, root: epath.Path, processes: int) -> list[Row]:
+def run(
+    plan: Plan,
+    root: epath.Path,
+    processes: int,
+    shard: jobs.Shard | None = None,
+    only_show: bool = False,
+) -> list[Row]:
     """Searches, trains and evaluates all variants, and returns their rows in the order of the names.
 
     Args:
       plan: by `make_plan`.
       root: folder of the comparison; a second call resumes.
       processes: number of runs at once.
+      shard: which of several workers this is, if there are several; it trains its part of the students, and
+        no rows are returned.
+      only_show: whether to run nothing.
 
     Raises:
-      UserError: journals that are damaged or in use, every trial of a variant diverged, or raised by a run.
+      UserError: journals that are damaged or in use, every trial of a variant diverged, or raised by a run;
+        or with `only_show`, a run is missing.
     """
     workdir.make_folder('workdir', root)
-    names, choices = list(plan.names), root / CHOICES
+    names, choices = list(plan.names), shard_file(root / CHOICES, shard)
     searched = plan.searched()
     folders = root / SEARCH, root / JOURNALS, choices
     tuning.check(plan.search, searched, *folders[1:])
-    for name, record in tuning.tune(plan.search, searched, *folders, processes):
+    for name, record in tuning.tune(plan.search, searched, *folders, processes, shard, only_show):
         score = record['completed'][0]['score']
         print(
             f'{name}: validation {plan.metric()} {statistics.format_number(score)}',
@@ -333,7 +359,11 @@ def run(plan: Plan, root: epath.Path, processes: int) -> list[Row]:
         )
     configs = {name: config_of(plan, name, chosen) for name in names}
     runs = {name: _student_runs(plan, config) for name, config in configs.items()}
-    results = cells.results_of(root / STUDENTS, runs.values(), {}, only_show=False, processes=processes)
+    results = cells.results_of(root / STUDENTS, runs.values(), {}, only_show, processes, shard)
+    if shard:
+        return []
+    if missing := [name for name, result in zip(names, results, strict=True) if result is None]:
+        raise UserError(f'students of {", ".join(missing)} are missing; call this without --only_show first.')
     return [
         Row(
             name,
@@ -345,6 +375,11 @@ def run(plan: Plan, root: epath.Path, processes: int) -> list[Row]:
         )
         for name, result in zip(names, results, strict=True)
     ]
+
+
+def shard_file(path: epath.Path, shard: jobs.Shard | None) -> epath.Path:
+    """A file of one of several workers, such as choices.2of3.json for choices.json."""
+    return path.with_name(f'{path.stem}.{shard}{path.suffix}') if shard else path
 
 
 def config_of(plan: Plan, name: str, choices: dict):
@@ -367,9 +402,13 @@ def keep_best(row: Row, root: epath.Path) -> epath.Path:
     if target.exists():
         if _identify(target) == _identify(source):
             return target
-        shutil.rmtree(target)
+        target.rmtree()
     with workdir.atomic_write(target) as folder:
-        shutil.copytree(source, folder)
+        if workdir.is_in_bucket(source):
+            system, place = fsspec.url_to_fs(str(source))
+            system.get(place, str(folder), recursive=True)
+        else:
+            shutil.copytree(source, folder)
     return target
 
 

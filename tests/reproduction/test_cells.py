@@ -321,6 +321,26 @@ def test_a_shared_teacher_is_validated_at_its_end_alone(tmp_path, small_config):
     assert json.loads((folder / 'result.json').read_text())['steps'] == 4
 
 
+def test_shards_have_each_run_once_and_few_teachers(tmp_path):
+    root = epath.Path(tmp_path)
+    columns = tables.TABLES['3'].columns
+    runs = [
+        run
+        for column in list(columns)[:2]
+        for row in (SCRATCH, 'LD', 'TD', SCRATCH)
+        for run in cells.runs_of(tables.TABLES['3'], column, row)
+    ]
+    assert cells.share_of(root, runs, None) == runs
+    parts = [cells.share_of(root, runs, jobs.Shard(index, 4)) for index in range(4)]
+    names = [cells.run_name(run) for part in parts for run in part]
+    assert len(names) == len(set(names)) == 2 * (1 + 10 + 10)
+    assert set(names) == set(cells.run_names(runs))
+    taught = [[run for run in part if cells.shares_teacher(run)] for part in parts]
+    assert [len(part) for part in taught] == [10, 10, 10, 10]
+    # Ten teachers of four students each.
+    assert all(len(cells.own_teachers(root, part)) <= 4 for part in taught)
+
+
 def test_a_process_gets_runs_of_one_program(monkeypatch, tmp_path):
     """The runs of a cell, whose teachers differ, are of one; other knobs or other data make another."""
     given = {}

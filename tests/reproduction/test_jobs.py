@@ -11,7 +11,7 @@ import jax
 import pytest
 from etils import epath
 
-from td_jax.errors import UserError
+from td_jax.errors import InUse, UserError
 from td_jax.reproduction import jobs
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else 0
@@ -32,6 +32,90 @@ def test_one_after_the_other_in_this_process(capsys, tmp_path):
     # Another process could not import this function.
     assert jobs.run_tasks(lambda task: task + 1, [5], 2, epath.Path(tmp_path), 'runs') == [6]
     assert jobs.run_tasks(found.append, [], 2, epath.Path(tmp_path), 'runs') == []
+
+
+def test_what_another_worker_has_in_use_is_tried_again(monkeypatch, tmp_path):
+    monkeypatch.setattr(jobs, 'PAUSE', 0.01)
+    tried, kept = [], []
+
+    def work(task):
+        tried.append(task)
+        if task == 1 and len(tried) < 4:
+            raise InUse('in use')
+        return -task
+
+    def is_done(number):
+        # Another worker does the third in the meantime.
+        return number == 2 and bool(tried)
+
+    results = jobs.run_tasks(
+        work,
+        [1, 2, 3],
+        1,
+        epath.Path(tmp_path),
+        'runs',
+        on_result=lambda *result: kept.append(result),
+        is_done=is_done,
+    )
+    assert tried == [1, 2, 1, 1]
+    assert results == [-1, -2, None]
+    assert kept == [(1, -2), (0, -1)]
+
+
+@pytest.mark.parametrize(
+    ('text', 'environment', 'shard'),
+    [
+        ('1/1', {}, (0, 1)),
+        ('3/10', {'JOB_COMPLETION_INDEX': '7'}, (2, 10)),
+        ('auto/10', {'JOB_COMPLETION_INDEX': '7'}, (7, 10)),
+        ('auto', {'SLURM_ARRAY_TASK_ID': '3', 'SLURM_ARRAY_TASK_COUNT': '4'}, (3, 4)),
+        (
+            'auto',
+            {'SLURM_ARRAY_TASK_ID': '3', 'SLURM_ARRAY_TASK_COUNT': '4', 'SLURM_ARRAY_TASK_MIN': '1'},
+            (2, 4),
+        ),
+        ('auto', {'SKYPILOT_JOB_RANK': '0', 'SKYPILOT_NUM_JOBS': '2'}, (0, 2)),
+    ],
+)
+def test_shards_are_counted_from_one_and_by_schedulers_as_they_do(text, environment, shard):
+    assert jobs.read_shard(text, environment) == shard
+
+
+@pytest.mark.parametrize(
+    ('text', 'environment', 'said'),
+    [
+        ('0/2', {}, '--shard=0/2 is none of N shards; write --shard=I/N with I from 1 to N.'),
+        ('3/2', {}, '--shard=3/2 is none of N shards; '),
+        ('1', {}, '--shard=1 is none of N shards; '),
+        ('a/b', {}, '--shard=a/b is none of N shards; '),
+        (
+            'auto',
+            {},
+            '--shard=auto, but none of SLURM_ARRAY_TASK_ID, SKYPILOT_JOB_RANK, JOB_COMPLETION_INDEX is',
+        ),
+        (
+            'auto',
+            {'JOB_COMPLETION_INDEX': '1'},
+            '--shard=auto, but JOB_COMPLETION_INDEX comes without a count; write --shard=auto/N.',
+        ),
+        (
+            'auto/2',
+            {'JOB_COMPLETION_INDEX': '2'},
+            '--shard=auto/2 is none of N shards (JOB_COMPLETION_INDEX is 2); ',
+        ),
+    ],
+)
+def test_what_is_no_shard_is_refused(text, environment, said):
+    with pytest.raises(UserError) as refused:
+        jobs.read_shard(text, environment)
+    assert str(refused.value).startswith(said)
+
+
+@pytest.mark.parametrize(('items', 'count'), [(10, 3), (2, 5), (0, 2), (7, 7)])
+def test_parts_are_equal_and_hold_everything(items, count):
+    parts = [jobs.Shard(index, count).cut(range(items)) for index in range(count)]
+    assert [item for part in parts for item in part] == list(range(items))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
 def test_what_is_over_is_kept_before_the_next_fails(tmp_path):
@@ -82,7 +166,7 @@ def started(tmp_path, code, **more):
     (tmp_path / 'work.py').write_text(
         textwrap.dedent("""
             import os, sys, time
-            from td_jax.errors import UserError
+            from td_jax.errors import InUse, UserError
             def cores(task):
                 print('heard of', task)
                 time.sleep(0.5)

@@ -31,6 +31,33 @@ def test_what_is_appended_is_read_back(path):
     assert journal.read(path.with_name('other.jsonl')) == ({}, 0)
 
 
+def test_workers_read_each_other(path, tmp_path):
+    second = journal.Journal(tmp_path / 'digits-td.2of3.jsonl')
+    assert second.curves == CURVES
+    third = journal.Journal(tmp_path / 'digits-td.3of3.jsonl')
+    third.append('digits/td-3', {20: 2.0}, {'data': 'd'})
+    # Of another method, and a copy that somebody made.
+    journal.Journal(tmp_path / 'digits-td_ld.jsonl').append('digits/td-4', {}, {})
+    (tmp_path / 'digits-td.old.jsonl').write_text('damaged\n')
+    # It has begun to write the next line.
+    with open(tmp_path / 'digits-td.3of3.jsonl', 'a') as file:
+        file.write('{"run": "digits/td-5", ')
+    for other in (second, journal.Journal(path), journal.Journal(path, is_writer=False)):
+        other.refresh()
+        assert other.curves == CURVES | {'digits/td-3': {20: 2.0}}
+        assert other.data['digits/td-3'] == 'd'
+    assert path.read_text().count('\n') == 2
+
+
+def test_a_journal_in_a_bucket_is_that_in_a_folder(place):
+    path = place / 'digits-td.jsonl'
+    with journal.lock(place, 'digits'):
+        made = journal.Journal(path)
+        made.append('digits/td-1', {20: 0.5, 40: 0.1 + 0.2}, {'trial': 0})
+        made.append('digits/td-2', {}, {'trial': 1})
+    assert journal.Journal(path).curves == journal.read(path)[0] == CURVES
+
+
 @pytest.mark.parametrize(
     'torn', ['{"run": "digits/td-3", "curve": {"2', '{"run": "c", "curve": {}}', '\0\0\0']
 )
