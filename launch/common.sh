@@ -65,14 +65,15 @@ check_workdir() {
     fail "--workdir=$workdir would be lost with the $1; write --workdir=gs://BUCKET/RUN$2 before the --."
 }
 
-# Refuses flags of td_jax.main that cannot work on a cluster. The launcher itself adds $@.
+# Refuses flags of td_jax that cannot work on a cluster. The launcher itself adds $@.
 check_training() {
   local flag flags=' '
   for flag in ${TRAINING[@]+"${TRAINING[@]}"}; do flags+="${flag%%=*} "; done
   for flag in "$@"; do
     [[ $flags != *" $flag "* ]] || fail "$flag after -- is the launcher's to give; leave it out there."
   done
-  [[ $flags = *' --config '* ]] || fail '--config is missing; end with -- --config=configs/FILE.py.'
+  [[ -n ${shards-} || $flags = *' --config '* ]] ||
+    fail '--config is missing; end with -- --config=configs/FILE.py.'
 }
 
 # The words of a command as a shell would read them again.

@@ -38,7 +38,7 @@ def test_shellcheck_finds_nothing():
         check=False,
     )
     assert (found.returncode, found.stdout + found.stderr) == (0, '')
-    assert len(SCRIPTS) == 9
+    assert len(SCRIPTS) == 10
 
 
 def await_true(condition):
@@ -1155,27 +1155,36 @@ def manifest(*arguments):
 
 
 def parts(jobset):
-    """(job spec, pod spec, container) of the only job of a JobSet."""
-    (replicated,) = jobset['spec']['replicatedJobs']
-    job = replicated['template']['spec']
+    """(job spec, pod spec, container) of a Job, or of the only job of a JobSet."""
+    job = jobset['spec']
+    if jobset['kind'] == 'JobSet':
+        (replicated,) = job['replicatedJobs']
+        job = replicated['template']['spec']
     pod = job['template']['spec']
     (container,) = pod['containers']
     return job, pod, container
 
 
+TYPES = {
+    'JobSet': ('jobset.x-k8s.io/v1alpha2', models.JobsetV1alpha2JobSet),
+    'Job': ('batch/v1', models.IoK8sApiBatchV1Job),
+}
+
+
 def check(jobset):
-    """Holds a JobSet against the published API types, down to the containers."""
+    """Holds a JobSet or a Job against the published API types, down to the containers."""
     jobset = copy.deepcopy(jobset)
     resources = parts(jobset)[2].pop('resources')
     # The types read a quantity only by hand. What is a limit is requested, too.
     assert resources.keys() == {'limits'}
     (amount,) = resources['limits'].items()
     assert amount[0] == 'google.com/tpu' and re.fullmatch('[1-9]', amount[1])
-    read = models.JobsetV1alpha2JobSet.model_validate(jobset)
+    version, kind = TYPES[jobset['kind']]
+    read = kind.model_validate(jobset)
     # A field that the API does not know is not read, so it would be missing here.
     assert read.model_dump(by_alias=True, exclude_unset=True) == jobset
     # What the API server holds strings to, and the types do not.
-    assert (jobset['apiVersion'], jobset['kind']) == ('jobset.x-k8s.io/v1alpha2', 'JobSet')
+    assert jobset['apiVersion'] == version
     job, pod, _ = parts(jobset)
     assert job['completionMode'] in ('Indexed', 'NonIndexed')
     assert pod['restartPolicy'] == 'Never'  # A podFailurePolicy allows nothing else.
@@ -1187,6 +1196,10 @@ def check(jobset):
             assert 0 not in rule['onExitCodes']['values']
             assert rule['onExitCodes']['values'] == sorted(set(rule['onExitCodes']['values']))
             assert rule['onExitCodes']['containerName'] in [c['name'] for c in pod['containers']]
+        # Of an Indexed Job alone, with a limit for each index.
+        assert rule['action'] != 'FailIndex' or job['backoffLimitPerIndex'] >= 0
+    if jobset['kind'] == 'Job':
+        return
     actions = ('FailJobSet', 'RestartJobSet', 'RestartJobSetAndIgnoreMaxRestarts')
     reasons = ('BackoffLimitExceeded', 'DeadlineExceeded', 'FailedIndexes', 'MaxFailedIndexesExceeded')
     for rule in jobset['spec']['failurePolicy']['rules']:
@@ -1294,6 +1307,38 @@ def test_the_pods_have_the_account_that_is_asked_for():
     assert parts(jobset)[1]['serviceAccountName'] == 't'
 
 
+WORKERS = ['t4', '--type=v5litepod-8', *POD[2:], '--shards=10', '--command=reproduce']
+
+
+@pytest.mark.parametrize('options', [[], ALL], ids=len)
+def test_several_workers_are_an_indexed_job(options):
+    made = manifest(*WORKERS, *options, '--', '--tables=4', '--datasets=CIFAR10')
+    check(made)
+    job, pod, container = parts(made)
+    assert (made['kind'], made['metadata']) == ('Job', {'name': 't4'})
+    assert (job['completions'], job['parallelism'], job['completionMode']) == (10, 10, 'Indexed')
+    assert job['backoffLimitPerIndex'] == (0 if options else 3)
+    assert container['command'] == ['.venv/bin/python', '-m', 'td_jax.reproduce']
+    assert container['args'] == [
+        '--shard=auto/10',
+        '--workdir=gs://b/run',
+        '--tables=4',
+        '--datasets=CIFAR10',
+    ]
+    # The rest is as in a JobSet.
+    slice_pod = parts(manifest(*POD, *WORKERS[1:2], *options, *CONFIG))[1]
+    for each in (pod, slice_pod):
+        del each['containers'][0]['args'], each['containers'][0]['command']
+    assert pod == slice_pod
+    # A preempted worker does not count; invalid input is not tried again.
+    rules = job['podFailurePolicy']['rules']
+    assert [(rule['action'], rule.get('onExitCodes', {}).get('values')) for rule in rules] == [
+        ('FailIndex', [2]),
+        ('Ignore', None),
+    ]
+    assert rules[1]['onPodConditions'] == [{'type': 'DisruptionTarget', 'status': 'True'}]
+
+
 TWO = [1, 4, 8, 16, 32, 64, 128, 256]
 THREE = [8, 16, 32, 64, 128, 256, 512, 1024]
 
@@ -1341,6 +1386,11 @@ def test_slices_add_up(family, sizes, cores, accelerator):
             [*POD, '--env=A=b\nc', *CONFIG],
             '--env=A=b... has a line break or the like; leave it out.',
         ),
+        ([*POD, '--shards=2', *CONFIG], '--type=v5litepod-16 has 4 machines, but each of --shards is on one'),
+        ([*WORKERS, '--shards=0', *CONFIG], '--shards=0 is no number of workers; write --shards=10.'),
+        ([*WORKERS, '--command=main', *CONFIG], '--command=main with --shards=10; write --shards=N with'),
+        ([*POD, '--command=tune', *CONFIG], '--command=tune with --shards=; write --shards=N with'),
+        ([*WORKERS, '--', '--shard=1/2'], "--shard after -- is the launcher's to give"),
         ([*POD, *CONFIG, '--workdir=a'], "--workdir after -- is the launcher's to give"),
         (POD, '--config is missing; end with -- --config=configs/FILE.py.'),
     ],
@@ -1387,6 +1437,91 @@ def test_the_task_of_skypilot_trains_as_the_other_launchers_do(checkout, tmp_pat
         f'{PIP} -r requirements-tpu.txt',
         'python -m td_jax.main --distributed --config=configs/vit_imagenet.py --workdir=gs://b/a run',
     ]
+
+
+def test_the_pool_of_skypilot_runs_the_shards(checkout, tmp_path):
+    """The fields were held against SkyPilot's own schema once; docs/cloud.md says with which version."""
+    pool, job, slice_task = (
+        yaml.safe_load((ROOT / 'launch' / f'skypilot{name}.yaml').read_text())
+        for name in ('_pool', '_shards', '')
+    )
+    # What makes the workers is of the pool alone, and what they run of the job alone.
+    assert pool.keys() == {'pool', 'workdir', 'resources', 'setup'}
+    assert job.keys() == {'name', 'resources', 'envs', 'run'}
+    assert pool['resources'] == job['resources']
+    assert (pool['setup'], pool['workdir']) == (slice_task['setup'], slice_task['workdir'])
+    keys = 'infra', 'accelerator_args', 'use_spot'
+    assert {key: pool['resources'][key] for key in keys} == {
+        key: slice_task['resources'][key] for key in keys
+    }
+    # One machine for each worker.
+    cloud_type = pool['resources']['accelerators'].removeprefix('tpu-')
+    script = f'source launch/common.sh; type={cloud_type}; check_type; echo "$HOSTS"'
+    assert subprocess.check_output(['bash', '-c', script], cwd=ROOT, text=True) == '1\n'
+    documentation = (ROOT / 'docs' / 'cloud.md').read_text().replace('\\\n', ' ')
+    assert 'sky jobs pool apply --pool=td-jax launch/skypilot_pool.yaml' in documentation
+    (given,) = re.findall(r'sky jobs launch --pool=td-jax (.*launch/skypilot_shards.yaml.*)', documentation)
+    assert f'--num-jobs={pool["pool"]["workers"]} ' in given
+    missing = {name for name, value in job['envs'].items() if value is None}
+    assert missing <= set(re.findall(r'--env=(\w+)=', given))
+    (tmp_path / '.venv' / 'bin').mkdir(parents=True)
+    executable(tmp_path / '.venv' / 'bin' / 'python', '#!/bin/sh\nprintf "%s\\n" "$@"')
+    environment = {**os.environ, **job['envs'], 'WORKDIR': 'gs://b/a run', 'TFDS_DATA_DIR': 'gs://b/tfds'}
+    out = subprocess.check_output(['bash', '-c', job['run']], cwd=tmp_path, env=environment, text=True)
+    assert out.splitlines() == [
+        '-m',
+        'td_jax.reproduce',
+        '--shard=auto',
+        '--workdir=gs://b/a run',
+        '--tables=4',
+    ]
+
+
+# --- Slurm -----------------------------------------------------------------------------------------
+
+
+def slurm(folder, *arguments):
+    return subprocess.run(
+        ['bash', ROOT / 'launch' / 'slurm.sh', *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_a_task_of_slurm_is_a_worker(tmp_path):
+    (tmp_path / '.venv' / 'bin').mkdir(parents=True)
+    executable(tmp_path / '.venv' / 'bin' / 'python', '#!/bin/sh\nprintf "%s\\n" "$@"; exit 3')
+    done = slurm(tmp_path, 'tune', '--config=digits', '--methods=td ld')
+    assert (done.returncode, done.stderr) == (3, '')
+    assert done.stdout.splitlines() == [
+        *('-m', 'td_jax.tune', '--shard=auto', '--config=digits', '--methods=td ld')
+    ]
+    lines = (ROOT / 'launch' / 'slurm.sh').read_text().splitlines()
+    # sbatch reads its options up to the first command.
+    comments = list(itertools.takewhile(lambda line: not line or line.startswith('#'), lines))
+    options = [line for line in lines if line.startswith('#SBATCH')]
+    assert options == [line for line in comments if line.startswith('#SBATCH')] and options
+    for option in options:
+        assert re.fullmatch(r'#SBATCH --(job-name=\w+|requeue|open-mode=append)', option)
+    usage = slurm(tmp_path, '--help').stdout
+    assert 'sbatch --array=1-10 launch/slurm.sh reproduce' in usage and 'SBATCH' not in usage
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        ([], "'' is no command here; write reproduce, tune or compare"),
+        (['main'], "'main' is no command here; write reproduce, tune or compare"),
+        (['tune'], '.venv is missing; run bash launch/test.sh --setup-only, and sbatch from the checkout.'),
+    ],
+)
+def test_bad_use_of_slurm_is_one_line(tmp_path, arguments, message):
+    done = slurm(tmp_path, *arguments)
+    assert (done.returncode, done.stdout) == (2, '')
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f'slurm.sh: {message}')
 
 
 # --- The documentation -----------------------------------------------------------------------------
