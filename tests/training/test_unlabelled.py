@@ -6,13 +6,14 @@ import pytest
 import scipy.special
 
 from td_jax.configs import vit_tiny_cifar10
-from td_jax.data import SOURCES, digits
+from td_jax.data import SOURCES, digits, movielens
 from td_jax.devices import sharding
 from td_jax.errors import UserError
 from td_jax.method import logits, objectives, shared
 from td_jax.models import base
 from td_jax.training import assembly, dispatch, train_step
 from td_jax.training.run import train
+from tests.conftest import RATED
 
 # Classes of its own: the terms read a probe, which sees labels.
 CHANGES = {'dataset__unlabelled': 'rest', 'unlabelled_batch_size': 12}
@@ -63,6 +64,34 @@ def test_the_terms_read_both_and_the_task_those_with_labels(comparable_config, i
             np.testing.assert_allclose(sums[name][seed], value, rtol=1e-4)
         total = expected['task'] + config.ld.weights.logits * expected['logits']
         np.testing.assert_allclose(sums['loss'][seed], total, rtol=1e-4)
+
+
+def test_pairs_without_a_rating_are_compared_with_what_the_teacher_says(small_config, monkeypatch):
+    """A first step of LD on ratings, by hand; of the four examples of a batch the last one has no label."""
+    monkeypatch.setattr(movielens, 'read_ratings', lambda *size: RATED)
+    changes = {'batch_size': 3, 'unlabelled_batch_size': 1, 'teacher__labels': 'shared', 'num_seeds': 1}
+    config = small_config(method='ld', dataset__name='movielens', dataset__unlabelled='1', **changes)
+    config.dataset.classes = config.teacher.dataset.classes = ()
+    config.dataset.user_oov_rate = config.dataset.movie_oov_rate = 0.0
+    for model in (config.model, config.teacher.model):
+        model.embeddings.update({'user': 3, 'movie': 5, 'title_words': 2, 'genres': 2})
+    source, teacher, run, keys, state = build(config)
+    before, order = (jax.tree.map(np.array, tree) for tree in (state, run.feed(keys, 0)))
+    _, sums = advance(run, keys, state, 1)
+    rows = order.labelled[0][:3]
+    examples = {name: source.train[name][rows] for name in ('user', 'movie')}
+    # The only pair of known ids that nobody has rated.
+    examples = {name: np.append(array, {'user': 1, 'movie': 2}[name]) for name, array in examples.items()}
+    inputs = source.inputs(source.tables, examples, None)
+    params = jax.tree.map(lambda x: x[0], before.params['student'])
+    student = assembly.build_model(config, config.model, source)
+    ours, theirs = (
+        np.asarray(base.activations(model, params, inputs).logits)
+        for model, params in ((student, params), (teacher.model, teacher.params))
+    )
+    labels = source.train['labels'][rows]
+    np.testing.assert_allclose(sums['task'][0], np.mean((ours[:3, 0] - labels) ** 2), rtol=1e-4)
+    np.testing.assert_allclose(sums['logits'][0], np.mean((ours - theirs) ** 2), rtol=1e-4)
 
 
 def test_the_probe_is_that_of_a_run_without_them(small_config):
