@@ -123,6 +123,7 @@ NUMBERS = {
     'shuffle_buffer': _POSITIVE,
     'kept_gb': _NOT_NEGATIVE,
     'probe_gb': _POSITIVE,
+    'views': _NOT_NEGATIVE,
     'data': _DEVICES,
     'fsdp': _DEVICES,
     'layers': (f'from 0 to {MAX_LAYERS}', lambda x: 0 <= x <= MAX_LAYERS),

@@ -129,8 +129,10 @@ def _find_unread_of_method(config):
         reasons['logits.'] = method
     elif config.logits.distance == 'l2':
         reasons['logits.temperature'] = 'logits.distance is l2'
+    if config.teacher.inputs == 'clean':
+        reasons['teacher.views'] = 'teacher.inputs is clean'
     if not reads:
-        reasons['teacher.inputs'] = method
+        reasons['teacher.views'] = reasons['teacher.inputs'] = method
         if config.teacher.control == 'shuffled':
             reasons['teacher.control'] = method
     if config.teacher.control == 'shuffled_states' and not reads.keys() - objectives.PREDICTIONS:

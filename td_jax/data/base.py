@@ -2,6 +2,7 @@
 
 import hashlib
 import types
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -12,6 +13,9 @@ import numpy as np
 from td_jax.data.resizing import View
 from td_jax.errors import UserError
 from td_jax.randomness import derive_seed
+
+# Field of an example: its image for a teacher that is shown others than its student.
+TEACHER_IMAGE = 'teacher_image'
 
 
 class TrainStream(NamedTuple):
@@ -255,6 +259,16 @@ def one_example(source: Source) -> dict[str, np.ndarray]:
 def take(examples: dict, rows) -> dict:
     """Selects the examples at `rows`."""
     return {name: array[rows] for name, array in examples.items()}
+
+
+def number_by_content(examples: dict) -> np.ndarray:
+    """A number of each example, [examples] uint32: the CRC32 of what its student is shown."""
+    fields = [examples[name] for name in sorted(examples.keys() - {'labels', TEACHER_IMAGE})]
+    numbers = np.zeros(count(examples), np.uint32)
+    for i in range(len(numbers)):
+        for field in fields:
+            numbers[i] = zlib.crc32(field[i].tobytes(), int(numbers[i]))
+    return numbers
 
 
 def draw_rows(

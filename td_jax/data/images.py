@@ -20,7 +20,7 @@ ASPECT_RATIOS = 3 / 4, 4 / 3
 
 
 # Fields of an example: the image of the student, and that of the teacher if it has views of its own.
-IMAGE, TEACHER_IMAGE = 'image', 'teacher_image'
+IMAGE, TEACHER_IMAGE = 'image', data.TEACHER_IMAGE
 
 
 class TeacherViews(NamedTuple):

@@ -27,6 +27,8 @@ TEACHER_BATCH = 1024
 # Training examples, the first ones of a seed, by which the scales of states are measured; of a stream at most
 # IN_FLIGHT batches.
 SCALE_EXAMPLES = 1024
+# Field of an example in a step: its number by content and that of its view, for a run with fixed views.
+VIEW = 'view'
 
 
 class Teacher(NamedTuple):
@@ -47,7 +49,9 @@ class Constants(NamedTuple):
     tables: Any
     teacher_tables: Any
     teacher_params: Any
-    teacher_states: base.Activations | None  # on all of `train`, where they are computed once
+    # On all of `train`, where they are computed once; with fixed views [views, examples, ...].
+    teacher_states: base.Activations | None
+    content_numbers: jax.Array | None  # [examples] of `train`, for a run with fixed views
     hyperparameters: train_step.Hyperparameters
 
 
@@ -162,7 +166,10 @@ def make_dispatch(
     constants = _place_constants(source, teacher, config, mesh, sharding.place)
     if abstract.constants.teacher_states is not None:
         examples = select_examples(source, config).examples
-        batches, _ = data.padded_batches(examples, min(TEACHER_BATCH, data.count(examples)))
+        numbered = examples
+        if constants.content_numbers is not None:
+            numbered = {**examples, VIEW: np.asarray(constants.content_numbers)}
+        batches, _ = data.padded_batches(numbered, min(TEACHER_BATCH, data.count(examples)))
         shapes = sharding.abstract_arrays(batches, whole)
 
         def compute():
@@ -305,8 +312,12 @@ def make_abstract(
     parts = _Parts(step, source, teacher, config, mesh)
     constants = _place_constants(source, teacher, config, mesh, sharding.abstract_arrays)
     # Where they never change, they are computed once.
-    if teacher and config.teacher.inputs == 'clean' and not parts.is_streamed:
+    if teacher and keeps_states(config) and not parts.is_streamed:
         states = jax.eval_shape(parts.compute_teacher_activations, constants, constants.train, None)
+        if parts.num_views:
+            states = jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct((parts.num_views, *x.shape), x.dtype), states
+            )
         constants = constants._replace(teacher_states=sharding.abstract_arrays(states, whole))
     keys = sharding.abstract_arrays(jax.eval_shape(lambda: seed_keys(config)), whole)
     shapes = parts.progress_shapes(constants, start)
@@ -327,6 +338,7 @@ class _Parts:
         self.inputs, self.example = source.inputs, data.one_example(source)
         self.is_streamed = isinstance(source.train, data.TrainStream)
         self.teacher = teacher and (teacher.model, teacher.source.inputs)
+        self.num_views = 0 if self.is_streamed else count_views(config, teacher)
         self.num_examples = data.count(source.train)
         self.steps_per_epoch = self.num_examples // config.batch_size
         self.num_unlabelled = source.unlabelled.count if source.unlabelled else 0
@@ -338,8 +350,10 @@ class _Parts:
     def example_shapes(self):
         """{name: [seeds, batch, ...]} of a step; the labels are those of the labelled examples alone."""
         shapes = self.batch_shapes(self.example)
-        labels = self.batch_shapes(self.example['labels'], self.config.batch_size)
-        return {**shapes, 'labels': labels}
+        shapes['labels'] = self.batch_shapes(self.example['labels'], self.config.batch_size)
+        if self.num_views:
+            shapes[VIEW] = self.batch_shapes(jax.ShapeDtypeStruct((1, 2), np.uint32))
+        return shapes
 
     def batch_shapes(self, examples, batch_size=None):
         """A tree of [examples, ...] -> the shapes of a step's, [seeds, batch, ...]."""
@@ -351,7 +365,10 @@ class _Parts:
         """The shapes and types of a Progress."""
         keys = jax.eval_shape(lambda: seed_keys(self.config))
         state = jax.eval_shape(self.init, constants, keys, start)
-        states = None if constants.teacher_states is None else self.batch_shapes(constants.teacher_states)
+        states = constants.teacher_states
+        if self.num_views:
+            states = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), states)
+        states = None if states is None else self.batch_shapes(states)
         # On the mesh, except for the keys, as in the loop: the step is then traced for both.
         whole = sharding.replicated_sharding(self.mesh)
         placed, *batch = sharding.abstract_arrays((state, self.example_shapes(), states), whole)
@@ -395,19 +412,33 @@ class _Parts:
         return jax.vmap(lambda key: self.step.init(split_key(key).initial, batch, start))(keys)
 
     def compute_teacher_activations(self, constants, examples, key) -> base.Activations:
-        """The teacher's Activations on some examples."""
+        """The teacher's Activations on some examples; a key is as of `make_inputs`."""
         model, inputs = self.teacher
-        teacher_inputs = inputs(constants.teacher_tables, self.hide_labels(examples), key)
+        teacher_inputs = self.make_inputs(inputs, constants.teacher_tables, examples, key)
         return base.activations(model, constants.teacher_params, teacher_inputs)
 
     def compute_states(self, constants, batches) -> base.Activations:
         """The teacher's Activations on all examples in memory, from padded {name: [batches, batch, ...]}."""
-        states = jax.lax.map(
-            lambda examples: self.compute_teacher_activations(constants, examples, None), batches
+
+        def of_batches(view):
+            def of_batch(examples):
+                key = None if view is None else self.make_view_keys(examples[VIEW], view)
+                return self.compute_teacher_activations(constants, examples, key)
+
+            # [batches, batch, ...] -> [examples, ...]
+            states = jax.lax.map(of_batch, batches)
+            count = data.count(constants.train)
+            return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count], states)
+
+        return jax.lax.map(of_batches, jnp.arange(self.num_views)) if self.num_views else of_batches(None)
+
+    def make_view_keys(self, content_numbers, views):
+        """The keys of the views of examples; they depend on an example's content and the view alone."""
+        key = randomness.fold_name(jax.random.key(0), 'views')
+        views = jnp.broadcast_to(views, content_numbers.shape)
+        return jax.vmap(lambda number, view: jax.random.fold_in(jax.random.fold_in(key, number), view))(
+            content_numbers, views
         )
-        # [batches, batch, ...] -> [examples, ...]
-        count = data.count(constants.train)
-        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count], states)
 
     def represent(self, constants, examples, mask):
         """(representations of a batch that a probe reads, labels, mask)"""
@@ -420,11 +451,23 @@ class _Parts:
             return examples
         return {name: array for name, array in examples.items() if name != 'labels'}
 
+    def make_inputs(self, inputs, tables, examples, key):
+        """A model's inputs for some examples; a key varies all of them, keys [examples] each by itself."""
+        examples = self.hide_labels(examples)
+        if key is None or not key.ndim:
+            return inputs(tables, examples, key)
+
+        def of_one(example, key):
+            example = {name: array[None] for name, array in example.items() if name != VIEW}
+            return jax.tree.map(lambda x: x[0], inputs(tables, example, key))
+
+        return jax.vmap(of_one)(examples, key)
+
     def make_batch(self, constants, examples, teacher_activations, key):
         """The Batch of some examples; teacher_activations of None are computed here."""
         if teacher_activations is None and self.teacher:
             teacher_activations = self.compute_teacher_activations(constants, examples, key)
-        student_inputs = self.inputs(constants.tables, self.hide_labels(examples), key)
+        student_inputs = self.make_inputs(self.inputs, constants.tables, examples, key)
         return train_step.Batch(
             student_inputs=student_inputs,
             labels=jnp.asarray(examples['labels']),
@@ -434,9 +477,10 @@ class _Parts:
 
     def make_arguments(self, constants, state, keys, examples, teacher_activations):
         """The arguments of a step of one seed."""
-        batch = self.make_batch(
-            constants, examples, teacher_activations, jax.random.fold_in(keys.inputs, state.step)
-        )
+        key = jax.random.fold_in(keys.inputs, state.step)
+        if self.num_views:
+            key = self.make_view_keys(examples[VIEW][:, 0], examples[VIEW][:, 1])
+        batch = self.make_batch(constants, examples, teacher_activations, key)
         if state.probe is not None:
             batch = batch._replace(probe_logits=probe.predictions(state.probe, batch.teacher.upper))
         if self.teacher and self.config.teacher.control.startswith('shuffled'):
@@ -477,7 +521,7 @@ class _Parts:
 
     def diagnose_in_order(self, constants, state, keys, order):
         """The diagnostics of every seed on data that is on the device."""
-        return self.diagnose(constants, state, keys, *self.draw_batch(constants, order, state.step[0]))
+        return self.diagnose(constants, state, keys, *self.draw_batch(constants, order, keys, state.step[0]))
 
     def measure(self, *inputs):
         """The Moments of the parts of states, with the arguments of `map_over_seeds`."""
@@ -486,7 +530,7 @@ class _Parts:
     def measure_in_order(self, constants, state, keys, order, step):
         """`measure` of the batch of a step, on data that is on the device."""
         state = state._replace(step=jnp.full_like(state.step, step))
-        return self.measure(constants, state, keys, *self.draw_batch(constants, order, step))
+        return self.measure(constants, state, keys, *self.draw_batch(constants, order, keys, step))
 
     def draw_order(self, keys, step):
         """The Orders of a step."""
@@ -518,7 +562,15 @@ class _Parts:
         unlabelled = jax.lax.cond(is_new, lambda: self.draw_unlabelled(keys, step), lambda: order.unlabelled)
         return Orders(labelled, unlabelled)
 
-    def draw_batch(self, constants, order, step):
+    def draw_views(self, keys, step, count):
+        """The number of a view for each example of a step, [seeds, count]."""
+        return jax.vmap(
+            lambda key: jax.random.randint(
+                jax.random.fold_in(split_key(key).inputs, step), (count,), 0, self.num_views
+            )
+        )(keys)
+
+    def draw_batch(self, constants, order, keys, step):
         """(examples, teacher_activations) of a step on data that is on the device."""
         take_rows = jax.vmap(data.batch_rows, in_axes=(0, None, None))
         rows = take_rows(order.labelled, step, self.config.batch_size)
@@ -533,6 +585,11 @@ class _Parts:
         examples['labels'] = labels
         if constants.teacher_states is None:
             return examples, None
+        if self.num_views:
+            views = self.draw_views(keys, step, rows.shape[1])
+            numbers = constants.content_numbers[rows], views.astype(jnp.uint32)
+            examples[VIEW] = jnp.stack(numbers, axis=-1)
+            return examples, jax.tree.map(lambda states: states[views, rows], constants.teacher_states)
         return examples, jax.tree.map(lambda states: states[rows], constants.teacher_states)
 
     def run_steps(self, progress, order, constants, keys, stop):
@@ -540,7 +597,7 @@ class _Parts:
 
         def advance(carry):
             (state, sums, _), order = carry
-            batch = self.draw_batch(constants, order, state.step[0])
+            batch = self.draw_batch(constants, order, keys, state.step[0])
             state, metrics, finite = self.all_seeds(constants, state, keys, *batch)
             step = state.step[0]  # the same for all seeds
             order = self.advance_order(order, keys, step)
@@ -610,6 +667,16 @@ def _make_stream_functions(jitted, constants, source, config, mesh):
         return progress, feed
 
     return feed, run
+
+
+def keeps_states(config) -> bool:
+    """Whether the teacher's states of all training examples in memory are computed once."""
+    return config.teacher.inputs == 'clean' or config.teacher.views > 0
+
+
+def count_views(config, teacher) -> int:
+    """The number of fixed views of each example; 0 without a teacher, and with clean inputs."""
+    return config.teacher.views if teacher and config.teacher.inputs == 'varied' else 0
 
 
 class Selection(NamedTuple):
@@ -700,5 +767,8 @@ def _place_constants(source, teacher, config, mesh, place):
         teacher_tables=teacher and place(teacher.source.tables, whole),
         teacher_params=teacher and place(teacher.params, sharding.parameter_shardings(mesh, teacher.params)),
         teacher_states=None,
+        content_numbers=(
+            place(data.number_by_content(train), whole) if train and count_views(config, teacher) else None
+        ),
         hyperparameters=place(train_step.read_hyperparameters(config), whole),
     )

@@ -82,10 +82,13 @@ def check(
         parts['batches'] = size, 'lower batch_size, num_seeds or dataset.image_size'
     if teacher and objectives.reads_teacher(config):
         states = activations(config, config.teacher.model, teacher.source)
-        if config.teacher.inputs == 'clean' and not is_streamed:
+        if dispatch.keeps_states(config) and not is_streamed:
+            views = dispatch.count_views(config, teacher)
             parts["teacher's states"] = (
-                data.count(constants.train) * _count_bytes(states),
-                'set teacher.inputs to varied, which computes them in every step',
+                max(views, 1) * data.count(constants.train) * _count_bytes(states),
+                'lower teacher.views'
+                if views
+                else 'set teacher.inputs to varied, which computes them in every step',
             )
         if objectives.has_probe(config):
             _check_probe(config, source, states)

@@ -299,10 +299,16 @@ def _check_teacher(config, folder, student_source) -> data.Source:
         with teachers.prefix_errors('teacher.'):
             assembly.build_model(config, config.teacher.model, source)
     objectives.check_labels(config, student_source.label_names, source.label_names)
-    if config.teacher.inputs == 'clean' and isinstance(student_source.train, data.TrainStream):
+    if dispatch.keeps_states(config) and isinstance(student_source.train, data.TrainStream):
+        is_clean = config.teacher.inputs == 'clean'
+        option, way_out = (
+            ('teacher.inputs is clean', 'teacher.inputs to varied')
+            if is_clean
+            else (f'teacher.views is {config.teacher.views}', 'teacher.views to 0')
+        )
         raise UserError(
-            f"teacher.inputs is clean, which keeps the teacher's states of all examples, but "
-            f'{student_source.name} streams from disk; set teacher.inputs to varied.'
+            f"{option}, which keeps the teacher's states of all examples, but "
+            f'{student_source.name} streams from disk; set {way_out}.'
         )
     streams = isinstance(student_source.train, data.TrainStream)
     if objectives.has_probe(config) and streams and not student_source.train.pass_over:

@@ -1,4 +1,4 @@
-"""Keeps a frozen teacher's outputs for clean inputs on disk, for runs that share teacher and data.
+"""Keeps a frozen teacher's outputs for fixed inputs on disk, for runs that share teacher and data.
 
 The folder and its largest size are set for all runs of this process and of those that it starts, by `use`,
 which the flags --teacher_outputs and --teacher_outputs_gb of commands call, or by two environment variables.
@@ -20,6 +20,7 @@ from td_jax.devices import fingerprint, sharding
 from td_jax.errors import UserError
 from td_jax.files import array_store, workdir
 from td_jax.method import objectives
+from td_jax.training import dispatch
 
 # Environment variables, which the processes of --jobs inherit.
 FOLDER, GIGABYTES = 'TD_JAX_TEACHER_OUTPUTS', 'TD_JAX_TEACHER_OUTPUTS_GB'
@@ -65,8 +66,8 @@ def explain_unused(config) -> str:
     """Why a run of a checked config keeps no teacher outputs, for a person; '' where it keeps them."""
     if not objectives.reads_teacher(config):
         return f'method is {config.method}'
-    if config.teacher.inputs != 'clean':
-        return f'teacher.inputs is {config.teacher.inputs}'
+    if not dispatch.keeps_states(config):
+        return f'teacher.inputs is {config.teacher.inputs}, and teacher.views is 0'
     return 'there are several processes' if jax.process_count() > 1 else ''
 
 

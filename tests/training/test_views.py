@@ -1,0 +1,128 @@
+"""Fixed views: drawn once per example, the same for both models, and computed once for many runs."""
+
+import itertools
+import zlib
+
+import jax
+import numpy as np
+import PIL.Image
+import pytest
+
+from td_jax import config as config_lib
+from td_jax import randomness
+from td_jax.configs import images as images_config
+from td_jax.data import base as data
+from td_jax.devices import sharding
+from td_jax.errors import UserError
+from td_jax.files import array_store
+from td_jax.models import base
+from td_jax.training import assembly, dispatch, teacher_outputs, teachers, train_step
+from td_jax.training.run import train
+
+VIEWS = 3
+
+
+@pytest.fixture
+def config(tmp_path):
+    """A ViT of 16 pixels teaches one of 8; twelve images of two classes."""
+    for i in range(12):
+        file = tmp_path / 'own' / 'ab'[i % 2] / f'{i:02}.png'
+        file.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(i).integers(0, 256, (24, 20, 3), np.uint8)
+        PIL.Image.fromarray(pixels).save(file)
+    config = images_config.get_config()
+    config.update_from_flattened_dict(
+        {
+            **{'method': 'fitnet', 'num_seeds': 2, 'num_steps': 2, 'batch_size': 4, 'eval_batch_size': 4},
+            **{'diagnostics': False, 'optimizer.warmup_steps': 0, 'save_every': 2, 'log_every': 2},
+            **{'dataset.path': str(tmp_path / 'own'), 'dataset.image_size': 8},
+            **{'teacher.dataset.image_size': 16, 'teacher.control': 'untrained', 'teacher.views': VIEWS},
+            **{'teacher.inputs': 'varied', 'communication.hidden': 4, 'communication.message': 3},
+        }
+    )
+    for model in (config.model, config.teacher.model):
+        sizes = {'layers': 1, 'width': 8, 'heads': 2, 'mlp': 8, 'patch': 4, 'split': 0}
+        model.update({'name': 'vit', 'initial': 'random', **sizes})
+    return config
+
+
+def view_key(image, view):
+    """The key of a view, by the bytes of the student's image."""
+    key = randomness.fold_name(jax.random.key(0), 'views')
+    return jax.random.fold_in(jax.random.fold_in(key, np.uint32(zlib.crc32(image.tobytes()))), view)
+
+
+def test_both_models_see_one_of_the_views_of_each_example(config):
+    source = assembly.load_source(config, config.dataset)
+    teacher = assembly.untrained_teacher(config, teachers.source_of(config, source))
+    mesh, keys = sharding.make_mesh(config), dispatch.seed_keys(config)
+    run = assembly.assemble(config, source, teacher, mesh)
+    count = data.count(source.train)
+    assert run.constants.teacher_states.lower.shape[:2] == (VIEWS, count)
+    student = assembly.build_model(config, config.model, source)
+    step = train_step.make_step(student, source.task, len(source.label_names), config)
+    parts = dispatch._Parts(step, source, teacher, config, mesh)
+
+    @jax.jit
+    def by_hand(one, key):
+        """(the student's input, the teacher's Activations) of one example."""
+        theirs = teacher.source.inputs(teacher.source.tables, one, key)
+        activations = base.activations(teacher.model, teacher.params, theirs)
+        return source.inputs(source.tables, one, key)['image'][0], activations
+
+    @jax.jit
+    def of_step(number):
+        """({name: [seeds, batch, ...]}, the Batch of each seed) of a step."""
+        drawn = parts.draw_batch(run.constants, run.feed(keys, number), keys, number)
+        batches = [
+            parts.make_arguments(
+                run.constants,
+                train_step.TrainState(number, {}, {}),
+                dispatch.split_key(keys[seed]),
+                *jax.tree.map(lambda x, seed=seed: x[seed], drawn),
+            )[3]
+            for seed in range(2)
+        ]
+        return drawn[0], batches
+
+    seen = {}
+    for number in range(4):
+        examples, batches = of_step(number)
+        for seed, i in itertools.product(range(2), range(4)):
+            image, view = examples['image'][seed, i], int(examples[dispatch.VIEW][seed, i, 1])
+            one = {name: examples[name][seed, i][None] for name in ('image', data.TEACHER_IMAGE)}
+            # Which view it is depends on the student's image alone.
+            pixels, activations = by_hand(one, view_key(np.asarray(image), view))
+            np.testing.assert_allclose(batches[seed].student_inputs['image'][i], pixels, atol=1e-5)
+            for found, expected in zip(batches[seed].teacher, activations, strict=True):
+                np.testing.assert_allclose(found[i], expected[0], rtol=1e-3, atol=1e-4)
+            seen.setdefault(np.asarray(image).tobytes(), {})[view] = np.asarray(pixels).tobytes()
+    # All examples and all views come up, and each view of an example is another image.
+    assert len(seen) == count and {view for views in seen.values() for view in views} == {0, 1, 2}
+    assert all(len(set(views.values())) == len(views) for views in seen.values())
+    assert max(map(len, seen.values())) > 1
+
+
+def test_runs_share_the_outputs_for_views_and_are_as_without(config, tmp_path, monkeypatch, capsys, outcome):
+    """Seeds that draw other labels, too, where the others have none."""
+    config.dataset.examples_per_class, config.dataset.unlabelled = 3, 'rest'
+    train(config, tmp_path / 'without')
+    monkeypatch.setenv(teacher_outputs.FOLDER, str(tmp_path / 'outputs'))
+    for name, word, changes in (('first', 'kept in', {}), ('second', 'read from', {'seed': 5})):
+        changed = config.copy_and_resolve_references()
+        changed.update(changes)
+        train(changed, tmp_path / name)
+        assert f"the teacher's outputs: {word}" in capsys.readouterr().err
+    assert outcome(tmp_path / 'without') == outcome(tmp_path / 'first')
+    ((entry,),) = ([path.parent for path in (tmp_path / 'outputs').glob(f'*/{array_store.ABOUT}')],)
+    assert np.load(entry / 'lower.npy').shape[0] == VIEWS
+
+
+def test_views_of_a_stream_are_refused_and_of_clean_inputs_have_no_effect(config, tmp_path):
+    config.dataset.kept_gb = 0.0
+    with pytest.raises(UserError, match=r'teacher\.views is 3, which keeps .* set teacher\.views to 0\.'):
+        train(config, tmp_path / 'run')
+    config.teacher.inputs = 'clean'
+    reasons = config_lib.explain_without_effect(config, ['teacher.views'])
+    assert reasons == {'teacher.views': 'teacher.inputs is clean'}
+    assert dispatch.count_views(config, object()) == 0
