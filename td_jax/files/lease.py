@@ -4,13 +4,14 @@ A bucket has no lock that is released when a process is killed. A lease is an ob
 replaced on the precondition that it has the generation that was read (ifGenerationMatch of GCS, 0 for an
 object that does not exist), so that of several processes one succeeds. A thread renews it, and each save of a
 run makes sure that it is still held: a process that was suspended until its lease had expired writes nothing
-more.
+more. The lease of a process that died on this machine ends at once.
 """
 
 import contextlib
 import datetime
 import json
 import os
+import pathlib
 import socket
 import sys
 import threading
@@ -56,15 +57,41 @@ def read(path: epath.Path) -> State:
         raise UserError(f'{path} cannot be read: {reason(error)}.') from error
     metadata = info.get('metadata', {})
     holder, updated = metadata.get('holder', ''), datetime.datetime.fromisoformat(info['updated'])
-    left = SECONDS - (time.time() - updated.timestamp()) if holder else 0.0
+    left = 0.0
+    if holder and not _is_gone(metadata.get('process', '')):
+        left = SECONDS - (time.time() - updated.timestamp())
     return State(info['generation'], holder, metadata.get('token', ''), max(0.0, left))
+
+
+def _name_machine() -> str:
+    """Names the machine's start and the container, within which a process has one number; '' if unknown."""
+    try:
+        start = pathlib.Path('/proc/sys/kernel/random/boot_id').read_text().strip()
+        return f'{start}/{os.stat("/proc/self/ns/pid").st_ino}'
+    except OSError:
+        return ''
+
+
+def _is_gone(process):
+    """Whether a process, MACHINE PID, has ended on this machine; of another one nothing is known."""
+    machine, _, number = process.rpartition(' ')
+    if not machine or machine != _name_machine():
+        return False
+    try:
+        os.kill(int(number), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        pass
+    return False
 
 
 def _replace(path, generation, holder, token) -> str | None:
     """Replaces the object of a generation; returns the new generation, or None if it has another one."""
     system, place = fsspec.url_to_fs(os.fspath(path))
     bucket, key, _ = system.split_path(place)
-    head = json.dumps({'name': key, 'metadata': {'holder': holder, 'token': token}})
+    metadata = {'holder': holder, 'token': token, 'process': f'{_name_machine()} {os.getpid()}'}
+    head = json.dumps({'name': key, 'metadata': metadata})
     parts = ('application/json; charset=UTF-8', head), ('text/plain', holder)
     body = ''.join(f'--{_BOUNDARY}\r\nContent-Type: {kind}\r\n\r\n{text}\r\n' for kind, text in parts)
     try:

@@ -29,13 +29,14 @@ from td_jax.files import quiet, workdir
 COMPILED_BYTES = 4 * 2**30
 # Seconds after which a task that another worker has in use is tried again.
 PAUSE = 2.0
-# The variables by which schedulers tell a task its index, the number of tasks, and an index other than 0 that
-# the first task has.
+# The variables by which schedulers tell a task its index and the number of tasks.
 SCHEDULERS = (
-    ('SLURM_ARRAY_TASK_ID', 'SLURM_ARRAY_TASK_COUNT', 'SLURM_ARRAY_TASK_MIN'),
-    ('SKYPILOT_JOB_RANK', 'SKYPILOT_NUM_JOBS', ''),
-    ('JOB_COMPLETION_INDEX', '', ''),
+    ('SLURM_ARRAY_TASK_ID', 'SLURM_ARRAY_TASK_COUNT'),
+    ('SKYPILOT_JOB_RANK', 'SKYPILOT_NUM_JOBS'),
+    ('JOB_COMPLETION_INDEX', ''),
 )
+# The first index of a Slurm array and the difference between two.
+_ARRAY = ('MIN', '0'), ('STEP', '1')
 
 
 class Shard(NamedTuple):
@@ -61,23 +62,27 @@ def read_shard(text: str | None, environment: Mapping[str, str] = os.environ) ->
     if not text:
         return None
     index, slash, count = text.partition('/')
+    numbers, given = (index, '1', '1', count), ''
     if index == 'auto':
-        names = next((names for names in SCHEDULERS if names[0] in environment), None)
-        if names is None:
+        name, count_name = next((names for names in SCHEDULERS if names[0] in environment), ('', ''))
+        if not name:
             raise UserError(
-                f'--shard={text}, but none of {", ".join(names[0] for names in SCHEDULERS)} is set; write '
+                f'--shard={text}, but none of {", ".join(name for name, _ in SCHEDULERS)} is set; write '
                 '--shard=I/N with I from 1 to N.'
             )
-        if not slash and names[1] not in environment:
-            raise UserError(f'--shard=auto, but {names[0]} comes without a count; write --shard=auto/N.')
-        values = environment[names[0]], environment.get(names[2], '0'), count or environment[names[1]]
-    else:
-        values = index, '1', count
-    if all(value.isdecimal() for value in values):
-        number, first, total = map(int, values)
-        if 0 <= number - first < total:
-            return Shard(number - first, total)
-    given = '' if index != 'auto' else f' ({names[0]} is {environment[names[0]]})'
+        if not slash and count_name not in environment:
+            raise UserError(f'--shard=auto, but {name} comes without a count; write --shard=auto/N.')
+        # The indices of a Slurm array may begin anywhere and have gaps.
+        first, step = (environment.get(f'SLURM_ARRAY_TASK_{part}', default) for part, default in _ARRAY)
+        numbers, given = (
+            (environment[name], first, step, count or environment[count_name]),
+            f' ({name} is {environment[name]})',
+        )
+    if all(number.isdecimal() for number in numbers):
+        number, first, step, total = map(int, numbers)
+        place, rest = divmod(number - first, step)
+        if not rest and 0 <= place < total:
+            return Shard(place, total)
     raise UserError(f'--shard={text} is none of N shards{given}; write --shard=I/N with I from 1 to N.')
 
 

@@ -1,6 +1,9 @@
 """Leases in a bucket: one holder at a time, whatever dies, sleeps or answers late."""
 
 import concurrent.futures
+import pathlib
+import subprocess
+import sys
 import threading
 import time
 
@@ -8,6 +11,8 @@ import pytest
 
 from td_jax.errors import InUse, UserError
 from td_jax.files import lease, workdir
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -59,6 +64,27 @@ def test_a_lease_of_a_dead_process_is_taken_over_when_it_has_expired(place, shor
         late.release()
         assert lease.read(path).holder == holder
         renew()
+
+
+HOLDS = """
+import sys
+from td_jax.files import workdir
+with workdir.lock(workdir.resolve(sys.argv[1])):
+    print('held', flush=True)
+    input()
+"""
+
+
+def test_a_process_that_was_killed_on_this_machine_is_not_waited_for(place, capsys):
+    process = subprocess.Popen(
+        [sys.executable, '-c', HOLDS, place], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert process.stdout.readline() == b'held\n'
+    assert lease.read(place / workdir.LOCK).left > 0
+    process.kill()
+    process.communicate()
+    with workdir.lock(place):
+        assert capsys.readouterr().err == ''
 
 
 def test_an_answer_that_was_lost_is_no_loss(place):

@@ -74,6 +74,17 @@ def test_what_another_worker_has_in_use_is_tried_again(monkeypatch, tmp_path):
             {'SLURM_ARRAY_TASK_ID': '3', 'SLURM_ARRAY_TASK_COUNT': '4', 'SLURM_ARRAY_TASK_MIN': '1'},
             (2, 4),
         ),
+        # --array=4-8:2
+        (
+            'auto',
+            {
+                'SLURM_ARRAY_TASK_ID': '6',
+                'SLURM_ARRAY_TASK_COUNT': '3',
+                'SLURM_ARRAY_TASK_MIN': '4',
+                'SLURM_ARRAY_TASK_STEP': '2',
+            },
+            (1, 3),
+        ),
         ('auto', {'SKYPILOT_JOB_RANK': '0', 'SKYPILOT_NUM_JOBS': '2'}, (0, 2)),
     ],
 )
