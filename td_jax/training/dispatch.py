@@ -187,7 +187,8 @@ def make_dispatch(
         start = constants.teacher_params if teacher else sharding.place(start, shardings)
 
     def represent(examples):
-        return _represent(jitted.represent, constants, examples, config.batch_size, mesh)
+        inputs = jitted.represent, constants, examples, config.batch_size, mesh
+        return _represent_kept(*inputs, keep) if keep and isinstance(examples, dict) else _represent(*inputs)
 
     @functools.cache
     def fit_probe():
@@ -732,6 +733,24 @@ def _represent(represent, constants, examples, batch_size, mesh):
         x, labels, mask = map(np.asarray, represent(constants, *placed))
         parts.append((x[mask > 0], labels[mask > 0]))
     return tuple(np.concatenate(columns) for columns in zip(*parts, strict=True))
+
+
+def _represent_kept(represent, constants, examples, batch_size, mesh, keep):
+    """`_represent` of examples in memory, from what `keep` of make_dispatch finds on disk."""
+    whole, by_rows = sharding.replicated_sharding(mesh), sharding.batch_sharding(mesh)
+    batch = sharding.abstract_arrays(next(evaluation.iterate_batches(examples, batch_size, mesh)), by_rows)
+    of_batch, _, _ = jax.eval_shape(represent, constants, *batch)
+    like = jax.ShapeDtypeStruct((data.count(examples), of_batch.shape[1]), of_batch.dtype, sharding=whole)
+
+    def compute():
+        x, _ = _represent(represent, constants, examples, batch_size, mesh)
+        return {'representations': x}
+
+    def describe_program():
+        return represent.lower(constants, *batch).as_text()
+
+    kept = keep({'representations': like}, describe_program, examples, compute)
+    return np.asarray(kept['representations']), examples['labels']
 
 
 def _fit_probe(represent, source, config):

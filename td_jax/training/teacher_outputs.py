@@ -99,7 +99,7 @@ def make_keep(config, teacher, teacher_fingerprint: str | None):
             tables, and the examples. It says all else, such as the architecture, split point, resolution and
             preprocessing.
           examples: {name: [examples, ...]}, numpy arrays.
-          compute: () -> the tree, on the devices.
+          compute: () -> the tree, of arrays on the devices or of NumPy.
         """
         shardings = jax.tree.map(lambda leaf: leaf.sharding, like)
         about = {

@@ -21,8 +21,9 @@ def store(tmp_path, monkeypatch):
 
 
 def entries(store):
-    """{about.json: its folder} of each entry."""
-    return {path.read_text(): path.parent for path in store.glob(f'*/{array_store.ABOUT}')}
+    """{about.json: its folder} of each entry with states, those without are what a probe reads."""
+    folders = [path.parent for path in store.glob('*/logits.npy')]
+    return {(folder / array_store.ABOUT).read_text(): folder for folder in folders}
 
 
 def test_a_run_with_them_is_the_run_without_them(small_config, tmp_path, monkeypatch, capsys, outcome):
@@ -50,6 +51,26 @@ def test_a_run_with_them_is_the_run_without_them(small_config, tmp_path, monkeyp
 
 def train_params(folder):
     return finished.load(epath.Path(folder), 0).params['student']
+
+
+def test_a_probe_reads_its_representations_there(small_config, tmp_path, monkeypatch, capsys, outcome):
+    changes = {'method': 'ld', 'num_steps': 2, 'teacher__num_steps': 2, 'teacher__labels': 'probe'}
+    config = small_config(**changes, dataset__split='validation')
+    train(config, tmp_path / 'without')
+    monkeypatch.setenv(teacher_outputs.FOLDER, str(tmp_path / 'outputs'))
+    config.teacher.checkpoint = str(tmp_path / 'without' / 'teacher')
+    # States; representations of training and of validation examples, which are read at the end again.
+    for name, counts in (('first', (3, 1)), ('second', (0, 4))):
+        train(config, tmp_path / name)
+        said = capsys.readouterr().err
+        assert (said.count('outputs: kept in'), said.count('outputs: read from')) == counts
+    ends = [outcome(tmp_path / name) for name in ('without', 'first', 'second')]
+    for end in ends:
+        del end['config']  # where the teacher lies
+    assert ends[0] == ends[1] == ends[2]
+    shapes = [np.load(path).shape for path in (tmp_path / 'outputs').glob('*/representations.npy')]
+    source = assembly.load_source(config, config.dataset)
+    assert (len(source.evaluation['labels']), 11) in shapes and len(shapes) == 2
 
 
 def test_methods_share_them_and_another_teacher_or_split_does_not(small_config, store, tmp_path):
