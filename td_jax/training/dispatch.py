@@ -426,10 +426,10 @@ class _Parts:
                 key = None if view is None else self.make_view_keys(examples[VIEW], view)
                 return self.compute_teacher_activations(constants, examples, key)
 
-            # [batches, batch, ...] -> [examples, ...]
             states = jax.lax.map(of_batch, batches)
             count = data.count(constants.train)
-            return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count], states)
+            # [batches, batch, ...] -> [examples, ...]; logits without a head have the width 0.
+            return jax.tree.map(lambda x: x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])[:count], states)
 
         return jax.lax.map(of_batches, jnp.arange(self.num_views)) if self.num_views else of_batches(None)
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from etils import epath
 
+from td_jax.devices import sharding
 from td_jax.errors import UserError
 from td_jax.files import array_store
 from td_jax.reproduction import cells
@@ -86,6 +87,21 @@ def test_methods_share_them_and_another_teacher_or_split_does_not(small_config, 
         changed.update_from_flattened_dict({'method': 'ld', **changes})
         cells.run_one(tmp_path / 'runs', changed)
         assert len(entries(store)) == count, changes
+
+
+def test_a_teacher_without_a_head_has_no_logits(small_config, store):
+    config = small_config(method='fitnet', num_seeds=1)
+    source, theirs = (assembly.load_source(config, part) for part in (config.dataset, config.teacher.dataset))
+    teacher = assembly.untrained_teacher(config, theirs)
+    teacher = teacher._replace(model=teacher.model._replace(head=lambda params, e: e[:, :0]))
+    mesh = sharding.make_mesh(config)
+    runs = []
+    for _ in range(2):
+        keep = teacher_outputs.make_keep(config, teacher, 'its fingerprint')
+        runs.append(assembly.assemble(config, source, teacher, mesh, keep=keep).constants.teacher_states)
+    ((_, entry),) = entries(store).items()
+    assert np.load(entry / 'logits.npy').shape == runs[1].logits.shape == (len(runs[0].lower), 0)
+    np.testing.assert_array_equal(runs[0].upper, runs[1].upper)
 
 
 def test_damaged_ones_are_not_used(small_config, store, tmp_path, capsys, outcome):
