@@ -4,6 +4,7 @@ import math
 from typing import NamedTuple
 
 import flax
+import jax
 import numpy as np
 import scipy.ndimage
 
@@ -115,39 +116,24 @@ def _resize_linear(grid, new):
     return scipy.ndimage.zoom(grid, (scale, scale, 1), order=1, mode='nearest')
 
 
-def _cubic_kernel(x, a):
-    """The kernel of cubic convolution (Keys, 1981) with slope `a` at 1."""
-    x = np.abs(x)
-    near = ((a + 2) * x - (a + 3)) * x * x + 1
-    far = a * (((x - 5) * x + 8) * x - 4)
-    return np.where(x < 1, near, np.where(x < 2, far, 0.0))
-
-
 def _resize_bicubic(grid, new, a=-0.75):
-    """Resizes like torch.nn.functional.interpolate, with repeated edges."""
+    """Resizes like torch.nn.functional.interpolate: by the kernel of Keys (1981), with repeated edges."""
     old = len(grid)
     centers = (np.arange(new) + 0.5) * old / new - 0.5
     taps = np.floor(centers)[:, None] + np.arange(-1, 3)
+    x = np.abs(taps - centers[:, None])
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    far = a * (((x - 5) * x + 8) * x - 4)
     weights = np.zeros((new, old))
     rows = np.broadcast_to(np.arange(new)[:, None], taps.shape)
-    np.add.at(
-        weights, (rows, np.clip(taps, 0, old - 1).astype(int)), _cubic_kernel(taps - centers[:, None], a)
-    )
-    return _apply_weights(grid, weights)
-
-
-def _resize_bicubic_antialias(grid, new, a=-0.5):
-    """Resizes like `_resize_bicubic` with antialias=True: the kernel widens if the grid becomes coarser."""
-    old = len(grid)
-    wider = max(old / new, 1.0)
-    centers = (np.arange(new) + 0.5) * old / new - 0.5
-    weights = _cubic_kernel((np.arange(old) - centers[:, None]) / wider, a)
-    return _apply_weights(grid, weights / weights.sum(axis=1, keepdims=True))
-
-
-def _apply_weights(grid, weights):
-    """Applies weights [new, old] along both sides, [old, old, width] -> [new, new, width]."""
+    np.add.at(weights, (rows, np.clip(taps, 0, old - 1).astype(int)), np.where(x < 1, near, far))
     return np.einsum('ai,bj,ijw->abw', weights, weights, grid, optimize=True).astype(grid.dtype)
+
+
+def _resize_bicubic_antialias(grid, new):
+    """Resizes like torch.nn.functional.interpolate with antialias=True."""
+    shape = new, new, grid.shape[-1]
+    return np.asarray(jax.image.resize(grid, shape, 'bicubic', precision=jax.lax.Precision.HIGHEST))
 
 
 # Name -> function that resizes a grid of position embeddings: f(grid [old, old, width], new) gives

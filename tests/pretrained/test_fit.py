@@ -124,6 +124,35 @@ def test_positions_are_stretched_linearly():
             np.testing.assert_allclose(result[0, 1:].reshape(new, new, 3), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ('stretch', 'new', 'first', 'last'),
+    [
+        ('bicubic', 2, [0.31494, 1.16943], [7.32178, 10.56885]),
+        (
+            'bicubic',
+            5,
+            [-0.0627, -0.05491, 0.0265, 0.22454, 0.42776],
+            [9.20698, 10.26282, 11.73212, 13.31806, 14.56933],
+        ),
+        ('bicubic_antialias', 2, [0.81317, 1.69148], [6.82836, 9.37463]),
+        (
+            'bicubic_antialias',
+            5,
+            [-0.04504, -0.02569, 0.0649, 0.25691, 0.46691],
+            [9.1478, 10.23409, 11.63942, 13.14617, 14.42311],
+        ),
+    ],
+)
+def test_positions_are_stretched_by_cubics_as_pytorch_does(stretch, new, first, last):
+    """The first and the last row of torch.nn.functional.interpolate (PyTorch 2.13) for the numbers n²/16."""
+    grid = np.arange(16, dtype=np.float32) ** 2 / 16
+    positions = np.concatenate([[7], grid]).astype(np.float32)[None, :, None]
+    result = fit.resize_positions(positions, new * new, stretch)[0, :, 0]
+    assert result[0] == 7
+    np.testing.assert_allclose(result[1 : 1 + new], first, atol=1e-5)
+    np.testing.assert_allclose(result[-new:], last, atol=1e-5)
+
+
 @pytest.mark.parametrize(('old', 'new'), [(7, 12), (14, 24), (16, 24), (4, 6), (14, 7)])
 def test_positions_are_the_originals(old, new):
     positions = make_positions(old)
