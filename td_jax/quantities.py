@@ -8,7 +8,7 @@ def describe_rate(per_second: float) -> str:
 
 def describe_duration(seconds: float) -> str:
     """Writes a duration in seconds, minutes or hours, whichever fits."""
-    minutes = round(seconds / 60)
-    if minutes < 1:
+    if seconds < 59.5:
         return f'{seconds:.0f} s'
+    minutes = round(seconds / 60)
     return f'{minutes} min' if minutes < 120 else f'{minutes / 60:.1f} h'

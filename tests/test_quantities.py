@@ -6,7 +6,8 @@ from td_jax import quantities
 
 
 @pytest.mark.parametrize(
-    ('seconds', 'said'), [(0.4, '0 s'), (29, '29 s'), (60, '1 min'), (7140, '119 min'), (9000, '2.5 h')]
+    ('seconds', 'said'),
+    [(0.4, '0 s'), (59.4, '59 s'), (60, '1 min'), (89, '1 min'), (7140, '119 min'), (9000, '2.5 h')],
 )
 def test_duration(seconds, said):
     assert quantities.describe_duration(seconds) == said
