@@ -52,14 +52,14 @@ def get_or_make(
       {name: array}, memory-mapped and read-only where they come from the folder
 
     Raises:
-      UserError: the folder cannot be made.
+      UserError: the folder cannot be made or written.
     """
     if workdir.is_in_bucket(folder):
         raise UserError(f'{folder} is in a bucket, where nothing can be locked; name a folder for {what}.')
     folder = pathlib.Path(folder)
     workdir.make_folder('teacher_outputs', folder)
     entry = folder / _digest(description)
-    with _lock(folder / f'{entry.name}.lock', f'waits for another process that makes {what}'):
+    with _lock(_lock_of(entry), f'waits for another process that makes {what}'):
         arrays = _read(entry, description, what)
         if arrays is not None:
             processes.say(f'{what}: read from {entry}')
@@ -87,17 +87,30 @@ def _digest(description):
     return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:20]
 
 
+def _lock_of(entry):
+    return entry.parent / f'{entry.name}.lock'
+
+
 @contextlib.contextmanager
-def _lock(path, message=''):
-    """Holds the lock of a file, which ends with this process at the latest; says a message where it waits."""
-    with open(path, 'a') as file:
+def _lock(path, message='', *, waits=True):
+    """Holds the lock of a file, which ends with this process at the latest.
+
+    Where another process holds it, it says a message and waits, or yields False without `waits`.
+    """
+    try:
+        file = open(path, 'a')
+    except OSError as error:
+        raise UserError(f'{path} cannot be written ({reason(error)}); choose another folder.') from error
+    with file:
+        is_held = True
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            if message:
+            is_held = waits
+            if waits:
                 processes.say(message)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+                fcntl.flock(file, fcntl.LOCK_EX)
+        yield is_held
 
 
 # --- Reading ---------------------------------------------------------------------------------------
@@ -138,7 +151,7 @@ def _read_array(entry, name, facts):
 def _write(entry, description, arrays, others_limit):
     """Writes an entry, after old ones are removed so that the others take at most so many bytes."""
     folder = entry.parent
-    with _lock(folder / _FOLDER_LOCK):
+    with _lock(folder / _FOLDER_LOCK, f'waits for another process that writes to {folder}'):
         _remove_old(folder, others_limit)
         with workdir.atomic_write(epath.Path(entry)) as temporary:
             temporary.mkdir()
@@ -170,6 +183,8 @@ def _remove_old(folder, limit):
     for _, path in sorted(entries):
         if total <= limit:
             break
-        # Arrays that another process has mapped stay there for it.
-        shutil.rmtree(path, ignore_errors=True)
-        total -= sizes[path]
+        with _lock(_lock_of(path), waits=False) as is_unused:
+            if is_unused:
+                # Arrays that another process has mapped stay there for it.
+                shutil.rmtree(path, ignore_errors=True)
+                total -= sizes[path]

@@ -139,6 +139,30 @@ def test_what_cannot_be_written_is_there_all_the_same(tmp_path, capsys, monkeypa
     assert line.startswith('states: not kept: ') and 'No space left on device' in line
 
 
+def test_an_entry_that_another_process_reads_stays(tmp_path):
+    get(tmp_path)
+    (entry,) = entries(tmp_path)
+    with array_store._lock(array_store._lock_of(entry)) as is_held:
+        assert is_held
+        get(tmp_path, {'of': 'b'}, limit=300)
+        assert len(entries(tmp_path)) == 2
+    time.sleep(0.01)
+    get(tmp_path, {'of': 'c'}, limit=300)
+    assert len(entries(tmp_path)) == 1
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
+    get(tmp_path)
+    (entry,) = entries(tmp_path)
+    shutil.rmtree(entry)
+    array_store._lock_of(entry).unlink()
+    array_store._lock_of(entry).mkdir()
+    with pytest.raises(
+        UserError, match=r'\.lock cannot be written \(Is a directory\); choose another folder'
+    ):
+        get(tmp_path)
+
+
 def test_a_folder_in_a_bucket_is_refused():
     with pytest.raises(UserError, match='is in a bucket, where nothing can be locked'):
         get('gs://td-jax/outputs')
