@@ -132,14 +132,18 @@ def run_tasks(
         _report_progress(what, len(results), count, len(tasks), start)
         return True
 
-    def drop_done():
-        for number in [number for number in waiting if is_done(number)]:
+    def take(choose):
+        """Takes a waiting task that no other worker has done by now; None if there is none."""
+        while waiting:
+            number = choose()
             waiting.remove(number)
+            if not is_done(number):
+                return number
             results[number] = None
+        return None
 
     if count <= 1:
-        while drop_done() or waiting:
-            number = waiting.pop(0)
+        while (number := take(lambda: waiting[0])) is not None:
             settle(number, functools.partial(function, tasks[number]))
         return [results[number] for number in range(len(tasks))]
     context = multiprocessing.get_context('spawn')
@@ -156,11 +160,10 @@ def run_tasks(
     ]
     kinds, last_kinds, running = kinds or [None] * len(tasks), [None] * count, {}
     try:
-        while drop_done() or waiting or running:
+        while waiting or running:
             for place in sorted({*range(count)} - {place for _, place in running.values()}):
-                if waiting:
-                    number = _choose_task(waiting, kinds, last_kinds, place)
-                    waiting.remove(number)
+                choose = functools.partial(_choose_task, waiting, kinds, last_kinds, place)
+                if (number := take(choose)) is not None:
                     last_kinds[place] = kinds[number]
                     running[pools[place].submit(function, tasks[number])] = number, place
             finished, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)

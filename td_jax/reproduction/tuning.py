@@ -447,8 +447,9 @@ def _run_missing(search, missing, journals_by_name, root, processes, shard):
 
     def is_done(number):
         of_methods = [journals_by_name[details['method']] for details in missing[names[number]][1]]
-        for of_method in of_methods if shard else ():
-            of_method.refresh()
+        for of_method in of_methods:
+            if shard and names[number] not in of_method.curves:
+                of_method.refresh()
         return all(names[number] in of_method.curves for of_method in of_methods)
 
     cells.train_teachers(root, configs, processes)

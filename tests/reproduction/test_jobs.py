@@ -191,6 +191,12 @@ def started(tmp_path, code, **more):
                     raise UserError(f'{task} is wrong.')
                 time.sleep(60 * (task == 3))
                 return task
+            def busy(task):
+                # Another worker has each once.
+                if not os.path.exists(f'{task}.tried'):
+                    open(f'{task}.tried', 'w').close()
+                    raise InUse('in use')
+                return -task
             def die(task):
                 os.kill(os.getpid(), 9)
             def wait(task):
@@ -276,6 +282,22 @@ def test_processes_for_a_bucket_print_here(tmp_path):
     assert process.returncode == 0, err
     assert sorted(out.splitlines()) == ['2', 'heard of 5', 'heard of 6']
     assert not list(tmp_path.glob('*.log'))
+
+
+@two_cores
+def test_processes_try_again_what_another_worker_has_in_use(tmp_path):
+    process = started(
+        tmp_path,
+        """
+        jobs.PAUSE = 0.01
+        here = epath.Path('.').absolute()
+        done = lambda number: number == 2
+        print(jobs.run_tasks(work.busy, [1, 2, 3], 2, here, 'runs', kinds=['a', 'a', 'b'], is_done=done))
+        """,
+    )
+    out, err = process.communicate()
+    assert (process.returncode, out) == (0, '[-1, -2, None]\n'), err
+    assert {path.name for path in tmp_path.glob('*.tried')} == {'1.tried', '2.tried'}
 
 
 @two_cores
