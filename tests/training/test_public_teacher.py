@@ -241,7 +241,7 @@ def test_the_config_of_imagenet_trains_with_a_real_teacher(foundation, tmp_path)
     """As it stands, in micro batches, but for its size; the teacher has no head."""
     changes = {
         **{'num_steps': 2, 'batch_size': 8, 'eval_batch_size': 80, 'optimizer.warmup_steps': 1},
-        **{'dataset.image_size': 28, 'dataset.shuffle_buffer': 64},
+        **{'dataset.image_size': 28, 'dataset.shuffle_buffer': 64, 'diagnostics': False},
         'teacher.pretrained': str(foundation('dinov2_small_saliency')),
     }
     config = vit_imagenet.get_config()
