@@ -7,7 +7,8 @@ with the chosen ones, evaluates them on the test split once, and prints a table 
 without a teacher. WORKDIR/best is the workdir of the chosen student, ready for td_jax.predict and
 td_jax.export; report.html shows all runs, and comparison.json has every number.
 
-An option that you set on the command line is not searched. The same command resumes.
+An option that you set on the command line is not searched. The same command resumes. With --shard=I/N several
+machines share the work, and --only_show joins it.
 """
 
 import json

@@ -12,6 +12,8 @@ the intervals again. Cells that the file has are not run again, so that another 
 --figures=FOLDER either command draws a figure of each table, and with --forest=FILE.svg one forest plot of
 all. With --baseline=ROW all rows are compared with that one. With --on_test the first adds a sensitivity
 check: the scores with hyperparameters selected on the test set.
+
+With --shard=I/N several machines share a workdir, and --only_show shows what all of them have done.
 """
 
 import sys

@@ -3,8 +3,9 @@
     python -m td_jax.tune --config=movielens --split_by=user --jobs=2 --workdir=runs/tune \
         --journals=docs/results/search --output=td_jax/configs/tuned/movielens.json
 
-The same command resumes an interrupted search, on another machine from the journals alone. With --columns=War
-or --sampler_seed=1 the choices are stored under that name, next to those of the usual columns and draws.
+The same command resumes an interrupted search, on another machine from the journals alone. With --shard=I/N
+several machines share it, and --only_show writes the choices. With --columns=War or --sampler_seed=1 the
+choices are stored under that name, next to those of the usual columns and draws.
 """
 
 import json
