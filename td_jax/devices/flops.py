@@ -1,6 +1,6 @@
-"""Floating-point operations of a program, counted from the shapes of its matrix products.
+"""Floating-point operations of a program, counted from the shapes of its matrix products and convolutions.
 
-Only products are counted: a step cannot do without them, and they are nearly all that it does. Their number
+These are counted alone: a step cannot do without them, and they are nearly all that it does. Their number
 over a machine's best product rate is therefore a lower bound on the time of a step.
 """
 
@@ -13,6 +13,8 @@ from jax.extend import core
 def of(function, *arguments) -> int:
     """Counts the operations of all products that `function(*arguments)` runs, 2 m k n for [m, k] @ [k, n].
 
+    A convolution has 2 for each number of its output, each place of its kernel and each channel that it sums
+    over, those at a padded border included; its gradients likewise, without the zeros between their inputs.
     A while loop counts as one iteration, because shapes do not tell its length; a scan counts all iterations.
     """
     return _count(jax.make_jaxpr(function)(*arguments).jaxpr)
@@ -28,6 +30,10 @@ def _count_equation(equation) -> int:
         (contracted, _), _ = equation.params['dimension_numbers']
         left = equation.invars[0].aval.shape
         return 2 * equation.outvars[0].aval.size * math.prod(left[axis] for axis in contracted)
+    if name == 'conv_general_dilated':
+        kernel, rows = equation.invars[1].aval, equation.params['dimension_numbers'].rhs_spec
+        summed = kernel.size // kernel.shape[rows[0]]
+        return 2 * equation.outvars[0].aval.size * summed // math.prod(equation.params['lhs_dilation'])
     if name == 'cond':
         return max(map(_count, inner))
     count = sum(map(_count, inner))

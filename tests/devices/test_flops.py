@@ -27,6 +27,34 @@ def nested(a):
     return jax.lax.scan(turn, a, length=2)
 
 
+def convolved(x, kernel, stride=1, groups=1):
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        'SAME',
+        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+        feature_group_count=groups,
+    )
+
+
+def test_convolutions_by_hand():
+    """Of 2 images of 6 by 6: a kernel of 3 by 3 from 5 to 7 channels, and one for each of 5 channels."""
+    x, kernel, by_channel = jnp.ones((2, 6, 6, 5)), jnp.ones((3, 3, 5, 7)), jnp.ones((3, 3, 1, 5))
+    assert flops.of(convolved, x, kernel) == 2 * 2 * 36 * 7 * 9 * 5
+    assert flops.of(lambda x, k: convolved(x, k, stride=2), x, kernel) == 2 * 2 * 9 * 7 * 9 * 5
+    assert flops.of(lambda x, k: convolved(x, k, groups=5), x, by_channel) == 2 * 2 * 36 * 5 * 9
+    for stride in (1, 2):
+        forward = flops.of(lambda x, k, stride=stride: convolved(x, k, stride), x, kernel)
+        for argument in (0, 1):
+            gradient = jax.grad(
+                lambda x, k, stride=stride: jnp.sum(convolved(x, k, stride) ** 2), argnums=argument
+            )
+            assert flops.of(gradient, x, kernel) == 2 * forward
+    gradient = jax.grad(lambda k: jnp.sum(convolved(x, k, groups=5) ** 2))
+    assert flops.of(gradient, by_channel) == 2 * 2 * 2 * 36 * 5 * 9
+
+
 def either(a):
     return jax.lax.cond(a[0, 0] > 0, lambda: (a @ B) @ jnp.ones((7, 1)), lambda: a @ jnp.ones((5, 1)))
 
