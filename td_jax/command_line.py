@@ -55,6 +55,16 @@ def define_config():
     return holder
 
 
+def define_teacher():
+    """Defines the flag --teacher."""
+    return flags.DEFINE_string(
+        'teacher',
+        None,
+        "A public checkpoint that teaches in place of the configs' own: a folder, or what teacher.pretrained "
+        'takes. Results record its fingerprint, not where it is.',
+    )
+
+
 def define_teacher_outputs():
     """Defines the flags that td_jax.training.teacher_outputs.use takes, in its order."""
     folder = flags.DEFINE_string(

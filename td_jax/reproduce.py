@@ -29,9 +29,9 @@ from td_jax.training import teacher_outputs
 _SHOWN = 'figures', 'forest', 'baseline'
 # Flags -> the flags that have no effect with them.
 WITHOUT_EFFECT = {
-    'from_errors': ('on_test', 'errors', 'teacher_outputs'),
+    'from_errors': ('on_test', 'errors', 'teacher_outputs', 'teacher'),
     'only_show': ('teacher_outputs',),
-    'dry_run': ('on_test', 'teacher_outputs', *_SHOWN),
+    'dry_run': ('on_test', 'teacher_outputs', 'teacher', *_SHOWN),
     'shard': ('only_show', 'from_errors', 'dry_run', *_SHOWN),
 }
 
@@ -112,7 +112,7 @@ def main():
         'For --dry_run: 1e12 operations per second that are reached on average.',
         lower_bound=1e-6,
     )
-    outputs = command_line.define_teacher_outputs()
+    outputs, teacher = command_line.define_teacher_outputs(), command_line.define_teacher()
 
     def command():
         columns = genres.value, datasets.value
@@ -139,12 +139,14 @@ def main():
         shard = jobs.read_shard(runs.shard.value)
         stored_results, trials = _read_cells(target), {}
         if with_test.value:
-            trials = on_test.candidates(names.value, *columns)
+            trials = on_test.candidates(names.value, *columns, teacher.value or '')
         if dry_run.value:
             print(render.render_plan(cells.plan(names.value, *columns, root, stored_results), tflops.value))
             return None
         processes = 1 if only_show else _prepare(runs.count.value, root, outputs)
-        results = cells.make(names.value, *columns, root, only_show, processes, stored_results, shard)
+        results = cells.make(
+            names.value, *columns, root, only_show, processes, stored_results, shard, teacher.value or ''
+        )
         on_test.add(results, trials, root, only_show, processes, shard)
         if shard:
             print(

@@ -32,6 +32,12 @@ def main():
         f'Methods, variants and {tuning.TEACHER}, which is first; all by default, '
         f'with another --sampler_seed {", ".join(searches.MAIN)}.',
     )
+    unlabelled = flags.DEFINE_string(
+        'unlabelled',
+        None,
+        'Images: whether a column uses the examples that it has no labels of: rest, or none; by default as '
+        'in the config.',
+    )
     trials = flags.DEFINE_integer('trials', 16, 'Trials per method.', lower_bound=1)
     seeds = flags.DEFINE_integer('seeds', 3, 'Students per run, each with its own seed.', lower_bound=2)
     steps = flags.DEFINE_integer(
@@ -46,6 +52,7 @@ def main():
     )
     output = flags.DEFINE_string('output', None, 'JSON file that gets the choices; others in it are kept.')
     outputs = command_line.define_teacher_outputs()
+    teacher = command_line.define_teacher()
 
     def command():
         command_line.refuse_without_effect({'shard': ('only_show',)})
@@ -57,6 +64,8 @@ def main():
             seeds.value,
             steps.value,
             sampler_seed.value,
+            unlabelled=unlabelled.value,
+            teacher=teacher.value or '',
         )
         default = tuning.searchable_names(search.space, sampler_seed.value)
         names = default if methods.value is None else list(dict.fromkeys(methods.value))

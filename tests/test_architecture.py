@@ -14,6 +14,7 @@ from td_jax import config as config_lib
 from td_jax.configs import common, digits
 from td_jax.files import metric_log
 from td_jax.method import objectives
+from td_jax.training import public_teacher
 from td_jax.training.run import train
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -419,6 +420,11 @@ SMALL_VIT = {
         for key, value in {'patch': 8, 'width': 48, 'mlp': 96, 'heads': 4}.items()
     },
 }
+# The same for a config with a public teacher, which describes itself.
+SMALL_PUBLIC = {
+    **{'model.layers': 1, 'model.split': 1, 'dataset.image_size': 16, 'dataset.examples_per_class': 5},
+    **{'eval_batch_size': 500, 'teacher.dataset.image_size': 16},
+}
 DATA_OF = {'movielens': 'movielens_data', 'cifar10': 'cifar10_data', 'imagenet': 'imagenet_data'}
 
 
@@ -441,7 +447,11 @@ def test_every_config_trains(request, tmp_path, name):
             file = tmp_path / 'own' / 'ab'[i % 2] / f'{i}.png'
             file.parent.mkdir(parents=True, exist_ok=True)
             PIL.Image.new('RGB', (40, 30), (i, i, i)).save(file)
-    if config.model.name == 'vit':
+    if name.startswith('public_'):
+        small = SMALL_PUBLIC | {'teacher.pretrained': str(ROOT / 'tests' / 'golden' / 'hf_dinov2_tiny')}
+        config.update_from_flattened_dict(small)
+        config = public_teacher.complete_architecture(config, list(small))
+    elif config.model.name == 'vit':
         config.update_from_flattened_dict(SMALL_VIT)
     result = train(config, tmp_path / 'run')
     assert result['steps'] == 2

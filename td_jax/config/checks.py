@@ -323,7 +323,8 @@ def _check_frozen(config):
             f'model.name is {name}, which has BatchNorm and is for a pretrained teacher alone: for a student '
             'take resnet (R20x1 for small images, R50x1 for large ones), which has GroupNorm, or vit.'
         )
-    if teacher in WITH_FROZEN_BATCH_NORM and has_teacher(config) and not config.teacher.pretrained:
+    is_read = config.teacher.pretrained or config.teacher.control == 'untrained'
+    if teacher in WITH_FROZEN_BATCH_NORM and has_teacher(config) and not is_read:
         raise UserError(
             f'teacher.model.name is {teacher}, which has BatchNorm and is not trained here: name a '
             'checkpoint in teacher.pretrained, or take resnet or vit.'

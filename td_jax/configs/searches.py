@@ -44,6 +44,16 @@ OPTIONS = {'td': {'td.rounds': OneOf((0, 1, 2, 3))}}
 # The genres of the paper's tables, and labelled images per class at reduced scale.
 GENRES = ('Drama', 'Comedy', 'Action', 'Thriller', 'Romance', 'Adventure', 'Sci-Fi', 'War')
 LABELLED = (50, 500)
+# Labels per class with a public teacher, and how they are searched.
+FEW_LABELS = (10, 50, 500)
+_PUBLIC = {
+    'task': 'classification',
+    'columns': {str(count): {'dataset.examples_per_class': count} for count in FEW_LABELS},
+    # The middle one alone, because each column takes hours.
+    'score_columns': ('50',),
+    'points': 3,
+    'weights': LogUniform(1e-3, 100.0),
+}
 # The modules of configs/ whose runs are short enough to be searched -> the fields of a tuning.SearchSpace.
 SPACES = {
     'movielens': {
@@ -68,6 +78,9 @@ SPACES = {
         'points': 6,
         'weights': IMAGE_WEIGHTS,
     },
+    # A student that is fine-tuned needs a lower learning rate.
+    'public_vit_cifar10': _PUBLIC | {'optimizer': {'optimizer.learning_rate': LogUniform(1e-5, 1e-3)}},
+    'public_cnn_cifar10': _PUBLIC,
 }
 
 # Variant -> the methods that it joins, whose choices are its first trials.

@@ -18,8 +18,8 @@ from td_jax import config as config_lib
 from td_jax.devices import flops, platform, sharding
 from td_jax.errors import UserError
 from td_jax.files import workdir
-from td_jax.reproduction import errors, jobs, same_data, tables
-from td_jax.training import assembly, evaluation
+from td_jax.reproduction import errors, jobs, same_data, same_teacher, tables
+from td_jax.training import assembly, evaluation, finished
 from td_jax.training.programs import Programs, describe_program
 from td_jax.training.run import train
 
@@ -50,7 +50,7 @@ def read_tuned(name: str) -> dict:
 
 
 def setting(config, chosen_by: tables.ChosenBy = tables.USUAL) -> str:
-    """The name of the setting of a config: the data set, and for ratings the split.
+    """The name of the setting of a config: the data set, for ratings the split, and if some have no labels.
 
     Args:
       config: of any run in the setting.
@@ -58,6 +58,7 @@ def setting(config, chosen_by: tables.ChosenBy = tables.USUAL) -> str:
     """
     dataset = config.dataset
     name = f'{dataset.name}_by_{dataset.split_by}' if dataset.name == 'movielens' else dataset.name
+    name += '_unlabelled' if dataset.unlabelled else ''
     seed = chosen_by.sampler_seed
     return '_'.join((name, *chosen_by.columns, *([f'sampler_seed_{seed}'] if seed else [])))
 
@@ -76,7 +77,8 @@ def apply_tuned(config, choices: dict, name: str, chosen_by: tables.ChosenBy = t
         student without distillation and that of the teacher are not of the same search.
     """
     setting_name = setting(config, chosen_by)
-    chosen, teacher = choices.get(setting_name, {}), choices.get(setting(config), {}).get('teacher', {})
+    chosen = choices.get(setting_name, {})
+    teacher = choices.get(setting(config_lib.teacher_run(config)), {}).get('teacher', {})
     if chosen_by != tables.USUAL and name not in chosen:
         columns, seed = chosen_by
         flags = f'--columns={",".join(columns)} ' * bool(columns) + f'--sampler_seed={seed} ' * bool(seed)
@@ -185,12 +187,27 @@ def operations(config) -> int:
 @functools.cache
 def _operations(stored_config: str) -> int:
     config = config_lib.from_json(json.loads(stored_config))
+    if config.teacher.pretrained:
+        return _image_operations(config)
     source, teacher = assembly.load_source(config, config.dataset), None
     if config_lib.has_teacher(config):
         task = assembly.load_source(config, config.teacher.dataset)
         teacher = assembly.abstract_teacher(config, task)
     abstract = assembly.abstract(config, source, teacher, sharding.make_mesh(config))
     return flops.of(abstract.jitted.run, *abstract.arguments)
+
+
+def _image_operations(config):
+    """The operations of a step of a run on images, counted without its data and its checkpoint."""
+    abstract = assembly.abstract_images(config, sharding.make_mesh(config))
+    return flops.of(abstract.jitted.run, *abstract.arguments)
+
+
+def _key_of_step(config):
+    """A text that is the same for runs whose steps have the same operations."""
+    without_effect = 'num_steps', 'seed', 'dataset.examples_per_class', 'optimizer.learning_rate'
+    options = config_lib.flatten(config)
+    return json.dumps({key: value for key, value in options.items() if key not in without_effect})
 
 
 def run_name(config) -> str:
@@ -268,6 +285,8 @@ def read_cell(root: epath.Path, configs) -> dict | None:
         teachers: the seed of each student's teacher
         errors: of its examples, by `errors.sum_by_unit`, or None
         runs: the names of the runs
+        probe: the scores of the seeds' probes on the teacher, if there are any
+        public_teacher: the fingerprint of the public checkpoint that taught, if one did
         protocol: the version of the training protocol
         data: the digest of the training data, '' if unknown
 
@@ -287,8 +306,14 @@ def read_cell(root: epath.Path, configs) -> dict | None:
     seeds, values, teachers = (list(column) for column in zip(*(students[i] for i in order), strict=True))
     mean, stderr = evaluation.mean_and_stderr(values)
     scores = [result['teacher'] for result in results if result['teacher'] is not None]
+    joined = {key: value for key, value in results[0].items() if key != finished.PROBE}
+    if all(finished.PROBE in result for result in results):
+        probes = [value for result in results for value in result[finished.PROBE]]
+        joined[finished.PROBE] = [probes[i] for i in order]
+    if public_teacher := _public_teacher_of(configs, folders):
+        joined['public_teacher'] = public_teacher
     return {
-        **results[0],
+        **joined,
         'seeds': seeds,
         'values': values,
         'mean': mean,
@@ -301,6 +326,15 @@ def read_cell(root: epath.Path, configs) -> dict | None:
         'protocol': configs[0].protocol,
         'data': _digest_of(configs, folders),
     }
+
+
+def _public_teacher_of(configs, folders):
+    """The fingerprint of the public checkpoint that taught a cell's runs, '' if none did."""
+    known = same_teacher.check(
+        (same_teacher.part_of(config), str(folder), same_teacher.fingerprint_of_run(config, folder))
+        for config, folder in zip(configs, folders, strict=True)
+    )
+    return next((found for _, found in known.values()), '')
 
 
 def _digest_of(configs, folders):
@@ -367,13 +401,15 @@ def _run_task(task):
     run_one(epath.Path(root), config_lib.from_json(json.loads(text)))
 
 
-def _wanted_runs(names, genres, datasets):
+def _wanted_runs(names, genres, datasets, teacher=''):
     """{(table, column, row): the configs of its runs} for the cells that some tables need."""
     tables.check_names(names, genres, datasets)
-    return {
+    runs_of_cells = {
         cell: runs_of(tables.TABLES[cell[0]], *cell[1:])
         for cell in tables.wanted_cells(names, genres, datasets)
     }
+    same_teacher.replace((config for configs in runs_of_cells.values() for config in configs), teacher)
+    return runs_of_cells
 
 
 def index_by_runs(stored_results: dict) -> dict:
@@ -407,7 +443,7 @@ def results_of(
       shard: the part of the runs to run; None for all of them.
 
     Raises:
-      UserError: raised by a run, or cells were trained on different data.
+      UserError: raised by a run, or cells were trained on different data or had different public teachers.
     """
     cell_runs = list(cell_runs)
     names = [tuple(run_names(configs)) for configs in cell_runs]
@@ -415,6 +451,7 @@ def results_of(
         needed = [configs for name, configs in zip(names, cell_runs, strict=True) if name not in stored_cells]
         needed = share_of(root, [config for configs in needed for config in configs], shard)
         _check_current_data(root, zip(names, cell_runs, strict=True), stored_cells, needed)
+        _check_current_teacher(root, zip(names, cell_runs, strict=True), stored_cells, needed)
         run_missing(root, needed, processes)
     if shard:
         return [None] * len(cell_runs)
@@ -427,7 +464,28 @@ def results_of(
         for name, configs, cell in zip(names, cell_runs, results, strict=True)
         if cell
     )
+    same_teacher.check(
+        (same_teacher.part_of(configs[0]), name[0], cell.get('public_teacher', ''))
+        for name, configs, cell in zip(names, cell_runs, results, strict=True)
+        if cell
+    )
     return results
+
+
+def _check_current_teacher(root, named_runs, stored_cells, needed):
+    """Refuses to run missing cells with another public teacher than that of the finished ones."""
+    missing = [config for config in needed if not has_result(root, config)]
+    parts = {same_teacher.part_of(config) for config in missing} - {''}
+    known = []
+    for name, configs in named_runs if parts else ():
+        part = same_teacher.part_of(configs[0])
+        if part in parts:
+            known.append((part, name[0], stored_cells.get(name, {}).get('public_teacher', '')))
+            known += [
+                (part, run_name(config), same_teacher.fingerprint_of_run(config, run_folder(root, config)))
+                for config in configs
+            ]
+    same_teacher.check_current(same_teacher.check(known), missing)
 
 
 def _check_current_data(root, named_runs, stored_cells, needed):
@@ -471,6 +529,7 @@ def make(
     processes: int = 1,
     stored_results: dict = types.MappingProxyType({}),
     shard: jobs.Shard | None = None,
+    teacher: str = '',
 ) -> dict:
     """Runs the missing cells of some tables.
 
@@ -483,6 +542,7 @@ def make(
       stored_results: from a file of errors, by errors.read. A cell of the same runs is taken from it if they
         are not in `root`; they may have been run on another machine.
       shard: the part of the runs to run, without results; None for all of them.
+      teacher: the location of a public checkpoint, in place of that of the tables' configs.
 
     Returns:
       {table: {column: {row: result or None}}}, including the tables that derived ones are computed from
@@ -490,7 +550,8 @@ def make(
     Raises:
       UserError: an unknown table, genre or data set, or raised by a run.
     """
-    runs_of_cells, stored_cells = _wanted_runs(names, genres, datasets), index_by_runs(stored_results)
+    runs_of_cells = _wanted_runs(names, genres, datasets, teacher)
+    stored_cells = index_by_runs(stored_results)
     results_of_cells = results_of(root, runs_of_cells.values(), stored_cells, only_show, processes, shard)
     results = {}
     for (name, column, row), result in zip(runs_of_cells, results_of_cells, strict=True):
@@ -524,7 +585,7 @@ def plan(
       UserError: an unknown name, a table whose runs cannot be counted without their data, or no device.
     """
     platform.start()
-    planned, stored_cells = {}, index_by_runs(stored_results)
+    planned, counts, stored_cells = {}, {}, index_by_runs(stored_results)
     for cell, configs in _wanted_runs(names, genres, datasets).items():
         is_stored = tuple(run_names(configs)) in stored_cells
         for config in configs:
@@ -532,10 +593,9 @@ def plan(
             if folder in planned:
                 continue
             config_lib.check(config)
-            abstract = assembly.abstract_images(config, sharding.make_mesh(config))
-            step_operations = flops.of(abstract.jitted.run, *abstract.arguments)
+            key = _key_of_step(config)
+            if key not in counts:
+                counts[key] = _image_operations(config)
             is_finished = is_stored or has_result(root, config)
-            planned[folder] = PlannedRun(
-                cell, is_finished, step_operations, config.num_steps, config.num_seeds
-            )
+            planned[folder] = PlannedRun(cell, is_finished, counts[key], config.num_steps, config.num_seeds)
     return list(planned.values())

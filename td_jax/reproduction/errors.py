@@ -31,6 +31,8 @@ STORED_KEYS = (
     'seeds',
     'teachers',
     'teacher',
+    'probe',
+    'public_teacher',
     'groups',
     'on_test',
     'runs',

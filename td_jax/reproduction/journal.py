@@ -29,6 +29,7 @@ class Journal:
     Attributes:
       curves: {name of a run: {step: value}}; empty for a run that diverged.
       data: {name of a run: the digest of its data}, '' if unknown.
+      teachers: {name of a run: the fingerprint of its public teacher}, '' without one.
     """
 
     def __init__(self, path: epath.Path, is_writer: bool = True):
@@ -39,7 +40,7 @@ class Journal:
         Raises:
           UserError: raised by `read`, or it cannot be written.
         """
-        self._path, self.curves, self.data = epath.Path(path), {}, {}
+        self._path, self.curves, self.data, self.teachers = epath.Path(path), {}, {}, {}
         self.refresh()
         _, length = read(path)
         if workdir.is_in_bucket(path) or not is_writer:
@@ -68,6 +69,7 @@ class Journal:
                 continue
             for line in _read_lines(path)[0]:
                 self.curves[str(line['run'])] = line['curve']
+                self.teachers[str(line['run'])] = str(line.get('teacher', ''))
                 self.data[str(line['run'])] = str(line.get('data', ''))
 
     def append(self, run: str, curve: dict[int, float], details: dict):
@@ -90,6 +92,7 @@ class Journal:
                 file.flush()
                 os.fsync(file.fileno())
         self.curves[run], self.data[run] = curve, details.get('data', '')
+        self.teachers[run] = details.get('teacher', '')
 
 
 def read(path: pathlib.Path) -> tuple[dict[str, dict[int, float]], int]:

@@ -7,16 +7,17 @@ trial with the best mean on the test split.
 from etils import epath
 
 from td_jax.errors import UserError
-from td_jax.reproduction import cells, tables, tuning
+from td_jax.reproduction import cells, same_teacher, tables, tuning
 from td_jax.training import evaluation
 
 
-def candidates(names, genres, datasets) -> dict:
+def candidates(names, genres, datasets, teacher: str = '') -> dict:
     """{(table, column, row): the configs of the runs of each trial}, for cells that a search decides.
 
     Args:
       names: of the tables.
       genres, datasets: the columns to keep.
+      teacher: as for `cells.make`.
 
     Raises:
       UserError: an unknown name, or a choice without a record of its trials.
@@ -43,6 +44,9 @@ def candidates(names, genres, datasets) -> dict:
             cells.runs_of(table, column, row, {setting: {**others, tuned_for: trial['values']}})
             for trial in record['completed']
         ]
+    same_teacher.replace(
+        (config for trials in runs.values() for configs in trials for config in configs), teacher
+    )
     return runs
 
 

@@ -2,7 +2,7 @@
 
 from td_jax import statistics
 from td_jax.reproduction import cells, comparison, tables
-from td_jax.training import evaluation
+from td_jax.training import evaluation, finished
 
 # What a bootstrap draws, by metric.
 _UNITS = {'rmse': 'users', 'accuracy': 'images'}
@@ -31,6 +31,11 @@ COUNTED = (
     'interval, and the bootstrap interval, where there is one, by more than its Monte-Carlo error. n.s.: not '
     'significant. Columns without paired seeds are not counted; fewer than '
     f'{statistics.FEWEST} seeds or teachers support no verdict.'
+)
+PUBLIC_TEACHER = (
+    'All students have the same teacher, a public checkpoint (fingerprint of its parameters: {names}). Each '
+    'student counts once. Intervals are for other students, each with its own labelled examples, and for '
+    'other test images, but not for other teachers.'
 )
 MEANS = 'For each seed, and each bootstrap draw, the mean of its differences over all columns.'
 SPREAD = (
@@ -67,7 +72,7 @@ def make(names, results: dict, genres, datasets, baseline: str | None = None) ->
 
 
 def fill_teacher(table: tables.Table, results: dict) -> dict:
-    """Fills the teacher's row with the score that another row reports, {column: {row: result or None}}."""
+    """Fills rows of scores that another row reports, {column: {row: result or None}}."""
     filled = {}
     for column, rows in results.items():
         # Rows with a teacher of their own do not count.
@@ -77,16 +82,28 @@ def fill_teacher(table: tables.Table, results: dict) -> dict:
         scores = [
             rows[row]['teacher'] for row in usual_rows if rows[row] and rows[row]['teacher'] is not None
         ]
-        teacher_result = {'mean': scores[0], 'stderr': None} if scores else None
+        scores_by_row = {tables.TEACHER: {'mean': scores[0], 'stderr': None} if scores else None}
+        with_probe = [rows[row] for row in usual_rows if rows[row] and rows[row].get(finished.PROBE)]
+        if with_probe:
+            # Every such row has the same probe, fitted to the labels of each seed.
+            values = with_probe[0][finished.PROBE]
+            scores_by_row[tables.PROBE] = with_probe[0] | {
+                'values': values,
+                'mean': sum(values) / len(values),
+                'errors': None,
+                'groups': {},
+                'on_test': None,
+            }
         filled[column] = {
-            row: teacher_result if table.rows[row] == tables.TEACHER else rows[row] for row in table.rows
+            row: scores_by_row.get(table.rows[row]) if not table.is_run(row) else rows[row]
+            for row in table.rows
         }
     return filled
 
 
 def _changed(table, row):
     """The config keys that a row sets."""
-    return (*(table.rows[row] if table.rows[row] != tables.TEACHER else ()), *table.copied.get(row, ()))
+    return (*(table.rows[row] if table.is_run(row) else ()), *table.copied.get(row, ()))
 
 
 def write_difference(compared: comparison.Comparison) -> str:
@@ -121,6 +138,7 @@ def render_runs(name: str, table: tables.Table, results: dict) -> str:
     over_columns = _compare_means(table, results)
     adjusted = _adjust_p_values(compared | {_MEAN: over_columns})
     lines = [f'## {"Table " + name if paper else name}: {table.title}', '', *_protocol_lines(shown_results)]
+    lines += _public_teacher_lines(shown_results)
     if metrics:
         lines += [f'{INTERVALS} {COMPARED.format(units=_UNITS[metrics[0]])}', '']
     for column, rows in results.items():
@@ -188,6 +206,15 @@ def _protocol_lines(results):
         some = '' if count == len(protocols) else f' ({count} of {len(protocols)} cells)'
         lines += [f'**{EARLIER[protocol]}**{some}', '']
     return lines
+
+
+def _public_teacher_lines(results):
+    """Lines about the public checkpoint that taught, if one did."""
+    fingerprints = sorted({result['public_teacher'] for result in results if result.get('public_teacher')})
+    if not fingerprints:
+        return []
+    names = ', '.join(f'`{fingerprint[:12]}`' for fingerprint in fingerprints)
+    return [f'{PUBLIC_TEACHER.format(names=names)}', '']
 
 
 def _results_of(gains):

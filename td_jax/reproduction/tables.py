@@ -17,8 +17,8 @@ GENRES, LABELLED = searches.GENRES, searches.LABELLED
 PAPER = pathlib.Path(__file__).parent / 'paper_tables.json'
 # {former name of a row or a column: current name}; files of errors may have the former names.
 RENAMED = json.loads((pathlib.Path(__file__).parent / 'renamed.json').read_text())
-# The row whose number is the teacher's own score, which every distilled run reports.
-TEACHER = 'teacher'
+# Rows without runs, whose scores those of other rows report: the teacher's own, and that of the probe on it.
+TEACHER, PROBE = 'teacher', 'probe'
 
 _NONE = types.MappingProxyType({})
 
@@ -39,7 +39,7 @@ class Table(NamedTuple):
     title: str
     config: str | dict[str, str]  # a module of configs/, or one for each column
     columns: dict[str, dict]  # the paper's column -> what it changes
-    rows: dict[str, dict | str]  # the paper's row -> what it changes, or TEACHER
+    rows: dict[str, dict | str]  # the paper's row -> what it changes, or TEACHER or PROBE
     baseline: str  # the row that the others are compared with
     # Students of a cell, and the number of teachers that they share: one, or as many as students, so that
     # student i has teacher i and all students are independent. 0 students: as in the config.
@@ -64,6 +64,10 @@ class Table(NamedTuple):
     setting: str = ''
     # The config key on the horizontal axis of the figure; there is a line for each value of the others.
     swept: str = ''
+
+    def is_run(self, row: str) -> bool:
+        """Whether a row has runs of its own."""
+        return self.rows[row] not in (TEACHER, PROBE)
 
     def baseline_of(self, row: str) -> str:
         """The row that another one is compared with."""
@@ -148,6 +152,26 @@ _IMAGE_CONTROLS = {
     **{row: {'method': 'supervised'} for row in _IMAGE_HYPERPARAMETERS_OF},
 }
 
+# Of images with a public teacher.
+_COMPUTE_MATCHED = 'No distillation, compute-matched to TD'
+_BY_COUNT_OF_ROUNDS = {
+    f'TD, {rounds} round{"s" * (rounds != 1)}': {**_TD, 'td.rounds': rounds} for rounds in (0, 1, 2)
+}
+_PUBLIC_ROWS = {
+    'No distillation': {'method': 'supervised'},
+    'Probe on the teacher': PROBE,
+    **_DISTILLED,
+    **_BY_COUNT_OF_ROUNDS,
+    **_RECENT,
+    **_CLASSIFICATION,
+    **_IMAGE_CONTROLS,
+    'LD, shuffled teacher': _CONTROLS['LD, shuffled teacher'],
+    _COMPUTE_MATCHED: {'method': 'supervised'},
+}
+_UNTRAINED = {
+    'TD, untrained teacher': {**_CONTROLS['TD, untrained teacher'], 'teacher.pretrained': ''},
+}
+
 _DENSE_OR_SPARSE = {'ML(Sparse) minus ML(Dense)': ('ML(Sparse)', 'ML(Dense)')}
 
 
@@ -186,6 +210,29 @@ def _at_reduced_scale(table):
     title = f'{table.title}, CIFAR-10 at reduced scale'
     setting = 'CIFAR-10 (reduced scale)'
     return table._replace(title=title, setting=setting, config='vit_tiny_cifar10', columns=columns, **_FIVE)
+
+
+def _with_public_teacher(title, config, rows, unlabelled):
+    """A table of CIFAR-10 with three numbers of labels per class and a public teacher."""
+    others = 'the other images without labels' if unlabelled else 'the other images left out'
+    return Table(
+        f'{title}, {others}',
+        config,
+        {
+            f'{count} label{"s" * (count > 1)} per class': {
+                'dataset.examples_per_class': count,
+                'dataset.unlabelled': unlabelled,
+            }
+            for count in searches.FEW_LABELS
+        },
+        rows,
+        'No distillation',
+        variants={_WITH_LD: 'td_ld'},
+        compute_matched_to={_COMPUTE_MATCHED: 'TD'},
+        hyperparameters_of=_IMAGE_HYPERPARAMETERS_OF,
+        setting=f'CIFAR-10, {config.split("_")[1].upper()}, {others}',
+        students=5,
+    )
 
 
 def _scaled_td(weight):
@@ -445,6 +492,24 @@ TABLES['war_user'] = _split_by_user(
     )
 )
 TABLES |= {f'{name}_small': _at_reduced_scale(TABLES[name]) for name in ('4', '4x', '6', '9')}
+TABLES |= {
+    f'{name}{suffix}': _with_public_teacher(title, config, rows, unlabelled)
+    for name, title, config, rows in (
+        (
+            'public_vit',
+            'CIFAR-10: a public ViT-S/14 teaches its own first four blocks',
+            'public_vit_cifar10',
+            _PUBLIC_ROWS,
+        ),
+        (
+            'public_cnn',
+            'CIFAR-10: a public EfficientNet-lite0 teaches a small ViT',
+            'public_cnn_cifar10',
+            _PUBLIC_ROWS | _UNTRAINED,
+        ),
+    )
+    for suffix, unlabelled in (('', 'rest'), ('_labelled', ''))
+}
 
 
 def paper(name: str) -> dict | None:
@@ -475,7 +540,7 @@ def with_baseline(name: str, baseline: str | None) -> Table | Derived:
     table = TABLES[name]
     if baseline is None or isinstance(table, Derived):
         return table
-    config_lib.check_choice('--baseline', baseline, [row for row in table.rows if table.rows[row] != TEACHER])
+    config_lib.check_choice('--baseline', baseline, list(filter(table.is_run, table.rows)))
     return table._replace(baseline=baseline, baselines=_NONE, repeated=_NONE)
 
 
@@ -495,9 +560,7 @@ def wanted_cells(names, genres, datasets):
         table = TABLES[name]
         if isinstance(table, Table):
             for column in selected_columns(table, genres, datasets):
-                cells |= {
-                    (name, column, row): None for row, change in table.rows.items() if change != TEACHER
-                }
+                cells |= {(name, column, row): None for row in table.rows if table.is_run(row)}
             continue
         for group in table.groups.values():
             baseline_table, baseline_row = group.baseline

@@ -31,6 +31,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import ml_collections
@@ -42,7 +43,7 @@ from td_jax.data import ratings
 from td_jax.errors import Diverged, UserError
 from td_jax.files import metric_log, workdir
 from td_jax.method import objectives
-from td_jax.reproduction import cells, jobs, journal, same_data, tables
+from td_jax.reproduction import cells, jobs, journal, same_data, same_teacher, tables
 from td_jax.training import evaluation, finished
 from td_jax.training.programs import describe_program
 
@@ -59,6 +60,7 @@ class SearchSpace(NamedTuple):
     # Name -> its changes of the config; the name of a method changes `method`.
     variants: Mapping[str, dict] = tables.VARIANTS
     fixed: frozenset[str] = frozenset()  # keys that are not searched
+    optimizer: Mapping[str, searches.LogUniform] = MappingProxyType({})  # ranges in place of OPTIMIZER's
 
     def changes(self, name: str) -> dict:
         """The config changes of a variant or a method."""
@@ -75,6 +77,8 @@ CONFIGS = {
 }
 TEACHER = 'teacher'
 NO_DISTILLATION = 'supervised'
+# What may be done with images that have no label in a column: left out, or used.
+UNLABELLED = 'none', 'rest'
 
 
 class Search(NamedTuple):
@@ -86,6 +90,7 @@ class Search(NamedTuple):
     trials: int  # of each method
     seeds: int  # of a run
     steps: int  # of a run
+    teacher: str = ''  # location of a public checkpoint, in place of the config's
 
 
 class Plan(NamedTuple):
@@ -114,7 +119,7 @@ def ranges_of(space: SearchSpace, name: str) -> dict:
     config = space.config()
     if name in (TEACHER, NO_DISTILLATION):
         prefix, side = ('teacher.', config.teacher) if name == TEACHER else ('', config)
-        ranges = searches.OPTIMIZER | (searches.SGD if side.optimizer.name == 'sgd' else {})
+        ranges = searches.OPTIMIZER | (searches.SGD if side.optimizer.name == 'sgd' else {}) | space.optimizer
         return {key: range_ for key, range_ in ranges.items() if f'{prefix}{key}' not in space.fixed}
     config.update_from_flattened_dict(space.changes(name))
     section = objectives.section_of(config)
@@ -166,12 +171,26 @@ def searchable_names(space: SearchSpace, sampler_seed: int = 0) -> list[str]:
 
 
 def make_search(
-    name: str, split_by: str, columns, trials: int, seeds: int, steps: int, sampler_seed: int = 0
+    name: str,
+    split_by: str,
+    columns,
+    trials: int,
+    seeds: int,
+    steps: int,
+    sampler_seed: int = 0,
+    *,
+    unlabelled: str | None = None,
+    teacher: str = '',
 ) -> Search:
     """Makes a Search; columns None are the usual ones, and their order does not matter.
 
+    Args:
+      name: of a config. split_by, columns, trials, seeds, steps, sampler_seed, unlabelled, teacher: as the
+        flags of td_jax.tune.
+
     Raises:
-      UserError: an unknown name, or a split of data other than ratings.
+      UserError: an unknown name, a split of data other than ratings, examples without labels that ratings
+        do not have, or a public teacher that the config does not have.
     """
     config_lib.check_choice('--config', name, CONFIGS)
     setting, space = {}, CONFIGS[name]
@@ -180,11 +199,20 @@ def make_search(
         setting = {'dataset.split_by': split_by}
     elif split_by != 'time':
         raise UserError(f'--split_by is {split_by}, but {name} has no ratings to split; leave it out.')
+    if unlabelled is not None:
+        config_lib.check_choice('--unlabelled', unlabelled, UNLABELLED)
+        if space.task == 'regression':
+            raise UserError(f'--unlabelled is {unlabelled}, but {name} has ratings; leave it out.')
+        setting['dataset.unlabelled'] = '' if unlabelled == 'none' else unlabelled
+    if teacher:
+        config = space.config()
+        config.method = 'ld'
+        same_teacher.replace([config], teacher)
     known, chosen = list(space.columns), set(columns or space.score_columns)
     # `check` refuses unknown columns.
     order = tuple(sorted(chosen, key=lambda column: known.index(column) if column in known else -1))
     chosen_by = tables.ChosenBy(() if order == space.score_columns else order, sampler_seed)
-    return Search(space, setting, chosen_by, trials, seeds, steps)
+    return Search(space, setting, chosen_by, trials, seeds, steps, teacher)
 
 
 def check(search: Search, names, journals: epath.Path, target: epath.Path):
@@ -217,6 +245,8 @@ def start_config(search: Search, name: str, column: str, rung: int):
     """The config of the runs of TEACHER, a method or a variant on one rung, without the values of a trial."""
     config = search.space.config()
     config.update_from_flattened_dict(search.setting | search.space.columns[column])
+    if config.teacher.pretrained and search.teacher:
+        config.teacher.pretrained = search.teacher
     config.dataset.split = 'validation'
     if search.space.task == 'regression':
         config.dataset.validation_slice = rung
@@ -395,7 +425,7 @@ def _run_rungs(search, plans, journals_by_name, root, processes, shard, only_sho
     less_is_better = evaluation.METRICS[search.space.task][3]
     climbing = {plan.name: {number: [] for number in range(len(plan.trials))} for plan in plans}
     for rung, quota in enumerate([*quotas(search.trials)[1:], search.trials]):
-        runs, missing, known = [], {}, []
+        runs, missing, known, known_teachers = [], {}, [], []
         for plan in plans:
             for number, column in itertools.product(climbing[plan.name], plan.columns):
                 config = run_of(search, plan, number, rung, column)
@@ -406,19 +436,18 @@ def _run_rungs(search, plans, journals_by_name, root, processes, shard, only_sho
                     of_run = missing.setdefault(runs[-1][2], (config, []))
                     of_run[1].append(about | {'values': plan.trials[number]})
                 else:
-                    known.append(
-                        (
-                            same_data.part_of(config),
-                            runs[-1][2],
-                            journals_by_name[plan.name].data[runs[-1][2]],
-                        )
-                    )
+                    run, of_method = runs[-1][2], journals_by_name[plan.name]
+                    known.append((same_data.part_of(config), run, of_method.data[run]))
+                    known_teachers.append((same_teacher.part_of(config), run, of_method.teachers[run]))
         if missing and only_show:
             raise UserError(
                 f'{len(missing)} runs of the search are missing, such as {next(iter(missing))}; call this '
                 'without --only_show first.'
             )
         same_data.check_current(same_data.check(known), [config for config, _ in missing.values()])
+        same_teacher.check_current(
+            same_teacher.check(known_teachers), [config for config, _ in missing.values()]
+        )
         _run_missing(search, missing, journals_by_name, root, processes, shard)
         for name, number, run in runs:
             climbing[name][number].append(journals_by_name[name].curves[run])
@@ -440,9 +469,13 @@ def _run_missing(search, missing, journals_by_name, root, processes, shard):
     metric = f'validation_{evaluation.METRICS[search.space.task][0]}'
 
     def append_curve(number, curve):
-        digest = same_data.digest_of_run(cells.run_folder(root, configs[number]))
+        folder = cells.run_folder(root, configs[number])
+        about = {
+            'data': same_data.digest_of_run(folder),
+            'teacher': same_teacher.fingerprint_of_run(configs[number], folder),
+        }
         for details in missing[names[number]][1]:
-            line = {**details, 'data': digest} if digest else details
+            line = {**details, **{key: value for key, value in about.items() if value}}
             journals_by_name[details['method']].append(names[number], curve, line)
 
     def is_done(number):

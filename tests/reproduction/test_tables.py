@@ -40,16 +40,15 @@ def test_a_table_is_made_of_what_there_is(name, monkeypatch):
     # Counted from the data, which need not be there.
     monkeypatch.setattr(cells, 'operations', lambda config: 3 if config.method == 'td' else 2)
     for change in (*table.columns.values(), *table.rows.values()):
-        if change != tables.TEACHER:
+        if change not in (tables.TEACHER, tables.PROBE):
             assert change.keys() <= declared.keys()
     assert table.baseline in table.rows
     if name in PAPER:
         assert set(table.columns) <= set(PAPER[name]['columns'])
         assert set(table.rows) <= set(PAPER[name]['rows'])
     for column in table.columns:
-        for row, change in table.rows.items():
-            if change != tables.TEACHER:
-                config_lib.check(cells.cell_config(table, column, row))
+        for row in filter(table.is_run, table.rows):
+            config_lib.check(cells.cell_config(table, column, row))
 
 
 @pytest.mark.parametrize('name', WITH_RUNS)
@@ -62,9 +61,9 @@ def test_students_have_one_teacher_or_each_its_own(name):
 
 
 def test_every_method_has_a_row():
-    for names in (('3x', '4x'), ('digits_x',), ('4x_small',)):
+    for names in (('3x', '4x'), ('digits_x',), ('4x_small',), ('public_vit',), ('public_cnn',)):
         rows = [change for name in names for change in tables.TABLES[name].rows.values()]
-        assert {change['method'] for change in rows if change != tables.TEACHER} == objectives.METHODS.keys()
+        assert {change['method'] for change in rows if isinstance(change, dict)} == objectives.METHODS.keys()
 
 
 def test_a_table_with_more_rows_has_those_of_the_table():
@@ -107,6 +106,59 @@ def test_images_in_small_are_those_of_the_paper_with_few_labels():
             assert [(run.seed, run.teacher.seed, run.num_seeds) for run in runs] == [
                 (i, i, 1) for i in range(5)
             ]
+
+
+@pytest.mark.parametrize('name', ['public_vit', 'public_cnn'])
+def test_a_public_teacher_has_all_students_with_and_without_unlabelled_images(name):
+    with_rest, labelled = tables.TABLES[name], tables.TABLES[f'{name}_labelled']
+    assert with_rest.rows == labelled.rows
+    for count in (10, 50, 500):
+        column = f'{count} labels per class'
+        for table, unlabelled in ((with_rest, 'rest'), (labelled, '')):
+            (run,) = cells.runs_of(table, column, 'TD', {})
+            assert (run.num_seeds, run.dataset.examples_per_class) == (5, count)
+            assert (run.dataset.unlabelled, run.dataset.classes, run.dataset.test_part) == (
+                unlabelled,
+                (),
+                'all',
+            )
+            assert run.teacher.pretrained
+        # The same students without distillation stand in both.
+        assert (
+            len(
+                {
+                    cells.run_name(*cells.runs_of(t, column, 'No distillation', {}))
+                    for t in (with_rest, labelled)
+                }
+            )
+            == 1
+        )
+    rounds = [
+        cells.cell_config(with_rest, column, f'TD, {n} round{s}', {}).td.rounds
+        for n, s in ((0, 's'), (1, ''), (2, 's'))
+    ]
+    assert rounds == [0, 1, 2]
+    # Hyperparameters are those of the setting.
+    choices = {
+        'cifar10_unlabelled': {'td': {'td.weights.state': 7.0}},
+        'cifar10': {'td': {'td.weights.state': 3.0}},
+    }
+    weights = [
+        cells.cell_config(table, column, 'TD', choices).td.weights.state for table in (with_rest, labelled)
+    ]
+    assert weights == [7.0, 3.0]
+
+
+def test_an_untrained_public_teacher_is_its_architecture():
+    run = cells.cell_config(tables.TABLES['public_cnn'], '50 labels per class', 'TD, untrained teacher', {})
+    assert (run.teacher.pretrained, run.teacher.control, run.teacher.model.name) == (
+        '',
+        'untrained',
+        'efficientnet',
+    )
+    config_lib.check(run)
+    # The students of the other start from the teacher's blocks.
+    assert not any('untrained' in row for row in tables.TABLES['public_vit'].rows)
 
 
 def test_the_papers_numbers_are_the_papers():

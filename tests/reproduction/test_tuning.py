@@ -19,6 +19,8 @@ from td_jax.training import evaluation
 OPTIMIZER = {'optimizer.learning_rate', 'optimizer.weight_decay', 'model.dropout'}
 STEPS = 60
 DIGITS = tuning.Search(tuning.CONFIGS['digits'], {}, tables.USUAL, 4, 2, STEPS)
+# Configs whose teacher is a public checkpoint, which is not searched.
+PUBLIC = {'public_vit_cifar10', 'public_cnn_cifar10'}
 EIGHT = DIGITS._replace(trials=8)
 RATINGS = tuning.Search(
     tuning.CONFIGS['movielens'], {'dataset.split_by': 'user'}, tables.ChosenBy(('Drama', 'War')), 8, 2, STEPS
@@ -198,9 +200,9 @@ def test_ranks_by_hand():
 @pytest.mark.parametrize('module', tuning.CONFIGS)
 def test_all_that_a_task_allows_is_searched(module):
     names = tuning.searchable_names(tuning.CONFIGS[module])
-    assert names[0] == tuning.TEACHER
-    of_classes = {'dkd', 'dist'} if module == 'movielens' else set()
-    assert set(names) == {tuning.TEACHER, *objectives.METHODS, *tables.VARIANTS} - of_classes
+    assert (names[0] == tuning.TEACHER) == (module not in PUBLIC)
+    left_out = {'dkd', 'dist'} if module == 'movielens' else {tuning.TEACHER} if module in PUBLIC else set()
+    assert set(names) == {tuning.TEACHER, *objectives.METHODS, *tables.VARIANTS} - left_out
     assert set(tuning.searchable_names(tuning.CONFIGS[module], 1)) == {'supervised', 'ld', 'td', 'td_ld'}
 
 
@@ -222,6 +224,25 @@ def test_images_are_searched_with_few_labels_and_with_more():
     assert [run.dataset.examples_per_class for run in runs] == [50, 500]
     assert {(run.dataset.split, run.num_steps, run.eval_every) for run in runs} == {('validation', 600, 100)}
     assert {run.teacher.dataset.examples_per_class for run in runs} == {0}
+
+
+@pytest.mark.parametrize('module', sorted(PUBLIC))
+def test_a_public_teacher_is_searched_with_and_without_unlabelled_images(module):
+    for unlabelled, folder, value in (
+        (None, 'cifar10_unlabelled', 'rest'),
+        ('rest', 'cifar10_unlabelled', 'rest'),
+        ('none', 'cifar10', ''),
+    ):
+        search = tuning.make_search(module, 'time', None, 4, 2, 30, unlabelled=unlabelled, teacher='photos')
+        run = tuning.start_config(search, 'ld', '10', 1)
+        assert (run.dataset.unlabelled, run.dataset.examples_per_class) == (value, 10)
+        assert (run.teacher.pretrained, run.dataset.split) == ('photos', 'validation')
+        assert cells.setting(run) == folder
+        config_lib.check(run)
+    assert tuning.ranges_of(search.space, 'ld') == {'ld.weights.logits': (1e-3, 100.0)}
+    ranges = tuning.ranges_of(search.space, 'supervised')
+    assert ranges.keys() == OPTIMIZER
+    assert ranges['optimizer.learning_rate'] == ((1e-5, 1e-3) if 'vit' in module else (1e-4, 3e-3))
 
 
 def test_the_teacher_is_searched_on_its_own_task():
@@ -520,7 +541,7 @@ def test_a_method_is_searched_on_top_of_the_same_teacher(monkeypatch, tmp_path):
     searched(monkeypatch, tmp_path, Made(curve_of), DIGITS, ['teacher', 'supervised', 'ld'])
 
 
-@pytest.mark.parametrize('module', tuning.CONFIGS)
+@pytest.mark.parametrize('module', sorted(tuning.CONFIGS.keys() - PUBLIC))
 def test_the_teacher_of_a_search_is_the_same_in_every_column(module):
     search = tuning.make_search(module, 'time', None, 4, 2, 600)
     runs = [
@@ -598,6 +619,12 @@ def test_a_split_of_what_is_not_split_is_refused():
     assert tuning.make_search('movielens', 'user', None, 4, 2, 9).setting == {'dataset.split_by': 'user'}
     with pytest.raises(UserError, match='--split_by is user, but digits has no ratings'):
         tuning.make_search('digits', 'user', None, 4, 2, 9)
+    with pytest.raises(UserError, match=r'^--unlabelled is rest, but movielens has ratings; leave it out'):
+        tuning.make_search('movielens', 'time', None, 4, 2, 9, unlabelled='rest')
+    with pytest.raises(UserError, match="--unlabelled 'all' is not known"):
+        tuning.make_search('digits', 'time', None, 4, 2, 9, unlabelled='all')
+    with pytest.raises(UserError, match=r'^--teacher=photos has no effect: no run here has a public'):
+        tuning.make_search('digits', 'time', None, 4, 2, 9, teacher='photos')
     with pytest.raises(UserError, match="--config 'digit' is not known"):
         tuning.make_search('digit', 'time', None, 4, 2, 9)
 
