@@ -106,6 +106,16 @@ def test_sgd_has_larger_learning_rates(small_config):
     assert tuning.ranges_of(plan.search.space, 'teacher')['optimizer.learning_rate'] == (1e-4, 3e-3)
 
 
+def test_weights_fit_the_loss_of_the_task(small_config, recommender):
+    """A cross-entropy is outweighed by less than squared errors of ratings are."""
+    ratings = recommender.config
+    ratings.batch_size, ratings.teacher.labels = 2, 'shared'
+    ratings.teacher.model.embeddings.update(ratings.model.embeddings)
+    for config, bounds in ((small_config(), (1e-3, 100.0)), (ratings, (0.1, 1000.0))):
+        ranges = tuning.ranges_of(plan_of(config).search.space, 'td')
+        assert {ranges[f'td.weights.{term}'] for term in ('interact', 'message', 'state')} == {bounds}
+
+
 def test_a_schedule_is_validated_at_its_end_alone(small_config):
     assert plan_of(small_config()).search.space.points > 1
     assert plan_of(small_config(optimizer__schedule='cosine')).search.space.points == 1

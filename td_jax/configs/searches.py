@@ -38,6 +38,8 @@ OPTIMIZER = {
 SGD = {'optimizer.learning_rate': LogUniform(3e-3, 0.3)}
 # Weights of images: larger ones of states cost accuracy there (docs/cifar.md).
 WEIGHTS, IMAGE_WEIGHTS = LogUniform(0.1, 1000.0), LogUniform(0.01, 10.0)
+# Weights of a comparison on any data, by its task. A cross-entropy is soon outweighed by distances of states.
+WEIGHTS_BY_TASK = {'regression': WEIGHTS, 'classification': LogUniform(0.001, 100.0)}
 # What a method has in addition to its weights.
 OPTIONS = {'td': {'td.rounds': OneOf((0, 1, 2, 3))}}
 
@@ -68,7 +70,7 @@ SPACES = {
         'columns': {'digits': {}},
         'score_columns': ('digits',),
         'points': 30,
-        'weights': WEIGHTS,
+        'weights': WEIGHTS_BY_TASK['classification'],
     },
     'vit_tiny_cifar10': {
         'task': 'classification',

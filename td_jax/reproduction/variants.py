@@ -122,7 +122,7 @@ def make_plan(
         columns={'': {}},
         score_columns=('',),
         points=points,
-        weights=searches.IMAGE_WEIGHTS if 'image_size' in _read_keys(config) else searches.WEIGHTS,
+        weights=searches.WEIGHTS_BY_TASK[task],
         variants={**tables.VARIANTS, **own_variants},
         fixed=frozenset({*fixed, *_unread_keys(config)} if trials else config_lib.flatten(config)),
     )
@@ -155,15 +155,6 @@ def _unread_keys(config):
     config.method = 'ld'
     keys = [f'{prefix}{key}' for prefix in ('', 'teacher.') for key in searches.OPTIMIZER]
     return config_lib.explain_without_effect(config, keys)
-
-
-def _read_keys(config):
-    """The keys of `dataset` that have an effect in a config."""
-    keys = [key for key in config_lib.flatten(config) if key.startswith('dataset.')]
-    return {
-        key.removeprefix('dataset.')
-        for key in set(keys) - config_lib.explain_without_effect(config, keys).keys()
-    }
 
 
 def _check_variant(plan: Plan, name) -> float:

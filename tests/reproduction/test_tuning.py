@@ -58,7 +58,11 @@ def test_ranges():
         0.2,
         0.4,
     ]
-    for module, bounds in (('vit_tiny_cifar10', (0.01, 10.0)), ('digits', (0.1, 1000.0))):
+    for module, bounds in (
+        ('vit_tiny_cifar10', (0.01, 10.0)),
+        ('digits', (0.001, 100.0)),
+        ('movielens', (0.1, 1000.0)),
+    ):
         assert tuning.ranges_of(tuning.CONFIGS[module], 'td')['td.weights.state'] == bounds
 
 
