@@ -54,7 +54,7 @@ _PUBLIC = {
     # The middle one alone, because each column takes hours.
     'score_columns': ('50',),
     'points': 3,
-    'weights': LogUniform(1e-3, 100.0),
+    'weights': WEIGHTS_BY_TASK['classification'],
 }
 # The modules of configs/ whose runs are short enough to be searched -> the fields of a tuning.SearchSpace.
 SPACES = {

@@ -137,11 +137,11 @@ def test_methods_share_the_draws_of_what_they_have_in_common():
 
 def test_td_with_ld_begins_with_what_was_chosen_for_both():
     trials = tuning.make_plan(EIGHT, 'td_ld', chosen_before(EIGHT, td=TD, ld=LD)).trials
-    weak = {f'td.weights.{term}': 0.1 for term in ('interact', 'message', 'state')}
+    weak = {f'td.weights.{term}': 0.001 for term in ('interact', 'message', 'state')}
     optimizer = {'optimizer.learning_rate': 1e-3, 'optimizer.weight_decay': 0.1, 'model.dropout': 0.2}
     assert trials[:3] == [
         optimizer | TD | {'td.weights.logits': 7.0},
-        optimizer | TD | {'td.weights.logits': 0.1},
+        optimizer | TD | {'td.weights.logits': 0.001},
         optimizer | weak | {'td.rounds': 0, 'td.weights.logits': 7.0},
     ]
     # With an optimizer of its own each starts with that; both together with that of LD.
