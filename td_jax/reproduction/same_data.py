@@ -20,6 +20,10 @@ WAY_OUT = 'restore the data, or choose another --workdir and other files of cell
 def part_of(config) -> str:
     """The options of a config that select its students' data: data set, split and subset, as text."""
     options = {key: value for key, value in identity.identity(config).items() if key.startswith('dataset.')}
+    # Not all methods read examples without labels. A digest is of those with labels, except that the first
+    # ones are recorded with the rest where that is read, too.
+    if config.dataset.labelled_by != 'first' or not config.dataset.unlabelled:
+        options.pop('dataset.unlabelled', None)
     return json.dumps(options, sort_keys=True)
 
 

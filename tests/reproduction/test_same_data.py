@@ -17,9 +17,15 @@ SCRATCH, LD = 'Train from scratch', 'LD'
 
 
 def test_the_part_of_the_data_is_what_the_config_says_of_it(small_config):
-    same = small_config(), small_config(method='ld', seed=4, model__hidden=(9, 9), teacher__num_steps=1)
+    same = (
+        small_config(method='supervised'),
+        small_config(method='ld', seed=4, model__hidden=(9, 9), teacher__num_steps=1),
+    )
     others = small_config(dataset__split='validation'), small_config(dataset__classes=(0, 1))
-    assert len({same_data.part_of(config) for config in same}) == 1
+    # No distillation reads no examples without labels, and is compared with what does.
+    drawn = {'dataset__examples_per_class': 3, 'dataset__unlabelled': 'rest'}
+    for methods in (same, [small_config(method=method, **drawn) for method in ('supervised', 'ld')]):
+        assert len({same_data.part_of(config) for config in methods}) == 1
     assert len({same_data.part_of(config) for config in (*same, *others)}) == 3
 
 
