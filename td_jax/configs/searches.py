@@ -36,7 +36,7 @@ OPTIMIZER = {
 }
 # The range of learning rates for SGD instead of AdamW.
 SGD = {'optimizer.learning_rate': LogUniform(3e-3, 0.3)}
-# Weights of images: larger ones of states cost accuracy there (docs/cifar.md).
+# Weights of images at reduced scale: larger ones of states cost accuracy there (docs/cifar.md).
 WEIGHTS, IMAGE_WEIGHTS = LogUniform(0.1, 1000.0), LogUniform(0.01, 10.0)
 # Weights of a comparison on any data, by its task. A cross-entropy is soon outweighed by distances of states.
 WEIGHTS_BY_TASK = {'regression': WEIGHTS, 'classification': LogUniform(0.001, 100.0)}

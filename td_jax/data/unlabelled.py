@@ -95,16 +95,16 @@ def _load_images(source, config, teacher_views):
     what = f'{data.REST!r}, a number of examples, or a folder of images without labels'
     folder = paths.resolve(config.unlabelled, what, is_folder=True, option=OPTION)
     try:
-        found = image_files.find_images(folder)
+        listing = image_files.find_images(folder)
     # The client of a bucket has errors of its own.
     except Exception as error:
         raise UserError(f'{OPTION} {folder} cannot be read: {reason(error)}.') from error
-    files = tuple(found.files)
+    files = tuple(listing.files)
     if not files:
         raise UserError(f'{OPTION} {folder} has no images in it; name {what}.')
     examples = _load_fields(source, config, folder, files, teacher_views)
     unlabelled = data.Unlabelled(len(files), examples, files=data.Files(str(folder), files))
-    notes = [source.note, f'{folder} holds what is not read: {found.ignored}' if found.ignored else '']
+    notes = [source.note, f'{folder} holds what is not read: {listing.ignored}' if listing.ignored else '']
     return source._replace(unlabelled=unlabelled, note='; '.join(filter(None, notes)))
 
 

@@ -334,7 +334,7 @@ def _public_teacher_of(configs, folders):
         (same_teacher.part_of(config), str(folder), same_teacher.fingerprint_of_run(config, folder))
         for config, folder in zip(configs, folders, strict=True)
     )
-    return next((found for _, found in known.values()), '')
+    return next((fingerprint for _, fingerprint in known.values()), '')
 
 
 def _digest_of(configs, folders):
@@ -377,9 +377,9 @@ def share_of(root: epath.Path, configs, shard: jobs.Shard | None) -> list:
         return list(configs)
     configs = {run_folder(root, config): config for config in configs}.values()
     alone = [config for config in configs if not shares_teacher(config)]
-    taught = [config for config in configs if shares_teacher(config)]
-    taught.sort(key=lambda config: str(teacher_folder(root, config)))
-    return [*shard.cut(alone), *shard.cut(taught)]
+    students = [config for config in configs if shares_teacher(config)]
+    students.sort(key=lambda config: str(teacher_folder(root, config)))
+    return [*shard.cut(alone), *shard.cut(students)]
 
 
 def train_teachers(root: epath.Path, configs, processes: int):

@@ -62,7 +62,7 @@ def read_shard(text: str | None, environment: Mapping[str, str] = os.environ) ->
     if not text:
         return None
     index, slash, count = text.partition('/')
-    numbers, given = (index, '1', '1', count), ''
+    numbers, origin = (index, '1', '1', count), ''
     if index == 'auto':
         name, count_name = next((names for names in SCHEDULERS if names[0] in environment), ('', ''))
         if not name:
@@ -74,7 +74,7 @@ def read_shard(text: str | None, environment: Mapping[str, str] = os.environ) ->
             raise UserError(f'--shard=auto, but {name} comes without a count; write --shard=auto/N.')
         # The indices of a Slurm array may begin anywhere and have gaps.
         first, step = (environment.get(f'SLURM_ARRAY_TASK_{part}', default) for part, default in _ARRAY)
-        numbers, given = (
+        numbers, origin = (
             (environment[name], first, step, count or environment[count_name]),
             f' ({name} is {environment[name]})',
         )
@@ -83,7 +83,7 @@ def read_shard(text: str | None, environment: Mapping[str, str] = os.environ) ->
         place, rest = divmod(number - first, step)
         if not rest and 0 <= place < total:
             return Shard(place, total)
-    raise UserError(f'--shard={text} is none of N shards{given}; write --shard=I/N with I from 1 to N.')
+    raise UserError(f'--shard={text} is none of N shards{origin}; write --shard=I/N with I from 1 to N.')
 
 
 def run_tasks(

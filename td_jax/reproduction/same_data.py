@@ -5,7 +5,7 @@ A config has the name of a data set, but not its content. Each run therefore rec
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from etils import epath
 
@@ -48,16 +48,38 @@ def check(runs: Iterable[tuple[str, str, str]]) -> dict[str, tuple[str, str]]:
     Raises:
       UserError: names two of them.
     """
+    return find_first_runs(
+        runs,
+        lambda names, digests: (
+            f'{names[0]} and {names[1]} were trained on different data under one name ({digests[0]}, '
+            f'{digests[1]} in their data.json), and cannot be compared; {WAY_OUT}.'
+        ),
+    )
+
+
+def find_first_runs(
+    runs: Iterable[tuple[str, str, str]], describe: Callable[[tuple, tuple], str]
+) -> dict[str, tuple[str, str]]:
+    """Finds the first run of each part, and refuses a later one that does not agree with it.
+
+    Args:
+      runs: (part; name of the run; digest of what the runs of a part share). A run whose part or digest is ''
+        is left out.
+      describe: (two names, their digests) -> the message for runs that disagree.
+
+    Returns:
+      {part: (the first run, its digest)}
+
+    Raises:
+      UserError: two runs of a part have different digests.
+    """
     first_runs = {}
     for part, name, digest in runs:
-        if not digest:
+        if not part or not digest:
             continue
         first, first_digest = first_runs.setdefault(part, (name, digest))
         if digest != first_digest:
-            raise UserError(
-                f'{first} and {name} were trained on different data under one name ({first_digest}, '
-                f'{digest} in their data.json), and cannot be compared; {WAY_OUT}.'
-            )
+            raise UserError(describe((first, name), (first_digest, digest)))
     return first_runs
 
 

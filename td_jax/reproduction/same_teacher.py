@@ -15,6 +15,7 @@ from td_jax.config import identity
 from td_jax.devices import fingerprint
 from td_jax.errors import UserError
 from td_jax.files import workdir
+from td_jax.reproduction import same_data
 from td_jax.training import assembly, teachers
 
 WAY_OUT = 'choose another --workdir and other files of cells and journals'
@@ -75,17 +76,13 @@ def check(runs: Iterable[tuple[str, str, str]]) -> dict[str, tuple[str, str]]:
     Raises:
       UserError: names two of them.
     """
-    first_runs = {}
-    for part, name, found in runs:
-        if not part or not found:
-            continue
-        first, first_found = first_runs.setdefault(part, (name, found))
-        if found != first_found:
-            raise UserError(
-                f'{first} and {name} had different teachers (fingerprints {first_found[:12]} and '
-                f'{found[:12]}), and cannot be compared; {WAY_OUT}.'
-            )
-    return first_runs
+    return same_data.find_first_runs(
+        runs,
+        lambda names, fingerprints: (
+            f'{names[0]} and {names[1]} had different teachers (fingerprints {fingerprints[0][:12]} and '
+            f'{fingerprints[1][:12]}), and cannot be compared; {WAY_OUT}.'
+        ),
+    )
 
 
 def check_current(known: Mapping[str, tuple[str, str]], configs: Iterable):

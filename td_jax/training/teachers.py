@@ -10,7 +10,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from td_jax import config as config_lib
-from td_jax import pretrained
+from td_jax import pretrained, randomness
 from td_jax.data import base as data
 from td_jax.devices import fingerprint, processes, sharding
 from td_jax.errors import UserError
@@ -109,6 +109,7 @@ def folder_of(config, folder: epath.Path) -> epath.Path:
     return folder / finished.TEACHER
 
 
+@randomness.same_everywhere()
 def load(config, folder: epath.Path, source: data.Source, mesh: Mesh | None = None) -> dispatch.Teacher:
     """Loads a config's teacher: a finished run, a public checkpoint, or untrained parameters.
 

@@ -9,9 +9,10 @@ import pytest
 from etils import epath
 
 from td_jax import config as config_lib
+from td_jax.devices import fingerprint
 from td_jax.errors import UserError
 from td_jax.reproduction import cells
-from td_jax.training import loop, teachers
+from td_jax.training import assembly, loop, teachers
 from td_jax.training.run import train
 from tests import forked
 
@@ -72,21 +73,30 @@ def test_what_has_no_effect_has_none_on_the_result(made, tmp_path):
     assert result['teacher_fingerprint'] == before['teacher_fingerprint']
 
 
-@pytest.mark.parametrize(
-    'setting',
-    [
-        lambda: jax.default_prng_impl('rbg'),
-        lambda: jax.threefry_partitionable(False),
-        lambda: jax.enable_x64(True),
-    ],
-    ids=['default_prng_impl', 'threefry_partitionable', 'enable_x64'],
-)
+SETTINGS = {
+    'default_prng_impl': lambda: jax.default_prng_impl('rbg'),
+    'threefry_partitionable': lambda: jax.threefry_partitionable(False),
+    'enable_x64': lambda: jax.enable_x64(True),
+}
+
+
+@pytest.mark.parametrize('setting', SETTINGS)
 def test_a_seed_has_the_same_random_numbers_whatever_jax_is_set_to(setting, made, tmp_path, outcome):
     """Of the first parameters, the order of examples, dropout and the rounds."""
     config, folder = made
-    with setting():
+    with SETTINGS[setting]():
         train(config, tmp_path / 'run')
     assert outcome(tmp_path / 'run')['arrays'] == outcome(folder)['arrays']
+
+
+@pytest.mark.parametrize('setting', SETTINGS)
+def test_an_untrained_teacher_is_the_same_whatever_jax_is_set_to(setting, small_config, tmp_path):
+    """Also where no run reads it: for its fingerprint, for CKA, next to an export."""
+    config = small_config(teacher__control='untrained')
+    source = teachers.source_of(config, assembly.load_source(config, config.dataset))
+    expected = fingerprint.of(teachers.load(config, epath.Path(tmp_path), source).params)
+    with SETTINGS[setting]():
+        assert fingerprint.of(teachers.load(config, epath.Path(tmp_path), source).params) == expected
 
 
 def test_what_has_no_effect_may_change_between_two_calls(copied, monkeypatch, capsys):
