@@ -12,6 +12,7 @@ machines share the work, and --only_show joins it.
 """
 
 import json
+import math
 import pathlib
 import sys
 
@@ -89,6 +90,8 @@ def run(
         raise UserError('--only_show has no effect with --shard; leave one of them out.')
     if hours is not None and trials is not None:
         raise UserError('--trials and --hours both say how long the search is; leave one of them out.')
+    if hours is not None and not math.isfinite(hours):
+        raise UserError(f'--hours is {hours}; name a number of hours.')
     if jobs != 1 and (models or sources or own_methods):
         raise UserError(f'jobs is {jobs}, but models, sources and methods of your own need jobs=1.')
     with own.use_parts(models, sources, own_methods):

@@ -66,6 +66,9 @@ def test_what_the_command_refuses(tmp_path):
         compare.run(None, tmp_path, shard='1/2', only_show=True)
     with pytest.raises(UserError, match=r'^--trials and --hours both say'):
         compare.run(None, tmp_path, trials=8, hours=2.0)
+    for hours in (float('inf'), float('nan')):
+        with pytest.raises(UserError, match=r'^--hours is (inf|nan); name a number of hours'):
+            compare.run(None, tmp_path, hours=hours)
     with pytest.raises(UserError, match=r'^jobs is 2, but models'):
         compare.run(None, tmp_path, jobs=2, models={'own': None})
 
@@ -157,6 +160,8 @@ def test_the_cost_by_hand(small_config):
         # Three of them, and a teacher for each of three rungs.
         ({'teacher': 2.0, 'supervised': 1.0, 'td': 4.0}, 84 + 6, 1, 4),
         ({'supervised': 1.0, 'td': 4.0}, 23, 1, 0),
+        # By runs of 1 + 1/2 + 1/4 of the trials.
+        ({'td': 1.0}, 7e12, 1, 4 * 10**12),
     ],
 )
 def test_the_slowest_variant_says_how_many_trials_fit(seconds, left, processes, trials):

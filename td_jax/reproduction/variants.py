@@ -7,6 +7,7 @@ with the best validation score; its first student is copied to a folder of its o
 test split.
 """
 
+import bisect
 import contextlib
 import json
 import shutil
@@ -294,10 +295,11 @@ def count_trials(seconds: Mapping[str, float], left: float, processes: int) -> i
       left: seconds for all searches and for the teachers of their rungs.
       processes: number of runs at once.
     """
-    trials = 0
-    while _search_seconds(seconds, trials + 1, processes) <= left:
-        trials += 1
-    return trials
+    # A trial takes at least one run.
+    most = max(0, int(left * processes / (len(seconds) * max(seconds.values()))))
+    return bisect.bisect_right(
+        range(1, most + 1), left, key=lambda trials: _search_seconds(seconds, trials, processes)
+    )
 
 
 def _search_seconds(seconds, trials, processes):

@@ -33,7 +33,7 @@ def use(folder: str | None, gigabytes: float | None = None):
     """Sets where teacher outputs are kept, and their largest size; None leaves what the environment says.
 
     Raises:
-      UserError: a size without a folder, or a folder that cannot be made.
+      UserError: a size without a folder or that is none, or a folder that cannot be made.
     """
     if gigabytes is not None and not (folder or os.environ.get(FOLDER)):
         raise UserError('--teacher_outputs_gb has no effect without --teacher_outputs; name a folder.')
@@ -43,6 +43,7 @@ def use(folder: str | None, gigabytes: float | None = None):
         os.environ[FOLDER] = str(path)
     if gigabytes is not None:
         os.environ[GIGABYTES] = str(gigabytes)
+        _read_limit()
 
 
 def _make_folder(path):

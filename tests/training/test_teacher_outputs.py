@@ -155,3 +155,11 @@ def test_the_flag_of_a_command_is_that_of_its_processes(small_config, tmp_path, 
     code, _, said = run_command('main', *flags[:2], *others, f'--teacher_outputs={tmp_path / "outputs"}')
     assert code == 2
     assert '--teacher_outputs has no effect: method is supervised\n' in said
+
+
+@pytest.mark.parametrize('size', ['inf', 'nan'])
+def test_a_size_that_is_none_is_refused_before_a_run(size, tmp_path, monkeypatch):
+    for name in (teacher_outputs.FOLDER, teacher_outputs.GIGABYTES):
+        monkeypatch.setenv(name, '')
+    with pytest.raises(UserError, match=rf'{teacher_outputs.GIGABYTES} is {size}; it must be a number of GB'):
+        teacher_outputs.use(str(tmp_path), float(size))
