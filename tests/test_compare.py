@@ -1,5 +1,6 @@
 """Variants of one config that are searched, trained, compared and kept: rules by hand, a real comparison."""
 
+import concurrent.futures
 import json
 
 import numpy as np
@@ -12,7 +13,7 @@ from td_jax import config as config_lib
 from td_jax.configs import searches
 from td_jax.errors import UserError
 from td_jax.files import workdir
-from td_jax.reproduction import summary, tuning, variants
+from td_jax.reproduction import jobs, summary, tuning, variants
 from td_jax.training import finished
 from td_jax.training.run import train
 from tests import forked
@@ -187,6 +188,19 @@ def test_hours_are_the_same_number_of_trials_for_every_variant(small_config, tmp
     record = workdir.read_json(root / variants.CHOICES)['digits']['searched']
     assert {name: len(record[name]['completed']) for name in record} == dict.fromkeys(stored['seconds'], 1)
     assert [row.name for row in rows] == ['supervised', 'ld']
+
+
+def test_a_worker_waits_for_the_number_of_trials_of_the_one_that_times(small_config, tmp_path):
+    plan, root = plan_of(small_config()), epath.Path(tmp_path)
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        # As the worker that times does.
+        with workdir.lock(root / 'hours'):
+            waiting = pool.submit(variants.fit_trials, plan, root, 2.0, 1, jobs.Shard(1, 2))
+            with pytest.raises(TimeoutError):
+                waiting.result(timeout=0.5)
+            workdir.write(root / variants.HOURS, json.dumps({'hours': 2.0, 'trials': 7, 'seconds': {}}))
+        # It has timed nothing itself.
+        assert waiting.result(timeout=60).search.trials == 7
 
 
 # --- What is said ----------------------------------------------------------------------------------
