@@ -222,6 +222,7 @@ ALLOWED = {
         'td_jax.analysis.cka',
         'td_jax.config',
         'td_jax.files',
+        'td_jax.reproduction.comparison',
         'td_jax.reproduction.errors',
         'td_jax.statistics',
         'td_jax.training.data_record',

@@ -40,6 +40,14 @@ class ResNetArchitecture(NamedTuple):
 
     kind = 'BiT'  # its name in messages
 
+    def depths(self) -> tuple[int, ...]:
+        """The number of units in each stage."""
+        return self.sizes.units
+
+    def options(self) -> dict:
+        """The options of a model config that make such a model; so of the next two."""
+        return {'name': 'resnet', **variant_of(self.sizes)}
+
 
 class EfficientNetArchitecture(NamedTuple):
     """The architecture of an EfficientNet."""
@@ -50,6 +58,13 @@ class EfficientNetArchitecture(NamedTuple):
 
     kind = 'EfficientNet'  # its name in messages
 
+    def depths(self) -> tuple[int, ...]:
+        """The number of blocks in each stage."""
+        return efficientnet.sizes_of_variant(self.variant).depths
+
+    def options(self) -> dict:
+        return {'name': 'efficientnet', 'variant': self.variant, 'padding': self.padding}
+
 
 class FoldedResNetArchitecture(NamedTuple):
     """The architecture of a ResNet with BatchNorm."""
@@ -58,6 +73,13 @@ class FoldedResNetArchitecture(NamedTuple):
     num_outputs: int  # 0 without a head
 
     kind = 'ResNet'  # its name in messages
+
+    def depths(self) -> tuple[int, ...]:
+        """The number of units in each stage."""
+        return resnet_bn.sizes_of_variant(self.variant).units
+
+    def options(self) -> dict:
+        return {'name': 'resnet_bn', 'variant': self.variant}
 
 
 class Preprocessing(NamedTuple):
@@ -109,15 +131,9 @@ def teacher_overrides(checkpoint: Checkpoint, config) -> dict:
     Returns:
       {key: value}, empty if the checkpoint fits already
     """
-    changes = {
-        Architecture: _vit_changes,
-        ResNetArchitecture: _resnet_changes,
-        EfficientNetArchitecture: _efficientnet_changes,
-        FoldedResNetArchitecture: _folded_resnet_changes,
-    }
-    model = changes[type(checkpoint.architecture)](checkpoint.architecture, config.teacher.model)
+    changes = _model_changes(checkpoint.architecture, config.teacher.model)
     return {
-        **{f'teacher.model.{key}': value for key, value in model.items()},
+        **{f'teacher.model.{key}': value for key, value in changes.items()},
         **{
             key: value
             for key, value in _teacher_options(checkpoint.preprocessing).items()
@@ -126,8 +142,18 @@ def teacher_overrides(checkpoint: Checkpoint, config) -> dict:
     }
 
 
+def _model_changes(architecture, model_config):
+    """The fewest changes to a model config that make it a model of an architecture."""
+    if isinstance(architecture, Architecture):
+        return _vit_changes(architecture, model_config)
+    is_bit = isinstance(architecture, ResNetArchitecture) and model_config.name == 'resnet'
+    # A variant and a width may say the same in several ways.
+    if is_bit and resnet.sizes_of(model_config) == architecture.sizes:
+        return {}
+    return {key: value for key, value in architecture.options().items() if model_config[key] != value}
+
+
 def _vit_changes(architecture, model_config):
-    """The fewest changes to a model config that make it a ViT of an architecture."""
     changes = {} if model_config.name == 'vit' else {'name': 'vit'}
     sizes, patch = _vit_sizes(model_config)
     if (sizes, patch) != (architecture.sizes, architecture.patch):
@@ -171,26 +197,6 @@ def variant_of(sizes: resnet.Sizes) -> dict:
     factor, rest = divmod(sizes.width, 64)
     is_plain = not rest and 0 < factor < 100
     return {'variant': f'R{depth}x{factor if is_plain else 1}', 'width': 0 if is_plain else sizes.width}
-
-
-def _resnet_changes(architecture, model_config):
-    """The changes for a BiT, as by `_vit_changes`."""
-    if model_config.name == 'resnet' and resnet.sizes_of(model_config) == architecture.sizes:
-        return {}
-    fields = {'name': 'resnet', **variant_of(architecture.sizes)}
-    return {key: value for key, value in fields.items() if model_config[key] != value}
-
-
-def _efficientnet_changes(architecture, model_config):
-    """The changes for an EfficientNet, as by `_vit_changes`."""
-    fields = {'name': 'efficientnet', 'variant': architecture.variant, 'padding': architecture.padding}
-    return {key: value for key, value in fields.items() if model_config[key] != value}
-
-
-def _folded_resnet_changes(architecture, model_config):
-    """The changes for a ResNet with BatchNorm, as by `_vit_changes`."""
-    fields = {'name': 'resnet_bn', 'variant': architecture.variant}
-    return {key: value for key, value in fields.items() if model_config[key] != value}
 
 
 # The keys of a model config that a checkpoint determines.
@@ -267,7 +273,7 @@ def _configure_student(checkpoint, config, is_set, defaults):
         fixed_keys = ('variant', 'width') if is_set('model.variant') else ()
         keys = [f'model.{key}' for key in ('name', 'variant', 'width') if key not in fixed_keys]
         _reset_unset(config, '', keys, is_set, defaults)
-        changes = {key: v for key, v in _resnet_changes(architecture, model).items() if key not in fixed_keys}
+        changes = {key: v for key, v in _model_changes(architecture, model).items() if key not in fixed_keys}
         layers = 0
     changes = {f'model.{key}': value for key, value in changes.items()}
     _refuse_conflicts(
@@ -308,12 +314,8 @@ def middle_split(parts: int) -> int:
 
 def _count_parts(architecture):
     """The number of blocks or stages of an architecture."""
-    if isinstance(architecture, EfficientNetArchitecture):
-        return len(efficientnet.sizes_of_variant(architecture.variant).depths)
-    if isinstance(architecture, FoldedResNetArchitecture):
-        return len(resnet_bn.sizes_of_variant(architecture.variant).units)
-    sizes = architecture.sizes
-    return sizes.layers if isinstance(architecture, Architecture) else len(sizes.units)
+    is_vit = isinstance(architecture, Architecture)
+    return architecture.sizes.layers if is_vit else len(architecture.depths())
 
 
 def _reset_unset(config, prefix, keys, is_set, defaults):
@@ -403,33 +405,25 @@ def format_value(value) -> str:
     return str(value).replace(' ', '')
 
 
-def build_module(architecture: AnyArchitecture, split: int, dtype: str = 'float32'):
+def build_module(architecture: AnyArchitecture, split: int):
     """Builds the model of an architecture, without dropout; a missing head gets one output."""
+    num_outputs, remat_policy, dtype = architecture.num_outputs or 1, 'everything_saveable', 'float32'
     if isinstance(architecture, EfficientNetArchitecture):
         sizes = efficientnet.sizes_of_variant(architecture.variant)
-        return efficientnet.EfficientNet(
-            sizes, architecture.num_outputs or 1, split, architecture.padding, dtype
-        )
+        return efficientnet.EfficientNet(sizes, num_outputs, split, architecture.padding, dtype)
     if isinstance(architecture, FoldedResNetArchitecture):
-        sizes = resnet_bn.sizes_of_variant(architecture.variant)
-        return resnet_bn.ResNet(sizes, architecture.num_outputs or 1, split, dtype)
+        return resnet_bn.ResNet(resnet_bn.sizes_of_variant(architecture.variant), num_outputs, split, dtype)
     if isinstance(architecture, ResNetArchitecture):
-        return resnet.ResNet(
-            architecture.sizes, architecture.num_outputs or 1, split, 'everything_saveable', dtype
-        )
+        return resnet.ResNet(architecture.sizes, num_outputs, split, remat_policy, dtype)
     return vit.ViT(
         sizes=architecture.sizes,
         patch=architecture.patch,
-        num_outputs=architecture.num_outputs or 1,
+        num_outputs=num_outputs,
         split=split,
         dropout=0.0,
-        activation=architecture.activation,
-        epsilon=architecture.epsilon,
-        pre_logits=architecture.pre_logits,
-        registers=architecture.registers,
-        pooling=architecture.pooling,
-        remat_policy='everything_saveable',
+        remat_policy=remat_policy,
         dtype=dtype,
+        **{key: getattr(architecture, key) for key in MODEL_FIELDS},
     )
 
 

@@ -21,6 +21,42 @@ class Place(NamedTuple):
     optional: bool = False  # absent means zeros
 
 
+def dense_places(ours, theirs, inputs, outputs, optional_bias=False) -> dict[str, Place]:
+    """The places of a Dense in a file of PyTorch, whose kernels are [outputs, inputs]."""
+    return {
+        f'{ours}/kernel': Place(f'{theirs}.weight', (outputs, inputs), (1, 0)),
+        f'{ours}/bias': Place(f'{theirs}.bias', (outputs,), optional=optional_bias),
+    }
+
+
+def norm_places(ours, theirs) -> dict[str, Place]:
+    """The places of a LayerNorm in a file of PyTorch."""
+    return {f'{ours}/scale': Place(f'{theirs}.weight'), f'{ours}/bias': Place(f'{theirs}.bias')}
+
+
+def block_places(sizes, modules, prefix: str, optional_biases=()) -> dict[str, Place]:
+    """The places of a ViT's blocks in a file of PyTorch.
+
+    Args:
+      sizes: of the ViT.
+      modules: {our name of a module in a block: its name there}.
+      prefix: of their names, before the number of the block.
+      optional_biases: our names of those whose bias may be absent.
+    """
+    width, mlp, places_by_name = sizes.width, sizes.mlp, {}
+    for i in range(sizes.layers):
+        for module, name in modules.items():
+            ours, theirs = f'block_{i}/{module}', f'{prefix}{i}.{name}'
+            if module.endswith('norm'):
+                places_by_name |= norm_places(ours, theirs)
+            else:
+                inputs, outputs = {'mlp_in': (width, mlp), 'mlp_out': (mlp, width)}.get(
+                    module, (width, width)
+                )
+                places_by_name |= dense_places(ours, theirs, inputs, outputs, module in optional_biases)
+    return places_by_name
+
+
 def to_checkpoint(
     location: str,
     path,

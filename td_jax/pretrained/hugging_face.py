@@ -172,17 +172,7 @@ def places(
       head: its name.
       without_bias: whether the biases of query, key and value are optional.
     """
-    width, mlp, patch = architecture.sizes.width, architecture.sizes.mlp, architecture.patch
-
-    def dense(ours, theirs, inputs, outputs, optional_bias=False):
-        return {
-            f'{ours}/kernel': Place(f'{theirs}.weight', (outputs, inputs), (1, 0)),
-            f'{ours}/bias': Place(f'{theirs}.bias', (outputs,), optional=optional_bias),
-        }
-
-    def norm(ours, theirs):
-        return {f'{ours}/scale': Place(f'{theirs}.weight'), f'{ours}/bias': Place(f'{theirs}.bias')}
-
+    width, patch = architecture.sizes.width, architecture.patch
     projection = f'{prefix}embeddings.patch_embeddings.projection'
     head_inputs = width if architecture.pooling == 'class' else 2 * width
     places_by_name = {
@@ -190,23 +180,17 @@ def places(
         'embedding/bias': Place(f'{projection}.bias'),
         'cls': Place(f'{prefix}embeddings.cls_token'),
         'pos_embedding': Place(f'{prefix}embeddings.position_embeddings'),
-        **norm('norm', f'{prefix}layernorm'),
-        **dense('pre_logits_layer', f'{prefix}pooler.dense', width, width),
-        **dense('head_layer', head, head_inputs, architecture.num_outputs),
+        **convert.norm_places('norm', f'{prefix}layernorm'),
+        **convert.dense_places('pre_logits_layer', f'{prefix}pooler.dense', width, width),
+        **convert.dense_places('head_layer', head, head_inputs, architecture.num_outputs),
     }
     if architecture.registers:
         token = 'distillation_token' if kind.model_type == 'deit' else 'register_tokens'
         places_by_name['register_tokens'] = Place(f'{prefix}embeddings.{token}')
-    for i in range(architecture.sizes.layers):
-        for module, name in kind.block.items():
-            ours, theirs = f'block_{i}/{module}', f'{prefix}encoder.layer.{i}.{name}'
-            if module.endswith('norm'):
-                places_by_name |= norm(ours, theirs)
-                continue
-            inputs, outputs = {'mlp_in': (width, mlp), 'mlp_out': (mlp, width)}.get(module, (width, width))
-            is_optional = without_bias and module.startswith('attention/') and module != 'attention/out'
-            places_by_name |= dense(ours, theirs, inputs, outputs, is_optional)
-    return places_by_name
+    optional = [f'attention/{name}' for name in ('query', 'key', 'value')] if without_bias else []
+    return places_by_name | convert.block_places(
+        architecture.sizes, kind.block, f'{prefix}encoder.layer.', optional
+    )
 
 
 def tensors(path):

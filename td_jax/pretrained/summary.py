@@ -31,6 +31,12 @@ from td_jax.pretrained.architecture import (
 SIDE = 224
 # The batch size in computations of shapes; the first axis is written as "batch".
 BATCH = 1
+# Convolutional architecture -> names of its modules before the stages, after them, and of a part of a stage.
+MODULES = {
+    ResNetArchitecture: (('root',), ('final_norm',), 'unit'),
+    FoldedResNetArchitecture: (('root',), (), 'unit'),
+    EfficientNetArchitecture: (('stem',), ('last',), 'block'),
+}
 
 
 def report(location: str) -> str:
@@ -198,27 +204,17 @@ def _sum_counts(counts, modules):
 def _split_points(architecture, parameters, counts, config, side):
     """The lines of a table: for each split, the parameters below and above it, and the shapes there."""
     rows = [('split', 'below', 'above', 's', 'e', 'message')]
-    if isinstance(architecture, ResNetArchitecture):
-        around, last = ('root',), ('final_norm',)
-        parts = [
-            [f'stage_{i}_unit_{j}' for j in range(count)] for i, count in enumerate(architecture.sizes.units)
-        ]
-        states_by_split = _states(architecture, parameters, config, side, range(len(parts) + 1))
-    elif isinstance(architecture, FoldedResNetArchitecture):
-        around, last = ('root',), ()
-        units = resnet_bn.sizes_of_variant(architecture.variant).units
-        parts = [[f'stage_{i}_unit_{j}' for j in range(count)] for i, count in enumerate(units)]
-        states_by_split = _states(architecture, parameters, config, side, range(len(parts) + 1))
-    elif isinstance(architecture, EfficientNetArchitecture):
-        depths = efficientnet.sizes_of_variant(architecture.variant).depths
-        around, last = ('stem',), ('last',)
-        parts = [[f'stage_{i}_block_{j}' for j in range(count)] for i, count in enumerate(depths)]
-        states_by_split = _states(architecture, parameters, config, side, range(len(parts) + 1))
-    else:
+    if isinstance(architecture, Architecture):
         around, last = ('embedding', 'cls', 'pos_embedding', 'register_tokens'), ('norm',)
         parts = [[f'block_{i}'] for i in range(architecture.sizes.layers)]
         # Blocks keep the shape, which is therefore the same at every split.
         states_by_split = _states(architecture, parameters, config, side, [0]) * (len(parts) + 1)
+    else:
+        around, last, part = MODULES[type(architecture)]
+        parts = [
+            [f'stage_{i}_{part}_{j}' for j in range(count)] for i, count in enumerate(architecture.depths())
+        ]
+        states_by_split = _states(architecture, parameters, config, side, range(len(parts) + 1))
     for split, states in enumerate(states_by_split):
         below = [*around, *itertools.chain(*parts[:split])]
         above = [*last, *itertools.chain(*parts[split:])]

@@ -164,36 +164,15 @@ def _get_shaped(path, arrays, key, shape):
 
 def places(architecture: Architecture) -> dict[str, Place]:
     """Maps our names to places in the arrays by `read`."""
-    sizes, patch = architecture.sizes, architecture.patch
-    width, mlp = sizes.width, sizes.mlp
+    width, patch = architecture.sizes.width, architecture.patch
     head_inputs = width if architecture.pooling == 'class' else 2 * width
-
-    def dense(ours, theirs, inputs, outputs):
-        return {
-            f'{ours}/kernel': Place(f'{theirs}.weight', (outputs, inputs), (1, 0)),
-            f'{ours}/bias': Place(f'{theirs}.bias', (outputs,)),
-        }
-
-    def norm(ours, theirs):
-        return {f'{ours}/scale': Place(f'{theirs}.weight'), f'{ours}/bias': Place(f'{theirs}.bias')}
-
-    places_by_name = {
+    return {
         'embedding/kernel': Place('patch_embed.proj.weight', (width, 3, patch, patch), (2, 3, 1, 0)),
         'embedding/bias': Place('patch_embed.proj.bias'),
         'cls': Place('cls_token'),
         'pos_embedding': Place('pos_embed'),
         'register_tokens': Place('registers'),
-        **norm('norm', 'norm'),
-        **dense('head_layer', 'head', head_inputs, architecture.num_outputs),
+        **convert.norm_places('norm', 'norm'),
+        **convert.dense_places('head_layer', 'head', head_inputs, architecture.num_outputs),
+        **convert.block_places(architecture.sizes, BLOCK, 'blocks.'),
     }
-    for i in range(sizes.layers):
-        for module, name in BLOCK.items():
-            ours, theirs = f'block_{i}/{module}', f'blocks.{i}.{name}'
-            if module.endswith('norm'):
-                places_by_name |= norm(ours, theirs)
-            else:
-                inputs, outputs = {'mlp_in': (width, mlp), 'mlp_out': (mlp, width)}.get(
-                    module, (width, width)
-                )
-                places_by_name |= dense(ours, theirs, inputs, outputs)
-    return places_by_name

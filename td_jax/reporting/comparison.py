@@ -7,7 +7,7 @@ import numpy as np
 from td_jax import statistics
 from td_jax.errors import UserError
 from td_jax.reporting.settings import Baseline, Row, Setting, find_baseline
-from td_jax.reproduction import errors
+from td_jax.reproduction import comparison, errors
 from td_jax.training import evaluation, finished
 
 
@@ -33,51 +33,43 @@ def compare_setting(setting: Setting) -> list[ComparedRow]:
 
 
 def _compare_row(row, setting, errors_by_row):
-    values, baseline_row = row.values(), find_baseline(row, setting.rows)
-    own = statistics.estimate_mean(list(values.values()), _clusters(row, list(values))) if values else None
-    if not values or baseline_row.row is None:
-        return ComparedRow(row, own, baseline_row)
-    others = baseline_row.row.values()
+    values, baseline = row.values(), find_baseline(row, setting.rows)
+    own = None
+    if values:
+        result = _make_result(row, list(values))
+        own = statistics.estimate_mean(result['values'], comparison.clusters(result))
+    others = baseline.row.values() if baseline.row else {}
     seeds = [seed for seed in values if seed in others]
     if not seeds:
-        return ComparedRow(row, own, baseline_row)
-    pair = [values[seed] for seed in seeds], [others[seed] for seed in seeds]
-    clusters = statistics.join_clusters(*(_clusters(side, seeds) for side in (row, baseline_row.row)))
-    paired = statistics.paired_difference(*pair, clusters)
-    bootstrap, remarks = _bootstrap_difference(
-        row, baseline_row.row, seeds, clusters, setting.metric, errors_by_row
-    )
-    less = evaluation.LESS_IS_BETTER.get(setting.metric)
-    verdict = statistics.verdict(paired, bootstrap, less) if less is not None else ''
-    p_value = statistics.paired_p_value(*pair, clusters)
-    return ComparedRow(row, own, baseline_row, paired, bootstrap, p_value, verdict, remarks)
+        return ComparedRow(row, own, baseline)
+    results, remarks = [_make_result(side, seeds) for side in (row, baseline.row)], ()
+    if setting.metric in statistics.FINISH:
+        for side, result in zip((row, baseline.row), results, strict=True):
+            if side.label not in errors_by_row:
+                errors_by_row[side.label] = _read_errors(side)
+            result |= {'metric': setting.metric, 'errors': _sum_errors(errors_by_row[side.label][0], seeds)}
+        _, remarks = errors_by_row[row.label]
+    difference, less = comparison.compare(*results), evaluation.LESS_IS_BETTER.get(setting.metric)
+    verdict = '' if less is None else difference.verdict(less)
+    return ComparedRow(row, own, baseline, *difference[1:], verdict, remarks)
 
 
-def _clusters(row, seeds):
-    """The cluster of each seed: its teacher if there are several, else the seed itself."""
-    teachers = row.teachers()
-    teachers_of_seeds = [teachers[seed] for seed in seeds]
-    return teachers_of_seeds if len(set(teachers_of_seeds)) > 1 else seeds
+def _make_result(row, seeds):
+    """Some seeds of a row, as comparison.compare takes them; without errors."""
+    values, teachers = row.values(), row.teachers()
+    return {
+        'seeds': seeds,
+        'values': [values[seed] for seed in seeds],
+        'teachers': [teachers[seed] for seed in seeds],
+    }
 
 
-def _bootstrap_difference(row, other, seeds, clusters, metric, errors_by_row):
-    """(bootstrap or None, remarks) of the difference over some seeds."""
-    if metric not in statistics.FINISH:
-        return None, ()
-    remarks, sides = [], []
-    for side in (row, other):
-        if side.label not in errors_by_row:
-            errors_by_row[side.label] = _read_errors(side)
-        sides.append(errors_by_row[side.label][0])
-        remarks += errors_by_row[side.label][1] if side is row else ()
-    if None in sides or not np.array_equal(sides[0][1], sides[1][1]):
-        return None, tuple(remarks)
-    summed = [
-        errors.sum_by_unit(np.stack([values_by_seed[seed] for seed in seeds]), units)
-        for values_by_seed, units in sides
-    ]
-    sums = [statistics.Sums(unit_sums['sums'], unit_sums['counts']) for unit_sums in summed]
-    return statistics.bootstrap_difference(*sums, clusters, metric), tuple(remarks)
+def _sum_errors(row_errors, seeds):
+    """The errors of some seeds by unit; None without errors."""
+    if row_errors is None:
+        return None
+    values_by_seed, units = row_errors
+    return errors.sum_by_unit(np.stack([values_by_seed[seed] for seed in seeds]), units)
 
 
 def _read_errors(row):
