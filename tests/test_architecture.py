@@ -56,6 +56,7 @@ ALLOWED = {
     'td_jax.errors': set(),
     'td_jax.configs': set(),
     'td_jax.quantities': set(),
+    'td_jax.text_tables': set(),
     'td_jax.randomness': set(),
     'td_jax.command_line': {'td_jax.errors', 'td_jax.files.quiet'},
     'td_jax.devices': {'td_jax.errors'},
@@ -99,6 +100,7 @@ ALLOWED = {
     },
     # What the command `inspect` prints.
     'td_jax.pretrained.summary': {
+        'td_jax.text_tables',
         'td_jax.configs.common',
         'td_jax.devices.platform',
         'td_jax.method',
@@ -114,6 +116,7 @@ ALLOWED = {
         'td_jax.training.train_step',
     },
     'td_jax.predicting': {
+        'td_jax.text_tables',
         'td_jax.errors',
         'td_jax.data',
         'td_jax.files.workdir',
@@ -121,6 +124,7 @@ ALLOWED = {
         'td_jax.training.train_step',
     },
     'td_jax.exporting': {
+        'td_jax.text_tables',
         'td_jax.errors',
         'td_jax.data',
         'td_jax.files.workdir',
@@ -205,6 +209,7 @@ ALLOWED = {
     'td_jax.statistics': set(),
     'td_jax.reproduction.tables': {'td_jax.config', 'td_jax.configs.searches'},
     'td_jax.reproduction': {
+        'td_jax.text_tables',
         'td_jax.configs',
         'td_jax.errors',
         'td_jax.config',
@@ -232,6 +237,7 @@ ALLOWED = {
     'td_jax.analysis.heat_map': set(),
     'td_jax.analysis.linear_cka': set(),
     'td_jax.analysis': {
+        'td_jax.text_tables',
         'td_jax.errors',
         'td_jax.config',
         'td_jax.data',

@@ -16,7 +16,7 @@ from etils import epath
 
 import td_jax
 from td_jax import config as config_lib
-from td_jax import statistics
+from td_jax import statistics, text_tables
 from td_jax.analysis import heat_map, linear_cka
 from td_jax.data import base as data
 from td_jax.errors import UserError
@@ -342,17 +342,15 @@ def to_markdown(comparison: Comparison) -> str:
     """
     by_seed = comparison.by_seed()
     first, *others = by_seed
-    head = ['student, teacher', first]
+    pairs = [f'{ours},{theirs}' for ours in STUDENT for theirs in TEACHER]
+    pairs = [pair for pair in pairs if any(_value_cell(seeds, pair) for seeds in by_seed.values())]
+    columns = [('student, teacher', [pair.replace(',', ', ') for pair in pairs])]
+    columns.append((first, [_value_cell(by_seed[first], pair) for pair in pairs]))
     for run in others:
-        head += [run, f'{run} less {first}, paired']
-    rows = [head, ['---'] * len(head)]
-    for pair in (f'{ours},{theirs}' for ours in STUDENT for theirs in TEACHER):
-        cells = [_value_cell(by_seed[first], pair)]
-        for run in others:
-            cells += [_value_cell(by_seed[run], pair), _difference_cell(by_seed[run], by_seed[first], pair)]
-        if any(cells):
-            rows.append([pair.replace(',', ', '), *cells])
-    lines = [f'| {" | ".join(row)} |' for row in rows]
+        columns.append((run, [_value_cell(by_seed[run], pair) for pair in pairs]))
+        differences = [_difference_cell(by_seed[run], by_seed[first], pair) for pair in pairs]
+        columns.append((f'{run} less {first}, paired', differences))
+    lines = text_tables.markdown(columns)
     counts = ', '.join(f'{run} {len(seeds)}' for run, seeds in by_seed.items())
     lines += [
         '',
@@ -373,7 +371,7 @@ def to_markdown(comparison: Comparison) -> str:
 def _value_cell(seeds, pair):
     """The cell of a run and a pair; '' without values."""
     values = [row[pair] for row in seeds.values() if pair in row]
-    return _format_estimate(statistics.estimate_mean(values), '.3f') if values else ''
+    return _format_estimate(statistics.estimate_mean(values)) if values else ''
 
 
 def _difference_cell(seeds, others, pair):
@@ -381,12 +379,11 @@ def _difference_cell(seeds, others, pair):
     ours, theirs = ([row[pair] for row in run.values() if pair in row] for run in (seeds, others))
     if seeds.keys() != others.keys() or not ours or not theirs:
         return ''
-    return _format_estimate(statistics.paired_difference(ours, theirs), '+.3f')
+    return _format_estimate(statistics.paired_difference(ours, theirs), signed=True)
 
 
-def _format_estimate(estimate, form):
-    spread = '' if estimate.half_width is None else f' ± {estimate.half_width:.3f}'
-    return f'{estimate.mean:{form}}{spread}'
+def _format_estimate(estimate, signed=False):
+    return statistics.format_number(estimate.mean, estimate.half_width, signed, digits=3)
 
 
 def save(comparison: Comparison, folder: epath.Path):

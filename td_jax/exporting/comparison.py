@@ -5,6 +5,7 @@ import time
 import jax
 import numpy as np
 
+from td_jax import text_tables
 from td_jax.data import base as data
 from td_jax.models import base
 from td_jax.training import finished as finished_runs
@@ -49,9 +50,5 @@ def render_table(finished: finished_runs.FinishedRun) -> str:
         size = sum(leaf.size for leaf in jax.tree.leaves(params))
         times = [measure_milliseconds(model, params, source.inputs(source.tables, x, None)) for x in examples]
         rows.append((name, f'{size:,}', *(f'{value:.4f}' for value in times)))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        '  '.join([row[0].ljust(widths[0]), *(map(str.rjust, row[1:], widths[1:]))]).rstrip() for row in rows
-    ]
-    device = jax.devices()[0]
+    lines, device = text_tables.align(rows, right=range(1, len(rows[0]))), jax.devices()[0]
     return '\n'.join([*lines, f'(on {device.device_kind}, {finished.config.compute_dtype}, jitted)'])

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from etils import epath
 
+from td_jax import text_tables
 from td_jax.errors import UserError
 from td_jax.files import workdir
 from td_jax.predicting import program, reading
@@ -108,7 +109,7 @@ def recommend(
     if output:
         _write(output, header, rows)
         messages.append(str(output))
-    return '\n'.join([_format_table([header[1:], *(row[1:] for row in rows)]), *messages])
+    return '\n'.join([*text_tables.align([header[1:], *(row[1:] for row in rows)]), *messages])
 
 
 def _predict_table(run, path):
@@ -196,10 +197,3 @@ def _write(path, header, rows):
     text = io.StringIO(newline='')
     csv.writer(text, lineterminator='\n').writerows(itertools.chain([header], rows))
     workdir.write(path, text.getvalue())
-
-
-def _format_table(rows):
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return '\n'.join(
-        '  '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )

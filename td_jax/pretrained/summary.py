@@ -7,7 +7,7 @@ import shlex
 import flax
 import jax
 
-from td_jax import pretrained
+from td_jax import pretrained, text_tables
 from td_jax.configs import common
 from td_jax.devices import platform
 from td_jax.method import objectives
@@ -220,11 +220,7 @@ def _split_points(architecture, parameters, counts, config, side):
         above = [*last, *itertools.chain(*parts[split:])]
         numbers = f'{_sum_counts(counts, below):,}', f'{_sum_counts(counts, above):,}'
         rows.append((str(split), *numbers, *map(_format_shape, states)))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        numbers = [cell.rjust(width) for cell, width in zip(row[:3], widths, strict=False)]
-        texts = [cell.ljust(width) for cell, width in zip(row[3:], widths[3:], strict=True)]
-        yield '  '.join([*numbers, *texts]).rstrip()
+    return text_tables.align(rows, right=range(3))
 
 
 def _states(architecture, parameters, config, side, splits):

@@ -65,7 +65,7 @@ def mean_table(comparison: Comparison):
         cells = []
         for seeds in comparison.by_seed.values():
             values = [row[pair] for row in seeds.values() if pair in row]
-            cells.append(_format_estimate(values) if values else '')
+            cells.append(_format_mean(values) if values else '')
         rows.append([pair.replace(',', ', '), *cells])
     return table(
         'Means over classes, ± the half-width of the 95% t interval over seeds',
@@ -74,10 +74,9 @@ def mean_table(comparison: Comparison):
     )
 
 
-def _format_estimate(values):
+def _format_mean(values):
     estimate = statistics.estimate_mean(values)
-    spread = '' if estimate.half_width is None else f' ± {estimate.half_width:.3f}'
-    return f'{estimate.mean:.3f}{spread}'
+    return statistics.format_number(estimate.mean, estimate.half_width, digits=3)
 
 
 def run_map(name: str, rows: dict):

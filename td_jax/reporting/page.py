@@ -82,19 +82,18 @@ def render(root: epath.Path, contents: RunFolder) -> str:
 
 
 def _count_runs(contents, teacher_runs):
-    def count_states(runs, noun):
-        counts = [(state, sum(run.state == state for run in runs)) for state in _STATES]
-        states = ', '.join(f'{count} {state}' for state, count in counts if count)
-        return f'{len(runs)} {noun}{"s" if len(runs) != 1 else ""}: {states}.'
-
-    students = [run for run in contents.runs if run.name not in teacher_runs]
-    teacher_list = [run for run in contents.runs if run.name in teacher_runs]
+    states = {'run': [], 'teacher': []}
+    for run in contents.runs:
+        states['teacher' if run.name in teacher_runs else 'run'].append(run.state)
     return ' '.join(
-        [
-            *([count_states(students, 'run')] if students else []),
-            *([count_states(teacher_list, 'teacher')] if teacher_list else []),
-        ]
+        f'{len(of_noun)} {noun}{"s" if len(of_noun) != 1 else ""}: {_count_states(of_noun)}.'
+        for noun, of_noun in states.items()
+        if of_noun
     )
+
+
+def _count_states(states):
+    return ', '.join(f'{states.count(state)} {state}' for state in _STATES if state in states)
 
 
 def _describe_versions(contents):
@@ -159,79 +158,63 @@ def _comparison_remarks(compared_rows):
 
 def _results_table(setting, compared_rows):
     metric = f'{setting.split} {setting.metric}'.strip() if setting.metric else 'result'
-    has_pairs = any(compared_row.paired for compared_row in compared_rows)
-    has_several_baselines = (
-        len([row for row in setting.rows if row.method == settings.SCRATCH and row.finished]) > 1
-    )
-    groups = dict.fromkeys(
-        name for row in setting.rows for run in row.finished for name in run.result['groups']
-    )
+    rows = [compared.row for compared in compared_rows]
+    columns = [
+        ('method', [row.label for row in rows]),
+        ('n', [str(compared.own.count if compared.own else 0) for compared in compared_rows]),
+        (f'{metric}, mean ± 95%', [_mean_cell(compared) for compared in compared_rows]),
+    ]
+    if any(compared.paired for compared in compared_rows):
+        heads = 'Δ to no distillation, mean ± 95%', 'Δ, 95% bootstrap', 'p (Holm)', 'verdict'
+        columns += zip(heads, zip(*map(_paired_cells, compared_rows), strict=True), strict=True)
+        if len([row for row in rows if row.method == settings.SCRATCH and row.finished]) > 1:
+            baselines = [compared.baseline.row for compared in compared_rows]
+            columns.append(('compared with', [row.label if row else '' for row in baselines]))
+    scores = [
+        [run.result['teacher'] for run in row.finished if run.result['teacher'] is not None] for row in rows
+    ]
+    if any(scores):
+        means = [statistics.estimate_mean(of_row).mean if of_row else None for of_row in scores]
+        columns.append(
+            ('its teacher', ['' if mean is None else statistics.format_number(mean) for mean in means])
+        )
+    groups = dict.fromkeys(name for row in rows for run in row.finished for name in run.result['groups'])
     # A single group is the whole data set.
-    groups = list(groups) if len(groups) > 1 else []
-    head = ['method', 'n', f'{metric}, mean ± 95%']
-    if has_pairs:
-        head += ['Δ to no distillation, mean ± 95%', 'Δ, 95% bootstrap', 'p (Holm)', 'verdict']
-    head += ['compared with'] if has_several_baselines and has_pairs else []
-    has_teachers = any(run.result['teacher'] is not None for row in setting.rows for run in row.finished)
-    head += ['its teacher'] if has_teachers else []
-    head += [str(name).replace('_', ' ') for name in groups]
-    rows = []
-    for compared_row in compared_rows:
-        cells = [compared_row.row.label, *_own_cells(compared_row)]
-        if has_pairs:
-            cells += _paired_cells(compared_row)
-        if has_several_baselines and has_pairs:
-            cells.append(compared_row.baseline.row.label if compared_row.baseline.row else '')
-        if has_teachers:
-            scores = [
-                run.result['teacher']
-                for run in compared_row.row.finished
-                if run.result['teacher'] is not None
-            ]
-            cells.append(statistics.format_number(statistics.estimate_mean(scores).mean) if scores else '')
-        rows.append([*cells, *(_group_cell(compared_row.row, name) for name in groups)])
-    return table(f'{metric} of finished runs', head, rows)
+    for name in groups if len(groups) > 1 else ():
+        columns.append((str(name).replace('_', ' '), [_group_cell(row, name) for row in rows]))
+    heads, cells = zip(*columns, strict=True)
+    return table(f'{metric} of finished runs', heads, zip(*cells, strict=True))
 
 
-def _own_cells(compared):
-    """The cells of a row's own mean."""
-    others = [run for run in compared.row.runs if run.state != FINISHED]
-    states = ', '.join(f'{sum(run.state == state for run in others)} {state}' for state in _STATES[1:])
+def _mean_cell(compared):
+    """The cell of a row's own mean, with the states of runs that have no result."""
+    states = [run.state for run in compared.row.runs if run.state != FINISHED]
     if compared.own is None:
-        return ['0', element('span', others[0].state, class_='warn')]
+        return element('span', states[0], class_='warn')
     mean = statistics.format_number(compared.own.mean, compared.own.half_width)
-    if others:
-        nonzero = ', '.join(part for part in states.split(', ') if not part.startswith('0 '))
-        return [
-            str(compared.own.count),
-            element('span', mean, element('span', f' ({nonzero})', class_='warn')),
-        ]
-    return [str(compared.own.count), mean]
+    if not states:
+        return mean
+    return element('span', mean, element('span', f' ({_count_states(states)})', class_='warn'))
 
 
 def _paired_cells(compared):
     """The cells of a row's difference to its baseline."""
     if compared.paired is None:
-        if compared.baseline.row is None or compared.own is None:
-            return ['', '', '', '']
-        other = statistics.estimate_mean(list(compared.baseline.row.values().values()))
-        return [
-            f'{statistics.format_number(compared.own.mean - other.mean, signed=True)}, no seed in common',
-            '',
-            '',
-            '',
-        ]
+        difference = ''
+        if compared.baseline.row and compared.own:
+            other = statistics.estimate_mean(list(compared.baseline.row.values().values()))
+            mean = statistics.format_number(compared.own.mean - other.mean, signed=True)
+            difference = f'{mean}, no seed in common'
+        return difference, '', '', ''
     mean = statistics.format_number(compared.paired.mean, compared.paired.half_width, signed=True)
     if compared.paired.count < compared.own.count:
         mean += f' ({compared.paired.count} seeds)'
-    bounds = (
-        ' to '.join(f'{end:+.4f}' for end in compared.bootstrap.bounds())
-        if compared.bootstrap
-        else 'no errors stored'
-    )
-    p = statistics.format_p_value(compared.p_value)
+    bounds = 'no errors stored'
+    if compared.bootstrap:
+        bounds = ' to '.join(f'{end:+.4f}' for end in compared.bootstrap.bounds())
     kind = compared.verdict if compared.verdict in (statistics.BETTER, statistics.WORSE) else None
-    return [mean, bounds, p, element('span', compared.verdict, class_=kind)]
+    verdict = element('span', compared.verdict, class_=kind)
+    return mean, bounds, statistics.format_p_value(compared.p_value), verdict
 
 
 def _group_cell(row, name):
@@ -363,21 +346,17 @@ def _options_section(setting):
         )
         return ' | '.join(values) or '–'
 
-    rows = []
-    for row in setting.rows:
-        seeds = ', '.join(map(str, row.values())) or '–'
-        rows.append(
-            [
-                row.label,
-                ', '.join(run.name for run in row.runs),
-                seeds,
-                *(cell(row.label, key) for key in keys),
-            ]
-        )
-    same = {}
-    for row_reads in reads.values():
-        for options in row_reads:
-            same |= {key: value for key, value in options.items() if key not in keys}
+    rows = [
+        [
+            row.label,
+            ', '.join(run.name for run in row.runs),
+            ', '.join(map(str, row.values())) or '–',
+            *(cell(row.label, key) for key in keys),
+        ]
+        for row in setting.rows
+    ]
+    all_options = [pair for row_reads in reads.values() for options in row_reads for pair in options.items()]
+    same = {key: value for key, value in all_options if key not in keys}
     return [
         element('h3', 'Options'),
         table(

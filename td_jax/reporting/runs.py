@@ -207,11 +207,8 @@ def _read_result(folder):
             'and the same command makes it.'
         )
     groups = result.get('groups')
-    return {**result, 'groups': {name: group for name, group in _items(groups) if _is_group(group, seeds)}}
-
-
-def _items(groups):
-    return groups.items() if isinstance(groups, dict) else ()
+    groups = groups.items() if isinstance(groups, dict) else ()
+    return {**result, 'groups': {name: group for name, group in groups if _is_group(group, seeds)}}
 
 
 def _is_group(group, seeds):

@@ -1,6 +1,6 @@
 """Tables as Markdown: our numbers, their differences to a baseline, and the paper's numbers."""
 
-from td_jax import statistics
+from td_jax import statistics, text_tables
 from td_jax.reproduction import cells, comparison, tables
 from td_jax.training import evaluation, finished
 
@@ -152,50 +152,66 @@ def render_runs(name: str, table: tables.Table, results: dict) -> str:
                 f'{finished[0]["split"]} {finished[0]["metric"]}{f"; examples: {parts}" if parts else ""}.',
                 '',
             ]
-        head = [
-            'method',
-            'n',
-            'ours, mean ± 95%',
-            f'ours, Δ to {table.baseline}, mean ± 95%',
-            'ours, Δ, 95% bootstrap',
-            'ours, p (Holm)',
-            *(f'ours, {label}, mean ± 95%' for label in groups),
-        ]
-        has_on_test = any(_on_test(result) for result in rows.values())
-        if has_on_test:
-            head += [f'{ON_TEST}, mean ± 95%', f'{ON_TEST}, Δ, mean ± 95%']
-        head += ['paper, mean ± standard error', 'paper, difference'] if paper else []
-        lines += [table_row(head), table_row(['---'] * len(head))]
-        for row in table.rows:
-            result, compared_row = rows[row], compared[column].get(row)
-            parts = [row, '', 'missing', '', '', '']
-            if result:
-                ours = _estimate(result, result.get('values', [result['mean']]))
-                parts[1:3] = _write_count(ours), statistics.format_number(ours.mean, ours.half_width)
-            if compared_row:
-                parts[3:6] = (
-                    write_difference(compared_row),
-                    write_bounds(compared_row),
-                    _write_p_value(compared_row, adjusted[column, row]),
-                )
-            parts += [_write_group(result, label) for label in groups]
-            if has_on_test:
-                parts += _write_on_test(result, rows[table.baseline_of(row)])
-            if paper:
-                mean, stderr = _paper_cell(paper, column, row)
-                base, _ = _paper_cell(paper, column, table.baseline_of(row))
-                parts += [
-                    statistics.format_number(mean, stderr),
-                    '' if row == table.baseline else f'{mean - base:+.4f}',
-                ]
-            lines.append(table_row(parts))
-        lines.append('')
+        p_values = {row: adjusted[column, row] for row in compared[column]}
+        columns = _make_columns(table, rows, compared[column], p_values, groups)
+        if paper:
+            columns += _make_paper_columns(table, paper, column)
+        lines += [*text_tables.markdown(columns), '']
     if metrics:
         less_is_better = evaluation.LESS_IS_BETTER[metrics[0]]
         lines += [*_verdict_lines(table, compared, less_is_better), '']
         lines += _mean_lines(table, results, over_columns, adjusted, less_is_better)
         lines += _spread_lines(table, results)
     return '\n'.join(lines)
+
+
+def _make_columns(table, rows, compared, p_values, groups):
+    """The columns of our results in a block, as text_tables takes them."""
+    results = [rows[row] for row in table.rows]
+    ours = [result and _estimate(result, result.get('values', [result['mean']])) for result in results]
+    columns = [
+        ('method', list(table.rows)),
+        ('n', [_write_count(estimate) if estimate else '' for estimate in ours]),
+        ('ours, mean ± 95%', [_write_estimate(estimate) if estimate else 'missing' for estimate in ours]),
+        *_make_difference_columns(table, table.rows, compared, p_values),
+        *(
+            (f'ours, {label}, mean ± 95%', [_write_group(result, label) for result in results])
+            for label in groups
+        ),
+    ]
+    if any(map(_on_test, results)):
+        pairs = [(_on_test(rows[row]), _on_test(rows[table.baseline_of(row)])) for row in table.rows]
+        columns += [
+            (f'{ON_TEST}, mean ± 95%', [_write_best_trial(best_trial) for best_trial, _ in pairs]),
+            (f'{ON_TEST}, Δ, mean ± 95%', [_write_trial_difference(*pair) for pair in pairs]),
+        ]
+    return columns
+
+
+def _make_difference_columns(table, rows, compared, p_values):
+    """The columns of some rows' differences to the baseline; '' for rows without one."""
+    heads = f'ours, Δ to {table.baseline}, mean ± 95%', 'ours, Δ, 95% bootstrap', 'ours, p (Holm)'
+    columns = [(head, []) for head in heads]
+    for row in rows:
+        texts = ('',) * len(heads)
+        if difference := compared.get(row):
+            p_value = _write_p_value(difference, p_values[row])
+            texts = write_difference(difference), write_bounds(difference), p_value
+        for (_, texts_of_column), text in zip(columns, texts, strict=True):
+            texts_of_column.append(text)
+    return columns
+
+
+def _make_paper_columns(table, paper, column):
+    """The columns of the paper's numbers in a block."""
+    place = paper['columns'].index(column)
+    cells = {row: paper['rows'][row][place] for row in table.rows}
+    means = [statistics.format_number(*cell) for cell in cells.values()]
+    differences = [
+        '' if row == table.baseline else f'{mean - cells[table.baseline_of(row)][0]:+.4f}'
+        for row, (mean, _) in cells.items()
+    ]
+    return [('paper, mean ± standard error', means), ('paper, difference', differences)]
 
 
 def _protocol_lines(results):
@@ -285,9 +301,10 @@ def _group(result, label):
 
 def _write_group(result, label):
     group = _group(result, label)
-    if not group:
-        return ''
-    estimate = _estimate(result, group['values'])
+    return _write_estimate(_estimate(result, group['values'])) if group else ''
+
+
+def _write_estimate(estimate):
     return statistics.format_number(estimate.mean, estimate.half_width)
 
 
@@ -297,13 +314,14 @@ def _on_test(result):
     return best_trial and {'teachers': result.get('teachers'), **best_trial}
 
 
-def _write_on_test(result, baseline):
-    ours, theirs = _on_test(result), _on_test(baseline)
-    if not ours:
-        return ['', '']
-    estimate = _estimate(ours, ours['values'])
-    text = f'{statistics.format_number(estimate.mean, estimate.half_width)}, best of {ours["trials"]}'
-    return [text, '' if not theirs or ours is theirs else write_difference(comparison.compare(ours, theirs))]
+def _write_best_trial(best_trial):
+    if not best_trial:
+        return ''
+    return f'{_write_estimate(_estimate(best_trial, best_trial["values"]))}, best of {best_trial["trials"]}'
+
+
+def _write_trial_difference(ours, theirs):
+    return write_difference(comparison.compare(ours, theirs)) if ours and theirs else ''
 
 
 def _verdict_lines(table, compared, less_is_better):
@@ -359,37 +377,17 @@ def _mean_lines(table, results, comparisons, adjusted, less_is_better):
     columns = _with_baseline(table, results)
     if len(columns) < 2:
         return []
-    on_test = {row: _mean_on_test(columns, row, table.baseline_of(row)) for row in comparisons}
-    head = [
-        'method',
-        'n',
-        f'ours, Δ to {table.baseline}, mean ± 95%',
-        'ours, Δ, 95% bootstrap',
-        'ours, p (Holm)',
-        'verdict',
+    p_values = {row: adjusted[_MEAN, row] for row in comparisons}
+    text_columns = [
+        ('method', list(comparisons)),
+        ('n', [_write_count(compared.paired) for compared in comparisons.values()]),
+        *_make_difference_columns(table, comparisons, comparisons, p_values),
+        ('verdict', [compared.verdict(less_is_better) for compared in comparisons.values()]),
     ]
-    has_on_test = any(on_test.values())
-    head += [f'{ON_TEST}, Δ, mean ± 95%'] if has_on_test else []
-    lines = [
-        f'### Mean over {len(columns)} columns',
-        '',
-        MEANS,
-        '',
-        table_row(head),
-        table_row(['---'] * len(head)),
-    ]
-    for row, compared in comparisons.items():
-        parts = [
-            row,
-            _write_count(compared.paired),
-            write_difference(compared),
-            write_bounds(compared),
-            _write_p_value(compared, adjusted[_MEAN, row]),
-            compared.verdict(less_is_better),
-        ]
-        parts += [on_test[row]] if has_on_test else []
-        lines.append(table_row(parts))
-    return [*lines, '']
+    on_test = [_mean_on_test(columns, row, table.baseline_of(row)) for row in comparisons]
+    if any(on_test):
+        text_columns.append((f'{ON_TEST}, Δ, mean ± 95%', on_test))
+    return [f'### Mean over {len(columns)} columns', '', MEANS, '', *text_tables.markdown(text_columns), '']
 
 
 def _spread_lines(table, results):
@@ -435,12 +433,14 @@ def render_derived(name: str, table: tables.Derived, results: dict) -> str:
     """
     paper = tables.paper(name)
     columns = [*table.groups, *([] if paper is None else ['Avg.']), *table.contrasts]
-    heads = [
-        (column, source)
-        for column in columns
-        for source in (['ours'] if paper is None else ['ours', 'paper'])
-    ]
     gains_by_row = {row: _gains(table, row, results) for row in table.rows}
+    text_columns = [('method', list(table.rows))]
+    for column in columns:
+        ours = _write_percents({row: gains[column] for row, gains in gains_by_row.items()})
+        text_columns.append((f'{column}, ours', list(ours.values())))
+        if paper is not None:
+            theirs = [f'{_paper_gain(table, paper, column, row):+.2f}' for row in table.rows]
+            text_columns.append((f'{column}, paper', theirs))
     lines = [
         f'## Table {name}: {table.title}, percent',
         '',
@@ -449,24 +449,18 @@ def render_derived(name: str, table: tables.Derived, results: dict) -> str:
         'averaged over the columns; n seeds in brackets, then the 95% bootstrap interval. '
         f'{INTERVALS}',
         '',
-        table_row(['method', *(f'{column}, {source}' for column, source in heads)]),
-        table_row(['---'] * (1 + len(heads))),
+        *text_tables.markdown(text_columns),
+        '',
     ]
-    ours = {
-        column: _write_percents({row: gains[column] for row, gains in gains_by_row.items()})
-        for column in columns
-    }
-    for row in table.rows:
-        theirs = {}
-        if paper is not None:
-            cells_of_paper = zip(paper['columns'], paper['rows'][row], strict=True)
-            theirs = {column: value for column, (value, _) in cells_of_paper}
-            theirs |= {column: theirs[a] - theirs[b] for column, (a, b) in table.contrasts.items()}
-        parts = [
-            ours[column][row] if source == 'ours' else f'{theirs[column]:+.2f}' for column, source in heads
-        ]
-        lines.append(table_row([row, *parts]))
-    return '\n'.join([*lines, ''])
+    return '\n'.join(lines)
+
+
+def _paper_gain(table, paper, column, row):
+    """The paper's relative improvement, or the difference of two in a contrast."""
+    if column in table.contrasts:
+        first, second = (_paper_gain(table, paper, of, row) for of in table.contrasts[column])
+        return first - second
+    return paper['rows'][row][paper['columns'].index(column)][0]
 
 
 def _gains(table, row, results):
@@ -548,37 +542,17 @@ def render_plan(planned: list[cells.PlannedRun], device_tflops: float) -> str:
     def hours(operations):
         return operations / device_tflops / 1e12 / 3600
 
-    lines = [
-        table_row(['run', 'state', 'operations per step', 'steps', 'seeds', 'operations', 'hours']),
-        table_row(['---'] * 7),
+    columns = [
+        ('run', [f'Table {name}, {column}, {row}' for name, column, row in (run.cell for run in planned)]),
+        ('state', ['there' if run.has_result else 'missing' for run in planned]),
+        ('operations per step', [f'{run.step_operations:.3g}' for run in planned]),
+        ('steps', [f'{run.steps}' for run in planned]),
+        ('seeds', [f'{run.seeds}' for run in planned]),
+        ('operations', [f'{run.operations():.3g}' for run in planned]),
+        ('hours', [f'{hours(run.operations()):.3g}' for run in planned]),
     ]
-    for run in planned:
-        name, column, row = run.cell
-        lines.append(
-            table_row(
-                [
-                    f'Table {name}, {column}, {row}',
-                    'there' if run.has_result else 'missing',
-                    f'{run.step_operations:.3g}',
-                    f'{run.steps}',
-                    f'{run.seeds}',
-                    f'{run.operations():.3g}',
-                    f'{hours(run.operations()):.3g}',
-                ]
-            )
-        )
     total = sum(run.operations() for run in planned if not run.has_result)
-    lines += [
-        '',
-        f'Missing in all: {total:.3g} operations, {hours(total):.3g} hours at {device_tflops:g} TFLOP/s.',
-    ]
-    return '\n'.join(lines)
-
-
-def table_row(cells) -> str:
-    """A row of a Markdown table from its cells."""
-    return f'| {" | ".join(cells)} |'
-
-
-def _paper_cell(paper, column, row):
-    return paper['rows'][row][paper['columns'].index(column)]
+    missing = (
+        f'Missing in all: {total:.3g} operations, {hours(total):.3g} hours at {device_tflops:g} TFLOP/s.'
+    )
+    return '\n'.join([*text_tables.markdown(columns), '', missing])

@@ -1,7 +1,7 @@
 """Summarizes a comparison of variants as a table, as JSON and in one sentence."""
 
 from td_jax import config as config_lib
-from td_jax import statistics
+from td_jax import statistics, text_tables
 from td_jax.reproduction import comparison, render, tuning, variants
 
 # Verdict -> the word for it in the sentence.
@@ -32,45 +32,26 @@ def table(plan: variants.Plan, rows: list, compared: dict) -> str:
     adjusted = dict(
         zip(compared, statistics.holm([difference.p_value for difference in compared.values()]), strict=True)
     )
-    metric = plan.metric()
-    head = [
-        'variant',
-        'n',
-        f'test {metric}',
-        'Δ to no distillation',
-        '95% bootstrap',
-        'p (Holm)',
-        'significant',
-        f'validation {metric}',
-        'parameters',
+    metric, differences = plan.metric(), [compared.get(row.name) for row in rows]
+    own = [statistics.estimate_mean(row.result['values'], comparison.clusters(row.result)) for row in rows]
+    columns = [
+        ('variant', [row.name for row in rows]),
+        ('n', [str(estimate.count) for estimate in own]),
+        (
+            f'test {metric}',
+            [statistics.format_number(estimate.mean, estimate.half_width) for estimate in own],
+        ),
+        ('Δ to no distillation', [render.write_difference(x) if x else '' for x in differences]),
+        ('95% bootstrap', [render.write_bounds(x) if x and x.bootstrap else '' for x in differences]),
+        (
+            'p (Holm)',
+            [statistics.format_p_value(adjusted[row.name]) if row.name in adjusted else '' for row in rows],
+        ),
+        ('significant', [x.verdict(plan.less_is_better()) if x else '' for x in differences]),
+        (f'validation {metric}', [statistics.format_number(row.validation) for row in rows]),
+        ('parameters', [f'{row.parameters:,}' for row in rows]),
     ]
-    lines = [render.table_row(head), render.table_row(['---'] * len(head))]
-    for row in rows:
-        estimate = statistics.estimate_mean(row.result['values'], comparison.clusters(row.result))
-        parts = [
-            row.name,
-            str(estimate.count),
-            statistics.format_number(estimate.mean, estimate.half_width),
-            '',
-            '',
-            '',
-            '',
-        ]
-        if difference := compared.get(row.name):
-            parts[3] = statistics.format_number(
-                difference.mean, difference.paired and difference.paired.half_width, signed=True
-            )
-            if difference.bootstrap:
-                bounds = (
-                    statistics.format_number(bound, signed=True) for bound in difference.bootstrap.bounds()
-                )
-                parts[4] = ' to '.join(bounds)
-            parts[5] = statistics.format_p_value(adjusted[row.name])
-            parts[6] = difference.verdict(plan.less_is_better())
-        lines.append(
-            render.table_row([*parts, statistics.format_number(row.validation), f'{row.parameters:,}'])
-        )
-    return '\n'.join([*lines, '', NOTE.format(students=_describe_students(plan))])
+    return '\n'.join([*text_tables.markdown(columns), '', NOTE.format(students=_describe_students(plan))])
 
 
 def _describe_students(plan):

@@ -208,61 +208,46 @@ def make_dispatch(
         sums = {name: np.zeros(sum_.shape, sum_.dtype) for name, sum_ in abstract.progress.sums.items()}
         return Progress(state, *sharding.place((sums, np.array(True)), whole))
 
-    part_size = (config.batch_size + unlabelled_batch_size(source, config)) // config.micro_batches
-    num_batches = min(data.count(source.train) // config.batch_size, -(-SCALE_EXAMPLES // part_size))
     is_streamed = isinstance(source.train, data.TrainStream)
     if is_streamed:
-        num_batches = min(num_batches, IN_FLIGHT)
+        feed, run = _make_stream_functions(jitted.run, constants, source, config, mesh)
+    else:
 
-    def add_scales(state, measure):
-        """The state with scales from `measure(number of a batch)`, a tree of diagnostics.Moments."""
+        def feed(keys, step):
+            return jitted.order(sharding.place(keys, whole), step)
+
+        def run(progress, order, keys, step, stop):
+            return jitted.run(progress, order, constants, sharding.place(keys, whole), stop)
+
+    def diagnose(state, feed, keys):
+        examples = (feed.peek(), None) if is_streamed else (feed,)
+        return jitted.diagnose(constants, state, sharding.place(keys, whole), *examples)
+
+    def add_scales(state, feed, keys):
         if state.scales is None:
             return state
-        scales = diagnostics.compute_scales([measure(i) for i in range(num_batches)])
+        part_size = (config.batch_size + unlabelled_batch_size(source, config)) // config.micro_batches
+        num_batches = min(data.count(source.train) // config.batch_size, -(-SCALE_EXAMPLES // part_size))
+        moments = []
+        for i in range(min(num_batches, IN_FLIGHT) if is_streamed else num_batches):
+            examples = (feed.peek(i), None) if is_streamed else (feed, i)
+            moments.append(jitted.measure(constants, state, sharding.place(keys, whole), *examples))
         shardings = jax.tree.map(lambda leaf: leaf.sharding, state.scales)
-        return state._replace(scales=sharding.place(scales, shardings))
+        return state._replace(scales=sharding.place(diagnostics.compute_scales(moments), shardings))
 
-    functions = {
-        'constants': constants,
-        'init': init,
-        'fit_probe': fit_probe,
-        'add_probe': add_probe,
-        'represent': represent,
-        'begin': begin,
-        'jitted': jitted.run,
-    }
-    if is_streamed:
-        feed, run = _make_stream_functions(jitted.run, constants, source, config, mesh)
-
-        def diagnose_streamed(state, feed, keys):
-            return jitted.diagnose(constants, state, sharding.place(keys, whole), feed.peek(), None)
-
-        def add_scales_streamed(state, feed, keys):
-            def measure(i):
-                return jitted.measure(constants, state, sharding.place(keys, whole), feed.peek(i), None)
-
-            return add_scales(state, measure)
-
-        return Dispatch(
-            **functions, add_scales=add_scales_streamed, feed=feed, run=run, diagnose=diagnose_streamed
-        )
-
-    def feed(keys, step):
-        return jitted.order(sharding.place(keys, whole), step)
-
-    def run(progress, order, keys, step, stop):
-        return jitted.run(progress, order, constants, sharding.place(keys, whole), stop)
-
-    def diagnose(state, order, keys):
-        return jitted.diagnose(constants, state, sharding.place(keys, whole), order)
-
-    def add_scales_in_order(state, order, keys):
-        def measure(i):
-            return jitted.measure(constants, state, sharding.place(keys, whole), order, i)
-
-        return add_scales(state, measure)
-
-    return Dispatch(**functions, add_scales=add_scales_in_order, feed=feed, run=run, diagnose=diagnose)
+    return Dispatch(
+        constants=constants,
+        init=init,
+        fit_probe=fit_probe,
+        add_probe=add_probe,
+        add_scales=add_scales,
+        represent=represent,
+        begin=begin,
+        feed=feed,
+        run=run,
+        diagnose=diagnose,
+        jitted=jitted.run,
+    )
 
 
 class Jitted(NamedTuple):
@@ -386,25 +371,20 @@ class _Parts:
         """The Jitted functions, for the shardings of a Progress."""
         whole = sharding.replicated_sharding(self.mesh)
         options = compiler.options_of_one_call(self.mesh)
-        init = jax.jit(self.init, out_shardings=progress.state, compiler_options=options)
         if self.is_streamed:
             run = jax.jit(self.run_streamed_step, donate_argnums=0, out_shardings=progress)
-            diagnose = jax.jit(self.diagnose, out_shardings=whole)
-            measure = jax.jit(self.measure, out_shardings=whole)
+            diagnose, measure = self.diagnose, self.measure
         else:
             run = jax.jit(self.run_steps, donate_argnums=(0, 1), out_shardings=(progress, whole))
-            diagnose = jax.jit(self.diagnose_in_order, out_shardings=whole)
-            measure = jax.jit(self.measure_in_order, out_shardings=whole)
-        order = jax.jit(self.draw_order, out_shardings=whole)
-        represent = jax.jit(self.represent, out_shardings=whole)
+            diagnose, measure = self.diagnose_in_order, self.measure_in_order
         return Jitted(
-            init=init,
+            init=jax.jit(self.init, out_shardings=progress.state, compiler_options=options),
             run=run,
-            diagnose=diagnose,
-            measure=measure,
-            order=order,
+            diagnose=jax.jit(diagnose, out_shardings=whole),
+            measure=jax.jit(measure, out_shardings=whole),
+            order=jax.jit(self.draw_order, out_shardings=whole),
             states=jax.jit(self.compute_states),
-            represent=represent,
+            represent=jax.jit(self.represent, out_shardings=whole),
         )
 
     def init(self, constants, keys, start):
@@ -540,18 +520,14 @@ class _Parts:
     def draw_labelled(self, keys, step):
         """Orders.labelled of a step."""
         order_keys = jax.vmap(split_key)(keys).order
-        return jax.vmap(data.epoch_order, in_axes=(0, None, None))(
-            order_keys, step // self.steps_per_epoch, self.num_examples
-        )
+        return _draw_epoch(order_keys, step // self.steps_per_epoch, self.num_examples)
 
     def draw_unlabelled(self, keys, step):
         """Orders.unlabelled of a step."""
         if not self.num_unlabelled:
             return None
         order_keys = jax.vmap(lambda key: randomness.fold_name(split_key(key).order, 'unlabelled'))(keys)
-        return jax.vmap(data.epoch_order, in_axes=(0, None, None))(
-            order_keys, step // self.unlabelled_steps_per_epoch, self.num_unlabelled
-        )
+        return _draw_epoch(order_keys, step // self.unlabelled_steps_per_epoch, self.num_unlabelled)
 
     def advance_order(self, order, keys, step):
         """The Orders of a step from those of the step before."""
@@ -617,6 +593,9 @@ class _Parts:
         # After a loss that is not finite, the step stays, so that it tells where that was.
         step = jnp.where(finite, new.step, state.step)
         return Progress(new._replace(step=step), jax.tree.map(jnp.add, sums, metrics), finite & now_finite)
+
+
+_draw_epoch = jax.vmap(data.epoch_order, in_axes=(0, None, None))
 
 
 class _Feed:
