@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from td_jax.devices import convolution
 from td_jax.errors import UserError
 from td_jax.models import base
 
@@ -104,8 +105,14 @@ class Conv(nn.Module):
             padding,
             feature_group_count=x.shape[-1] if self.is_depthwise else 1,
             dtype=self.dtype,
+            conv_general_dilated=_depthwise if self.is_depthwise else None,
             name='conv',
         )(x)
+
+
+def _depthwise(x, kernel, strides, padding, **options):
+    """What nn.Conv calls in place of jax.lax.conv_general_dilated; its other options have their defaults."""
+    return convolution.depthwise(x, kernel, strides, padding)
 
 
 class Block(nn.Module):
