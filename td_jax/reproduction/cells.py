@@ -28,6 +28,8 @@ PROGRAMS = Programs()
 TUNED = pathlib.Path(__file__).parents[1] / 'configs' / 'tuned'
 # The key under which a setting records how its choices were made.
 SEARCHED = 'searched'
+# The key under which a record, or a cell, has the fingerprint of the public checkpoint that taught.
+PUBLIC_TEACHER = 'public_teacher'
 # The options of a search that must be the same for all methods.
 BUDGET = 'trials', 'seeds', 'steps'
 
@@ -44,7 +46,8 @@ def read_tuned(name: str) -> dict:
       {setting: {'teacher', a method or a variant: {config key: value}}}. Under SEARCHED, a setting also
       records how each was chosen: {name: {'trials', 'seeds', 'steps', 'fixed', 'completed', 'at_last_step'}}.
       `fixed` are the values of all trials; `completed` the scores and values of the trials that were trained
-      to the end, best first; `at_last_step` whether the best one had the largest number of steps.
+      to the end, best first; `at_last_step` whether the best one had the largest number of steps. A method
+      with a public teacher also has its fingerprint, PUBLIC_TEACHER.
     """
     return workdir.read_json(TUNED / f'{name}.json') or {}
 
@@ -152,6 +155,17 @@ def cell_config(table: tables.Table, column: str, row: str, choices: dict | None
         other = cell_config(table, column, table.compute_matched_to[row], choices)
         config.num_steps = round(other.num_steps * operations(other) / operations(config))
     return config
+
+
+def _choice_of(table_name, column, row, config):
+    """What was chosen for a run of a cell, for a person, and the fingerprint of that search's teacher."""
+    table = tables.TABLES[table_name]
+    module, chosen_by = module_of(table, column), table.chosen_by.get(row, tables.USUAL)
+    name = tuned_name(table, table.hyperparameters_of.get(row, row))
+    setting_name = setting(config, chosen_by)
+    record = read_tuned(module).get(setting_name, {}).get(SEARCHED, {}).get(name, {})
+    text = f'the hyperparameters of {name} under {setting_name} in td_jax/configs/tuned/{module}.json'
+    return text, record.get(PUBLIC_TEACHER, '')
 
 
 def runs_of(table: tables.Table, column: str, row: str, choices: dict | None = None) -> list:
@@ -286,7 +300,7 @@ def read_cell(root: epath.Path, configs) -> dict | None:
         errors: of its examples, by `errors.sum_by_unit`, or None
         runs: the names of the runs
         probe: the scores of the seeds' probes on the teacher, if there are any
-        public_teacher: the fingerprint of the public checkpoint that taught, if one did
+        PUBLIC_TEACHER: the fingerprint of the public checkpoint that taught, if one did
         protocol: the version of the training protocol
         data: the digest of the training data, '' if unknown
 
@@ -311,7 +325,7 @@ def read_cell(root: epath.Path, configs) -> dict | None:
         probes = [value for result in results for value in result[finished.PROBE]]
         joined[finished.PROBE] = [probes[i] for i in order]
     if public_teacher := _public_teacher_of(configs, folders):
-        joined['public_teacher'] = public_teacher
+        joined[PUBLIC_TEACHER] = public_teacher
     return {
         **joined,
         'seeds': seeds,
@@ -465,7 +479,7 @@ def results_of(
         if cell
     )
     same_teacher.check(
-        (same_teacher.part_of(configs[0]), name[0], cell.get('public_teacher', ''))
+        (same_teacher.part_of(configs[0]), name[0], cell.get(PUBLIC_TEACHER, ''))
         for name, configs, cell in zip(names, cell_runs, results, strict=True)
         if cell
     )
@@ -480,7 +494,7 @@ def _check_current_teacher(root, named_runs, stored_cells, needed):
     for name, configs in named_runs if parts else ():
         part = same_teacher.part_of(configs[0])
         if part in parts:
-            known.append((part, name[0], stored_cells.get(name, {}).get('public_teacher', '')))
+            known.append((part, name[0], stored_cells.get(name, {}).get(PUBLIC_TEACHER, '')))
             known += [
                 (part, run_name(config), same_teacher.fingerprint_of_run(config, run_folder(root, config)))
                 for config in configs
@@ -552,6 +566,14 @@ def make(
     """
     runs_of_cells = _wanted_runs(names, genres, datasets, teacher)
     stored_cells = index_by_runs(stored_results)
+    if not only_show:
+        same_teacher.check_choices(
+            (*_choice_of(*cell, config), config)
+            for cell, configs in runs_of_cells.items()
+            if tuple(run_names(configs)) not in stored_cells
+            for config in configs
+            if same_teacher.has_public_teacher(config) and not has_result(root, config)
+        )
     results_of_cells = results_of(root, runs_of_cells.values(), stored_cells, only_show, processes, shard)
     results = {}
     for (name, column, row), result in zip(runs_of_cells, results_of_cells, strict=True):

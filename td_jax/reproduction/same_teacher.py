@@ -108,6 +108,32 @@ def check_current(known: Mapping[str, tuple[str, str]], configs: Iterable):
             )
 
 
+def check_choices(choices: Iterable[tuple[str, str, object]]):
+    """Refuses to train with hyperparameters that were chosen with another public teacher.
+
+    Args:
+      choices: (what was chosen, for a person; the fingerprint of the teacher that it was chosen with, '' for
+        unknown; the config of a run with it). A checkpoint is read once for each part.
+
+    Raises:
+      UserError: names the choice and the checkpoint.
+    """
+    fingerprints = {}
+    for name, before, config in choices:
+        part = part_of(config)
+        if not part or not before:
+            continue
+        if part not in fingerprints:
+            fingerprints[part] = _fingerprint(config_lib.to_json(config))
+        current = fingerprints[part]
+        if current != before:
+            raise UserError(
+                f'{name} were chosen with another teacher than {config.teacher.pretrained} (fingerprint '
+                f'{before[:12]} there, {current[:12]} here); name that checkpoint in --teacher, or let '
+                'td_jax.tune choose anew with this one.'
+            )
+
+
 @functools.cache
 def _fingerprint(stored_config):
     config = config_lib.from_json(json.loads(stored_config))

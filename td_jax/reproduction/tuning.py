@@ -393,6 +393,8 @@ def tune(
         journals_by_name = {name: journal.Journal(path, not only_show) for name, path in paths.items()}
         for group in groups:
             choices = workdir.read_json(target) or {}
+            if not only_show:
+                same_teacher.check_choices(_prerequisite_choices(search, group, choices))
             plans = [make_plan(search, name, choices) for name in group]
             ranked_by_plan = _run_rungs(search, plans, journals_by_name, root, processes, shard, only_show)
             for plan, ranked in zip(plans, ranked_by_plan, strict=True):
@@ -400,7 +402,8 @@ def tune(
                     raise UserError(
                         f'every trial of {plan.name} diverged; raise --trials, now {search.trials}.'
                     )
-                values, record = _make_choice(search, plan, ranked)
+                taught_by = _public_teacher_of(search, plan, journals_by_name[plan.name])
+                values, record = _make_choice(search, plan, ranked, taught_by)
                 # Another search may have written to the file in the meantime.
                 choices = workdir.read_json(target) or {}
                 setting_choices = choices.setdefault(_setting_name(search, plan.name), {})
@@ -512,7 +515,16 @@ def _curve(root, config, name) -> dict:
     return {line['step']: line[name] for line in metric_log.read(folder) if name in line}
 
 
-def _make_choice(search, plan, ranked):
+def _public_teacher_of(search, plan, of_method):
+    """The fingerprint of the public teacher of a plan's runs, by its journal; '' without one."""
+    for number in range(len(plan.trials)):
+        run = cells.run_name(run_of(search, plan, number, 0, plan.columns[0]))
+        if of_method.teachers.get(run):
+            return of_method.teachers[run]
+    return ''
+
+
+def _make_choice(search, plan, ranked, public_teacher):
     """Makes the choice and its record from the trials that were trained to the end, best first."""
     prefix = 'teacher.' if plan.name == TEACHER else ''
     fixed = {key: value for key, value in plan.fixed.items() if not key.startswith('teacher.')}
@@ -528,6 +540,7 @@ def _make_choice(search, plan, ranked):
             {'score': trial.score, 'values': values} for trial, values in zip(ranked, trials, strict=True)
         ],
         'at_last_step': ranked[0].at_last_step,
+        **({cells.PUBLIC_TEACHER: public_teacher} if public_teacher else {}),
     }
     return trials[0], record
 
@@ -572,6 +585,16 @@ def _find_record(search, name, choices):
 def _prerequisites(name):
     """The names whose choices a method needs, in addition to the teacher."""
     return () if name in (TEACHER, NO_DISTILLATION) else (NO_DISTILLATION, *searches.STARTS.get(name, ()))
+
+
+def _prerequisite_choices(search, names, choices):
+    """What some methods are searched on top of, in the form of `same_teacher.check_choices`."""
+    for name in names:
+        config = start_config(search, name, search.space.score_columns[0], 0)
+        for other in _prerequisites(name):
+            record = _find_record(search, other, choices) or {}
+            what = f'the hyperparameters of {other} in --output'
+            yield what, record.get(cells.PUBLIC_TEACHER, ''), config
 
 
 def _find_choice(search, name, other, choices, fixed=None):

@@ -136,9 +136,53 @@ def test_a_search_records_its_teacher_and_takes_no_other(base, other, tmp_path):
     choices = places[2].read_text()
     assert json.loads(choices).keys() == {'images_unlabelled'}
     assert str(TINY) not in choices + line
+    records = json.loads(choices)['images_unlabelled'][cells.SEARCHED]
+    assert {name: record.get('public_teacher') for name, record in records.items()} == {
+        'supervised': None,
+        'ld': taught,
+    }
     with pytest.raises(UserError, match=rf'\(fingerprint {taught[:12]} there'):
         more = search._replace(trials=2, teacher=other)
         list(tuning.tune(more, ['supervised', 'ld'], *places, 1))
+
+
+def choices_with(teacher, methods):
+    """A file of choices, made by one trial with a teacher of this fingerprint."""
+    record = {'trials': 1, 'seeds': 2, 'steps': 2, 'fixed': {}, 'completed': [], 'at_last_step': False}
+    records = {method: record | {'public_teacher': teacher} for method in methods}
+    values = {method: {'num_steps': 2} for method in methods}
+    chosen = values | {'supervised': {}, cells.SEARCHED: records | {'supervised': record}}
+    return {'images_unlabelled': chosen}
+
+
+def test_choices_of_another_teacher_are_refused(table, base, other, tmp_path, monkeypatch):
+    """By a table, before anything is trained; those of this teacher, and of none that is known, are not."""
+    root = epath.Path(tmp_path / 'runs')
+    source = teachers.source_of(base, assembly.load_source(base, base.dataset))
+    found = same_teacher.fingerprint.of(teachers.load(base, root, source).params)
+    monkeypatch.setattr(cells, 'read_tuned', lambda name: choices_with(found, ('ld', 'fd')))
+    reason = (
+        rf'^the hyperparameters of ld under images_unlabelled in td_jax/configs/tuned/tiny\.json were chosen '
+        rf'with another teacher than .*other \(fingerprint {found[:12]} there, [0-9a-f]{{12}} here\); name'
+    )
+    with pytest.raises(UserError, match=reason):
+        cells.make(['tiny'], *COLUMNS, root, only_show=False, teacher=other)
+    assert not (tmp_path / 'runs').exists()
+    same_teacher.check_choices([('ld', found, base), ('fd', '', base)])
+    with pytest.raises(UserError, match=r'^fd were chosen with another teacher than'):
+        same_teacher.check_choices([('fd', 'b' * 64, base)])
+
+
+def test_a_search_on_top_of_choices_of_another_teacher_is_refused(base, tmp_path):
+    """TD + LD starts from what was chosen for TD and for LD."""
+    ranges = searches.IMAGE_WEIGHTS
+    space = tuning.SearchSpace(lambda: base, 'classification', {'all': {}}, ('all',), 1, ranges)
+    search = tuning.Search(space, {}, tables.USUAL, 1, 2, 2, str(TINY))
+    places = [epath.Path(tmp_path / name) for name in ('runs', 'journals', 'choices.json')]
+    workdir.write(places[2], json.dumps(choices_with('b' * 64, ('td', 'ld'))))
+    with pytest.raises(UserError, match=r'^the hyperparameters of td in --output were chosen with another'):
+        list(tuning.tune(search, ['td_ld'], *places, 1))
+    assert not (tmp_path / 'runs' / 'images').exists()
 
 
 def test_runs_of_one_table_had_one_teacher(base):
