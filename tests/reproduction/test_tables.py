@@ -61,7 +61,7 @@ def test_students_have_one_teacher_or_each_its_own(name):
 
 
 def test_every_method_has_a_row():
-    for names in (('3x', '4x'), ('digits_x',), ('4x_small',), ('public_vit',), ('public_cnn',)):
+    for names in (('3x', '4x'), ('digits_x',), ('4x_small',), ('public_vit_x',), ('public_cnn_x',)):
         rows = [change for name in names for change in tables.TABLES[name].rows.values()]
         assert {change['method'] for change in rows if isinstance(change, dict)} == objectives.METHODS.keys()
 
@@ -77,6 +77,21 @@ def test_a_table_with_more_rows_has_those_of_the_table():
                 if change != tables.TEACHER:
                     configs = (cells.cell_config(table, column, row) for table in (less, more))
                     assert len({config_lib.digest(config) for config in configs}) == 1
+
+
+@pytest.mark.parametrize('name', ['public_vit', 'public_cnn'])
+def test_a_table_of_a_public_teacher_has_five_searches_and_another_has_all(name):
+    """Rows without a search of their own are controls, and TD by rounds."""
+    less, more = tables.TABLES[name], tables.TABLES[f'{name}_x']
+    assert less.rows.items() <= more.rows.items()
+    assert less.columns == more.columns
+    searched = {cells.tuned_name(less, row) for row in less.rows if less.is_run(row)}
+    assert searched == {'supervised', 'ld', 'fitnet', 'td', 'td_ld'}
+    for row in ('LD', 'TD, 1 round', 'TD + LD'):
+        runs = [
+            cells.run_names(cells.runs_of(table, '50 labels per class', row, {})) for table in (less, more)
+        ]
+        assert runs[0] == runs[1]
 
 
 def test_knobs_chosen_on_war_stand_beside_the_cells_of_the_other_table():
