@@ -70,8 +70,8 @@ def define_teacher_outputs():
     folder = flags.DEFINE_string(
         'teacher_outputs',
         None,
-        "Folder that keeps the teacher's outputs for clean inputs or fixed views, for runs with the same "
-        'teacher and data.',
+        "Folder that keeps the teacher's outputs for clean inputs or fixed views, and what a probe reads, "
+        'for runs with the same teacher and data.',
     )
     gigabytes = flags.DEFINE_float(
         'teacher_outputs_gb', None, 'Largest size of that folder in GB, 20 by default.', lower_bound=0.0

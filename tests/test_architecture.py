@@ -160,6 +160,7 @@ ALLOWED = {
         'td_jax.training.train_step',
     },
     'td_jax.training.dispatch': {
+        'td_jax.config.effect',
         'td_jax.data.base',
         'td_jax.devices',
         'td_jax.models.base',

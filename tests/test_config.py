@@ -535,12 +535,35 @@ def test_flatten_joins_keys_with_dots():
             'the task is the only term',
         ),
         ({}, 'unlabelled_batch_size', 'dataset.unlabelled is empty'),
+        *(
+            (changes | {'teacher.views': 4}, 'teacher.views', 'training examples have no random variation')
+            for changes in (
+                {'dataset.name': 'digits'},
+                {'dataset.name': 'cifar10', 'dataset.min_crop_area': 1.0, 'dataset.mirror_rate': 0.0},
+                {'dataset.user_oov_rate': 0.0, 'dataset.movie_oov_rate': 0.0},
+            )
+        ),
     ],
 )
 def test_a_knob_without_effect_is_said_with_the_reason(changes, key, reason):
     config = common.get_config()
     config.update_from_flattened_dict(changes)
     assert config_lib.explain_without_effect(config, [key, 'num_steps']) == {key: reason}
+
+
+@pytest.mark.parametrize(
+    'changes',
+    [
+        {'dataset.name': 'cifar10', 'dataset.min_crop_area': 1.0},
+        {'dataset.name': 'cifar10', 'dataset.mirror_rate': 0.0},
+        {'dataset.user_oov_rate': 0.0},
+        {'dataset.name': 'of a caller'},
+    ],
+)
+def test_views_of_examples_that_vary_have_an_effect(changes):
+    config = common.get_config()
+    config.update_from_flattened_dict({'teacher.views': 4, **changes})
+    assert config_lib.explain_without_effect(config, ['teacher.views']) == {}
 
 
 def test_every_knob_has_an_effect_in_some_run():

@@ -38,6 +38,17 @@ DATASET_OPTIONS = {
 COMMUNICATION_OPTIONS = {'crd': ('message',)}
 
 
+def has_variation(config) -> bool:
+    """Whether training varies the inputs of its examples at random; data of a caller's own may be varied."""
+    dataset = config.dataset
+    if dataset.name not in DATASET_OPTIONS:
+        return True
+    options = DATASET_OPTIONS[dataset.name]
+    is_cropped = 'min_crop_area' in options and (dataset.min_crop_area < 1 or dataset.mirror_rate > 0)
+    is_replaced = 'user_oov_rate' in options and (dataset.user_oov_rate > 0 or dataset.movie_oov_rate > 0)
+    return is_cropped or is_replaced
+
+
 def explain_without_effect(config, keys) -> dict[str, str]:
     """Finds those of some keys that a run of this config does not read: {key: why}.
 
@@ -131,6 +142,8 @@ def _find_unread_of_method(config):
         reasons['logits.temperature'] = 'logits.distance is l2'
     if config.teacher.inputs == 'clean':
         reasons['teacher.views'] = 'teacher.inputs is clean'
+    elif not has_variation(config):
+        reasons['teacher.views'] = 'training examples have no random variation'
     if not reads:
         reasons['teacher.views'] = reasons['teacher.inputs'] = method
         if config.teacher.control == 'shuffled':

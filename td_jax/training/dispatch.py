@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from td_jax import randomness
+from td_jax.config import effect
 from td_jax.data import base as data
 from td_jax.devices import compiler, processes, sharding
 from td_jax.models import base
@@ -651,12 +652,17 @@ def _make_stream_functions(jitted, constants, source, config, mesh):
 
 def keeps_states(config) -> bool:
     """Whether the teacher's states of all training examples in memory are computed once."""
-    return config.teacher.inputs == 'clean' or config.teacher.views > 0
+    return config.teacher.inputs == 'clean' or _has_views(config)
 
 
 def count_views(config, teacher) -> int:
-    """The number of fixed views of each example; 0 without a teacher, and with clean inputs."""
-    return config.teacher.views if teacher and config.teacher.inputs == 'varied' else 0
+    """The number of fixed views of each example; 0 without a teacher, and where they would be equal."""
+    return config.teacher.views if teacher and _has_views(config) else 0
+
+
+def _has_views(config):
+    inputs, views = config.teacher.inputs, config.teacher.views
+    return inputs == 'varied' and views > 0 and effect.has_variation(config)
 
 
 class Selection(NamedTuple):

@@ -1,5 +1,7 @@
 """Keeps a frozen teacher's outputs for fixed inputs on disk, for runs that share teacher and data.
 
+These are the states and predictions that steps read, and the representations that a probe reads.
+
 The folder and its largest size are set for all runs of this process and of those that it starts, by `use`,
 which the flags --teacher_outputs and --teacher_outputs_gb of commands call, or by two environment variables.
 """
@@ -67,8 +69,10 @@ def explain_unused(config) -> str:
     """Why a run of a checked config keeps no teacher outputs, for a person; '' where it keeps them."""
     if not objectives.reads_teacher(config):
         return f'method is {config.method}'
-    if not dispatch.keeps_states(config):
-        return f'teacher.inputs is {config.teacher.inputs}, and teacher.views is 0'
+    # A probe reads the teacher's representations of images without variation, whatever a step does.
+    if not dispatch.keeps_states(config) and not objectives.has_probe(config):
+        views = 'has no effect' if config.teacher.views else 'is 0'
+        return f'teacher.inputs is {config.teacher.inputs}, and teacher.views {views}'
     return 'there are several processes' if jax.process_count() > 1 else ''
 
 

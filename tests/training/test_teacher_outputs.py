@@ -54,14 +54,19 @@ def train_params(folder):
     return finished.load(epath.Path(folder), 0).params['student']
 
 
-def test_a_probe_reads_its_representations_there(small_config, tmp_path, monkeypatch, capsys, outcome):
+@pytest.mark.parametrize(('inputs', 'counts_of_states'), [('clean', (1, 1)), ('varied', (0, 0))])
+def test_a_probe_reads_its_representations_there(
+    inputs, counts_of_states, small_config, tmp_path, monkeypatch, capsys, outcome
+):
     changes = {'method': 'ld', 'num_steps': 2, 'teacher__num_steps': 2, 'teacher__labels': 'probe'}
+    changes['teacher__inputs'] = inputs
     config = small_config(**changes, dataset__split='validation')
     train(config, tmp_path / 'without')
     monkeypatch.setenv(teacher_outputs.FOLDER, str(tmp_path / 'outputs'))
     config.teacher.checkpoint = str(tmp_path / 'without' / 'teacher')
     # States; representations of training and of validation examples, which are read at the end again.
-    for name, counts in (('first', (3, 1)), ('second', (0, 4))):
+    made, read = counts_of_states
+    for name, counts in (('first', (2 + made, 1)), ('second', (0, 3 + read))):
         train(config, tmp_path / name)
         said = capsys.readouterr().err
         assert (said.count('outputs: kept in'), said.count('outputs: read from')) == counts

@@ -126,3 +126,15 @@ def test_views_of_a_stream_are_refused_and_of_clean_inputs_have_no_effect(config
     reasons = config_lib.explain_without_effect(config, ['teacher.views'])
     assert reasons == {'teacher.views': 'teacher.inputs is clean'}
     assert dispatch.count_views(config, object()) == 0
+
+
+def test_equal_views_are_not_computed(config):
+    """Without random variation a run is as without views; with either kind of it, it has them."""
+    for area, rate, count in ((1.0, 0.0, 0), (0.5, 0.0, VIEWS), (1.0, 0.5, VIEWS)):
+        config.dataset.min_crop_area, config.dataset.mirror_rate = area, rate
+        assert dispatch.count_views(config, object()) == count
+        assert dispatch.keeps_states(config) == (count > 0)
+    config.dataset.name = 'digits'
+    assert not dispatch.keeps_states(config)
+    reason = 'teacher.inputs is varied, and teacher.views has no effect'
+    assert teacher_outputs.explain_unused(config) == reason
