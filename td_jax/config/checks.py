@@ -25,6 +25,17 @@ from td_jax.method import objectives, shared
 from td_jax.models import MODELS, efficientnet, resnet, resnet_bn, vit
 from td_jax.training import optimizer
 
+# {key of a name, of the student's model or optimizer and the teacher's: its choices}.
+_OF_BOTH = {
+    'model.activation': vit.ACTIVATIONS,
+    'model.pooling': vit.POOLINGS,
+    'model.padding': efficientnet.PADDINGS,
+    'model.remat_policy': POLICIES,
+    'model.name': MODELS,
+    'optimizer.name': optimizer.OPTIMIZERS,
+    'optimizer.schedule': optimizer.SCHEDULES,
+    'optimizer.decayed': optimizer.DECAYED,
+}
 # {key of a name: its choices}.
 CHOICES = {
     'method': objectives.METHODS,
@@ -43,23 +54,9 @@ CHOICES = {
     'keep': ('last', 'best'),
     'model.initial': ('random', 'teacher'),
     'teacher.model.initial': ('random',),
-    'model.activation': vit.ACTIVATIONS,
-    'teacher.model.activation': vit.ACTIVATIONS,
-    'model.pooling': vit.POOLINGS,
-    'teacher.model.pooling': vit.POOLINGS,
-    'model.padding': efficientnet.PADDINGS,
-    'teacher.model.padding': efficientnet.PADDINGS,
-    'model.remat_policy': POLICIES,
-    'teacher.model.remat_policy': POLICIES,
+    **_OF_BOTH,
+    **{f'teacher.{key}': choices for key, choices in _OF_BOTH.items()},
     'td.remat_policy': POLICIES,
-    'model.name': MODELS,
-    'teacher.model.name': MODELS,
-    'optimizer.name': optimizer.OPTIMIZERS,
-    'optimizer.schedule': optimizer.SCHEDULES,
-    'optimizer.decayed': optimizer.DECAYED,
-    'teacher.optimizer.name': optimizer.OPTIMIZERS,
-    'teacher.optimizer.schedule': optimizer.SCHEDULES,
-    'teacher.optimizer.decayed': optimizer.DECAYED,
     'teacher.inputs': ('clean', 'varied'),
     'teacher.labels': shared.BRIDGES,
     'teacher.control': ('none', 'untrained', 'shuffled', 'shuffled_states'),

@@ -11,6 +11,7 @@ from td_jax.data.base import (
     makes_pool,
     rows_of_part,
 )
+from td_jax.data.images import too_few_error
 from td_jax.data.resizing import View
 from td_jax.errors import UserError
 
@@ -58,10 +59,7 @@ def load(config, task) -> Source:
     if task.examples_per_class:
         fewest = min(np.sum(digits[train] == c) for c in classes)
         if task.examples_per_class > fewest:
-            raise UserError(
-                f'dataset.examples_per_class is {task.examples_per_class}; only {fewest} training '
-                'images of a class are there.'
-            )
+            raise too_few_error(task.examples_per_class, fewest)
     if makes_pool(config, task):
         places = rows_of_classes(train)
         # The examples that a search is evaluated on; the test split trains on them.

@@ -57,6 +57,33 @@ def compare_all(pairs: dict) -> dict[str, Comparison]:
     }
 
 
+def compare_column(table: tables.Table, rows: dict) -> dict[str, Comparison]:
+    """Compares the rows of a column, {row: result or None}, with their baselines, if both have a result."""
+    pairs = {row: (rows.get(row), rows.get(table.baseline_of(row))) for row in table.rows}
+    return compare_all({row: pair for row, pair in pairs.items() if row != table.baseline and all(pair)})
+
+
+def compare_means(table: tables.Table, columns: list[dict], names=None) -> dict[str, Comparison]:
+    """Compares the means over columns, {row: result or None} each, of the rows that have runs in all of them.
+
+    Args:
+      table: its definition.
+      columns: one or more.
+      names: of the rows to compare; None for all.
+    """
+    pairs = {}
+    for row in names or table.rows:
+        of_columns = [(rows.get(row), rows.get(table.baseline_of(row))) for rows in columns]
+        if row != table.baseline and all(is_run(result) for pair in of_columns for result in pair):
+            pairs[row] = of_columns, None
+    return {row: compared for row, compared in compare_rows_over_columns(pairs).items() if compared}
+
+
+def is_run(result: dict | None) -> bool:
+    """Whether a cell has runs; of a teacher only the mean is known."""
+    return bool(result) and 'values' in result
+
+
 def match_seeds(result: dict, baseline: dict) -> tuple[dict, dict]:
     """Cuts the baseline to the result's seeds if it has these and more; returns both."""
     ours, theirs = result.get('seeds'), baseline.get('seeds')

@@ -36,12 +36,7 @@ def points(table: tables.Table, results: dict) -> dict[str, list[Point]]:
     """
     points_by_row = {}
     for column, rows in results.items():
-        pairs = {
-            row: (rows[row], rows[table.baseline_of(row)])
-            for row in table.rows
-            if row != table.baseline and rows.get(table.baseline_of(row)) and rows.get(row)
-        }
-        for row, difference in comparison.compare_all(pairs).items():
+        for row, difference in comparison.compare_column(table, rows).items():
             if difference.paired is not None and difference.paired.half_width is not None:
                 genre = table.columns[column].get('dataset.genre', column)
                 bounds = difference.bootstrap and difference.bootstrap.bounds()

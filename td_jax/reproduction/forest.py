@@ -50,19 +50,11 @@ def panels(names, results: dict, baseline: str | None) -> list[Panel]:
         table = tables.with_baseline(name, baseline)
         for title, columns in _split_settings(table, results[name]).items():
             methods = [row for row in table.rows if row in tables.METHODS] or list(table.rows)
-            pairs = {
-                row: ([(rows[row], rows[table.baseline_of(row)]) for rows in columns], None)
-                for row in methods
-                if row != table.baseline
-                and all(
-                    _is_run(rows, cell_row) for rows in columns for cell_row in (row, table.baseline_of(row))
-                )
-            }
-            comparisons = comparison.compare_rows_over_columns(pairs)
+            comparisons = comparison.compare_means(table, columns, methods)
             rows = {
                 row: difference
                 for row, difference in comparisons.items()
-                if difference and difference.paired.half_width is not None
+                if difference.paired.half_width is not None
             }
             if rows:
                 metric = columns[0][table.baseline]['metric']
@@ -77,7 +69,9 @@ def panels(names, results: dict, baseline: str | None) -> list[Panel]:
 
 def _split_settings(table, results):
     """{title: [{row: result} of its columns]}."""
-    finished = {column: rows for column, rows in results.items() if _is_run(rows, table.baseline)}
+    finished = {
+        column: rows for column, rows in results.items() if comparison.is_run(rows.get(table.baseline))
+    }
     genres = {column: table.columns[column].get('dataset.genre') for column in finished}
     settings = {}
     for column, rows in finished.items():
@@ -86,11 +80,6 @@ def _split_settings(table, results):
         title = table.setting if is_whole else ', '.join(filter(None, (table.setting, part)))
         settings.setdefault(title, []).append(rows)
     return settings
-
-
-def _is_run(rows, row):
-    """Whether a cell has runs; of a teacher only the mean is known."""
-    return 'values' in (rows.get(row) or {})
 
 
 def describe(panels_of_all: list[Panel]) -> str:

@@ -132,9 +132,11 @@ def render_runs(name: str, table: tables.Table, results: dict) -> str:
       results: {column: {row: result or None}}.
     """
     paper = tables.paper(name)
-    shown_results = [result for rows in results.values() for result in rows.values() if _is_run(result)]
+    shown_results = [
+        result for rows in results.values() for result in rows.values() if comparison.is_run(result)
+    ]
     metrics = [result['metric'] for result in shown_results]
-    compared = {column: _compare_rows(table, rows) for column, rows in results.items()}
+    compared = {column: comparison.compare_column(table, rows) for column, rows in results.items()}
     over_columns = _compare_means(table, results)
     adjusted = _adjust_p_values(compared | {_MEAN: over_columns})
     lines = [f'## {"Table " + name if paper else name}: {table.title}', '', *_protocol_lines(shown_results)]
@@ -143,7 +145,7 @@ def render_runs(name: str, table: tables.Table, results: dict) -> str:
         lines += [f'{INTERVALS} {COMPARED.format(units=_UNITS[metrics[0]])}', '']
     for column, rows in results.items():
         change = ' '.join(str(value) for value in table.columns[column].values())
-        finished = [result for result in rows.values() if _is_run(result)]
+        finished = [result for result in rows.values() if comparison.is_run(result)]
         groups = _find_groups(finished)
         lines += [f'### {column} {f"({change})" if change else ""}'.rstrip(), '']
         if finished:
@@ -236,21 +238,6 @@ def _public_teacher_lines(results):
 def _results_of(gains):
     """The results that some relative gains are computed from."""
     return [result for gain in gains if gain for _, pair in gain for result in pair]
-
-
-def _is_run(result):
-    """Whether a cell has runs; of a teacher only the mean is known."""
-    return bool(result) and 'values' in result
-
-
-def _compare_rows(table, rows):
-    """{row: comparison with the baseline} of a column's rows that have results."""
-    pairs = {
-        row: (result, rows[table.baseline_of(row)])
-        for row, result in rows.items()
-        if rows[table.baseline_of(row)] and result and row != table.baseline
-    }
-    return comparison.compare_all(pairs)
 
 
 def _adjust_p_values(compared):
@@ -354,22 +341,13 @@ def _verdict_lines(table, compared, less_is_better):
 
 def _with_baseline(table, results):
     """The columns that have a result of the baseline."""
-    return [rows for rows in results.values() if _is_run(rows[table.baseline])]
+    return [rows for rows in results.values() if comparison.is_run(rows[table.baseline])]
 
 
 def _compare_means(table, results):
     """{row: comparison} of the means over several columns, for the rows that have a result in all."""
     columns = _with_baseline(table, results)
-    if len(columns) < 2:
-        return {}
-    pairs = {
-        row: [(rows[row], rows[table.baseline_of(row)]) for rows in columns]
-        for row in table.rows
-        if row != table.baseline
-        and all(_is_run(rows[name]) for rows in columns for name in (row, table.baseline_of(row)))
-    }
-    comparisons = comparison.compare_rows_over_columns({row: (of_row, None) for row, of_row in pairs.items()})
-    return {row: compared for row, compared in comparisons.items() if compared}
+    return comparison.compare_means(table, columns) if len(columns) > 1 else {}
 
 
 def _mean_lines(table, results, comparisons, adjusted, less_is_better):
@@ -402,7 +380,7 @@ def _spread_lines(table, results):
             for of_column in results.values()
             for name, baseline in rows.items()
         ]
-        if not all(_is_run(result) for pair in pairs for result in pair):
+        if not all(comparison.is_run(result) for pair in pairs for result in pair):
             continue
         means = [
             sum(of_column[name]['mean'] - of_column[baseline]['mean'] for of_column in results.values())

@@ -149,12 +149,8 @@ def check(folder: epath.Path, before: dict | None, now: dict):
         say_old(folder)
         return
     for who in [who for who in (STUDENT, TEACHER) if who in before and who in now]:
-        if changes := description.differences(before[who], now[who]):
-            whose = folder if who == STUDENT else f'the teacher of {folder}'
-            raise UserError(
-                f'{whose} was trained on other data than {now[who]["name"]} is now: {"; ".join(changes)}. '
-                'Put the data back, or choose another --workdir.'
-            )
+        whose = folder if who == STUDENT else f'the teacher of {folder}'
+        _refuse_changes(whose, before[who], now[who], 'choose another --workdir')
 
 
 def check_teacher(folder: epath.Path, before: dict | None, now: dict):
@@ -170,10 +166,15 @@ def check_teacher(folder: epath.Path, before: dict | None, now: dict):
     """
     if before is None:
         say_old(folder)
-    elif changes := description.differences(before[STUDENT], now):
+    else:
+        _refuse_changes(f'the teacher in {folder}', before[STUDENT], now, 'train another teacher')
+
+
+def _refuse_changes(whose, before, now, way_out):
+    if changes := description.differences(before, now):
         raise UserError(
-            f'the teacher in {folder} was trained on other data than {now["name"]} is now: '
-            f'{"; ".join(changes)}. Put the data back, or train another teacher.'
+            f'{whose} was trained on other data than {now["name"]} is now: {"; ".join(changes)}. '
+            f'Put the data back, or {way_out}.'
         )
 
 
