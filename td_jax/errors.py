@@ -1,5 +1,7 @@
 """The exceptions that end a command early with one line, without a traceback."""
 
+import contextlib
+
 # Exit code of a run that was stopped and can be resumed: EX_TEMPFAIL, call again.
 CALL_AGAIN = 75
 
@@ -22,6 +24,25 @@ class InUse(UserError):
 
 class Stopped(Exception):
     """A run was asked to stop and has saved; the same command continues it."""
+
+
+@contextlib.contextmanager
+def failure_as_user_error(what: str, remedy: str = ''):
+    """Turns any error of the block that is no UserError into one: `what`, the reason, and the remedy.
+
+    It takes any, because the client of a bucket has errors of its own.
+
+    Args:
+      what: the failure, such as 'PATH cannot be read'.
+      remedy: if there is one.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        why = f' ({reason(error)}); {remedy}.' if remedy else f': {reason(error)}.'
+        raise UserError(f'{what}{why}') from error
 
 
 def reason(error: BaseException) -> str:

@@ -19,7 +19,7 @@ from td_jax import config as config_lib
 from td_jax import statistics, text_tables
 from td_jax.analysis import heat_map, linear_cka
 from td_jax.data import base as data
-from td_jax.errors import UserError
+from td_jax.errors import UserError, failure_as_user_error
 from td_jax.files import workdir
 from td_jax.method import objectives, shared
 from td_jax.models import base
@@ -392,10 +392,8 @@ def save(comparison: Comparison, folder: epath.Path):
     Raises:
       UserError: the folder cannot be made or written.
     """
-    try:
+    with failure_as_user_error(f'--output {folder} cannot be written'):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f'--output {folder} cannot be written: {error.strerror or error}.') from error
     with workdir.atomic_write(folder / PICTURE) as picture, workdir.atomic_write(folder / NUMBERS) as numbers:
         heat_map.draw(comparison.by_class(), picture, f'linear CKA, {comparison.estimator}')
         numbers.write_text(to_json(comparison))

@@ -16,7 +16,7 @@ from td_jax.data import base as data
 from td_jax.data import decoding, file_digest, image_files, images, paths, stream
 from td_jax.data.base import Files, Source
 from td_jax.data.stream import Records, Span
-from td_jax.errors import UserError, reason
+from td_jax.errors import UserError, failure_as_user_error
 
 TRAIN, TEST = 'train', 'test'
 # Share of a class that is held out for a test, and again for a validation slice.
@@ -146,13 +146,8 @@ def list_files(folder: epath.Path) -> Listing:
     Raises:
       UserError: it is laid out otherwise, or cannot be read.
     """
-    try:
+    with failure_as_user_error(f'dataset.path {folder} cannot be read'):
         return _list_files(folder)
-    except UserError:
-        raise
-    # The client of a bucket has errors of its own.
-    except Exception as error:
-        raise UserError(f'dataset.path {folder} cannot be read: {reason(error)}.') from error
 
 
 def _list_files(folder):
@@ -317,10 +312,9 @@ def _check_files(folder, files):
     """Refuses a file that does not begin like an image; images in memory are decoded at once instead."""
     for name, _ in files:
         path = epath.Path(folder) / name
-        try:
-            with path.open('rb') as file:
-                decoding.check(file)
-        except ValueError as error:
-            raise UserError(f'{path} cannot be decoded ({error}); replace it or take it away.') from error
-        except Exception as error:
-            raise UserError(f'{path} cannot be read: {reason(error)}.') from error
+        with failure_as_user_error(f'{path} cannot be read'):
+            try:
+                with path.open('rb') as file:
+                    decoding.check(file)
+            except ValueError as error:
+                raise UserError(f'{path} cannot be decoded ({error}); replace it or take it away.') from error

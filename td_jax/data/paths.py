@@ -2,7 +2,7 @@
 
 from etils import epath
 
-from td_jax.errors import Missing, UserError, reason
+from td_jax.errors import Missing, UserError, failure_as_user_error
 
 
 def resolve(path: str, what: str, is_folder: bool, option: str = 'dataset.path') -> epath.Path:
@@ -20,16 +20,12 @@ def resolve(path: str, what: str, is_folder: bool, option: str = 'dataset.path')
     """
     if not path:
         raise UserError(f'{option} is empty; name {what}.')
-    try:
+    # ~ may name an unknown user.
+    with failure_as_user_error(f'{option} {path} cannot be read'):
         place = epath.Path(path).expanduser()
         if not place.exists():
             raise Missing(f'{option} {path} is not there; name {what}.')
         if place.is_dir() != is_folder:
             kind = 'a file' if is_folder else 'a folder'
             raise UserError(f'{option} {path} is {kind}; name {what}.')
-    # The client of a bucket has errors of its own, and ~ may name an unknown user.
-    except Exception as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f'{option} {path} cannot be read: {reason(error)}.') from error
     return place

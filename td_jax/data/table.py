@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from etils import epath
 
-from td_jax.errors import UserError, reason
+from td_jax.errors import UserError, failure_as_user_error
 
 # {suffix: separator of cells}
 SEPARATORS = {'.csv': ',', '.tsv': '\t'}
@@ -64,17 +64,12 @@ class Rows:
             endings = ' or '.join(SEPARATORS)
             raise UserError(f'{self._option} {path} is no table; the name of one ends in {endings}.')
         quoting = csv.QUOTE_NONE if separator == '\t' else csv.QUOTE_MINIMAL
-        try:
-            with path.open('rb') as file:
-                text = io.TextIOWrapper(file, encoding='utf-8-sig', newline='')
+        with failure_as_user_error(f'{path} cannot be read'), path.open('rb') as file:
+            text = io.TextIOWrapper(file, encoding='utf-8-sig', newline='')
+            try:
                 yield from self._read(csv.reader(text, delimiter=separator, quoting=quoting, strict=True))
-        except UserError:
-            raise
-        except UnicodeDecodeError as error:
-            raise UserError(f'{path}, line {_first_undecoded_line(path)}: it is not UTF-8.') from error
-        # The client of a bucket has errors of its own.
-        except Exception as error:
-            raise UserError(f'{path} cannot be read: {reason(error)}.') from error
+            except UnicodeDecodeError as error:
+                raise UserError(f'{path}, line {_first_undecoded_line(path)}: it is not UTF-8.') from error
 
     def notes(self) -> list[str]:
         """Sentences about what may surprise a person in the rows read so far."""

@@ -14,7 +14,7 @@ from etils import epath
 from td_jax.data import base as data
 from td_jax.data import folders, image_files, images, paths, stream
 from td_jax.data import table as data_table
-from td_jax.errors import UserError, reason
+from td_jax.errors import UserError, failure_as_user_error
 from td_jax.randomness import derive_seed
 
 OPTION = 'dataset.unlabelled'
@@ -94,11 +94,8 @@ def _load_images(source, config, teacher_views):
     """Adds the images of a folder and its subfolders, resized like the training images."""
     what = f'{data.REST!r}, a number of examples, or a folder of images without labels'
     folder = paths.resolve(config.unlabelled, what, is_folder=True, option=OPTION)
-    try:
+    with failure_as_user_error(f'{OPTION} {folder} cannot be read'):
         listing = image_files.find_images(folder)
-    # The client of a bucket has errors of its own.
-    except Exception as error:
-        raise UserError(f'{OPTION} {folder} cannot be read: {reason(error)}.') from error
     files = tuple(listing.files)
     if not files:
         raise UserError(f'{OPTION} {folder} has no images in it; name {what}.')

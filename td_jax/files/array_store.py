@@ -19,7 +19,7 @@ import numpy as np
 from etils import epath
 
 from td_jax.devices import processes
-from td_jax.errors import UserError, reason
+from td_jax.errors import UserError, failure_as_user_error, reason
 from td_jax.files import workdir
 
 ABOUT = 'about.json'
@@ -97,10 +97,8 @@ def _lock(path, message='', *, waits=True):
 
     Where another process holds it, it says a message and waits, or yields False without `waits`.
     """
-    try:
+    with failure_as_user_error(f'{path} cannot be written', 'choose another folder'):
         file = open(path, 'a')
-    except OSError as error:
-        raise UserError(f'{path} cannot be written ({reason(error)}); choose another folder.') from error
     with file:
         is_held = True
         try:

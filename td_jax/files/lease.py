@@ -23,7 +23,7 @@ from typing import NamedTuple
 import fsspec
 from etils import epath
 
-from td_jax.errors import InUse, UserError, reason
+from td_jax.errors import InUse, UserError, failure_as_user_error
 
 # Seconds after which a lease that is not renewed has expired. Clocks must not differ by as much.
 SECONDS = 180.0
@@ -48,13 +48,11 @@ def read(path: epath.Path) -> State:
       UserError: it cannot be read.
     """
     system, place = fsspec.url_to_fs(os.fspath(path))
-    try:
-        info = system.info(place)
-    except FileNotFoundError:
-        return State('0', '', '', 0.0)
-    # The client of a bucket has errors of its own.
-    except Exception as error:
-        raise UserError(f'{path} cannot be read: {reason(error)}.') from error
+    with failure_as_user_error(f'{path} cannot be read'):
+        try:
+            info = system.info(place)
+        except FileNotFoundError:
+            return State('0', '', '', 0.0)
     metadata = info.get('metadata', {})
     holder, updated = metadata.get('holder', ''), datetime.datetime.fromisoformat(info['updated'])
     left = 0.0
@@ -94,22 +92,21 @@ def _replace(path, generation, holder, token) -> str | None:
     head = json.dumps({'name': key, 'metadata': metadata})
     parts = ('application/json; charset=UTF-8', head), ('text/plain', holder)
     body = ''.join(f'--{_BOUNDARY}\r\nContent-Type: {kind}\r\n\r\n{text}\r\n' for kind, text in parts)
-    try:
-        made = system.call(
-            'POST',
-            f'{system.base.replace("/storage/", "/upload/storage/")}b/{urllib.parse.quote(bucket)}/o',
-            uploadType='multipart',
-            ifGenerationMatch=generation,
-            headers={'Content-Type': f'multipart/related; boundary="{_BOUNDARY}"'},
-            data=f'{body}--{_BOUNDARY}--'.encode(),
-            json_out=True,
-        )
-    except FileExistsError:
-        # Of a request whose answer was lost and that was repeated, the first may have succeeded.
-        state = read(path)
-        return state.generation if state.token == token else None
-    except Exception as error:
-        raise UserError(f'{path} cannot be written: {reason(error)}.') from error
+    with failure_as_user_error(f'{path} cannot be written'):
+        try:
+            made = system.call(
+                'POST',
+                f'{system.base.replace("/storage/", "/upload/storage/")}b/{urllib.parse.quote(bucket)}/o',
+                uploadType='multipart',
+                ifGenerationMatch=generation,
+                headers={'Content-Type': f'multipart/related; boundary="{_BOUNDARY}"'},
+                data=f'{body}--{_BOUNDARY}--'.encode(),
+                json_out=True,
+            )
+        except FileExistsError:
+            # Of a request whose answer was lost and that was repeated, the first may have succeeded.
+            state = read(path)
+            return state.generation if state.token == token else None
     return made['generation']
 
 

@@ -17,7 +17,7 @@ import fsspec
 import numpy as np
 from etils import epath
 
-from td_jax.errors import InUse, UserError, reason
+from td_jax.errors import InUse, UserError, failure_as_user_error, reason
 from td_jax.files import lease
 
 CONFIG, RESULT, ERRORS = 'config.json', 'result.json', 'errors.npz'
@@ -76,7 +76,7 @@ def lock(path: epath.Path):
         with lease.hold(path / LOCK) as renew:
             yield renew
         return
-    with _errors_as_user_error('workdir', path):
+    with failure_as_user_error(f'workdir {path} cannot be written', 'choose another --workdir'):
         path.mkdir(parents=True, exist_ok=True)
         lock_file = open(path / LOCK, 'w')
     with lock_file:
@@ -105,18 +105,8 @@ def make_folder(name: str, path: epath.Path):
     Raises:
       UserError: it cannot be made.
     """
-    with _errors_as_user_error(name, path):
+    with failure_as_user_error(f'{name} {path} cannot be written', f'choose another --{name}'):
         path.mkdir(parents=True, exist_ok=True)
-
-
-@contextlib.contextmanager
-def _errors_as_user_error(name, path):
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f'{name} {path} cannot be written ({reason(error)}); choose another --{name}.'
-        ) from error
 
 
 @contextlib.contextmanager
@@ -154,11 +144,8 @@ def _upload(local_path, path):
             path / file.relative_to(local_path): file for file in local_path.rglob('*') if file.is_file()
         }
     for target, file in files.items():
-        try:
+        with failure_as_user_error(f'{target} cannot be written'):
             epath.Path(file).copy(target, overwrite=True)
-        # The client of the bucket has errors of its own for a name, a right or a line that is missing.
-        except Exception as error:
-            raise UserError(f'{target} cannot be written: {reason(error)}.') from error
 
 
 def check_target(flag: str, path: epath.Path):
@@ -218,10 +205,8 @@ def read_text(path: epath.Path) -> str | None:
     Raises:
       UserError: it is there but cannot be read.
     """
-    try:
+    with failure_as_user_error(f'{path} cannot be read'):
         content = _read_bytes(path)
-    except Exception as error:
-        raise UserError(f'{path} cannot be read: {reason(error)}.') from error
     return None if content is None else content.decode(errors='replace')
 
 
@@ -231,15 +216,12 @@ def read_json(path: epath.Path) -> dict | None:
     Raises:
       UserError: it is not readable as JSON, or holds something else than an object.
     """
-    try:
+    remedy = 'repair or delete it, or choose another folder'
+    with failure_as_user_error(f'{path} cannot be read', remedy):
         content = _read_bytes(path)
         value = {} if content is None else json.loads(content)
-    except Exception as error:
-        raise UserError(
-            f'{path} cannot be read ({reason(error)}); repair or delete it, or choose another folder.'
-        ) from error
     if not isinstance(value, dict):
-        raise UserError(f'{path} does not hold a JSON object; repair or delete it, or choose another folder.')
+        raise UserError(f'{path} does not hold a JSON object; {remedy}.')
     return None if content is None else value
 
 

@@ -9,7 +9,7 @@ from etils import epath
 from td_jax.data import base as data
 from td_jax.data import decoding, image_files, stream
 from td_jax.data import table as data_table
-from td_jax.errors import UserError, reason
+from td_jax.errors import UserError, failure_as_user_error
 
 
 class Table(NamedTuple):
@@ -41,14 +41,6 @@ def read_table(path: epath.Path, names: list[str]) -> Table:
     return Table(columns, lines, [name for name in rows.header if name not in names], rows.notes())
 
 
-def _read_bytes(path):
-    try:
-        return path.read_bytes()
-    # Clients of buckets have other exceptions than OSError.
-    except Exception as error:
-        raise UserError(f'{path} cannot be read: {reason(error)}.') from error
-
-
 def find_images(path: epath.Path) -> image_files.Images:
     """Finds an image of any name, or all images of a folder and its subfolders.
 
@@ -59,11 +51,8 @@ def find_images(path: epath.Path) -> image_files.Images:
         raise UserError(f'--input {path} is not there.')
     if not path.is_dir():
         return image_files.Images({path.name: path}, '')
-    try:
+    with failure_as_user_error(f'--input {path} cannot be read'):
         images = image_files.find_images(path)
-    # Clients of buckets have other exceptions than OSError.
-    except Exception as error:
-        raise UserError(f'--input {path} cannot be read: {reason(error)}.') from error
     if not images.files:
         left_out = f', but {images.ignored}' if images.ignored else ''
         known = ', '.join(decoding.SUFFIXES)
@@ -81,7 +70,8 @@ def read_pixels(files: list[epath.Path], picture: data.Picture) -> np.ndarray:
     """
 
     def read_one(file):
-        content = _read_bytes(file)
+        with failure_as_user_error(f'{file} cannot be read'):
+            content = file.read_bytes()
         try:
             image = decoding.decode(content)
         except ValueError as error:

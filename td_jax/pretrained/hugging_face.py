@@ -3,7 +3,7 @@
 import json
 import re
 
-from td_jax.errors import UserError, reason
+from td_jax.errors import UserError, failure_as_user_error
 from td_jax.files import workdir
 from td_jax.models import vit
 from td_jax.pretrained import convert, kinds, preprocessing
@@ -196,15 +196,10 @@ def places(
 def tensors(path):
     """Reads the arrays of a .safetensors file, by name."""
     # Imported here, because only such files need it.
-    import safetensors
     from safetensors import numpy as safetensors_numpy
 
-    try:
+    with failure_as_user_error(f'{path} is damaged or no .safetensors', 'delete it and get it once more'):
         return safetensors_numpy.load_file(path)
-    except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
-        raise UserError(
-            f'{path} is damaged or no .safetensors ({reason(error)}); delete it and get it once more.'
-        ) from error
 
 
 def write(path, architecture: Architecture, image_options: Preprocessing, params, label_names):

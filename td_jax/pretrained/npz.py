@@ -1,10 +1,8 @@
 """Reads the arrays of an .npz."""
 
-import zipfile
-
 import numpy as np
 
-from td_jax.errors import UserError, reason
+from td_jax.errors import failure_as_user_error
 
 
 def read_arrays(path) -> dict[str, np.ndarray]:
@@ -13,12 +11,7 @@ def read_arrays(path) -> dict[str, np.ndarray]:
     Raises:
       UserError: it is damaged or not an .npz.
     """
-    try:
-        # By default, NumPy refuses arrays of objects, which could run code.
-        with open(path, 'rb') as file, np.load(file) as contents:
-            return {name: contents[name] for name in contents}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
-        # The last two: a single array or text, which is no context manager.
-        raise UserError(
-            f'{path} is damaged or no .npz ({reason(error)}); delete it and get it once more.'
-        ) from error
+    refusal = failure_as_user_error(f'{path} is damaged or no .npz', 'delete it and get it once more')
+    # By default, NumPy refuses arrays of objects, which could run code.
+    with refusal, open(path, 'rb') as file, np.load(file) as contents:
+        return {name: contents[name] for name in contents}
