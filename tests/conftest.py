@@ -25,11 +25,12 @@ from td_jax import statistics
 from td_jax.configs import digits
 from td_jax.data import movielens
 from td_jax.files import checkpoints, metric_log, workdir
-from td_jax.training import assembly, finished, train_step
+from td_jax.training import assembly, finished, programs, run, train_step
 from tests import forked
 
 OPTIMIZATION = 'xla_backend_optimization_level'
-FAST_COMPILING = f'--{OPTIMIZATION}=0'
+# Each program whole: by default it is cut into parts that compile side by side, and in more time together.
+FAST_COMPILING = f'--{OPTIMIZATION}=0 --xla_cpu_parallel_codegen_split_count=1'
 # Older emitters of XLA, whose code is simpler. JAX 0.12 has none, and XLA ends a process whose flag it does
 # not know.
 if jax.__version_info__ < (0, 11):
@@ -58,18 +59,55 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(items):
-    """Puts the files that take longest first, so that no worker is left alone with one of them at the end."""
+    """Puts the files that take longest first, so that no worker is left alone with one of them at the end.
+
+    They are those with many long tests, and those that train.
+    """
     long = collections.Counter(item.path for item in items if item.get_closest_marker('long'))
-    items.sort(key=lambda item: -long[item.path])
+    items.sort(key=lambda item: (-long[item.path], item.path.parent.name != 'training'))
 
 
 def pytest_collection_finish():
-    """What is imported by now stays, and no collection of garbage needs to look at it again."""
+    """What is imported by now stays, and no collection of garbage needs to look at it again.
+
+    Tracing makes so many objects that Python's own threshold of 700 would look for garbage all the time.
+    """
     gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
 
 
 def pytest_unconfigure(config):
     shutil.rmtree(config.compiled, ignore_errors=True)
+
+
+@pytest.fixture(scope='session')
+def programs_of_session():
+    """What `shared_programs` shares."""
+    return programs.Programs()
+
+
+@pytest.fixture(scope='module')
+def shared_programs(programs_of_session):
+    """Lets the runs of a module share what is traced and compiled, as those of a table do.
+
+    Not for models and methods of a test's own: programs know them by their names alone.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, 'Programs', lambda: programs_of_session)
+        yield
+
+
+@pytest.fixture
+def own_programs(monkeypatch):
+    """Lets each run of a test trace anew, as a run of another process would."""
+    monkeypatch.setattr(run, 'Programs', programs.Programs)
+
+
+@pytest.fixture(autouse=True)
+def programs_of_patched_code(request):
+    """Gives `own_programs` to every test that may patch what is traced."""
+    if 'monkeypatch' in request.fixturenames:
+        request.getfixturevalue('own_programs')
 
 
 @pytest.fixture(scope='session')

@@ -14,6 +14,8 @@ from td_jax.errors import UserError
 from td_jax.training import teachers, train_step
 from td_jax.training.run import train
 
+pytestmark = pytest.mark.usefixtures('shared_programs')
+
 
 def from_features(x, y):
     """|Yc^T Xc|^2 / (|Xc^T Xc| |Yc^T Yc|), the biased estimator."""

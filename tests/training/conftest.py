@@ -5,6 +5,11 @@ import pytest
 from td_jax.training.run import train
 
 
+@pytest.fixture(scope='module', autouse=True)
+def programs_of_module(shared_programs):
+    """All of these tests are of td_jax's own models and methods."""
+
+
 @pytest.fixture(scope='module')
 def td_config(small_config):
     """A run with all that may differ between two starts: dropout, noise, moments, an odd epoch."""

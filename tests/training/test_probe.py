@@ -39,7 +39,9 @@ def of_digits(small_config, tmp_path_factory):
     config = small_config(method='ld', num_seeds=2, batch_size=50, teacher__num_steps=300)
     config.teacher.model.hidden = (64, 32)
     folder = tmp_path_factory.mktemp('digits')
-    train(config_lib.teacher_run(config), folder)
+    run = config_lib.teacher_run(config)
+    run.log_every = run.save_every = run.num_steps
+    train(run, folder)
     config.teacher.checkpoint = str(folder)
     source = assembly.load_source(config, config.dataset)
     teacher = teachers.load(config, folder, teachers.source_of(config, source), sharding.make_mesh(config))

@@ -16,6 +16,9 @@ from td_jax.training import assembly, loop, teachers
 from td_jax.training.run import train
 from tests import forked
 
+# What is the same run has the same program, by what these tests are about.
+pytestmark = pytest.mark.usefixtures('own_programs')
+
 SMALL = {'model__dropout': 0.2, 'teacher__num_steps': 2, 'num_steps': 4}
 
 

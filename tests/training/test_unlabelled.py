@@ -1,5 +1,7 @@
 """Examples without labels in a step and in a run: what reads them, and that nothing reads their labels."""
 
+import shutil
+
 import jax
 import numpy as np
 import pytest
@@ -133,13 +135,17 @@ def change_unread_labels(monkeypatch, config):
     monkeypatch.setitem(SOURCES, 'digits', load)
 
 
-@pytest.mark.parametrize('method', ['td', pytest.param('dkd', marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    'method', ['ld', *(pytest.param(name, marks=pytest.mark.long) for name in ('td', 'dkd'))]
+)
 def test_their_labels_are_read_nowhere(method, small_config, monkeypatch, tmp_path, outcome):
     """Nonsense in their place, after the draw of those with labels, ends with the same bits."""
     config = small_config(method=method, diagnostics=True, **CHANGES)
     config.td.weights.logits = 1.0
     train(config, tmp_path / 'right')
     change_unread_labels(monkeypatch, config)
+    # Its labels are those of another task.
+    shutil.copytree(tmp_path / 'right' / 'teacher', tmp_path / 'nonsense' / 'teacher')
     train(config, tmp_path / 'nonsense')
     right, nonsense = (outcome(tmp_path / name) for name in ('right', 'nonsense'))
     assert right == nonsense

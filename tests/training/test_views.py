@@ -23,6 +23,11 @@ VIEWS = 3
 
 
 @pytest.fixture
+def own_programs():
+    """Nothing: what is patched here, an environment variable, is in no program."""
+
+
+@pytest.fixture
 def config(tmp_path):
     """A ViT of 16 pixels teaches one of 8; twelve images of two classes."""
     for i in range(12):
@@ -105,6 +110,8 @@ def test_both_models_see_one_of_the_views_of_each_example(config):
 
 def test_runs_share_the_outputs_for_views_and_are_as_without(config, tmp_path, monkeypatch, capsys, outcome):
     """Seeds that draw other labels, too, where the others have none."""
+    for model in (config.model, config.teacher.model):
+        model.update({'name': 'mlp', 'hidden': (6, 4), 'split': 1})
     config.dataset.examples_per_class, config.dataset.unlabelled = 3, 'rest'
     train(config, tmp_path / 'without')
     monkeypatch.setenv(teacher_outputs.FOLDER, str(tmp_path / 'outputs'))
