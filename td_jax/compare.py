@@ -135,7 +135,6 @@ def run(
 
 
 def _describe_cost(cost):
-    """Describes the cost of a comparison in one line."""
     return (
         f'{cost.runs} runs, {cost.operations / 1e12:.3g}e12 operations of matrix products, up to '
         f'{cost.size / 1e6:.0f} MB of checkpoints, teachers not counted; finished runs are read back'

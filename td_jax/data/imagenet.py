@@ -26,14 +26,8 @@ def load(config, task, teacher_views: images.TeacherViews | None = None) -> Sour
     builder = prepared.builder(NAME)
     prepared.check_format(builder)
     records = tfds_images.records_of(builder)
-    train, evaluation = (tfds_images.spans_of(builder, split) for split in SPLITS[config.split])
-    source = stream.source_of(
-        NAME,
-        tuple(builder.info.features['label'].names),
-        ((records, train), (records, evaluation)),
-        config,
-        task,
-        host_bytes=tfds_images.shuffle_buffer_bytes(builder, config, stream.count_of(train)),
-        teacher_views=teacher_views,
+    parts = [tfds_images.spans_of(builder, split) for split in SPLITS[config.split]]
+    label_names = tuple(builder.info.features['label'].names)
+    return tfds_images.source_of_stream(
+        NAME, label_names, builder, records, parts, config, task, teacher_views
     )
-    return source._replace(known_by=prepared.known_by(builder))

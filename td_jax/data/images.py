@@ -168,6 +168,19 @@ def inputs_of(config, task, is_in_memory: bool, is_native: bool):
     return inputs
 
 
+def make_fields(config, task, is_in_memory: bool, is_native: bool) -> dict:
+    """The fields of a Source that depend on the preprocessing alone; arguments as of inputs_of."""
+    inputs = functools.partial(inputs_of, config, is_in_memory=is_in_memory, is_native=is_native)
+    return {
+        'task': 'classification',
+        'vocabularies': {},
+        'tables': (),
+        'inputs': inputs(task),
+        'inputs_for': inputs,
+        'picture': picture_of(config, task, is_native),
+    }
+
+
 def fits_in_memory(count: int, sides: Sequence[int], config) -> bool:
     """Whether images are few and small enough to be kept in memory.
 
@@ -226,18 +239,12 @@ def source_in_memory(
     train, evaluation = parts
     rows = data.rows_of_part(contents, config)
     evaluation = data.take(evaluation, rows)
-    inputs = functools.partial(inputs_of, config, is_in_memory=True, is_native=is_native)
     return data.Source(
         name=f'{name} {describe_classes(label_names, classes)}{data.describe_part(config)}',
         train=_select_train_examples(train, label_names, classes, config, task, held_back),
         evaluation=_select_classes(evaluation, label_names, classes)[0],
-        task='classification',
         label_names=tuple(label_names[c] for c in classes),
-        vocabularies={},
-        tables=(),
-        inputs=inputs(task),
-        inputs_for=inputs,
-        picture=picture_of(config, task, is_native),
+        **make_fields(config, task, is_in_memory=True, is_native=is_native),
     )
 
 
@@ -338,17 +345,12 @@ def abstract_source(config, task, teacher_views: TeacherViews | None = None) -> 
         **{field: np.broadcast_to(np.zeros((), np.uint8), (rows, n, n, 3)) for field, n in sides.items()},
         'labels': np.zeros(rows, np.int32),
     }
-    inputs = functools.partial(inputs_of, config, is_in_memory=is_in_memory, is_native=is_in_memory)
     return data.Source(
         name=config.name,
         train=train if is_in_memory else data.TrainStream(count, train, None),
         evaluation=train,
-        task='classification',
         label_names=tuple(map(str, class_numbers)),
-        vocabularies={},
-        tables=(),
-        inputs=inputs(task),
-        inputs_for=inputs,
+        **make_fields(config, task, is_in_memory, is_native=is_in_memory),
         unlabelled=_abstract_unlabelled(config, task, count) if task.get('unlabelled', '') else None,
     )
 

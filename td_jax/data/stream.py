@@ -84,7 +84,6 @@ def source_of(
     """
     (train_records, train), (records, evaluation) = parts
     train_views, evaluation_views = views_of(config, task, teacher_views)
-    inputs = functools.partial(images.inputs_of, config, is_in_memory=False, is_native=False)
     return Source(
         name=name,
         train=TrainStream(
@@ -98,13 +97,8 @@ def source_of(
             pass_over=lambda number: evaluation_stream(train_records, train, train_views),
         ),
         evaluation=evaluation_stream(records, evaluation, evaluation_views),
-        task='classification',
         label_names=label_names,
-        vocabularies={},
-        tables=(),
-        inputs=inputs(task),
-        inputs_for=inputs,
-        picture=images.picture_of(config, task, is_native=False),
+        **images.make_fields(config, task, is_in_memory=False, is_native=False),
     )
 
 

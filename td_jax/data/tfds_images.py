@@ -69,7 +69,21 @@ def load(config, task, teacher_views: images.TeacherViews | None = None) -> Sour
     stream.check_whole(name, config, task)
     for spans in parts:
         _check_first(records, spans)
-    host_bytes = shuffle_buffer_bytes(builder, config, counts[0])
+    return source_of_stream(name, label_names, builder, records, parts, config, task, teacher_views)
+
+
+def source_of_stream(name, label_names, builder, records, parts, config, task, teacher_views) -> Source:
+    """Makes a Source of images of TFDS that are streamed.
+
+    Args:
+      name, label_names, config, task, teacher_views: as of stream.source_of.
+      builder: of TFDS.
+      records: of the builder.
+      parts: spans of training and of evaluation.
+    """
+    # Bytes of the examples in the shuffle buffer, without those that are read ahead.
+    whole, count = builder.info.splits['train'], stream.count_of(parts[0])
+    host_bytes = min(config.shuffle_buffer, count) * whole.num_bytes // max(whole.num_examples, 1)
     source = stream.source_of(
         name, label_names, [(records, spans) for spans in parts], config, task, host_bytes, teacher_views
     )
@@ -182,15 +196,3 @@ def records_of(builder, image: str = 'image', label: str = 'label') -> Records:
         parse,
         stream.decode_by_tensorflow,
     )
-
-
-def shuffle_buffer_bytes(builder, config, count: int) -> int:
-    """Bytes of the examples in the shuffle buffer, without those that are read ahead.
-
-    Args:
-      builder: of TFDS.
-      config: `config.dataset`.
-      count: examples that are trained on.
-    """
-    whole = builder.info.splits['train']
-    return min(config.shuffle_buffer, count) * whole.num_bytes // max(whole.num_examples, 1)

@@ -46,7 +46,6 @@ def fetch(location: str) -> epath.Path:
 
 
 def _explain_absence(path):
-    """Explains where to get a missing file."""
     if path.suffix != '.npz':
         return (
             f'{path} is not there; give an .npz of google-research/vision_transformer or of BiT, or the '
@@ -60,7 +59,6 @@ def _explain_absence(path):
 
 
 def _to_url(location):
-    """The https address of a location."""
     if location.startswith('gs://'):
         return 'https://storage.googleapis.com/' + urllib.parse.quote(location.removeprefix('gs://'))
     return location

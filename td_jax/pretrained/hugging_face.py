@@ -86,7 +86,6 @@ def read(location: str, folder) -> Checkpoint:
 
 
 def _count_registers(config_path, path, config, kind, raw, prefix):
-    """The number of registers of a model."""
     if kind.model_type == 'deit':
         return 1
     if kind.model_type != 'dinov2_with_registers':
@@ -119,7 +118,6 @@ def _read_label_names(path, config, count, head):
 
 
 def _find_kind(path, config):
-    """Finds the kind that a config.json names."""
     name = config.get('model_type', 'vit')
     if not isinstance(name, str) or name not in kinds.KINDS:
         raise UserError(f'{path}: model_type {name!r} is not known. Known: {", ".join(kinds.KINDS)}.')

@@ -134,7 +134,6 @@ def _describe_teacher_use(checkpoint, defaults):
 
 
 def _describe_preprocessing(preprocessing, side):
-    """Describes the preprocessing of images."""
     mean, std = preprocessing.image_mean, preprocessing.image_std
     pixels = f'(pixel / 255 - {format_value(mean)}) / {format_value(std)}, '
     if not preprocessing.resize:

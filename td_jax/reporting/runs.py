@@ -217,7 +217,6 @@ def _is_group(group, seeds):
 
 
 def _explain_unfinished(run, result):
-    """Explains why a run has no valid result."""
     num_steps = run.stored.get('num_steps', 'unknown')
     if result:
         return (

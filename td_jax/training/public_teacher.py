@@ -76,7 +76,6 @@ def _complete_architecture(config, typed):
 
 
 def _find_set_keys(config, typed):
-    """The keys of the options that the user set."""
     typed = set(typed)
     if 'teacher.pretrained' in typed:
         return typed

@@ -267,7 +267,6 @@ def _make_participants(activations, uppers, registers, scales):
 
 
 def _make_shares(terms_of, config):
-    """Makes Step.shares."""
 
     def shares(state: TrainState, key, teacher_upper, batch: Batch, hyperparameters: Hyperparameters):
         step_key = jax.random.fold_in(key, state.step)
@@ -295,7 +294,6 @@ def _make_shares(terms_of, config):
 
 
 def _make_signals(student, objective, config, registers):
-    """Makes Step.signals."""
     has_messages = objective.messages and objectives.reads(config, 'states')
 
     def signals(params, batch: Batch, scales=None):
