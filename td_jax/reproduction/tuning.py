@@ -329,17 +329,19 @@ def make_plan(search: Search, name: str, choices: dict) -> Plan:
     return Plan(name, columns, fixed, trials)
 
 
-def rank(curves: dict[int, list[dict]], less_is_better: bool) -> list[Ranked]:
+def rank(curves: dict[int, list[dict]], less_is_better: bool, warmup_steps: int = 0) -> list[Ranked]:
     """Ranks trials, best first, without those that diverged.
 
     Args:
       curves: {number of a trial: [{step: value} of each of its runs]}.
       less_is_better: of the values.
+      warmup_steps: of the optimizer; a run must have more steps, so that only later ones can be chosen.
     """
     ranked = []
     for number, trial_curves in curves.items():
         # A run that diverged has no later steps; a trial without a common step is left out.
-        steps = set.intersection(*map(set, trial_curves))
+        common_steps = set.intersection(*map(set, trial_curves))
+        steps = {step for step in common_steps if step > warmup_steps}
         mean = {step: sum(curve[step] for curve in trial_curves) / len(trial_curves) for step in steps}
         if mean:
             step, score = best(mean, less_is_better)
@@ -427,6 +429,8 @@ def _run_rungs(search, plans, journals_by_name, root, processes, shard, only_sho
     """Runs all rungs; returns the trials of each plan that were trained to the end, best first."""
     less_is_better = evaluation.METRICS[search.space.task][3]
     climbing = {plan.name: {number: [] for number in range(len(plan.trials))} for plan in plans}
+    starts = {plan.name: start_config(search, plan.name, plan.columns[0], 0) for plan in plans}
+    warmups = {name: config.optimizer.warmup_steps for name, config in starts.items()}
     for rung, quota in enumerate([*quotas(search.trials)[1:], search.trials]):
         runs, missing, known, known_teachers = [], {}, [], []
         for plan in plans:
@@ -454,7 +458,7 @@ def _run_rungs(search, plans, journals_by_name, root, processes, shard, only_sho
         _run_missing(search, missing, journals_by_name, root, processes, shard)
         for name, number, run in runs:
             climbing[name][number].append(journals_by_name[name].curves[run])
-        ranked = {name: rank(curves, less_is_better) for name, curves in climbing.items()}
+        ranked = {name: rank(curves, less_is_better, warmups[name]) for name, curves in climbing.items()}
         climbing = {
             name: {trial.number: climbing[name][trial.number] for trial in trials[:quota]}
             for name, trials in ranked.items()

@@ -201,6 +201,26 @@ def test_ranks_by_hand():
     assert [trial.number for trial in tuning.rank(curves, less_is_better=False)] == [1, 0, 3]
 
 
+def test_the_number_of_steps_is_larger_than_the_warm_up(tmp_path):
+    """A run of fewer would be refused. The journals have all runs of a search, which is better at first."""
+    search = tuning.make_search('public_cnn_cifar10', 'time', None, 2, 2, 24)
+    plan, less_is_better = tuning.make_plan(search, 'supervised', {}), False
+    path = tmp_path / 'cifar10_unlabelled-supervised.jsonl'
+    of_method = journal.Journal(epath.Path(path))
+    for rung, number in ((0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1)):
+        run = cells.run_name(tuning.run_of(search, plan, number, rung, '50'))
+        of_method.append(run, {8: 0.9, 16: 0.5, 24: 0.3 + number / 10}, {})
+    places = [epath.Path(tmp_path / name) for name in ('runs', '.', 'choices.json')]
+    ((_, record),) = tuning.tune(search, ['supervised'], *places, 1, only_show=True)
+    assert record['chosen'] == plan.trials[1] | {'num_steps': 24}
+    assert record['at_last_step']
+    config = tuning.start_config(search, 'supervised', '50', 0)
+    config.update_from_flattened_dict(record['chosen'])
+    config_lib.check(config)
+    curves = {0: [{20: 0.9, 21: 0.5, 24: 0.4}], 1: [{20: 0.9}]}
+    assert tuning.rank(curves, less_is_better, warmup_steps=20) == [(0.5, 21, 0, False)]
+
+
 @pytest.mark.parametrize('module', tuning.CONFIGS)
 def test_all_that_a_task_allows_is_searched(module):
     names = tuning.searchable_names(tuning.CONFIGS[module])
