@@ -19,6 +19,7 @@ from td_jax.training import assembly, dispatch
 from td_jax.training.run import train
 from tests import forked
 
+pytestmark = pytest.mark.usefixtures('shared_programs')
 # A ViT of 2 tokens: what is tested is not the model.
 SMALL = {
     'method': 'supervised',

@@ -207,6 +207,7 @@ def test_methods_are_compared_with_a_checkpoint_alone(photos, tmp_path):
     config = images.get_config()
     config.update_from_flattened_dict(SMALL)
     changes = {'dataset.path': str(photos), 'teacher.pretrained': str(BARE)}
+    changes |= {'model.layers': 1, 'model.split': 1}
     config.update_from_flattened_dict(changes)
     made = compare.run(config, tmp_path, methods=('ld',), fixed=list(changes), trials=0, seeds=2)
     assert [row['variant'] for row in made['rows']] == ['supervised', 'ld']
