@@ -253,6 +253,8 @@ def compared(small_config, tmp_path_factory):
     """(folder, config, what was returned) of a comparison on digits."""
     folder = tmp_path_factory.mktemp('compared') / 'digits'
     config = small_config(method='ld', num_steps=20, optimizer__weight_decay=0.3, teacher__labels='probe')
+    # Most of the time of runs this short would go into what they write.
+    config.eval_every, config.log_every, config.save_every = 5, 10, 20
     own = {'td_quiet': {'method': 'td', 'td.rounds': 0}}
     options = {'variants': own, 'fixed': ['optimizer.weight_decay'], 'trials': 2, 'seeds': 3}
     made = compare.run(config, folder, methods=('ld',), **options)
