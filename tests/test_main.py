@@ -153,10 +153,8 @@ def test_twelve_kills_in_a_row_change_nothing(uninterrupted, compiled, flags, se
         *[(saving, chance.randrange(1, 20)) for _ in range(3)],
         (folder, chance.randrange(1, 40)),
     ]
-    for moment, count in moments:
-        code, _, err = ended(start_until('kill', moment, count, arguments))
-        assert code == -signal.SIGKILL, err
-    # At a moment that is no call of Python's: some time after the student's first progress.
+    # At a moment that is no call of Python's: some time after the student's first progress,
+    # while most of its steps are still to come.
     process = start(arguments, ONLY_READS_COMPILED)
     for line in process.stderr:
         if line.startswith('td digits'):
@@ -164,6 +162,9 @@ def test_twelve_kills_in_a_row_change_nothing(uninterrupted, compiled, flags, se
     time.sleep(chance.uniform(0, 0.2))
     process.kill()
     process.communicate()
+    for moment, count in moments:
+        code, _, err = ended(start_until('kill', moment, count, arguments))
+        assert code == -signal.SIGKILL, err
     # The last evaluation, when every step is done and saved.
     assert (
         ended(start_until('kill', 'td_jax.training.evaluation:iterate_batches', 1, arguments))[0]

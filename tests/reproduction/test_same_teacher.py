@@ -137,8 +137,9 @@ def test_a_search_records_its_teacher_and_takes_no_other(base, other, tmp_path):
     assert json.loads(choices).keys() == {'images_unlabelled'}
     assert str(TINY) not in choices + line
     records = json.loads(choices)['images_unlabelled'][cells.SEARCHED]
-    assert {name: record.get('public_teacher') for name, record in records.items()} == {
-        'supervised': None,
+    # The student without distillation starts from the teacher, too.
+    assert {name: record['public_teacher'] for name, record in records.items()} == {
+        'supervised': taught,
         'ld': taught,
     }
     with pytest.raises(UserError, match=rf'\(fingerprint {taught[:12]} there'):

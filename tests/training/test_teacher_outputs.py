@@ -130,7 +130,7 @@ def test_damaged_ones_are_not_used(small_config, store, tmp_path, capsys, outcom
 
 def test_outputs_that_are_not_of_clean_inputs_are_not_kept(small_config, store, tmp_path):
     config = small_config(
-        method='ld', num_steps=1, num_seeds=1, teacher__control='untrained', teacher__inputs='varied'
+        method='fd', num_steps=1, num_seeds=1, teacher__control='untrained', teacher__inputs='varied'
     )
     assert teacher_outputs.explain_unused(config) == 'teacher.inputs is varied, and teacher.views is 0'
     assert teacher_outputs.explain_unused(small_config(method='supervised')) == 'method is supervised'
