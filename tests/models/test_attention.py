@@ -74,7 +74,9 @@ def test_without_a_mesh_of_tpus_the_option_computes_products():
 def test_on_a_mesh_a_kernel_counts_as_the_products_of_attention():
     """For two seeds on four devices; two forward, and five backward, of which one is again of the scores."""
     tokens, heads, features, seeds, batch = 5, 3, 64, 2, 4
-    mesh = jax.sharding.AbstractMesh((2, 2), ('data', 'fsdp'))
+    # Of the kind that sharding.make_mesh makes; JAX 0.12 makes another by default.
+    automatic = (jax.sharding.AxisType.Auto,) * 2
+    mesh = jax.sharding.AbstractMesh((2, 2), ('data', 'fsdp'), automatic)
     x = jax.ShapeDtypeStruct((seeds, batch, tokens, heads, features), 'float32')
 
     def run(q, k, v, g):
