@@ -29,8 +29,7 @@ from td_jax.training import assembly, finished, programs, run, train_step
 from tests import forked
 
 OPTIMIZATION = 'xla_backend_optimization_level'
-# Each program whole: by default it is cut into parts that compile side by side, and in more time together.
-FAST_COMPILING = f'--{OPTIMIZATION}=0 --xla_cpu_parallel_codegen_split_count=1'
+FAST_COMPILING = f'--{OPTIMIZATION}=0'
 # Older emitters of XLA, whose code is simpler. JAX 0.12 has none, and XLA ends a process whose flag it does
 # not know.
 if jax.__version_info__ < (0, 11):
