@@ -7,7 +7,7 @@ import pytest
 
 from td_jax import config as config_lib
 from td_jax.config import checks, effect
-from td_jax.configs import common, movielens, vit_tiny_cifar10
+from td_jax.configs import common, movielens
 from td_jax.errors import UserError
 from td_jax.method import objectives
 
@@ -564,20 +564,6 @@ def test_views_of_examples_that_vary_have_an_effect(changes):
     config = common.get_config()
     config.update_from_flattened_dict({'teacher.views': 4, **changes})
     assert config_lib.explain_without_effect(config, ['teacher.views']) == {}
-
-
-def test_a_kernel_for_tpus_has_no_effect_elsewhere():
-    config = vit_tiny_cifar10.get_config()
-    assert config_lib.describe_without_effect_on('cpu', config) == []
-    config.model.attention = config.teacher.model.attention = 'kernel'
-    assert config_lib.describe_without_effect_on('tpu', config) == []
-    assert config_lib.describe_without_effect_on('cpu', config) == [
-        'model.attention has no effect on cpu: the kernel is for TPUs',
-        'teacher.model.attention has no effect on cpu: the kernel is for TPUs',
-    ]
-    # A teacher that is not there, and a model without attention.
-    config.method, config.model.initial, config.model.name = 'supervised', 'random', 'resnet'
-    assert config_lib.describe_without_effect_on('cpu', config) == []
 
 
 def test_every_knob_has_an_effect_in_some_run():

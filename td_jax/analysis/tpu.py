@@ -145,8 +145,6 @@ def report(config, name: str) -> dict:
         },
         'roofline': {**times, 'binds': bound, 'seconds': times[bound]},
         'seconds_by_compiler': hlo.count_cycles(program) / chip.clock,
-        # Their cycles are not among those.
-        'kernels': hlo.count_kernels(program),
     }
 
 
@@ -189,7 +187,6 @@ def describe(step: dict) -> str:
     lines.append(f'roofline         {1000 * roofline["seconds"]:.1f} ms, {roofline["binds"]} bind: {parts}')
     lines.append(
         f'cycles           {1000 * step["seconds_by_compiler"]:.1f} ms, as the compiler expects them'
-        + (f', without those of {step["kernels"]} calls of kernels' if step['kernels'] else '')
     )
     lines.append(
         'most bytes       '

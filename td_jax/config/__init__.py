@@ -1,12 +1,7 @@
 """The config of a run: its checks, what makes two configs the same, and which options have an effect."""
 
 from td_jax.config.checks import check, check_choice, check_names
-from td_jax.config.effect import (
-    MODEL_OPTIONS,
-    describe_without_effect,
-    describe_without_effect_on,
-    explain_without_effect,
-)
+from td_jax.config.effect import MODEL_OPTIONS, describe_without_effect, explain_without_effect
 from td_jax.config.identity import complete, describe, differences, digest
 from td_jax.config.tree import (
     INHERITED_KEYS,
@@ -30,7 +25,6 @@ __all__ = [
     'complete',
     'describe',
     'describe_without_effect',
-    'describe_without_effect_on',
     'differences',
     'digest',
     'explain_without_effect',

@@ -22,14 +22,13 @@ from td_jax.data import base as data
 from td_jax.devices.remat import POLICIES
 from td_jax.errors import UserError
 from td_jax.method import objectives, shared
-from td_jax.models import MODELS, attention, efficientnet, resnet, resnet_bn, vit
+from td_jax.models import MODELS, efficientnet, resnet, resnet_bn, vit
 from td_jax.training import optimizer
 
 # {key of a name, of the student's model or optimizer and the teacher's: its choices}.
 _OF_BOTH = {
     'model.activation': vit.ACTIVATIONS,
     'model.pooling': vit.POOLINGS,
-    'model.attention': attention.ATTENTIONS,
     'model.padding': efficientnet.PADDINGS,
     'model.remat_policy': POLICIES,
     'model.name': MODELS,

@@ -8,7 +8,7 @@ MODEL_OPTIONS = {
     'mlp': ('hidden', 'embeddings', 'embedding_width', 'dropout'),
     'vit': (
         *('variant', 'layers', 'width', 'mlp', 'heads', 'patch', 'dropout'),
-        *('activation', 'epsilon', 'pre_logits', 'registers', 'pooling', 'remat_policy', 'attention'),
+        *('activation', 'epsilon', 'pre_logits', 'registers', 'pooling', 'remat_policy'),
     ),
     'resnet': ('variant', 'width', 'remat_policy'),
     'efficientnet': ('variant', 'padding'),
@@ -67,18 +67,6 @@ def explain_without_effect(config, keys) -> dict[str, str]:
 def describe_without_effect(config, keys) -> list[str]:
     """Makes a line for a person about each of some keys that a run of this config does not read."""
     return [f'{key} has no effect: {reason}' for key, reason in explain_without_effect(config, keys).items()]
-
-
-def describe_without_effect_on(platform: str, config) -> list[str]:
-    """Makes a line about each option of this config that has no effect on a platform, such as 'cpu'."""
-    models = {'model': config.model}
-    if has_teacher(config):
-        models['teacher.model'] = config.teacher.model
-    return [
-        f'{key}.attention has no effect on {platform}: the kernel is for TPUs'
-        for key, model in models.items()
-        if platform != 'tpu' and model.name == 'vit' and model.attention == 'kernel'
-    ]
 
 
 def find_unread(config) -> dict[str, str]:

@@ -64,10 +64,6 @@ def model_config():
     # td_jax.devices.remat.POLICIES: everything_saveable, dots_saveable, dots_with_no_batch_dims_saveable or
     # nothing_saveable. The rest is recomputed: less memory, the same results.
     model.remat_policy = 'everything_saveable'
-    # ViT: how attention is computed, a name of td_jax.models.attention.ATTENTIONS: 'dot', as matrix products,
-    # or 'kernel', for training steps on TPUs and at most 256 tokens: one kernel that keeps the scores in
-    # vector memory. It rounds differently. Everywhere else it is 'dot'.
-    model.attention = 'dot'
     return model
 
 

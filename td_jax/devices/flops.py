@@ -15,8 +15,7 @@ def of(function, *arguments) -> int:
 
     A convolution has 2 for each number of its output, each place of its kernel and each channel that it sums
     over, those at a padded border included; its gradients likewise, without the zeros between their inputs.
-    A kernel of Pallas has those that it states as its cost. A while loop counts as one iteration, because
-    shapes do not tell its length; a scan counts all iterations.
+    A while loop counts as one iteration, because shapes do not tell its length; a scan counts all iterations.
     """
     return _count(jax.make_jaxpr(function)(*arguments).jaxpr)
 
@@ -35,14 +34,9 @@ def _count_equation(equation) -> int:
         kernel, rows = equation.invars[1].aval, equation.params['dimension_numbers'].rhs_spec
         summed = kernel.size // kernel.shape[rows[0]]
         return 2 * equation.outvars[0].aval.size * summed // math.prod(equation.params['lhs_dilation'])
-    if name == 'pallas_call':
-        return equation.params['cost_estimate'].flops
     if name == 'cond':
         return max(map(_count, inner))
     count = sum(map(_count, inner))
-    if name == 'shard_map':
-        # Its program is that of one device.
-        return count * equation.params['mesh'].size
     return count * equation.params['length'] if name == 'scan' else count
 
 

@@ -144,15 +144,6 @@ def count_cycles(program: Program) -> int:
     return total
 
 
-def count_kernels(program: Program) -> int:
-    """Counts the calls of kernels of Pallas, which have no estimate of cycles."""
-    return sum(
-        times
-        for _, instruction, times in executed_instructions(program)
-        if 'custom_call_target="tpu_custom_call"' in instruction.rest
-    )
-
-
 def count_traffic(program: Program) -> collections.Counter:
     """Counts bytes to and from HBM of all instructions, {source: bytes}, by the op_name that JAX gave them.
 

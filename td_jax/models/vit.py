@@ -17,7 +17,6 @@ import jax.numpy as jnp
 from td_jax.devices.remat import POLICIES
 from td_jax.errors import UserError
 from td_jax.models import base
-from td_jax.models.attention import ATTENTIONS
 
 # 'gelu_tanh' is what google-research/vision_transformer computes, 'gelu' what Hugging Face calls so.
 ACTIVATIONS = {
@@ -68,6 +67,21 @@ VARIANTS = {
 PATCHES = (8, 14, 16, 32)
 
 
+def attend(query, key, value):
+    """Attention with a softmax in float32 and both products in the dtype of the arguments.
+
+    flax.linen.dot_product_attention would multiply by float32 weights and keep their gradient in float32.
+
+    Args:
+      query, key, value: [batch, tokens, heads, features].
+
+    Returns:
+      [batch, tokens, heads, features]
+    """
+    weights = nn.dot_product_attention_weights(query, key, force_fp32_for_softmax=True)
+    return jnp.einsum('...hqk,...khd->...qhd', weights.astype(value.dtype), value)
+
+
 class Block(nn.Module):
     """x + Attention(LayerNorm(x)), then x + MLP(LayerNorm(x)). [batch, tokens, width] -> the same."""
 
@@ -75,7 +89,6 @@ class Block(nn.Module):
     dropout: float
     activation: str
     epsilon: float
-    attention: str
     dtype: str
 
     @nn.compact
@@ -87,7 +100,7 @@ class Block(nn.Module):
             num_heads=self.sizes.heads,
             kernel_init=kernel_init,
             dtype=self.dtype,
-            attention_fn=ATTENTIONS[self.attention],
+            attention_fn=attend,
             name='attention',
         )(norm(name='attention_norm')(x))
         x = x + dropout(y, deterministic=deterministic)
@@ -115,7 +128,6 @@ class ViT(nn.Module):
       registers: tokens between the class token and the patches.
       pooling: what the head reads, a name of POOLINGS.
       remat_policy: what of a block is saved for the gradient, a name of remat.POLICIES.
-      attention: a name of ATTENTIONS.
       dtype: of the computation; parameters, LayerNorm statistics, softmax and logits are float32.
     """
 
@@ -130,7 +142,6 @@ class ViT(nn.Module):
     registers: int
     pooling: str
     remat_policy: str
-    attention: str
     dtype: str
 
     def setup(self):
@@ -145,7 +156,6 @@ class ViT(nn.Module):
             dropout=self.dropout,
             activation=self.activation,
             epsilon=self.epsilon,
-            attention=self.attention,
             dtype=self.dtype,
         )
         self.blocks = [block(name=f'block_{i}') for i in range(self.sizes.layers)]
@@ -273,7 +283,6 @@ def build(config, vocabularies: dict[str, int], num_outputs: int, dtype: str) ->
         registers=config.registers,
         pooling=config.pooling,
         remat_policy=config.remat_policy,
-        attention=config.attention,
         dtype=dtype,
     )
     return base.from_module(module, config.registers)

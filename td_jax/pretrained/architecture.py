@@ -422,7 +422,6 @@ def build_module(architecture: AnyArchitecture, split: int):
         split=split,
         dropout=0.0,
         remat_policy=remat_policy,
-        attention='dot',
         dtype=dtype,
         **{key: getattr(architecture, key) for key in MODEL_FIELDS},
     )

@@ -6,7 +6,6 @@ bits. With a stream, each step is a dispatch of its own, and nothing waits for i
 """
 
 import collections
-import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -492,18 +491,9 @@ class _Parts:
         run = jax.vmap(lambda *inputs: function(*self.make_arguments(*inputs)), in_axes=(None, 0, 0, 0, 0))
         return run(constants, state, jax.vmap(split_key)(keys), examples, teacher_activations)
 
-    def kernels_on_mesh(self):
-        """The context in which models know the mesh, if it is of TPUs and a model asks for kernels on it."""
-        models = self.config.model, self.config.teacher.model
-        is_tpu = self.mesh.devices.flat[0].platform == 'tpu'
-        if is_tpu and any(model.attention == 'kernel' for model in models):
-            return jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh)
-        return contextlib.nullcontext()
-
     def update_all_seeds(self, *inputs):
         """A step of every seed, with the arguments of `map_over_seeds`."""
-        with self.kernels_on_mesh():
-            state, metrics = self.map_over_seeds(self.step.update, *inputs)
+        state, metrics = self.map_over_seeds(self.step.update, *inputs)
         finite = jnp.all(jnp.isfinite(metrics['loss'] + metrics['gradient_norm']))
         return state, metrics, finite
 

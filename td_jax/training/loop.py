@@ -124,9 +124,6 @@ class Loop:
         return metric_log.open_log(self.workdir, lines, self.config.tracking, hparams)
 
     def _describe_devices(self, state):
-        platform = self.mesh.devices.flat[0].platform
-        for line in config_lib.describe_without_effect_on(platform, self.config):
-            processes.say(line)
         if self.mesh.devices.size == 1:
             return
         trees = {

@@ -199,7 +199,6 @@ def test_a_student_starts_from_a_public_checkpoint_and_learns(cifar10_data, tmp_
         ({'teacher__model__activation': 'gelu'}, ('teacher.model.activation', 'gelu_tanh')),
         ({'teacher__labels': 'shared', 'method': 'ld'}, ('10 labels', '5', 'teacher.labels')),
         ({'teacher__pretrained': 'nowhere.npz'}, ('nowhere.npz',)),
-        ({'model__attention': 'kernel'}, ('model.attention', '12 features', 'dot')),
     ],
 )
 def test_what_does_not_fit_a_checkpoint_is_refused_before_anything_is_written(
