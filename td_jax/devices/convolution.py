@@ -17,8 +17,8 @@ def depthwise(
 
         y[n, i, j, c] = sum_{a, b} x[n, i strides[0] + a, j strides[1] + b, c] kernel[a, b, 0, c]
 
-    with x padded. On a CPU, XLA computes such a convolution as a loop over single numbers: fifteen times as
-    long as the sum of shifted images that is taken there instead, and its gradient the same.
+    with x padded. On a CPU, XLA computes such a convolution as a loop over single numbers, and its
+    gradient too, so that the sum of shifted images, which is taken there instead, is much faster.
 
     Args:
       x: [batch, rows, columns, channels].
