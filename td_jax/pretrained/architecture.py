@@ -45,7 +45,7 @@ class ResNetArchitecture(NamedTuple):
         return self.sizes.units
 
     def options(self) -> dict:
-        """The options of a model config that make such a model; so of the next two."""
+        """The options of a model config that make such a model."""
         return {'name': 'resnet', **variant_of(self.sizes)}
 
 
@@ -63,6 +63,7 @@ class EfficientNetArchitecture(NamedTuple):
         return efficientnet.sizes_of_variant(self.variant).depths
 
     def options(self) -> dict:
+        """The options of a model config that make such a model."""
         return {'name': 'efficientnet', 'variant': self.variant, 'padding': self.padding}
 
 
@@ -79,6 +80,7 @@ class FoldedResNetArchitecture(NamedTuple):
         return resnet_bn.sizes_of_variant(self.variant).units
 
     def options(self) -> dict:
+        """The options of a model config that make such a model."""
         return {'name': 'resnet_bn', 'variant': self.variant}
 
 

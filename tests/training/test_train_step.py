@@ -124,9 +124,10 @@ def test_seeds_differ_in_parameters_order_and_noise(small_config):
     assert len(set(np.asarray(sums['task']).tolist())) == 3
 
 
-def test_the_cut_of_the_steps_does_not_change_a_bit(small_config):
+@pytest.mark.parametrize('method', ['fitnet', pytest.param('td', marks=pytest.mark.long)])
+def test_the_cut_of_the_steps_does_not_change_a_bit(method, small_config):
     """Of 50 examples with labels an epoch has 6 steps, of 20 without 4."""
-    changes = {'method': 'fitnet', 'dataset__unlabelled': '20', 'unlabelled_batch_size': 5}
+    changes = {'method': method, 'dataset__unlabelled': '20', 'unlabelled_batch_size': 5}
     config = small_config(model__dropout=0.3, **changes)
     run, _, keys = build(config)
     ends = []
