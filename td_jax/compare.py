@@ -80,9 +80,9 @@ def run(
     from td_jax.predicting import speed
     from td_jax.reporting import page
     from td_jax.reproduction import jobs as jobs_lib
-    from td_jax.reproduction import summary
+    from td_jax.reproduction import summary, tuning
     from td_jax.reproduction import variants as engine
-    from td_jax.training import public_teacher
+    from td_jax.training import public_teacher, teacher_outputs
 
     root = workdir.resolve(str(folder))
     worker = jobs_lib.read_shard(shard)
@@ -107,6 +107,8 @@ def run(
             seeds=seeds,
             teachers=teachers,
         )
+        if line := teacher_outputs.describe_unused(tuning.first_configs(plan.search, plan.names)):
+            _print_message(line)
         processes = jobs_lib.prepare(jobs, root)
         if hours is not None:
             if only_show and workdir.read_json(root / engine.HOURS) is None:

@@ -44,8 +44,8 @@ def main():
             for line in config_lib.describe_without_effect(complete_config, set_keys):
                 processes.say(line)
             teacher_outputs.use(*(flag.value for flag in outputs))
-            if outputs[0].value and (reason := teacher_outputs.explain_unused(complete_config)):
-                processes.say(f'--teacher_outputs has no effect: {reason}')
+            if line := teacher_outputs.describe_unused([complete_config]):
+                processes.say(line)
             with restarts.count_start(root, is_launched):
                 result = train(complete_config, root)
             if processes.is_main():

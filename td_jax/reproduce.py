@@ -16,6 +16,7 @@ check: the scores with hyperparameters selected on the test set.
 With --shard=I/N several machines share a workdir, and --only_show shows what all of them have done.
 """
 
+import itertools
 import sys
 
 from absl import flags
@@ -74,9 +75,12 @@ def _draw(names, results, folder, plot, baseline):
         forest.draw(names, results, plot, baseline)
 
 
-def _prepare(count, root, outputs):
+def _prepare(count, root, outputs, names, columns):
     """Applies the flags --teacher_outputs and --jobs; returns the number of runs at once."""
     teacher_outputs.use(*(flag.value for flag in outputs))
+    configs = itertools.chain(*cells.wanted_runs(names, *columns).values()) if outputs[0].value else ()
+    if line := teacher_outputs.describe_unused(configs):
+        print(f'td_jax: {line}', file=sys.stderr, flush=True)
     return jobs.prepare(count, root)
 
 
@@ -143,7 +147,7 @@ def main():
         if dry_run.value:
             print(render.render_plan(cells.plan(names.value, *columns, root, stored_results), tflops.value))
             return None
-        processes = 1 if only_show else _prepare(runs.count.value, root, outputs)
+        processes = 1 if only_show else _prepare(runs.count.value, root, outputs, names.value, columns)
         results = cells.make(
             names.value, *columns, root, only_show, processes, stored_results, shard, teacher.value or ''
         )

@@ -9,6 +9,7 @@ choices are stored under that name, next to those of the usual columns and draws
 """
 
 import json
+import sys
 
 from absl import flags
 
@@ -73,6 +74,8 @@ def main():
         shard, only_show = jobs.read_shard(runs.shard.value), runs.only_show.value
         tuning.check(search, names, folder, target)
         teacher_outputs.use(*(flag.value for flag in outputs))
+        if line := teacher_outputs.describe_unused(tuning.first_configs(search, names)):
+            print(f'td_jax: {line}', file=sys.stderr, flush=True)
         processes = 1 if only_show else jobs.prepare(runs.count.value, root)
         if shard:
             # Several workers make the same choices; --only_show writes them to --output.

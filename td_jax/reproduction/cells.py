@@ -415,7 +415,7 @@ def _run_task(task):
     run_one(epath.Path(root), config_lib.from_json(json.loads(text)))
 
 
-def _wanted_runs(names, genres, datasets, teacher=''):
+def wanted_runs(names, genres, datasets, teacher=''):
     """{(table, column, row): the configs of its runs} for the cells that some tables need."""
     tables.check_names(names, genres, datasets)
     runs_of_cells = {
@@ -564,7 +564,7 @@ def make(
     Raises:
       UserError: an unknown table, genre or data set, or raised by a run.
     """
-    runs_of_cells = _wanted_runs(names, genres, datasets, teacher)
+    runs_of_cells = wanted_runs(names, genres, datasets, teacher)
     stored_cells = index_by_runs(stored_results)
     if not only_show:
         same_teacher.check_choices(
@@ -608,7 +608,7 @@ def plan(
     """
     platform.start()
     planned, counts, stored_cells = {}, {}, index_by_runs(stored_results)
-    for cell, configs in _wanted_runs(names, genres, datasets).items():
+    for cell, configs in wanted_runs(names, genres, datasets).items():
         is_stored = tuple(run_names(configs)) in stored_cells
         for config in configs:
             folder = run_folder(root, config)

@@ -30,7 +30,7 @@ import functools
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -239,6 +239,12 @@ def check(search: Search, names, journals: epath.Path, target: epath.Path):
         for other in _prerequisites(name):
             if other not in names:
                 _find_choice(search, name, other, choices)
+
+
+def first_configs(search: Search, names: Iterable[str]) -> list:
+    """The start configs of some methods on the first rung, of every column that is searched."""
+    columns = search.chosen_by.columns or search.space.score_columns
+    return [start_config(search, name, column, 0) for name in names for column in columns]
 
 
 def start_config(search: Search, name: str, column: str, rung: int):

@@ -10,6 +10,7 @@ import hashlib
 import os
 import pathlib
 import platform
+from collections.abc import Iterable
 
 import jax
 import jaxlib
@@ -74,6 +75,12 @@ def explain_unused(config) -> str:
         views = 'has no effect' if config.teacher.views else 'is 0'
         return f'teacher.inputs is {config.teacher.inputs}, and teacher.views {views}'
     return 'there are several processes' if jax.process_count() > 1 else ''
+
+
+def describe_unused(configs: Iterable) -> str:
+    """A line for a person if a folder is set and none of some runs, of checked configs, uses it; else ''."""
+    reasons = dict.fromkeys(map(explain_unused, configs) if os.environ.get(FOLDER) else ())
+    return f'--teacher_outputs has no effect: {"; ".join(reasons)}' if reasons and all(reasons) else ''
 
 
 def make_keep(config, teacher, teacher_fingerprint: str | None):

@@ -167,6 +167,37 @@ def test_the_flag_of_a_command_is_that_of_its_processes(small_config, tmp_path, 
     assert '--teacher_outputs has no effect: method is supervised\n' in said
 
 
+def test_a_folder_that_no_run_uses_is_said(small_config, store, monkeypatch):
+    """Of a search or a table, one run that uses it is enough."""
+    none, clean = small_config(method='supervised'), small_config()
+    varied = small_config(method='fd', teacher__inputs='varied')
+    said = (
+        '--teacher_outputs has no effect: method is supervised; teacher.inputs is varied, and teacher.views '
+        'is 0'
+    )
+    assert teacher_outputs.describe_unused([none, varied, none]) == said
+    assert teacher_outputs.describe_unused([none, varied, clean]) == ''
+    monkeypatch.delenv(teacher_outputs.FOLDER)
+    assert teacher_outputs.describe_unused([none]) == ''
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ('command', 'flags'),
+    [
+        ('tune', ['--config=digits', '--journals={}/journals', '--output={}/choices.json']),
+        ('compare', ['--config=configs/digits.py']),
+    ],
+)
+def test_a_search_says_it(command, flags, tmp_path, run_command):
+    """Before what is refused: there is nothing to show."""
+    flags = [flag.format(tmp_path) for flag in flags]
+    flags += [f'--workdir={tmp_path / "runs"}', f'--teacher_outputs={tmp_path / "outputs"}']
+    code, _, said = run_command(command, *flags, '--methods=supervised', '--only_show')
+    assert code == 2
+    assert 'td_jax: --teacher_outputs has no effect: method is supervised\n' in said
+
+
 @pytest.mark.parametrize('size', ['inf', 'nan'])
 def test_a_size_that_is_none_is_refused_before_a_run(size, tmp_path, monkeypatch):
     for name in (teacher_outputs.FOLDER, teacher_outputs.GIGABYTES):
