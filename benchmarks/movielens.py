@@ -9,18 +9,14 @@ of one large float32 product, measured in the same process. Each speed is the be
 disturbs a measurement only makes it slower.
 """
 
-import time
-
-import jax
-import numpy as np
 from absl import flags
 
 from benchmarks import products
+from benchmarks import steps as steps_lib
 from td_jax import command_line, data
 from td_jax.configs import movielens
-from td_jax.devices import flops, sharding
 from td_jax.method import objectives
-from td_jax.training import assembly, dispatch
+from td_jax.training import assembly
 
 CASES = {
     **{
@@ -30,35 +26,6 @@ CASES = {
     },
     **{f'td, {rounds} rounds': {'method': 'td', 'td.rounds': rounds} for rounds in range(4)},
 }
-
-
-def measure(config, steps: int, repeats: int) -> dict:
-    """Trains a config's students for some steps.
-
-    Returns:
-      {'compile': seconds, 'operations': of one step of one seed, 'speed': steps per second of all seeds}
-    """
-    source, teacher = _parts(config)
-    run = assembly.assemble(config, source, teacher, sharding.make_mesh(config))
-    keys = dispatch.seed_keys(config)
-    progress, order = run.begin(run.init(keys)), run.feed(keys, 0)
-    began = time.perf_counter()
-    compiled = run.jitted.lower(progress, order, run.constants, keys, 1).compile()
-    compile_seconds = time.perf_counter() - began
-    operations = flops.of(run.jitted, progress, order, run.constants, keys, 1) // config.num_seeds
-
-    fastest = np.inf
-    for repeat in range(repeats + 1):
-        began = time.perf_counter()
-        stop = (repeat + 1) * steps
-        progress, order = jax.block_until_ready(compiled(progress, order, run.constants, keys, stop))
-        # The first dispatch touches its memory for the first time.
-        fastest = min(fastest, time.perf_counter() - began) if repeat else fastest
-    return {
-        'compile': compile_seconds,
-        'operations': operations,
-        'speed': steps * config.num_seeds / fastest,
-    }
 
 
 def _parts(config):
@@ -79,8 +46,7 @@ def main():
 
     def command():
         rate = products.rate(repeats.value)
-        kind = f'{jax.device_count()} {jax.devices()[0].device_kind} device(s)'
-        print(f'{kind}, {seeds.value} seeds; one {products.SIDE}³ product: {rate / 1e9:.0f} GFLOP/s\n')
+        print(f'{products.describe(rate)}; {seeds.value} seeds\n')
         print(
             '| method | compile, s | GFLOP per step, seed | steps/s, all seeds | GFLOP/s | of the product |'
         )
@@ -89,11 +55,11 @@ def main():
             config = movielens.get_config()
             config.num_seeds = seeds.value
             config.update_from_flattened_dict(changes)
-            found = measure(config, steps.value, repeats.value)
-            reached = found['operations'] * found['speed']
+            found = steps_lib.measure(config, *_parts(config), steps.value, repeats.value)
+            reached = found['operations'] / found['seconds']
             print(
-                f'| {name} | {found["compile"]:.1f} | {found["operations"] / 1e9:.2f} | {found["speed"]:.0f} '
-                f'| {reached / 1e9:.0f} | {reached / rate:.0%} |',
+                f'| {name} | {found["compile"]:.1f} | {found["operations"] / 1e9:.2f} '
+                f'| {1 / found["seconds"]:.0f} | {reached / 1e9:.0f} | {reached / rate:.0%} |',
                 flush=True,
             )
 

@@ -16,6 +16,12 @@ def rate(repeats: int) -> float:
     return 2 * SIDE**3 / min(seconds(lambda: multiply(a, a)) for _ in range(3 * repeats))
 
 
+def describe(of_product: float) -> str:
+    """The devices of this machine and a rate by `rate`, as text."""
+    kind = f'{jax.device_count()} {jax.devices()[0].device_kind} device(s)'
+    return f'{kind}; one {SIDE}³ product: {of_product / 1e9:.0f} GFLOP/s'
+
+
 def seconds(function) -> float:
     """How long `function()` takes until its result is there."""
     began = time.perf_counter()

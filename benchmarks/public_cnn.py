@@ -16,10 +16,11 @@ import numpy as np
 from absl import flags
 
 from benchmarks import products
+from benchmarks import steps as steps_lib
 from td_jax import command_line
 from td_jax.configs import public_cnn_cifar10
 from td_jax.data import images
-from td_jax.devices import flops, sharding
+from td_jax.devices import flops
 from td_jax.method import objectives
 from td_jax.models import base
 from td_jax.training import assembly, dispatch
@@ -66,24 +67,7 @@ def measure(method: str, seeds: int, steps: int, repeats: int) -> dict:
     source, teacher = make_parts(config)
     if method == TEACHER:
         return _measure_teacher(config, source, teacher, repeats)
-    run = assembly.assemble(config, source, teacher, sharding.make_mesh(config))
-    keys = dispatch.seed_keys(config)
-    progress, order = run.begin(run.init(keys)), run.feed(keys, 0)
-    began = time.perf_counter()
-    compiled = run.jitted.lower(progress, order, run.constants, keys, 1).compile()
-    compile_seconds = time.perf_counter() - began
-    operations = flops.of(run.jitted, progress, order, run.constants, keys, 1)
-    fastest = np.inf
-    for repeat in range(repeats):
-        began = time.perf_counter()
-        stop = (repeat + 1) * steps
-        progress, order = jax.block_until_ready(compiled(progress, order, run.constants, keys, stop))
-        fastest = min(fastest, time.perf_counter() - began)
-    return {
-        'compile': compile_seconds,
-        'operations': operations // seeds,
-        'seconds': fastest / steps / seeds,
-    }
+    return steps_lib.measure(config, source, teacher, steps, repeats)
 
 
 def _measure_teacher(config, source, teacher, repeats):
@@ -115,8 +99,7 @@ def main():
 
     def command():
         rate = products.rate(repeats.value)
-        kind = f'{jax.device_count()} {jax.devices()[0].device_kind} device(s)'
-        print(f'{kind}, {seeds.value} seeds; one {products.SIDE}³ product: {rate / 1e9:.0f} GFLOP/s\n')
+        print(f'{products.describe(rate)}; {seeds.value} seeds\n')
         print('| | compile, s | GFLOP per step, seed | ms per step, seed | GFLOP/s | of the product |')
         print('| --- | --- | --- | --- | --- | --- |')
         for method in (TEACHER, *methods.value):

@@ -69,8 +69,7 @@ def main():
 
     def command():
         rate = products.rate(repeats.value)
-        kind = f'{jax.device_count()} {jax.devices()[0].device_kind} device(s)'
-        print(f'{kind}; one {products.SIDE}³ product: {rate / 1e9:.0f} GFLOP/s\n')
+        print(f'{products.describe(rate)}\n')
         head = 'rounds', 'compile, s', 'ms a step', 'GFLOP', 'of the product', 'memory, GB'
         print(f'| {" | ".join(head)} | a round: time | counted |')
         print('| --- | --- | --- | --- | --- | --- | --- | --- |')
