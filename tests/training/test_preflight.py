@@ -7,11 +7,11 @@ import shutil
 
 import jax
 import numpy as np
+import PIL.Image
 import pytest
 
 from td_jax import config as config_lib
 from td_jax.configs import vit_tiny_cifar10
-from td_jax.data import cifar
 from td_jax.devices import memory as devices_memory
 from td_jax.errors import UserError
 from td_jax.files import checkpoints
@@ -156,19 +156,23 @@ PAIRS = {
 }
 
 
-@pytest.fixture
-def few_images(monkeypatch):
-    """Takes the place of CIFAR, which takes long to read and evaluate: six images of each of ten classes."""
-    rng, labels = np.random.default_rng(0), np.tile(np.arange(10), 6)
-    pixels = rng.integers(0, 256, (60, 32, 32, 3), np.uint8)
-    parts = {'train': pixels, 'test': pixels[::-1]}, {'train': labels, 'test': labels[::-1]}
-    monkeypatch.setattr(cifar, 'read', lambda name: (*parts, tuple('abcdefghij')))
+@pytest.fixture(scope='module')
+def few_images(tmp_path_factory):
+    """The folder of twelve images of each of ten classes: CIFAR takes long to read and to evaluate."""
+    folder = tmp_path_factory.mktemp('images')
+    for number in range(120):
+        file = folder / f'{number % 10}' / f'{number}.png'
+        file.parent.mkdir(exist_ok=True)
+        pixels = np.random.default_rng(number).integers(0, 256, (32, 32, 3), np.uint8)
+        PIL.Image.fromarray(pixels).save(file)
+    return folder
 
 
-def pair_config(method, pair, **changes):
+def pair_config(folder, method, pair, **changes):
     student, teacher = PAIRS[pair]
     config = vit_tiny_cifar10.get_config()
     config.method, config.diagnostics = method, False
+    config.dataset.name, config.dataset.path = 'images', str(folder)
     config.num_seeds, config.num_steps, config.batch_size, config.eval_batch_size = 1, 2, 8, 500
     config.optimizer.warmup_steps = config.teacher.optimizer.warmup_steps = 0
     config.teacher.num_steps = 2
@@ -191,7 +195,6 @@ TRAINED = [
 TRAINED_BY_TD = {pair for method, pair, _ in TRAINED if method == 'td'}
 
 
-@pytest.mark.usefixtures('few_images')
 @pytest.mark.parametrize(
     'pair',
     [
@@ -200,18 +203,17 @@ TRAINED_BY_TD = {pair for method, pair, _ in TRAINED if method == 'td'}
         if pair not in TRAINED_BY_TD
     ],
 )
-def test_states_of_any_two_models_can_be_compared(pair, tmp_path):
+def test_states_of_any_two_models_can_be_compared(pair, few_images, tmp_path):
     """The whole step is traced: it can be compiled."""
-    config = pair_config('td', pair)
+    config = pair_config(few_images, 'td', pair)
     assert preflight.check(config, tmp_path / 'run', Programs()).source.task == 'classification'
     assert not (tmp_path / 'run').exists()
 
 
 @pytest.mark.long
-@pytest.mark.usefixtures('few_images')
 @pytest.mark.parametrize(('method', 'pair', 'diagnostics'), TRAINED)
-def test_unlike_models_train(method, pair, diagnostics, tmp_path):
-    config = pair_config(method, pair, diagnostics=diagnostics)
+def test_unlike_models_train(method, pair, diagnostics, few_images, tmp_path):
+    config = pair_config(few_images, method, pair, diagnostics=diagnostics)
     assert np.isfinite(train(config, tmp_path)['mean'])
 
 
@@ -222,9 +224,8 @@ def test_a_model_that_does_not_fit_its_data_is_one_line(small_config, tmp_path):
     assert said.startswith('method supervised cannot be computed for the models as they are: A ResNet reads')
 
 
-@pytest.mark.usefixtures('few_images')
-def test_a_student_that_cannot_start_from_its_teacher_is_refused(tmp_path):
-    config = pair_config('supervised', 'a smaller patch')
+def test_a_student_that_cannot_start_from_its_teacher_is_refused(few_images, tmp_path):
+    config = pair_config(few_images, 'supervised', 'a smaller patch')
     config.model.initial = 'teacher'
     assert 'model.initial is teacher, but ' in refusal(config, tmp_path / 'run')
 
@@ -241,9 +242,9 @@ def test_what_jax_refuses_to_trace_is_one_line(small_config, tmp_path, monkeypat
 # --- Teachers that cannot teach --------------------------------------------------------------------
 
 
-def golden_config(checkpoint, **changes):
+def golden_config(folder, checkpoint, **changes):
     """A student of the golden ViT, which knows ten classes."""
-    config = pair_config('ld', 'same patch, other depths')
+    config = pair_config(folder, 'ld', 'same patch, other depths')
     config.dataset.image_size = 32
     config.teacher.pretrained = str(checkpoint)
     config.dataset.classes = ()
@@ -267,16 +268,15 @@ def test_a_teacher_that_is_not_finite_is_refused_by_parameter(small_config, tmp_
 
 
 @pytest.mark.long
-@pytest.mark.usefixtures('few_images')
-def test_a_teacher_whose_predictions_are_not_finite_is_refused(tmp_path):
+def test_a_teacher_whose_predictions_are_not_finite_is_refused(few_images, tmp_path):
     """Finite parameters, whose products overflow."""
     arrays = {
         name: np.full_like(array, 3e38) if name == 'head/kernel' else array
         for name, array in np.load(GOLDEN).items()
     }
     np.savez(tmp_path / 'large.npz', **arrays)
-    with pytest.raises(UserError, match=r'^the teacher cannot teach: its accuracy on cifar10 .* is nan\.'):
-        train(golden_config(tmp_path / 'large.npz'), tmp_path / 'run')
+    with pytest.raises(UserError, match=r'^the teacher cannot teach: its accuracy on images.* is nan\.'):
+        train(golden_config(few_images, tmp_path / 'large.npz'), tmp_path / 'run')
     assert not (tmp_path / 'run' / 'config.json').exists()
 
 
