@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from etils import epath
 
-from td_jax.errors import InUse, UserError, reason
+from td_jax.errors import InUse, UserError, failure_as_user_error
 from td_jax.files import trackers
 from td_jax.files import workdir as workdir_lib
 
@@ -20,17 +20,9 @@ FILE = 'metrics.jsonl'
 EVENTS = 'events.out.tfevents.*'
 
 
-@contextlib.contextmanager
-def _errors_as_user_error(workdir):
-    """Turns errors of the file system, the bucket and TensorFlow into a one-line UserError."""
-    try:
-        yield
-    except UserError:
-        raise
-    # TensorFlow and the client of a bucket have errors of their own.
-    except Exception as error:
-        why = reason(error)
-        raise UserError(f'the metrics in {workdir} cannot be written: {why}') from error
+def _failures(workdir):
+    """The context that turns a failure of the file system, the bucket or TensorFlow into a UserError."""
+    return failure_as_user_error(f'the metrics in {workdir} cannot be written')
 
 
 class Log:
@@ -45,7 +37,7 @@ class Log:
         from clu import metric_writers
 
         self._workdir, self._resources = workdir, contextlib.ExitStack()
-        with _errors_as_user_error(workdir), contextlib.ExitStack() as resources:
+        with _failures(workdir), contextlib.ExitStack() as resources:
             self._is_copied = workdir_lib.is_in_bucket(workdir)
             folder = resources.enter_context(tempfile.TemporaryDirectory()) if self._is_copied else workdir
             self._folder = epath.Path(folder)
@@ -70,7 +62,7 @@ class Log:
     def write(self, step: int, scalars: dict):
         """Appends {"step": ..., metric: value, ...} to metrics.jsonl and the scalars to the events."""
         line = {'step': int(step), **{name: float(value) for name, value in scalars.items()}}
-        with _errors_as_user_error(self._workdir):
+        with _failures(self._workdir):
             self._file.write(json.dumps(line) + '\n')
             self._file.flush()
             self._write_events(line)
@@ -82,7 +74,7 @@ class Log:
 
     def flush(self):
         """Returns when everything is on disk, or in the bucket."""
-        with _errors_as_user_error(self._workdir):
+        with _failures(self._workdir):
             self._file.flush()
             os.fsync(self._file.fileno())
             self._events.flush()
@@ -97,7 +89,7 @@ class Log:
         """
         for tracker in self._trackers:
             tracker.has_failed = error is not None
-        with _errors_as_user_error(self._workdir), self._resources:
+        with _failures(self._workdir), self._resources:
             if not isinstance(error, InUse):
                 self.flush()
 

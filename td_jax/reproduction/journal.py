@@ -17,10 +17,11 @@ import sys
 
 from etils import epath
 
-from td_jax.errors import UserError, reason
+from td_jax.errors import UserError, failure_as_user_error
 from td_jax.files import lease, workdir
 
 SUFFIX = '.jsonl'
+_WAY_OUT = 'choose another folder'
 
 
 class Journal:
@@ -45,7 +46,7 @@ class Journal:
         _, length = read(path)
         if workdir.is_in_bucket(path) or not is_writer:
             return
-        with _os_error_as_user_error(path, 'written'):
+        with failure_as_user_error(f'{path} cannot be written', _WAY_OUT):
             if path.exists() and os.path.getsize(path) > length:
                 os.truncate(path, length)
                 print(
@@ -62,7 +63,7 @@ class Journal:
           UserError: raised by `read`.
         """
         name, _, _ = self._path.name.partition('.')
-        with _os_error_as_user_error(self._path.parent, 'read'):
+        with failure_as_user_error(f'{self._path.parent} cannot be read', _WAY_OUT):
             paths = sorted(self._path.parent.glob(f'{name}.*')) if self._path.parent.exists() else []
         for path in paths:
             if not re.fullmatch(rf'(\.\d+of\d+)?{SUFFIX}', path.name.removeprefix(name)):
@@ -87,7 +88,10 @@ class Journal:
         if workdir.is_in_bucket(self._path):
             workdir.write(self._path, (workdir.read_text(self._path) or '') + line.decode())
         else:
-            with _os_error_as_user_error(self._path, 'written'), open(self._path, 'ab') as file:
+            with (
+                failure_as_user_error(f'{self._path} cannot be written', _WAY_OUT),
+                open(self._path, 'ab') as file,
+            ):
                 file.write(line)
                 file.flush()
                 os.fsync(file.fileno())
@@ -110,7 +114,7 @@ def _read_lines(path):
     if workdir.is_in_bucket(path):
         content = (workdir.read_text(path) or '').encode()
     else:
-        with _os_error_as_user_error(path, 'read'):
+        with failure_as_user_error(f'{path} cannot be read', _WAY_OUT):
             content = path.read_bytes() if path.exists() else b''
     # A whole line ends with a newline.
     length = content.rfind(b'\n') + 1
@@ -143,7 +147,7 @@ def lock(folder: pathlib.Path, name: str):
         with lease.hold(path):
             yield
         return
-    with _os_error_as_user_error(path, 'written'):
+    with failure_as_user_error(f'{path} cannot be written', _WAY_OUT):
         file = open(path, 'a+')
     with file:
         try:
@@ -159,11 +163,3 @@ def lock(folder: pathlib.Path, name: str):
         file.write(f'process {os.getpid()} on {socket.gethostname()}')
         file.flush()
         yield
-
-
-@contextlib.contextmanager
-def _os_error_as_user_error(path, what):
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f'{path} cannot be {what} ({reason(error)}); choose another folder.') from error
