@@ -114,8 +114,8 @@ def run_command():
     """A function (name of a command, arguments) -> (exit code, stdout, stderr) of the command."""
 
     def run(name, *arguments):
-        done = forked.run(['-m', f'td_jax.{name}', *arguments])
-        return done.returncode, done.stdout, done.stderr
+        completed = forked.run(['-m', f'td_jax.{name}', *arguments])
+        return completed.returncode, completed.stdout, completed.stderr
 
     return run
 

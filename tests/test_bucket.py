@@ -58,11 +58,11 @@ def in_a_bucket(settings, bucket):
 
 def ended(*arguments):
     """(exit code, stdout, stderr) of a command."""
-    done = forked.run(
+    completed = forked.run(
         [*arguments],
         env={**os.environ, 'PYTHONPATH': str(ROOT), 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '1e9'},
     )
-    return done.returncode, done.stdout, done.stderr
+    return completed.returncode, completed.stdout, completed.stderr
 
 
 def events(place, folder):

@@ -34,7 +34,7 @@ command_line.run(lambda: print('ran'), required=('tables',))
     ],
 )
 def test_a_mistake_is_one_line(flag, text):
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, '-c', COMMAND, flag],
         cwd=ROOT,
         env=os.environ,
@@ -42,8 +42,8 @@ def test_a_mistake_is_one_line(flag, text):
         text=True,
         check=False,
     )
-    assert (done.returncode, done.stdout, done.stderr.count('\n')) == (2, '', 1)
-    assert done.stderr.startswith(f'td_jax: {text}')
+    assert (completed.returncode, completed.stdout, completed.stderr.count('\n')) == (2, '', 1)
+    assert completed.stderr.startswith(f'td_jax: {text}')
 
 
 WAITS = """
@@ -68,7 +68,7 @@ command_line.END
 def test_a_process_that_ends_does_not_wait_for_orbax(module, seconds, end, code, said):
     """What Orbax began and cannot end keeps no process; any other thread is waited for."""
     program = WAITS.replace('MODULE', repr(module)).replace('SECONDS', str(seconds)).replace('END', end)
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, '-c', program],
         cwd=ROOT,
         env=os.environ,
@@ -77,11 +77,11 @@ def test_a_process_that_ends_does_not_wait_for_orbax(module, seconds, end, code,
         check=False,
         timeout=60,
     )
-    assert (done.returncode, done.stdout, done.stderr) == (code, 'told\n', f'td_jax: {said}\n')
+    assert (completed.returncode, completed.stdout, completed.stderr) == (code, 'told\n', f'td_jax: {said}\n')
 
 
 def test_what_is_right_is_run():
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, '-c', COMMAND, '--tables=3,4', '--device_tflops=2.5'],
         cwd=ROOT,
         env=os.environ,
@@ -89,13 +89,13 @@ def test_what_is_right_is_run():
         text=True,
         check=False,
     )
-    assert (done.returncode, done.stdout, done.stderr) == (0, 'ran\n', '')
+    assert (completed.returncode, completed.stdout, completed.stderr) == (0, 'ran\n', '')
 
 
 def test_a_typed_knob_without_effect_is_said():
     """Before anything else of the run, which is then refused for its batch."""
     knobs = {'method': 'ld', 'td.rounds': 3, 'num_steps': 5, 'batch_size': 10_000}
-    done = subprocess.run(
+    completed = subprocess.run(
         [
             *(sys.executable, '-m', 'td_jax.main', '--config=configs/digits.py', '--workdir=never'),
             *(f'--config.{key}={value}' for key, value in knobs.items()),
@@ -106,8 +106,8 @@ def test_a_typed_knob_without_effect_is_said():
         text=True,
         check=False,
     )
-    assert done.returncode == 2
-    said, refused = done.stderr.splitlines()
+    assert completed.returncode == 2
+    said, refused = completed.stderr.splitlines()
     assert said == 'td.rounds has no effect: method is ld'
     assert refused.startswith('td_jax: batch_size is 10000')
     assert not (ROOT / 'never').exists()

@@ -38,9 +38,9 @@ def with_value(key, value):
 
 
 def assert_refused(config, *words):
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError) as error_info:
         config_lib.check(config)
-    message = str(caught.value)
+    message = str(error_info.value)
     assert '\n' not in message
     for word in words:
         assert word in message, message

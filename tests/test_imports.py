@@ -53,8 +53,8 @@ print(json.dumps([kind for kind in before if before[kind] != silent[kind]]))
 
 def test_importing_td_jax_changes_no_logger_no_hook_and_no_filter():
     """What the commands do to theirs is seen by the same comparison."""
-    done = forked.run(['-c', PROGRAM], env={**os.environ, 'JAX_PLATFORMS': 'cpu'})
-    assert done.returncode == 0, done.stderr
-    library, command = done.stdout.splitlines()
+    completed = forked.run(['-c', PROGRAM], env={**os.environ, 'JAX_PLATFORMS': 'cpu'})
+    assert completed.returncode == 0, completed.stderr
+    library, command = completed.stdout.splitlines()
     assert library == '[]'
     assert command == '["loggers", "hooks", "warnings"]'

@@ -16,7 +16,7 @@ GOLDEN = ROOT / 'tests' / 'golden'
 
 def run(*arguments, **environment):
     """(exit code, stdout, stderr) of the command."""
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, '-m', 'td_jax.inspect', *arguments],
         cwd=ROOT,
         env={**os.environ, **environment},
@@ -24,7 +24,7 @@ def run(*arguments, **environment):
         text=True,
         check=False,
     )
-    return done.returncode, done.stdout, done.stderr
+    return completed.returncode, completed.stdout, completed.stderr
 
 
 def test_the_command_prints_the_report():

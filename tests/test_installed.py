@@ -69,8 +69,8 @@ def project(tmp_path):
 
 
 def ended(python, arguments, folder):
-    done = subprocess.run([python, *arguments], cwd=folder, capture_output=True, text=True, check=False)
-    return done.returncode, done.stdout, done.stderr
+    completed = subprocess.run([python, *arguments], cwd=folder, capture_output=True, text=True, check=False)
+    return completed.returncode, completed.stdout, completed.stderr
 
 
 @pytest.mark.long

@@ -78,19 +78,19 @@ def listing(folder):
 def test_help_is_the_usage_and_nothing_else_happens(name, arguments, checkout, tmp_path):
     script = checkout / 'launch' / name
     before = listing(checkout)
-    done = subprocess.run(
+    completed = subprocess.run(
         ['bash', script, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=20
     )
-    assert (done.returncode, done.stderr) == (0, '')
+    assert (completed.returncode, completed.stderr) == (0, '')
     shebang, *lines = script.read_text().splitlines()
     comment = list(itertools.takewhile(lambda line: line.startswith('#'), lines))
     assert shebang == '#!/usr/bin/env bash'
-    assert done.stdout.splitlines() == [line.removeprefix('#').removeprefix(' ') for line in comment]
-    assert f'bash launch/{name}' in done.stdout
+    assert completed.stdout.splitlines() == [line.removeprefix('#').removeprefix(' ') for line in comment]
+    assert f'bash launch/{name}' in completed.stdout
     # Every option that it knows is in there.
     options = re.findall(r"OPTIONS\+?='([^']*)'", script.read_text())
     for option in ' '.join(options).split():
-        assert option.removesuffix('=') in done.stdout
+        assert option.removesuffix('=') in completed.stdout
     assert listing(checkout) == before
 
 
@@ -116,7 +116,7 @@ def fresh(checkout, tmp_path):
 
     def run(name, *arguments, code=0):
         (tmp_path / 'calls').write_text('')
-        done = subprocess.run(
+        completed = subprocess.run(
             ['bash', folder / 'launch' / name, *arguments],
             env={
                 **os.environ,
@@ -129,7 +129,12 @@ def fresh(checkout, tmp_path):
             check=False,
             timeout=20,
         )
-        return done.returncode, done.stdout, done.stderr, (tmp_path / 'calls').read_text().splitlines()
+        return (
+            completed.returncode,
+            completed.stdout,
+            completed.stderr,
+            (tmp_path / 'calls').read_text().splitlines(),
+        )
 
     return run
 
@@ -424,7 +429,7 @@ class Cloud:
 
     def __call__(self, *arguments):
         """(exit code, stdout, stderr) of tpu_vm.sh."""
-        done = subprocess.run(
+        completed = subprocess.run(
             self.command(*arguments),
             env=self.environment,
             cwd=self.folder,
@@ -433,7 +438,7 @@ class Cloud:
             check=False,
             timeout=60,
         )
-        return done.returncode, done.stdout, done.stderr
+        return completed.returncode, completed.stdout, completed.stderr
 
     def start_until_it_trains(self):
         """A launcher that has shown the log of a training that every worker has begun.
@@ -1149,9 +1154,9 @@ def gke(*arguments, environment=None):
 
 
 def manifest(*arguments):
-    done = gke(*arguments)
-    assert done.returncode == 0, done.stderr
-    return yaml.safe_load(done.stdout)
+    completed = gke(*arguments)
+    assert completed.returncode == 0, completed.stderr
+    return yaml.safe_load(completed.stdout)
 
 
 def parts(jobset):
@@ -1396,9 +1401,9 @@ def test_slices_add_up(family, sizes, cores, accelerator):
     ],
 )
 def test_bad_use_of_gke_is_one_line(arguments, message):
-    done = gke(*arguments)
-    assert (done.returncode, done.stdout) == (2, '')
-    (line,) = done.stderr.splitlines()
+    completed = gke(*arguments)
+    assert (completed.returncode, completed.stdout) == (2, '')
+    (line,) = completed.stderr.splitlines()
     assert line.startswith(f'gke.sh: {message}')
 
 
@@ -1493,9 +1498,9 @@ def slurm(folder, *arguments):
 def test_a_task_of_slurm_is_a_worker(tmp_path):
     (tmp_path / '.venv' / 'bin').mkdir(parents=True)
     executable(tmp_path / '.venv' / 'bin' / 'python', '#!/bin/sh\nprintf "%s\\n" "$@"; exit 3')
-    done = slurm(tmp_path, 'tune', '--config=digits', '--methods=td ld')
-    assert (done.returncode, done.stderr) == (3, '')
-    assert done.stdout.splitlines() == [
+    completed = slurm(tmp_path, 'tune', '--config=digits', '--methods=td ld')
+    assert (completed.returncode, completed.stderr) == (3, '')
+    assert completed.stdout.splitlines() == [
         *('-m', 'td_jax.tune', '--shard=auto', '--config=digits', '--methods=td ld')
     ]
     lines = (ROOT / 'launch' / 'slurm.sh').read_text().splitlines()
@@ -1518,9 +1523,9 @@ def test_a_task_of_slurm_is_a_worker(tmp_path):
     ],
 )
 def test_bad_use_of_slurm_is_one_line(tmp_path, arguments, message):
-    done = slurm(tmp_path, *arguments)
-    assert (done.returncode, done.stdout) == (2, '')
-    (line,) = done.stderr.splitlines()
+    completed = slurm(tmp_path, *arguments)
+    assert (completed.returncode, completed.stdout) == (2, '')
+    (line,) = completed.stderr.splitlines()
     assert line.startswith(f'slurm.sh: {message}')
 
 

@@ -77,7 +77,7 @@ def compiled(uninterrupted, settings, tmp_path_factory):
 def uninterrupted(flags, tmp_path_factory):
     """(workdir, stdout, stderr) of the run that nothing happened to, in a fresh process, compiled anew."""
     folder = tmp_path_factory.mktemp('runs') / 'new' / 'uninterrupted'
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, '-m', 'td_jax.main', *flags, f'--workdir={folder}'],
         cwd=ROOT,
         env={**os.environ, 'JAX_ENABLE_COMPILATION_CACHE': 'false'},
@@ -85,8 +85,8 @@ def uninterrupted(flags, tmp_path_factory):
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    return folder, done.stdout, done.stderr
+    assert completed.returncode == 0, completed.stderr
+    return folder, completed.stdout, completed.stderr
 
 
 @pytest.fixture
@@ -249,10 +249,10 @@ def in_a_mount(script, **folders):
     """Runs a shell script where it may mount what nobody else sees; skips where that is not allowed."""
     command = ['unshare', '--mount', '--map-root-user', 'sh', '-ec']
     try:
-        allowed = subprocess.run([*command, 'mount -t tmpfs none /mnt'], capture_output=True, check=False)
+        completed = subprocess.run([*command, 'mount -t tmpfs none /mnt'], capture_output=True, check=False)
     except FileNotFoundError:
         pytest.skip('there is no unshare here')
-    if allowed.returncode:
+    if completed.returncode:
         pytest.skip('this machine does not let a process mount anything')
     settings = {**os.environ, 'PYTHONPATH': str(ROOT), **{name: str(path) for name, path in folders.items()}}
     return subprocess.run(
@@ -265,7 +265,7 @@ def test_a_small_disk_that_fills_up(uninterrupted, taught, flags, settings, tmp_
     """One with room for two checkpoints and not for the third that stands beside them for a moment."""
     files = [path for path in uninterrupted[0].rglob('*') if path.is_file()]
     pages = 2 + sum(-(-path.stat().st_size // 4096) for path in files)
-    done = in_a_mount(
+    completed = in_a_mount(
         """
         mkdir "$HERE"
         mount -t tmpfs -o size="$SIZE" none "$HERE"
@@ -281,8 +281,8 @@ def test_a_small_disk_that_fills_up(uninterrupted, taught, flags, settings, tmp_
         PYTHON=sys.executable,
         SIZE=4096 * pages,
     )
-    assert done.returncode == 2, done.stderr
-    *progress, last = done.stderr.splitlines()
+    assert completed.returncode == 2, completed.stderr
+    *progress, last = completed.stderr.splitlines()
     assert [line for line in progress if not line.startswith('td digits')] == []
     assert last.startswith('td_jax: ')
     assert 'No space left on device' in last
@@ -298,7 +298,7 @@ def test_a_checkpoint_folder_that_cannot_be_written(uninterrupted, flags, tmp_pa
     folder = shutil.copytree(uninterrupted[0], tmp_path / 'run')
     (folder / 'result.json').unlink()
     before = {path: path.stat().st_mtime_ns for path in folder.rglob('*') if path.is_file()}
-    done = in_a_mount(
+    completed = in_a_mount(
         """
         mount --bind "$HERE" "$HERE"
         mount -o remount,ro,bind "$HERE"
@@ -308,8 +308,8 @@ def test_a_checkpoint_folder_that_cannot_be_written(uninterrupted, flags, tmp_pa
         WORKDIR=folder,
         PYTHON=sys.executable,
     )
-    assert done.returncode == 2
-    assert done.stderr == (
+    assert completed.returncode == 2
+    assert completed.stderr == (
         f'td_jax: {folder}/checkpoints cannot be written; make it so, or choose another --workdir.\n'
     )
     assert {path: path.stat().st_mtime_ns for path in folder.rglob('*') if path.is_file()} == before

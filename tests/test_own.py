@@ -75,9 +75,9 @@ def test_a_run_says_what_it_is_made_of(brought_run):
     # A teacher is a run of its own, in which no method of the student's had a part.
     of_teacher = workdir.read_json(folder / 'teacher' / workdir.PROVENANCE)
     assert of_teacher == {key: found[key] for key in ('models', 'sources')}
-    with pytest.raises(UserError) as refused:
+    with pytest.raises(UserError) as error_info:
         td_jax.load(folder)
-    assert str(refused.value) == (
+    assert str(error_info.value) == (
         f'{folder} uses parts of your own, hints of one_way.py, perceptron of mlp.py, numerals of '
         f'digits.py; read it from Python, with td_jax.load({str(folder)!r}, '
         "methods={'hints': ...}, models={'perceptron': ...}, sources={'numerals': ...})."
@@ -156,7 +156,9 @@ def test_a_run_of_a_source_that_changed_is_refused(small_config, tmp_path):
     first = td_jax.train(config, tmp_path / 'run', models={'mine': brought_module(file).build})
     file.write_text(OWN_MODEL + '# A change.\n')
     changed = {'mine': brought_module(file).build}
-    with pytest.raises(UserError, match=r'was made of another mine: mine\.py has changed since') as refused:
+    with pytest.raises(
+        UserError, match=r'was made of another mine: mine\.py has changed since'
+    ) as error_info:
         td_jax.train(config, tmp_path / 'run', models=changed)
     with pytest.raises(UserError, match='has changed since'):
         td_jax.load(tmp_path / 'run', models=changed)
@@ -169,7 +171,7 @@ def test_a_run_of_a_source_that_changed_is_refused(small_config, tmp_path):
         td_jax.train(taught, tmp_path / 'student', models=changed)
     # The way out that it names.
     kept = tmp_path / 'run' / workdir.PROVENANCE
-    assert str(kept) in str(refused.value)
+    assert str(kept) in str(error_info.value)
     kept.unlink()
     assert td_jax.train(config, tmp_path / 'run', models=changed) == first
 

@@ -108,7 +108,7 @@ class Page(html.parser.HTMLParser):
 
 def build(folder, site):
     """Builds the site of a checkout: (exit code, what was said)."""
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, '-m', 'mkdocs', 'build', '--site-dir', site],
         cwd=folder,
         env={**os.environ, 'NO_MKDOCS_2_WARNING': '1'},
@@ -116,7 +116,7 @@ def build(folder, site):
         text=True,
         check=False,
     )
-    return done.returncode, done.stdout + done.stderr
+    return completed.returncode, completed.stdout + completed.stderr
 
 
 @pytest.fixture(scope='module')

@@ -13,6 +13,6 @@ from tests import forked
     ],
 )
 def test_a_mistake_is_one_line(flags, text):
-    done = forked.run(['-m', 'td_jax.tpu_report', '--config=configs/vit_tiny_cifar10.py', *flags])
-    assert (done.returncode, done.stdout, done.stderr.count('\n')) == (2, '', 1)
-    assert done.stderr.startswith(f'td_jax: {text}')
+    completed = forked.run(['-m', 'td_jax.tpu_report', '--config=configs/vit_tiny_cifar10.py', *flags])
+    assert (completed.returncode, completed.stdout, completed.stderr.count('\n')) == (2, '', 1)
+    assert completed.stderr.startswith(f'td_jax: {text}')

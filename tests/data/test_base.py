@@ -141,6 +141,6 @@ def test_a_good_source_passes():
     ],
 )
 def test_what_cannot_be_trained_on_is_refused_by_field_and_row(source, message):
-    with pytest.raises(UserError) as raised:
+    with pytest.raises(UserError) as error_info:
         base.check(source)
-    assert str(raised.value).removesuffix(' Repair the data set, or prepare it anew.') == message
+    assert str(error_info.value).removesuffix(' Repair the data set, or prepare it anew.') == message

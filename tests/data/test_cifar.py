@@ -181,10 +181,10 @@ def test_data_that_is_missing_is_told_with_the_folder_that_was_searched(monkeypa
     build = tfds.builder
     monkeypatch.setattr(tfds, 'builder', lambda name: build(name, data_dir=str(tmp_path)))
     monkeypatch.setattr(socket, 'getaddrinfo', unreachable)
-    with pytest.raises(UserError, match='not prepared') as caught:
+    with pytest.raises(UserError, match='not prepared') as error_info:
         prepared.builder(name)
-    assert f'under {tmp_path} and' in str(caught.value)
-    assert f'tfds build {name}' in str(caught.value)
+    assert f'under {tmp_path} and' in str(error_info.value)
+    assert f'tfds build {name}' in str(error_info.value)
 
 
 def write(write_prepared, labels):

@@ -214,9 +214,9 @@ DAMAGED = {
 @pytest.mark.parametrize('name', [*REFUSED, *DAMAGED])
 def test_what_cannot_be_decoded_says_why(name):
     content, message = (REFUSED | DAMAGED)[name]
-    with pytest.raises(ValueError, match=message) as caught:
+    with pytest.raises(ValueError, match=message) as error_info:
         decoding.decode(content)
-    assert '\n' not in str(caught.value)
+    assert '\n' not in str(error_info.value)
     if name in REFUSED:
         with pytest.raises(ValueError, match=message):
             decoding.check(io.BytesIO(content))

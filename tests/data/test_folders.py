@@ -278,9 +278,9 @@ def test_what_is_kept_is_by_size_and_the_same_for_every_task(tmp_path):
 
 
 def refused(folder, message, **changes):
-    with pytest.raises(UserError, match=message) as raised:
+    with pytest.raises(UserError, match=message) as error_info:
         load(folder, **changes)
-    assert '\n' not in str(raised.value)
+    assert '\n' not in str(error_info.value)
 
 
 @pytest.mark.parametrize(
@@ -431,10 +431,10 @@ def test_a_run_from_the_command_line(tmp_path):
     flags = [f'--config.{key}={value}' for key, value in SMALL.items()]
     flags += [f'--config.dataset.path={coloured(tmp_path / "own")}']
     command = ['-m', 'td_jax.main', '--config=configs/images.py', f'--workdir={tmp_path / "run"}', *flags]
-    done = forked.run(command)
-    assert done.returncode == 0, done.stderr
-    assert 'own holds what is not read: README\n' in done.stderr
-    assert 'supervised on own dark things, lights: test accuracy 1.0000' in done.stdout
+    completed = forked.run(command)
+    assert completed.returncode == 0, completed.stderr
+    assert 'own holds what is not read: README\n' in completed.stderr
+    assert 'supervised on own dark things, lights: test accuracy 1.0000' in completed.stdout
     assert json.loads((tmp_path / 'run' / 'result.json').read_text())['values'] == [1.0]
 
 

@@ -460,11 +460,11 @@ def test_an_image_that_cannot_be_decoded_is_named(monkeypatch, tmp_path, damaged
     good = [encoded(noise(number)) for number in range(3)]
     write(tmp_path, {'train': [*good, damaged], 'validation': [*good, damaged]})
     look_in(monkeypatch, tmp_path)
-    with pytest.raises(UserError) as raised:
+    with pytest.raises(UserError) as error_info:
         for _ in load().train.open(0, 0, 1, slice(0, 1)):
             pass
     assert re.fullmatch(
-        r'imagenet2012: the image train_3\.JPEG cannot be decoded \(.+\)\.', str(raised.value)
+        r'imagenet2012: the image train_3\.JPEG cannot be decoded \(.+\)\.', str(error_info.value)
     )
     with pytest.raises(UserError, match=r'the image validation_3\.JPEG cannot be decoded'):
         list(load().evaluation.open(2, 0, 1))
@@ -525,9 +525,11 @@ def test_another_format_is_refused(monkeypatch, several_files, tmp_path):
     (facts,) = tmp_path.rglob('dataset_info.json')
     facts.write_text(facts.read_text().replace('"tfrecord"', '"array_record"'))
     look_in(monkeypatch, tmp_path)
-    with pytest.raises(UserError, match=r'in the format array_record; .*--file_format=tfrecord') as raised:
+    with pytest.raises(
+        UserError, match=r'in the format array_record; .*--file_format=tfrecord'
+    ) as error_info:
         load()
-    assert '\n' not in str(raised.value)
+    assert '\n' not in str(error_info.value)
 
 
 @pytest.mark.usefixtures('several_files')
@@ -565,12 +567,12 @@ print('done')
 
 @pytest.mark.long
 def test_streams_that_are_left_behind_do_not_hold_up_the_end(written):
-    ended = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, '-W', 'error::ResourceWarning', '-c', 'import td_jax\n' + LEFT_BEHIND, str(written)],
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
     )
-    assert (ended.returncode, ended.stdout) == (0, 'done\n'), ended.stderr
-    assert ended.stderr == ''
+    assert (completed.returncode, completed.stdout) == (0, 'done\n'), completed.stderr
+    assert completed.stderr == ''

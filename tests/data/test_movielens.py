@@ -302,9 +302,9 @@ def test_data_that_is_missing_says_how_to_get_it(monkeypatch, tmp_path):
     monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path))
     # TFDS reads the variable once, when it is imported.
     monkeypatch.setattr('tensorflow_datasets.core.constants.DATA_DIR', str(tmp_path))
-    with pytest.raises(UserError) as raised:
+    with pytest.raises(UserError) as error_info:
         prepared.builder('movielens/100k-ratings')
-    message = str(raised.value)
+    message = str(error_info.value)
     assert str(tmp_path) in message
     assert '`tfds build movielens/100k-ratings`' in message
     assert 'TFDS_DATA_DIR' in message
@@ -405,10 +405,10 @@ def half_a_star():
     ],
 )
 def test_a_rating_that_is_none_is_refused_by_field_and_row(write_prepared, changes, message):
-    with pytest.raises(UserError, match=f'^dataset movielens/100k-ratings: {message}') as raised:
+    with pytest.raises(UserError, match=f'^dataset movielens/100k-ratings: {message}') as error_info:
         written_ratings(write_prepared, changes)
-    assert '\n' not in str(raised.value)
-    row = re.search(r'of row (\d+)', str(raised.value))
+    assert '\n' not in str(error_info.value)
+    row = re.search(r'of row (\d+)', str(error_info.value))
     # TFDS shuffles what it writes.
     assert row is None or 0 <= int(row[1]) < 20
 
@@ -445,6 +445,6 @@ def test_ratings_that_are_not_what_their_folder_says_are_refused(write_prepared,
     text = file.read_text()
     assert text.count(said) == 1
     file.write_text(text.replace(said, instead))
-    with pytest.raises(UserError, match=message) as raised:
+    with pytest.raises(UserError, match=message) as error_info:
         movielens.read_ratings.__wrapped__('100k')
-    assert '\n' not in str(raised.value)
+    assert '\n' not in str(error_info.value)

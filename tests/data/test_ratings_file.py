@@ -278,9 +278,9 @@ def test_the_splits_are_those_of_movielens(tmp_path):
 
 
 def refused(path, message, **changes):
-    with pytest.raises(UserError, match=message) as raised:
+    with pytest.raises(UserError, match=message) as error_info:
         load(path, **changes)
-    assert '\n' not in str(raised.value)
+    assert '\n' not in str(error_info.value)
 
 
 GOOD = '\n'.join([HEADER, *(f'u,i,3,{i}' for i in range(10)), ''])
@@ -447,9 +447,9 @@ SMALL = {
 def test_a_run_from_the_command_line(tmp_path):
     flags = [f'--config.{key}={value}' for key, value in SMALL.items()]
     flags += [f'--config.dataset.path={rated(tmp_path)}', f'--workdir={tmp_path / "run"}']
-    done = forked.run(['-m', 'td_jax.main', '--config=configs/ratings.py', *flags])
-    assert done.returncode == 0, done.stderr
-    assert 'supervised on own.csv b: test rmse ' in done.stdout
+    completed = forked.run(['-m', 'td_jax.main', '--config=configs/ratings.py', *flags])
+    assert completed.returncode == 0, completed.stderr
+    assert 'supervised on own.csv b: test rmse ' in completed.stdout
     # The deviation of a guess at the mean is 1.5.
     assert json.loads((tmp_path / 'run' / 'result.json').read_text())['mean'] < 1
 

@@ -112,9 +112,9 @@ def test_a_loss_that_is_not_finite_stops_at_its_step_and_keeps_what_was_saved(
     imagenet_data, tmp_path, read_back
 ):
     bad = small(optimizer__learning_rate=1e18, optimizer__clip_norm=0.0, log_every=12, save_every=1)
-    with pytest.raises(UserError, match=r'not finite at step (\d+);') as caught:
+    with pytest.raises(UserError, match=r'not finite at step (\d+);') as error_info:
         train(bad, tmp_path)
-    step = int(str(caught.value).split('at step ')[1].split(';')[0])
+    step = int(str(error_info.value).split('at step ')[1].split(';')[0])
     assert 1 <= step <= 12
     last, arrays, _ = read_back(tmp_path / 'checkpoints')
     assert last < step

@@ -188,9 +188,9 @@ def test_only_names_of_data_sets_reach_tfds(name, monkeypatch):
 
     monkeypatch.setattr(tfds, 'builder', lambda *arguments: pytest.fail('it was asked for'))
     message = r'^dataset\.tfds .* is no name of a data set of TFDS; write NAME'
-    with pytest.raises(UserError, match=message) as raised:
+    with pytest.raises(UserError, match=message) as error_info:
         load(tfds=name)
-    assert len(str(raised.value).splitlines()) == 1
+    assert len(str(error_info.value).splitlines()) == 1
 
 
 def test_files_of_a_folder_that_a_name_leads_to_import_nothing(write, tmp_path, monkeypatch):

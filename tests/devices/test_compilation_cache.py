@@ -28,9 +28,9 @@ def compile_in(folder, most, mends='mends'):
     settings = {'DIR': str(folder), 'MAX_SIZE': str(most)}
     environment = {f'JAX_COMPILATION_CACHE_{name}': value for name, value in settings.items()}
     environment |= {'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0', 'JAX_PLATFORMS': 'cpu'}
-    done = forked.run(['-c', PROGRAM, mends], env={**os.environ, **environment})
-    assert done.returncode == 0, done.stderr
-    return done.stderr, programs_in(folder)
+    completed = forked.run(['-c', PROGRAM, mends], env={**os.environ, **environment})
+    assert completed.returncode == 0, completed.stderr
+    return completed.stderr, programs_in(folder)
 
 
 def programs_in(folder):

@@ -111,7 +111,7 @@ array = np.random.default_rng(0).normal(size=(6, 20)).astype(np.float32)
 for names in ((), ('x', 'y'), (None, 'y'), ('x',)):
     print(fingerprint.of({'a': jax.device_put(array, NamedSharding(mesh, PartitionSpec(*names)))}))
 """
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, '-c', program.replace('{most}', str(most))],
         cwd=ROOT,
         env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'JAX_NUM_CPU_DEVICES': '8'},
@@ -120,4 +120,4 @@ for names in ((), ('x', 'y'), (None, 'y'), ('x',)):
         check=True,
     )
     array = np.random.default_rng(0).normal(size=(6, 20)).astype(np.float32)
-    assert done.stdout.split() == [fingerprint.of({'a': array})] * 4
+    assert completed.stdout.split() == [fingerprint.of({'a': array})] * 4

@@ -28,8 +28,8 @@ def good_run(small_config, tmp_path_factory):
 
 def on(name, arguments, **environment):
     """(exit code, stdout, stderr) of a process on a platform."""
-    done = forked.run(arguments, env={**os.environ, 'JAX_PLATFORMS': name, **environment})
-    return done.returncode, done.stdout, done.stderr
+    completed = forked.run(arguments, env={**os.environ, 'JAX_PLATFORMS': name, **environment})
+    return completed.returncode, completed.stdout, completed.stderr
 
 
 @pytest.mark.parametrize(
@@ -129,8 +129,8 @@ def test_what_jax_says_is_said_in_one_line(wanted, error, expected, monkeypatch)
     before = jax.config.jax_platforms
     try:
         jax.config.update('jax_platforms', wanted)
-        with pytest.raises(UserError) as raised:
+        with pytest.raises(UserError) as error_info:
             platform.start()
     finally:
         jax.config.update('jax_platforms', before)
-    assert str(raised.value) == expected
+    assert str(error_info.value) == expected

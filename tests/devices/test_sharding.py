@@ -32,18 +32,18 @@ def test_what_is_left_goes_to_the_axis_that_asks(data, fsdp, count, expected):
     ('data', 'fsdp', 'count'), [(3, 1, 8), (-1, 3, 8), (2, 2, 8), (-1, -1, 8), (16, -1, 8)]
 )
 def test_a_mesh_that_leaves_devices_out_is_refused(data, fsdp, count):
-    with pytest.raises(UserError, match=r'mesh\.data') as caught:
+    with pytest.raises(UserError, match=r'mesh\.data') as error_info:
         sharding.mesh_shape(with_mesh(data, fsdp), count)
-    assert '\n' not in str(caught.value)
+    assert '\n' not in str(error_info.value)
 
 
 @pytest.mark.parametrize(
     'changes', [{'batch_size': 9, 'micro_batches': 2}, {'batch_size': 4, 'micro_batches': 3}]
 )
 def test_a_batch_that_micro_batches_do_not_divide_is_refused(changes):
-    with pytest.raises(UserError, match='micro_batches') as caught:
+    with pytest.raises(UserError, match='micro_batches') as error_info:
         sharding.make_mesh(with_mesh(-1, 1, **changes))
-    assert f'batch_size is {changes["batch_size"]}' in str(caught.value)
+    assert f'batch_size is {changes["batch_size"]}' in str(error_info.value)
 
 
 class FakeMesh:

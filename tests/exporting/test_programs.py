@@ -139,8 +139,8 @@ def check_empty(name, folder):
             'print([found.shape for found in session.run(None, {"image": image})])'
         )
         command = [sys.executable, '-c', code, folder / 'student.onnx']
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        assert done.stdout == '[(0, 2), (0, 2)]\n'
+        completed = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert completed.stdout == '[(0, 2), (0, 2)]\n'
     else:
         with pytest.raises(Exception, match="Expected value >= 1 for dimension variable 'batch'"):
             CALLS[name](folder, {'image': none})
@@ -188,14 +188,14 @@ def test_a_program_of_digits_runs_where_td_jax_is_not(mlp_run, tmp_path, logits_
         'print(program.platforms)\n'
         'print(json.dumps([program.call({"image": image[:n]})["logits"].tolist() for n in (2, 3)]))'
     )
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, '-c', code, folder / stablehlo.NAME, tmp_path / 'digits.npy'],
         capture_output=True,
         text=True,
         check=True,
         cwd=tmp_path,
     )
-    platforms, logits = done.stdout.splitlines()
+    platforms, logits = completed.stdout.splitlines()
     assert platforms == "('cpu', 'cuda', 'tpu')"
     two, three = json.loads(logits)
     shown = digits.astype(np.float32).mean(axis=3).reshape(3, 64) / 255
@@ -275,10 +275,10 @@ def test_what_jax2onnx_cannot_convert_or_gets_wrong_is_one_line(mlp_run, tmp_pat
         (doubles, 'the logits of what jax2onnx makes of this student are others than its own'),
     ):
         monkeypatch.setattr(jax2onnx, 'to_onnx', wrong)
-        with pytest.raises(UserError, match=f'^--format=onnx: {message}') as caught:
+        with pytest.raises(UserError, match=f'^--format=onnx: {message}') as error_info:
             formats.export(mlp_run, 'onnx', tmp_path / 'made')
-        assert '; use --format=stablehlo or --format=saved_model.' in str(caught.value)
-        assert len(str(caught.value).splitlines()) == 1
+        assert '; use --format=stablehlo or --format=saved_model.' in str(error_info.value)
+        assert len(str(error_info.value).splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
 
 

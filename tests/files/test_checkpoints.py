@@ -230,11 +230,11 @@ print(saved.restore(state)[0])
 
 
 def test_a_process_that_may_open_no_more_files_sets_no_checkpoint_aside(tmp_path):
-    done = forked.run(
+    completed = forked.run(
         ['-c', SHORT_OF_FILES, str(tmp_path / 'saved')], env={**os.environ, 'JAX_PLATFORMS': 'cpu'}
     )
-    assert done.returncode == 0, done.stderr
-    first, second = done.stdout.splitlines()
+    assert completed.returncode == 0, completed.stderr
+    first, second = completed.stdout.splitlines()
     assert first.endswith('cannot be read now, and is left as it is: Too many open files.')
     assert second == '1'
 
@@ -383,9 +383,9 @@ def test_a_damaged_checkpoint_is_not_read(folder, damage):
 
 def test_a_checkpoint_that_is_not_there_is_not_read(folder):
     for ask in (checkpoints.read_shapes, lambda *where: checkpoints.read(*where, {})):
-        with pytest.raises(checkpoints.Unreadable, match='step 7') as refused:
+        with pytest.raises(checkpoints.Unreadable, match='step 7') as error_info:
             ask(folder, 7)
-        assert len(str(refused.value).splitlines()) == 1
+        assert len(str(error_info.value).splitlines()) == 1
     assert not (folder / '7').exists()
 
 
@@ -426,11 +426,11 @@ except UserError as error:
 
 @pytest.mark.parametrize('moment', [1, 3, 5, 7])
 def test_a_disk_that_is_full_is_one_line_wherever_orbax_meets_it(tmp_path, moment):
-    done = forked.run(
+    completed = forked.run(
         ['-c', FILLS, str(tmp_path / 'saved'), str(moment)], env={**os.environ, 'JAX_PLATFORMS': 'cpu'}
     )
-    assert (done.returncode, done.stdout) == (2, '')
-    assert done.stderr == (
+    assert (completed.returncode, completed.stdout) == (2, '')
+    assert completed.stderr == (
         f'td_jax: the checkpoint of step 2 could not be written to {tmp_path}/saved: File too large\n'
     )
     assert restored(tmp_path / 'saved', {name: jnp.zeros(3000) for name in 'abcdefgh'})[0] == 1
@@ -465,12 +465,12 @@ else:
 
 
 def on_eight_devices(folder, action):
-    done = forked.run(
+    completed = forked.run(
         ['-c', EIGHT, str(folder), action],
         env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'JAX_NUM_CPU_DEVICES': '8'},
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    assert completed.returncode == 0, completed.stderr
+    return completed.stdout
 
 
 def test_one_device_reads_what_eight_saved_and_eight_what_one_saved(tmp_path):

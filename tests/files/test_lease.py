@@ -119,8 +119,8 @@ def test_of_many_at_once_one_holds_it(place, short):
 
 def test_a_bucket_that_is_not_there_is_one_line(bucket):
     with (
-        pytest.raises(UserError, match=r'^gs://nobody-made-this/run/\.lock cannot be ') as refused,
+        pytest.raises(UserError, match=r'^gs://nobody-made-this/run/\.lock cannot be ') as error_info,
         workdir.lock(workdir.resolve('gs://nobody-made-this/run')),
     ):
         pass
-    assert '\n' not in str(refused.value)
+    assert '\n' not in str(error_info.value)

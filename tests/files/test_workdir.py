@@ -118,9 +118,9 @@ def test_paths_are_made_absolute(tmp_path, monkeypatch):
     'path', ['s3://b/run', 'file:///tmp/run', 'h2+x.y-z://b', 'GS://b/run', 'https://x/y']
 )
 def test_an_address_that_is_no_bucket_is_refused(path):
-    with pytest.raises(UserError) as refused:
+    with pytest.raises(UserError) as error_info:
         workdir.resolve(path)
-    assert str(refused.value) == (
+    assert str(error_info.value) == (
         f'{path} is neither a folder nor in a bucket; write FOLDER/PATH or gs://BUCKET/PATH.'
     )
 
@@ -237,9 +237,9 @@ def test_arrays_are_read_back_or_refused_anywhere(somewhere):
     content = path.read_bytes()
     for damaged in (b'', b'text', content[:-30], content[:40] + bytes(20) + content[60:]):
         path.write_bytes(damaged)
-        with pytest.raises(UserError, match=r'a\.npz cannot be read as arrays \(') as refused:
+        with pytest.raises(UserError, match=r'a\.npz cannot be read as arrays \(') as error_info:
             workdir.read_arrays(path)
-        assert '\n' not in str(refused.value)
+        assert '\n' not in str(error_info.value)
 
 
 def test_arrays_of_objects_are_neither_written_nor_read(tmp_path):
@@ -254,6 +254,8 @@ def test_arrays_of_objects_are_neither_written_nor_read(tmp_path):
 
 def test_a_bucket_that_is_not_there_is_refused_in_one_line(bucket):
     path = workdir.resolve('gs://nobody-made-this/run/a.json')
-    with pytest.raises(UserError, match=r'^gs://nobody-made-this/run/a\.json cannot be written: ') as refused:
+    with pytest.raises(
+        UserError, match=r'^gs://nobody-made-this/run/a\.json cannot be written: '
+    ) as error_info:
         workdir.write(path, 'text')
-    assert '\n' not in str(refused.value)
+    assert '\n' not in str(error_info.value)

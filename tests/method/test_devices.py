@@ -59,5 +59,7 @@ for method in ('rkd', 'crd', 'srd', 'dist', 'td'):
 @pytest.mark.long
 def test_examples_are_related_over_all_devices():
     """Values and gradients of a batch that is cut over two devices are those of the whole, for every seed."""
-    done = forked.run(['-c', PROGRAM], env={**os.environ, 'JAX_NUM_CPU_DEVICES': '2', 'JAX_PLATFORMS': 'cpu'})
-    assert done.returncode == 0, done.stderr[-2000:]
+    completed = forked.run(
+        ['-c', PROGRAM], env={**os.environ, 'JAX_NUM_CPU_DEVICES': '2', 'JAX_PLATFORMS': 'cpu'}
+    )
+    assert completed.returncode == 0, completed.stderr[-2000:]

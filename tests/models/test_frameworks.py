@@ -148,10 +148,10 @@ def test_a_model_with_state_is_not_trained(small_config, tmp_path, is_student):
     config = small_config(method='fitnet')
     (config if is_student else config.teacher).model.name = 'linen'
     config.model.initial = 'random'
-    with pytest.raises(UserError) as refused:
+    with pytest.raises(UserError) as error_info:
         td_jax.train(config, tmp_path / 'run', models={'linen': lambda *_: base.from_module(Linen())})
     key = 'model.name' if is_student else 'teacher.model.name'
-    assert str(refused.value).startswith(f'{key} is linen, which has state that training would have')
+    assert str(error_info.value).startswith(f'{key} is linen, which has state that training would have')
     assert not (tmp_path / 'run').exists()
 
 

@@ -133,10 +133,10 @@ def test_bfloat16_is_near_float32_and_predicts_in_float32():
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(changes, word):
-    with pytest.raises(UserError, match='model') as caught:
+    with pytest.raises(UserError, match='model') as error_info:
         make_model(**changes)
-    assert word.rstrip('/') in str(caught.value)
-    assert '\n' not in str(caught.value)
+    assert word.rstrip('/') in str(error_info.value)
+    assert '\n' not in str(error_info.value)
 
 
 def test_a_vit_needs_images():
@@ -204,9 +204,9 @@ def test_a_student_starts_from_a_public_checkpoint_and_learns(cifar10_data, tmp_
 def test_what_does_not_fit_a_checkpoint_is_refused_before_anything_is_written(
     cifar10_data, tmp_path, changes, words
 ):
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError) as error_info:
         train(tiny(**changes), tmp_path / 'run')
-    assert '\n' not in str(caught.value)
+    assert '\n' not in str(error_info.value)
     for word in words:
-        assert word in str(caught.value)
+        assert word in str(error_info.value)
     assert not (tmp_path / 'run').exists()

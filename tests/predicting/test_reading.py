@@ -65,10 +65,10 @@ def test_columns_come_by_name_with_their_lines(table):
     ],
 )
 def test_what_is_wrong_with_a_table_is_said_with_its_line(table, content, message):
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError) as error_info:
         table(content)
-    assert message in str(caught.value)
-    assert '\n' not in str(caught.value)
+    assert message in str(error_info.value)
+    assert '\n' not in str(error_info.value)
 
 
 def test_what_is_no_table_is_refused(table, tmp_path):

@@ -76,9 +76,9 @@ def test_a_config_that_fits_passes(checkpoints):
 
 def test_every_field_that_differs_is_named_with_its_cure(checkpoints):
     config = make_config(**{**TINY, 'layers': 5}, epsilon=1e-12)
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError) as error_info:
         check_teacher(checkpoints[BARE], config)
-    assert str(caught.value) == (
+    assert str(error_info.value) == (
         f'{BARE} does not fit teacher.model and dataset: layers is 6 there, 5 here, activation is gelu '
         'there, gelu_tanh here, epsilon is 1e-06 there, 1e-12 here, pre_logits is True there, False here, '
         'teacher.dataset.resize is bilinear_antialias there, bilinear here; set teacher.model.layers=6 '
@@ -122,9 +122,9 @@ IMAGENET = Preprocessing((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 'bilinear
 def test_how_images_are_shown_has_to_fit_too():
     config = make_config(variant='B/16')
     checkpoint = Checkpoint('somewhere', BASE, {}, IMAGENET)
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError) as error_info:
         check_teacher(checkpoint, config)
-    assert str(caught.value) == (
+    assert str(error_info.value) == (
         'somewhere does not fit teacher.model and dataset: teacher.dataset.image_mean is '
         '(0.485, 0.456, 0.406) there, (0.5, 0.5, 0.5) here, teacher.dataset.image_std is '
         '(0.229, 0.224, 0.225) there, (0.5, 0.5, 0.5) here, teacher.dataset.resize is bilinear_antialias '
@@ -254,10 +254,10 @@ def test_a_student_that_starts_from_a_bit_is_one():
 def test_what_is_set_otherwise_is_refused_by_name(changes, words):
     config = common.get_config()
     config.update_from_flattened_dict(changes)
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError) as error_info:
         of(DINOV2, config, *changes)
     keys = ' and '.join(key for key in changes if key != 'model.initial')
-    assert str(caught.value) == (f'somewhere does not match what is set: {words}; leave {keys} out.')
+    assert str(error_info.value) == (f'somewhere does not match what is set: {words}; leave {keys} out.')
 
 
 def test_what_is_set_as_it_is_there_is_taken(checkpoints):

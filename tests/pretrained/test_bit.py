@@ -178,10 +178,10 @@ def test_a_head_of_zeros_is_none(tmp_path):
 
 def test_a_teacher_that_fits_and_one_that_does_not(tiny):
     checkpoint, config = pretrained.read(str(tiny)), common.get_config()
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError) as error_info:
         check_teacher(checkpoint, config)
     wanted = 'teacher.model.name=resnet teacher.model.variant=R50x1 teacher.model.width=8'
-    assert str(caught.value) == (
+    assert str(error_info.value) == (
         f'{tiny} does not fit teacher.model and dataset: name is resnet there, mlp here, variant is R50x1 '
         f'there, B/32 here, width is 8 there, 0 here; set {wanted}'
     )

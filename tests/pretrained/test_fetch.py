@@ -23,9 +23,9 @@ SIZES = vit.Sizes(width=48, layers=6, mlp=96, heads=4)
 
 
 def test_a_file_that_is_not_there_says_where_to_get_it(tmp_path):
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError) as error_info:
         pretrained.read(str(tmp_path / 'ViT-B_32.npz'))
-    text = str(caught.value)
+    text = str(error_info.value)
     assert f'{tmp_path}/ViT-B_32.npz is not there' in text
     assert 'https://storage.googleapis.com/vit_models/imagenet21k/ViT-B_32.npz' in text
     with pytest.raises(UserError, match=r'nowhere is not there; give an \.npz'):
@@ -139,9 +139,9 @@ def test_a_page_in_place_of_a_file_is_not_kept(server):
 
 
 def test_a_file_that_is_not_published_is_told_in_one_line(server):
-    with pytest.raises(UserError, match=r'cannot be downloaded \(404') as caught:
+    with pytest.raises(UserError, match=r'cannot be downloaded \(404') as error_info:
         pretrained.read('gs://bucket/ViT.npz')
-    assert '\n' not in str(caught.value)
+    assert '\n' not in str(error_info.value)
 
 
 def test_a_private_bucket_is_asked_with_credentials(server, monkeypatch):
@@ -176,9 +176,9 @@ def test_without_a_network_one_line_says_what_to_do(monkeypatch, tmp_path):
 
     monkeypatch.setattr(urllib.request, 'urlopen', urlopen)
     monkeypatch.setenv('TD_JAX_CACHE', str(tmp_path))
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError) as error_info:
         pretrained.read('gs://vit_models/imagenet21k/ViT-B_32.npz')
-    text = str(caught.value)
+    text = str(error_info.value)
     assert '\n' not in text
     assert 'Name or service not known' in text
     assert 'https://storage.googleapis.com/vit_models/imagenet21k/ViT-B_32.npz' in text
@@ -240,9 +240,9 @@ def test_a_hub_that_is_not_reached_is_one_line(monkeypatch, error):
         raise error
 
     monkeypatch.setattr(huggingface_hub, 'snapshot_download', snapshot_download)
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError) as error_info:
         pretrained.read('hf://owner/name')
-    text = str(caught.value)
+    text = str(error_info.value)
     assert '\n' not in text
     assert (
         'Get config.json, model.safetensors and preprocessor_config.json from https://huggingface.co/owner/name'

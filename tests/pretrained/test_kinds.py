@@ -232,9 +232,9 @@ PREFIX = 'dinov2_with_registers.'
     ],
 )
 def test_a_folder_that_does_not_fit_is_refused_by_name(changed_folder, folder, change, words):
-    with pytest.raises(UserError, match=words) as caught:
+    with pytest.raises(UserError, match=words) as error_info:
         pretrained.read(changed_folder(change, folder))
-    assert '\n' not in str(caught.value)
+    assert '\n' not in str(error_info.value)
 
 
 def test_how_images_are_shown(changed_folder):

@@ -186,10 +186,10 @@ def test_images_that_are_not_resized_have_no_resize():
     ],
 )
 def test_what_cannot_be_honoured_is_refused_by_name(content, words):
-    with pytest.raises(UserError, match=words) as caught:
+    with pytest.raises(UserError, match=words) as error_info:
         read(**content)
-    assert str(caught.value).startswith('folder/preprocessor_config.json: ')
-    assert '\n' not in str(caught.value)
+    assert str(error_info.value).startswith('folder/preprocessor_config.json: ')
+    assert '\n' not in str(error_info.value)
 
 
 def test_another_processor_that_says_everything_is_taken_at_its_word():

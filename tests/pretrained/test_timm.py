@@ -136,9 +136,9 @@ def test_sizes_are_the_published_ones(variant, count):
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(folder, change, words):
-    with pytest.raises(UserError, match=words) as caught:
+    with pytest.raises(UserError, match=words) as error_info:
         pretrained.read(folder(change))
-    assert '\n' not in str(caught.value)
+    assert '\n' not in str(error_info.value)
 
 
 def written(folder, golden, config):
@@ -219,9 +219,9 @@ def test_a_vit_is_timms(vit_folder, name):
 )
 def test_a_vit_that_is_another_is_refused_by_name(vit_folder, change, words):
     location, _ = vit_folder('vit', **change)
-    with pytest.raises(UserError, match=words) as caught:
+    with pytest.raises(UserError, match=words) as error_info:
         pretrained.read(location)
-    assert '\n' not in str(caught.value)
+    assert '\n' not in str(error_info.value)
 
 
 def test_what_there_is_no_place_for_is_refused(vit_folder):

@@ -117,9 +117,9 @@ def test_shards_are_counted_from_one_and_by_schedulers_as_they_do(text, environm
     ],
 )
 def test_what_is_no_shard_is_refused(text, environment, said):
-    with pytest.raises(UserError) as refused:
+    with pytest.raises(UserError) as error_info:
         jobs.read_shard(text, environment)
-    assert str(refused.value).startswith(said)
+    assert str(error_info.value).startswith(said)
 
 
 @pytest.mark.parametrize(('items', 'count'), [(10, 3), (2, 5), (0, 2), (7, 7)])

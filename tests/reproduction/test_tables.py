@@ -216,9 +216,9 @@ def test_genres_leave_their_columns():
     ],
 )
 def test_an_unknown_name_is_refused_with_the_known_ones(names, genres, datasets, text):
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError) as error_info:
         tables.check_names(names, genres, datasets)
-    assert str(caught.value).startswith(text)
+    assert str(error_info.value).startswith(text)
 
 
 def test_three_searches_are_those_of_the_main_rows(monkeypatch):

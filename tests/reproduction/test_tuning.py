@@ -605,9 +605,9 @@ def test_who_chose_the_last_step(monkeypatch, tmp_path):
 def test_what_cannot_be_searched_is_refused(tmp_path, change, names, said):
     places = epath.Path(tmp_path / 'journals'), epath.Path(tmp_path / 'o.json')
     tuning.check(RATINGS, ['teacher', 'td_ld', 'ld', 'td', 'supervised'], *places)
-    with pytest.raises(UserError) as refused:
+    with pytest.raises(UserError) as error_info:
         tuning.check(RATINGS._replace(**change), names, *places)
-    assert str(refused.value).startswith(said)
+    assert str(error_info.value).startswith(said)
 
 
 def test_places_that_cannot_be_written_are_refused(tmp_path):

@@ -247,8 +247,8 @@ for one, two in zip(*map(jax.tree.leaves, found), strict=True):
 def test_a_teacher_is_shuffled_over_all_devices(comparable_config, unlabelled):
     config = comparable_config(method='fitnet', teacher__control='shuffled', teacher__seed=9)
     config.dataset.unlabelled, config.unlabelled_batch_size = unlabelled, 12
-    done = forked.run(
+    completed = forked.run(
         ['-c', ON_TWO_DEVICES, config_lib.to_json(config)],
         env={**os.environ, 'JAX_NUM_CPU_DEVICES': '2', 'JAX_PLATFORMS': 'cpu'},
     )
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert completed.returncode == 0, completed.stderr[-2000:]

@@ -50,9 +50,9 @@ def changed(config, **changes):
 def refuses(config, folder, message):
     """Asserts that a run is refused in one line, and that its folder stays as it was."""
     before = files(folder)
-    with pytest.raises(UserError, match=message) as refused:
+    with pytest.raises(UserError, match=message) as error_info:
         train(config, folder)
-    assert '\n' not in str(refused.value)
+    assert '\n' not in str(error_info.value)
     assert files(folder) == before
     assert folder.exists() == bool(before)
 

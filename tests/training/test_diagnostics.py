@@ -552,11 +552,11 @@ def test_several_devices_find_what_one_finds(comparable_config, methods):
     config = comparable_config(
         batch_size=16, micro_batches=2, td__rounds=2, td__scale='variance', fd__weights__feature=30.0
     )
-    done = forked.run(
+    completed = forked.run(
         ['-c', PROGRAM, json.dumps(config.to_dict()), *methods],
         env={**os.environ, 'JAX_NUM_CPU_DEVICES': '4', 'JAX_PLATFORMS': 'cpu'},
     )
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert completed.returncode == 0, completed.stderr[-2000:]
 
 
 # --- A stream --------------------------------------------------------------------------------------

@@ -146,6 +146,6 @@ def test_errors_that_are_not_of_the_result_are_refused(run, tmp_path):
     write_run(folder, **run)
     with pytest.raises(
         UserError, match=r'errors\.npz is damaged or does not belong to the result\.json'
-    ) as refused:
+    ) as error_info:
         finished.read_errors(folder)
-    assert '\n' not in str(refused.value)
+    assert '\n' not in str(error_info.value)

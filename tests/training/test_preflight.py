@@ -24,11 +24,11 @@ GOLDEN = pathlib.Path(__file__).parents[1] / 'golden' / 'vit_tiny.npz'
 
 def refusal(config, folder):
     """The line in which a run is refused that has written nothing."""
-    with pytest.raises(UserError) as raised:
+    with pytest.raises(UserError) as error_info:
         train(config, folder)
-    assert len(str(raised.value).splitlines()) == 1
+    assert len(str(error_info.value).splitlines()) == 1
     assert not folder.exists()
-    return str(raised.value)
+    return str(error_info.value)
 
 
 # --- Memory ----------------------------------------------------------------------------------------
@@ -91,9 +91,9 @@ def test_the_states_that_a_teacher_keeps_are_counted(small_config, tmp_path, mon
     """Of fifty images of each of two seeds: 7, 11 and 5 numbers."""
     monkeypatch.setattr(devices_memory, 'of_device', lambda device: 10)
     monkeypatch.setattr(memory, 'check_parameters', lambda *arguments, **named: None)
-    with pytest.raises(UserError) as raised:
+    with pytest.raises(UserError) as error_info:
         preflight.check(small_config(num_seeds=1), tmp_path / 'run', Programs())
-    assert 'on a device that has 0.0 GB' in str(raised.value)
+    assert 'on a device that has 0.0 GB' in str(error_info.value)
     parts = {}
     monkeypatch.setattr(memory, '_compare', lambda mesh, found: parts.update(found))
     preflight.check(small_config(), tmp_path / 'run', Programs())
@@ -112,11 +112,11 @@ def test_a_checkpoint_has_to_fit_on_the_machine(small_config, tmp_path, monkeypa
 def test_a_device_that_is_full_after_all_is_one_line():
     """A hundred terabytes, as JAX refuses them."""
     with (
-        pytest.raises(UserError, match=r'^a device has too little memory for this run') as raised,
+        pytest.raises(UserError, match=r'^a device has too little memory for this run') as error_info,
         memory.oom_as_user_error(),
     ):
         jax.numpy.zeros(25 * 10**12, np.float32).block_until_ready()
-    assert len(str(raised.value).splitlines()) == 1
+    assert len(str(error_info.value).splitlines()) == 1
     with pytest.raises(ZeroDivisionError), memory.oom_as_user_error():
         print(1 / 0)
 

@@ -402,11 +402,11 @@ def test_fewer_steps_are_refused(copied, td_config):
 )
 def test_any_other_change_is_refused_by_name(changes, named, copied, td_config):
     before = files(copied)
-    with pytest.raises(UserError) as raised:
+    with pytest.raises(UserError) as error_info:
         train(changed(td_config, **changes), copied)
     for part in named:
-        assert part in str(raised.value)
-    assert str(raised.value).count(' there, ') == len(named)
+        assert part in str(error_info.value)
+    assert str(error_info.value).count(' there, ') == len(named)
     assert files(copied) == before
 
 
@@ -614,9 +614,9 @@ def test_a_line_ends_where_something_else_happens(small_config, tmp_path):
 
 def refuses(bad, folder, message):
     """Asserts one line for a person, and that a run in a new folder wrote nothing."""
-    with pytest.raises(UserError, match=message) as raised:
+    with pytest.raises(UserError, match=message) as error_info:
         train(bad, folder)
-    assert len(str(raised.value).splitlines()) == 1
+    assert len(str(error_info.value).splitlines()) == 1
     assert not folder.exists()
 
 
@@ -708,9 +708,9 @@ def test_data_that_is_missing_is_refused(monkeypatch, tmp_path):
 @pytest.mark.parametrize('path', ['file', 'file/run', 'file/deep/run'])
 def test_a_workdir_that_cannot_be_made_is_refused(path, small_config, tmp_path):
     (tmp_path / 'file').write_text('here already')
-    with pytest.raises(UserError, match=f'workdir {tmp_path / path} cannot be written') as raised:
+    with pytest.raises(UserError, match=f'workdir {tmp_path / path} cannot be written') as error_info:
         train(small_config(), tmp_path / path)
-    assert len(str(raised.value).splitlines()) == 1
+    assert len(str(error_info.value).splitlines()) == 1
     assert files(tmp_path) == {(tmp_path / 'file').relative_to(tmp_path): b'here already'}
 
 
@@ -736,11 +736,11 @@ def test_a_loss_that_is_not_finite_stops_the_run(small_config, tmp_path, restore
     assert all(np.isfinite(array).all() for array in arrays.values())
     assert [line['step'] for line in metric_log.read(tmp_path / 'run')] == [1, 2]
     # The same command says the same.
-    with pytest.raises(UserError, match='is not finite at step 3') as raised:
+    with pytest.raises(UserError, match='is not finite at step 3') as error_info:
         train(bad, tmp_path / 'run')
     assert restored(tmp_path / 'run')[0] == 2
     note = json.loads((tmp_path / 'run' / 'diverged.json').read_text())
-    assert note == {'reason': str(raised.value)}
+    assert note == {'reason': str(error_info.value)}
 
 
 def test_a_teacher_whose_loss_is_not_finite_is_named(small_config, tmp_path):

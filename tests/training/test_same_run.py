@@ -130,12 +130,12 @@ print(json.dumps(train(config, folder)['values']))
 def test_a_run_continues_on_other_devices(made, tmp_path):
     config, folder = made
     one, two = (shutil.copytree(folder, tmp_path / name) for name in ('one', 'two'))
-    done = forked.run(
+    completed = forked.run(
         ['-c', TWO_DEVICES, str(two)], env={**os.environ, 'JAX_NUM_CPU_DEVICES': '2', 'JAX_PLATFORMS': 'cpu'}
     )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert 'continues at step 4 of 6' in done.stderr
-    assert json.loads(done.stdout) == pytest.approx(
+    assert completed.returncode == 0, completed.stderr[-2000:]
+    assert 'continues at step 4 of 6' in completed.stderr
+    assert json.loads(completed.stdout) == pytest.approx(
         train(changed(config, num_steps=6), one)['values'], abs=2e-3
     )
 

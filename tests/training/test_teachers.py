@@ -63,11 +63,11 @@ def test_a_teacher_that_is_cut_is_whole_on_no_device(small_config, tmp_path):
     """Of a kernel of 256 by 512 a device gets 64 kB, and nothing larger while it is placed and scored."""
     config = small_config(teacher__model__hidden=(256, 512), teacher__num_steps=1)
     train(config_lib.teacher_run(config), tmp_path / 'teacher')
-    done = forked.run(
+    completed = forked.run(
         ['-c', PROGRAM, str(tmp_path / 'teacher')],
         env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'JAX_NUM_CPU_DEVICES': '8'},
     )
-    assert done.returncode == 0, done.stderr
-    whole, shard, most = map(int, done.stdout.split())
+    assert completed.returncode == 0, completed.stderr
+    whole, shard, most = map(int, completed.stdout.split())
     assert (whole, shard) == (256 * 512 * 4, 256 * 512 * 4 // 8)
     assert most == shard
