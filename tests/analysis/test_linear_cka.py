@@ -10,7 +10,7 @@ import pytest
 from td_jax.analysis import linear_cka
 
 
-def from_unbiased_hsic(x, y):
+def cka_from_unbiased_hsic(x, y):
     """The estimator of Song et al. 2012 as a U-statistic, summed over all different i, j, q, r.
 
     HSIC is the mean of K_ij L_ij + K_ij L_qr - 2 K_ij L_iq.
@@ -34,12 +34,12 @@ def hsic(k, ell):
     return np.trace(k @ h @ ell @ h) / (n - 1) ** 2
 
 
-def from_hsic(x, y):
+def cka_from_hsic(x, y):
     k, ell = x @ x.T, y @ y.T
     return hsic(k, ell) / np.sqrt(hsic(k, k) * hsic(ell, ell))
 
 
-def from_features(x, y):
+def cka_from_features(x, y):
     x, y = x - x.mean(axis=0), y - y.mean(axis=0)
     top = np.linalg.norm(y.T @ x) ** 2
     return top / (np.linalg.norm(x.T @ x) * np.linalg.norm(y.T @ y))
@@ -58,11 +58,11 @@ biased_cka = functools.partial(linear_cka.linear_cka, estimator='biased')
 
 def test_the_debiased_number_is_that_of_the_u_statistic(pair):
     x, y = pair
-    found = linear_cka.linear_cka(x, y)
-    assert found == pytest.approx(from_unbiased_hsic(x, y), rel=1e-10)
-    assert linear_cka.linear_cka(y, x) == pytest.approx(found, rel=1e-14)
+    debiased = linear_cka.linear_cka(x, y)
+    assert debiased == pytest.approx(cka_from_unbiased_hsic(x, y), rel=1e-10)
+    assert linear_cka.linear_cka(y, x) == pytest.approx(debiased, rel=1e-14)
     assert linear_cka.linear_cka(x, x) == pytest.approx(1, rel=1e-14)
-    assert abs(found - biased_cka(x, y)) > 0.05
+    assert abs(debiased - biased_cka(x, y)) > 0.05
 
 
 def test_four_examples_by_hand():
@@ -96,8 +96,8 @@ def test_one_example_that_differs_says_nothing():
 
 def test_it_is_what_hsic_and_the_features_give(pair):
     x, y = pair
-    assert biased_cka(x, y) == pytest.approx(from_hsic(x, y), rel=1e-12)
-    assert biased_cka(x, y) == pytest.approx(from_features(x, y), rel=1e-12)
+    assert biased_cka(x, y) == pytest.approx(cka_from_hsic(x, y), rel=1e-12)
+    assert biased_cka(x, y) == pytest.approx(cka_from_features(x, y), rel=1e-12)
     assert biased_cka(y, x) == pytest.approx(biased_cka(x, y), rel=1e-14)
     assert 0.1 < biased_cka(x, y) < 0.99
 
@@ -137,7 +137,7 @@ def test_tokens_are_flattened(pair):
     x, y = pair
     tokens = np.stack([x, 2 * x, x**2], axis=1)  # [7, 3, 5]
     assert biased_cka(tokens, y) == pytest.approx(
-        from_features(np.concatenate([x, 2 * x, x**2], axis=1), y), rel=1e-12
+        cka_from_features(np.concatenate([x, 2 * x, x**2], axis=1), y), rel=1e-12
     )
 
 

@@ -39,11 +39,11 @@ def test_an_epoch_has_all_whole_batches_and_no_example_twice(batch_size):
 
 
 def test_what_an_epoch_leaves_over_comes_in_others():
-    drawn = collections.Counter()
+    times_drawn = collections.Counter()
     for epoch in range(7):
         order = base.epoch_order(jax.random.key(0), epoch, COUNT)
-        drawn.update(np.asarray(order[:33]).tolist())
-    assert set(drawn) == set(range(COUNT))
+        times_drawn.update(np.asarray(order[:33]).tolist())
+    assert set(times_drawn) == set(range(COUNT))
 
 
 def test_the_order_depends_on_key_and_epoch_alone():

@@ -28,23 +28,23 @@ def load(split='test', classes=(), examples_per_class=0, **changes):
 
 
 @functools.cache
-def plain(split, is_decoded=True):
+def load_plainly(split, is_decoded=True):
     """(images, labels) in the order of the files; without decoding, which takes long, labels alone."""
     import tensorflow_datasets as tfds
 
     decoders = None if is_decoded else tfds.decode.PartialDecoding({'label': True})
-    read = tfds.as_numpy(tfds.load('cifar10', split=split, batch_size=-1, decoders=decoders))
-    return read.get('image'), read['label']
+    examples = tfds.as_numpy(tfds.load('cifar10', split=split, batch_size=-1, decoders=decoders))
+    return examples.get('image'), examples['label']
 
 
-def labels_of(part):
-    return plain(part, is_decoded=False)[1]
+def load_labels(part):
+    return load_plainly(part, is_decoded=False)[1]
 
 
 def test_labels_are_all_there():
     source = load()
     for examples, part, of_each in ((source.train, 'train', 5000), (source.evaluation, 'test', 1000)):
-        np.testing.assert_array_equal(examples['labels'], labels_of(part))
+        np.testing.assert_array_equal(examples['labels'], load_labels(part))
         assert np.bincount(examples['labels']).tolist() == [of_each] * 10
         assert examples['image'].shape == (10 * of_each, 32, 32, 3)
     assert source.label_names[:3] == ('airplane', 'automobile', 'bird')
@@ -58,7 +58,7 @@ def test_labels_are_all_there():
 def test_pixels_are_those_of_a_plain_load(part, start, stop):
     source = load()
     examples = {'train': source.train, 'test': source.evaluation}[part]
-    pixels, labels = plain(f'{part}[{start}:{stop}]')
+    pixels, labels = load_plainly(f'{part}[{start}:{stop}]')
     assert examples['image'].dtype == np.uint8
     np.testing.assert_array_equal(examples['image'][start:stop], pixels)
     np.testing.assert_array_equal(examples['labels'][start:stop], labels)
@@ -124,16 +124,16 @@ def test_the_half_of_a_test_image_is_the_last_bit_of_the_digest_of_its_pixels():
 def test_inputs_are_varied_with_a_key_alone():
     source = load(image_size=48, min_crop_area=0.3, mirror_rate=0.5)
     examples = {'image': source.train['image'][:4]}
-    shown = source.inputs(source.tables, examples, None)['image']
-    assert shown.shape == (4, 48, 48, 3)
+    inputs = source.inputs(source.tables, examples, None)['image']
+    assert inputs.shape == (4, 48, 48, 3)
     np.testing.assert_array_equal(
-        shown, images.normalize(resizing.resize_on_device(examples['image'], VIEW), HALF, HALF)
+        inputs, images.normalize(resizing.resize_on_device(examples['image'], VIEW), HALF, HALF)
     )
     key = jax.random.key(0)
-    shown = source.inputs(source.tables, examples, key)['image']
+    inputs = source.inputs(source.tables, examples, key)['image']
     expected = images.normalize(images.vary(examples['image'], VIEW, key, 0.3, 0.5), HALF, HALF)
-    np.testing.assert_array_equal(shown, expected)
-    assert -1 <= shown.min() < shown.max() <= 1
+    np.testing.assert_array_equal(inputs, expected)
+    assert -1 <= inputs.min() < inputs.max() <= 1
 
 
 def test_a_task_has_its_own_mean_and_deviation():
@@ -146,11 +146,11 @@ def test_a_task_has_its_own_mean_and_deviation():
     )
     examples = {'image': student.train['image'][:4]}
     pixels = np.asarray(resizing.resize_on_device(examples['image'], View(21, 'bilinear_antialias'))) / 255
-    shown = teacher.inputs(teacher.tables, examples, None)['image']
+    inputs = teacher.inputs(teacher.tables, examples, None)['image']
     expected = (pixels - np.array([0.1, 0.2, 0.3])) / np.array([0.4, 0.6, 0.7])
-    np.testing.assert_allclose(shown, expected, rtol=0, atol=1e-5)
-    shown = student.inputs(student.tables, examples, None)['image']
-    np.testing.assert_allclose(shown, 2 * pixels - 1, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(inputs, expected, rtol=0, atol=1e-5)
+    inputs = student.inputs(student.tables, examples, None)['image']
+    np.testing.assert_allclose(inputs, 2 * pixels - 1, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ def test_data_that_is_missing_is_told_with_the_folder_that_was_searched(monkeypa
     assert f'tfds build {name}' in str(error_info.value)
 
 
-def write(write_prepared, labels):
+def write_images(write_prepared, labels):
     """Writes {part: labels} of black images as CIFAR-10."""
     import tensorflow_datasets as tfds
 
@@ -198,28 +198,28 @@ def write(write_prepared, labels):
     }
     image = np.zeros((32, 32, 3), np.uint8)
     splits = {
-        part: [{'id': f'{part}_{i}', 'image': image, 'label': label} for i, label in enumerate(found)]
-        for part, found in labels.items()
+        part: [{'id': f'{part}_{i}', 'image': image, 'label': label} for i, label in enumerate(part_labels)]
+        for part, part_labels in labels.items()
     }
     return write_prepared('cifar10', '3.0.2', 'image_classification.cifar', features, splits)
 
 
 @pytest.fixture
-def unread():
+def empty_cache():
     """Nothing is in the cache before and after."""
     cifar.read.cache_clear()
     yield
     cifar.read.cache_clear()
 
 
-@pytest.mark.usefixtures('unread')
+@pytest.mark.usefixtures('empty_cache')
 def test_images_of_no_class_are_refused_and_not_left_out(write_prepared):
-    write(write_prepared, {'train': [3] * 10 + [12] + [4] * 9, 'test': [1]})
+    write_images(write_prepared, {'train': [3] * 10 + [12] + [4] * 9, 'test': [1]})
     with pytest.raises(UserError, match=r'^dataset cifar10, train: label of row \d+ is 12; .* from 0 to 9\.'):
         load()
 
 
-@pytest.mark.usefixtures('unread')
+@pytest.mark.usefixtures('empty_cache')
 @pytest.mark.parametrize(
     ('labels', 'classes', 'message'),
     [
@@ -230,16 +230,16 @@ def test_images_of_no_class_are_refused_and_not_left_out(write_prepared):
     ],
 )
 def test_a_part_without_images_is_refused(write_prepared, labels, classes, message):
-    write(write_prepared, labels)
+    write_images(write_prepared, labels)
     config = vit_tiny_cifar10.get_config()
     config.dataset.classes, config.dataset.examples_per_class = classes, 0
     with pytest.raises(UserError, match=f'^dataset {message}[^\n]*$'):
         assembly.load_source(config, config.dataset)
 
 
-@pytest.mark.usefixtures('unread')
+@pytest.mark.usefixtures('empty_cache')
 def test_images_that_are_damaged_are_refused(write_prepared):
-    place = write(write_prepared, {'train': [3] * 20, 'test': [4]})
+    place = write_images(write_prepared, {'train': [3] * 20, 'test': [4]})
     (file,) = place.glob('*train.tfrecord*')
     file.write_bytes(file.read_bytes()[:-50])
     with pytest.raises(UserError, match=r'^dataset cifar10 cannot be read: [^\n]+$'):

@@ -15,17 +15,17 @@ RNG = np.random.default_rng(0)
 COLOURS = PIL.Image.fromarray(RNG.integers(0, 256, (5, 7, 3), np.uint8))
 
 
-def encoded(image, image_format, **options):
+def encode(image, image_format, **options):
     file = io.BytesIO()
     image.save(file, image_format, **options)
     return file.getvalue()
 
 
-def by_pil(content):
+def decode_with_pil(content):
     return np.asarray(PIL.ImageOps.exif_transpose(PIL.Image.open(io.BytesIO(content))).convert('RGB'))
 
 
-def png(colour, bits, rows, *chunks):
+def encode_png(colour, bits, rows, *chunks):
     """The bytes of a PNG of some rows of bytes, by its specification."""
 
     def chunk(name, content):
@@ -39,29 +39,29 @@ def png(colour, bits, rows, *chunks):
     return b'\x89PNG\r\n\x1a\n' + b''.join(chunk(*part) for part in parts)
 
 
-def words(*numbers):
+def pack_words(*numbers):
     return struct.pack(f'>{len(numbers)}H', *numbers)
 
 
 # --- As PIL does -----------------------------------------------------------------------------------
 
 PLAIN = {
-    'jpeg': encoded(COLOURS, 'JPEG'),
-    'progressive jpeg': encoded(COLOURS, 'JPEG', progressive=True, subsampling=2),
-    'grey jpeg': encoded(COLOURS.convert('L'), 'JPEG'),
-    'cmyk jpeg': encoded(COLOURS.convert('CMYK'), 'JPEG'),
-    'png': encoded(COLOURS, 'PNG'),
-    'grey png': encoded(COLOURS.convert('L'), 'PNG'),
-    'png of a palette': encoded(COLOURS.convert('P'), 'PNG'),
-    'png of one bit': encoded(COLOURS.convert('1'), 'PNG'),
-    'gif': encoded(COLOURS, 'GIF'),
-    'bmp': encoded(COLOURS, 'BMP'),
-    'bmp of a palette': encoded(COLOURS.quantize(9), 'BMP'),
-    'bmp of one bit': encoded(COLOURS.convert('1'), 'BMP'),
-    'webp': encoded(COLOURS, 'WEBP'),
-    'tiff': encoded(COLOURS, 'TIFF'),
-    'tiff of a palette': encoded(COLOURS.quantize(9), 'TIFF'),
-    'cmyk tiff': encoded(COLOURS.convert('CMYK'), 'TIFF', compression='tiff_lzw'),
+    'jpeg': encode(COLOURS, 'JPEG'),
+    'progressive jpeg': encode(COLOURS, 'JPEG', progressive=True, subsampling=2),
+    'grey jpeg': encode(COLOURS.convert('L'), 'JPEG'),
+    'cmyk jpeg': encode(COLOURS.convert('CMYK'), 'JPEG'),
+    'png': encode(COLOURS, 'PNG'),
+    'grey png': encode(COLOURS.convert('L'), 'PNG'),
+    'png of a palette': encode(COLOURS.convert('P'), 'PNG'),
+    'png of one bit': encode(COLOURS.convert('1'), 'PNG'),
+    'gif': encode(COLOURS, 'GIF'),
+    'bmp': encode(COLOURS, 'BMP'),
+    'bmp of a palette': encode(COLOURS.quantize(9), 'BMP'),
+    'bmp of one bit': encode(COLOURS.convert('1'), 'BMP'),
+    'webp': encode(COLOURS, 'WEBP'),
+    'tiff': encode(COLOURS, 'TIFF'),
+    'tiff of a palette': encode(COLOURS.quantize(9), 'TIFF'),
+    'cmyk tiff': encode(COLOURS.convert('CMYK'), 'TIFF', compression='tiff_lzw'),
 }
 
 
@@ -69,7 +69,7 @@ PLAIN = {
 def test_pixels_are_those_of_pil(name):
     pixels = decoding.decode(PLAIN[name])
     assert (pixels.dtype, pixels.shape) == (np.uint8, (5, 7, 3))
-    np.testing.assert_array_equal(pixels, by_pil(PLAIN[name]))
+    np.testing.assert_array_equal(pixels, decode_with_pil(PLAIN[name]))
     decoding.check(io.BytesIO(PLAIN[name]))
 
 
@@ -91,9 +91,9 @@ def test_a_palette_has_its_colours():
 def test_an_image_is_turned_upright(image_format, options, orientation):
     exif = PIL.Image.Exif()
     exif[0x0112] = orientation
-    content = encoded(COLOURS, image_format, exif=exif, **options)
+    content = encode(COLOURS, image_format, exif=exif, **options)
     pixels = decoding.decode(content)
-    np.testing.assert_array_equal(pixels, by_pil(content))
+    np.testing.assert_array_equal(pixels, decode_with_pil(content))
     # Worked by hand: of a photo taken upright with a camera on its side, the left column is the upper row.
     if orientation == 6 and image_format != 'JPEG':
         np.testing.assert_array_equal(pixels, np.asarray(COLOURS)[::-1].transpose(1, 0, 2))
@@ -102,8 +102,8 @@ def test_an_image_is_turned_upright(image_format, options, orientation):
 @pytest.mark.parametrize('exif', [b'Exif\0\0', b'Exif\0\0nothing of it', b'Exif\0\0MM\0*\xff\xff\xff\xff'])
 @pytest.mark.filterwarnings('ignore:Corrupt EXIF data')
 def test_damaged_exif_says_nothing(exif):
-    plain = encoded(COLOURS, 'PNG')
-    np.testing.assert_array_equal(decoding.decode(encoded(COLOURS, 'PNG', exif=exif)), decoding.decode(plain))
+    plain = encode(COLOURS, 'PNG')
+    np.testing.assert_array_equal(decoding.decode(encode(COLOURS, 'PNG', exif=exif)), decoding.decode(plain))
 
 
 # --- What is transparent stands on white -----------------------------------------------------------
@@ -121,33 +121,33 @@ HIDDEN = [
 )
 def test_transparent_colours_stand_on_white(image_format, options):
     stored = np.array([[colour for colour, _ in HIDDEN]], np.uint8)
-    content = encoded(PIL.Image.fromarray(stored), image_format, **options)
-    assert by_pil(content)[0, 1].tolist() == [1, 2, 3]
+    content = encode(PIL.Image.fromarray(stored), image_format, **options)
+    assert decode_with_pil(content)[0, 1].tolist() == [1, 2, 3]
     np.testing.assert_array_equal(decoding.decode(content), [[shown for _, shown in HIDDEN]])
 
 
 def test_transparency_of_every_kind_stands_on_white():
     palette = (b'PLTE', bytes([9, 8, 7, 200, 0, 51]))
     cases = {
-        'grey and alpha': (png(4, 8, [bytes([7, 0, 200, 51])]), [[255] * 3, [244] * 3]),
+        'grey and alpha': (encode_png(4, 8, [bytes([7, 0, 200, 51])]), [[255] * 3, [244] * 3]),
         'palette with alphas': (
-            png(3, 8, [bytes([0, 1])], palette, (b'tRNS', bytes([0, 51]))),
+            encode_png(3, 8, [bytes([0, 1])], palette, (b'tRNS', bytes([0, 51]))),
             [[255] * 3, [244, 204, 214]],
         ),
         'palette with one alpha': (
-            png(3, 8, [bytes([0, 1])], palette, (b'tRNS', bytes([0]))),
+            encode_png(3, 8, [bytes([0, 1])], palette, (b'tRNS', bytes([0]))),
             [[255] * 3, [200, 0, 51]],
         ),
         'grey with one that is transparent': (
-            png(0, 8, [bytes([7, 8])], (b'tRNS', words(7))),
+            encode_png(0, 8, [bytes([7, 8])], (b'tRNS', pack_words(7))),
             [[255] * 3, [8] * 3],
         ),
         'colours with one that is transparent': (
-            png(2, 8, [bytes([1, 2, 3, 1, 2, 4])], (b'tRNS', words(1, 2, 3))),
+            encode_png(2, 8, [bytes([1, 2, 3, 1, 2, 4])], (b'tRNS', pack_words(1, 2, 3))),
             [[255] * 3, [1, 2, 4]],
         ),
         'grey of 16 bits with one that is transparent': (
-            png(0, 16, [words(0x0700, 0x0701)], (b'tRNS', words(0x0700))),
+            encode_png(0, 16, [pack_words(0x0700, 0x0701)], (b'tRNS', pack_words(0x0700))),
             [[255] * 3, [7] * 3],
         ),
     }
@@ -156,7 +156,7 @@ def test_transparency_of_every_kind_stands_on_white():
     gif = PIL.Image.new('P', (2, 1))
     gif.putpalette([9, 8, 7, 200, 0, 51])
     gif.putdata([0, 1])
-    content = encoded(gif, 'GIF', transparency=0)
+    content = encode(gif, 'GIF', transparency=0)
     np.testing.assert_array_equal(decoding.decode(content), [[[255] * 3, [200, 0, 51]]])
 
 
@@ -166,13 +166,18 @@ def test_transparency_of_every_kind_stands_on_white():
 def test_of_16_bits_the_upper_8_are_kept():
     grey = np.array([[0x0000, 0x00FF, 0x1234, 0xFFFF]], np.uint16)
     upper = np.repeat(np.array([[0, 0, 0x12, 0xFF]])[..., None], 3, axis=2)
-    assert by_pil(encoded(PIL.Image.fromarray(grey), 'PNG')).max(axis=(0, 2)).tolist() == [0, 255, 255, 255]
+    assert decode_with_pil(encode(PIL.Image.fromarray(grey), 'PNG')).max(axis=(0, 2)).tolist() == [
+        0,
+        255,
+        255,
+        255,
+    ]
     for image_format in ('PNG', 'TIFF'):
-        content = encoded(PIL.Image.fromarray(grey), image_format)
+        content = encode(PIL.Image.fromarray(grey), image_format)
         np.testing.assert_array_equal(decoding.decode(content), upper)
-    content = encoded(PIL.Image.fromarray(grey.astype('>u2')), 'TIFF')
+    content = encode(PIL.Image.fromarray(grey.astype('>u2')), 'TIFF')
     np.testing.assert_array_equal(decoding.decode(content), upper)
-    colours = png(2, 16, [words(0x1234, 0x80FF, 0xFF00, 0x0080, 0xFFFF, 0x00FF)])
+    colours = encode_png(2, 16, [pack_words(0x1234, 0x80FF, 0xFF00, 0x0080, 0xFFFF, 0x00FF)])
     np.testing.assert_array_equal(decoding.decode(colours), [[[0x12, 0x80, 0xFF], [0, 0xFF, 0]]])
 
 
@@ -180,7 +185,7 @@ def test_of_16_bits_the_upper_8_are_kept():
 def test_the_first_of_several_frames(image_format):
     frames = [PIL.Image.new('RGB', (4, 3), colour) for colour in ((200, 0, 0), (0, 200, 0), (0, 0, 200))]
     options = {'lossless': True} if image_format == 'WEBP' else {}
-    content = encoded(frames[0], image_format, save_all=True, append_images=frames[1:], **options)
+    content = encode(frames[0], image_format, save_all=True, append_images=frames[1:], **options)
     assert PIL.Image.open(io.BytesIO(content)).n_frames == 3
     np.testing.assert_array_equal(decoding.decode(content), np.full((3, 4, 3), (200, 0, 0)))
 
@@ -191,21 +196,21 @@ REFUSED = {
     'empty': (b'', '^it begins as no JPEG, PNG, GIF, BMP, WEBP, TIFF does$'),
     'text': (b'<svg xmlns="http://www.w3.org/2000/svg"/>', 'it begins as no JPEG'),
     # PIL would start Ghostscript for it.
-    'eps': (encoded(COLOURS, 'EPS'), 'it begins as no JPEG'),
+    'eps': (encode(COLOURS, 'EPS'), 'it begins as no JPEG'),
     'fractions': (
-        encoded(PIL.Image.fromarray(np.ones((2, 2), np.float32)), 'TIFF'),
+        encode(PIL.Image.fromarray(np.ones((2, 2), np.float32)), 'TIFF'),
         'its pixels are fractions',
     ),
     '32 bits': (
-        encoded(PIL.Image.fromarray(np.ones((2, 2), np.int32)), 'TIFF'),
+        encode(PIL.Image.fromarray(np.ones((2, 2), np.int32)), 'TIFF'),
         'its pixels are whole numbers of 32 bits, and nothing says which of them is white',
     ),
 }
 DAMAGED = {
-    'cut short': (encoded(COLOURS.resize((90, 90)), 'JPEG')[:900], 'truncated'),
-    'png cut short': (encoded(COLOURS.resize((90, 90)), 'PNG')[:300], 'truncated'),
+    'cut short': (encode(COLOURS.resize((90, 90)), 'JPEG')[:900], 'truncated'),
+    'png cut short': (encode(COLOURS.resize((90, 90)), 'PNG')[:300], 'truncated'),
     'a colour of 16 bits': (
-        png(2, 16, [words(0x1234, 1, 2)], (b'tRNS', words(0x1234, 1, 2))),
+        encode_png(2, 16, [pack_words(0x1234, 1, 2)], (b'tRNS', pack_words(0x1234, 1, 2))),
         'one of its colours of 16 bits is transparent',
     ),
 }

@@ -22,11 +22,11 @@ def rated(recommender):
     return recommender.source, recommender.config.dataset
 
 
-def restored(source, config, task=None):
+def restore(source, config, task=None):
     """A Source as it is read back, from JSON and arrays alone."""
-    found = json.loads(json.dumps(description.describe(source)))
-    assert description.is_description(found)
-    return description.restore(found, description.arrays_of(source), config, task or config)
+    description_json = json.loads(json.dumps(description.describe(source)))
+    assert description.is_description(description_json)
+    return description.restore(description_json, description.arrays_of(source), config, task or config)
 
 
 # --- A data set without its examples ---------------------------------------------------------------
@@ -38,18 +38,20 @@ def test_every_data_set_is_restored():
 
 def test_ratings_are_shown_as_they_were(rated):
     source, config = rated
-    found = restored(source, config)
+    restored_source = restore(source, config)
     examples = {'user': np.array([0, 1, 2, 3]), 'movie': np.array([4, 3, 1, 0])}
-    expected, shown = (jax.tree.map(np.asarray, s.inputs(s.tables, examples, None)) for s in (source, found))
-    assert list(shown) == list(expected)
-    jax.tree.map(np.testing.assert_array_equal, shown, expected)
-    assert list(found.vocabularies.items()) == list(source.vocabularies.items())
+    expected, actual = (
+        jax.tree.map(np.asarray, s.inputs(s.tables, examples, None)) for s in (source, restored_source)
+    )
+    assert list(actual) == list(expected)
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
+    assert list(restored_source.vocabularies.items()) == list(source.vocabularies.items())
     for field, ids in source.ids.items():
-        assert found.ids[field].column == ids.column
-        np.testing.assert_array_equal(found.ids[field].raw, ids.raw)
-        np.testing.assert_array_equal(found.ids[field].is_known, ids.is_known)
-        np.testing.assert_array_equal(found.pairs[field], source.train[field])
-    one, other = one_example(source), one_example(found)
+        assert restored_source.ids[field].column == ids.column
+        np.testing.assert_array_equal(restored_source.ids[field].raw, ids.raw)
+        np.testing.assert_array_equal(restored_source.ids[field].is_known, ids.is_known)
+        np.testing.assert_array_equal(restored_source.pairs[field], source.train[field])
+    one, other = one_example(source), one_example(restored_source)
     assert {k: (v.shape, v.dtype) for k, v in one.items()} == {
         k: (v.shape, v.dtype) for k, v in other.items()
     }
@@ -67,23 +69,23 @@ def test_images_are_shown_as_they_were(size, monkeypatch):
     config = images_config.get_config()
     config.dataset.update({'name': 'cifar10', 'image_size': size, 'image_mean': (0.1, 0.2, 0.3)})
     source = SOURCES['cifar10'](config.dataset, config.dataset)
-    found = restored(source, config.dataset)
-    assert found.label_names == ('a', 'b')
-    assert found.picture[:2] == source.picture[:2]
-    shown = pixels[:, :size, :size].astype(np.float32)
-    inputs = [s.picture.inputs(shown)['image'] for s in (source, found)]
+    restored_source = restore(source, config.dataset)
+    assert restored_source.label_names == ('a', 'b')
+    assert restored_source.picture[:2] == source.picture[:2]
+    float_pixels = pixels[:, :size, :size].astype(np.float32)
+    inputs = [s.picture.inputs(float_pixels)['image'] for s in (source, restored_source)]
     np.testing.assert_array_equal(*inputs)
     # Of an example as it is kept, a model is given one of its own size.
-    assert found.inputs((), one_example(found), None)['image'].shape == (1, size, size, 3)
+    assert restored_source.inputs((), one_example(restored_source), None)['image'].shape == (1, size, size, 3)
     teacher = config.dataset.copy_and_resolve_references()
     teacher.image_mean = (0.5, 0.5, 0.5)
-    other = restored(source, config.dataset, teacher)
-    assert not np.allclose(other.picture.inputs(shown)['image'], inputs[0])
+    other = restore(source, config.dataset, teacher)
+    assert not np.allclose(other.picture.inputs(float_pixels)['image'], inputs[0])
 
 
 def test_examples_are_not_there(rated):
-    found = restored(*rated)
-    for stream in (found.train, found.evaluation):
+    restored_source = restore(*rated)
+    for stream in (restored_source.train, restored_source.evaluation):
         with pytest.raises(UserError, match='are not kept with a run'):
             stream.open(1, 0, 1)
 
@@ -91,7 +93,7 @@ def test_examples_are_not_there(rated):
 # --- What has changed ------------------------------------------------------------------------------
 
 
-def described(users=('ann', 'bo'), labels=('cat', 'dog'), **content):
+def make_description(users=('ann', 'bo'), labels=('cat', 'dog'), **content):
     """A description of some ids, classes and parts."""
     return {
         'task': 'classification',
@@ -104,47 +106,50 @@ def described(users=('ann', 'bo'), labels=('cat', 'dog'), **content):
 @pytest.mark.parametrize(
     ('now', 'changes'),
     [
-        (described(), []),
-        (described(images={'count': 1, 'md5': 'y', 'stamp': 'of today'}), ['images: new']),
-        (described(users=('ann', 'cy')), ['reader: bo -> cy']),
-        (described(users=('bo', 'ann')), ['reader: in another order']),
-        (described(users=('ann',)), ['reader: 1 gone (bo)']),
+        (make_description(), []),
+        (make_description(images={'count': 1, 'md5': 'y', 'stamp': 'of today'}), ['images: new']),
+        (make_description(users=('ann', 'cy')), ['reader: bo -> cy']),
+        (make_description(users=('bo', 'ann')), ['reader: in another order']),
+        (make_description(users=('ann',)), ['reader: 1 gone (bo)']),
         (
-            described(users=('a', 'ann', 'b', 'bo', 'c', 'd')),
+            make_description(users=('a', 'ann', 'b', 'bo', 'c', 'd')),
             ['reader: 4 added (a, b, c, ...)'],
         ),
         (
-            described(users=('ann', 'x', 'y'), labels=('dog', 'kitten')),
+            make_description(users=('ann', 'x', 'y'), labels=('dog', 'kitten')),
             ['reader: 2 added (x, y), 1 gone (bo)', 'class: cat -> kitten'],
         ),
         (
-            described(**{'training examples': {'count': 10, 'sha256': 'y'}}),
+            make_description(**{'training examples': {'count': 10, 'sha256': 'y'}}),
             ['training examples: 9 there, 10 here'],
         ),
         (
-            described(**{'training examples': {'count': 9, 'sha256': 'y'}}),
+            make_description(**{'training examples': {'count': 9, 'sha256': 'y'}}),
             ['training examples: other content'],
         ),
         # Where numbers mean something else, so do all examples.
         (
-            described(labels=('cat',), **{'training examples': {'count': 9, 'sha256': 'y'}}),
+            make_description(labels=('cat',), **{'training examples': {'count': 9, 'sha256': 'y'}}),
             ['class: 1 gone (dog)'],
         ),
-        (described(TFDS={'text': 'a/1'}, b={}, c={}, d={}), ['TFDS: new', 'b: new', 'c: new', 'and 1 more']),
+        (
+            make_description(TFDS={'text': 'a/1'}, b={}, c={}, d={}),
+            ['TFDS: new', 'b: new', 'c: new', 'and 1 more'],
+        ),
     ],
 )
 def test_what_has_changed_is_a_few_words(now, changes):
-    assert description.differences(described(), now) == changes
-    assert (description.digest(described()) == description.digest(now)) == (not changes)
+    assert description.differences(make_description(), now) == changes
+    assert (description.digest(make_description()) == description.digest(now)) == (not changes)
 
 
 def test_long_ids_are_cut():
-    (change,) = description.differences(described(), described(users=('ann', 'b' * 60_000)))
+    (change,) = description.differences(make_description(), make_description(users=('ann', 'b' * 60_000)))
     assert len(change) < 100
 
 
 def test_when_files_were_touched_is_no_change():
-    before, now = (described(images={'count': 1, 'md5': 'y', 'stamp': stamp}) for stamp in 'ab')
+    before, now = (make_description(images={'count': 1, 'md5': 'y', 'stamp': stamp}) for stamp in 'ab')
     assert description.differences(before, now) == []
     assert description.digest(before) == description.digest(now)
 
@@ -204,7 +209,7 @@ def test_files_of_other_classes_count_where_they_decide_what_is_drawn(tmp_path, 
 
 def test_a_digest_of_arrays_is_of_names_types_shapes_and_elements():
     a = np.arange(6, dtype=np.int32)
-    found = [
+    array_sets = [
         {'a': a},
         {'b': a},
         {'a': a.astype(np.int64)},
@@ -213,7 +218,7 @@ def test_a_digest_of_arrays_is_of_names_types_shapes_and_elements():
         {'a': np.array(list('abc'), object)},
         {'a': np.array(list('abd'), object)},
     ]
-    assert len({description.digest_arrays(arrays) for arrays in found}) == len(found)
+    assert len({description.digest_arrays(arrays) for arrays in array_sets}) == len(array_sets)
     assert description.digest_arrays({'a': np.arange(12, dtype=np.int32)[::2]}) == description.digest_arrays(
         {'a': 2 * a}
     )
@@ -236,4 +241,4 @@ def test_what_tfds_says_is_what_its_file_says(cifar10_data):
 def test_files_are_read_for_those_that_are_not_known(rated, tmp_path):
     source = rated[0]._replace(known_by={'images of a': Files(str(tmp_path), ('1', '2'))})
     assert description.files_to_read(source, []) == 2
-    assert description.files_to_read(source, [described(**{'images of a': {'count': 2}})]) == 0
+    assert description.files_to_read(source, [make_description(**{'images of a': {'count': 2}})]) == 0

@@ -22,7 +22,7 @@ def load(split='test', **task):
     return digits.load(config.dataset, config.dataset)
 
 
-def rows_of(examples):
+def find_rows(examples):
     """Which of scikit-learn's images the examples are; 0 to 16 there, 0 to 1 here, exactly."""
     return [ROW_OF[(image * 16).astype(np.float32).tobytes()] for image in examples['image']]
 
@@ -30,7 +30,7 @@ def rows_of(examples):
 def test_training_and_test_are_disjoint_and_all():
     assert len(ROW_OF) == len(IMAGES) == 1797
     source = load()
-    train, test = rows_of(source.train), rows_of(source.evaluation)
+    train, test = find_rows(source.train), find_rows(source.evaluation)
     assert sorted(train + test) == list(range(1797))
     np.testing.assert_array_equal(source.train['labels'], DIGITS[train])
     np.testing.assert_array_equal(source.evaluation['labels'], DIGITS[test])
@@ -46,34 +46,34 @@ def test_every_class_keeps_its_share():
 
 def test_the_validation_slice_is_cut_from_training_alone():
     test_run, validation_run = load(), load('validation')
-    kept, held_out = rows_of(validation_run.train), rows_of(validation_run.evaluation)
-    assert sorted(kept + held_out) == sorted(rows_of(test_run.train))
-    assert not set(held_out) & set(rows_of(test_run.evaluation))
+    training_rows, validation_rows = find_rows(validation_run.train), find_rows(validation_run.evaluation)
+    assert sorted(training_rows + validation_rows) == sorted(find_rows(test_run.train))
+    assert not set(validation_rows) & set(find_rows(test_run.evaluation))
 
 
 def test_the_cut_is_the_same_for_every_task():
     everything, part = load(), load(classes=(3, 7))
-    assert set(rows_of(part.train)) <= set(rows_of(everything.train))
-    assert set(rows_of(part.evaluation)) <= set(rows_of(everything.evaluation))
+    assert set(find_rows(part.train)) <= set(find_rows(everything.train))
+    assert set(find_rows(part.evaluation)) <= set(find_rows(everything.evaluation))
 
 
 @pytest.mark.parametrize('classes', [(2, 5, 7), (7, 2, 5)])
 def test_labels_are_positions_in_the_tasks_classes(classes):
     source = load(classes=classes)
     for examples in (source.train, source.evaluation):
-        np.testing.assert_array_equal(np.take(classes, examples['labels']), DIGITS[rows_of(examples)])
+        np.testing.assert_array_equal(np.take(classes, examples['labels']), DIGITS[find_rows(examples)])
         assert set(examples['labels']) == {0, 1, 2}
     assert source.label_names == tuple(map(str, classes))
-    assert len(source.evaluation['labels']) == np.isin(DIGITS, classes)[rows_of(load().evaluation)].sum()
+    assert len(source.evaluation['labels']) == np.isin(DIGITS, classes)[find_rows(load().evaluation)].sum()
 
 
 def test_examples_per_class_keeps_the_first_of_each_and_all_of_the_evaluation():
     few, everything = load(classes=(1, 4), examples_per_class=3), load(classes=(1, 4))
     assert collections.Counter(few.train['labels'].tolist()) == {0: 3, 1: 3}
-    rows = sorted(rows_of(everything.train))
+    rows = sorted(find_rows(everything.train))
     first = [[row for row in rows if DIGITS[row] == digit][:3] for digit in (1, 4)]
-    assert rows_of(few.train) == first[0] + first[1]
-    assert rows_of(few.evaluation) == rows_of(everything.evaluation)
+    assert find_rows(few.train) == first[0] + first[1]
+    assert find_rows(few.evaluation) == find_rows(everything.evaluation)
 
 
 def test_inputs_are_the_images_with_and_without_a_key():

@@ -19,19 +19,19 @@ from tests import forked
 SIDE = 8
 
 
-def picture(number, height=SIDE, width=SIDE):
+def make_picture(number, height=SIDE, width=SIDE):
     """An image of one colour, which says its number."""
     return np.full((height, width, 3), (number, 255 - number, 7), np.uint8)
 
 
-def write(folder, counts, suffix='.png', first=0):
+def write_folder(folder, counts, suffix='.png', first=0):
     """Writes {class: count of images} and gives {file within the folder: number}."""
     numbers = {}
     for name, count in counts.items():
         (folder / name).mkdir(parents=True)
         for i in range(count):
             file, number = f'{name}/{i:03}{suffix}', first + len(numbers)
-            PIL.Image.fromarray(picture(number)).save(folder / file)
+            PIL.Image.fromarray(make_picture(number)).save(folder / file)
             numbers[file] = number
     return numbers
 
@@ -50,14 +50,14 @@ def load(folder, **changes):
 
 def numbers_of(examples):
     """[(number, label)] of examples, in order of numbers."""
-    shown = examples['image']
-    assert shown.dtype == np.uint8
-    np.testing.assert_array_equal(shown, shown[:, :1, :1] * np.ones((1, SIDE, SIDE, 1), np.uint8))
-    assert np.all(shown[..., 0].astype(int) + shown[..., 1] == 255)
-    return sorted(zip(shown[:, 0, 0, 0].tolist(), examples['labels'].tolist(), strict=True))
+    pixels = examples['image']
+    assert pixels.dtype == np.uint8
+    np.testing.assert_array_equal(pixels, pixels[:, :1, :1] * np.ones((1, SIDE, SIDE, 1), np.uint8))
+    assert np.all(pixels[..., 0].astype(int) + pixels[..., 1] == 255)
+    return sorted(zip(pixels[:, 0, 0, 0].tolist(), examples['labels'].tolist(), strict=True))
 
 
-def by_hash(numbers, name):
+def order_by_hash(numbers, name):
     """The numbers of a class's files, in order of the hashes of CLASS/FILE."""
     files = [file for file in numbers if file.startswith(f'{name}/')]
     return [numbers[f] for f in sorted(files, key=lambda f: hashlib.sha256(f.encode()).hexdigest())]
@@ -77,13 +77,13 @@ COUNTS = {'cat': 20, 'ant': 14, 'bee': 4}
     ],
 )
 def test_a_tenth_of_each_class_is_cut_off_by_the_hashes_of_names(tmp_path, split, cuts):
-    numbers = write(tmp_path / 'own', COUNTS)
+    numbers = write_folder(tmp_path / 'own', COUNTS)
     source = load(tmp_path / 'own', split=split)
     assert source.label_names == ('ant', 'bee', 'cat')
     assert source.name == 'own ant, bee, cat'
     train, evaluation = [], []
     for label, (name, (start, cut, stop)) in enumerate(cuts.items()):
-        order = by_hash(numbers, name)
+        order = order_by_hash(numbers, name)
         evaluation += [(number, label) for number in order[start:cut]]
         train += [(number, label) for number in order[cut:stop]]
     assert numbers_of(source.evaluation) == sorted(evaluation)
@@ -92,30 +92,31 @@ def test_a_tenth_of_each_class_is_cut_off_by_the_hashes_of_names(tmp_path, split
 
 
 def test_the_same_names_in_every_class_are_not_all_cut_off(tmp_path):
-    numbers = write(tmp_path, {'a': 10, 'b': 10, 'c': 10, 'd': 10})
+    numbers = write_folder(tmp_path, {'a': 10, 'b': 10, 'c': 10, 'd': 10})
     first = {
-        min(file for file, n in numbers.items() if n == by_hash(numbers, name)[0])[2:] for name in 'abcd'
+        min(file for file, n in numbers.items() if n == order_by_hash(numbers, name)[0])[2:]
+        for name in 'abcd'
     }
     assert len(first) > 1
 
 
 @pytest.mark.parametrize('split', ['test', 'validation'])
 def test_train_and_test_are_taken_as_they_are(tmp_path, split):
-    train = write(tmp_path / 'train', {'cat': 12, 'ant': 3})
-    test = write(tmp_path / 'test', {'ant': 1, 'cat': 2}, first=100)
+    train = write_folder(tmp_path / 'train', {'cat': 12, 'ant': 3})
+    test = write_folder(tmp_path / 'test', {'ant': 1, 'cat': 2}, first=100)
     source = load(tmp_path, split=split)
     if split == 'test':
         assert numbers_of(source.train) == [(n, int(file.startswith('cat'))) for file, n in train.items()]
         assert numbers_of(source.evaluation) == [(n, int(f.startswith('cat'))) for f, n in test.items()]
     else:
         # A tenth of 12 and of 3, at least one.
-        held_out = [(by_hash(train, 'cat')[0], 1), (by_hash(train, 'ant')[0], 0)]
+        held_out = [(order_by_hash(train, 'cat')[0], 1), (order_by_hash(train, 'ant')[0], 0)]
         assert numbers_of(source.evaluation) == sorted(held_out)
         assert len(source.train['labels']) == 13
 
 
 def test_what_is_not_read_is_said(tmp_path):
-    write(tmp_path / 'own', {'a': 5, 'b': 5})
+    write_folder(tmp_path / 'own', {'a': 5, 'b': 5})
     for folder in ('__MACOSX', '.ipynb_checkpoints', 'b/deeper'):
         (tmp_path / 'own' / folder).mkdir()
     hidden = ['.DS_Store', 'a/._000.png', '__MACOSX/000.png', '.ipynb_checkpoints/000.png']
@@ -131,15 +132,15 @@ def test_what_is_not_read_is_said(tmp_path):
 
 def write_halves(folder):
     for part in ('train', 'test', 'val'):
-        write(folder / part, {'a': 3, 'b': 3})
+        write_folder(folder / part, {'a': 3, 'b': 3})
     return folder
 
 
 def test_classes_and_how_many_of_each(tmp_path):
-    numbers = write(tmp_path, {'a': 10, 'b': 10, 'c': 10})
+    numbers = write_folder(tmp_path, {'a': 10, 'b': 10, 'c': 10})
     source = load(tmp_path, classes=(2, 0), examples_per_class=3)
     assert source.label_names == ('c', 'a')
-    expected = [(n, label) for label, name in enumerate('ca') for n in by_hash(numbers, name)[1:4]]
+    expected = [(n, label) for label, name in enumerate('ca') for n in order_by_hash(numbers, name)[1:4]]
     assert numbers_of(source.train) == sorted(expected)
     assert len(source.evaluation['labels']) == 2
 
@@ -151,17 +152,17 @@ def test_images_of_any_size_colours_and_format_become_one_size(tmp_path):
     (tmp_path / 'a').mkdir()
     (tmp_path / 'b').mkdir()
     stored = {
-        'a/wide.PNG': picture(10, 3, 30),
-        'a/large.bmp': picture(20, 50, 40),
+        'a/wide.PNG': make_picture(10, 3, 30),
+        'a/large.bmp': make_picture(20, 50, 40),
         'b/grey.png': np.full((9, 9), 77, np.uint8),
-        'b/small.gif': picture(0, 2, 2)[..., 0],
+        'b/small.gif': make_picture(0, 2, 2)[..., 0],
     }
     for file, pixels in stored.items():
         PIL.Image.fromarray(pixels).save(tmp_path / file)
     source = load(tmp_path)
-    shown = np.concatenate([source.train['image'], source.evaluation['image']])
-    assert shown.shape == (4, SIDE, SIDE, 3)
-    colours = {tuple(image[3, 3]) for image in shown}
+    loaded = np.concatenate([source.train['image'], source.evaluation['image']])
+    assert loaded.shape == (4, SIDE, SIDE, 3)
+    colours = {tuple(image[3, 3]) for image in loaded}
     assert colours == {(10, 245, 7), (20, 235, 7), (77, 77, 77), (0, 0, 0)}
 
 
@@ -183,19 +184,19 @@ def test_files_become_the_same_pixels_in_memory_streamed_and_predicted(tmp_path)
         image.save(tmp_path / file, **options)
     files = [epath.Path(tmp_path / file) for file in stored]
     expected = [decoding.decode(file.read_bytes()) for file in files]
-    kept, streamed = load(tmp_path), load(tmp_path, kept_gb=0.0, mirror_rate=0.0)
-    joined = np.concatenate([kept.train['image'], kept.evaluation['image']])
+    in_memory, streamed = load(tmp_path), load(tmp_path, kept_gb=0.0, mirror_rate=0.0)
+    joined = np.concatenate([in_memory.train['image'], in_memory.evaluation['image']])
     assert_same_images(joined, expected)
     ((examples, mask),) = streamed.evaluation.open(2, 0, 1)
-    of_training = taken(streamed, 0, 1, streamed.train.count)['image']
+    of_training = take_steps(streamed, 0, 1, streamed.train.count)['image']
     assert_same_images(np.concatenate([of_training, examples['image'][mask == 1]]), expected)
-    for source in (kept, streamed):
+    for source in (in_memory, streamed):
         np.testing.assert_array_equal(reading.read_pixels(files, source.picture), expected)
 
 
-def assert_same_images(found, expected):
+def assert_same_images(actual, expected):
     """In any order."""
-    np.testing.assert_array_equal(*(sorted(np.array(images).tolist()) for images in (found, expected)))
+    np.testing.assert_array_equal(*(sorted(np.array(images).tolist()) for images in (actual, expected)))
 
 
 def test_random_crops_of_a_stream_are_of_the_image_as_it_is_shown(tmp_path):
@@ -208,14 +209,14 @@ def test_random_crops_of_a_stream_are_of_the_image_as_it_is_shown(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         upright.transpose(PIL.Image.Transpose.ROTATE_270).save(tmp_path / name, exif=exif)
     source = load(tmp_path, kept_gb=0.0, min_crop_area=0.3, mirror_rate=0.0)
-    crops = taken(source, 0, 4, 4)['image'].astype(int)
+    crops = take_steps(source, 0, 4, 4)['image'].astype(int)
     assert np.ptp(crops, axis=1).max() == 0  # no row differs from another
     assert np.diff(crops, axis=2).min() >= 0
     assert len(np.unique(crops.sum(axis=(1, 2, 3)))) > 4
 
 
 def test_what_is_kept_is_read_once_and_varied_by_a_step(tmp_path):
-    write(tmp_path, {'a': 5, 'b': 5})
+    write_folder(tmp_path, {'a': 5, 'b': 5})
     source, again = load(tmp_path), load(tmp_path)
     assert again.train['image'].base is source.train['image'].base
     assert np.shares_memory(again.train['image'], source.train['image'])
@@ -226,48 +227,48 @@ def test_what_is_kept_is_read_once_and_varied_by_a_step(tmp_path):
 
 
 def test_a_stream_has_the_same_images(tmp_path):
-    numbers = write(tmp_path, {'a': 21, 'b': 12})
-    kept, streamed = load(tmp_path), load(tmp_path, kept_gb=0.0)
-    assert streamed.name == kept.name
-    assert streamed.label_names == kept.label_names
-    count = len(kept.train['labels'])
+    numbers = write_folder(tmp_path, {'a': 21, 'b': 12})
+    in_memory, streamed = load(tmp_path), load(tmp_path, kept_gb=0.0)
+    assert streamed.name == in_memory.name
+    assert streamed.label_names == in_memory.label_names
+    count = len(in_memory.train['labels'])
     assert (streamed.train.count, streamed.train.host_bytes) == (count, 8 * count)
-    found = [streamed.evaluation.open(2, part, 2) for part in range(2)]
-    batches = [batch for part in found for batch in part]
+    parts = [streamed.evaluation.open(2, part, 2) for part in range(2)]
+    batches = [batch for part in parts for batch in part]
     joined = {
         name: np.concatenate([examples[name][mask == 1] for examples, mask in batches])
         for name in ('image', 'labels')
     }
-    assert numbers_of(joined) == numbers_of(kept.evaluation)
+    assert numbers_of(joined) == numbers_of(in_memory.evaluation)
     # One row a step: two epochs, each with each image once, in another order.
-    epochs = taken(streamed, 0, 2 * count, 1)
+    epochs = take_steps(streamed, 0, 2 * count, 1)
     first, second = ({name: a[i : i + count] for name, a in epochs.items()} for i in (0, count))
-    assert numbers_of(first) == numbers_of(second) == numbers_of(kept.train)
+    assert numbers_of(first) == numbers_of(second) == numbers_of(in_memory.train)
     assert not np.array_equal(first['image'], second['image'])
-    assert len(numbers) == count + len(kept.evaluation['labels'])
+    assert len(numbers) == count + len(in_memory.evaluation['labels'])
     # It continues where it is, and processes see their rows of one batch.
-    rest = taken(streamed, 5, 4, 6)
-    np.testing.assert_array_equal(rest['image'], taken(streamed, 0, 9, 6)['image'][30:])
-    np.testing.assert_array_equal(taken(streamed, 5, 1, 6, slice(2, 4))['image'], rest['image'][2:4])
+    rest = take_steps(streamed, 5, 4, 6)
+    np.testing.assert_array_equal(rest['image'], take_steps(streamed, 0, 9, 6)['image'][30:])
+    np.testing.assert_array_equal(take_steps(streamed, 5, 1, 6, slice(2, 4))['image'], rest['image'][2:4])
 
 
-def taken(source, step, steps, batch_size, rows=None):
-    found = source.train.open(3, step, batch_size, rows or slice(0, batch_size))
-    batches = [next(found) for _ in range(steps)]
-    found.close()
+def take_steps(source, step, steps, batch_size, rows=None):
+    stream = source.train.open(3, step, batch_size, rows or slice(0, batch_size))
+    batches = [next(stream) for _ in range(steps)]
+    stream.close()
     return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
 
 
 def test_a_stream_may_be_of_some_classes(tmp_path):
-    numbers = write(tmp_path, {'a': 6, 'b': 6, 'c': 6})
+    numbers = write_folder(tmp_path, {'a': 6, 'b': 6, 'c': 6})
     source = load(tmp_path, kept_gb=0.0, classes=(2, 0), examples_per_class=2)
     assert (source.train.count, source.evaluation.count) == (4, 2)
-    expected = [(n, label) for label, name in enumerate('ca') for n in by_hash(numbers, name)[1:3]]
-    assert numbers_of(taken(source, 0, 1, 4)) == sorted(expected)
+    expected = [(n, label) for label, name in enumerate('ca') for n in order_by_hash(numbers, name)[1:3]]
+    assert numbers_of(take_steps(source, 0, 1, 4)) == sorted(expected)
 
 
 def test_what_is_kept_is_by_size_and_the_same_for_every_task(tmp_path):
-    write(tmp_path, {'a': 5, 'b': 5})
+    write_folder(tmp_path, {'a': 5, 'b': 5})
     size = 10 * SIDE * SIDE * 3
     assert isinstance(load(tmp_path, kept_gb=size / 1e9).train, dict)
     for classes in ((), (0,)):
@@ -277,7 +278,7 @@ def test_what_is_kept_is_by_size_and_the_same_for_every_task(tmp_path):
 # --- What is refused -------------------------------------------------------------------------------
 
 
-def refused(folder, message, **changes):
+def assert_refused(folder, message, **changes):
     with pytest.raises(UserError, match=message) as error_info:
         load(folder, **changes)
     assert '\n' not in str(error_info.value)
@@ -320,25 +321,25 @@ def refused(folder, message, **changes):
     ],
 )
 def test_a_folder_that_is_laid_out_otherwise_is_refused(tmp_path, counts, split, message):
-    write(tmp_path, counts)
-    refused(tmp_path, message, split=split)
+    write_folder(tmp_path, counts)
+    assert_refused(tmp_path, message, split=split)
 
 
 def test_what_is_no_folder_is_refused(tmp_path):
     (tmp_path / 'file').write_text('x')
-    refused('', r'^dataset\.path is empty; name a folder of images')
-    refused(tmp_path / 'gone', r'^dataset\.path .*gone is not there; name a folder')
-    refused(tmp_path / 'file', r'^dataset\.path .*file is a file; name a folder of images')
+    assert_refused('', r'^dataset\.path is empty; name a folder of images')
+    assert_refused(tmp_path / 'gone', r'^dataset\.path .*gone is not there; name a folder')
+    assert_refused(tmp_path / 'file', r'^dataset\.path .*file is a file; name a folder of images')
 
 
 def test_a_folder_that_cannot_be_read_is_refused(tmp_path, monkeypatch):
-    write(tmp_path, {'a': 2, 'b': 2})
+    write_folder(tmp_path, {'a': 2, 'b': 2})
 
     def forbidden(*_):
         raise PermissionError(13, 'Permission denied')
 
     monkeypatch.setattr(folders, '_list_class', forbidden)
-    refused(tmp_path, r'^dataset\.path .* cannot be read: Permission denied\.$')
+    assert_refused(tmp_path, r'^dataset\.path .* cannot be read: Permission denied\.$')
 
 
 @pytest.mark.parametrize(
@@ -351,11 +352,11 @@ def test_a_folder_that_cannot_be_read_is_refused(tmp_path, monkeypatch):
 )
 @pytest.mark.parametrize('kept_gb', [0.0, 1.0])
 def test_classes_and_examples_that_are_not_there_are_refused(tmp_path, changes, message, kept_gb):
-    write(tmp_path / 'own', {'a': 5, 'b': 6})
-    refused(tmp_path / 'own', message, kept_gb=kept_gb, **changes)
+    write_folder(tmp_path / 'own', {'a': 5, 'b': 6})
+    assert_refused(tmp_path / 'own', message, kept_gb=kept_gb, **changes)
 
 
-def cut_short(folder):
+def cut_file(folder):
     path = folder / 'b' / '003.jpg'
     pixels = np.random.default_rng(0).integers(0, 255, (40, 40, 3), np.uint8)
     PIL.Image.fromarray(pixels).save(path)
@@ -367,27 +368,27 @@ UNREADABLE = {
     'text': lambda folder: (folder / 'b' / '003.jpg').write_text('<html>not found</html>'),
     'a folder': lambda folder: (folder / 'b' / '003.jpg').mkdir(),
     'gone': lambda folder: (folder / 'b' / '003.jpg').symlink_to(folder / 'nowhere'),
-    'cut short': cut_short,
+    'cut short': cut_file,
 }
 
 
 @pytest.mark.parametrize('name', UNREADABLE)
 @pytest.mark.parametrize('kept_gb', [0.0, 1.0])
 def test_an_image_that_cannot_be_read_is_refused_by_name(tmp_path, name, kept_gb):
-    write(tmp_path, {'a': 3, 'b': 3}, suffix='.jpg')
+    write_folder(tmp_path, {'a': 3, 'b': 3}, suffix='.jpg')
     UNREADABLE[name](tmp_path)
     if (name, kept_gb) == ('cut short', 0.0):
         # It begins as an image does; what is streamed is decoded when it comes.
         with pytest.raises(
             UserError, match=r'/b/003\.jpg cannot be decoded \(image file is truncated[^\n]+\)\.$'
         ):
-            taken(load(tmp_path, kept_gb=kept_gb), 0, 8, 1)
+            take_steps(load(tmp_path, kept_gb=kept_gb), 0, 8, 1)
         return
-    refused(tmp_path, r'/b/003\.jpg', kept_gb=kept_gb)
+    assert_refused(tmp_path, r'/b/003\.jpg', kept_gb=kept_gb)
 
 
 def test_a_teachers_classes_are_told_as_its_own(tmp_path):
-    write(tmp_path / 'own', {'a': 20, 'b': 20})
+    write_folder(tmp_path / 'own', {'a': 20, 'b': 20})
     config = config_of(tmp_path / 'own')
     config.update_from_flattened_dict({**SMALL, 'method': 'td', 'teacher.dataset.classes': (0, 7)})
     with pytest.raises(UserError, match=r'^teacher\.dataset\.classes is \(0, 7\); own has different numbers'):
@@ -396,10 +397,10 @@ def test_a_teachers_classes_are_told_as_its_own(tmp_path):
 
 
 def test_images_that_do_not_fit_are_refused_with_the_way_out(tmp_path, monkeypatch):
-    write(tmp_path / 'own', {'a': 20, 'b': 20})
+    write_folder(tmp_path / 'own', {'a': 20, 'b': 20})
     monkeypatch.setattr(memory, 'of_machine', lambda: 1000)
     message = r'dataset\.kept_gb is 2\.0 and the images take 0\.0 GB, .* lower dataset\.kept_gb'
-    refused(tmp_path / 'own', message)
+    assert_refused(tmp_path / 'own', message)
     monkeypatch.undo()
     config = config_of(tmp_path / 'own', image_size=32)
     config.update_from_flattened_dict({**SMALL, 'dataset.image_size': 32})
@@ -419,17 +420,17 @@ SMALL = {
 }
 
 
-def coloured(folder):
+def write_coloured(folder):
     """Two classes that are told apart by a look, and one file that is none of them."""
-    write(folder, {'dark things': 30})
-    write(folder, {'lights': 30}, first=150)
+    write_folder(folder, {'dark things': 30})
+    write_folder(folder, {'lights': 30}, first=150)
     (folder / 'README').write_text('mine')
     return folder
 
 
 def test_a_run_from_the_command_line(tmp_path):
     flags = [f'--config.{key}={value}' for key, value in SMALL.items()]
-    flags += [f'--config.dataset.path={coloured(tmp_path / "own")}']
+    flags += [f'--config.dataset.path={write_coloured(tmp_path / "own")}']
     command = ['-m', 'td_jax.main', '--config=configs/images.py', f'--workdir={tmp_path / "run"}', *flags]
     completed = forked.run(command)
     assert completed.returncode == 0, completed.stderr
@@ -440,7 +441,7 @@ def test_a_run_from_the_command_line(tmp_path):
 
 @pytest.mark.long
 def test_a_run_on_a_stream(tmp_path):
-    config = config_of(coloured(tmp_path / 'own'))
+    config = config_of(write_coloured(tmp_path / 'own'))
     config.update_from_flattened_dict({**SMALL, 'dataset.kept_gb': 0.0})
     assert train(config, tmp_path / 'run')['values'] == [1.0]
 

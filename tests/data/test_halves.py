@@ -18,39 +18,42 @@ from td_jax.training.run import train
 PARTS = 'all', 'development', 'held_out'
 
 
-def half_of(content):
+def compute_half(content):
     """0 or 1: the last bit of a digest, as `sha256sum` prints it."""
     return int(hashlib.sha256(content).hexdigest()[-1], 16) % 2
 
 
-def of_digits(part, split='test', classes=(5, 6)):
+def load_digits_part(part, split='test', classes=(5, 6)):
     config = digits_config.get_config()
     config.dataset.classes, config.dataset.split, config.dataset.test_part = classes, split, part
     return digits.load(config.dataset, config.dataset)
 
 
 def test_each_image_of_the_digits_is_of_the_half_that_its_content_says():
-    everything, *halves = map(of_digits, PARTS)
+    everything, *halves = map(load_digits_part, PARTS)
     images, _ = sklearn.datasets.load_digits(return_X_y=True)
     of_image = {
-        image.astype(np.float32).tobytes(): half_of(image.astype(np.uint8).tobytes()) for image in images
+        image.astype(np.float32).tobytes(): compute_half(image.astype(np.uint8).tobytes()) for image in images
     }
     counts = []
     for half, source in enumerate(halves):
-        shown = [(16 * image).tobytes() for image in source.evaluation['image']]
-        assert {of_image[image] for image in shown} == {half}
+        images_bytes = [(16 * image).tobytes() for image in source.evaluation['image']]
+        assert {of_image[image] for image in images_bytes} == {half}
         assert source.name.startswith(everything.name) and source.name != everything.name
         np.testing.assert_array_equal(source.train.examples['image'], everything.train.examples['image'])
         counts.append(base.count(source.evaluation))
     assert sum(counts) == base.count(everything.evaluation)
     assert min(counts) > 0.4 * sum(counts)
     # A search reads none of it.
-    plain, asked = of_digits('all', 'validation'), of_digits('held_out', 'validation')
-    assert asked.name == plain.name
-    np.testing.assert_array_equal(asked.evaluation['image'], plain.evaluation['image'])
+    everything_of_search, held_out = (
+        load_digits_part('all', 'validation'),
+        load_digits_part('held_out', 'validation'),
+    )
+    assert held_out.name == everything_of_search.name
+    np.testing.assert_array_equal(held_out.evaluation['image'], everything_of_search.evaluation['image'])
 
 
-def write(folder):
+def write_classes(folder):
     """Two classes with a test of twenty images each, and {a pixel's bytes: half of its file}."""
     halves = {}
     for part, count in (('train', 2), ('test', 20)):
@@ -60,11 +63,11 @@ def write(folder):
                 number = len(halves)
                 file = folder / part / name / f'{i}.png'
                 PIL.Image.fromarray(np.full((6, 6, 3), (number, 1, 2), np.uint8)).save(file)
-                halves[number] = half_of(file.read_bytes())
+                halves[number] = compute_half(file.read_bytes())
     return halves
 
 
-def of_folder(folder, part, **changes):
+def load_folder_part(folder, part, **changes):
     config = images_config.get_config()
     config.dataset.update({'path': str(folder), 'test_part': part, **changes})
     return folders.load(config.dataset, config.dataset)
@@ -72,10 +75,10 @@ def of_folder(folder, part, **changes):
 
 @pytest.mark.parametrize('size', [4, 6])
 def test_the_half_of_a_file_is_that_of_its_bytes_whatever_size_it_is_shown_in(tmp_path, size):
-    halves = write(tmp_path)
+    halves = write_classes(tmp_path)
     numbers = []
     for part in PARTS:
-        source = of_folder(tmp_path, part, image_size=size)
+        source = load_folder_part(tmp_path, part, image_size=size)
         numbers.append(set(source.evaluation['image'][:, 0, 0, 0].tolist()))
     everything, development, held_out = numbers
     assert len(everything) == 40
@@ -86,11 +89,11 @@ def test_the_half_of_a_file_is_that_of_its_bytes_whatever_size_it_is_shown_in(tm
 
 
 def test_what_is_streamed_is_refused(tmp_path):
-    write(tmp_path)
+    write_classes(tmp_path)
     with pytest.raises(
         UserError, match=r'^dataset\.test_part is held_out, .* leave it at all, or raise dataset'
     ):
-        of_folder(tmp_path, 'held_out', image_size=4, kept_gb=0.0)
+        load_folder_part(tmp_path, 'held_out', image_size=4, kept_gb=0.0)
     config = images_config.get_config()
     config.dataset.name, config.dataset.test_part = 'imagenet', 'development'
     with pytest.raises(

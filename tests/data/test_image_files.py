@@ -31,9 +31,9 @@ NAMES = [f'{place}/{i:02}{suffix}' for place in ('a', 'b/c') for i, suffix in en
 
 
 def test_hidden_files_are_left_out_and_what_is_left_out_is_said(folder):
-    found = image_files.find_images(folder)
-    assert found.files == {name: folder / name for name in NAMES}
-    assert found.ignored == 'a/notes.txt, b/x.heic, 4 hidden'
+    listing = image_files.find_images(folder)
+    assert listing.files == {name: folder / name for name in NAMES}
+    assert listing.ignored == 'a/notes.txt, b/x.heic, 4 hidden'
     assert image_files.list_folder(folder) == image_files.Folder([], ['a', 'b'], [], 3)
     assert image_files.list_folder(folder / 'b') == image_files.Folder([], ['c'], ['x.heic'], 0)
 
@@ -41,9 +41,9 @@ def test_hidden_files_are_left_out_and_what_is_left_out_is_said(folder):
 def test_a_loop_of_links_gives_each_image_once(folder):
     for link, target in {'b/c/up': '../..', 'again': 'b', 'a/self': '.', 'first': 'again'}.items():
         os.symlink(target, folder / link)
-    found = image_files.find_images(folder)
-    assert list(found.files) == NAMES
-    assert found.ignored == 'a/notes.txt, a/self/, again/, b/c/up/, b/x.heic and 1 more, 4 hidden'
+    listing = image_files.find_images(folder)
+    assert list(listing.files) == NAMES
+    assert listing.ignored == 'a/notes.txt, a/self/, again/, b/c/up/, b/x.heic and 1 more, 4 hidden'
 
 
 def test_what_lies_elsewhere_is_read_by_its_link(folder, tmp_path_factory):

@@ -33,18 +33,18 @@ def bilinear(image, start, extent, size):
 
 
 def test_pixels_become_numbers_from_minus_one_to_one():
-    shown = images.normalize(np.array([0, 51, 255], np.uint8), (0.5,) * 3, (0.5,) * 3)
-    assert shown.dtype == jnp.float32
-    np.testing.assert_allclose(shown, [-1, -0.6, 1], atol=1e-7)
+    normalized = images.normalize(np.array([0, 51, 255], np.uint8), (0.5,) * 3, (0.5,) * 3)
+    assert normalized.dtype == jnp.float32
+    np.testing.assert_allclose(normalized, [-1, -0.6, 1], atol=1e-7)
 
 
 def test_colours_have_a_mean_and_a_deviation_each():
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     pixels = np.random.default_rng(3).integers(0, 256, (2, 5, 7, 3), np.uint8)
-    shown = images.normalize(pixels, mean, std)
+    normalized = images.normalize(pixels, mean, std)
     for colour in range(3):
         expected = (pixels[..., colour] / 255 - mean[colour]) / std[colour]
-        np.testing.assert_allclose(shown[..., colour], expected, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(normalized[..., colour], expected, rtol=0, atol=1e-6)
 
 
 def test_an_image_of_the_right_size_stays_as_it_is(pixels):
@@ -55,9 +55,9 @@ def test_an_image_of_the_right_size_stays_as_it_is(pixels):
 
 def test_whole_images_are_resized_alone(pixels):
     for view in (View(13, 'bilinear'), View(5, 'bicubic_antialias', 'center', 0.9)):
-        shown = images.vary(pixels, view, jax.random.key(0), 1.0, 0.0)
-        assert shown.dtype == jnp.float32
-        np.testing.assert_array_equal(shown, resizing.resize_on_device(pixels, view))
+        varied = images.vary(pixels, view, jax.random.key(0), 1.0, 0.0)
+        assert varied.dtype == jnp.float32
+        np.testing.assert_array_equal(varied, resizing.resize_on_device(pixels, view))
 
 
 @pytest.mark.parametrize(('height', 'width', 'size'), [(HEIGHT, WIDTH, 13), (7, 11, 5), (5, 5, 5)])
@@ -82,8 +82,8 @@ def test_mirroring_turns_left_and_right_and_leaves_the_crop(pixels, min_area):
 
 def test_every_image_is_mirrored_by_its_own_chance():
     pixels = np.broadcast_to(np.arange(4, dtype=np.uint8)[:, None], (2000, 4, 4, 1))
-    shown = images.vary(pixels, View(4, 'bilinear'), jax.random.key(4), 1.0, 0.3)
-    mirrored = np.asarray(shown)[:, 0, 0, 0] == 3
+    varied = images.vary(pixels, View(4, 'bilinear'), jax.random.key(4), 1.0, 0.3)
+    mirrored = np.asarray(varied)[:, 0, 0, 0] == 3
     # Four standard deviations.
     assert abs(mirrored.mean() - 0.3) < 4 * np.sqrt(0.3 * 0.7 / 2000)
 

@@ -31,14 +31,14 @@ def test_a_draw_by_hand(monkeypatch):
     assert part[base.draw_rows(9, labels[part], 1, places[part], nobody[part])].tolist() == [1, 2]
 
 
-def of_digits(split, of_each, labelled_by='seed', classes=(5, 6, 7)):
+def load_digits_source(split, of_each, labelled_by='seed', classes=(5, 6, 7)):
     config = digits_config.get_config()
     config.dataset.split, config.dataset.labelled_by = split, labelled_by
     config.dataset.classes, config.dataset.examples_per_class = classes, of_each
     return digits.load(config.dataset, config.dataset)
 
 
-def of_images(split, of_each, labelled_by='seed', classes=(1, 0), count=40):
+def make_image_source(split, of_each, labelled_by='seed', classes=(1, 0), count=40):
     """Images whose numbers go up, of three classes in turn; a search is evaluated on the last fifth."""
     config = images_config.get_config()
     config.dataset.split, config.dataset.labelled_by = split, labelled_by
@@ -48,15 +48,15 @@ def of_images(split, of_each, labelled_by='seed', classes=(1, 0), count=40):
         'image': numbers[:, None, None, None] * np.ones((1, 4, 4, 3), np.uint8),
         'labels': numbers % 3,
     }
-    kept = count if split == 'test' else 4 * count // 5
-    train = base.take(everything, np.arange(kept))
+    train_count = count if split == 'test' else 4 * count // 5
+    train = base.take(everything, np.arange(train_count))
     held_back = count // 5 if split == 'test' else 0
     return images.source_in_memory(
         'own', tuple('abc'), (train, train), config.dataset, config.dataset, contents=(), held_back=held_back
     )
 
 
-def of_folder(split, of_each, labelled_by='seed', classes=(), folder=None, **changes):
+def load_folder(split, of_each, labelled_by='seed', classes=(), folder=None, **changes):
     config = images_config.get_config()
     config.dataset.update({'name': 'images', 'path': str(folder), 'image_size': 4, 'min_crop_area': 1.0})
     config.dataset.split, config.dataset.labelled_by = split, labelled_by
@@ -69,7 +69,7 @@ def of_folder(split, of_each, labelled_by='seed', classes=(), folder=None, **cha
 def load(request, tmp_path, monkeypatch):
     """A function (split, of_each, ...) -> Source, of a data set by name."""
     if request.param != 'folder':
-        return {'digits': of_digits, 'images': of_images}[request.param]
+        return {'digits': load_digits_source, 'images': make_image_source}[request.param]
     # Several files a span, as where there are many.
     monkeypatch.setattr(folders, 'MAX_SPANS', 4)
     number = 0
@@ -80,22 +80,22 @@ def load(request, tmp_path, monkeypatch):
             PIL.Image.fromarray(pixels).save(tmp_path / name / f'{number}.png')
             number += 1
 
-    def made(*arguments, **named):
-        return of_folder(*arguments, folder=tmp_path, **named)
+    def load_folder_source(*arguments, **named):
+        return load_folder(*arguments, folder=tmp_path, **named)
 
-    return made
+    return load_folder_source
 
 
-def drawn(source, number):
+def draw_examples(source, number):
     """{bytes of an image: label} of what a seed trains on."""
     examples = base.take(source.train.examples, source.train.rows(number))
     assert source.train.count == base.count(source.train) == len(examples['labels'])
-    found = {
+    label_by_image = {
         image.tobytes(): label
         for image, label in zip(examples['image'], examples['labels'].tolist(), strict=True)
     }
-    assert len(found) == source.train.count
-    return found
+    assert len(label_by_image) == source.train.count
+    return label_by_image
 
 
 SETS = pytest.mark.parametrize('load', ['digits', 'images', 'folder'], indirect=True)
@@ -106,17 +106,17 @@ def test_every_seed_draws_as_many_of_each_class_and_others_than_the_next(load):
     source = load('test', 5)
     base.check(source)
     classes = range(len(source.label_names))
-    seeds = [drawn(source, number) for number in (1, 2)]
-    for found in seeds:
-        assert np.bincount(list(found.values())).tolist() == [5 for _ in classes]
+    seeds = [draw_examples(source, number) for number in (1, 2)]
+    for label_by_image in seeds:
+        assert np.bincount(list(label_by_image.values())).tolist() == [5 for _ in classes]
         # Of the pool, with its label there.
         pool = source.train.examples
         everything = {
             image.tobytes(): label for image, label in zip(pool['image'], pool['labels'], strict=True)
         }
-        assert found.items() <= everything.items()
+        assert label_by_image.items() <= everything.items()
     assert seeds[0] != seeds[1]
-    assert drawn(load('test', 5), 1) == seeds[0]
+    assert draw_examples(load('test', 5), 1) == seeds[0]
 
 
 @SETS
@@ -124,13 +124,13 @@ def test_a_search_trains_on_the_examples_of_training_for_the_test(load):
     searched, tested = load('validation', 5), load('test', 5)
     assert base.count(searched.train.examples) < base.count(tested.train.examples)
     for number in range(4):
-        assert drawn(searched, number) == drawn(tested, number)
+        assert draw_examples(searched, number) == draw_examples(tested, number)
 
 
 @SETS
 def test_fewer_examples_are_among_more(load):
     fewer, more = load('test', 2), load('test', 7)
-    assert drawn(fewer, 3).items() < drawn(more, 3).items()
+    assert draw_examples(fewer, 3).items() < draw_examples(more, 3).items()
 
 
 @SETS
@@ -154,25 +154,28 @@ def test_more_examples_than_there_are_are_refused(load):
 
 
 def test_the_draw_of_a_class_does_not_depend_on_the_other_classes():
-    alone, among = of_digits('test', 4, classes=(6,)), of_digits('test', 4, classes=(5, 6, 7))
-    of_class = {image for image, label in drawn(among, 2).items() if label == 1}
-    assert drawn(alone, 2).keys() == of_class
+    alone, among = (
+        load_digits_source('test', 4, classes=(6,)),
+        load_digits_source('test', 4, classes=(5, 6, 7)),
+    )
+    of_class = {image for image, label in draw_examples(among, 2).items() if label == 1}
+    assert draw_examples(alone, 2).keys() == of_class
 
 
 @pytest.mark.parametrize('load', ['folder'], indirect=True)
 def test_a_stream_draws_what_is_drawn_in_memory(load):
-    kept, streamed = load('test', 5), load('test', 5, kept_gb=0.0)
+    in_memory, streamed = load('test', 5), load('test', 5, kept_gb=0.0)
     assert (streamed.train.count, streamed.train.host_bytes) == (10, 80)
     for number in (1, 2):
-        opened = streamed.train.open(number, 0, 5, slice(0, 5))
-        batches = [next(opened) for _ in range(2)]
-        opened.close()
-        found = {
+        batch_iterator = streamed.train.open(number, 0, 5, slice(0, 5))
+        batches = [next(batch_iterator) for _ in range(2)]
+        batch_iterator.close()
+        label_by_image = {
             image.tobytes(): label
             for batch in batches
             for image, label in zip(batch['image'], batch['labels'].tolist(), strict=True)
         }
-        assert found == drawn(kept, number)
+        assert label_by_image == draw_examples(in_memory, number)
 
 
 def test_what_a_run_keeps_of_a_pool_is_what_its_seeds_draw(small_config):
@@ -201,8 +204,8 @@ def test_what_a_run_keeps_of_a_pool_is_what_its_seeds_draw(small_config):
     # A pool that is smaller than what the seeds draw together is there once.
     everything = small_config(num_seeds=3, dataset__examples_per_class=80)
     source = digits.load(everything.dataset, everything.dataset)
-    kept = dispatch.select_examples(source, everything).examples
-    assert base.count(kept) == base.count(source.train.examples) < 3 * 400
+    examples_of_all_seeds = dispatch.select_examples(source, everything).examples
+    assert base.count(examples_of_all_seeds) == base.count(source.train.examples) < 3 * 400
 
 
 def test_the_number_of_a_seed_is_the_beginning_of_a_digest():

@@ -39,7 +39,7 @@ def inputs_of(source, examples, key=None):
 
 
 @functools.cache
-def raw_ratings():
+def read_raw_ratings():
     """(timestamp, user id, movie id, rating, title) of every rating, read and sorted by Python."""
     import tensorflow as tf
     import tensorflow_datasets as tfds
@@ -78,7 +78,7 @@ def test_the_validation_slice_is_the_last_tenth_of_training():
 
 @pytest.mark.usefixtures('movielens_data')
 def test_examples_are_in_order_of_time_then_user_then_movie():
-    _, users, movies, ratings, titles = zip(*raw_ratings(), strict=True)
+    _, users, movies, ratings, titles = zip(*read_raw_ratings(), strict=True)
     source = load()
     columns = {
         name: np.concatenate([source.train[name], source.evaluation[name]])
@@ -88,8 +88,8 @@ def test_examples_are_in_order_of_time_then_user_then_movie():
     np.testing.assert_array_equal(np.unique(movies)[columns['movie']], movies)
     np.testing.assert_array_equal(columns['labels'], ratings)
     assert set(columns['labels']) == {1, 2, 3, 4, 5}
-    read = movielens.read_ratings('100k')
-    assert [read.titles[movie] for movie in columns['movie']] == [title.decode() for title in titles]
+    by_library = movielens.read_ratings('100k')
+    assert [by_library.titles[movie] for movie in columns['movie']] == [title.decode() for title in titles]
 
 
 @pytest.mark.usefixtures('movielens_data')
@@ -100,7 +100,7 @@ def test_what_training_never_saw_is_out_of_vocabulary():
     assert len(np.unique(source.evaluation['user'][inputs['user'] == 0])) == 76
     assert np.sum(inputs['movie'] == 0) == 128
     # The same from the ratings themselves.
-    train, evaluation = raw_ratings()[:90_000], raw_ratings()[90_000:]
+    train, evaluation = read_raw_ratings()[:90_000], read_raw_ratings()[90_000:]
     for column, name in ((1, 'user'), (2, 'movie')):
         known = {rating[column] for rating in train}
         is_new = np.array([rating[column] not in known for rating in evaluation])
@@ -126,15 +126,17 @@ def test_movies_are_told_apart_by_id_and_not_by_title():
     ratings = movielens.read_ratings('100k')
     assert len(ratings.titles) == 1_682
     movies_of = collections.defaultdict(set)
-    for _, _, movie, _, title in raw_ratings():
+    for _, _, movie, _, title in read_raw_ratings():
         movies_of[title.decode()].add(movie)
     shared = {title for title, movies in movies_of.items() if len(movies) > 1}
     assert len(shared) == 18
     assert {t for t, count in collections.Counter(ratings.titles).items() if count > 1} == shared
     rows = load().tables['movie_rows']
     for title in shared:
-        seen = [rows[movie] for movie, name in enumerate(ratings.titles) if name == title and rows[movie]]
-        assert len(set(seen)) == len(seen)
+        rows_of_title = [
+            rows[movie] for movie, name in enumerate(ratings.titles) if name == title and rows[movie]
+        ]
+        assert len(set(rows_of_title)) == len(rows_of_title)
 
 
 @pytest.mark.usefixtures('movielens_data')
@@ -181,14 +183,17 @@ def test_rates_at_their_ends(rate, hidden):
 @pytest.mark.usefixtures('movielens_data')
 def test_a_teacher_reads_a_students_examples_with_its_own_rows():
     teacher, student = load(), load('War')
-    mine, heard = inputs_of(student, student.evaluation), inputs_of(teacher, student.evaluation)
-    np.testing.assert_array_equal(mine['genres'], heard['genres'])
+    student_inputs, teacher_inputs = (
+        inputs_of(student, student.evaluation),
+        inputs_of(teacher, student.evaluation),
+    )
+    np.testing.assert_array_equal(student_inputs['genres'], teacher_inputs['genres'])
     # The teacher has a row of its own for every user of its training period, the student for its own.
-    known = sorted({user for _, user, *_ in raw_ratings()[:90_000]})
-    users = np.unique([user for _, user, *_ in raw_ratings()])[student.evaluation['user']]
+    known = sorted({user for _, user, *_ in read_raw_ratings()[:90_000]})
+    users = np.unique([user for _, user, *_ in read_raw_ratings()])[student.evaluation['user']]
     expected = [known.index(user) + 1 if user in known else 0 for user in users]
-    np.testing.assert_array_equal(heard['user'], expected)
-    assert np.sum(heard['user'] == 0) < np.sum(mine['user'] == 0)
+    np.testing.assert_array_equal(teacher_inputs['user'], expected)
+    assert np.sum(teacher_inputs['user'] == 0) < np.sum(student_inputs['user'] == 0)
 
 
 @pytest.mark.usefixtures('movielens_data')
@@ -208,7 +213,7 @@ def test_a_genre_without_ratings_is_refused(genre):
 
 
 @functools.cache
-def small_ratings(size):
+def make_small_ratings(size):
     """20 ratings of user 0, then 2 of user 1; movies 0 and 1 in turn, of which 1 alone is a War movie."""
     return movielens.Ratings(
         user=np.array([0] * 20 + [1] * 2, np.int32),
@@ -223,7 +228,7 @@ def small_ratings(size):
 
 
 def test_units_are_users_and_groups_who_is_known(monkeypatch):
-    monkeypatch.setattr(movielens, 'read_ratings', small_ratings)
+    monkeypatch.setattr(movielens, 'read_ratings', make_small_ratings)
     source = load('War', split_by='time')
     # int(22 * 0.9) is 19: rows 19, 20 and 21 are the test, of which 19 and 21 are of a War movie.
     np.testing.assert_array_equal(source.units, [0, 1])
@@ -240,7 +245,7 @@ def test_units_are_users_and_groups_who_is_known(monkeypatch):
 
 
 def test_an_id_that_is_not_in_the_data_has_a_number_of_its_own(monkeypatch):
-    monkeypatch.setattr(movielens, 'read_ratings', small_ratings)
+    monkeypatch.setattr(movielens, 'read_ratings', make_small_ratings)
     source = load('War', split_by='time', min_title_word_count=1)
     users, movies = source.ids['user'], source.ids['movie']
     assert (users.column, users.raw.tolist(), users.is_known.tolist()) == (
@@ -262,10 +267,10 @@ def test_an_id_that_is_not_in_the_data_has_a_number_of_its_own(monkeypatch):
 @pytest.mark.usefixtures('movielens_data')
 def test_the_ids_are_those_of_the_ratings():
     source = load()
-    number = source.train['user'][:100], source.train['movie'][:100]
-    found = [source.ids[field].raw[rows] for field, rows in zip(('user', 'movie'), number, strict=True)]
-    assert list(zip(*found, strict=True)) == [
-        (str(user), str(movie)) for _, user, movie, *_ in raw_ratings()[:100]
+    first_rows = source.train['user'][:100], source.train['movie'][:100]
+    raw_ids = [source.ids[field].raw[rows] for field, rows in zip(('user', 'movie'), first_rows, strict=True)]
+    assert list(zip(*raw_ids, strict=True)) == [
+        (str(user), str(movie)) for _, user, movie, *_ in read_raw_ratings()[:100]
     ]
 
 
@@ -273,7 +278,7 @@ def test_the_ids_are_those_of_the_ratings():
 def test_each_users_own_last_tenth():
     config = {'split_by': 'user', 'genre': 'all'}
     test_run, validation_run = load(**config), load(split='validation', **config)
-    of_user = collections.Counter(user for _, user, *_ in raw_ratings())
+    of_user = collections.Counter(user for _, user, *_ in read_raw_ratings())
     expected = [of_user[user] - int(of_user[user] * 0.9) for user in sorted(of_user)]
     np.testing.assert_array_equal(np.bincount(test_run.units), expected)
     assert test_run.groups['known_users'].all()
@@ -295,10 +300,10 @@ def test_known_users_of_drama():
 
 
 def test_data_that_is_missing_says_how_to_get_it(monkeypatch, tmp_path):
-    def no_network(*args, **kwargs):
+    def fail_to_resolve(*args, **kwargs):
         raise socket.gaierror(-2, 'Name or service not known')
 
-    monkeypatch.setattr(socket, 'getaddrinfo', no_network)
+    monkeypatch.setattr(socket, 'getaddrinfo', fail_to_resolve)
     monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path))
     # TFDS reads the variable once, when it is imported.
     monkeypatch.setattr('tensorflow_datasets.core.constants.DATA_DIR', str(tmp_path))
@@ -314,7 +319,7 @@ def test_data_that_is_missing_says_how_to_get_it(monkeypatch, tmp_path):
 # --- Ratings that are none -------------------------------------------------------------------------
 
 
-def written_ratings(write_prepared, changes, count=20, size='100k'):
+def write_and_read_ratings(write_prepared, changes, count=20, size='100k'):
     """Writes ratings of which the fourth has some other fields, and reads them."""
     import tensorflow_datasets as tfds
 
@@ -360,7 +365,7 @@ def written_ratings(write_prepared, changes, count=20, size='100k'):
 
 
 def test_ratings_that_are_written_are_read(write_prepared):
-    ratings = written_ratings(write_prepared, {'movie_title': 'Amélie'.encode()})
+    ratings = write_and_read_ratings(write_prepared, {'movie_title': 'Amélie'.encode()})
     assert ratings.labels.tolist() == [1.0 + number % 5 for number in range(20)]
     assert ratings.titles[3] == 'Amélie'
     assert ratings.genres.sum() == 5
@@ -370,20 +375,20 @@ def test_ratings_that_are_written_are_read(write_prepared):
 def test_every_size_is_read_by_its_name(write_prepared, monkeypatch, size):
     """Of ratings whose lowest is half a star where the size has half stars."""
     low, _ = movielens.SIZES[size]
-    read = written_ratings(write_prepared, {'user_rating': low}, size=size)
-    assert read.labels[3] == low
-    asked = []
-    monkeypatch.setattr(movielens, 'read_ratings', lambda size: asked.append(size) or read)
+    small_set = write_and_read_ratings(write_prepared, {'user_rating': low}, size=size)
+    assert small_set.labels[3] == low
+    sizes_read = []
+    monkeypatch.setattr(movielens, 'read_ratings', lambda size: sizes_read.append(size) or small_set)
     source = load(movielens=size)
-    assert asked == [size]
+    assert sizes_read == [size]
     assert source.name == f'movielens/{size}-ratings all'
     assert len(source.train['labels']) == 18
     if low == 1:
         with pytest.raises(UserError, match=r'user_rating of row \d+ is 0\.5; it must be from 1 to 5'):
-            movielens._check('dataset x', half_a_star(), {}, 1, movielens.SIZES[size])
+            movielens._check('dataset x', make_half_star_fields(), {}, 1, movielens.SIZES[size])
 
 
-def half_a_star():
+def make_half_star_fields():
     fields = {'user_id': b'1', 'movie_id': b'2', 'movie_title': b'a', 'user_rating': 0.5}
     return {name: np.array([value]) for name, value in fields.items()}
 
@@ -406,7 +411,7 @@ def half_a_star():
 )
 def test_a_rating_that_is_none_is_refused_by_field_and_row(write_prepared, changes, message):
     with pytest.raises(UserError, match=f'^dataset movielens/100k-ratings: {message}') as error_info:
-        written_ratings(write_prepared, changes)
+        write_and_read_ratings(write_prepared, changes)
     assert '\n' not in str(error_info.value)
     row = re.search(r'of row (\d+)', str(error_info.value))
     # TFDS shuffles what it writes.
@@ -415,11 +420,11 @@ def test_a_rating_that_is_none_is_refused_by_field_and_row(write_prepared, chang
 
 def test_no_ratings_at_all_are_refused(write_prepared):
     with pytest.raises(UserError, match=r'^dataset movielens/100k-ratings [^\n]*$'):
-        written_ratings(write_prepared, {}, count=0)
+        write_and_read_ratings(write_prepared, {}, count=0)
 
 
 def test_ratings_that_are_damaged_are_refused(write_prepared):
-    written_ratings(write_prepared, {})
+    write_and_read_ratings(write_prepared, {})
     import tensorflow_datasets as tfds
 
     place = tfds.builder(movielens.name_of('100k')).data_path
@@ -430,21 +435,23 @@ def test_ratings_that_are_damaged_are_refused(write_prepared):
 
 
 @pytest.mark.parametrize(
-    ('said', 'instead', 'message'),
+    ('original', 'replacement', 'message'),
     [
         ('"20"', '"21"', r'cannot be read: .* 21 .* 20'),
         ('"tfrecord"', '"array_record"', r'in the format array_record; .*--file_format=tfrecord'),
     ],
 )
-def test_ratings_that_are_not_what_their_folder_says_are_refused(write_prepared, said, instead, message):
+def test_ratings_that_are_not_what_their_folder_says_are_refused(
+    write_prepared, original, replacement, message
+):
     """Fewer records than it counts, and another format."""
-    written_ratings(write_prepared, {})
+    write_and_read_ratings(write_prepared, {})
     import tensorflow_datasets as tfds
 
     file = tfds.builder(movielens.name_of('100k')).data_path / 'dataset_info.json'
     text = file.read_text()
-    assert text.count(said) == 1
-    file.write_text(text.replace(said, instead))
+    assert text.count(original) == 1
+    file.write_text(text.replace(original, replacement))
     with pytest.raises(UserError, match=message) as error_info:
         movielens.read_ratings.__wrapped__('100k')
     assert '\n' not in str(error_info.value)

@@ -10,7 +10,7 @@ from td_jax.data import ratings
 USERS = [0, 2] * 10 + [1] * 21
 
 
-def split_of(users, **changes):
+def split_rows(users, **changes):
     config = common.get_config()
     config.dataset.update(changes)
     return [rows.tolist() for rows in ratings.split(np.array(users), config.dataset)]
@@ -28,16 +28,16 @@ def split_of(users, **changes):
     ],
 )
 def test_split_by_time_by_hand(changes, train, evaluation):
-    assert split_of([0, 1] * 100, **changes) == [list(train), list(evaluation)]
+    assert split_rows([0, 1] * 100, **changes) == [list(train), list(evaluation)]
 
 
 @pytest.mark.parametrize('count', [1, 7, 9, 10, 11, 33, 99_999, 100_000])
 def test_a_split_by_time_rounds_down(count):
     """Of 33 ratings 29 are for training, and 26 before the validation slice."""
     users, test_start = [0] * count, int(count * 0.9)
-    assert split_of(users, split='test') == [list(range(test_start)), list(range(test_start, count))]
+    assert split_rows(users, split='test') == [list(range(test_start)), list(range(test_start, count))]
     start = int(test_start * 0.9)
-    assert split_of(users, split='validation') == [list(range(start)), list(range(start, test_start))]
+    assert split_rows(users, split='validation') == [list(range(start)), list(range(start, test_start))]
 
 
 @pytest.mark.parametrize(
@@ -52,17 +52,17 @@ def test_a_split_by_time_rounds_down(count):
     ],
 )
 def test_split_by_user_by_hand(changes, evaluation):
-    train, found = split_of(USERS, split_by='user', **changes)
-    assert found == evaluation
+    train, held_out = split_rows(USERS, split_by='user', **changes)
+    assert held_out == evaluation
     # What each user gave before.
     first = {user: min(row for row in evaluation if USERS[row] == user) for user in range(3)}
     assert train == [row for row, user in enumerate(USERS) if row < first[user]]
 
 
 def test_a_user_with_too_few_ratings_is_only_evaluated():
-    assert split_of([0] * 10 + [1], split_by='user', split='test') == [list(range(9)), [9, 10]]
+    assert split_rows([0] * 10 + [1], split_by='user', split='test') == [list(range(9)), [9, 10]]
     # int(0.9) is 0: nothing of user 1 is for training or validation. Slices of 1 of the 9 ratings of user 0.
-    assert split_of([0] * 10 + [1], split_by='user', split='validation') == [list(range(8)), [8]]
+    assert split_rows([0] * 10 + [1], split_by='user', split='validation') == [list(range(8)), [8]]
 
 
 def test_vocabulary_by_hand():

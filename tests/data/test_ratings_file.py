@@ -19,7 +19,7 @@ from tests import forked
 HEADER = 'user,item,rating,timestamp'
 
 
-def write(folder, text, name='own.csv'):
+def write_file(folder, text, name='own.csv'):
     path = folder / name
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     return path
@@ -40,7 +40,7 @@ def inputs_of(source, examples, key=None):
     return jax.tree.map(np.asarray, source.inputs(source.tables, examples, key))
 
 
-def raw_of(source, examples):
+def find_raw_ids(source, examples):
     """[(user id, item id, rating)] of examples."""
     names = [source.ids[field].raw[examples[field]].tolist() for field in ('user', 'item')]
     return list(zip(*names, examples['labels'].tolist(), strict=True))
@@ -72,13 +72,13 @@ def film_table(separator=','):
 
 @pytest.mark.parametrize('name', ['own.csv', 'own.TSV'])
 def test_four_columns_are_enough_and_others_are_said(tmp_path, name):
-    path = write(tmp_path, film_table(',' if name == 'own.csv' else '\t'), name)
+    path = write_file(tmp_path, film_table(',' if name == 'own.csv' else '\t'), name)
     source = load(path)
     assert (source.name, source.task, source.label_names) == (f'{name} all', 'regression', ('rating',))
     assert source.note == f'{name} has columns that are not read: title, kinds'
     expected = [(user, item, float(rating)) for user, item, rating, _ in LINES[1:]]
-    assert raw_of(source, source.train) == expected
-    assert raw_of(source, source.evaluation) == [('zoe', '7', -10.0)]
+    assert find_raw_ids(source, source.train) == expected
+    assert find_raw_ids(source, source.evaluation) == [('zoe', '7', -10.0)]
     assert source.ids['user'].raw.tolist() == ['ann', 'b o', 'zoe']
     assert source.ids['item'].raw.tolist() == ['7', 'x1', 'ü']
     assert source.ids['user'].is_known.tolist() == [True, True, False]
@@ -94,7 +94,7 @@ def test_four_columns_are_enough_and_others_are_said(tmp_path, name):
 
 def test_words_and_categories_by_hand(tmp_path):
     source = load(
-        write(tmp_path, film_table()), words=('title',), categories=('kinds',), min_title_word_count=1
+        write_file(tmp_path, film_table()), words=('title',), categories=('kinds',), min_title_word_count=1
     )
     assert source.note == ''
     # Column 0 is of what training does not show; then du enfants les paradis été, and Drama War.
@@ -108,7 +108,7 @@ def test_words_and_categories_by_hand(tmp_path):
 
 
 def test_a_category_without_separator_is_one(tmp_path):
-    source = load(write(tmp_path, film_table()), categories=('kinds',), separator='')
+    source = load(write_file(tmp_path, film_table()), categories=('kinds',), separator='')
     assert source.vocabularies['kinds'] == 3  # Drama, and Drama|War
     of_drama = {'filter_column': 'kinds', 'filter_value': 'Drama'}
     assert len(load(tmp_path / 'own.csv', separator='', **of_drama).train['labels']) == 3
@@ -117,7 +117,7 @@ def test_a_category_without_separator_is_one(tmp_path):
 
 def test_the_filter_comes_after_the_split_and_is_a_tasks_own(tmp_path):
     text = '\n'.join([f'{HEADER},kind', *(f'u{i % 3},i{i % 4},{i},{i},{"ab"[i % 2]}' for i in range(40)), ''])
-    config = config_of(write(tmp_path, text))
+    config = config_of(write_file(tmp_path, text))
     config.dataset.update({'filter_column': 'kind', 'filter_value': 'b'})
     student, teacher = (
         ratings_file.load(config.dataset, x) for x in (config.dataset, config.teacher.dataset)
@@ -127,8 +127,8 @@ def test_the_filter_comes_after_the_split_and_is_a_tasks_own(tmp_path):
     assert student.evaluation['labels'].tolist() == [37, 39]
     # The teacher reads the student's examples with rows of its own.
     assert student.vocabularies == {'user': 4, 'item': 3}
-    heard = inputs_of(teacher, student.evaluation)
-    np.testing.assert_array_equal(heard['item'], [2, 4])
+    teacher_inputs = inputs_of(teacher, student.evaluation)
+    np.testing.assert_array_equal(teacher_inputs['item'], [2, 4])
     np.testing.assert_array_equal(inputs_of(student, student.evaluation)['item'], [1, 2])
 
 
@@ -138,11 +138,11 @@ def test_the_filter_comes_after_the_split_and_is_a_tasks_own(tmp_path):
 def test_time_is_a_number_or_a_date(tmp_path, times):
     """Lines in the other order; the second date is eight o'clock in UTC, which one without a zone is in."""
     rows = [f'u,i{i},{i},{time}' for i, time in enumerate(times)]
-    read = ratings_file._read_file(write(tmp_path, '\n'.join([HEADER, *rows[::-1]])), 0, columns_of())
-    assert read.labels.tolist() == [0, 1, 2]
+    table = ratings_file._read_file(write_file(tmp_path, '\n'.join([HEADER, *rows[::-1]])), 0, list_columns())
+    assert table.labels.tolist() == [0, 1, 2]
 
 
-def columns_of():
+def list_columns():
     config = config_of('never').dataset
     return tuple(ratings_file._list_columns(config, config))
 
@@ -151,10 +151,10 @@ def test_equal_times_are_in_order_of_ids_whatever_the_order_of_lines(tmp_path):
     rows = [f'{user},{item},1,5' for user in ('b', 'a', '10', '9') for item in ('y', 'x')]
     orders = []
     for lines in (rows, rows[::-1], sorted(rows)):
-        read = ratings_file._read_file(
-            write(tmp_path, '\n'.join([HEADER, *lines])), len(orders), columns_of()
+        table = ratings_file._read_file(
+            write_file(tmp_path, '\n'.join([HEADER, *lines])), len(orders), list_columns()
         )
-        orders.append(list(zip(read.user_ids[read.user], read.item_ids[read.item], strict=True)))
+        orders.append(list(zip(table.user_ids[table.user], table.item_ids[table.item], strict=True)))
     assert orders[0] == [(user, item) for user in ('10', '9', 'a', 'b') for item in ('x', 'y')]
     assert orders[1] == orders[2] == orders[0]
 
@@ -167,15 +167,15 @@ def test_columns_may_have_other_names_and_space_around_them(tmp_path):
         'rating_column': 'stars',
         'timestamp_column': 'when',
     }
-    source = load(write(tmp_path, text), **names)
-    assert raw_of(source, source.evaluation) == [('u9', 'i', 9.0)]
+    source = load(write_file(tmp_path, text), **names)
+    assert find_raw_ids(source, source.evaluation) == [('u9', 'i', 9.0)]
     assert source.ids['user'].column == 'who'
 
 
 @pytest.mark.parametrize('text', ['4', '+4', '04', '4.', '4.0', '.4e1', '40E-1', ' 4 '])
 def test_a_number_is_in_plain_digits(tmp_path, text):
     rows = ''.join(f'u,i,{text},{i}\n' for i in range(10))
-    assert set(load(write(tmp_path, f'{HEADER}\n{rows}')).train['labels'].tolist()) == {4.0}
+    assert set(load(write_file(tmp_path, f'{HEADER}\n{rows}')).train['labels'].tolist()) == {4.0}
 
 
 @pytest.mark.parametrize('where', ['rating', 'timestamp', 'first timestamp'])
@@ -188,21 +188,25 @@ def test_what_is_a_number_to_python_alone_is_refused_by_its_line(tmp_path, where
     assert table.parse_number(text) is None
     rating, time = (text, '5') if where == 'rating' else ('3', text)
     rows = '' if where == 'first timestamp' else 'u,i,3,1\nu,j,3,2\n'
-    path = write(tmp_path, f'user\titem\trating\ttimestamp\n{rows}u,i,R,T\n'.replace(',', '\t'), 'own.tsv')
+    path = write_file(
+        tmp_path, f'user\titem\trating\ttimestamp\n{rows}u,i,R,T\n'.replace(',', '\t'), 'own.tsv'
+    )
     path.write_text(path.read_text().replace('R', rating).replace('T', time))
     line, name = (2 if where == 'first timestamp' else 4), where.removeprefix('first ')
-    refused(path, rf'own\.tsv, line {line}: {name} is .*; it must be a (finite )?number')
+    assert_refused(path, rf'own\.tsv, line {line}: {name} is .*; it must be a (finite )?number')
 
 
 def test_a_tsv_has_no_quotes(tmp_path):
     """As a CSV, all between the two quotes would be one cell."""
     rows = [f'u{i}\ti\t{i}\t{i}\t{"5" if i not in (3, 8) else ""}"' for i in range(12)]
-    source = load(write(tmp_path, '\n'.join([HEADER.replace(',', '\t') + '\tinches', *rows, '']), 'own.tsv'))
+    source = load(
+        write_file(tmp_path, '\n'.join([HEADER.replace(',', '\t') + '\tinches', *rows, '']), 'own.tsv')
+    )
     assert [*source.train['labels'], *source.evaluation['labels']] == list(range(12))
     assert source.note == 'own.tsv has columns that are not read: inches'
     # Whoever wrote quotes around cells is told that they are a part of them.
     text = '\n'.join([HEADER, *(f'"u",i,{i},{i}' for i in range(10))]).replace(',', '\t')
-    quoted = load(write(tmp_path, text, 'quoted.tsv'))
+    quoted = load(write_file(tmp_path, text, 'quoted.tsv'))
     assert quoted.ids['user'].raw.tolist() == ['"u"']
     assert quoted.note == (
         'quoted.tsv has 10 cells in double quotes, which are read as a part of them, as in every TSV '
@@ -213,7 +217,7 @@ def test_a_tsv_has_no_quotes(tmp_path):
 def test_a_row_over_several_lines_is_said(tmp_path):
     rows = [f'u,i{i},{i},{i},a' for i in range(10)]
     text = '\n'.join([f'{HEADER},note', *rows, 'u,x,1,20,"5', 'u,y,1,21,"', 'u,z,1,22,"6', '\n', '"', ''])
-    assert load(write(tmp_path, text)).note == (
+    assert load(write_file(tmp_path, text)).note == (
         'own.csv has columns that are not read: note; '
         'own.csv has 2 rows over several lines, by double quotes (first: lines 12 to 13)'
     )
@@ -221,10 +225,10 @@ def test_a_row_over_several_lines_is_said(tmp_path):
 
 def test_a_row_that_repeats_an_earlier_one_is_left_out_and_counted(tmp_path):
     rows = [f'u,i,{i % 5},{i}' for i in range(20)]
-    once = load(write(tmp_path, '\n'.join([HEADER, *rows])), split='test')
+    once = load(write_file(tmp_path, '\n'.join([HEADER, *rows])), split='test')
     # The last of training and the first of the test twice more, as the same numbers in other digits.
     again = [f'u,i,{i % 5}.0,{i}e0' for i in (17, 18, 18, 17)]
-    source = load(write(tmp_path, '\n'.join([HEADER, *again[:2], *rows, *again[2:]])), split='test')
+    source = load(write_file(tmp_path, '\n'.join([HEADER, *again[:2], *rows, *again[2:]])), split='test')
     for part, expected in ((source.train, once.train), (source.evaluation, once.evaluation)):
         np.testing.assert_array_equal(part['labels'], expected['labels'])
     assert len(source.evaluation['labels']) == 2
@@ -232,21 +236,23 @@ def test_a_row_that_repeats_an_earlier_one_is_left_out_and_counted(tmp_path):
         'own.csv repeats 4 rows of the same user, item, rating and time, left out (first: line 21)'
     )
     # Later is another rating.
-    assert len(load(write(tmp_path, '\n'.join([HEADER, *rows, 'u,i,4,20']))).train['labels']) == 18
+    assert len(load(write_file(tmp_path, '\n'.join([HEADER, *rows, 'u,i,4,20']))).train['labels']) == 18
 
 
 def test_two_ratings_at_the_same_time_are_refused_with_both_lines(tmp_path):
     rows = [f'u,i,{i},2024-01-{10 + i}' for i in range(10)]
     pair = r"own\.csv, lines 4 and 13: user 'u' and item 'i' have the ratings 2 and 5 at the same time"
     text = '\n'.join([HEADER, *rows, 'v,i,5,2024-01-12', 'u,i,5,2024-01-12'])
-    refused(write(tmp_path, text), pair + '; delete one of the two')
-    refused(write(tmp_path, f'{text}\nu,i,0,2024-01-11'), pair + r' \(1 more of this kind\); delete')
+    assert_refused(write_file(tmp_path, text), pair + '; delete one of the two')
+    assert_refused(
+        write_file(tmp_path, f'{text}\nu,i,0,2024-01-11'), pair + r' \(1 more of this kind\); delete'
+    )
 
 
 def test_a_long_id_takes_its_own_length(tmp_path):
     """An array of type str would take 60,000 characters for each user, 2.4 GB."""
     rows = [f'u{i},i{i},3,{i}' for i in range(10_000)]
-    path = write(tmp_path, '\n'.join([HEADER, *rows, f'{"u" * 60_000},{"i" * 60_000},3,0']))
+    path = write_file(tmp_path, '\n'.join([HEADER, *rows, f'{"u" * 60_000},{"i" * 60_000},3,0']))
     tracemalloc.start()
     try:
         source = load(path)
@@ -258,16 +264,16 @@ def test_a_long_id_takes_its_own_length(tmp_path):
 
 
 def test_a_file_that_was_changed_is_read_anew(tmp_path):
-    path = write(tmp_path, film_table())
+    path = write_file(tmp_path, film_table())
     assert len(load(path).train['labels']) == 9
-    write(tmp_path, film_table() + 'ann,x1,2,5,"Les enfants, du paradis",Drama|War\n')
+    write_file(tmp_path, film_table() + 'ann,x1,2,5,"Les enfants, du paradis",Drama|War\n')
     assert len(load(path).train['labels']) == 9
     assert load(path).train['labels'][0] == 2
 
 
 def test_the_splits_are_those_of_movielens(tmp_path):
     text = '\n'.join([HEADER, *(f'u{i % 2},i,{i},{i}' for i in range(200))])
-    config = config_of(write(tmp_path, text), split='validation', split_by='user', validation_slice=2)
+    config = config_of(write_file(tmp_path, text), split='validation', split_by='user', validation_slice=2)
     source = ratings_file.load(config.dataset, config.dataset)
     train, evaluation = ratings.split(np.arange(200) % 2, config.dataset)
     np.testing.assert_array_equal(source.train['labels'], train)
@@ -277,7 +283,7 @@ def test_the_splits_are_those_of_movielens(tmp_path):
 # --- What is refused -------------------------------------------------------------------------------
 
 
-def refused(path, message, **changes):
+def assert_refused(path, message, **changes):
     with pytest.raises(UserError, match=message) as error_info:
         load(path, **changes)
     assert '\n' not in str(error_info.value)
@@ -325,27 +331,28 @@ GOOD = '\n'.join([HEADER, *(f'u,i,3,{i}' for i in range(10)), ''])
     ],
 )
 def test_a_file_that_says_something_else_is_refused_by_its_line(tmp_path, text, message):
-    refused(write(tmp_path, text), message)
+    assert_refused(write_file(tmp_path, text), message)
 
 
 def test_what_is_no_table_is_refused(tmp_path):
-    refused('', r'^dataset\.path is empty; name a CSV or TSV of ratings\.$')
-    refused(tmp_path / 'gone.csv', r'^dataset\.path .*gone\.csv is not there; name a CSV')
-    refused(tmp_path, r'^dataset\.path .* is a folder; name a CSV')
-    refused('~nobody-of-this-name/a.csv', r'^dataset\.path ~nobody-of-this-name/a\.csv ')
-    refused(
-        write(tmp_path, GOOD, 'own.xlsx'), r'own\.xlsx is no table; the name of one ends in \.csv or \.tsv'
+    assert_refused('', r'^dataset\.path is empty; name a CSV or TSV of ratings\.$')
+    assert_refused(tmp_path / 'gone.csv', r'^dataset\.path .*gone\.csv is not there; name a CSV')
+    assert_refused(tmp_path, r'^dataset\.path .* is a folder; name a CSV')
+    assert_refused('~nobody-of-this-name/a.csv', r'^dataset\.path ~nobody-of-this-name/a\.csv ')
+    assert_refused(
+        write_file(tmp_path, GOOD, 'own.xlsx'),
+        r'own\.xlsx is no table; the name of one ends in \.csv or \.tsv',
     )
 
 
 def test_a_file_that_cannot_be_read_is_refused(tmp_path, monkeypatch):
-    path = write(tmp_path, GOOD)
+    path = write_file(tmp_path, GOOD)
 
     def forbidden(*_):
         raise PermissionError(13, 'Permission denied')
 
     monkeypatch.setattr(table.Rows, '_read', forbidden)
-    refused(path, r'own\.csv cannot be read: Permission denied\.$')
+    assert_refused(path, r'own\.csv cannot be read: Permission denied\.$')
 
 
 @pytest.mark.parametrize(
@@ -395,13 +402,13 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path, monkeypatch):
     ],
 )
 def test_columns_that_contradict_the_file_or_each_other_are_refused(tmp_path, changes, message):
-    refused(write(tmp_path, film_table()), message, **changes)
+    assert_refused(write_file(tmp_path, film_table()), message, **changes)
 
 
 def test_an_item_that_is_two_things_is_refused_with_both_lines(tmp_path):
     text = film_table() + 'ann,7,2,5,Les étés,Drama\n'
     message = r"own\.csv, line 12: title of '7' is 'Les étés', but 'Les Été' in line 2; an item has one"
-    refused(write(tmp_path, text), message, words=('title',))
+    assert_refused(write_file(tmp_path, text), message, words=('title',))
     # A column that is not read may say what it likes.
     assert load(tmp_path / 'own.csv', categories=('kinds',)).vocabularies['kinds'] == 3
 
@@ -409,11 +416,11 @@ def test_an_item_that_is_two_things_is_refused_with_both_lines(tmp_path):
 def test_words_that_are_more_than_the_machine_holds_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(ratings.memory, 'of_machine', lambda: 10)
     message = r'values of 3 items take [\d.]+ GB, .* raise dataset\.min_title_word_count'
-    refused(write(tmp_path, film_table()), message, words=('title',))
+    assert_refused(write_file(tmp_path, film_table()), message, words=('title',))
 
 
 def test_a_mistake_in_the_teachers_filter_is_told_as_its_own(tmp_path):
-    config = config_of(write(tmp_path, film_table()), split='test')
+    config = config_of(write_file(tmp_path, film_table()), split='test')
     config.batch_size = 4
     config.teacher.dataset.update({'filter_column': 'kinds', 'filter_value': 'Dramma'})
     with pytest.raises(UserError, match=r"^teacher\.dataset\.filter_value 'Dramma' is not .* Drama\?"):
@@ -424,7 +431,7 @@ def test_a_mistake_in_the_teachers_filter_is_told_as_its_own(tmp_path):
 # --- A run -----------------------------------------------------------------------------------------
 
 
-def rated(tmp_path):
+def write_ratings(tmp_path):
     """A file of ratings that are of their item and of whether their user is an odd one."""
     rng = np.random.default_rng(0)
     start = datetime.datetime(2024, 1, 1)
@@ -433,7 +440,7 @@ def rated(tmp_path):
         user, item = rng.integers(12), rng.integers(9)
         time = (start + datetime.timedelta(minutes=i)).isoformat()
         rows.append(f'u-{user},film {item},{item % 5 + user % 2},{time},The {item},{"ab"[item % 2]}|all')
-    return write(tmp_path, '\n'.join([f'{HEADER},title,kind', *rows]))
+    return write_file(tmp_path, '\n'.join([f'{HEADER},title,kind', *rows]))
 
 
 SMALL = {
@@ -446,7 +453,7 @@ SMALL = {
 
 def test_a_run_from_the_command_line(tmp_path):
     flags = [f'--config.{key}={value}' for key, value in SMALL.items()]
-    flags += [f'--config.dataset.path={rated(tmp_path)}', f'--workdir={tmp_path / "run"}']
+    flags += [f'--config.dataset.path={write_ratings(tmp_path)}', f'--workdir={tmp_path / "run"}']
     completed = forked.run(['-m', 'td_jax.main', '--config=configs/ratings.py', *flags])
     assert completed.returncode == 0, completed.stderr
     assert 'supervised on own.csv b: test rmse ' in completed.stdout
@@ -455,7 +462,7 @@ def test_a_run_from_the_command_line(tmp_path):
 
 
 def test_the_config_works_for_any_file_with_the_four_columns(tmp_path):
-    config = config_of(write(tmp_path, GOOD))
+    config = config_of(write_file(tmp_path, GOOD))
     source = assembly.load_source(config, config.dataset)
     for model in (config.model, config.teacher.model):
         shapes = assembly.parameter_shapes(config, model, source)

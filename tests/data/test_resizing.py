@@ -20,7 +20,7 @@ VIEWS = {
 }
 
 
-def pixels_of(height, width):
+def make_pixels(height, width):
     """A photograph's colours change slowly; an edge of black and white goes beyond what there is."""
     rough = np.random.default_rng(height).integers(0, 256, (height // 3 + 2, width // 3 + 2, 3), np.uint8)
     smooth = PIL.Image.fromarray(rough).resize((width, height), PIL.Image.Resampling.BICUBIC)
@@ -29,7 +29,7 @@ def pixels_of(height, width):
     return pixels
 
 
-def by_hand(pixels, view):
+def resize_by_hand(pixels, view):
     """Resizing, then the middle; the width first, as Pillow did it in any case before version 13."""
     image, side = PIL.Image.fromarray(pixels), round(view.side / view.crop_pct - 0.49)
     width, height = image.size
@@ -51,13 +51,15 @@ def by_hand(pixels, view):
 @pytest.mark.parametrize('view', VIEWS.values(), ids=VIEWS)
 def test_pillows_are_those_of_pillow(view, shape):
     """On a device a sum in float32 may fall on the other side of a half."""
-    pixels = pixels_of(*shape)
-    expected = by_hand(pixels, view)
+    pixels = make_pixels(*shape)
+    expected = resize_by_hand(pixels, view)
     np.testing.assert_array_equal(resizing.resize_by_pillow(pixels, view), expected, strict=True)
     np.testing.assert_array_equal(stream.apply_view(pixels, view), expected, strict=True)
-    made = np.asarray(jax.jit(lambda x: resizing.resize_on_device(x, view))(np.stack([pixels, pixels[::-1]])))
-    assert made.dtype == np.float32
-    for ours, theirs in zip(made, (expected, by_hand(pixels[::-1], view)), strict=True):
+    on_device = np.asarray(
+        jax.jit(lambda x: resizing.resize_on_device(x, view))(np.stack([pixels, pixels[::-1]]))
+    )
+    assert on_device.dtype == np.float32
+    for ours, theirs in zip(on_device, (expected, resize_by_hand(pixels[::-1], view)), strict=True):
         difference = np.abs(ours - theirs)
         # One more where the first side has fallen on the other side already.
         assert difference.max() <= 2
@@ -71,7 +73,7 @@ def test_pillows_are_those_of_pillow(view, shape):
 def test_the_other_one_is_tensorflows(view, shape):
     import tensorflow as tf
 
-    pixels = pixels_of(*shape)
+    pixels = make_pixels(*shape)
     # 5 / 0.7 is 7.1.
     size = (view.side,) * 2 if view.crop_pct == 1 else [7 * side // min(shape) for side in shape]
     expected = tf.image.resize(pixels.astype(np.float32), size).numpy()
@@ -93,7 +95,7 @@ def test_without_antialiasing_an_image_that_becomes_smaller_is_another_one():
 
 
 def test_a_cubic_crop_stays_within_bytes_and_is_pillows_but_for_its_rounding():
-    pixels = pixels_of(60, 50)
+    pixels = make_pixels(60, 50)
     box = np.array([12.0, 7.0], np.float32), np.array([40.0, 30.0], np.float32)
     ours = np.asarray(resizing.crop(pixels.astype(np.float32), *box, 20, 'bicubic_antialias'))
     assert (ours.min(), ours.max()) == (0, 255)

@@ -42,13 +42,13 @@ def config_of(tmp_path):
     return make
 
 
-def sources_of(config):
+def load_sources(config):
     """(the student's, its teacher's)."""
     source = assembly.load_source(config, config.dataset)
     return source, teachers.source_of(config, source)
 
 
-def pixels_of(inputs):
+def to_pixels(inputs):
     """What a model is given, as bytes."""
     return (np.asarray(inputs['image']) + 1) * 127.5
 
@@ -56,7 +56,7 @@ def pixels_of(inputs):
 @pytest.mark.parametrize('kept_gb', [2.0, 0.0], ids=['in memory', 'streamed'])
 def test_in_an_evaluation_each_model_is_shown_images_as_it_is_alone(config_of, kept_gb):
     config = config_of(kept_gb=kept_gb)
-    source, teacher = sources_of(config)
+    source, teacher = load_sources(config)
     examples = source.evaluation
     if not kept_gb:
         ((examples, _),) = source.evaluation.open(2, 0, 1)
@@ -65,11 +65,11 @@ def test_in_an_evaluation_each_model_is_shown_images_as_it_is_alone(config_of, k
     files = sorted(name for part in folders._split_files(listing, 'test')[1] for name in part)
     pixels = {name: np.asarray(PIL.Image.open(f'{config.dataset.path}/{name}')) for name in files}
     for view, of_model in ((OWN, source), (OTHER, teacher)):
-        shown = pixels_of(of_model.inputs(of_model.tables, examples, None))
-        assert shown.shape == (2, view.side, view.side, 3)
+        pixels_shown = to_pixels(of_model.inputs(of_model.tables, examples, None))
+        assert pixels_shown.shape == (2, view.side, view.side, 3)
         expected = [np.asarray(resizing.resize_on_device(image[None], view))[0] for image in pixels.values()]
         for image in expected:
-            assert np.abs(shown - image).max(axis=(1, 2, 3)).min() <= 1.01
+            assert np.abs(pixels_shown - image).max(axis=(1, 2, 3)).min() <= 1.01
 
 
 @pytest.mark.parametrize('kept_gb', [2.0, 0.0], ids=['in memory', 'streamed'])
@@ -79,14 +79,14 @@ def test_in_training_both_see_the_same_part_of_an_image(config_of, kept_gb, min_
     config = config_of(kept_gb=kept_gb, min_crop_area=min_crop_area, mirror_rate=0.5)
     # Where an image is taken whole, the student's part of it is.
     assert images.training_view(config.dataset, config.teacher.dataset) == View(40, 'bicubic_antialias')
-    source, teacher = sources_of(config)
+    source, teacher = load_sources(config)
     if kept_gb:
         examples, key = source.train, jax.random.key(3)
     else:
-        opened = source.train.open(5, 0, 8, slice(0, 8))
-        examples, key = next(opened), None
-        opened.close()
-    student, other = (pixels_of(of.inputs(of.tables, examples, key)) for of in (source, teacher))
+        batch_iterator = source.train.open(5, 0, 8, slice(0, 8))
+        examples, key = next(batch_iterator), None
+        batch_iterator.close()
+    student, other = (to_pixels(of.inputs(of.tables, examples, key)) for of in (source, teacher))
     assert (student.shape[1:3], other.shape[1:3]) == ((16, 16), (40, 40))
     smaller = np.asarray(resizing.resize_on_device(other, View(16, 'bilinear_antialias')))
     error = np.abs(smaller - student).mean(axis=(1, 2, 3))
@@ -95,14 +95,14 @@ def test_in_training_both_see_the_same_part_of_an_image(config_of, kept_gb, min_
     assert np.mean(error < mirrored) > 0.9
     if kept_gb:
         # Of another key they see others.
-        assert np.abs(student - pixels_of(source.inputs((), examples, jax.random.key(4)))).mean() > 6
+        assert np.abs(student - to_pixels(source.inputs((), examples, jax.random.key(4)))).mean() > 6
 
 
 def test_a_student_sees_the_same_with_a_teacher_and_without(config_of):
     config = config_of()
     alone = config.copy_and_resolve_references()
     alone.method, alone.model.initial = 'supervised', 'random'
-    source, _ = sources_of(config)
+    source, _ = load_sources(config)
     other = assembly.load_source(alone, alone.dataset)
     assert other.train.keys() == {'image', 'labels'}
     assert source.train.keys() == {'image', 'teacher_image', 'labels'}
@@ -115,7 +115,7 @@ def test_a_student_sees_the_same_with_a_teacher_and_without(config_of):
 def test_a_teacher_of_clean_inputs_is_shown_training_images_as_in_an_evaluation(config_of):
     config = config_of()
     config.teacher.inputs = 'clean'
-    source, _ = sources_of(config)
+    source, _ = load_sources(config)
     file = folders.list_files(folders.epath.Path(config.dataset.path)).files['train'][0][-1]
     image = np.asarray(PIL.Image.open(f'{config.dataset.path}/{file}'))
     expected = resizing.resize_by_pillow(image, OTHER).astype(int)
@@ -127,11 +127,11 @@ def test_what_is_kept_as_it_was_taken_is_kept_once(cifar10_data):
     config = images_config.get_config()
     config.dataset.update({'name': 'cifar10', 'image_size': 16, 'min_crop_area': 0.5})
     config.teacher.dataset.image_size = 64
-    source, teacher = sources_of(config)
+    source, teacher = load_sources(config)
     assert source.train.keys() == {'image', 'labels'}
     examples = {name: array[:6] for name, array in source.train.items()}
     for key in (None, jax.random.key(1)):
-        student, other = (pixels_of(of.inputs((), examples, key)) for of in (source, teacher))
+        student, other = (to_pixels(of.inputs((), examples, key)) for of in (source, teacher))
         assert other.shape == (6, 64, 64, 3)
         smaller = np.asarray(resizing.resize_on_device(other, View(16, 'bilinear_antialias')))
         plain = np.asarray(resizing.resize_on_device(student, View(16, 'bilinear_antialias')))
@@ -183,15 +183,15 @@ def test_a_side_that_patches_do_not_divide_is_named(config_of):
 def test_the_same_resolution_said_or_not_is_the_same_run(config_of):
     config = config_of()
     config.teacher.dataset.update(images_config.get_config().teacher.dataset)
-    said = config.copy_and_resolve_references()
-    said.teacher.dataset.update(
+    explicit = config.copy_and_resolve_references()
+    explicit.teacher.dataset.update(
         {'image_size': 16, 'resize': 'bilinear', 'crop_mode': 'squash', 'crop_pct': 1.0}
     )
-    assert config_lib.digest(said) == config_lib.digest(config)
+    assert config_lib.digest(explicit) == config_lib.digest(config)
     stored = json.loads(config_lib.to_json(config))
     for key in ('image_size', 'resize', 'crop_mode', 'crop_pct'):
         # As an older version stored it.
         del stored['teacher']['dataset'][key]
-    assert config_lib.differences(said, stored) == {}
-    run = config_lib.teacher_run(said)
+    assert config_lib.differences(explicit, stored) == {}
+    run = config_lib.teacher_run(explicit)
     assert config_lib.digest(run) == config_lib.digest(config_lib.teacher_run(config))

@@ -41,23 +41,23 @@ SMALL = {
 }
 
 
-def small(**changes):
+def make_small_config(**changes):
     config = vit_imagenet.get_config()
     config.update_from_flattened_dict({**SMALL, **{key.replace('__', '.'): v for key, v in changes.items()}})
     return config
 
 
 @pytest.fixture(scope='module')
-def undisturbed(tmp_path_factory, imagenet_data):
+def uninterrupted_run(tmp_path_factory, imagenet_data):
     """The workdir of a run that nothing happened to."""
     folder = tmp_path_factory.mktemp('undisturbed') / 'run'
-    train(small(), folder)
+    train(make_small_config(), folder)
     return folder
 
 
 def test_what_is_shuffled_at_once_has_to_fit_on_the_machine(imagenet_data, tmp_path, monkeypatch):
     """Half of the images, and a buffer of more than there are."""
-    config = small(dataset__shuffle_buffer=120)
+    config = make_small_config(dataset__shuffle_buffer=120)
     half = assembly.load_source(config, config.dataset).train.host_bytes
     config.dataset.shuffle_buffer = 10**6
     source = assembly.load_source(config, config.dataset).train
@@ -75,12 +75,12 @@ def test_what_is_shuffled_at_once_has_to_fit_on_the_machine(imagenet_data, tmp_p
 
 
 @pytest.mark.long
-def test_a_run_reads_every_evaluation_image_once(undisturbed):
-    result = json.loads((undisturbed / workdir.RESULT).read_text())
+def test_a_run_reads_every_evaluation_image_once(uninterrupted_run):
+    result = json.loads((uninterrupted_run / workdir.RESULT).read_text())
     # 80 images: the accuracy is a whole number of 80ths.
     assert result['values'][0] * 80 == pytest.approx(round(result['values'][0] * 80))
     assert result['dataset'].startswith('imagenet')
-    steps = [line['step'] for line in metric_log.read(undisturbed)]
+    steps = [line['step'] for line in metric_log.read(uninterrupted_run)]
     assert steps == [3, 6, 9, 12, 12]
 
 
@@ -101,17 +101,21 @@ def run_and_kill(folder, after_steps):
 
 
 @pytest.mark.long
-def test_a_killed_run_sees_the_same_examples_and_ends_in_the_same_parameters(undisturbed, tmp_path, outcome):
+def test_a_killed_run_sees_the_same_examples_and_ends_in_the_same_parameters(
+    uninterrupted_run, tmp_path, outcome
+):
     assert run_and_kill(tmp_path / 'run', 6) == -signal.SIGKILL
-    train(small(), tmp_path / 'run')
-    assert outcome(tmp_path / 'run')['arrays'] == outcome(undisturbed)['arrays']
-    assert outcome(tmp_path / 'run')['result'] == outcome(undisturbed)['result']
+    train(make_small_config(), tmp_path / 'run')
+    assert outcome(tmp_path / 'run')['arrays'] == outcome(uninterrupted_run)['arrays']
+    assert outcome(tmp_path / 'run')['result'] == outcome(uninterrupted_run)['result']
 
 
 def test_a_loss_that_is_not_finite_stops_at_its_step_and_keeps_what_was_saved(
     imagenet_data, tmp_path, read_back
 ):
-    bad = small(optimizer__learning_rate=1e18, optimizer__clip_norm=0.0, log_every=12, save_every=1)
+    bad = make_small_config(
+        optimizer__learning_rate=1e18, optimizer__clip_norm=0.0, log_every=12, save_every=1
+    )
     with pytest.raises(UserError, match=r'not finite at step (\d+);') as error_info:
         train(bad, tmp_path)
     step = int(str(error_info.value).split('at step ')[1].split(';')[0])
@@ -124,7 +128,7 @@ def test_a_loss_that_is_not_finite_stops_at_its_step_and_keeps_what_was_saved(
 def test_a_teacher_whose_states_would_be_kept_is_refused(imagenet_data, tmp_path):
     with pytest.raises(UserError, match=r'teacher\.inputs is clean'):
         train(
-            small(
+            make_small_config(
                 method='td',
                 teacher__inputs='clean',
                 teacher__pretrained='',
@@ -139,7 +143,7 @@ def test_a_teacher_whose_states_would_be_kept_is_refused(imagenet_data, tmp_path
 
 
 def test_seeds_side_by_side_read_their_own_streams(imagenet_data):
-    config = small(num_seeds=2, seed=5)
+    config = make_small_config(num_seeds=2, seed=5)
     source = SOURCES['imagenet'](config.dataset, config.dataset)
     run = assembly.assemble(config, source, None, sharding.make_mesh(config))
     feed = run.feed(dispatch.seed_keys(config), 2)

@@ -14,7 +14,7 @@ SIDE = 6
 NAME = 'own_flowers'
 
 
-def picture(number, height=SIDE, width=SIDE, channels=3):
+def make_picture(number, height=SIDE, width=SIDE, channels=3):
     """An image of one colour, which says its number."""
     return np.full((height, width, channels), number, np.uint8)
 
@@ -24,7 +24,7 @@ def write(write_prepared):
     """A function ({part: count}, ...) that writes images whose numbers go up, of three classes in turn."""
     import tensorflow_datasets as tfds
 
-    def written(counts, shape=(None, None, 3), label=lambda number: number % 3, name=NAME, **more):
+    def write_images(counts, shape=(None, None, 3), label=lambda number: number % 3, name=NAME, **more):
         features = {
             'image': tfds.features.Image(shape=shape, encoding_format='png'),
             'label': tfds.features.ClassLabel(names=['rose', 'tulip', 'daisy']),
@@ -37,13 +37,13 @@ def write(write_prepared):
             for _ in range(count):
                 # Of other sizes where those are not fixed.
                 size = (SIDE, SIDE) if shape[0] else (SIDE + number % 3, SIDE + number % 2)
-                image = picture(number, *size, shape[2])
+                image = make_picture(number, *size, shape[2])
                 example = {'image': image, 'label': label(number), 'file_name': f'{part}_{number}.png'}
                 splits[part].append({**example, **{key: 0 for key in more if key != 'image'}})
                 number += 1
         return write_prepared(name, '1.0.0', 'image_classification.own', features, splits)
 
-    return written
+    return write_images
 
 
 def load(**changes):
@@ -61,9 +61,9 @@ def load(**changes):
 
 def numbers_of(examples):
     """{number: label} of examples."""
-    shown = examples['image']
-    np.testing.assert_array_equal(shown, shown[:, :1, :1, :1] * np.ones(shown.shape[1:], np.uint8))
-    return dict(zip(shown[:, 0, 0, 0].tolist(), examples['labels'].tolist(), strict=True))
+    pixels = examples['image']
+    np.testing.assert_array_equal(pixels, pixels[:, :1, :1, :1] * np.ones(pixels.shape[1:], np.uint8))
+    return dict(zip(pixels[:, 0, 0, 0].tolist(), examples['labels'].tolist(), strict=True))
 
 
 TRAIN, REST, MORE = range(100), range(100, 107), range(107, 112)
@@ -132,17 +132,17 @@ def test_a_seed_draws_the_same_for_a_search(write, parts):
     )
     assert base.count(searched.examples) < base.count(tested.examples)
     for number in range(5):
-        found, expected = (numbers_of(base.take(t.examples, t.rows(number))) for t in (searched, tested))
-        assert found == expected
-        assert sorted(found.values()) == 3 * [0] + 3 * [1] + 3 * [2]
+        actual, expected = (numbers_of(base.take(t.examples, t.rows(number))) for t in (searched, tested))
+        assert actual == expected
+        assert sorted(actual.values()) == 3 * [0] + 3 * [1] + 3 * [2]
 
 
 def test_a_stream_trains_on_all(write):
     write({'train': 20, 'test': 6})
     source = load(kept_gb=0.0)
-    found = source.train.open(0, 0, 10, slice(0, 10))
-    batches = [next(found) for _ in range(2)]
-    found.close()
+    batch_iterator = source.train.open(0, 0, 10, slice(0, 10))
+    batches = [next(batch_iterator) for _ in range(2)]
+    batch_iterator.close()
     joined = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
     assert numbers_of(joined) == {number: number % 3 for number in range(20)}
     with pytest.raises(UserError, match=r'^dataset\.classes is \(1,\); own_flowers is streamed whole'):
@@ -217,8 +217,8 @@ def test_every_name_of_tfds_is_one():
     examples = ['cifar10_1/v4:1.0.0', 'a/b+c-d.e:1.*.*', 'movielens/100k-ratings', 'wikipedia/20230601.en']
     for name in [*names, *examples]:
         assert prepared._NAME.fullmatch(name), name
-        found, settings = naming.parse_builder_name_kwargs(name)
-        assert not found.namespace and settings.keys() <= {'config', 'version'}
+        parsed, settings = naming.parse_builder_name_kwargs(name)
+        assert not parsed.namespace and settings.keys() <= {'config', 'version'}
 
 
 def test_what_is_no_data_set_of_images_of_one_class_is_refused(write):
@@ -242,7 +242,7 @@ def test_an_image_that_cannot_be_decoded_is_refused_by_name(write_prepared):
     import tensorflow_datasets as tfds
 
     good = io.BytesIO()
-    PIL.Image.fromarray(picture(5)).save(good, 'PNG')
+    PIL.Image.fromarray(make_picture(5)).save(good, 'PNG')
     stored = [good.getvalue(), good.getvalue()[:40]]
     features = {
         'image': tfds.features.Image(encoding_format='png'),

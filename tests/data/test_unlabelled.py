@@ -20,7 +20,7 @@ def load(config):
     return source
 
 
-def of_digits(**changes):
+def make_digits_config(**changes):
     config = digits_config.get_config()
     config.dataset.update({'unlabelled': 'rest', **changes})
     return config
@@ -36,7 +36,7 @@ def photos(tmp_path):
     return tmp_path / 'photos'
 
 
-def of_folder(photos, **changes):
+def make_folder_config(photos, **changes):
     config = images_config.get_config()
     config.dataset.update({'path': str(photos), 'image_size': 4, 'examples_per_class': 5})
     config.dataset.update({'unlabelled': 'rest', **changes})
@@ -46,7 +46,7 @@ def of_folder(photos, **changes):
 
 @pytest.fixture
 def some_config(request, photos):
-    return of_digits() if request.param == 'digits' else of_folder(photos)
+    return make_digits_config() if request.param == 'digits' else make_folder_config(photos)
 
 
 BOTH = pytest.mark.parametrize('some_config', ['digits', 'folder'], indirect=True)
@@ -59,12 +59,12 @@ def test_the_rest_is_what_has_no_label(some_config, labelled_by):
     source = load(some_config)
     everything = np.arange(base.count(source.train.examples))
     assert source.unlabelled.count == len(everything) - source.train.count
-    drawn = []
+    rows_by_seed = []
     for number in (1, 2):
         rows = source.train.rows(number), source.unlabelled.rows(number)
         np.testing.assert_array_equal(np.sort(np.concatenate(rows)), everything)
-        drawn.append(rows)
-    assert np.array_equal(drawn[0][1], drawn[1][1]) == (labelled_by == 'first')
+        rows_by_seed.append(rows)
+    assert np.array_equal(rows_by_seed[0][1], rows_by_seed[1][1]) == (labelled_by == 'first')
     # Those with labels are the same as without the others, in the same order.
     plain_config = some_config.copy_and_resolve_references()
     plain_config.dataset.unlabelled = ''
@@ -89,7 +89,7 @@ def test_a_number_takes_the_lowest_lots_by_hand(monkeypatch):
         pool = base.make_labelled_pool({'labels': labels}, 1, places, np.isin(np.arange(7), held_back))
         assert pool.rows(9).tolist() == [1, 2]
         assert pool.rest(9).tolist() == expected
-        config = of_digits(unlabelled='3').dataset
+        config = make_digits_config(unlabelled='3').dataset
         source = base.Source('own', pool, {}, 'classification', (), {}, (), None)
         assert unlabelled.add(source, config).unlabelled.rows(9).tolist() == sorted(expected[:3])
 
@@ -97,7 +97,7 @@ def test_a_number_takes_the_lowest_lots_by_hand(monkeypatch):
 def test_a_search_has_the_examples_of_training_for_the_test():
     images_of = {}
     for split in ('validation', 'test'):
-        source = load(of_digits(unlabelled='100', split=split))
+        source = load(make_digits_config(unlabelled='100', split=split))
         rows = source.unlabelled.rows(3)
         images_of[split] = {image.tobytes() for image in source.train.examples['image'][rows]}
     assert len(images_of['test']) > 90
@@ -116,13 +116,13 @@ def more_photos(tmp_path):
 
 
 def test_images_of_a_folder_are_resized_as_those_with_labels(photos, more_photos):
-    source = load(of_folder(photos, unlabelled=str(more_photos)))
+    source = load(make_folder_config(photos, unlabelled=str(more_photos)))
     assert source.unlabelled.count == 2
     expected = np.array([51, 102], np.uint8)[:, None, None, None] * np.ones((1, 4, 4, 3), np.uint8)
     np.testing.assert_array_equal(source.unlabelled.examples['image'], expected)
     assert source.note.endswith('more holds what is not read: notes.txt')
     # A teacher with a resolution of its own has its own.
-    config = of_folder(photos, unlabelled=str(more_photos))
+    config = make_folder_config(photos, unlabelled=str(more_photos))
     config.teacher.dataset.image_size = 8
     fields = load(config).unlabelled.examples
     assert {name: array.shape for name, array in fields.items()} == {
@@ -132,12 +132,12 @@ def test_images_of_a_folder_are_resized_as_those_with_labels(photos, more_photos
     # Changed files are told.
     before = description.describe(source)
     PIL.Image.fromarray(np.full((6, 9, 3), 52, np.uint8)).save(more_photos / 'b.png')
-    now = description.describe(load(of_folder(photos, unlabelled=str(more_photos))), [before])
+    now = description.describe(load(make_folder_config(photos, unlabelled=str(more_photos))), [before])
     assert description.differences(before, now) == ['examples without labels: other content']
 
 
 def test_digits_of_a_folder_are_as_a_prediction_reads_them(more_photos):
-    source = load(of_digits(unlabelled=str(more_photos)))
+    source = load(make_digits_config(unlabelled=str(more_photos)))
     np.testing.assert_allclose(
         source.unlabelled.examples['image'], np.array([[0.2], [0.4]]) * np.ones((1, 64)), rtol=1e-6
     )
@@ -146,16 +146,22 @@ def test_digits_of_a_folder_are_as_a_prediction_reads_them(more_photos):
 def test_images_that_are_kept_in_their_size_get_others_of_that_size(more_photos):
     config = images_config.get_config()
     config.dataset.update({'name': 'cifar10', 'unlabelled': str(more_photos), 'image_size': 8})
-    kept = {'image': np.zeros((3, 16, 16, 3), np.uint8), 'labels': np.array([0, 1, 0])}
+    small_images = {'image': np.zeros((3, 16, 16, 3), np.uint8), 'labels': np.array([0, 1, 0])}
     source = images.source_in_memory(
-        'cifar10', ('a', 'b'), (kept, kept), config.dataset, config.dataset, contents=(), held_back=0
+        'cifar10',
+        ('a', 'b'),
+        (small_images, small_images),
+        config.dataset,
+        config.dataset,
+        contents=(),
+        held_back=0,
     )
     examples = unlabelled.add(source, config.dataset).unlabelled.examples
     assert examples['image'].shape == (2, 16, 16, 3)
     assert examples['image'][1].min() == examples['image'][1].max() == 102
 
 
-def of_ratings(monkeypatch, value):
+def make_ratings_config(monkeypatch, value):
     monkeypatch.setattr(movielens, 'read_ratings', lambda *size: RATED)
     config = movielens_config.get_config()
     config.dataset.update({'genre': 'all', 'unlabelled': value, 'split_by': 'time'})
@@ -164,16 +170,16 @@ def of_ratings(monkeypatch, value):
 
 def test_pairs_of_ratings_are_those_that_nobody_rated(monkeypatch):
     """Users 0 and 1 and movies 0 to 2 are known; user 1 has not rated movie 2."""
-    source = load(of_ratings(monkeypatch, '1'))
+    source = load(make_ratings_config(monkeypatch, '1'))
     pairs = source.unlabelled.examples
     assert {name: array.tolist() for name, array in pairs.items()} == {'user': [1], 'movie': [2]}
     assert {name: array.dtype for name, array in pairs.items()} == {
         name: array.dtype for name, array in source.train.items() if name != 'labels'
     }
     with pytest.raises(UserError, match=r'takes 2 examples, but 1 pairs of known .* a number from 1 to 1\.$'):
-        load(of_ratings(monkeypatch, '2'))
+        load(make_ratings_config(monkeypatch, '2'))
     with pytest.raises(UserError, match=r'^dataset\.unlabelled is rest, which is for classes; of ratings'):
-        load(of_ratings(monkeypatch, 'rest'))
+        load(make_ratings_config(monkeypatch, 'rest'))
 
 
 def test_drawn_pairs_are_different_and_unrated():
@@ -193,9 +199,9 @@ def test_drawn_pairs_are_different_and_unrated():
     for count in (1, 5, len(everything)):
         config.unlabelled = str(count)
         pairs = unlabelled.add(source, config).unlabelled.examples
-        drawn = list(zip(*map(np.ndarray.tolist, pairs.values()), strict=True))
-        assert len(set(drawn)) == count
-        assert set(drawn) <= everything
+        drawn_pairs = list(zip(*map(np.ndarray.tolist, pairs.values()), strict=True))
+        assert len(set(drawn_pairs)) == count
+        assert set(drawn_pairs) <= everything
     # A part of them is spread over users and items.
     config.unlabelled = '12'
     pairs = unlabelled.add(source, config).unlabelled.examples
@@ -205,17 +211,17 @@ def test_drawn_pairs_are_different_and_unrated():
 def test_pairs_of_a_table_are_read_without_their_ratings(monkeypatch, tmp_path):
     path = tmp_path / 'pairs.csv'
     path.write_text('movie_id,rating,user_id\n302,not a number,7\nnew,,196\n')
-    source = load(of_ratings(monkeypatch, str(path)))
+    source = load(make_ratings_config(monkeypatch, str(path)))
     # Numbers by the order of the ids; an id that is not there has the number after the last.
     pairs = {name: array.tolist() for name, array in source.unlabelled.examples.items()}
     assert pairs == {'user': [2, 0], 'movie': [1, 4]}
     assert source.note == 'pairs.csv has columns that are not read: rating'
     path.write_text('movie_id,user_id\n302,\n')
     with pytest.raises(UserError, match=r'pairs\.csv, line 2: user_id is empty\.$'):
-        load(of_ratings(monkeypatch, str(path)))
+        load(make_ratings_config(monkeypatch, str(path)))
     path.write_text('movie_id,user_id\n')
     with pytest.raises(UserError, match=r'pairs\.csv has a first line and no pairs\.$'):
-        load(of_ratings(monkeypatch, str(path)))
+        load(make_ratings_config(monkeypatch, str(path)))
 
 
 @pytest.mark.parametrize(
@@ -241,14 +247,14 @@ def test_pairs_of_a_table_are_read_without_their_ratings(monkeypatch, tmp_path):
 def test_what_cannot_be_is_refused(changes, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=f'^dataset.unlabelled .*{message}'):
-        load(of_digits(**changes))
+        load(make_digits_config(**changes))
 
 
 def test_a_stream_is_refused(photos):
     with pytest.raises(
         UserError, match=r'^dataset\.unlabelled is rest, .* photos a, b is streamed: raise dataset\.kept_gb'
     ):
-        load(of_folder(photos, kept_gb=0.0))
+        load(make_folder_config(photos, kept_gb=0.0))
 
 
 def test_what_a_caller_brings_has_the_fields_of_its_training_examples():
@@ -270,12 +276,12 @@ def test_what_a_caller_brings_has_the_fields_of_its_training_examples():
         with pytest.raises(UserError, match=f'^dataset own, examples without labels: {message}'):
             check(fields)
     with pytest.raises(UserError, match='brings no examples without labels'):
-        config = of_digits(unlabelled='folder', name='mine').dataset
+        config = make_digits_config(unlabelled='folder', name='mine').dataset
         unlabelled.add(source, config)
 
 
 def test_a_teacher_has_no_examples_without_labels():
-    config = of_digits()
+    config = make_digits_config()
     config.teacher.dataset.examples_per_class = 5
     assert assembly.load_source(config, config.teacher.dataset).unlabelled is None
     config.method = 'supervised'
