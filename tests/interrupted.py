@@ -31,15 +31,15 @@ def main():
 def run(action, moment, left, flags):
     """Runs td_jax.main, to which the action happens once `left` moments have come."""
 
-    def has_come():
+    def count_moment():
         nonlocal left
         left -= 1
         if left == 0:
             ACTIONS[action]()
 
-    def watch(event, arguments):
+    def count_event(event, arguments):
         if event in EVENTS and any(isinstance(path, str) and moment in path for path in arguments):
-            has_come()
+            count_moment()
 
     if moment.startswith('gs://'):
         import gcsfs
@@ -50,24 +50,24 @@ def run(action, moment, left, flags):
         lease.SECONDS, lease.RENEWAL = 3.0, 0.5
         opens = gcsfs.GCSFileSystem._open
 
-        def opened(system, path, *arguments, **named):
+        def open_and_count(system, path, *arguments, **named):
             if moment.removeprefix('gs://') in path:
-                has_come()
+                count_moment()
             return opens(system, path, *arguments, **named)
 
-        gcsfs.GCSFileSystem._open = opened
+        gcsfs.GCSFileSystem._open = open_and_count
     elif moment.startswith('td_jax.'):
         module, _, name = moment.partition(':')
         module = importlib.import_module(module)
         function = getattr(module, name)
 
-        def watched(*arguments, **named):
-            has_come()
+        def call_and_count(*arguments, **named):
+            count_moment()
             return function(*arguments, **named)
 
-        setattr(module, name, watched)
+        setattr(module, name, call_and_count)
     else:
-        sys.addaudithook(watch)
+        sys.addaudithook(count_event)
     sys.argv = ['main.py', *flags]
     runpy.run_module('td_jax.main', run_name='__main__')
 

@@ -123,7 +123,7 @@ def test_transparent_colours_stand_on_white(image_format, options):
     stored = np.array([[colour for colour, _ in HIDDEN]], np.uint8)
     content = encode(PIL.Image.fromarray(stored), image_format, **options)
     assert decode_with_pil(content)[0, 1].tolist() == [1, 2, 3]
-    np.testing.assert_array_equal(decoding.decode(content), [[shown for _, shown in HIDDEN]])
+    np.testing.assert_array_equal(decoding.decode(content), [[visible for _, visible in HIDDEN]])
 
 
 def test_transparency_of_every_kind_stands_on_white():

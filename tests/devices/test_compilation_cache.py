@@ -30,14 +30,14 @@ def compile_in(folder, most, mends='mends'):
     environment |= {'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0', 'JAX_PLATFORMS': 'cpu'}
     completed = forked.run(['-c', PROGRAM, mends], env={**os.environ, **environment})
     assert completed.returncode == 0, completed.stderr
-    return completed.stderr, programs_in(folder)
+    return completed.stderr, read_programs(folder)
 
 
-def programs_in(folder):
+def read_programs(folder):
     return {path: path.read_bytes() for path in sorted(folder.glob('*-cache'))}
 
 
-def pairs_in(folder):
+def list_keys(folder):
     """The keys that have a program, and those that have a time of last use."""
     return tuple(
         {path.name.removesuffix(end) for path in folder.glob(f'*{end}')} for end in ('-cache', '-atime')
@@ -49,51 +49,51 @@ BOUNDED, UNBOUNDED = 2**30, -1
 
 @pytest.mark.parametrize('most', [BOUNDED, UNBOUNDED])
 def test_what_is_cut_off_is_written_anew(tmp_path, most):
-    said, whole = compile_in(tmp_path, most)
-    assert said == '' and len(whole) >= 3
+    err, whole = compile_in(tmp_path, most)
+    assert err == '' and len(whole) >= 3
     longest = max(whole, key=lambda path: len(whole[path]))
     longest.write_bytes(whole[longest][:-7])
     if most == UNBOUNDED:
         # By a process that may still be at it, so nobody touches it.
-        said, _ = compile_in(tmp_path, most)
-        assert 'Error reading persistent compilation cache entry' in said
+        err, _ = compile_in(tmp_path, most)
+        assert 'Error reading persistent compilation cache entry' in err
         old = time.time() - 2 * compilation_cache.MIN_AGE_SECONDS
         os.utime(longest, (old, old))
         (tmp_path / compilation_cache.CHECK_MARK).unlink()
     else:
-        said, _ = compile_in(tmp_path, most, 'does not')
-        assert 'Error reading persistent compilation cache entry' in said
+        err, _ = compile_in(tmp_path, most, 'does not')
+        assert 'Error reading persistent compilation cache entry' in err
         longest.write_bytes(whole[longest][:-7])
-    said, found = compile_in(tmp_path, most)
-    assert said == ''
-    assert found.keys() == whole.keys()
-    assert len(found[longest]) > len(whole[longest]) - 7 and zlib.decompress(found[longest])
+    err, rewritten = compile_in(tmp_path, most)
+    assert err == ''
+    assert rewritten.keys() == whole.keys()
+    assert len(rewritten[longest]) > len(whole[longest]) - 7 and zlib.decompress(rewritten[longest])
     # All others are as they were.
-    assert {**found, longest: b''} == {**whole, longest: b''}
+    assert {**rewritten, longest: b''} == {**whole, longest: b''}
 
 
 def test_a_program_without_a_time_of_use_gets_one_and_a_time_without_a_program_goes(tmp_path):
     """A process was killed between the two, when it wrote one or took one away."""
-    said, whole = compile_in(tmp_path, BOUNDED)
-    gone, other, *_ = whole
-    gone.unlink()
+    err, whole = compile_in(tmp_path, BOUNDED)
+    removed, other, *_ = whole
+    removed.unlink()
     # Of another command, so that this one does not read it.
     lonely = tmp_path / 'jit_other-0123-cache'
     lonely.write_bytes(whole[other])
     # JAX alone writes nothing any more.
-    said, found = compile_in(tmp_path, BOUNDED, 'does not')
-    assert 'Error writing persistent compilation cache entry' in said and gone not in found
-    said, found = compile_in(tmp_path, BOUNDED)
-    assert (said, found.keys()) == ('', {*whole, lonely})
-    assert found[lonely] == whole[other]
-    programs, used = pairs_in(tmp_path)
+    err, programs_after = compile_in(tmp_path, BOUNDED, 'does not')
+    assert 'Error writing persistent compilation cache entry' in err and removed not in programs_after
+    err, programs_after = compile_in(tmp_path, BOUNDED)
+    assert (err, programs_after.keys()) == ('', {*whole, lonely})
+    assert programs_after[lonely] == whole[other]
+    programs, used = list_keys(tmp_path)
     assert programs == used
 
 
 def test_what_was_looked_at_once_is_not_read_again(tmp_path, monkeypatch):
     _, whole = compile_in(tmp_path, BOUNDED)
-    asked = []
-    monkeypatch.setattr(compilation_cache, 'is_whole', lambda path: asked.append(path) or True)
+    paths_checked = []
+    monkeypatch.setattr(compilation_cache, 'is_whole', lambda path: paths_checked.append(path) or True)
     old = time.time() - 100
     os.utime(tmp_path / compilation_cache.CHECK_MARK, (old, old))
     newest = next(iter(whole))
@@ -101,7 +101,7 @@ def test_what_was_looked_at_once_is_not_read_again(tmp_path, monkeypatch):
         os.utime(path, (old - 50, old - 50))
     os.utime(newest, (old + 50, old + 50))
     compilation_cache._remove_cut_off(tmp_path, 0)
-    assert asked == [newest]
+    assert paths_checked == [newest]
 
 
 @pytest.mark.parametrize(

@@ -16,51 +16,51 @@ from td_jax.devices import fingerprint, small_arrays
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-def mixed(x):
+def mix(x):
     """The finalizer of MurmurHash3, in numbers of any length."""
     x = (x ^ (x >> 16)) * 0x85EBCA6B % 2**32
     x = (x ^ (x >> 13)) * 0xC2B2AE35 % 2**32
     return x ^ (x >> 16)
 
 
-def expected(name, array):
+def make_expected_line(name, array):
     """The line of an array, word by word."""
     array = np.asarray(array)
     words = np.frombuffer(array.tobytes(), f'u{array.dtype.itemsize}')
     sums = [
-        sum(mixed(int(word) ^ mixed(place ^ salt)) for place, word in enumerate(words)) % 2**32
+        sum(mix(int(word) ^ mix(place ^ salt)) for place, word in enumerate(words)) % 2**32
         for salt in (0x9E3779B9, 0x7F4A7C15)
     ]
     return f'{name} {array.dtype} {array.shape} {sums[0]:08x}{sums[1]:08x}\n'
 
 
 @pytest.fixture(params=['by NumPy', 'compiled'])
-def summed(request, monkeypatch):
+def sum_by_both_ways(request, monkeypatch):
     """Small arrays are summed by NumPy or, as large ones, by a program."""
     if request.param == 'compiled':
         monkeypatch.setattr(small_arrays, 'MAX_ELEMENTS', -1)
 
 
-@pytest.mark.usefixtures('summed')
+@pytest.mark.usefixtures('sum_by_both_ways')
 @pytest.mark.parametrize('dtype', ['float32', 'int32', 'bfloat16', 'float16', 'uint8', 'int8', 'bool'])
 @pytest.mark.parametrize('shape', [(), (1,), (5,), (2, 3), (3, 2, 5)])
 def test_it_is_sha256_of_names_types_shapes_and_sums(dtype, shape):
     array = jnp.asarray(np.random.default_rng(0).normal(size=shape) * 3, dtype)
-    text = expected('a/0', array) + expected('b', np.float32(1))
+    text = make_expected_line('a/0', array) + make_expected_line('b', np.float32(1))
     assert fingerprint.of({'b': jnp.float32(1), 'a': (array,)}) == hashlib.sha256(text.encode()).hexdigest()
 
 
-@pytest.mark.usefixtures('summed')
+@pytest.mark.usefixtures('sum_by_both_ways')
 @pytest.mark.parametrize('dtype', ['float64', 'int64'])
 def test_64_bits_are_two_words(dtype):
     array = (np.random.default_rng(0).normal(size=(3, 2)) * 3).astype(dtype)
     jax.config.update('jax_enable_x64', True)
     try:
-        found = fingerprint.of_arrays({'a': jnp.asarray(array)})
+        actual = fingerprint.of_arrays({'a': jnp.asarray(array)})
     finally:
         jax.config.update('jax_enable_x64', False)
-    halves = expected('a', array.view(np.uint32)).split(')')[-1].strip()
-    assert found == {'a': f'{dtype} (3, 2) {halves}'}
+    halves = make_expected_line('a', array.view(np.uint32)).split(')')[-1].strip()
+    assert actual == {'a': f'{dtype} (3, 2) {halves}'}
 
 
 def test_what_numpy_sums_is_small_and_whole(monkeypatch):
@@ -91,12 +91,12 @@ def test_it_tells_trees_apart_but_not_their_order():
 
 def test_every_bit_counts():
     array = np.random.default_rng(0).normal(size=(7, 11)).astype(np.float32)
-    found = {fingerprint.of(array)}
+    fingerprints = {fingerprint.of(array)}
     for bit in range(0, array.nbytes * 8, 37):
         content = bytearray(array.tobytes())
         content[bit // 8] ^= 1 << bit % 8
-        found.add(fingerprint.of(np.frombuffer(content, np.float32).reshape(7, 11)))
-    assert len(found) == 1 + len(range(0, array.nbytes * 8, 37))
+        fingerprints.add(fingerprint.of(np.frombuffer(content, np.float32).reshape(7, 11)))
+    assert len(fingerprints) == 1 + len(range(0, array.nbytes * 8, 37))
 
 
 @pytest.mark.parametrize('most', [small_arrays.MAX_ELEMENTS, -1])

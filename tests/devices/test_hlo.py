@@ -64,8 +64,8 @@ metadata={op_name="jit(step)/sums"}, backend_config={"estimated_cycles":"100"}
 
 
 def test_traffic_is_what_instructions_read_and_write_in_hbm():
-    found = hlo.count_traffic(hlo.parse(PROGRAM))
-    assert found == {
+    traffic = hlo.count_traffic(hlo.parse(PROGRAM))
+    assert traffic == {
         'copy-start': 4096,
         'jit(step)/wide/sum': 26624 + 256,
         'jit(step)/while/body/put': 3 * (512 + 512),

@@ -26,7 +26,7 @@ def good_run(small_config, tmp_path_factory):
     return folder
 
 
-def on(name, arguments, **environment):
+def run_on_platform(name, arguments, **environment):
     """(exit code, stdout, stderr) of a process on a platform."""
     completed = forked.run(arguments, env={**os.environ, 'JAX_PLATFORMS': name, **environment})
     return completed.returncode, completed.stdout, completed.stderr
@@ -49,7 +49,7 @@ def on(name, arguments, **environment):
 def test_a_platform_that_is_none_is_one_line(command, arguments, good_run, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in good_run.rglob('*')}
     words = [word.replace('HERE', str(tmp_path)).replace('RUN', str(good_run)) for word in arguments]
-    code, out, err = on('nonsense', ['-m', f'td_jax.{command}', *words])
+    code, out, err = run_on_platform('nonsense', ['-m', f'td_jax.{command}', *words])
     assert (code, out, err.count('\n')) == (2, '', 1), err
     assert err.startswith(UNKNOWN) and err.endswith(f'{WAY_OUT}\n')
     # Nothing is made, and nothing of the run is touched.
@@ -64,7 +64,7 @@ def test_a_platform_whose_plugin_is_missing_is_one_line(command, good_run, tmp_p
         pytest.skip('JAX has CUDA here')
     words = {'main': [DIGITS], 'predict': ['--input=.', f'--output={tmp_path / "out.csv"}']}[command]
     folder = {'main': tmp_path / 'new', 'predict': good_run}[command]
-    code, out, err = on('cuda', ['-m', f'td_jax.{command}', f'--workdir={folder}', *words])
+    code, out, err = run_on_platform('cuda', ['-m', f'td_jax.{command}', f'--workdir={folder}', *words])
     assert (code, out) == (2, '')
     assert err == (
         'td_jax: JAX_PLATFORMS is cuda, which JAX cannot start: what JAX needs for it is not installed. '
@@ -74,10 +74,12 @@ def test_a_platform_whose_plugin_is_missing_is_one_line(command, good_run, tmp_p
 
 def test_what_uses_no_device_of_this_machine_does_without(good_run, tmp_path):
     page = tmp_path / 'page.html'
-    code, out, err = on('nonsense', ['-m', 'td_jax.report', f'--workdir={good_run}', f'--output={page}'])
+    code, out, err = run_on_platform(
+        'nonsense', ['-m', 'td_jax.report', f'--workdir={good_run}', f'--output={page}']
+    )
     assert (code, out, err) == (0, f'{page}: 1 run\n', '')
     words = ['--tables=digits', f'--workdir={tmp_path}', '--only_show']
-    assert on('nonsense', ['-m', 'td_jax.reproduce', *words])[::2] == (0, '')
+    assert run_on_platform('nonsense', ['-m', 'td_jax.reproduce', *words])[::2] == (0, '')
 
 
 PYTHON = """
@@ -95,7 +97,7 @@ for call in (lambda: td_jax.train(digits.get_config(), sys.argv[1]), lambda: td_
 
 
 def test_from_python_it_is_a_user_error(good_run, tmp_path):
-    code, out, err = on('nonsense', ['-c', PYTHON, tmp_path / 'new', good_run])
+    code, out, err = run_on_platform('nonsense', ['-c', PYTHON, tmp_path / 'new', good_run])
     assert (code, err) == (0, '')
     trained, loaded = out.splitlines()
     assert trained == loaded and f'td_jax: {trained}'.startswith(UNKNOWN)
@@ -103,7 +105,7 @@ def test_from_python_it_is_a_user_error(good_run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ('wanted', 'error', 'expected'),
+    ('platforms', 'error', 'expected'),
     [
         (
             'tpu',
@@ -121,14 +123,14 @@ def test_from_python_it_is_a_user_error(good_run, tmp_path):
         ),
     ],
 )
-def test_what_jax_says_is_said_in_one_line(wanted, error, expected, monkeypatch):
+def test_what_jax_says_is_said_in_one_line(platforms, error, expected, monkeypatch):
     def devices():
         raise error
 
     monkeypatch.setattr(jax, 'devices', devices)
     before = jax.config.jax_platforms
     try:
-        jax.config.update('jax_platforms', wanted)
+        jax.config.update('jax_platforms', platforms)
         with pytest.raises(UserError) as error_info:
             platform.start()
     finally:

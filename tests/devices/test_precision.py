@@ -21,14 +21,14 @@ DTYPES = 'float32', 'bfloat16'
 EXACT = (jax.lax.Precision.HIGHEST,) * 2
 
 
-def products_in(jaxpr):
+def iterate_products(jaxpr):
     """The products of a program, in whatever is called in it."""
     for equation in jaxpr.eqns:
         if equation.primitive.name in ('dot_general', 'conv_general_dilated'):
             yield equation
         for value in jax.tree.leaves(list(equation.params.values()), is_leaf=is_program):
             if is_program(value):
-                yield from products_in(getattr(value, 'jaxpr', value))
+                yield from iterate_products(getattr(value, 'jaxpr', value))
 
 
 def is_program(value):
@@ -37,14 +37,16 @@ def is_program(value):
 
 def assert_exact(function, *arguments, kinds=('dot_general',)):
     """Each product of float32 in a program is HIGHEST; -> how many there are of each type."""
-    found = list(products_in(function.trace(*arguments).jaxpr.jaxpr))
-    of_float32 = [each for each in found if {var.aval.dtype.name for var in each.invars} == {'float32'}]
-    assert all(each.params['precision'] == EXACT for each in of_float32)
-    assert {each.primitive.name for each in found} == set(kinds)
-    return len(of_float32), len(found) - len(of_float32)
+    products = list(iterate_products(function.trace(*arguments).jaxpr.jaxpr))
+    of_float32 = [
+        product for product in products if {var.aval.dtype.name for var in product.invars} == {'float32'}
+    ]
+    assert all(product.params['precision'] == EXACT for product in of_float32)
+    assert {product.primitive.name for product in products} == set(kinds)
+    return len(of_float32), len(products) - len(of_float32)
 
 
-def parts_of(config):
+def make_parts(config):
     """(source, abstract teacher, Abstract) of a config."""
     source, theirs = (assembly.load_source(config, task) for task in (config.dataset, config.teacher.dataset))
     teacher = assembly.abstract_teacher(config, theirs)
@@ -63,7 +65,7 @@ def test_every_product_of_a_run_is_of_float32(small_config, method):
     """Of training, gradients among them, of diagnostics, of the evaluation and of what is exported."""
     labels = 'probe' if 'probe' in objectives.METHODS[method].bridges else 'shared'
     config = small_config(method=method, td__rounds=3, td__weights__logits=1.0, teacher__labels=labels)
-    source, _, abstract = parts_of(config)
+    source, _, abstract = make_parts(config)
     in_step, _ = assert_exact(abstract.jitted.run, *abstract.arguments)
     # Forward, and two for the gradient of each layer but the first; the student alone has three.
     assert in_step >= 3 + 2 + 3
@@ -76,8 +78,8 @@ def test_every_product_of_a_run_is_of_float32(small_config, method):
     examples = data.one_example(source)
     assert assert_exact(values, stacked, source.tables, examples, np.ones(1, np.float32)) == (3, 0)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), params)
-    made = program.make_program(student, zeros, source)
-    assert_exact(jax.jit(made.run), {name: np.zeros((2, 8, 8, 3), np.uint8) for name in made.inputs})
+    exported = program.make_program(student, zeros, source)
+    assert_exact(jax.jit(exported.run), {name: np.zeros((2, 8, 8, 3), np.uint8) for name in exported.inputs})
 
 
 @pytest.mark.parametrize('compute_dtype', [pytest.param('float32', marks=pytest.mark.long), 'bfloat16'])
@@ -111,7 +113,7 @@ def test_a_model_that_a_caller_brings_is_exact_too(small_config):
 
     with own.use_parts(models={'mine': build}):
         config = small_config(method='fd', model__name='mine')
-        _, _, abstract = parts_of(config)
+        _, _, abstract = make_parts(config)
         of_float32, others = assert_exact(abstract.jitted.run, *abstract.arguments)
     assert of_float32 > 8 and others == 0
 
@@ -130,15 +132,15 @@ def test_on_a_cpu_the_bits_are_as_they_were(small_config, method, compute_dtype,
         teacher__dataset__classes=(5, 6, 7, 8, 9),
     )
     source = assembly.load_source(config, config.dataset)
-    found = []
+    params_of_runs = []
     for wrap in (precision.exact, lambda function: function):
         monkeypatch.setattr(precision, 'exact', wrap)
         teacher = assembly.untrained_teacher(config, source)
         run = assembly.assemble(config, source, teacher, sharding.make_mesh(config))
         keys = dispatch.seed_keys(config)
         progress, _ = run.run(run.begin(run.init(keys)), run.feed(keys, 0), keys, 0, 2)
-        found.append(jax.tree.map(np.asarray, progress.state.params))
-    jax.tree.map(np.testing.assert_array_equal, *found)
+        params_of_runs.append(jax.tree.map(np.asarray, progress.state.params))
+    jax.tree.map(np.testing.assert_array_equal, *params_of_runs)
 
 
 def test_a_function_is_exact_alone(small_config):
@@ -149,9 +151,9 @@ def test_a_function_is_exact_alone(small_config):
         (lambda x: x @ x, EXACT),
         (lambda x: jnp.matmul(x, x, precision='high'), (jax.lax.Precision.HIGH,) * 2),
     ):
-        (product,) = products_in(jax.jit(precision.exact(function)).trace(a).jaxpr.jaxpr)
+        (product,) = iterate_products(jax.jit(precision.exact(function)).trace(a).jaxpr.jaxpr)
         assert product.params['precision'] == expected
     with contextlib.suppress(ZeroDivisionError):
         precision.exact(lambda: 1 / 0)()
-    (product,) = products_in(jax.jit(lambda x: x @ x).trace(a).jaxpr.jaxpr)
+    (product,) = iterate_products(jax.jit(lambda x: x @ x).trace(a).jaxpr.jaxpr)
     assert product.params['precision'] is None

@@ -84,6 +84,6 @@ def logits_of():
 
 
 @pytest.fixture
-def shown():
+def model_images():
     """Five images as a model is shown them."""
     return np.random.default_rng(1).uniform(-1, 1, (5, 32, 32, 3)).astype(np.float32)

@@ -23,17 +23,17 @@ def test_a_model_without_a_head_is_timed_whole(monkeypatch):
     compiled = []
     jit = jax.jit
 
-    def watched(function):
-        made = jit(function)
+    def jit_and_record(function):
+        jitted = jit(function)
 
         def run(*arguments):
             if not compiled:
-                compiled.append(made.lower(*arguments).compile().as_text())
-            return made(*arguments)
+                compiled.append(jitted.lower(*arguments).compile().as_text())
+            return jitted(*arguments)
 
         return run
 
-    monkeypatch.setattr(comparison.jax, 'jit', watched)
+    monkeypatch.setattr(comparison.jax, 'jit', jit_and_record)
     monkeypatch.setattr(comparison, 'REPEATS', 1)
     model = base.Model(
         init=None,

@@ -17,7 +17,7 @@ from td_jax.training import finished as finished_runs
 from td_jax.training.run import train
 
 
-def logits_back(location, images):
+def import_and_compute(location, images):
     """What the model computes that the importer makes of a file."""
     checkpoint = pretrained.read(str(location))
     module = build_module(checkpoint.architecture, split=1)
@@ -25,33 +25,39 @@ def logits_back(location, images):
 
 
 @pytest.mark.parametrize('pre_logits', [False, True])
-def test_npz_comes_back_with_identical_logits(finished_vit, shown, tmp_path, pre_logits, logits_of):
+def test_npz_comes_back_with_identical_logits(finished_vit, model_images, tmp_path, pre_logits, logits_of):
     finished = finished_vit(pre_logits=pre_logits)
     formats.FORMATS['npz'].write(tmp_path / 'made.npz', finished)
-    np.testing.assert_array_equal(logits_back(tmp_path / 'made.npz', shown), logits_of(finished, shown))
+    np.testing.assert_array_equal(
+        import_and_compute(tmp_path / 'made.npz', model_images), logits_of(finished, model_images)
+    )
 
 
 @pytest.mark.parametrize(
     ('activation', 'theirs', 'epsilon'), [('gelu', 'gelu', 1e-3), ('gelu_tanh', 'gelu_pytorch_tanh', 1e-6)]
 )
 def test_safetensors_comes_back_with_identical_logits(
-    finished_vit, shown, tmp_path, activation, theirs, epsilon, logits_of
+    finished_vit, model_images, tmp_path, activation, theirs, epsilon, logits_of
 ):
-    finished, made = finished_vit(activation=activation, epsilon=epsilon), tmp_path / 'made'
-    formats.FORMATS['safetensors'].write(made, finished)
-    np.testing.assert_array_equal(logits_back(made, shown), logits_of(finished, shown))
-    config = json.loads((made / 'config.json').read_text())
+    finished, location = finished_vit(activation=activation, epsilon=epsilon), tmp_path / 'made'
+    formats.FORMATS['safetensors'].write(location, finished)
+    np.testing.assert_array_equal(
+        import_and_compute(location, model_images), logits_of(finished, model_images)
+    )
+    config = json.loads((location / 'config.json').read_text())
     assert (config['hidden_act'], config['layer_norm_eps']) == (theirs, epsilon)
     assert config['id2label'] == {'0': 'bird', '1': 'plane'}
     assert config['label2id'] == {'bird': 0, 'plane': 1}
-    with safetensors.safe_open(made / 'model.safetensors', 'numpy') as file:
+    with safetensors.safe_open(location / 'model.safetensors', 'numpy') as file:
         assert file.metadata() == {'format': 'pt'}
 
 
-def test_registers_come_back_with_identical_logits(finished_vit, shown, tmp_path, logits_of):
+def test_registers_come_back_with_identical_logits(finished_vit, model_images, tmp_path, logits_of):
     finished = finished_vit(registers=1, pooling='class_and_register')
     formats.FORMATS['safetensors'].write(tmp_path / 'made', finished)
-    np.testing.assert_array_equal(logits_back(tmp_path / 'made', shown), logits_of(finished, shown))
+    np.testing.assert_array_equal(
+        import_and_compute(tmp_path / 'made', model_images), logits_of(finished, model_images)
+    )
 
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -76,38 +82,38 @@ def test_the_folder_promises_no_resize_that_the_student_does_not_know(finished_v
     """Hugging Face resizes by PIL: where the folder says so, an image becomes what we make of it."""
     finished = finished_vit(dataset={'resize': resize})
     formats.FORMATS['safetensors'].write(tmp_path / 'made', finished)
-    how = json.loads((tmp_path / 'made' / 'preprocessor_config.json').read_text())
+    written_config = json.loads((tmp_path / 'made' / 'preprocessor_config.json').read_text())
     image = np.random.default_rng(5).integers(0, 256, (101, 77, 3), np.uint8)
-    theirs = PIL.Image.fromarray(image).resize((32, 32), PIL.Image.Resampling(how['resample']))
+    theirs = PIL.Image.fromarray(image).resize((32, 32), PIL.Image.Resampling(written_config['resample']))
     ours = finished.source.inputs((), {'image': image[None]}, None)['image'][0]
     difference = np.abs((np.asarray(ours) + 1) * 127.5 - np.asarray(theirs, np.float32))
-    assert how['do_resize'] == (resize == 'bilinear_antialias') == bool(difference.max() <= 1.01)
+    assert written_config['do_resize'] == (resize == 'bilinear_antialias') == bool(difference.max() <= 1.01)
     # The importer takes the folder at its word.
-    read = pretrained.read(str(tmp_path / 'made')).preprocessing
-    said = (resize, 'squash', 1.0, 32) if how['do_resize'] else (None,)
-    assert read == Preprocessing((0.5,) * 3, (0.5,) * 3, *said)
+    imported = pretrained.read(str(tmp_path / 'made')).preprocessing
+    resizing = (resize, 'squash', 1.0, 32) if written_config['do_resize'] else (None,)
+    assert imported == Preprocessing((0.5,) * 3, (0.5,) * 3, *resizing)
     note = formats.FORMATS['safetensors'].note(finished.config)
-    assert (note is None) == how['do_resize']
+    assert (note is None) == written_config['do_resize']
     assert note is None or 'leaves resizing out: with dataset.resize=bilinear ' in note
 
 
 @pytest.mark.long
-def test_a_trained_vit_goes_out_and_comes_back(vit_config, images, shown, tmp_path, logits_of):
+def test_a_trained_vit_goes_out_and_comes_back(vit_config, images, model_images, tmp_path, logits_of):
     """The whole way, of the second seed, which is not the first."""
     train(vit_config(), tmp_path / 'run')
     first, second = (finished_runs.load(tmp_path / 'run', i) for i in range(2))
     text = formats.export(tmp_path / 'run', 'safetensors', seed_index=1)
-    made, note, *_, student, where = text.splitlines()
+    location, note, *_, student, where = text.splitlines()
     assert note.startswith('preprocessor_config.json leaves resizing out')
-    assert made == str(tmp_path / 'run' / 'student_safetensors')
-    assert sorted(path.name for path in pathlib.Path(made).iterdir()) == [
+    assert location == str(tmp_path / 'run' / 'student_safetensors')
+    assert sorted(path.name for path in pathlib.Path(location).iterdir()) == [
         'config.json',
         'model.safetensors',
         'preprocessor_config.json',
     ]
-    found = logits_back(made, shown)
-    np.testing.assert_array_equal(found, logits_of(second, shown))
-    assert (found != logits_of(first, shown)).any()
+    actual = import_and_compute(location, model_images)
+    np.testing.assert_array_equal(actual, logits_of(second, model_images))
+    assert (actual != logits_of(first, model_images)).any()
     # A supervised run has no teacher to show beside it.
     assert student.startswith('student  ')
     assert where.startswith('(on ')

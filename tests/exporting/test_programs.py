@@ -34,8 +34,8 @@ def call_onnx(folder, inputs):
 def call_saved_model(folder, inputs):
     import tensorflow as tf
 
-    found = tf.saved_model.load(str(folder)).signatures['serving_default'](**inputs)
-    return {name: tensor.numpy() for name, tensor in found.items()}
+    outputs = tf.saved_model.load(str(folder)).signatures['serving_default'](**inputs)
+    return {name: tensor.numpy() for name, tensor in outputs.items()}
 
 
 CALLS = {'stablehlo': call_stablehlo, 'onnx': call_onnx, 'saved_model': call_saved_model}
@@ -47,10 +47,10 @@ NEEDED = {
 
 
 @pytest.fixture
-def written(tmp_path):
+def write_program_of(tmp_path):
     """A function (format, finished run) -> the folder with its student; skips where a library is missing."""
 
-    def write(name, finished):
+    def write_program(name, finished):
         for library in NEEDED[name]:
             pytest.importorskip(library, exc_type=ImportError)
         try:
@@ -61,10 +61,10 @@ def written(tmp_path):
             raise
         return tmp_path / name
 
-    return write
+    return write_program
 
 
-def signature_of(folder):
+def read_signature(folder):
     return json.loads((folder / 'signature.json').read_text(encoding='utf-8'))
 
 
@@ -73,18 +73,18 @@ def signature_of(folder):
 SIZES = (2, 45, 61), (1, 32, 32), (3, 1, 90)
 
 
-def pixels_of(shape):
+def make_pixels(shape):
     return np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
 
 
-def resized(pixels, view, is_rounded):
+def resize(pixels, view, is_rounded):
     """By Pillow, or by TensorFlow."""
     import tensorflow as tf
 
     if view.resize != 'bilinear':
         return np.stack([resizing.resize_by_pillow(image, view) for image in pixels]).astype(np.float32)
-    found = tf.image.resize(pixels.astype(np.float32), (view.side,) * 2).numpy()
-    return np.floor(found + 0.5) if is_rounded else found
+    resized_pixels = tf.image.resize(pixels.astype(np.float32), (view.side,) * 2).numpy()
+    return np.floor(resized_pixels + 0.5) if is_rounded else resized_pixels
 
 
 @pytest.mark.parametrize(
@@ -96,32 +96,35 @@ def resized(pixels, view, is_rounded):
         ('saved_model', View(32, 'bilinear_antialias')),
     ],
 )
-def test_images_of_any_size_and_number_go_in(name, view, finished_vit, written, logits_of):
+def test_images_of_any_size_and_number_go_in(name, view, finished_vit, write_program_of, logits_of):
     finished = finished_vit(
         dataset={'resize': view.resize, 'crop_mode': view.crop_mode, 'crop_pct': view.crop_pct}
     )
-    folder = written(name, finished)
+    folder = write_program_of(name, finished)
     for shape in SIZES:
-        pixels = pixels_of(shape)
-        found = CALLS[name](folder, {'image': pixels})
-        small = resized(pixels, view, is_rounded=False)
-        expected = logits_of(finished, (small / 127.5 - 1).astype(np.float32))
+        pixels = make_pixels(shape)
+        outputs = CALLS[name](folder, {'image': pixels})
+        model_pixels = resize(pixels, view, is_rounded=False)
+        expected = logits_of(finished, (model_pixels / 127.5 - 1).astype(np.float32))
         # A sum that falls on the other side of a half is another byte.
         nearly = 1e-4 if view.resize == 'bilinear' else 5e-3
-        np.testing.assert_allclose(found['logits'], expected, atol=nearly * np.abs(expected).max())
+        np.testing.assert_allclose(outputs['logits'], expected, atol=nearly * np.abs(expected).max())
         shares = np.exp(expected - expected.max(axis=1, keepdims=True))
         np.testing.assert_allclose(
-            found['probabilities'], shares / shares.sum(axis=1, keepdims=True), atol=10 * nearly
+            outputs['probabilities'], shares / shares.sum(axis=1, keepdims=True), atol=10 * nearly
         )
     check_empty(name, folder)
-    said = signature_of(folder)
-    assert (said['labels'], said['batch']) == (['bird', 'plane'], 'any number of examples from 1 on')
-    image = said['inputs']['image']
+    signature = read_signature(folder)
+    assert (signature['labels'], signature['batch']) == (
+        ['bird', 'plane'],
+        'any number of examples from 1 on',
+    )
+    image = signature['inputs']['image']
     assert (image['type'], image['shape']) == ('uint8', ['batch', 'height', 'width', 3])
     assert image['meaning'].endswith(f'; inside, {view.describe()}')
     assert 'of a file upright as its EXIF says' in image['meaning']
     assert 'on white where it is transparent' in image['meaning']
-    assert {output: port['shape'] for output, port in said['outputs'].items()} == {
+    assert {output: port['shape'] for output, port in signature['outputs'].items()} == {
         'logits': ['batch', 2],
         'probabilities': ['batch', 2],
     }
@@ -148,37 +151,37 @@ def check_empty(name, folder):
         CALLS[name](folder, {'image': flat})
 
 
-def test_images_that_are_kept_resized_are_rounded(finished_vit, written, logits_of):
+def test_images_that_are_kept_resized_are_rounded(finished_vit, write_program_of, logits_of):
     """As ImageNet's are, which stream to the device as bytes."""
     finished = finished_vit()
     dataset = finished.config.dataset
     picture = images_lib.picture_of(dataset, dataset, is_native=False)
     finished = finished._replace(source=finished.source._replace(picture=picture))
-    pixels = pixels_of((2, 45, 61))
-    small = resized(pixels, View(32, 'bilinear'), is_rounded=True)
-    expected = logits_of(finished, (small / 127.5 - 1).astype(np.float32))
+    pixels = make_pixels((2, 45, 61))
+    model_pixels = resize(pixels, View(32, 'bilinear'), is_rounded=True)
+    expected = logits_of(finished, (model_pixels / 127.5 - 1).astype(np.float32))
     for name in ('stablehlo', 'onnx'):
-        found = CALLS[name](written(name, finished), {'image': pixels})['logits']
-        np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
+        logits = CALLS[name](write_program_of(name, finished), {'image': pixels})['logits']
+        np.testing.assert_allclose(logits, expected, atol=1e-4 * np.abs(expected).max())
 
 
-def test_bfloat16_stays_or_is_said(finished_vit, written, logits_of):
+def test_bfloat16_stays_or_is_said(finished_vit, write_program_of, logits_of):
     finished = finished_vit('bfloat16')
-    shown = pixels_of((2, 32, 32))
-    expected = logits_of(finished, (shown / 127.5 - 1).astype(np.float32))
+    pixels = make_pixels((2, 32, 32))
+    expected = logits_of(finished, (pixels / 127.5 - 1).astype(np.float32))
     for name, computes, note in (('stablehlo', 'bfloat16', None), ('onnx', 'float32', 'computes in float32')):
-        folder = written(name, finished)
-        found = CALLS[name](folder, {'image': shown})['logits']
-        np.testing.assert_allclose(found, expected, atol=5e-2 * np.abs(expected).max())
-        assert signature_of(folder)['computes_in'] == computes
-        said = formats.FORMATS[name].note(finished.config)
-        assert said is None if note is None else note in said
+        folder = write_program_of(name, finished)
+        logits = CALLS[name](folder, {'image': pixels})['logits']
+        np.testing.assert_allclose(logits, expected, atol=5e-2 * np.abs(expected).max())
+        assert read_signature(folder)['computes_in'] == computes
+        actual_note = formats.FORMATS[name].note(finished.config)
+        assert actual_note is None if note is None else note in actual_note
 
 
 def test_a_program_of_digits_runs_where_td_jax_is_not(mlp_run, tmp_path, logits_of):
     folder = tmp_path / 'made'
     formats.export(mlp_run, 'stablehlo', folder)
-    digits = pixels_of((3, 8, 8))
+    digits = make_pixels((3, 8, 8))
     np.save(tmp_path / 'digits.npy', digits)
     # Another process, which has the file and nothing else.
     code = (
@@ -198,8 +201,8 @@ def test_a_program_of_digits_runs_where_td_jax_is_not(mlp_run, tmp_path, logits_
     platforms, logits = completed.stdout.splitlines()
     assert platforms == "('cpu', 'cuda', 'tpu')"
     two, three = json.loads(logits)
-    shown = digits.astype(np.float32).mean(axis=3).reshape(3, 64) / 255
-    expected = logits_of(finished_runs.load(mlp_run), shown)
+    model_inputs = digits.astype(np.float32).mean(axis=3).reshape(3, 64) / 255
+    expected = logits_of(finished_runs.load(mlp_run), model_inputs)
     np.testing.assert_allclose(three, expected, atol=1e-5)
     np.testing.assert_allclose(two, expected[:2], atol=1e-5)
 
@@ -208,8 +211,8 @@ def test_a_program_of_digits_runs_where_td_jax_is_not(mlp_run, tmp_path, logits_
 
 
 @pytest.mark.parametrize('name', CALLS)
-def test_ids_go_in_by_their_numbers(name, recommender, rating_by_hand, written):
-    folder = written(name, recommender)
+def test_ids_go_in_by_their_numbers(name, recommender, rating_by_hand, write_program_of):
+    folder = write_program_of(name, recommender)
     vocabulary = json.loads((folder / 'vocabulary.json').read_text(encoding='utf-8'))
     assert vocabulary == {
         'user_id': {'196': 0, 'ann': 1, '7': 2},
@@ -219,37 +222,39 @@ def test_ids_go_in_by_their_numbers(name, recommender, rating_by_hand, written):
     expected = [rating_by_hand(recommender, *pair) for pair in pairs]
     for count, unknown in ((7, -1), (7, 4), (1, -1)):
         numbers = np.array([[unknown if n is None else n for n in pair] for pair in pairs[:count]], np.int32)
-        found = CALLS[name](folder, {'user_id': numbers[:, 0], 'movie_id': numbers[:, 1]})
-        np.testing.assert_allclose(found['rating'], expected[:count], rtol=1e-5, atol=1e-5)
-    said = signature_of(folder)
+        outputs = CALLS[name](folder, {'user_id': numbers[:, 0], 'movie_id': numbers[:, 1]})
+        np.testing.assert_allclose(outputs['rating'], expected[:count], rtol=1e-5, atol=1e-5)
+    signature = read_signature(folder)
     for column in ('user_id', 'movie_id'):
-        port = said['inputs'][column]
+        port = signature['inputs'][column]
         assert (port['type'], port['shape']) == ('int32', ['batch'])
         assert '-1 for any other' in port['meaning']
-    assert said['outputs']['rating']['shape'] == ['batch']
-    assert 'not clipped' in said['outputs']['rating']['meaning']
+    assert signature['outputs']['rating']['shape'] == ['batch']
+    assert 'not clipped' in signature['outputs']['rating']['meaning']
 
 
 # --- What a data set says nothing of ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize('name', ['stablehlo', 'onnx'])
-def test_without_more_a_program_takes_what_the_model_is_given(mlp_run, written, logits_of, name):
+def test_without_more_a_program_takes_what_the_model_is_given(mlp_run, write_program_of, logits_of, name):
     finished = finished_runs.load(mlp_run)
 
     def inputs(tables, examples, key):
         return {'half': examples['image'][:, :32], 'rest': examples['image'][:, 32:]}
 
-    def joined(params, inputs, key=None):
+    def lower_joined(params, inputs, key=None):
         image = jax.numpy.concatenate([inputs['half'], inputs['rest']], axis=1)
         return finished.student.lower(params, {'image': image}, key)
 
     source = finished.source._replace(inputs=inputs, picture=None)
-    folder = written(name, finished._replace(student=finished.student._replace(lower=joined), source=source))
+    folder = write_program_of(
+        name, finished._replace(student=finished.student._replace(lower=lower_joined), source=source)
+    )
     image = np.linspace(0, 1, 3 * 64, dtype=np.float32).reshape(3, 64)
-    found = CALLS[name](folder, inputs(None, {'image': image}, None))['logits']
-    np.testing.assert_allclose(found, logits_of(finished, image), atol=1e-6)
-    assert signature_of(folder)['inputs']['half'] == {
+    logits = CALLS[name](folder, inputs(None, {'image': image}, None))['logits']
+    np.testing.assert_allclose(logits, logits_of(finished, image), atol=1e-6)
+    assert read_signature(folder)['inputs']['half'] == {
         'type': 'float32',
         'shape': ['batch', 32],
         'meaning': 'what the model is given in an evaluation',

@@ -18,7 +18,7 @@ from td_jax.files import checkpoints, quiet
 from tests import forked
 
 
-def state_of(step):
+def make_state(step):
     return {
         'step': jnp.asarray([step], jnp.int32),
         'params': {
@@ -39,102 +39,105 @@ def assert_same(left, right):
 @pytest.fixture
 def folder(tmp_path):
     """A folder with the checkpoints of steps 1 and 2."""
-    with_steps(tmp_path / 'checkpoints', 1, 2)
+    save_steps(tmp_path / 'checkpoints', 1, 2)
     return tmp_path / 'checkpoints'
 
 
-def with_steps(folder, *steps):
-    saved = checkpoints.Checkpoints(folder)
+def save_steps(folder, *steps):
+    manager = checkpoints.Checkpoints(folder)
     for step in steps:
-        saved.save(step, state_of(step), {'teacher': 'abc'})
-    saved.close()
+        manager.save(step, make_state(step), {'teacher': 'abc'})
+    manager.close()
 
 
-def restored(folder, like=None):
-    saved = checkpoints.Checkpoints(folder)
-    found = saved.restore(state_of(0) if like is None else like)
-    saved.close()
-    return found
+def restore(folder, like=None):
+    manager = checkpoints.Checkpoints(folder)
+    progress = manager.restore(make_state(0) if like is None else like)
+    manager.close()
+    return progress
 
 
 def test_what_is_saved_comes_back(folder):
-    step, state, facts = restored(folder)
+    step, state, facts = restore(folder)
     assert (step, facts) == (2, {'teacher': 'abc'})
-    assert_same(state, state_of(2))
+    assert_same(state, make_state(2))
 
 
 def test_orbax_alone_reads_a_checkpoint(folder):
     """Without a line of ours."""
     with ocp.CheckpointManager(folder) as manager:
-        found = manager.restore(2, args=ocp.args.Composite(state=ocp.args.StandardRestore()))['state']
+        state = manager.restore(2, args=ocp.args.Composite(state=ocp.args.StandardRestore()))['state']
     expected = {
-        'step': state_of(2)['step'],
-        'params/student/kernel': state_of(2)['params']['student']['kernel'],
-        'params/communication/0/bias': state_of(2)['params']['communication'][0]['bias'],
-        'params/communication/1': state_of(2)['params']['communication'][1],
+        'step': make_state(2)['step'],
+        'params/student/kernel': make_state(2)['params']['student']['kernel'],
+        'params/communication/0/bias': make_state(2)['params']['communication'][0]['bias'],
+        'params/communication/1': make_state(2)['params']['communication'][1],
     }
-    assert_same({name: found[name] for name in expected}, expected)
-    assert found.keys() == expected.keys()
+    assert_same({name: state[name] for name in expected}, expected)
+    assert state.keys() == expected.keys()
 
 
 def test_nothing_comes_back_of_nothing(tmp_path):
-    assert restored(tmp_path / 'empty') is None
+    assert restore(tmp_path / 'empty') is None
 
 
 def test_the_two_newest_are_kept(folder):
-    with_steps(folder, 3, 4)
+    save_steps(folder, 3, 4)
     assert sorted(path.name for path in folder.iterdir() if path.name.isdigit()) == ['3', '4']
 
 
-def largest_file(folder):
+def find_largest_file(folder):
     return max((path for path in folder.rglob('*') if path.is_file()), key=lambda path: path.stat().st_size)
 
 
-def cut(path):
+def cut_file(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-def flip(path):
+def flip_a_byte(path):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
 
 
-def empty(path):
+def empty_file(path):
     path.write_bytes(b'')
 
 
-def delete(path):
+def delete_file(path):
     path.unlink()
 
 
 @pytest.mark.parametrize(
     ('damage', 'with_digests'),
     # A byte that no array reads is noticed by the digests alone.
-    [(flip, True), *((damage, has) for damage in (cut, empty, delete) for has in (True, False))],
+    [
+        (flip_a_byte, True),
+        *((damage, has) for damage in (cut_file, empty_file, delete_file) for has in (True, False)),
+    ],
 )
 def test_a_damaged_newest_one_is_passed_over(folder, caplog, damage, with_digests):
     if not with_digests:
         (folder / '2' / checkpoints.DIGESTS.format(process=0)).unlink()
-    damage(largest_file(folder / '2' / 'state'))
+    damage(find_largest_file(folder / '2' / 'state'))
     with caplog.at_level(logging.WARNING):
-        step, state, _ = restored(folder)
+        step, state, _ = restore(folder)
     assert step == 1
-    assert_same(state, state_of(1))
+    assert_same(state, make_state(1))
     assert 'Checkpoint 2' in caplog.text
     # What was there is kept for a person to look at, and the step can be saved again.
     assert (folder / 'unreadable-2').is_dir()
-    with_steps(folder, 2)
-    assert restored(folder)[0] == 2
+    save_steps(folder, 2)
+    assert restore(folder)[0] == 2
 
 
 def test_damaged_twice_is_set_aside_twice(folder):
     for _ in range(2):
-        cut(largest_file(folder / '2' / 'state'))
-        assert restored(folder)[0] == 1
-        with_steps(folder, 2)
+        cut_file(find_largest_file(folder / '2' / 'state'))
+        assert restore(folder)[0] == 1
+        save_steps(folder, 2)
     assert {'unreadable-2', 'unreadable-2-1'} <= {path.name for path in folder.iterdir()}
-    assert restored(folder)[0] == 2
+    assert restore(folder)[0] == 2
 
 
 def test_an_array_that_is_not_what_was_saved_is_noticed(folder, caplog):
@@ -145,7 +148,7 @@ def test_an_array_that_is_not_what_was_saved_is_noticed(folder, caplog):
     facts.write_text(json.dumps(content))
     (folder / '2' / checkpoints.DIGESTS.format(process=0)).unlink()
     with caplog.at_level(logging.WARNING):
-        assert restored(folder)[0] == 1
+        assert restore(folder)[0] == 1
     assert 'not what was saved' in caplog.text
 
 
@@ -155,12 +158,12 @@ def test_strangers_in_the_folder_do_no_harm(folder, name):
         (folder / name).write_text('mine')
     else:
         (folder / name).mkdir()
-    assert restored(folder)[0] == 2
-    with_steps(folder, 7)
-    assert restored(folder)[0] == 7
+    assert restore(folder)[0] == 2
+    save_steps(folder, 7)
+    assert restore(folder)[0] == 7
 
 
-def full_device():
+def fail_for_memory():
     """What JAX raises where a device has no room."""
     jnp.zeros(25 * 10**12, jnp.float32).block_until_ready()
 
@@ -170,14 +173,14 @@ def test_a_device_that_fails_is_no_damage(folder, monkeypatch):
 
     def told_on(*arguments, **named):
         try:
-            full_device()
+            fail_for_memory()
         except jax.errors.JaxRuntimeError as error:
             raise ValueError('the array could not be read') from error
 
     monkeypatch.setattr(ocp.CheckpointManager, 'restore', told_on)
     with pytest.raises(ValueError, match='the array could not be read'):
-        restored(folder)
-    monkeypatch.setattr(ocp.PyTreeCheckpointHandler, 'metadata', lambda *arguments: full_device())
+        restore(folder)
+    monkeypatch.setattr(ocp.PyTreeCheckpointHandler, 'metadata', lambda *arguments: fail_for_memory())
     with pytest.raises(jax.errors.JaxRuntimeError, match='RESOURCE_EXHAUSTED'):
         checkpoints.read_shapes(folder, 2)
     assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == ['1', '2']
@@ -200,10 +203,10 @@ def test_what_cannot_be_read_now_is_no_damage(folder, error, monkeypatch):
     message = rf'^the checkpoint of step 2 in {folder} cannot be read now, and is left as it is: .+\.$'
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints, '_compute_digests', fails)
-        for ask in (restored, lambda folder: checkpoints.read(folder, 2, {})):
+        for ask in (restore, lambda folder: checkpoints.read(folder, 2, {})):
             with pytest.raises(UserError, match=message):
                 ask(folder)
-    assert restored(folder)[0] == 2
+    assert restore(folder)[0] == 2
 
 
 SHORT_OF_FILES = """
@@ -241,55 +244,55 @@ def test_a_process_that_may_open_no_more_files_sets_no_checkpoint_aside(tmp_path
 
 def test_all_damaged_is_none(folder):
     for step in ('1', '2'):
-        cut(largest_file(folder / step / 'state'))
-    assert restored(folder) is None
+        cut_file(find_largest_file(folder / step / 'state'))
+    assert restore(folder) is None
 
 
 def test_a_save_that_fails_leaves_the_older_ones(folder, monkeypatch):
-    saved = checkpoints.Checkpoints(folder)
+    manager = checkpoints.Checkpoints(folder)
 
-    def full(*args, **kwargs):
+    def fail_to_save(*args, **kwargs):
         raise OSError(28, 'No space left on device')
 
-    monkeypatch.setattr(saved._manager, 'save', full)
+    monkeypatch.setattr(manager._manager, 'save', fail_to_save)
     with pytest.raises(UserError, match=r'step 3 could not be written.*No space left'):
-        saved.save(3, state_of(3), {})
-        saved.wait()
-    saved.close()
-    assert restored(folder)[0] == 2
+        manager.save(3, make_state(3), {})
+        manager.wait()
+    manager.close()
+    assert restore(folder)[0] == 2
 
 
 def test_a_save_that_failed_is_told_at_the_next_one(folder, monkeypatch):
-    saved = checkpoints.Checkpoints(folder)
+    manager = checkpoints.Checkpoints(folder)
 
-    def full(*_):
+    def fail_to_digest(*_):
         raise ValueError('a long chain of TensorStore') from OSError(28, 'No space left on device')
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoints.hashlib, 'file_digest', full)
-        saved.save(3, state_of(3), {})
+        patch.setattr(checkpoints.hashlib, 'file_digest', fail_to_digest)
+        manager.save(3, make_state(3), {})
         with pytest.raises(UserError, match=r'step 3 could not be written to .*: No space left on device$'):
-            saved.save(4, state_of(4), {})
-    saved.save(5, state_of(5), {})
-    saved.close()
-    assert restored(folder)[0] == 5
+            manager.save(4, make_state(4), {})
+    manager.save(5, make_state(5), {})
+    manager.close()
+    assert restore(folder)[0] == 5
 
 
 def test_a_save_that_orbax_refuses_is_told(folder, monkeypatch):
-    saved = checkpoints.Checkpoints(folder)
-    monkeypatch.setattr(saved._manager, 'save', lambda *_, **__: False)
+    manager = checkpoints.Checkpoints(folder)
+    monkeypatch.setattr(manager._manager, 'save', lambda *_, **__: False)
     with pytest.raises(UserError, match='refused to write the checkpoint of step 3'):
-        saved.save(3, state_of(3), {})
-    saved.close()
-    assert restored(folder)[0] == 2
+        manager.save(3, make_state(3), {})
+    manager.close()
+    assert restore(folder)[0] == 2
 
 
 @pytest.mark.parametrize('make', [np.array, jnp.array])
 def test_a_state_may_change_while_it_is_saved(folder, make):
     """What is saved is the state at the call, not what the arrays hold when the disk is ready."""
-    state = jax.tree.map(make, state_of(3))
-    saved = checkpoints.Checkpoints(folder)
-    saved.save(3, state, {})
+    state = jax.tree.map(make, make_state(3))
+    manager = checkpoints.Checkpoints(folder)
+    manager.save(3, state, {})
     if make is np.array:
         for leaf in jax.tree.leaves(state):
             leaf[...] = 0
@@ -298,15 +301,15 @@ def test_a_state_may_change_while_it_is_saved(folder, make):
         step = jax.jit(lambda tree: jax.tree.map(jnp.zeros_like, tree), donate_argnums=0, keep_unused=True)
         jax.block_until_ready(step(state))
         assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
-    saved.close()
-    step, state, _ = restored(folder)
+    manager.close()
+    step, state, _ = restore(folder)
     assert step == 3
-    assert_same(state, state_of(3))
+    assert_same(state, make_state(3))
 
 
-def changed(name, leaf):
+def make_changed_state(name, leaf):
     """The state without a leaf, or with another in its place."""
-    state = state_of(2)
+    state = make_state(2)
     del state['params']['student']['kernel']
     if leaf is not None:
         state['params']['student'][name] = leaf
@@ -316,43 +319,49 @@ def changed(name, leaf):
 @pytest.mark.parametrize(
     ('like', 'words'),
     [
-        (changed('kernel', None), r'params/student/kernel is float32 \(2, 3\) there and is missing here'),
         (
-            changed('kernel', jnp.zeros((3, 2))),
+            make_changed_state('kernel', None),
+            r'params/student/kernel is float32 \(2, 3\) there and is missing here',
+        ),
+        (
+            make_changed_state('kernel', jnp.zeros((3, 2))),
             r'kernel is float32 \(2, 3\) there and is float32 \(3, 2\) here',
         ),
-        (changed('kernel', jnp.zeros((2, 3), jnp.bfloat16)), r'there and is bfloat16 \(2, 3\) here'),
         (
-            changed('bias', jnp.zeros(1)),
+            make_changed_state('kernel', jnp.zeros((2, 3), jnp.bfloat16)),
+            r'there and is bfloat16 \(2, 3\) here',
+        ),
+        (
+            make_changed_state('bias', jnp.zeros(1)),
             r'params/student/bias is missing there and is float32 \(1,\) here\. Choose another --workdir',
         ),
     ],
 )
 def test_a_checkpoint_of_other_names_or_shapes_is_refused_and_stays(folder, like, words):
     with pytest.raises(UserError, match=f'step 2 in .* does not fit this version of td_jax: .*{words}'):
-        restored(folder, like)
-    assert restored(folder)[0] == 2
+        restore(folder, like)
+    assert restore(folder)[0] == 2
 
 
 def test_facts_are_checked_before_the_names(folder):
     """What is the matter with another teacher is not the shapes that follow from it."""
 
-    def refuse(facts):
-        raise UserError(f'not {facts["teacher"]}')
+    def refuse(metadata):
+        raise UserError(f'not {metadata["teacher"]}')
 
-    saved = checkpoints.Checkpoints(folder)
+    manager = checkpoints.Checkpoints(folder)
     with pytest.raises(UserError, match=r'^not abc$'):
-        saved.restore(changed('kernel', None), refuse)
-    saved.close()
-    assert restored(folder)[0] == 2
+        manager.restore(make_changed_state('kernel', None), refuse)
+    manager.close()
+    assert restore(folder)[0] == 2
 
 
 # --- Reading alone ---------------------------------------------------------------------------------
 
 
 def test_what_is_there_is_described_without_its_data(folder):
-    found = checkpoints.read_shapes(folder, 2)
-    assert {name: (x.shape, x.dtype) for name, x in found.items()} == {
+    shapes = checkpoints.read_shapes(folder, 2)
+    assert {name: (x.shape, x.dtype) for name, x in shapes.items()} == {
         'step': ((1,), jnp.int32),
         'params/student/kernel': ((2, 3), jnp.float32),
         'params/communication/0/bias': ((5,), jnp.float32),
@@ -363,21 +372,21 @@ def test_what_is_there_is_described_without_its_data(folder):
 def test_arrays_are_read_by_name_and_nothing_is_touched(folder):
     before = {path: path.stat().st_mtime_ns for path in folder.rglob('*')}
     kernel = checkpoints.read_shapes(folder, 1)['params/student/kernel']
-    found = checkpoints.read(folder, 1, {'params/student/kernel': kernel})
-    assert found.keys() == {'params/student/kernel'}
-    assert type(found['params/student/kernel']) is np.ndarray
+    arrays = checkpoints.read(folder, 1, {'params/student/kernel': kernel})
+    assert arrays.keys() == {'params/student/kernel'}
+    assert type(arrays['params/student/kernel']) is np.ndarray
     np.testing.assert_array_equal(
-        found['params/student/kernel'], state_of(1)['params']['student']['kernel'], strict=True
+        arrays['params/student/kernel'], make_state(1)['params']['student']['kernel'], strict=True
     )
     assert {path: path.stat().st_mtime_ns for path in folder.rglob('*')} == before
 
 
-@pytest.mark.parametrize('damage', [flip, cut, empty, delete])
+@pytest.mark.parametrize('damage', [flip_a_byte, cut_file, empty_file, delete_file])
 def test_a_damaged_checkpoint_is_not_read(folder, damage):
-    wanted = checkpoints.read_shapes(folder, 2)
-    damage(largest_file(folder / '2' / 'state'))
+    shapes = checkpoints.read_shapes(folder, 2)
+    damage(find_largest_file(folder / '2' / 'state'))
     with pytest.raises(checkpoints.Unreadable, match='is not as it was saved'):
-        checkpoints.read(folder, 2, wanted)
+        checkpoints.read(folder, 2, shapes)
     assert (folder / '2').is_dir()
 
 
@@ -433,7 +442,7 @@ def test_a_disk_that_is_full_is_one_line_wherever_orbax_meets_it(tmp_path, momen
     assert completed.stderr == (
         f'td_jax: the checkpoint of step 2 could not be written to {tmp_path}/saved: File too large\n'
     )
-    assert restored(tmp_path / 'saved', {name: jnp.zeros(3000) for name in 'abcdefgh'})[0] == 1
+    assert restore(tmp_path / 'saved', {name: jnp.zeros(3000) for name in 'abcdefgh'})[0] == 1
 
 
 # --- On several devices ----------------------------------------------------------------------------
@@ -464,7 +473,7 @@ else:
 """
 
 
-def on_eight_devices(folder, action):
+def run_on_eight_devices(folder, action):
     completed = forked.run(
         ['-c', EIGHT, str(folder), action],
         env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'JAX_NUM_CPU_DEVICES': '8'},
@@ -474,16 +483,16 @@ def on_eight_devices(folder, action):
 
 
 def test_one_device_reads_what_eight_saved_and_eight_what_one_saved(tmp_path):
-    on_eight_devices(tmp_path / 'eight', 'save')
+    run_on_eight_devices(tmp_path / 'eight', 'save')
     values = np.arange(3 * 16, dtype=np.float32).reshape(3, 16)
-    step, state, _ = restored(tmp_path / 'eight', {'a': jnp.zeros((3, 16)), 'b': jnp.float32(0)})
+    step, state, _ = restore(tmp_path / 'eight', {'a': jnp.zeros((3, 16)), 'b': jnp.float32(0)})
     np.testing.assert_array_equal(state['a'], values)
     assert (step, state['b'], len(state['a'].sharding.device_set)) == (1, 7, 1)
 
-    saved = checkpoints.Checkpoints(tmp_path / 'one')
-    saved.save(1, {'a': jnp.asarray(values), 'b': jnp.float32(7)}, {})
-    saved.close()
-    devices, *shard, _ = on_eight_devices(tmp_path / 'one', 'read').split(' ')
+    manager = checkpoints.Checkpoints(tmp_path / 'one')
+    manager.save(1, {'a': jnp.asarray(values), 'b': jnp.float32(7)}, {})
+    manager.close()
+    devices, *shard, _ = run_on_eight_devices(tmp_path / 'one', 'read').split(' ')
     assert (devices, ' '.join(shard)) == ('8', '(3, 4)')
 
 
@@ -491,7 +500,7 @@ def test_one_device_reads_what_eight_saved_and_eight_what_one_saved(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ('place', 'error', 'is_said'),
+    ('place', 'error', 'is_logged'),
     [
         ('site-packages/orbax/writer.py', 'No space left on device', False),
         ('ours.py', 'No space left on device', True),
@@ -500,26 +509,26 @@ def test_one_device_reads_what_eight_saved_and_eight_what_one_saved(tmp_path):
     ],
 )
 @pytest.mark.parametrize('kind', ['Task', 'Future', '_GatheringFuture'])
-def test_a_second_write_of_orbax_that_fails_is_no_traceback(kind, place, error, is_said, caplog):
+def test_a_second_write_of_orbax_that_fails_is_no_traceback(kind, place, error, is_logged, caplog):
     """Orbax asks the first of its writes that failed, and asyncio logs all others."""
-    found = {'error': ValueError(error)}
-    exec(compile('async def write():\n  raise error', place, 'exec'), found)
+    namespace = {'error': ValueError(error)}
+    exec(compile('async def write():\n  raise error', place, 'exec'), namespace)
 
     async def fails_unasked():
         loop = asyncio.get_running_loop()
-        asked = None
+        task = None
         if kind == 'Task':
-            asked = loop.create_task(found['write']())
+            task = loop.create_task(namespace['write']())
         elif kind == '_GatheringFuture':
-            asked = asyncio.gather(found['write']())
+            task = asyncio.gather(namespace['write']())
         else:
             try:
-                await found['write']()
-            except ValueError as raised:
-                loop.create_future().set_exception(raised)
+                await namespace['write']()
+            except ValueError as caught_error:
+                loop.create_future().set_exception(caught_error)
         for _ in range(4):
             await asyncio.sleep(0)
-        del asked
+        del task
         gc.collect()
 
     asyncio_logger = logging.getLogger('asyncio')
@@ -528,27 +537,27 @@ def test_a_second_write_of_orbax_that_fails_is_no_traceback(kind, place, error, 
         asyncio.run(fails_unasked())
     finally:
         asyncio_logger.removeFilter(quiet.is_not_unretrieved_orbax_error)
-    assert (f'{kind} exception was never retrieved' in caplog.text) == is_said
+    assert (f'{kind} exception was never retrieved' in caplog.text) == is_logged
 
 
 # --- In a bucket -----------------------------------------------------------------------------------
 
 
 def test_a_bucket_keeps_what_a_folder_keeps(place):
-    with_steps(place, 1, 2, 3)
+    save_steps(place, 1, 2, 3)
     assert sorted(path.name for path in place.iterdir() if path.name.isdigit()) == ['2', '3']
-    step, state, facts = restored(place)
-    assert (step, facts) == (3, {'teacher': 'abc'})
-    assert_same(state, state_of(3))
-    wanted = {'step': checkpoints.read_shapes(place, 2)['step']}
-    np.testing.assert_array_equal(checkpoints.read(place, 2, wanted)['step'], [2])
+    step, state, metadata = restore(place)
+    assert (step, metadata) == (3, {'teacher': 'abc'})
+    assert_same(state, make_state(3))
+    shapes = {'step': checkpoints.read_shapes(place, 2)['step']}
+    np.testing.assert_array_equal(checkpoints.read(place, 2, shapes)['step'], [2])
     with pytest.raises(checkpoints.Unreadable, match='step 7'):
         checkpoints.read_shapes(place, 7)
 
 
 @pytest.mark.parametrize('damage', ['cut', 'delete'])
 def test_a_damaged_newest_one_in_a_bucket_is_passed_over(place, caplog, damage):
-    with_steps(place, 1, 2)
+    save_steps(place, 1, 2)
     # A walk in a bucket leaves out the scheme.
     inside = [
         epath.Path(f'gs://{folder}/{name}')
@@ -561,10 +570,10 @@ def test_a_damaged_newest_one_in_a_bucket_is_passed_over(place, caplog, damage):
     else:
         largest.unlink()
     with caplog.at_level(logging.WARNING):
-        step, state, _ = restored(place)
+        step, state, _ = restore(place)
     assert step == 1
-    assert_same(state, state_of(1))
+    assert_same(state, make_state(1))
     assert 'Checkpoint 2' in caplog.text
     assert (place / 'unreadable-2').is_dir()
-    with_steps(place, 2)
-    assert restored(place)[0] == 2
+    save_steps(place, 2)
+    assert restore(place)[0] == 2

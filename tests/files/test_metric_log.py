@@ -15,18 +15,18 @@ from td_jax.files import metric_log
 LINES = [{'step': 2, 'loss': 0.5}, {'step': 4, 'loss': 0.25, 'rate': 3.0}]
 
 
-def events_of(folder):
+def read_events(folder):
     """{(step, name): value} of all event files, as TensorBoard reads them."""
-    found = {}
+    values = {}
     for path in folder.glob(metric_log.EVENTS):
         for event in event_file_loader.EventFileLoader(str(path)).Load():
             for value in event.summary.value:
-                assert (event.step, value.tag) not in found
-                found[event.step, value.tag] = float(tensor_util.make_ndarray(value.tensor))
-    return found
+                assert (event.step, value.tag) not in values
+                values[event.step, value.tag] = float(tensor_util.make_ndarray(value.tensor))
+    return values
 
 
-def as_events(lines):
+def make_events(lines):
     return {(line['step'], name): value for line in lines for name, value in line.items() if name != 'step'}
 
 
@@ -36,17 +36,17 @@ def test_what_is_written_is_in_both(tmp_path):
             log.write(line['step'], {name: value for name, value in line.items() if name != 'step'})
     assert [json.loads(line) for line in (tmp_path / metric_log.FILE).read_text().splitlines()] == LINES
     assert metric_log.read(tmp_path) == LINES
-    assert events_of(tmp_path) == as_events(LINES)
+    assert read_events(tmp_path) == make_events(LINES)
 
 
 def test_a_run_goes_on_after_the_lines_it_keeps(tmp_path):
-    for kept, written in (([], LINES), (LINES[:1], [{'step': 4, 'loss': 7.0}])):
-        with metric_log.open_log(tmp_path, kept) as log:
-            for line in written:
+    for kept_lines, new_lines in (([], LINES), (LINES[:1], [{'step': 4, 'loss': 7.0}])):
+        with metric_log.open_log(tmp_path, kept_lines) as log:
+            for line in new_lines:
                 log.write(line['step'], {name: value for name, value in line.items() if name != 'step'})
     expected = [LINES[0], {'step': 4, 'loss': 7.0}]
     assert metric_log.read(tmp_path) == expected
-    assert events_of(tmp_path) == as_events(expected)
+    assert read_events(tmp_path) == make_events(expected)
 
 
 def test_what_was_written_before_an_error_is_in_both(tmp_path):
@@ -55,7 +55,7 @@ def test_what_was_written_before_an_error_is_in_both(tmp_path):
         raise ZeroDivisionError
     assert log._file.closed
     assert metric_log.read(tmp_path) == LINES
-    assert events_of(tmp_path) == as_events(LINES)
+    assert read_events(tmp_path) == make_events(LINES)
 
 
 def test_scalars_of_every_kind_are_plain_numbers(tmp_path):
@@ -63,7 +63,7 @@ def test_scalars_of_every_kind_are_plain_numbers(tmp_path):
         log.write(np.int32(3), {'a': jnp.float32(0.5), 'b': np.float64(0.25), 'c': 2, 'd': np.array(4)})
     (line,) = metric_log.read(tmp_path)
     assert line == {'step': 3, 'a': 0.5, 'b': 0.25, 'c': 2.0, 'd': 4.0}
-    assert events_of(tmp_path) == as_events([line])
+    assert read_events(tmp_path) == make_events([line])
 
 
 def test_a_flushed_line_is_on_disk_before_the_end(tmp_path):
@@ -71,7 +71,7 @@ def test_a_flushed_line_is_on_disk_before_the_end(tmp_path):
         log.write(2, {'loss': 0.5})
         log.flush()
         assert metric_log.read(tmp_path) == LINES[:1]
-        assert events_of(tmp_path) == as_events(LINES[:1])
+        assert read_events(tmp_path) == make_events(LINES[:1])
 
 
 def test_a_log_that_cannot_be_written_is_refused(tmp_path):
@@ -90,7 +90,7 @@ def test_the_lines_after_a_damaged_one_are_kept(tmp_path):
     with metric_log.open_log(tmp_path, metric_log.read(tmp_path)):
         pass
     assert (tmp_path / metric_log.FILE).read_text() == f'{first}\n{second}\n'
-    assert events_of(tmp_path) == as_events(LINES)
+    assert read_events(tmp_path) == make_events(LINES)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_a_folder_in_its_place_is_refused(tmp_path):
 # --- In a bucket -----------------------------------------------------------------------------------
 
 
-def fetched(place, folder):
+def fetch(place, folder):
     """A local copy of a run's metrics in a bucket."""
     folder.mkdir()
     for path in (place / metric_log.FILE, *place.glob(metric_log.EVENTS)):
@@ -123,29 +123,29 @@ def fetched(place, folder):
     return folder
 
 
-def write(log, lines):
+def write_lines(log, lines):
     for line in lines:
         log.write(line['step'], {name: value for name, value in line.items() if name != 'step'})
 
 
 def test_a_log_in_a_bucket_goes_there_at_every_flush(place, tmp_path):
     with metric_log.open_log(place, []) as log:
-        write(log, LINES[:1])
+        write_lines(log, LINES[:1])
         log.flush()
         assert metric_log.read(place) == LINES[:1]
-        assert events_of(fetched(place, tmp_path / 'flushed')) == as_events(LINES[:1])
-        write(log, LINES[1:])
+        assert read_events(fetch(place, tmp_path / 'flushed')) == make_events(LINES[:1])
+        write_lines(log, LINES[1:])
     assert metric_log.read(place) == LINES
-    assert events_of(fetched(place, tmp_path / 'closed')) == as_events(LINES)
+    assert read_events(fetch(place, tmp_path / 'closed')) == make_events(LINES)
 
 
 def test_a_run_in_a_bucket_goes_on_after_the_lines_it_keeps(place, tmp_path):
-    for kept, written in (([], LINES), (LINES[:1], [{'step': 4, 'loss': 7.0}])):
-        with metric_log.open_log(place, kept) as log:
-            write(log, written)
+    for kept_lines, new_lines in (([], LINES), (LINES[:1], [{'step': 4, 'loss': 7.0}])):
+        with metric_log.open_log(place, kept_lines) as log:
+            write_lines(log, new_lines)
     expected = [LINES[0], {'step': 4, 'loss': 7.0}]
     assert metric_log.read(place) == expected
-    assert events_of(fetched(place, tmp_path / 'run')) == as_events(expected)
+    assert read_events(fetch(place, tmp_path / 'run')) == make_events(expected)
 
 
 def test_a_log_in_a_bucket_that_is_not_there_is_refused(bucket):

@@ -54,13 +54,13 @@ def alone(monkeypatch, tmp_path):
         importlib.import_module('wandb').teardown()
 
 
-def tracking(**projects):
+def make_options(**projects):
     options = common.get_config().tracking
     options.update(projects)
     return options
 
 
-def records(path):
+def read_records(path):
     """The records of a file of Weights & Biases: a log of LevelDB with a header of 7 bytes."""
     from wandb.proto import wandb_internal_pb2
 
@@ -78,19 +78,19 @@ def records(path):
             whole = b''
 
 
-def runs_of_wandb(folder, project):
+def read_runs_of_wandb(folder, project):
     """[(name, {(step, metric): value}, options, whether it failed)] of all files of one project."""
     import wandb
 
     # Its process, which may not have written all yet, ends.
     wandb.teardown()
-    found = {}
+    runs = {}
     for path in sorted(folder.rglob('offline-run-*/*.wandb')):
-        started, values, options, failed = None, {}, {}, None
-        for record in records(path):
+        run_record, values, options, failed = None, {}, {}, None
+        for record in read_records(path):
             kind = record.WhichOneof('record_type')
             if kind == 'run':
-                started = record.run
+                run_record = record.run
             changes = {'run': record.run.config.update, 'config': record.config.update}.get(kind, ())
             options |= {
                 item.key or '.'.join(item.nested_key): json.loads(item.value_json) for item in changes
@@ -106,21 +106,21 @@ def runs_of_wandb(folder, project):
                 }
             if kind == 'exit':
                 failed = record.exit.exit_code != 0
-        if started.project == project:
+        if run_record.project == project:
             # The files of one run, which was continued.
-            name, earlier, earlier_options, _ = found.get(
-                started.run_id, (started.display_name, {}, {}, None)
+            name, earlier, earlier_options, _ = runs.get(
+                run_record.run_id, (run_record.display_name, {}, {}, None)
             )
             assert not earlier.keys() & values.keys()
             options.pop('_wandb', None)
-            found[started.run_id] = name, earlier | values, earlier_options | options, failed
-    return list(found.values())
+            runs[run_record.run_id] = name, earlier | values, earlier_options | options, failed
+    return list(runs.values())
 
 
-def runs_of_mlflow(folder, project):
+def read_runs_of_mlflow(folder, project):
     import mlflow
 
-    client, found = mlflow.MlflowClient(), []
+    client, runs = mlflow.MlflowClient(), []
     experiment = client.get_experiment_by_name(project)
     for run in client.search_runs([experiment.experiment_id]):
         history = [
@@ -129,22 +129,22 @@ def runs_of_mlflow(folder, project):
         values = {(value.step, value.key.replace('.', '/')): value.value for value in history}
         assert len(values) == len(history)
         assert run.info.status in ('FINISHED', 'FAILED')
-        found.append((run.info.run_name, values, run.data.params, run.info.status == 'FAILED'))
-    return found
+        runs.append((run.info.run_name, values, run.data.params, run.info.status == 'FAILED'))
+    return runs
 
 
-RUNS = {'wandb': runs_of_wandb, 'mlflow': runs_of_mlflow}
+RUNS = {'wandb': read_runs_of_wandb, 'mlflow': read_runs_of_mlflow}
 
 
-def as_values(lines):
+def make_values(lines):
     return {(line['step'], name): value for line in lines for name, value in line.items() if name != 'step'}
 
 
-def as_stored(name, options):
+def convert_to_stored(name, options):
     return {key: str(value) for key, value in options.items()} if name == 'mlflow' else options
 
 
-def write(log, lines):
+def write_lines(log, lines):
     for line in lines:
         log.write(line['step'], {name: value for name, value in line.items() if name != 'step'})
 
@@ -154,22 +154,22 @@ def write(log, lines):
 def test_a_tracker_has_the_metrics_and_the_options_of_a_run(tmp_path, capfd, name):
     workdir = epath.Path(tmp_path / 'runs' / 'digits')
     workdir.mkdir(parents=True)
-    options = tracking(**{name: 'one'})
+    options = make_options(**{name: 'one'})
     with pytest.raises(ZeroDivisionError), metric_log.open_log(workdir, [], options, HPARAMS) as log:
-        write(log, LINES[:1])
+        write_lines(log, LINES[:1])
         raise ZeroDivisionError
-    expected = 'runs/digits', as_values(LINES[:1]), as_stored(name, HPARAMS), True
+    expected = 'runs/digits', make_values(LINES[:1]), convert_to_stored(name, HPARAMS), True
     assert RUNS[name](tmp_path, 'one') == [expected]
 
     # The same run of the tracker goes on, with other options at most.
     with metric_log.open_log(workdir, LINES[:1], options, {'method': 'ld'}) as log:
-        write(log, LINES[1:])
-    expected = 'runs/digits', as_values(LINES), as_stored(name, HPARAMS), False
+        write_lines(log, LINES[1:])
+    expected = 'runs/digits', make_values(LINES), convert_to_stored(name, HPARAMS), False
     assert RUNS[name](tmp_path, 'one') == [expected]
 
     # Another project gets all of it; so does a tracker that was off before.
-    with metric_log.open_log(workdir, LINES[:2], tracking(**{name: 'two'}), HPARAMS) as log:
-        write(log, LINES[2:])
+    with metric_log.open_log(workdir, LINES[:2], make_options(**{name: 'two'}), HPARAMS) as log:
+        write_lines(log, LINES[2:])
     assert RUNS[name](tmp_path, 'two') == [expected]
     assert len(RUNS[name](tmp_path, 'one')) == 1
     # One line for each start.
@@ -182,9 +182,9 @@ def test_a_tracker_has_the_metrics_and_the_options_of_a_run(tmp_path, capfd, nam
 @pytest.mark.parametrize('name', BOTH)
 def test_a_run_that_starts_anew_is_another_run_of_its_tracker(tmp_path, name):
     for _ in range(2):
-        with metric_log.open_log(epath.Path(tmp_path), [], tracking(**{name: 'one'}), {}) as log:
-            write(log, LINES)
-    assert [run[1] for run in RUNS[name](tmp_path, 'one')] == [as_values(LINES)] * 2
+        with metric_log.open_log(epath.Path(tmp_path), [], make_options(**{name: 'one'}), {}) as log:
+            write_lines(log, LINES)
+    assert [run[1] for run in RUNS[name](tmp_path, 'one')] == [make_values(LINES)] * 2
 
 
 @pytest.mark.usefixtures('alone')
@@ -195,8 +195,8 @@ def test_a_tracker_that_cannot_start_is_left_out(tmp_path, monkeypatch, capfd, n
     monkeypatch.setenv('HOME', str(tmp_path))
     monkeypatch.setenv('MLFLOW_TRACKING_URI', f'{tmp_path.as_uri()}/mlruns')
     monkeypatch.delenv('MLFLOW_ALLOW_FILE_STORE')
-    with metric_log.open_log(epath.Path(tmp_path), [], tracking(**{name: 'one'}), HPARAMS) as log:
-        write(log, LINES)
+    with metric_log.open_log(epath.Path(tmp_path), [], make_options(**{name: 'one'}), HPARAMS) as log:
+        write_lines(log, LINES)
     assert metric_log.read(tmp_path) == LINES
     (line,) = capfd.readouterr().err.splitlines()
     assert line.startswith(f'warning: {trackers.TRACKERS[name].title} failed (')
@@ -210,10 +210,10 @@ def test_a_tracker_that_cannot_start_is_left_out(tmp_path, monkeypatch, capfd, n
 @pytest.mark.usefixtures('alone')
 @pytest.mark.parametrize('name', BOTH[1:])
 def test_a_tracker_that_fails_on_the_way_is_left_out(tmp_path, capfd, name):
-    with metric_log.open_log(epath.Path(tmp_path), [], tracking(**{name: 'one'}), HPARAMS) as log:
-        write(log, LINES[:1])
+    with metric_log.open_log(epath.Path(tmp_path), [], make_options(**{name: 'one'}), HPARAMS) as log:
+        write_lines(log, LINES[:1])
         (tmp_path / 'mlruns').rename(tmp_path / 'gone')
-        write(log, LINES[1:])
+        write_lines(log, LINES[1:])
         log.flush()
     assert metric_log.read(tmp_path) == LINES
     _, line = capfd.readouterr().err.splitlines()
@@ -267,7 +267,7 @@ def test_a_run_and_its_teacher_are_tracked_and_are_the_same_run(small_config, tm
         assert by_name.keys() == folders.keys()
         for run_name, folder in folders.items():
             _, values, options, failed = by_name[run_name]
-            assert values == as_values(metric_log.read(folder))
+            assert values == make_values(metric_log.read(folder))
             assert options['method'] == methods[folder]
             assert not failed
     # Without trackers it is the same run, and finished.

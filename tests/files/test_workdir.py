@@ -133,10 +133,10 @@ def test_a_bucket_without_a_name_is_refused(path):
 
 @pytest.mark.parametrize('path', ['gs://b/a/run', 'gs://b/a/run/', 'gs://b//a/./run', 'gs://b/a/c/../run'])
 def test_a_place_in_a_bucket_has_one_name(path):
-    found = workdir.resolve(path)
-    assert str(found) == 'gs://b/a/run'
-    assert str(found / 'x.json') == 'gs://b/a/run/x.json'
-    assert workdir.is_in_bucket(found)
+    path_in_bucket = workdir.resolve(path)
+    assert str(path_in_bucket) == 'gs://b/a/run'
+    assert str(path_in_bucket / 'x.json') == 'gs://b/a/run/x.json'
+    assert workdir.is_in_bucket(path_in_bucket)
     assert not workdir.is_in_bucket(workdir.resolve('gs:/b'))
 
 
@@ -167,52 +167,52 @@ def test_json_is_read_or_refused(tmp_path):
 
 
 @pytest.fixture(params=['folder', 'bucket'])
-def somewhere(request, tmp_path):
+def any_folder(request, tmp_path):
     """A folder, and a place in a bucket."""
     return epath.Path(tmp_path) if request.param == 'folder' else request.getfixturevalue('place')
 
 
-def names(folder):
+def list_names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_a_file_becomes_whole(somewhere):
-    path = somewhere / 'a.npz'
+def test_a_file_becomes_whole(any_folder):
+    path = any_folder / 'a.npz'
     for content in (b'first', b'second' * 1000):
         with workdir.atomic_write(path) as temporary:
             temporary.write_bytes(content)
             assert not path.exists() or path.read_bytes() == b'first'
         assert path.read_bytes() == content
-    assert names(somewhere) == ['a.npz']
+    assert list_names(any_folder) == ['a.npz']
 
 
-def test_a_folder_becomes_whole(somewhere):
-    with workdir.atomic_write(somewhere / 'made') as temporary:
+def test_a_folder_becomes_whole(any_folder):
+    with workdir.atomic_write(any_folder / 'made') as temporary:
         (temporary / 'deep').mkdir(parents=True)
         (temporary / 'a').write_text('1')
         (temporary / 'deep' / 'b').write_text('2')
-    assert names(somewhere) == ['made']
-    assert names(somewhere / 'made') == ['a', 'deep']
-    assert (somewhere / 'made' / 'deep' / 'b').read_text() == '2'
+    assert list_names(any_folder) == ['made']
+    assert list_names(any_folder / 'made') == ['a', 'deep']
+    assert (any_folder / 'made' / 'deep' / 'b').read_text() == '2'
 
 
-def test_what_fails_leaves_what_was_there(somewhere):
-    workdir.write(somewhere / 'a', 'first')
-    with pytest.raises(ZeroDivisionError), workdir.atomic_write(somewhere / 'a') as temporary:
+def test_what_fails_leaves_what_was_there(any_folder):
+    workdir.write(any_folder / 'a', 'first')
+    with pytest.raises(ZeroDivisionError), workdir.atomic_write(any_folder / 'a') as temporary:
         temporary.write_text('second')
         raise ZeroDivisionError
     with (
         pytest.raises(UserError, match=r'/a cannot be written: No space left on device\.$'),
-        workdir.atomic_write(somewhere / 'a') as temporary,
+        workdir.atomic_write(any_folder / 'a') as temporary,
     ):
         temporary.write_text('second')
         raise OSError(28, 'No space left on device')
-    assert (somewhere / 'a').read_text() == 'first'
-    assert names(somewhere) == ['a']
+    assert (any_folder / 'a').read_text() == 'first'
+    assert list_names(any_folder) == ['a']
 
 
-def test_files_are_read_back_or_refused_anywhere(somewhere):
-    path = somewhere / 'a.json'
+def test_files_are_read_back_or_refused_anywhere(any_folder):
+    path = any_folder / 'a.json'
     assert workdir.read_json(path) is None
     assert workdir.read_text(path) is None
     workdir.write(path, '{"a": "ä"}')
@@ -223,17 +223,17 @@ def test_files_are_read_back_or_refused_anywhere(somewhere):
         workdir.read_json(path)
 
 
-def test_arrays_are_read_back_or_refused_anywhere(somewhere):
-    path = somewhere / 'a.npz'
+def test_arrays_are_read_back_or_refused_anywhere(any_folder):
+    path = any_folder / 'a.npz'
     assert workdir.read_arrays(path) is None
     arrays = {'x': np.arange(6, dtype=np.float32).reshape(2, 3), 'n': np.array(3)}
     workdir.write_arrays(path, arrays)
-    found = workdir.read_arrays(path)
-    assert found.keys() == arrays.keys()
+    read_back = workdir.read_arrays(path)
+    assert read_back.keys() == arrays.keys()
     for name, array in arrays.items():
-        np.testing.assert_array_equal(found[name], array)
-        assert found[name].dtype == array.dtype
-    assert names(somewhere) == ['a.npz']
+        np.testing.assert_array_equal(read_back[name], array)
+        assert read_back[name].dtype == array.dtype
+    assert list_names(any_folder) == ['a.npz']
     content = path.read_bytes()
     for damaged in (b'', b'text', content[:-30], content[:40] + bytes(20) + content[60:]):
         path.write_bytes(damaged)

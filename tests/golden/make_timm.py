@@ -22,7 +22,7 @@ VITS = {
 RESNETS = {'resnet18': (1, 2, 1, 1), 'resnet50': (1, 2, 1, 1), 'wide_resnet50_2': (1, 1, 1, 1)}
 
 
-def with_weights(model):
+def load_weights(model):
     """(a model with the weights that are drawn for its shapes, these shapes)"""
     shapes = {name: list(value.shape) for name, value in model.state_dict().items()}
     weights = timm_weights.draw(shapes)
@@ -30,57 +30,57 @@ def with_weights(model):
     return model.eval(), {'shapes': np.array(json.dumps(shapes))}
 
 
-def of_efficientnet():
-    model, found = with_weights(
+def compute_efficientnet():
+    model, arrays = load_weights(
         efficientnet._gen_efficientnet(
             'efficientnet_b0', channel_multiplier=0.125, depth_multiplier=0.5, num_classes=5
         )
     )
     pixels = np.random.default_rng(1).normal(size=(2, 45, 38, 3)).astype(np.float32)
-    found['images'] = pixels
+    arrays['images'] = pixels
     x = torch.from_numpy(pixels).permute(0, 3, 1, 2)
-    found['logits'] = model(x).numpy()
+    arrays['logits'] = model(x).numpy()
     x = model.bn1(model.conv_stem(x))
     for i, stage in enumerate(model.blocks):
         x = stage(x)
-        found[f'stage_{i}'] = x[:1].permute(0, 2, 3, 1).numpy()
-    return found
+        arrays[f'stage_{i}'] = x[:1].permute(0, 2, 3, 1).numpy()
+    return arrays
 
 
-def of_vit(architecture, arguments):
-    model, found = with_weights(timm.create_model(architecture, **arguments))
+def compute_vit(architecture, arguments):
+    model, arrays = load_weights(timm.create_model(architecture, **arguments))
     for side in (32, 48):
         pixels = timm_weights.images(side)
         if side == 48:
             model.set_input_size(img_size=48)
         x = torch.from_numpy(pixels).permute(0, 3, 1, 2)
         tokens = model.forward_features(x)
-        found[f'tokens_{side}'] = tokens.numpy()
+        arrays[f'tokens_{side}'] = tokens.numpy()
         if side == 32:
-            found['logits'] = model.forward_head(tokens).numpy()
+            arrays['logits'] = model.forward_head(tokens).numpy()
             x = model.norm_pre(model._pos_embed(model.patch_embed(x)))
-            found['block_0'] = model.blocks[0](x).numpy()
-    return found
+            arrays['block_0'] = model.blocks[0](x).numpy()
+    return arrays
 
 
-def of_resnet(architecture, layers):
-    model, found = with_weights(timm.create_model(architecture, layers=layers, num_classes=5))
+def compute_resnet(architecture, layers):
+    model, arrays = load_weights(timm.create_model(architecture, layers=layers, num_classes=5))
     x = torch.from_numpy(timm_weights.images(40)).permute(0, 3, 1, 2)
-    found['logits'] = model(x).numpy()
+    arrays['logits'] = model(x).numpy()
     x = model.maxpool(model.act1(model.bn1(model.conv1(x))))
     for i, layer in enumerate((model.layer1, model.layer2, model.layer3, model.layer4)):
         x = layer(x)
         # Every eighth channel of the first image.
-        found[f'stage_{i}'] = x[:1, ::8].permute(0, 2, 3, 1).numpy()
-    return found
+        arrays[f'stage_{i}'] = x[:1, ::8].permute(0, 2, 3, 1).numpy()
+    return arrays
 
 
 def main():
-    made = {'timm_efficientnet_tiny': of_efficientnet()}
-    made |= {f'timm_{name}_tiny': of_vit(*given) for name, given in VITS.items()}
-    made |= {f'timm_{name}': of_resnet(name, layers) for name, layers in RESNETS.items()}
-    for name, found in made.items():
-        np.savez_compressed(FOLDER / f'{name}.expected.npz', **found)
+    arrays_by_file = {'timm_efficientnet_tiny': compute_efficientnet()}
+    arrays_by_file |= {f'timm_{name}_tiny': compute_vit(*arguments) for name, arguments in VITS.items()}
+    arrays_by_file |= {f'timm_{name}': compute_resnet(name, layers) for name, layers in RESNETS.items()}
+    for name, arrays in arrays_by_file.items():
+        np.savez_compressed(FOLDER / f'{name}.expected.npz', **arrays)
 
 
 if __name__ == '__main__':

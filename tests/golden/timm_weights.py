@@ -5,22 +5,22 @@ import numpy as np
 
 def draw(shapes):
     """{name: array} of {name: shape}, in the order of names."""
-    rng, found = np.random.default_rng(0), {}
+    rng, weights = np.random.default_rng(0), {}
     for name in sorted(shapes):
         shape, leaf = tuple(shapes[name]), name.rpartition('.')[2]
         if leaf == 'num_batches_tracked':
-            found[name] = np.zeros(shape, np.int64)
+            weights[name] = np.zeros(shape, np.int64)
         elif leaf == 'running_var':
-            found[name] = rng.uniform(0.5, 1.5, shape).astype(np.float32)
+            weights[name] = rng.uniform(0.5, 1.5, shape).astype(np.float32)
         elif leaf == 'weight' and len(shape) == 1:
             # Of norms.
-            found[name] = rng.uniform(0.8, 1.2, shape).astype(np.float32)
+            weights[name] = rng.uniform(0.8, 1.2, shape).astype(np.float32)
         elif leaf == 'weight':
             scale = 1.5 / np.sqrt(np.prod(shape[1:]))
-            found[name] = (scale * rng.normal(size=shape)).astype(np.float32)
+            weights[name] = (scale * rng.normal(size=shape)).astype(np.float32)
         else:
-            found[name] = (0.1 * rng.normal(size=shape)).astype(np.float32)
-    return found
+            weights[name] = (0.1 * rng.normal(size=shape)).astype(np.float32)
+    return weights
 
 
 def images(side):

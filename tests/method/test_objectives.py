@@ -24,7 +24,7 @@ LABELS = np.array([3, 0, 2])
 VECTORS = ((), (), 0), ((), (), 0)
 
 
-def pooled(s, upper):
+def pool(s, upper):
     """A feature map of half the side, where the higher state is one."""
     if s.shape[1:-1] == upper:
         return s
@@ -57,10 +57,8 @@ def make_case(method, shapes=VECTORS, scales=None, **changes):
             jax.random.normal(keys[2], (BATCH, *of_upper, upper)),
             jax.random.normal(keys[3], (BATCH, CLASSES)),
         )
-        run = shared.Participant(
-            activations, lambda s, key: jnp.tanh(pooled(s, of_upper) @ weight), registers
-        )
-        return run, lambda s: np.tanh(pooled(s, of_upper) @ np.asarray(weight))
+        run = shared.Participant(activations, lambda s, key: jnp.tanh(pool(s, of_upper) @ weight), registers)
+        return run, lambda s: np.tanh(pool(s, of_upper) @ np.asarray(weight))
 
     student, upper_g = participant(keys[:4], LOWER, UPPER, shapes[0])
     teacher, upper_h = participant(keys[4:8], TEACHER_LOWER, TEACHER_UPPER, shapes[1])
@@ -90,24 +88,24 @@ def make_case(method, shapes=VECTORS, scales=None, **changes):
 # --- The equations in NumPy ------------------------------------------------------------------------
 
 
-def dense(params, x):
+def apply_dense(params, x):
     return x @ params['kernel'] + params['bias']
 
 
-def norm_dense(params, x):
+def apply_norm_dense(params, x):
     x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
     kernel = np.concatenate([params[k] for k in sorted(params) if k.startswith('kernel')])
     return np.maximum(x @ kernel + params['bias'], 0)
 
 
-def stretch(count, new):
+def make_stretch_weights(count, new):
     """[new, count]: the weights of a triangle around each new cell, two old cells wide, or two new ones."""
     centres = (np.arange(new)[:, None] + 0.5) * count / new
     weights = np.maximum(0, 1 - np.abs(np.arange(count)[None] + 0.5 - centres) / max(1, count / new))
     return weights / weights.sum(1, keepdims=True)
 
 
-def pieces(x, registers):
+def split_pieces(x, registers):
     """(class token or None, registers, grid [batch, rows, columns, width]) of a state."""
     if x.ndim == 2:
         return None, [], x[:, None, None]
@@ -118,33 +116,37 @@ def pieces(x, registers):
     return first, others, x[:, 1 + registers :].reshape(BATCH, side, side, -1)
 
 
-def like(pieces, is_token, registers, side):
+def align_pieces(pieces, is_token, registers, side):
     """Pieces of a state as another has them: a class token or none, so many registers, a grid of a side."""
     token, others, grid = pieces
     mean = grid.mean((1, 2))
-    resized = np.einsum('ri,cj,bijw->brcw', *(stretch(n, side) for n in grid.shape[1:3]), grid)
+    resized = np.einsum('ri,cj,bijw->brcw', *(make_stretch_weights(n, side) for n in grid.shape[1:3]), grid)
     if is_token:
         class_token = mean if token is None else token
         return class_token, others if len(others) == registers else [class_token] * registers, resized
     return None, [], resized if token is None else (resized + token[:, None, None]) / 2
 
 
-def joined(pieces, rank):
+def join_pieces(pieces, rank):
     """The array of pieces."""
-    token, others, grid = pieces
+    token, registers, grid = pieces
     if rank == 2:
         return grid[:, 0, 0]
     if rank == 4:
         return grid
     cells = grid.reshape(BATCH, -1, grid.shape[-1])
-    return np.concatenate([np.stack([token, *others], 1), cells], 1)
+    return np.concatenate([np.stack([token, *registers], 1), cells], 1)
 
 
-def message_of(case):
+def describe_message(case):
     """(whether it has a class token, registers, side, rank of its array) of the messages of a case."""
-    sides = {name: pieces(getattr(case, name).lower, case.shapes[name][2]) for name in 'gh'}
-    asked = case.config.communication.grid
-    side = int(asked) if asked.isdecimal() else sides[{'student': 'g', 'teacher': 'h'}[asked]][2].shape[1]
+    sides = {name: split_pieces(getattr(case, name).lower, case.shapes[name][2]) for name in 'gh'}
+    grid_name = case.config.communication.grid
+    side = (
+        int(grid_name)
+        if grid_name.isdecimal()
+        else sides[{'student': 'g', 'teacher': 'h'}[grid_name]][2].shape[1]
+    )
     is_token = any(token is not None for token, _, _ in sides.values())
     registers = {len(others) for _, others, _ in sides.values()}
     alike = case.g.lower.ndim == case.g.upper.ndim == case.h.lower.ndim == case.h.upper.ndim == 2
@@ -154,32 +156,33 @@ def message_of(case):
 
 def align_to_grid(case, side, *states):
     """States of a side joined on the grid of a message, [batch, ..., width]."""
-    *kind, rank = message_of(case)
+    *kind, rank = describe_message(case)
     parts = (
-        joined(like(pieces(x, case.shapes[side][2]), *kind), rank) for x in over_scales(case, side, states)
+        join_pieces(align_pieces(split_pieces(x, case.shapes[side][2]), *kind), rank)
+        for x in divide_by_scales(case, side, states)
     )
     return np.concatenate(list(parts), -1)
 
 
-def over_scales(case, side, state):
+def divide_by_scales(case, side, state):
     return [x / scale for x, scale in zip(state, case.scales[side], strict=True)]
 
 
 def encode(case, side, s, e):
     params = case.params[{'g': 'student_encoder', 'h': 'teacher_encoder'}[side]]
-    return dense(params['message'], norm_dense(params['hidden'], align_to_grid(case, side, s, e)))
+    return apply_dense(params['message'], apply_norm_dense(params['hidden'], align_to_grid(case, side, s, e)))
 
 
 def decode(case, side, m):
     params = case.params[{'g': 'student_decoder', 'h': 'teacher_decoder'}[side]]
-    _, registers, _, _ = message_of(case)
-    x, own = norm_dense(params['hidden'], m), getattr(case, side)
+    _, registers, _, _ = describe_message(case)
+    x, own = apply_norm_dense(params['hidden'], m), getattr(case, side)
     arrays = []
     for name, scale in zip(('lower', 'upper'), case.scales[side], strict=True):
-        like_own = pieces(getattr(own, name), case.shapes[side][2])
+        like_own = split_pieces(getattr(own, name), case.shapes[side][2])
         kind = like_own[0] is not None, len(like_own[1]), like_own[2].shape[1]
-        decoded = pieces(scale * dense(params[name], x), registers)
-        arrays.append(joined(like(decoded, *kind), getattr(own, name).ndim))
+        decoded = split_pieces(scale * apply_dense(params[name], x), registers)
+        arrays.append(join_pieces(align_pieces(decoded, *kind), getattr(own, name).ndim))
     return arrays
 
 
@@ -200,7 +203,7 @@ def numpy_fd(case):
 def numpy_fitnet(case):
     teacher_state = align_to_grid(case, 'h', case.h.lower, case.h.upper)
     states = [case.g.lower, case.g.upper], decode(case, 'g', teacher_state)
-    return {'state': equations.mean_square(*(over_scales(case, 'g', state) for state in states))}
+    return {'state': equations.mean_square(*(divide_by_scales(case, 'g', state) for state in states))}
 
 
 def numpy_hybrid(case):
@@ -220,13 +223,15 @@ def numpy_rkd(case):
 
 def numpy_crd(case):
     sides = zip(('student', 'teacher'), read_by_heads(case), strict=True)
-    projections = [dense(case.params[f'{side}_projection'], x) for side, x in sides]
+    projections = [apply_dense(case.params[f'{side}_projection'], x) for side, x in sides]
     return {'contrast': equations.contrastive(*projections, case.config.crd.temperature)}
 
 
 def numpy_srd(case):
     e_g, e_h = read_by_heads(case)
-    return {'projection': equations.srd(dense(case.params['projector'], e_g), e_h, case.config.srd.alpha)}
+    return {
+        'projection': equations.srd(apply_dense(case.params['projector'], e_g), e_h, case.config.srd.alpha)
+    }
 
 
 def numpy_dkd(case):
@@ -243,7 +248,7 @@ def numpy_td(case):
     def d(target, prediction, side=None):
         """The distance, over the variance of its target if that is asked for; with a side, of its states."""
         if side:
-            target, prediction = (over_scales(case, side, state) for state in (target, prediction))
+            target, prediction = (divide_by_scales(case, side, state) for state in (target, prediction))
         value = equations.mean_square(target, prediction)
         if case.config.td.scale == 'none':
             return value
@@ -442,7 +447,7 @@ def test_a_probe_teaches_the_student_and_is_nothing_that_a_method_learns(distanc
 
 def test_auxiliary_head_predicts_the_teachers_labels():
     case = make_case('ld', teacher__labels='auxiliary')
-    predicted = dense(case.params['auxiliary'], case.g.upper)
+    predicted = apply_dense(case.params['auxiliary'], case.g.upper)
     assert_terms(case, {'logits': np.mean((predicted - case.h.logits) ** 2, -1)})
 
 

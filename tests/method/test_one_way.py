@@ -13,7 +13,7 @@ BATCH, STUDENT, TEACHER = 7, 5, 3
 METHODS = ('rkd', 'crd', 'srd')
 
 
-def make(method, e_g, e_h, **changes):
+def make_objective(method, e_g, e_h, **changes):
     """(config, parameters, terms of any student's representations) of a method."""
     config = common.get_config()
     config.method, config.communication.message = method, 11
@@ -35,7 +35,7 @@ def pair():
     return jax.random.normal(keys[0], (BATCH, STUDENT)), jax.random.normal(keys[1], (BATCH, TEACHER))
 
 
-def moved(x):
+def move_points(x):
     """The same points elsewhere: turned around, twice as large, shifted."""
     turn, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(x.shape[-1],) * 2))
     return 2 * x @ jnp.asarray(turn, jnp.float32) + 3
@@ -44,8 +44,8 @@ def moved(x):
 def test_relations_are_those_of_a_congruent_figure():
     """Distances over their mean and angles do not see where a figure is, nor its size."""
     x = jax.random.normal(jax.random.key(2), (BATCH, TEACHER))
-    _, _, terms = make('rkd', moved(x), x)
-    for name, value in terms(moved(x)).items():
+    _, _, terms = make_objective('rkd', move_points(x), x)
+    for name, value in terms(move_points(x)).items():
         np.testing.assert_allclose(value, np.zeros(BATCH), atol=1e-9, err_msg=name)
     assert all(np.all(value > 1e-4) for value in terms(x[::-1]).values())
 
@@ -53,7 +53,7 @@ def test_relations_are_those_of_a_congruent_figure():
 @pytest.mark.parametrize('method', METHODS)
 def test_terms_follow_their_examples(method, pair):
     """Another order of the batch is the same terms in that order; one example alone is not the same."""
-    _, _, terms = make(method, *pair)
+    _, _, terms = make_objective(method, *pair)
     order = np.random.default_rng(0).permutation(BATCH)
     original = terms(*pair)
     for name, value in terms(*(x[order] for x in pair)).items():
@@ -68,7 +68,7 @@ def test_examples_in_one_place_have_finite_gradients(method, degenerate, pair):
     e_g, e_h = pair
     e_g = {'equal': jnp.ones_like(e_g), 'twins': e_g.at[1].set(e_g[0]), 'zero': 0 * e_g}[degenerate]
     for target in (e_h, jnp.ones_like(e_h)):
-        _, params, terms = make(method, e_g, target)
+        _, params, terms = make_objective(method, e_g, target)
         values, gradient = jax.value_and_grad(
             lambda e, params, terms=terms: sum(v.mean() for v in terms(e, params=params).values()),
             argnums=(0, 1),
@@ -79,7 +79,7 @@ def test_examples_in_one_place_have_finite_gradients(method, degenerate, pair):
 
 @pytest.mark.parametrize('method', METHODS)
 def test_gradients_are_those_of_differences(method, pair):
-    _, _, terms = make(method, *pair)
+    _, _, terms = make_objective(method, *pair)
     direction = jax.random.normal(jax.random.key(3), pair[0].shape)
 
     def loss(step):
@@ -93,7 +93,7 @@ def test_gradients_are_those_of_differences(method, pair):
 @pytest.mark.parametrize('method', METHODS)
 def test_bfloat16_states_are_compared_in_float32(method, pair):
     low = tuple(x.astype(jnp.bfloat16) for x in pair)
-    _, _, terms = make(method, *low)
+    _, _, terms = make_objective(method, *low)
     for name, value in terms(*low).items():
         assert value.dtype == jnp.float32
         np.testing.assert_array_equal(value, terms(*(x.astype(jnp.float32) for x in low))[name])
@@ -101,7 +101,7 @@ def test_bfloat16_states_are_compared_in_float32(method, pair):
 
 def test_of_a_sequence_the_first_token_counts(pair):
     e_g, e_h = (jnp.stack([x, x + 1], axis=1) for x in pair)
-    _, _, terms = make('rkd', *pair)
+    _, _, terms = make_objective('rkd', *pair)
     expected = terms(*pair)
     for name, value in terms(e_g, e_h).items():
         np.testing.assert_array_equal(value, expected[name])

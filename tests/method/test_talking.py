@@ -12,19 +12,19 @@ from td_jax.models import base
 BATCH, LOWER, UPPER, TEACHER_LOWER, TEACHER_UPPER = 7, 5, 2, 3, 11
 
 
-def state(seed, *widths):
+def draw_state(seed, *widths):
     return tuple(np.random.default_rng(seed).normal(size=(BATCH, w)).astype(np.float32) for w in widths)
 
 
-def gradients(term, **changes):
+def find_reached_by_gradient(term, **changes):
     """{what: whether the gradient of one term of TD reaches it} of the student's states and all modules."""
     config = common.get_config()
     config.communication.hidden, config.communication.message = 13, 11
     for name in config.td.weights:
         config.td.weights[name] = float(name == term)
     config.update_from_flattened_dict({key.replace('__', '.'): value for key, value in changes.items()})
-    g = base.Activations(*state(0, LOWER, UPPER, 1))
-    h = base.Activations(*state(1, TEACHER_LOWER, TEACHER_UPPER, 1))
+    g = base.Activations(*draw_state(0, LOWER, UPPER, 1))
+    h = base.Activations(*draw_state(1, TEACHER_LOWER, TEACHER_UPPER, 1))
     objective = objectives.METHODS['td']
     params = objective.init(jax.random.key(0), g, h, config, 1)
 
@@ -41,10 +41,10 @@ def gradients(term, **changes):
 @pytest.mark.long
 def test_what_a_stopped_target_leaves_to_be_learned():
     everything = dict.fromkeys(('student_encoder', 's', 'e'), True)
-    free = gradients('message')
+    free = find_reached_by_gradient('message')
     assert free == {**everything, 'teacher_encoder': True, 'student_decoder': False, 'teacher_decoder': False}
     # The teacher's message is given.
-    assert gradients('message', td__stop_target=True) == {**free, 'teacher_encoder': False}
+    assert find_reached_by_gradient('message', td__stop_target=True) == {**free, 'teacher_encoder': False}
     # The student's state still moves by what is decoded from its message, of the teacher's state.
-    assert gradients('state', td__stop_target=True) == dict.fromkeys(free, True)
-    assert gradients('interact', td__stop_target=True) == dict.fromkeys(free, True)
+    assert find_reached_by_gradient('state', td__stop_target=True) == dict.fromkeys(free, True)
+    assert find_reached_by_gradient('interact', td__stop_target=True) == dict.fromkeys(free, True)

@@ -38,7 +38,7 @@ class Convolutional(nnx.Module):
         return self.dense[1](self.upper(self.lower(x)))
 
 
-def split(module):
+def split_module(module):
     return base.from_nnx(
         module,
         lambda module, inputs: module.lower(inputs['image']),
@@ -47,7 +47,7 @@ def split(module):
     )
 
 
-def whole(model, params, inputs, key=None):
+def run_whole(model, params, inputs, key=None):
     return model.head(params, model.upper(params, model.lower(params, inputs, key), key))
 
 
@@ -61,25 +61,25 @@ def learned():
 
 
 def test_an_nnx_module_computes_what_it_computes(learned):
-    model = split(learned)
+    model = split_module(learned)
     params = jax.jit(model.init)(jax.random.key(3), {'image': IMAGES})
-    found = jax.jit(lambda params: whole(model, params, {'image': IMAGES}))(params)
+    logits = jax.jit(lambda params: run_whole(model, params, {'image': IMAGES}))(params)
     learned.eval()
-    np.testing.assert_allclose(found, learned(IMAGES), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(logits, learned(IMAGES), rtol=1e-5, atol=1e-6)
     assert set(params) == {'first', 'norm', 'dense', base.STATE}
     assert params['dense']['0']['kernel'].shape == (112, 11)
     assert model.is_teacher_only
     # What it is known by has its statistics, too.
     before = fingerprint.of(params)
     learned.norm.var[...] = jnp.ones(7)
-    assert fingerprint.of(split(learned).init(None, None)) != before
+    assert fingerprint.of(split_module(learned).init(None, None)) != before
 
 
 def test_what_makes_an_nnx_module_makes_one_for_each_key():
     def make(rngs):
         return Convolutional(rngs, keeps_statistics=False)
 
-    model = split(make)
+    model = split_module(make)
     trees = [jax.jit(model.init)(jax.random.key(seed), None) for seed in (0, 0, 1)]
     kernels = [tree['dense']['1']['kernel'] for tree in trees]
     np.testing.assert_array_equal(kernels[0], kernels[1])
@@ -87,32 +87,32 @@ def test_what_makes_an_nnx_module_makes_one_for_each_key():
     assert not model.is_teacher_only
     module = make(nnx.Rngs(jax.random.key(1)))
     module.eval()
-    found = whole(model, trees[2], {'image': IMAGES})
-    np.testing.assert_allclose(found, module(IMAGES), rtol=1e-5, atol=1e-6)
+    logits = run_whole(model, trees[2], {'image': IMAGES})
+    np.testing.assert_allclose(logits, module(IMAGES), rtol=1e-5, atol=1e-6)
 
 
 def test_dropout_of_an_nnx_module_follows_the_key():
-    model = split(lambda rngs: Convolutional(rngs, keeps_statistics=False))
+    model = split_module(lambda rngs: Convolutional(rngs, keeps_statistics=False))
     params = model.init(jax.random.key(0), None)
     s = jnp.ones((400, 112))
     module = nnx.Dropout(0.5, rngs=nnx.Rngs(0))
 
-    def dropped(key):
+    def drop(key):
         """Which inputs two layers of dropout, one after the other, leave."""
-        kept = base.from_nnx(
+        model_of_dropout = base.from_nnx(
             lambda rngs: Convolutional(rngs, keeps_statistics=False),
             lambda module, inputs: inputs['image'],
             lambda module, s: module.dropouts[1](module.dropouts[0](s)),
             lambda module, e: e,
         )
-        return np.asarray(kept.upper(params, s, key))
+        return np.asarray(model_of_dropout.upper(params, s, key))
 
     assert module.rate == 0.5
-    np.testing.assert_array_equal(dropped(None), s)
-    np.testing.assert_array_equal(dropped(jax.random.key(1)), dropped(jax.random.key(1)))
-    assert (dropped(jax.random.key(1)) != dropped(jax.random.key(2))).mean() > 0.2
+    np.testing.assert_array_equal(drop(None), s)
+    np.testing.assert_array_equal(drop(jax.random.key(1)), drop(jax.random.key(1)))
+    assert (drop(jax.random.key(1)) != drop(jax.random.key(2))).mean() > 0.2
     # Each layer has its own draw: a quarter is left, and not a half.
-    assert abs((dropped(jax.random.key(1)) > 0).mean() - 0.25) < 0.01
+    assert abs((drop(jax.random.key(1)) > 0).mean() - 0.25) < 0.01
 
 
 class Linen(nn.Module):
@@ -140,7 +140,7 @@ def test_a_linen_module_keeps_its_statistics():
     tree = model.init(jax.random.key(0), {'image': IMAGES})
     tree = {**tree, base.STATE: {'batch_stats': statistics}}
     expected = module.apply({'params': variables['params'], 'batch_stats': statistics}, {'image': IMAGES})
-    np.testing.assert_array_equal(whole(model, tree, {'image': IMAGES}), expected)
+    np.testing.assert_array_equal(run_whole(model, tree, {'image': IMAGES}), expected)
 
 
 @pytest.mark.parametrize('is_student', [True, False])
@@ -159,9 +159,9 @@ def test_a_model_with_state_is_not_trained(small_config, tmp_path, is_student):
 def test_an_nnx_module_teaches(small_config, tmp_path, learned):
     config = small_config(method='td', teacher__num_steps=0)
     config.teacher.model.name = 'learned'
-    models = {'learned': lambda *_: split(learned)}
+    models = {'learned': lambda *_: split_module(learned)}
     result = td_jax.train(config, tmp_path / 'run', models=models)
-    expected = fingerprint.of(split(learned).init(None, None))
+    expected = fingerprint.of(split_module(learned).init(None, None))
     assert result['teacher_fingerprint'] == expected
     assert result['steps'] == 6
     # It is the same run once more, and another one with other statistics.
@@ -174,7 +174,7 @@ def test_an_nnx_module_teaches(small_config, tmp_path, learned):
 def test_a_teacher_of_other_labels_is_refused(small_config, tmp_path, learned):
     config = small_config(method='td', teacher__num_steps=0)
     config.teacher.model.name = 'learned'
-    model = split(learned)
+    model = split_module(learned)
     three = model._replace(head=lambda params, e: model.head(params, e)[:, :3])
     words = r'teacher\.model\.name is learned, which predicts \[1, 3\] of one example, but .* takes \[1, 5\]'
     with pytest.raises(UserError, match=words):
@@ -191,7 +191,7 @@ def keras():
     return keras
 
 
-def in_keras(model, images):
+def compute_in_keras(model, images):
     """What Keras computes, which adds as NumPy does."""
     with jax.numpy_rank_promotion('allow'):
         return np.asarray(model(images, training=False))
@@ -220,12 +220,12 @@ def test_a_keras_model_computes_what_it_computes(functional):
     params = jax.jit(model.init)(jax.random.key(0), {'image': IMAGES})
     s = model.lower(params, {'image': IMAGES})
     assert (s.shape, model.upper(params, s).shape) == ((5, 3, 3, 7), (5, 7))
-    found = jax.jit(lambda params: whole(model, params, {'image': IMAGES}))(params)
-    np.testing.assert_allclose(found, in_keras(functional, IMAGES), rtol=1e-5, atol=1e-6)
+    logits = jax.jit(lambda params: run_whole(model, params, {'image': IMAGES}))(params)
+    np.testing.assert_allclose(logits, compute_in_keras(functional, IMAGES), rtol=1e-5, atol=1e-6)
     assert params[base.STATE]['norm']['moving_mean'].shape == (7,)
     # It computes with the tree, and not with what the model holds.
-    gone = whole(model, jax.tree.map(jnp.zeros_like, params), {'image': IMAGES})
-    np.testing.assert_array_equal(gone, np.zeros((5, OUTPUTS)))
+    logits_of_zeros = run_whole(model, jax.tree.map(jnp.zeros_like, params), {'image': IMAGES})
+    np.testing.assert_array_equal(logits_of_zeros, np.zeros((5, OUTPUTS)))
     # A gradient goes through its upper part.
     assert np.abs(jax.grad(lambda s: model.upper(params, s).sum())(s)).max() > 0
 
@@ -240,8 +240,8 @@ def test_parts_of_a_keras_model_may_be_functions(functional):
 
     model = base.from_keras(functional, lower, upper, functional.get_layer('last'))
     params = model.init(None, None)
-    expected = in_keras(functional, IMAGES)
-    np.testing.assert_allclose(whole(model, params, {'image': IMAGES}), expected, rtol=1e-5, atol=1e-6)
+    expected = compute_in_keras(functional, IMAGES)
+    np.testing.assert_allclose(run_whole(model, params, {'image': IMAGES}), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -300,14 +300,14 @@ def test_a_cnn_of_keras_applications_teaches(keras, tmp_path, small_config):
     model = base.from_keras(cnn, 'block_6_project_BN', 'out_relu')
     images = np.tile(IMAGES[:2].reshape(2, 8, 8, 1), (1, 4, 4, 3))
     params = model.init(None, None)
-    found = jax.jit(lambda params: whole(model, params, {'image': images}))(params)
-    np.testing.assert_allclose(found, in_keras(cnn, images), rtol=1e-4, atol=1e-5)
+    logits = jax.jit(lambda params: run_whole(model, params, {'image': images}))(params)
+    np.testing.assert_allclose(logits, compute_in_keras(cnn, images), rtol=1e-4, atol=1e-5)
 
-    def wide(inputs):
+    def widen(inputs):
         """An image of digits, as wide and as colourful as the CNN's."""
         return {'image': jnp.tile(inputs['image'].reshape(-1, 8, 8, 1), (1, 4, 4, 3))}
 
-    teacher = model._replace(lower=lambda params, inputs, key=None: model.lower(params, wide(inputs), key))
+    teacher = model._replace(lower=lambda params, inputs, key=None: model.lower(params, widen(inputs), key))
     config = small_config(method='td', teacher__num_steps=0)
     config.teacher.model.name = 'cnn'
     result = td_jax.train(config, tmp_path / 'run', models={'cnn': lambda *_: teacher})

@@ -31,7 +31,7 @@ def make_case(**changes):
     return model, model.init(jax.random.key(1), inputs), inputs
 
 
-def dense(params, x):
+def apply_dense(params, x):
     return x @ np.asarray(params['kernel']) + np.asarray(params['bias'])
 
 
@@ -50,9 +50,9 @@ def numpy_mlp(params, inputs, split, depth):
     x = np.concatenate([user, title, inputs['image'].reshape(BATCH, 6)], axis=1)
     states = [x]
     for i in range(depth):
-        x = np.maximum(dense(params[f'hidden_layers_{i}'], x), 0)
+        x = np.maximum(apply_dense(params[f'hidden_layers_{i}'], x), 0)
         states.append(x)
-    return states[split], states[-1], dense(params['output_layer'], x)
+    return states[split], states[-1], apply_dense(params['output_layer'], x)
 
 
 @pytest.mark.parametrize('split', [0, 1, 2, 3])
@@ -98,8 +98,8 @@ def test_the_parts_in_a_row_are_the_whole(split):
 def test_upper_takes_states_that_are_not_the_models_own():
     model, params, _ = make_case(split=1)
     suggested = np.random.default_rng(5).normal(size=(BATCH, 13)).astype(np.float32)
-    x = np.maximum(dense(params['hidden_layers_1'], suggested), 0)
-    expected = np.maximum(dense(params['hidden_layers_2'], x), 0)
+    x = np.maximum(apply_dense(params['hidden_layers_1'], suggested), 0)
+    expected = np.maximum(apply_dense(params['hidden_layers_2'], x), 0)
     np.testing.assert_allclose(model.upper(params, suggested), expected, rtol=1e-4, atol=1e-6)
 
 
@@ -112,12 +112,12 @@ def test_dropout_acts_with_a_key_alone():
 
     s, e, _ = base.activations(model, params, inputs, jax.random.key(0))
     # What is kept is larger by 1 / (1 - rate), so that the mean stays; the rest is 0.
-    alive = without.lower > 0
-    kept = np.asarray(s)[alive] > 0
+    is_positive = without.lower > 0
+    is_kept = np.asarray(s)[is_positive] > 0
     np.testing.assert_allclose(
-        np.asarray(s)[alive][kept], np.asarray(without.lower)[alive][kept] / 0.75, 1e-5
+        np.asarray(s)[is_positive][is_kept], np.asarray(without.lower)[is_positive][is_kept] / 0.75, 1e-5
     )
-    np.testing.assert_allclose(kept.mean(), 0.75, atol=0.05)
+    np.testing.assert_allclose(is_kept.mean(), 0.75, atol=0.05)
     again, other = (base.activations(model, params, inputs, jax.random.key(i)) for i in (0, 1))
     np.testing.assert_array_equal(again.upper, e)
     assert np.any(other.lower != s)

@@ -53,7 +53,7 @@ def test_patches_are_what_a_strided_convolution_sees():
 
 @pytest.mark.long
 def test_what_is_kept_changes_memory_alone():
-    found = {}
+    size_and_arrays = {}
     for policy in POLICIES:
         model, params, inputs = make_case(remat_policy=policy, dropout=0.3, layers=2, split=1)
         # A backward function holds what the forward pass kept for it.
@@ -64,11 +64,11 @@ def test_what_is_kept_changes_memory_alone():
             params,
         )
         size = sum(array.nbytes for array in jax.tree.leaves(backward))
-        found[policy] = size, jax.tree.leaves((logits, backward(jnp.ones_like(logits))))
-    for _, arrays in found.values():
-        for ours, theirs in zip(arrays, found['everything_saveable'][1], strict=True):
+        size_and_arrays[policy] = size, jax.tree.leaves((logits, backward(jnp.ones_like(logits))))
+    for _, arrays in size_and_arrays.values():
+        for ours, theirs in zip(arrays, size_and_arrays['everything_saveable'][1], strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
-    sizes = [size for size, _ in found.values()]
+    sizes = [size for size, _ in size_and_arrays.values()]
     assert sizes == sorted(set(sizes), reverse=True)
 
 
@@ -78,12 +78,12 @@ def test_every_split_gives_the_same_prediction_and_the_same_parameters():
     assert (expected.upper.shape, expected.logits.shape) == ((BATCH, 10, 12), (BATCH, LABELS))
     for split in (1, 3, 4):
         other = make_model(split=split)
-        found = base.activations(other, params, inputs)
-        np.testing.assert_allclose(found.logits, expected.logits, atol=1e-5)
-        assert found.lower.shape == (BATCH, 10, 12)
+        activations = base.activations(other, params, inputs)
+        np.testing.assert_allclose(activations.logits, expected.logits, atol=1e-5)
+        assert activations.lower.shape == (BATCH, 10, 12)
     # With all blocks in `lower`, only the final norm is left.
-    normed = jax.nn.standardize(found.lower, axis=-1, epsilon=1e-6)
-    np.testing.assert_allclose(found.upper, normed, atol=1e-5)
+    normalized = jax.nn.standardize(activations.lower, axis=-1, epsilon=1e-6)
+    np.testing.assert_allclose(activations.upper, normalized, atol=1e-5)
 
 
 def test_registers_stand_behind_the_class_token():
@@ -91,11 +91,11 @@ def test_registers_stand_behind_the_class_token():
     model, params, inputs = make_case(registers=2, split=4)
     assert model.registers == 2
     plain = make_model(split=0).lower(params, inputs)
-    found = make_model(registers=2, split=0).lower(params, inputs)
-    assert found.shape == (BATCH, 12, 12)
-    np.testing.assert_array_equal(found[:, 0], plain[:, 0])
-    np.testing.assert_array_equal(found[:, 3:], plain[:, 1:])
-    for one in found[:, 1:3]:
+    tokens = make_model(registers=2, split=0).lower(params, inputs)
+    assert tokens.shape == (BATCH, 12, 12)
+    np.testing.assert_array_equal(tokens[:, 0], plain[:, 0])
+    np.testing.assert_array_equal(tokens[:, 3:], plain[:, 1:])
+    for one in tokens[:, 1:3]:
         np.testing.assert_array_equal(one, params['register_tokens'][0])
 
 
@@ -112,10 +112,10 @@ def test_dropout_only_with_a_key_and_in_every_part():
 def test_bfloat16_is_near_float32_and_predicts_in_float32():
     model, params, inputs = make_case(split=2)
     expected = base.activations(model, params, inputs)
-    found = base.activations(make_model(split=2, dtype='bfloat16'), params, inputs)
-    assert (found.lower.dtype, found.upper.dtype) == (jnp.bfloat16, jnp.bfloat16)
-    assert found.logits.dtype == jnp.float32
-    for a, b in zip(found, expected, strict=True):
+    actual = base.activations(make_model(split=2, dtype='bfloat16'), params, inputs)
+    assert (actual.lower.dtype, actual.upper.dtype) == (jnp.bfloat16, jnp.bfloat16)
+    assert actual.logits.dtype == jnp.float32
+    for a, b in zip(actual, expected, strict=True):
         error = np.abs(np.asarray(a, np.float32) - b).max() / np.abs(b).max()
         # 8 bits of mantissa, a few layers deep; more than nothing shows that it was used.
         assert 1e-5 < error < 0.03
@@ -144,7 +144,7 @@ def test_a_vit_needs_images():
         MODELS['vit'](common.model_config(), {'user': 3}, 1, 'float32')
 
 
-def tiny(**changes):
+def make_golden_config(**changes):
     """A run whose teacher is the golden checkpoint."""
     config = vit_tiny_cifar10.get_config()
     config.num_seeds, config.num_steps, config.batch_size = 2, 2, 8
@@ -163,33 +163,35 @@ def test_a_student_starts_from_a_public_checkpoint_and_learns(cifar10_data, tmp_
     # What evaluation says after two steps is worth nothing here, and takes long.
     nothing = evaluation.Scores(np.zeros(2), None)
     monkeypatch.setattr(evaluation, 'make_evaluation', lambda *_: lambda params, *_: nothing)
-    config = tiny()
-    given = fingerprint.flatten_by_name(pretrained.read(config.teacher.pretrained).params)
+    config = make_golden_config()
+    checkpoint_params = fingerprint.flatten_by_name(pretrained.read(config.teacher.pretrained).params)
     result = train(config, tmp_path)
     # 10 labels of the checkpoint, 5 of the student.
     assert result['teacher'] is None
-    last, moved, _ = read_back(tmp_path / 'checkpoints')
+    last, last_arrays, _ = read_back(tmp_path / 'checkpoints')
     shutil.copytree(tmp_path / 'checkpoints' / '1', tmp_path / 'first' / '1')
-    first, arrays, _ = read_back(tmp_path / 'first')
+    first, first_arrays, _ = read_back(tmp_path / 'first')
     assert (first, last) == (1, 2)
-    copied = [name for name in given if f'params/student/{name}' in arrays]
+    copied = [name for name in checkpoint_params if f'params/student/{name}' in first_arrays]
     assert {'cls', 'pos_embedding', 'norm/scale', 'block_0/mlp_in/kernel', 'block_3/mlp_out/bias'} <= set(
         copied
     )
     for name in copied:
         if name.startswith('head_layer'):
-            assert arrays[f'params/student/{name}'].shape[-1] == LABELS
+            assert first_arrays[f'params/student/{name}'].shape[-1] == LABELS
             continue
         # One step of AdamW moves a parameter by the learning rate at most, which the warm-up starts with 0.
         for seed in range(2):
-            np.testing.assert_allclose(arrays[f'params/student/{name}'][seed], given[name], atol=1e-8)
-    assert not any('block_4' in name for name in arrays)
+            np.testing.assert_allclose(
+                first_arrays[f'params/student/{name}'][seed], checkpoint_params[name], atol=1e-8
+            )
+    assert not any('block_4' in name for name in first_arrays)
     for name in ('params/student/block_0/mlp_in/kernel', 'params/communication/teacher_decoder/lower/kernel'):
-        assert not np.allclose(moved[name], arrays[name], atol=1e-6)
+        assert not np.allclose(last_arrays[name], first_arrays[name], atol=1e-6)
 
     finished = teachers.load_finished_with_teacher(tmp_path, 1)
-    np.testing.assert_array_equal(finished.params['student']['cls'], moved['params/student/cls'][1])
-    np.testing.assert_array_equal(finished.teacher.params['cls'], given['cls'])
+    np.testing.assert_array_equal(finished.params['student']['cls'], last_arrays['params/student/cls'][1])
+    np.testing.assert_array_equal(finished.teacher.params['cls'], checkpoint_params['cls'])
 
 
 @pytest.mark.parametrize(
@@ -205,7 +207,7 @@ def test_what_does_not_fit_a_checkpoint_is_refused_before_anything_is_written(
     cifar10_data, tmp_path, changes, words
 ):
     with pytest.raises(UserError) as error_info:
-        train(tiny(**changes), tmp_path / 'run')
+        train(make_golden_config(**changes), tmp_path / 'run')
     assert '\n' not in str(error_info.value)
     for word in words:
         assert word in str(error_info.value)
