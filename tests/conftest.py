@@ -318,7 +318,7 @@ def comparable_config(small_config):
 
 @pytest.fixture(scope='session')
 def read_back():
-    """A function (folder of checkpoints) -> (step, arrays by name, facts), of the newest step."""
+    """A function (folder of checkpoints) -> (step, arrays by name, metadata) of the newest step."""
 
     def read(folder):
         folder = epath.Path(folder)

@@ -58,8 +58,8 @@ def restore(folder, like=None):
 
 
 def test_what_is_saved_comes_back(folder):
-    step, state, facts = restore(folder)
-    assert (step, facts) == (2, {'teacher': 'abc'})
+    step, state, metadata = restore(folder)
+    assert (step, metadata) == (2, {'teacher': 'abc'})
     assert_same(state, make_state(2))
 
 
@@ -142,10 +142,10 @@ def test_damaged_twice_is_set_aside_twice(folder):
 
 def test_an_array_that_is_not_what_was_saved_is_noticed(folder, caplog):
     """Damage that every file of a checkpoint agrees on: a content of another run."""
-    facts = next((folder / '2' / 'facts').rglob('metadata'))
-    content = json.loads(facts.read_text())
+    metadata_file = next((folder / '2' / 'facts').rglob('metadata'))
+    content = json.loads(metadata_file.read_text())
     content['fingerprints']['step'] = content['fingerprints']['step'][:-1] + 'x'
-    facts.write_text(json.dumps(content))
+    metadata_file.write_text(json.dumps(content))
     (folder / '2' / checkpoints.DIGESTS.format(process=0)).unlink()
     with caplog.at_level(logging.WARNING):
         assert restore(folder)[0] == 1

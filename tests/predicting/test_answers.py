@@ -16,13 +16,13 @@ from td_jax.training.run import train
 
 
 @pytest.fixture
-def loaded(recommender, monkeypatch):
+def recommender_run(recommender, monkeypatch):
     """Takes the place of reading the recommender's run."""
     monkeypatch.setattr(finished_runs, 'load', lambda folder, seed_index: recommender)
     return recommender
 
 
-def rows_of(path):
+def read_rows(path):
     with path.open(newline='') as file:
         return list(csv.DictReader(file))
 
@@ -31,21 +31,25 @@ NUMBERS = {'196': 0, 'ann': 1, '7': 2, '242': 0, '302': 1, 'x y': 2, '50': 3}
 
 
 @pytest.mark.parametrize('at_once', [answers.ROWS, 2])
-def test_ratings_of_a_table(loaded, rating_by_hand, tmp_path, monkeypatch, at_once):
+def test_ratings_of_a_table(recommender_run, rating_by_hand, tmp_path, monkeypatch, at_once):
     monkeypatch.setattr(answers, 'ROWS', at_once)
     pairs = [('ann', 'x y'), ('7', '242'), ('196', '50'), ('bob', '302'), ('196', '242'), ('bob', 'none')]
-    given = tmp_path / 'in.csv'
-    given.write_text('timestamp,movie_id,user_id\n' + ''.join(f'9,{movie},{user}\n' for user, movie in pairs))
-    said = answers.predict(epath.Path('run'), epath.Path(given), epath.Path(tmp_path / 'out.csv'))
-    found = rows_of(tmp_path / 'out.csv')
-    assert list(found[0]) == ['user_id', 'movie_id', 'rating', 'unknown']
-    assert [(row['user_id'], row['movie_id']) for row in found] == pairs
-    expected = [rating_by_hand(loaded, NUMBERS.get(user), NUMBERS.get(movie)) for user, movie in pairs]
-    np.testing.assert_allclose([float(row['rating']) for row in found], expected, atol=1e-5)
+    input_file = tmp_path / 'in.csv'
+    input_file.write_text(
+        'timestamp,movie_id,user_id\n' + ''.join(f'9,{movie},{user}\n' for user, movie in pairs)
+    )
+    report = answers.predict(epath.Path('run'), epath.Path(input_file), epath.Path(tmp_path / 'out.csv'))
+    rows = read_rows(tmp_path / 'out.csv')
+    assert list(rows[0]) == ['user_id', 'movie_id', 'rating', 'unknown']
+    assert [(row['user_id'], row['movie_id']) for row in rows] == pairs
+    expected = [
+        rating_by_hand(recommender_run, NUMBERS.get(user), NUMBERS.get(movie)) for user, movie in pairs
+    ]
+    np.testing.assert_allclose([float(row['rating']) for row in rows], expected, atol=1e-5)
     # Neither user 7 nor movie 50 is in training, though both are in the data.
     unknown = ['', 'user_id', 'movie_id', 'user_id', '', 'user_id movie_id']
-    assert [row['unknown'] for row in found] == unknown
-    assert said.splitlines() == [
+    assert [row['unknown'] for row in rows] == unknown
+    assert report.splitlines() == [
         str(tmp_path / 'out.csv'),
         '6 rows, 4 with an id that the student does not know: user_id 7 (line 3), movie_id 50 (line 4), '
         'user_id bob (line 5) and 2 more',
@@ -53,21 +57,21 @@ def test_ratings_of_a_table(loaded, rating_by_hand, tmp_path, monkeypatch, at_on
     ]
 
 
-def test_the_best_for_a_user_without_what_it_has_rated(loaded, rating_by_hand, tmp_path):
+def test_the_best_for_a_user_without_what_it_has_rated(recommender_run, rating_by_hand, tmp_path):
     run, target = epath.Path('run'), epath.Path(tmp_path / 'out.csv')
     # Of the movies that training shows, 0 to 2, user 1 has rated 0 and 1, and user 0 all.
-    said = answers.recommend(run, 'ann', 10, target)
-    rating = rating_by_hand(loaded, 1, 2)
-    (row,) = rows_of(tmp_path / 'out.csv')
+    report = answers.recommend(run, 'ann', 10, target)
+    rating = rating_by_hand(recommender_run, 1, 2)
+    (row,) = read_rows(tmp_path / 'out.csv')
     assert (list(row), row['user_id'], row['movie_id']) == (['user_id', 'movie_id', 'rating'], 'ann', 'x y')
     np.testing.assert_allclose(float(row['rating']), rating, rtol=1e-5)
-    assert said.splitlines() == ['movie_id  rating', f'x y       {row["rating"]}', str(target)]
+    assert report.splitlines() == ['movie_id  rating', f'x y       {row["rating"]}', str(target)]
     assert answers.recommend(run, '196', 10).splitlines() == [
         'movie_id  rating',
         'user_id 196 has rated all 3 that training shows: there is nothing left to recommend.',
     ]
     # Who is unknown has rated nothing.
-    ratings = {name: rating_by_hand(loaded, None, NUMBERS[name]) for name in ('242', '302', 'x y')}
+    ratings = {name: rating_by_hand(recommender_run, None, NUMBERS[name]) for name in ('242', '302', 'x y')}
     best = sorted(ratings, key=ratings.get, reverse=True)
     for user in ('7', 'bob'):
         _, first, second, note = answers.recommend(run, user, 2).splitlines()
@@ -75,7 +79,7 @@ def test_the_best_for_a_user_without_what_it_has_rated(loaded, rating_by_hand, t
         assert note == f'user_id {user} is unknown to the student: these are for anybody it does not know.'
 
 
-def test_files_that_are_there_stay(loaded, tmp_path):
+def test_files_that_are_there_stay(recommender_run, tmp_path):
     target = epath.Path(tmp_path / 'out.csv')
     target.write_text('mine')
     for call in (
@@ -110,27 +114,27 @@ def test_classes_of_a_folder_of_images(digits_run, small_config, tmp_path, monke
     for name in ('._000.png', 'Thumbs.db'):
         (tmp_path / 'in' / name).write_bytes(b'no image')
     (tmp_path / 'in' / 'loop').symlink_to('.')
-    said = answers.predict(
+    report = answers.predict(
         epath.Path(digits_run), epath.Path(tmp_path / 'in'), epath.Path(tmp_path / 'out.csv'), seed_index=1
     )
-    assert said.splitlines() == [
+    assert report.splitlines() == [
         str(tmp_path / 'out.csv'),
         '75 images',
         'not read: Thumbs.db, loop/, 1 hidden',
     ]
-    found = rows_of(tmp_path / 'out.csv')
-    assert list(found[0]) == ['file', 'class', 'probability', 'p(5)', 'p(6)', 'p(7)', 'p(8)', 'p(9)']
-    assert [row['file'] for row in found] == [f'{i:03}.png' for i in range(75)]
+    rows = read_rows(tmp_path / 'out.csv')
+    assert list(rows[0]) == ['file', 'class', 'probability', 'p(5)', 'p(6)', 'p(7)', 'p(8)', 'p(9)']
+    assert [row['file'] for row in rows] == [f'{i:03}.png' for i in range(75)]
     params = finished_runs.read_parameters(digits_run, 1)[train_step.STUDENT]
     x = np.round(images * 255).reshape(-1, 64) / 255
     for name in ('hidden_layers_0', 'hidden_layers_1', 'output_layer'):
         x = x @ params[name]['kernel'] + params[name]['bias']
         x = x if name == 'output_layer' else np.maximum(x, 0)
     expected = np.exp(x) / np.exp(x).sum(axis=1, keepdims=True)
-    shares = [[float(row[f'p({digit})']) for digit in range(5, 10)] for row in found]
+    shares = [[float(row[f'p({digit})']) for digit in range(5, 10)] for row in rows]
     np.testing.assert_allclose(shares, expected, atol=1e-5)
-    assert [row['class'] for row in found] == [str(5 + i) for i in expected.argmax(axis=1)]
-    np.testing.assert_allclose([float(row['probability']) for row in found], expected.max(axis=1), atol=1e-5)
+    assert [row['class'] for row in rows] == [str(5 + i) for i in expected.argmax(axis=1)]
+    np.testing.assert_allclose([float(row['probability']) for row in rows], expected.max(axis=1), atol=1e-5)
 
 
 def test_a_student_of_images_knows_no_users(digits_run):

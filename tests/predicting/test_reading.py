@@ -17,29 +17,32 @@ WANTED = ['user_id', 'movie_id']
 
 
 @pytest.fixture
-def table(tmp_path):
+def read_table(tmp_path):
     """A function (content, name) -> what is read of a file with it."""
 
-    def read(content, name='a.csv'):
+    def write_and_read(content, name='a.csv'):
         path = epath.Path(tmp_path / name)
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
         return reading.read_table(path, WANTED)
 
-    return read
+    return write_and_read
 
 
-def test_columns_come_by_name_with_their_lines(table):
+def test_columns_come_by_name_with_their_lines(read_table):
     # A byte order mark, as spreadsheets write it, other columns, a line break in a cell, and an empty line.
     text = '\ufeffmovie_id,note,user_id\r\n242,"two\r\nlines",196\r\n\r\n" x,y ",,ann\r\n'
-    found = table(text)
-    assert found.columns == {'user_id': ['196', 'ann'], 'movie_id': ['242', 'x,y']}
-    assert found.lines == [3, 5]
-    assert found.others == ['note']
-    assert found.notes == ['a.csv has 1 row over several lines, by double quotes (first: lines 2 to 3)']
-    assert table('user_id\tmovie_id\n1\t2,3\n', 'a.TSV').columns == {'user_id': ['1'], 'movie_id': ['2,3']}
-    quote = table('user_id\tnote\tmovie_id\n1\t"5 inches\t2\n3\t"a"\t4\n', 'b.tsv')
-    assert quote.columns == {'user_id': ['1', '3'], 'movie_id': ['2', '4']}
-    assert (quote.lines, quote.notes) == ([2, 3], [])
+    result = read_table(text)
+    assert result.columns == {'user_id': ['196', 'ann'], 'movie_id': ['242', 'x,y']}
+    assert result.lines == [3, 5]
+    assert result.others == ['note']
+    assert result.notes == ['a.csv has 1 row over several lines, by double quotes (first: lines 2 to 3)']
+    assert read_table('user_id\tmovie_id\n1\t2,3\n', 'a.TSV').columns == {
+        'user_id': ['1'],
+        'movie_id': ['2,3'],
+    }
+    quoted_result = read_table('user_id\tnote\tmovie_id\n1\t"5 inches\t2\n3\t"a"\t4\n', 'b.tsv')
+    assert quoted_result.columns == {'user_id': ['1', '3'], 'movie_id': ['2', '4']}
+    assert (quoted_result.lines, quoted_result.notes) == ([2, 3], [])
 
 
 @pytest.mark.parametrize(
@@ -64,16 +67,16 @@ def test_columns_come_by_name_with_their_lines(table):
         ('user_id,movie_id\n1,"2\n3,4\n', 'a.csv, lines 2 to 3: unexpected end of data.'),
     ],
 )
-def test_what_is_wrong_with_a_table_is_said_with_its_line(table, content, message):
+def test_what_is_wrong_with_a_table_is_said_with_its_line(read_table, content, message):
     with pytest.raises(UserError) as error_info:
-        table(content)
+        read_table(content)
     assert message in str(error_info.value)
     assert '\n' not in str(error_info.value)
 
 
-def test_what_is_no_table_is_refused(table, tmp_path):
+def test_what_is_no_table_is_refused(read_table, tmp_path):
     with pytest.raises(UserError, match=r'a\.txt is no table; the name of one ends in \.csv or \.tsv'):
-        table('user_id,movie_id\n1,2\n', 'a.txt')
+        read_table('user_id,movie_id\n1,2\n', 'a.txt')
     (tmp_path / 'folder.csv').mkdir()
     for name in ('folder.csv', 'none.csv'):
         with pytest.raises(UserError, match=f'{name} cannot be read: '):
@@ -88,9 +91,9 @@ def test_images_of_a_folder_come_in_order_of_their_names(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b'')
     folder = epath.Path(tmp_path)
-    found = reading.find_images(folder)
-    assert list(found.files) == ['a/z.JPG', 'b.png', 'c.jpeg']
-    assert found.ignored == 'a/note.txt'
+    listing = reading.find_images(folder)
+    assert list(listing.files) == ['a/z.JPG', 'b.png', 'c.jpeg']
+    assert listing.ignored == 'a/note.txt'
     # A file that is named is read, whatever it is called.
     for name in ('b.png', 'a/note.txt'):
         assert reading.find_images(folder / name) == ({name.rpartition('/')[2]: folder / name}, '')
@@ -107,24 +110,24 @@ def test_images_of_a_folder_come_in_order_of_their_names(tmp_path):
 def test_pixels_are_those_of_pil(tmp_path):
     """Of colours and of grey; what Pillow does not make itself is rounded or not."""
     rng = np.random.default_rng(0)
-    made = [rng.integers(0, 256, (20, 31, 3), np.uint8), rng.integers(0, 256, (40, 13), np.uint8)]
+    images = [rng.integers(0, 256, (20, 31, 3), np.uint8), rng.integers(0, 256, (40, 13), np.uint8)]
     files = []
-    for i, image in enumerate(made):
+    for i, image in enumerate(images):
         PIL.Image.fromarray(image).save(tmp_path / f'{i}.png')
         files.append(epath.Path(tmp_path / f'{i}.png'))
-    found = reading.read_pixels(files, data.Picture(View(8, 'bilinear_antialias'), False, None))
-    assert (found.shape, found.dtype) == ((2, 8, 8, 3), np.float32)
-    for image, pixels in zip(made, found, strict=True):
+    resized = reading.read_pixels(files, data.Picture(View(8, 'bilinear_antialias'), False, None))
+    assert (resized.shape, resized.dtype) == ((2, 8, 8, 3), np.float32)
+    for image, pixels in zip(images, resized, strict=True):
         # The width first.
         expected = PIL.Image.fromarray(image).convert('RGB')
         for size in ((8, expected.height), (8, 8)):
             expected = expected.resize(size, PIL.Image.Resampling.BILINEAR)
         np.testing.assert_array_equal(pixels, np.asarray(expected, np.float32))
     picture = data.Picture(View(8, 'bilinear'), False, None)
-    found = reading.read_pixels(files, picture)
-    assert np.any(found % 1)
+    resized = reading.read_pixels(files, picture)
+    assert np.any(resized % 1)
     rounded = reading.read_pixels(files, picture._replace(is_rounded=True))
-    np.testing.assert_array_equal(rounded, np.floor(found + np.float32(0.5)))
+    np.testing.assert_array_equal(rounded, np.floor(resized + np.float32(0.5)))
 
 
 @pytest.mark.parametrize('name', ['dinov2_small_saliency'])
@@ -142,9 +145,9 @@ def test_real_photographs_become_what_is_published(foundation, tmp_path, name):
     # An exported program does it, too.
     for i, file in enumerate(files):
         image = np.asarray(PIL.Image.open(file))[None]
-        made = np.asarray(jax.jit(resizing.resize_on_device, static_argnums=1)(image, view))[0]
-        assert np.abs(made - pixels[i]).max() <= 1
-        assert np.mean(made != pixels[i]) < 0.001
+        on_device = np.asarray(jax.jit(resizing.resize_on_device, static_argnums=1)(image, view))[0]
+        assert np.abs(on_device - pixels[i]).max() <= 1
+        assert np.mean(on_device != pixels[i]) < 0.001
 
 
 @pytest.mark.parametrize('content', [b'', b'no image', b'\xff\xd8\xff broken'])

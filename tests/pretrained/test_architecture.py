@@ -144,7 +144,7 @@ DINOV2 = Checkpoint(
     {},
     Preprocessing((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 'bicubic_antialias', 'center', 0.875, 224),
 )
-SHOWN = {
+PREPROCESSING = {
     'image_mean': (0.485, 0.456, 0.406),
     'image_std': (0.229, 0.224, 0.225),
     'resize': 'bicubic_antialias',
@@ -153,71 +153,76 @@ SHOWN = {
 }
 
 
-def of(checkpoint, config, *set_keys):
+def complete_and_compare(checkpoint, config, *set_keys):
     """(what a checkpoint makes of a config otherwise, the config)"""
-    made = complete_config(checkpoint, config, set_keys.__contains__, common.get_config())
-    check_teacher(checkpoint, made)
-    return changed_values(config, made), made
+    completed_config = complete_config(checkpoint, config, set_keys.__contains__, common.get_config())
+    check_teacher(checkpoint, completed_config)
+    return changed_values(config, completed_config), completed_config
 
 
 def test_a_checkpoint_says_itself_what_its_teacher_is():
     config = common.get_config()
-    changes, made = of(DINOV2, config)
+    changes, completed_config = complete_and_compare(DINOV2, config)
     assert changes == {
         'teacher.model.name': 'vit',
         'teacher.model.variant': 'S/14',
         'teacher.model.split': 6,
         'teacher.model.activation': 'gelu',
         'teacher.dataset.image_size': 224,
-        **{f'teacher.dataset.{key}': value for key, value in SHOWN.items()},
+        **{f'teacher.dataset.{key}': value for key, value in PREPROCESSING.items()},
     }
     assert config.teacher.model.name == 'mlp'
     # Once more changes nothing: what was kept of a run is the run.
-    assert of(DINOV2, made)[0] == {}
+    assert complete_and_compare(DINOV2, completed_config)[0] == {}
 
 
 def test_a_student_that_starts_from_a_checkpoint_is_of_its_kind():
     """Of a config of a smaller ViT, whose student has three blocks, its own number of blocks is kept."""
     config = images.get_config()
-    changes, made = of(DINOV2, config)
+    changes, completed_config = complete_and_compare(DINOV2, config)
     of_student = {key: value for key, value in changes.items() if not key.startswith('teacher.')}
     assert of_student == {
         'model.variant': 'S/14',
         'model.activation': 'gelu',
         **{f'model.{key}': 0 for key in ('width', 'mlp', 'heads')},
         'dataset.image_size': 224,
-        **{f'dataset.{key}': value for key, value in SHOWN.items()},
+        **{f'dataset.{key}': value for key, value in PREPROCESSING.items()},
     }
-    assert vit.sizes_of(made.model) == (vit.VARIANTS['S']._replace(layers=3), 14)
-    assert vit.sizes_of(made.teacher.model) == (vit.VARIANTS['S'], 14)
+    assert vit.sizes_of(completed_config.model) == (vit.VARIANTS['S']._replace(layers=3), 14)
+    assert vit.sizes_of(completed_config.teacher.model) == (vit.VARIANTS['S'], 14)
     # What is set is kept.
     config.model.layers, config.dataset.image_size = 5, 56
-    _, made = of(DINOV2, config, 'model.layers', 'dataset.image_size', 'model.initial')
-    assert (made.model.layers, made.model.split) == (5, 3)
+    _, completed_config = complete_and_compare(
+        DINOV2, config, 'model.layers', 'dataset.image_size', 'model.initial'
+    )
+    assert (completed_config.model.layers, completed_config.model.split) == (5, 3)
     # Positions are copied, so both are shown as much.
-    assert made.dataset.image_size == made.teacher.dataset.image_size == 56
+    assert completed_config.dataset.image_size == completed_config.teacher.dataset.image_size == 56
 
 
 def test_a_student_of_sizes_without_a_name(checkpoints):
     config = images.get_config()
-    _, made = of(checkpoints[NPZ], config)
-    assert vit.sizes_of(made.model) == (vit.Sizes(48, 3, 96, 4), 8)
+    _, completed_config = complete_and_compare(checkpoints[NPZ], config)
+    assert vit.sizes_of(completed_config.model) == (vit.Sizes(48, 3, 96, 4), 8)
     config.model.layers = 0
-    _, made = of(checkpoints[NPZ], config)
-    assert vit.sizes_of(made.model) == (vit.Sizes(48, 6, 96, 4), 8)
+    _, completed_config = complete_and_compare(checkpoints[NPZ], config)
+    assert vit.sizes_of(completed_config.model) == (vit.Sizes(48, 6, 96, 4), 8)
     # Its code says no size of images: the nearest to what there is that patches of 8 divide.
     config.dataset.image_size = 45
-    assert of(checkpoints[NPZ], config)[1].dataset.image_size == 48
+    assert complete_and_compare(checkpoints[NPZ], config)[1].dataset.image_size == 48
 
 
 @pytest.mark.parametrize('architecture', [R50, EfficientNetArchitecture('lite0', 'same', 0)])
 def test_a_student_that_cannot_start_from_its_teacher_starts_at_random(architecture):
     config = images.get_config()
     checkpoint = Checkpoint('somewhere', architecture, {}, google.PREPROCESSING)
-    changes, made = of(checkpoint, config)
-    kept = {key for key in changes if not key.startswith('teacher.')}
-    assert kept == {'model.initial'} and made.model.initial == 'random'
-    assert made.teacher.model.split == {'resnet': 2, 'efficientnet': 4}[made.teacher.model.name]
+    changes, completed_config = complete_and_compare(checkpoint, config)
+    student_keys = {key for key in changes if not key.startswith('teacher.')}
+    assert student_keys == {'model.initial'} and completed_config.model.initial == 'random'
+    assert (
+        completed_config.teacher.model.split
+        == {'resnet': 2, 'efficientnet': 4}[completed_config.teacher.model.name]
+    )
 
 
 def test_a_student_of_an_efficientnet_is_refused():
@@ -225,15 +230,19 @@ def test_a_student_of_an_efficientnet_is_refused():
     with pytest.raises(
         UserError, match=r'somewhere has BatchNorm, which no student has: .* resnet or vit\.$'
     ):
-        of(checkpoint, images.get_config(), 'model.initial')
+        complete_and_compare(checkpoint, images.get_config(), 'model.initial')
 
 
 def test_a_student_that_starts_from_a_bit_is_one():
     checkpoint = Checkpoint('somewhere', R50, {}, google.PREPROCESSING)
     config = images.get_config()
-    _, made = of(checkpoint, config, 'model.initial')
-    assert (made.model.name, made.model.variant, made.model.width) == ('resnet', 'R50x1', 8)
-    assert made.model.split == 2
+    _, completed_config = complete_and_compare(checkpoint, config, 'model.initial')
+    assert (completed_config.model.name, completed_config.model.variant, completed_config.model.width) == (
+        'resnet',
+        'R50x1',
+        8,
+    )
+    assert completed_config.model.split == 2
 
 
 @pytest.mark.parametrize(
@@ -255,7 +264,7 @@ def test_what_is_set_otherwise_is_refused_by_name(changes, words):
     config = common.get_config()
     config.update_from_flattened_dict(changes)
     with pytest.raises(UserError) as error_info:
-        of(DINOV2, config, *changes)
+        complete_and_compare(DINOV2, config, *changes)
     keys = ' and '.join(key for key in changes if key != 'model.initial')
     assert str(error_info.value) == (f'somewhere does not match what is set: {words}; leave {keys} out.')
 
@@ -264,10 +273,10 @@ def test_what_is_set_as_it_is_there_is_taken(checkpoints):
     config = common.get_config()
     keys = {'teacher.model.variant': 'S/32', 'teacher.model.patch': 14, 'teacher.model.heads': 6}
     config.update_from_flattened_dict(keys)
-    assert not keys.keys() & of(DINOV2, config, *keys)[0].keys()
+    assert not keys.keys() & complete_and_compare(DINOV2, config, *keys)[0].keys()
     # A variant of other sizes is not what the checkpoint is, where they are said nowhere else.
     config = make_config(variant='Ti/8', **TINY)
     keys = [f'teacher.model.{key}' for key in ('variant', *TINY)]
-    assert 'teacher.model.variant' not in of(checkpoints[NPZ], config, *keys)[0]
+    assert 'teacher.model.variant' not in complete_and_compare(checkpoints[NPZ], config, *keys)[0]
     with pytest.raises(UserError, match='variant is none of those with a name there, Ti/8 here'):
-        of(checkpoints[NPZ], config, 'teacher.model.variant')
+        complete_and_compare(checkpoints[NPZ], config, 'teacher.model.variant')

@@ -42,16 +42,16 @@ def test_the_home_folder_is_expanded(monkeypatch, tmp_path):
 def server(monkeypatch, tmp_path):
     """A web server in place of the world, and an empty cache.
 
-    Yields a namespace: `files` (path -> bytes, or a status), `asked` (paths so far), `cut` (bytes that are
+    Yields a namespace: `files` (path -> bytes, or a status), `requests` (paths so far), `cut` (bytes that are
     promised and never sent) and `cache`.
     """
 
     class State:
-        files, asked, cut, cache = {}, [], 0, tmp_path / 'cache'
+        files, requests, cut, cache = {}, [], 0, tmp_path / 'cache'
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
-            State.asked.append(self.path)
+            State.requests.append(self.path)
             content = State.files.get(self.path, 404)
             if isinstance(content, int):
                 self.send_error(content)
@@ -64,7 +64,7 @@ def server(monkeypatch, tmp_path):
         def log_message(self, *_):
             pass
 
-    State.files, State.asked = {}, []
+    State.files, State.requests = {}, []
     monkeypatch.setenv('TD_JAX_CACHE', str(State.cache))
     with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler) as web:
         thread = threading.Thread(target=web.serve_forever)
@@ -83,25 +83,25 @@ def server(monkeypatch, tmp_path):
         thread.join()
 
 
-def kept(cache):
+def list_cached(cache):
     return [str(path.relative_to(cache)) for path in cache.rglob('*') if path.is_file()]
 
 
 @pytest.mark.parametrize(
-    ('location', 'asked'),
+    ('location', 'path'),
     [
         ('https://example.org/a/ViT.npz', '/example.org/a/ViT.npz'),
         ('gs://bucket/a/ViT.npz', '/storage.googleapis.com/bucket/a/ViT.npz'),
     ],
 )
-def test_a_download_happens_once(server, checkpoints, location, asked):
-    server.files[asked] = NPZ.read_bytes()
+def test_a_download_happens_once(server, checkpoints, location, path):
+    server.files[path] = NPZ.read_bytes()
     for _ in range(2):
         checkpoint = pretrained.read(location)
         assert checkpoint.location == location
         jax.tree.map(np.testing.assert_array_equal, checkpoint.params, checkpoints[NPZ].params)
-    assert server.asked == [asked]
-    assert kept(server.cache) == [asked.removeprefix('/')]
+    assert server.requests == [path]
+    assert list_cached(server.cache) == [path.removeprefix('/')]
 
 
 def test_a_query_is_part_of_the_name(server):
@@ -118,7 +118,7 @@ def test_a_download_that_breaks_leaves_nothing_behind(server):
     server.cut = 1
     with pytest.raises(UserError, match=r'ended after \d+ of \d+ bytes'):
         pretrained.read('https://example.org/ViT.npz')
-    assert kept(server.cache) == []
+    assert list_cached(server.cache) == []
     server.cut = 0
     assert pretrained.read('https://example.org/ViT.npz').architecture.sizes == SIZES
 
@@ -135,7 +135,7 @@ def test_a_page_in_place_of_a_file_is_not_kept(server):
     server.files['/example.org/ViT.npz'] = b'<html>Please log in.</html>'
     with pytest.raises(UserError, match=r'what came is no \.npz'):
         pretrained.read('https://example.org/ViT.npz')
-    assert kept(server.cache) == []
+    assert list_cached(server.cache) == []
 
 
 def test_a_file_that_is_not_published_is_told_in_one_line(server):
@@ -146,15 +146,15 @@ def test_a_file_that_is_not_published_is_told_in_one_line(server):
 
 def test_a_private_bucket_is_asked_with_credentials(server, monkeypatch):
     server.files['/storage.googleapis.com/bucket/ViT.npz'] = 403
-    asked = []
+    locations = []
 
     def copy_private(location, file):
-        asked.append(location)
+        locations.append(location)
         file.write(NPZ.read_bytes())
 
     monkeypatch.setattr(fetch, '_copy_private', copy_private)
     assert pretrained.read('gs://bucket/ViT.npz').architecture.sizes == SIZES
-    assert asked == ['gs://bucket/ViT.npz']
+    assert locations == ['gs://bucket/ViT.npz']
     # An address that is not of a bucket has no such way.
     server.files['/example.org/ViT.npz'] = 403
     with pytest.raises(UserError, match='403'):
@@ -210,7 +210,7 @@ def test_a_cache_that_cannot_be_written_is_told(server, tmp_path):
 def test_what_is_no_address_is_refused(server, location):
     with pytest.raises(UserError, match='is no address of a file'):
         pretrained.read(location)
-    assert server.asked == []
+    assert server.requests == []
 
 
 def test_a_hub_model_is_its_folder(monkeypatch):

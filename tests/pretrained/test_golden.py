@@ -24,12 +24,12 @@ CASES = {
 }
 
 
-def arrays(path):
+def read_arrays(path):
     with np.load(path) as file:
         return dict(file)
 
 
-def close(actual, expected):
+def assert_close(actual, expected):
     assert actual.dtype == np.float32
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-4)
 
@@ -37,7 +37,7 @@ def close(actual, expected):
 @pytest.mark.parametrize('case', CASES)
 def test_every_state_is_the_originals(checkpoints, case, initial):
     path, expected_path, side = CASES[case]
-    expected = arrays(expected_path)
+    expected = read_arrays(expected_path)
     checkpoint = checkpoints[path]
     architecture = checkpoint.architecture
     assert architecture.sizes == SIZES
@@ -45,38 +45,38 @@ def test_every_state_is_the_originals(checkpoints, case, initial):
     assert report.resized == (('pos_embedding',) if side == 48 else ())
     assert report.unused == ()
     inputs = {'image': expected['images']}
-    seen = set()
+    compared_keys = set()
 
-    def hold(key, value):
+    def compare(key, value):
         if key in expected:
-            close(value, expected[key])
-            seen.add(key)
+            assert_close(value, expected[key])
+            compared_keys.add(key)
 
     for split in range(SIZES.layers + 1):
         model = base.from_module(build_module(architecture, split))
         s = model.lower(params, inputs)
-        hold(f'hidden_states.{split}', s)
-        hold(f'Transformer.encoderblock_{split - 1}', s)
+        compare(f'hidden_states.{split}', s)
+        compare(f'Transformer.encoderblock_{split - 1}', s)
         e = model.upper(params, s)
-        hold('last_hidden_state', e)
-        hold('Transformer.encoder_norm', e)
-        hold('logits', model.head(params, e))
+        compare('last_hidden_state', e)
+        compare('Transformer.encoder_norm', e)
+        compare('logits', model.head(params, e))
     patches = vit.cut_patches(expected['images'], 8)
     embedded = patches @ params['embedding']['kernel'] + params['embedding']['bias']
-    hold('embedding', embedded.reshape(len(embedded), side // 8, side // 8, -1))
-    hold('pos_embedding', params['pos_embedding'])
+    compare('embedding', embedded.reshape(len(embedded), side // 8, side // 8, -1))
+    compare('pos_embedding', params['pos_embedding'])
     token = np.asarray(e[:, 0])
     if architecture.pre_logits and side == 32:  # At 48 the original ran without it.
         layer = params['pre_logits_layer']
         token = token @ layer['kernel'] + layer['bias']  # It is before the tanh there.
-    hold('pre_logits', token)
-    assert seen == expected.keys() - {'images'}
+    compare('pre_logits', token)
+    assert compared_keys == expected.keys() - {'images'}
 
 
 @pytest.mark.parametrize('case', ['npz', 'hf with classifier'])
 def test_the_other_gelu_would_be_noticed(checkpoints, case):
     path, expected_path, _ = CASES[case]
-    expected, checkpoint = arrays(expected_path), checkpoints[path]
+    expected, checkpoint = read_arrays(expected_path), checkpoints[path]
     other = {'gelu': 'gelu_tanh', 'gelu_tanh': 'gelu'}[checkpoint.architecture.activation]
     model = base.from_module(build_module(checkpoint.architecture._replace(activation=other), 6))
     s = np.asarray(model.lower(checkpoint.params, {'image': expected['images']}))
@@ -90,6 +90,6 @@ def test_the_pooler_is_the_dense_before_the_head(checkpoints, initial):
     assert set(report.initialised) == {'head_layer/bias', 'head_layer/kernel'}
     tree['head_layer'] = {'kernel': np.eye(48, dtype=np.float32), 'bias': np.zeros(48, np.float32)}
     model = base.from_module(build_module(architecture._replace(num_outputs=48), 0))
-    e = arrays(BARE / 'expected.npz')['last_hidden_state']
+    e = read_arrays(BARE / 'expected.npz')['last_hidden_state']
     expected = np.tanh(e[:, 0] @ raw['pooler.dense.weight'].T + raw['pooler.dense.bias'])
-    close(model.head(tree, e), expected)
+    assert_close(model.head(tree, e), expected)

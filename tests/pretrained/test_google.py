@@ -19,7 +19,7 @@ SIZES = vit.Sizes(width=48, layers=6, mlp=96, heads=4)
 BLOCK = 'Transformer/encoderblock_0'
 
 
-def arrays(path):
+def read_arrays(path):
     with np.load(path) as file:
         return dict(file)
 
@@ -39,7 +39,7 @@ def test_architectures_are_read_from_the_shapes(checkpoints, flat):
     assert 'head_layer' not in checkpoints[BARE].params
 
 
-def old_names(values):
+def rename_to_old(values):
     """As files from before Linen count: through all modules of a block."""
     new = {
         'LayerNorm_1': 'LayerNorm_2',
@@ -52,11 +52,11 @@ def old_names(values):
 
 
 def test_the_older_names_are_read_alike(checkpoints, changed):
-    read = pretrained.read(changed(old_names, PRE_LOGITS))
-    assert 'MlpBlock_3' in str(list(arrays(read.location)))
-    assert read.architecture == checkpoints[PRE_LOGITS].architecture
-    assert read.unused == ()
-    jax.tree.map(np.testing.assert_array_equal, read.params, checkpoints[PRE_LOGITS].params)
+    checkpoint = pretrained.read(changed(rename_to_old, PRE_LOGITS))
+    assert 'MlpBlock_3' in str(list(read_arrays(checkpoint.location)))
+    assert checkpoint.architecture == checkpoints[PRE_LOGITS].architecture
+    assert checkpoint.unused == ()
+    jax.tree.map(np.testing.assert_array_equal, checkpoint.params, checkpoints[PRE_LOGITS].params)
 
 
 def test_a_head_of_21843_is_read_and_replaced_for_other_labels(changed, initial):
@@ -76,19 +76,19 @@ def test_a_head_of_21843_is_read_and_replaced_for_other_labels(changed, initial)
     assert params['head_layer']['kernel'].shape == (48, 10)
 
 
-def without_head(values):
+def remove_head(values):
     del values['head/kernel'], values['head/bias']
 
 
-def with_zero_head(values):
+def zero_head(values):
     values['head/kernel'][:] = 0
 
 
-def with_empty_head(values):
+def empty_head(values):
     values['head/kernel'], values['head/bias'] = np.zeros((48, 0), np.float32), np.zeros(0, np.float32)
 
 
-@pytest.mark.parametrize('change', [without_head, with_zero_head, with_empty_head])
+@pytest.mark.parametrize('change', [remove_head, zero_head, empty_head])
 def test_a_head_that_was_never_trained_is_none(changed, change, initial):
     checkpoint = pretrained.read(changed(change))
     assert checkpoint.architecture.num_outputs == 0
@@ -96,7 +96,7 @@ def test_a_head_that_was_never_trained_is_none(changed, change, initial):
     params, report = fit.fit(checkpoint, initial(checkpoint.architecture, num_outputs=10))
     assert set(report.initialised) == {'head_layer/kernel', 'head_layer/bias'}
     assert (params['head_layer']['kernel'] == 7).all()
-    assert set(report.unused) == (set() if change is without_head else {'head/kernel', 'head/bias'})
+    assert set(report.unused) == (set() if change is remove_head else {'head/kernel', 'head/bias'})
 
 
 @pytest.mark.parametrize(

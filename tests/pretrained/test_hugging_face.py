@@ -160,14 +160,14 @@ def test_half_a_number_that_is_none_is_named(changed_folder):
 
 def test_labels_are_called_what_the_config_says(changed_folder):
     names = {str(i): f'name {i}' for i in reversed(range(7))}
-    read = pretrained.read(changed_folder(lambda _, config: config.update(id2label=names), CLASSIFIER))
-    assert read.label_names == tuple(f'name {i}' for i in range(7))
+    checkpoint = pretrained.read(changed_folder(lambda _, config: config.update(id2label=names), CLASSIFIER))
+    assert checkpoint.label_names == tuple(f'name {i}' for i in range(7))
 
 
 @pytest.mark.parametrize('names', [None, {str(i): f'LABEL_{i}' for i in range(7)}])
 def test_names_that_nobody_gave_are_none(changed_folder, names):
-    read = pretrained.read(changed_folder(lambda _, config: config.update(id2label=names), CLASSIFIER))
-    assert read.label_names is None
+    checkpoint = pretrained.read(changed_folder(lambda _, config: config.update(id2label=names), CLASSIFIER))
+    assert checkpoint.label_names is None
 
 
 @pytest.mark.parametrize('names', [{'0': 'a', '1': 'b'}, {str(i + 1): 'x' for i in range(7)}, ['a'] * 7])
@@ -179,19 +179,23 @@ def test_names_of_other_outputs_are_refused(changed_folder, names):
 
 
 def test_a_model_without_a_head_has_no_labels(changed_folder):
-    read = pretrained.read(changed_folder(lambda _, config: config.update(id2label={'0': 'a', '1': 'b'})))
-    assert (read.architecture.num_outputs, read.label_names) == (0, None)
+    checkpoint = pretrained.read(
+        changed_folder(lambda _, config: config.update(id2label={'0': 'a', '1': 'b'}))
+    )
+    assert (checkpoint.architecture.num_outputs, checkpoint.label_names) == (0, None)
 
 
 def test_how_images_are_shown_is_read(changed_folder):
     folder = pathlib.Path(changed_folder(lambda *_: None))
-    read = pretrained.read(str(folder))
-    assert read.preprocessing == Preprocessing((0.5,) * 3, (0.5,) * 3, 'bilinear_antialias', image_size=32)
-    assert read.assumed.startswith('no preprocessor_config.json')
+    checkpoint = pretrained.read(str(folder))
+    assert checkpoint.preprocessing == Preprocessing(
+        (0.5,) * 3, (0.5,) * 3, 'bilinear_antialias', image_size=32
+    )
+    assert checkpoint.assumed.startswith('no preprocessor_config.json')
     mean = [0.485, 0.456, 0.406]
     (folder / 'preprocessor_config.json').write_text(json.dumps({'image_mean': mean, 'size': 32}))
-    read = pretrained.read(str(folder))
-    assert (read.preprocessing.image_mean, read.assumed) == (tuple(mean), '')
+    checkpoint = pretrained.read(str(folder))
+    assert (checkpoint.preprocessing.image_mean, checkpoint.assumed) == (tuple(mean), '')
     (folder / 'preprocessor_config.json').write_text('{')
     with pytest.raises(UserError, match=r'preprocessor_config\.json cannot be read'):
         pretrained.read(str(folder))

@@ -20,22 +20,22 @@ SIZES = vit.Sizes(width=24, layers=2, mlp=48, heads=3)
 IMAGENET = Preprocessing((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), None)
 
 
-def expected_of(folder):
+def read_expected(folder):
     with np.load(folder / 'expected.npz') as file:
         return dict(file)
 
 
 @pytest.fixture(scope='module')
-def read():
+def read_checkpoint():
     """A function (folder) -> its checkpoint, read once; no test changes it."""
-    found = {}
+    checkpoints = {}
 
-    def get(folder):
-        if folder not in found:
-            found[folder] = pretrained.read(str(folder))
-        return found[folder]
+    def read_once(folder):
+        if folder not in checkpoints:
+            checkpoints[folder] = pretrained.read(str(folder))
+        return checkpoints[folder]
 
-    return get
+    return read_once
 
 
 @pytest.mark.parametrize(
@@ -43,32 +43,32 @@ def read():
     [(DEIT, 1, 'class_and_register'), (DINOV2, 0, 'class'), (REGISTERS, 3, 'class_and_mean')],
     ids=['deit', 'dinov2', 'dinov2 with registers'],
 )
-def test_every_state_is_that_of_transformers(read, folder, registers, pooling):
-    checkpoint, expected = read(folder), expected_of(folder)
+def test_every_state_is_that_of_transformers(read_checkpoint, folder, registers, pooling):
+    checkpoint, expected = read_checkpoint(folder), read_expected(folder)
     architecture = checkpoint.architecture
     assert (architecture.sizes, architecture.patch, architecture.image_size) == (SIZES, 8, 32)
     assert (architecture.registers, architecture.pooling) == (registers, pooling)
     assert [name.split('.')[-1] for name in checkpoint.unused] == ([] if folder == DEIT else ['mask_token'])
-    found = {}
+    states = {}
     for split in range(3):
         model = base.from_module(build_module(architecture, split), registers)
         s = model.lower(checkpoint.params, {'image': expected['images']})
-        found[f'hidden_states.{split}'] = s
-    e = found['last_hidden_state'] = model.upper(checkpoint.params, s)
+        states[f'hidden_states.{split}'] = s
+    e = states['last_hidden_state'] = model.upper(checkpoint.params, s)
     if architecture.num_outputs:
-        found['logits'] = model.head(checkpoint.params, e)
-    for name, value in found.items():
+        states['logits'] = model.head(checkpoint.params, e)
+    for name, value in states.items():
         assert np.std(expected[name]) > 0.1
         np.testing.assert_allclose(value, expected[name], rtol=1e-4, atol=1e-4, err_msg=name)
     assert (
-        found.keys() | {'images', 'position_embeddings_at24', 'position_embeddings_at48'} == expected.keys()
+        states.keys() | {'images', 'position_embeddings_at24', 'position_embeddings_at48'} == expected.keys()
     )
 
 
 @pytest.mark.parametrize('folder', [DEIT, DINOV2, REGISTERS], ids=['deit', 'dinov2', 'dinov2 with registers'])
 @pytest.mark.parametrize('side', [24, 48])
-def test_positions_are_stretched_as_transformers_does(read, initial, folder, side):
-    checkpoint, expected = read(folder), expected_of(folder)[f'position_embeddings_at{side}']
+def test_positions_are_stretched_as_transformers_does(read_checkpoint, initial, folder, side):
+    checkpoint, expected = read_checkpoint(folder), read_expected(folder)[f'position_embeddings_at{side}']
     params, report = fit.fit(checkpoint, initial(checkpoint.architecture, side))
     assert report.resized == ('pos_embedding',)
     if folder == DEIT:
@@ -80,8 +80,8 @@ def test_positions_are_stretched_as_transformers_does(read, initial, folder, sid
 
 
 @pytest.mark.parametrize('folder', [DEIT, REGISTERS], ids=['deit', 'dinov2 with registers'])
-def test_what_is_written_has_the_names_and_shapes_of_the_original(read, tmp_path, folder):
-    checkpoint = read(folder)
+def test_what_is_written_has_the_names_and_shapes_of_the_original(read_checkpoint, tmp_path, folder):
+    checkpoint = read_checkpoint(folder)
     names = checkpoint.label_names
     assert names == tuple(f'class {i}' for i in range(5))
     hugging_face.write(
@@ -91,25 +91,25 @@ def test_what_is_written_has_the_names_and_shapes_of_the_original(read, tmp_path
     assert {key: x.shape for key, x in ours.items()} == {key: x.shape for key, x in theirs.items()}
     theirs, ours = (json.loads((place / 'config.json').read_text()) for place in (folder, tmp_path / 'made'))
     assert {key: value for key, value in ours.items() if theirs.get(key) != value} == {'num_labels': 5}
-    back = pretrained.read(str(tmp_path / 'made'))
-    assert back.architecture == checkpoint.architecture
-    assert_equal(back.params, checkpoint.params)
+    imported = pretrained.read(str(tmp_path / 'made'))
+    assert imported.architecture == checkpoint.architecture
+    assert_equal(imported.params, checkpoint.params)
 
 
-def assert_equal(found, expected):
-    assert found.keys() == expected.keys()
+def assert_equal(actual, expected):
+    assert actual.keys() == expected.keys()
     for name, value in expected.items():
         if isinstance(value, dict):
-            assert_equal(found[name], value)
+            assert_equal(actual[name], value)
         else:
-            np.testing.assert_array_equal(found[name], value, err_msg=name)
+            np.testing.assert_array_equal(actual[name], value, err_msg=name)
 
 
 PLAIN = Architecture(SIZES, 8, 16, 3, 'gelu_tanh', 1e-3, pre_logits=False)
 
 
 @pytest.mark.parametrize(
-    ('registers', 'pooling', 'model_type', 'read_as'),
+    ('registers', 'pooling', 'model_type', 'pooling_read'),
     [
         (1, 'class', 'deit', 'class'),
         (0, 'class_and_mean', 'dinov2', 'class_and_mean'),
@@ -117,25 +117,25 @@ PLAIN = Architecture(SIZES, 8, 16, 3, 'gelu_tanh', 1e-3, pre_logits=False)
         (2, 'class', 'dinov2_with_registers', 'class_and_mean'),
     ],
 )
-def test_a_student_comes_back_as_it_was(tmp_path, initial, registers, pooling, model_type, read_as):
+def test_a_student_comes_back_as_it_was(tmp_path, initial, registers, pooling, model_type, pooling_read):
     architecture = PLAIN._replace(registers=registers, pooling=pooling)
     rng = np.random.default_rng(0)
 
-    def drawn(tree):
+    def draw(tree):
         return {
-            name: drawn(x) if isinstance(x, dict) else rng.normal(0, 0.5, x.shape).astype(np.float32)
+            name: draw(x) if isinstance(x, dict) else rng.normal(0, 0.5, x.shape).astype(np.float32)
             for name, x in sorted(tree.items())
         }
 
-    params = drawn(initial(architecture))
+    params = draw(initial(architecture))
     hugging_face.write(tmp_path / 'made', architecture, IMAGENET, params, ('a', 'b', 'c'))
-    back = pretrained.read(str(tmp_path / 'made'))
+    imported = pretrained.read(str(tmp_path / 'made'))
     assert json.loads((tmp_path / 'made/config.json').read_text())['model_type'] == model_type
-    assert back.architecture == architecture._replace(pooling=read_as)
-    if read_as != pooling:
+    assert imported.architecture == architecture._replace(pooling=pooling_read)
+    if pooling_read != pooling:
         # Its kernel is [class token and mean, outputs].
         params['head_layer']['kernel'] = np.pad(params['head_layer']['kernel'], ((0, 24), (0, 0)))
-    assert_equal(back.params, params)
+    assert_equal(imported.params, params)
 
 
 @pytest.mark.parametrize(
@@ -240,10 +240,13 @@ def test_a_folder_that_does_not_fit_is_refused_by_name(changed_folder, folder, c
 def test_how_images_are_shown(changed_folder):
     """Where no file says it, as is usual for the kind; where one says nothing, as its class does it."""
     folder = pathlib.Path(changed_folder(lambda *_: None, DINOV2))
-    read = pretrained.read(str(folder))
-    assert read.preprocessing == IMAGENET
-    assert read.assumed.startswith('no preprocessor_config.json')
+    checkpoint = pretrained.read(str(folder))
+    assert checkpoint.preprocessing == IMAGENET
+    assert checkpoint.assumed.startswith('no preprocessor_config.json')
     # One that names no class is that of the kind, whose defaults are others than a ViT's.
     (folder / preprocessing.FILE).write_text('{}')
-    read = pretrained.read(str(folder))
-    assert (read.preprocessing[2:], read.assumed) == (('bicubic_antialias', 'center', 1.0, 224), '')
+    checkpoint = pretrained.read(str(folder))
+    assert (checkpoint.preprocessing[2:], checkpoint.assumed) == (
+        ('bicubic_antialias', 'center', 1.0, 224),
+        '',
+    )

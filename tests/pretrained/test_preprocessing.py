@@ -14,12 +14,12 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 IMAGENET = {'image_mean': list(MEAN), 'image_std': list(STD)}
 
 
-def read(**content):
+def read_preprocessing(**content):
     return preprocessing.read('folder/preprocessor_config.json', content, 32)
 
 
 def test_what_a_file_does_not_say_is_as_in_transformers():
-    assert read() == Preprocessing((0.5,) * 3, (0.5,) * 3, 'bilinear_antialias', image_size=32)
+    assert read_preprocessing() == Preprocessing((0.5,) * 3, (0.5,) * 3, 'bilinear_antialias', image_size=32)
 
 
 @pytest.mark.parametrize(
@@ -40,14 +40,14 @@ def test_pixels_become_what_the_file_says(content):
     theirs = pixels * content.get('rescale_factor', 1 / 255) if content.get('do_rescale', True) else pixels
     if content.get('do_normalize', True):
         theirs = (theirs - content['image_mean']) / content['image_std']
-    ours = read(**content)
+    ours = read_preprocessing(**content)
     np.testing.assert_allclose((pixels / 255 - ours.image_mean) / ours.image_std, theirs, rtol=1e-6)
 
 
 def test_the_usual_factor_changes_no_digit():
-    assert read(**IMAGENET, rescale_factor=0.0039215).image_mean != MEAN
+    assert read_preprocessing(**IMAGENET, rescale_factor=0.0039215).image_mean != MEAN
     for factor in (1 / 255, 0.00392156862745098, 0.003921568627):
-        assert read(**IMAGENET, rescale_factor=factor)[:2] == (MEAN, STD)
+        assert read_preprocessing(**IMAGENET, rescale_factor=factor)[:2] == (MEAN, STD)
 
 
 # As they are published: of facebook/dinov2-small, facebook/deit-small-patch16-224,
@@ -131,15 +131,15 @@ def test_what_is_published_is_honoured(content, processor, expected):
         with pytest.raises(UserError, match=r'crop_size is 224, larger than size, 96'):
             preprocessing.read('folder', content, 224, processor)
         return
-    made = preprocessing.read('folder', content, 224, processor)
-    assert made == Preprocessing(*expected)
-    if made.resize:
-        view = made.view()
+    result = preprocessing.read('folder', content, 224, processor)
+    assert result == Preprocessing(*expected)
+    if result.resize:
+        view = result.view()
         size = content.get('size', {'DeiTImageProcessor': 256}.get(processor, 224))
         size = size if isinstance(size, int) else max(size.values())
         assert view.scaled_side == size
         # What is written of it says the same.
-        assert preprocessing.read('folder', preprocessing.to_json(made), 32) == made
+        assert preprocessing.read('folder', preprocessing.to_json(result), 32) == result
 
 
 @pytest.mark.parametrize('name', ['dinov2_small_saliency'])
@@ -147,18 +147,18 @@ def test_a_real_folder_is_honoured(foundation, name):
     folder = foundation(name)
     content = json.loads((folder / 'preprocessor_config.json').read_text())
     assert content == DINOV2
-    made = pretrained.read(str(folder)).preprocessing
-    assert made == Preprocessing(MEAN, STD, *CENTER)
+    result = pretrained.read(str(folder)).preprocessing
+    assert result == Preprocessing(MEAN, STD, *CENTER)
 
 
 @pytest.mark.parametrize('size', [32, {'height': 32, 'width': 32}, None])
 def test_a_size_may_be_a_number_or_two_or_that_of_the_model(size):
-    assert read(size=size).resize == 'bilinear_antialias'
-    assert read(size=size).image_size == 32
+    assert read_preprocessing(size=size).resize == 'bilinear_antialias'
+    assert read_preprocessing(size=size).image_size == 32
 
 
 def test_images_that_are_not_resized_have_no_resize():
-    assert read(do_resize=False, resample=3).resize is None
+    assert read_preprocessing(do_resize=False, resample=3).resize is None
 
 
 @pytest.mark.parametrize(
@@ -187,25 +187,25 @@ def test_images_that_are_not_resized_have_no_resize():
 )
 def test_what_cannot_be_honoured_is_refused_by_name(content, words):
     with pytest.raises(UserError, match=words) as error_info:
-        read(**content)
+        read_preprocessing(**content)
     assert str(error_info.value).startswith('folder/preprocessor_config.json: ')
     assert '\n' not in str(error_info.value)
 
 
 def test_another_processor_that_says_everything_is_taken_at_its_word():
-    said = {**preprocessing.DEFAULTS, **IMAGENET, 'size': 24, 'image_processor_type': 'CLIPImageProcessor'}
-    assert read(**said) == Preprocessing(MEAN, STD, 'bilinear_antialias', image_size=24)
-    said |= {'size': {'shortest_edge': 30}, 'do_center_crop': True}
-    del said['default_to_square']
+    content = {**preprocessing.DEFAULTS, **IMAGENET, 'size': 24, 'image_processor_type': 'CLIPImageProcessor'}
+    assert read_preprocessing(**content) == Preprocessing(MEAN, STD, 'bilinear_antialias', image_size=24)
+    content |= {'size': {'shortest_edge': 30}, 'do_center_crop': True}
+    del content['default_to_square']
     with pytest.raises(UserError, match='what it takes for crop_size is not said'):
-        read(**said)
+        read_preprocessing(**content)
 
 
 @pytest.mark.parametrize('resize', ['bilinear_antialias', 'bilinear'])
 def test_what_is_written_is_read_back(resize):
-    written = preprocessing.to_json(Preprocessing(MEAN, STD, resize, image_size=48))
-    content = json.loads(json.dumps(written))
+    stored = preprocessing.to_json(Preprocessing(MEAN, STD, resize, image_size=48))
+    content = json.loads(json.dumps(stored))
     assert content['do_resize'] == (resize == 'bilinear_antialias')
-    back = preprocessing.read('file', content, 48)
-    said = (resize, 'squash', 1.0, 48) if content['do_resize'] else (None,)
-    assert back == Preprocessing(MEAN, STD, *said)
+    restored = preprocessing.read('file', content, 48)
+    resizing = (resize, 'squash', 1.0, 48) if content['do_resize'] else (None,)
+    assert restored == Preprocessing(MEAN, STD, *resizing)

@@ -32,8 +32,8 @@ def test_what_a_checkpoint_is():
     around = (192 * 48 + 48) + 48 + 17 * 48
     block = 4 * (48 * 48 + 48) + (48 * 96 + 96) + (96 * 48 + 48) + 4 * 48
     backbone, head = around + 6 * block + 96, 48 * 10 + 10
-    facts = dict(line.split(maxsplit=1) for line in lines[2:11])
-    assert facts == {
+    values_by_name = dict(line.split(maxsplit=1) for line in lines[2:11])
+    assert values_by_name == {
         'variant': 'none of the published ones',
         'sizes': '6 blocks, width 48, MLP 96, 4 heads',
         'images': '32 x 32 pixels, 4 x 4 patches of 8 x 8, and a class token',

@@ -39,25 +39,25 @@ CFG = {
 }
 
 
-def computed(checkpoint, images, split, method=None):
+def compute(checkpoint, images, split, method=None):
     module = build_module(checkpoint.architecture, split)
     run = jax.jit(lambda params, image: module.apply({'params': params}, {'image': image}, method=method))
     return np.asarray(run(checkpoint.params, images))
 
 
 @pytest.fixture
-def tiny():
-    with np.load(GOLDEN / 'timm_efficientnet_tiny.expected.npz') as found:
-        return dict(found)
+def tiny_efficientnet():
+    with np.load(GOLDEN / 'timm_efficientnet_tiny.expected.npz') as file:
+        return dict(file)
 
 
 @pytest.fixture
-def folder(tmp_path, tiny, monkeypatch):
+def folder(tmp_path, tiny_efficientnet, monkeypatch):
     """A function (change of arrays and config) -> a folder of a small EfficientNet."""
     monkeypatch.setitem(efficientnet.FACTORS, 'b0', (0.125, 0.5))
 
     def make(change=lambda arrays, config: None):
-        arrays = timm_weights.draw(json.loads(str(tiny['shapes'])))
+        arrays = timm_weights.draw(json.loads(str(tiny_efficientnet['shapes'])))
         config = {'architecture': 'efficientnet_b0', 'num_classes': 5, 'pretrained_cfg': dict(CFG)}
         change(arrays, config)
         save_file(arrays, tmp_path / 'model.safetensors')
@@ -67,18 +67,20 @@ def folder(tmp_path, tiny, monkeypatch):
     return make
 
 
-def test_every_stage_is_timms(folder, tiny):
+def test_every_stage_is_timms(folder, tiny_efficientnet):
     """Of squeezes, silu and padding by half a kernel, at a size that strides do not divide."""
     checkpoint = pretrained.read(folder())
     assert checkpoint.architecture == EfficientNetArchitecture('b0', 'symmetric', 5)
     assert checkpoint.unused == ()
     for split in range(1, 8):
-        stage = computed(checkpoint, tiny['images'][:1], split, 'lower')
-        expected = tiny[f'stage_{split - 1}']
+        stage = compute(checkpoint, tiny_efficientnet['images'][:1], split, 'lower')
+        expected = tiny_efficientnet[f'stage_{split - 1}']
         np.testing.assert_allclose(stage, expected, rtol=0, atol=2e-5 * np.abs(expected).max())
     for split in (0, 3, 7):
-        logits = computed(checkpoint, tiny['images'], split)
-        np.testing.assert_allclose(logits, tiny['logits'], rtol=0, atol=2e-5 * np.abs(tiny['logits']).max())
+        logits = compute(checkpoint, tiny_efficientnet['images'], split)
+        np.testing.assert_allclose(
+            logits, tiny_efficientnet['logits'], rtol=0, atol=2e-5 * np.abs(tiny_efficientnet['logits']).max()
+        )
 
 
 def test_a_real_one_is_timms(foundation):
@@ -90,14 +92,14 @@ def test_a_real_one_is_timms(foundation):
     )
     with np.load(path / 'expected.npz') as expected:
         pixels = (expected['pixels_224'] / 127.5 - 1).astype(np.float32)
-        given = {'logits_224': pixels, 'logits_of_128_centre_of_first': pixels[:1, 48:176, 48:176]}
-        for name, images in given.items():
-            logits = computed(checkpoint, images, 3)
+        inputs_by_name = {'logits_224': pixels, 'logits_of_128_centre_of_first': pixels[:1, 48:176, 48:176]}
+        for name, images in inputs_by_name.items():
+            logits = compute(checkpoint, images, 3)
             np.testing.assert_allclose(logits, expected[name], rtol=0, atol=1e-4)
         for i, split in enumerate((1, 2, 3, 5, 7)):
             stage = expected[f'stage_{i}_of_first'].transpose(0, 2, 3, 1)
-            found = computed(checkpoint, pixels[:1], split, 'lower')
-            np.testing.assert_allclose(found, stage, rtol=0, atol=1e-5 * np.abs(stage).max())
+            activation = compute(checkpoint, pixels[:1], split, 'lower')
+            np.testing.assert_allclose(activation, stage, rtol=0, atol=1e-5 * np.abs(stage).max())
 
 
 @pytest.mark.parametrize(
@@ -141,18 +143,18 @@ def test_what_does_not_fit_is_refused_by_name(folder, change, words):
     assert '\n' not in str(error_info.value)
 
 
-def written(folder, golden, config):
+def write_folder(folder, golden, config):
     """A folder of a model of a golden file, and what timm computes of it."""
-    with np.load(GOLDEN / f'timm_{golden}.expected.npz') as found:
-        expected = dict(found)
+    with np.load(GOLDEN / f'timm_{golden}.expected.npz') as file:
+        expected = dict(file)
     arrays = timm_weights.draw(json.loads(str(expected['shapes'])))
     save_file(arrays, folder / 'model.safetensors')
     (folder / 'config.json').write_text(json.dumps({'pretrained_cfg': dict(CFG), **config}))
     return str(folder), expected
 
 
-def assert_near(found, expected):
-    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5 * np.abs(expected).max())
+def assert_near(actual, expected):
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=2e-5 * np.abs(expected).max())
 
 
 VITS = {
@@ -175,7 +177,7 @@ def vit_folder(tmp_path):
 
     def make(name, **changes):
         config = {'architecture': VITS[name][0], 'global_pool': 'token', 'model_args': {'num_heads': 3}}
-        return written(tmp_path, f'{name}_tiny', {**config, **changes})
+        return write_folder(tmp_path, f'{name}_tiny', {**config, **changes})
 
     return make
 
@@ -191,7 +193,7 @@ def test_a_vit_is_timms(vit_folder, name):
         **{'sizes': vit.Sizes(24, 2, 96, 3), 'patch': 8, 'image_size': 32, 'activation': 'gelu'},
         **{'epsilon': 1e-6, 'pre_logits': False},
     )
-    assert_near(computed(checkpoint, timm_weights.images(32), 1, 'lower'), expected['block_0'])
+    assert_near(compute(checkpoint, timm_weights.images(32), 1, 'lower'), expected['block_0'])
     whole = build_module(architecture, 2)
     for side in (32, 48):
         image = {'image': timm_weights.images(side)}
@@ -200,7 +202,7 @@ def test_a_vit_is_timms(vit_folder, name):
         s = whole.apply(params, image, method='lower')
         assert_near(whole.apply(params, s, method='upper'), expected[f'tokens_{side}'])
     if architecture.num_outputs:
-        assert_near(computed(checkpoint, timm_weights.images(32), 1), expected['logits'])
+        assert_near(compute(checkpoint, timm_weights.images(32), 1), expected['logits'])
 
 
 @pytest.mark.parametrize(
@@ -243,15 +245,15 @@ def test_what_there_is_no_place_for_is_refused(vit_folder):
 def test_a_resnet_with_batch_norm_is_timms(tmp_path, monkeypatch, variant, units):
     sizes = resnet_bn.VARIANTS[variant]._replace(units=units)
     monkeypatch.setitem(resnet_bn.VARIANTS, variant, sizes)
-    location, expected = written(tmp_path, variant, {'architecture': variant})
+    location, expected = write_folder(tmp_path, variant, {'architecture': variant})
     checkpoint = pretrained.read(location)
     assert checkpoint.architecture == FoldedResNetArchitecture(variant, 5)
     images = timm_weights.images(40)
     for split in range(1, 5):
-        stage = computed(checkpoint, images[:1], split, 'lower')[..., ::8]
+        stage = compute(checkpoint, images[:1], split, 'lower')[..., ::8]
         assert_near(stage, expected[f'stage_{split - 1}'])
     for split in (0, 4):
-        assert_near(computed(checkpoint, images, split), expected['logits'])
+        assert_near(compute(checkpoint, images, split), expected['logits'])
     if variant == 'resnet18':
         rows = [
             line.split()[:3] for line in summary.report(location).splitlines() if line[:5].strip().isdigit()

@@ -9,33 +9,33 @@ import pytest
 from td_jax.reporting import charts, curves, markup
 
 
-def parts(figure, tag, kind):
+def find_elements(figure, tag, kind):
     """The elements of a figure's chart of one tag whose class starts with a word."""
     return [part for part in figure.iter(tag) if part.get('class', '').startswith(kind)]
 
 
-def places(text):
+def read_points(text):
     """[(x, y)] of the points of a line."""
     return [tuple(map(float, pair.split(','))) for pair in text.split()]
 
 
 def test_points_are_where_their_numbers_say():
-    drawn = [
+    curves_to_draw = [
         curves.Curve('a', ((0, 1.0), (50, 3.0), (100, 2.0)), ((0, 0.5, 1.5), (100, 1.0, 5.0))),
         curves.Curve('b', ((100, 5.0),)),
     ]
-    figure = charts.draw_lines('loss', drawn)
-    (line,) = parts(figure, 'polyline', 'line s0')
-    (start, _), (middle, high), (end, low) = places(line.get('points'))
+    figure = charts.draw_lines('loss', curves_to_draw)
+    (line,) = find_elements(figure, 'polyline', 'line s0')
+    (start, _), (middle, high), (end, low) = read_points(line.get('points'))
     assert middle == pytest.approx((start + end) / 2, abs=0.1)
-    (dot,) = parts(figure, 'circle', 'dot s1')
+    (dot,) = find_elements(figure, 'circle', 'dot s1')
     assert float(dot.get('cx')) == end
     # 3 lies a third of the way from 2 to 5, upwards.
     top = float(dot.get('cy'))
     assert (low - high) / (low - top) == pytest.approx(1 / 3, abs=0.01)
-    (band,) = parts(figure, 'polygon', 'band s0')
-    assert [x for x, _ in places(band.get('points'))] == [start, end, end, start]
-    assert places(band.get('points'))[2][1] == top
+    (band,) = find_elements(figure, 'polygon', 'band s0')
+    assert [x for x, _ in read_points(band.get('points'))] == [start, end, end, start]
+    assert read_points(band.get('points'))[2][1] == top
     # What a person who hears the page is told.
     (title,) = figure.iter('title')
     assert title.text == 'loss over steps: a ends at 2; b ends at 5.'
@@ -47,8 +47,8 @@ def test_points_are_where_their_numbers_say():
 
 def test_numbers_far_apart_are_drawn_by_their_logarithms():
     figure = charts.draw_lines('loss', [curves.Curve('a', ((0, 100.0), (1, 1.0), (2, 0.01)))])
-    (line,) = parts(figure, 'polyline', 'line')
-    (_, first), (_, second), (_, third) = places(line.get('points'))
+    (line,) = find_elements(figure, 'polyline', 'line')
+    (_, first), (_, second), (_, third) = read_points(line.get('points'))
     assert second == pytest.approx((first + third) / 2, abs=0.1)
     assert 'loss, logarithmic' in [part.text for part in figure.iter('strong')]
     # Not where a number is 0, nor where the axis is given.
@@ -63,29 +63,29 @@ def test_a_curve_that_does_not_move_is_drawn(value):
         figure = charts.draw_lines('loss', [curves.Curve('a', points)])
         numbers = re.findall(r'-?[\d.]+|nan|inf', ' '.join(figure.find('svg').itertext()))
         assert numbers
-        marks = [*parts(figure, 'polyline', 'line'), *parts(figure, 'circle', 'dot')]
+        marks = [*find_elements(figure, 'polyline', 'line'), *find_elements(figure, 'circle', 'dot')]
         assert not re.search('nan|inf', ' '.join(str(mark.attrib) for mark in marks))
 
 
 def test_extremes_are_kept_of_many_points():
     values = [(step, 1.0 + step % 7 / 100) for step in range(10_000)]
     values[1234], values[8765] = (1234, 9.0), (8765, -9.0)
-    kept = charts.thin_points(values)
-    assert len(kept) <= 400
-    assert kept == sorted(kept)
-    assert {values[0], values[-1], values[1234], values[8765]} <= set(kept)
+    thinned = charts.thin_points(values)
+    assert len(thinned) <= 400
+    assert thinned == sorted(thinned)
+    assert {values[0], values[-1], values[1234], values[8765]} <= set(thinned)
     assert charts.thin_points(values[:400]) == values[:400]
 
 
 def test_differences_are_drawn_with_their_intervals():
-    found = [charts.Span('a', 1.0, (-1.0, 3.0), (0.0, 2.0)), charts.Span('b', -1.0, None, None)]
-    figure = charts.draw_spans('difference', found, 'Left is better.')
-    (zero,) = parts(figure, 'line', 'axis')
-    (thin,), (broad,) = parts(figure, 'line', 'interval'), parts(figure, 'line', 'wide')
-    means = [float(mark.get('cx')) for mark in parts(figure, 'circle', 'mean')]
-    one = means[0] - float(zero.get('x1'))
-    assert means[1] == pytest.approx(float(zero.get('x1')) - one, abs=0.2)
-    assert float(thin.get('x2')) - float(thin.get('x1')) == pytest.approx(4 * one, abs=0.5)
+    spans = [charts.Span('a', 1.0, (-1.0, 3.0), (0.0, 2.0)), charts.Span('b', -1.0, None, None)]
+    figure = charts.draw_spans('difference', spans, 'Left is better.')
+    (zero,) = find_elements(figure, 'line', 'axis')
+    (thin,), (broad,) = find_elements(figure, 'line', 'interval'), find_elements(figure, 'line', 'wide')
+    means = [float(mark.get('cx')) for mark in find_elements(figure, 'circle', 'mean')]
+    unit_length = means[0] - float(zero.get('x1'))
+    assert means[1] == pytest.approx(float(zero.get('x1')) - unit_length, abs=0.2)
+    assert float(thin.get('x2')) - float(thin.get('x1')) == pytest.approx(4 * unit_length, abs=0.5)
     assert float(broad.get('x1')) == pytest.approx(float(zero.get('x1')), abs=0.1)
 
 

@@ -11,10 +11,10 @@ from td_jax.reporting import comparison, runs, settings
 STEP = 2.0**-8
 
 
-def compared(root):
+def compare_methods(root):
     """{method: Compared} of the one setting under a folder."""
-    found = runs.find_runs(epath.Path(root)).runs
-    (setting,) = settings.make_settings(found, {})
+    found_runs = runs.find_runs(epath.Path(root)).runs
+    (setting,) = settings.make_settings(found_runs, {})
     return {of_row.row.method: of_row for of_row in comparison.compare_setting(setting)}
 
 
@@ -22,7 +22,7 @@ def test_differences_are_paired_where_seeds_agree(write_run, tmp_path):
     rng = np.random.default_rng(0)
     units = np.array([0, 0, 1, 2, 2, 2, 3])
     squared = {name: rng.random((count, 7)) for name, count in (('scratch', 4), ('td_0', 2), ('td_1', 3))}
-    values = {name: np.sqrt(found.mean(axis=1)) for name, found in squared.items()}
+    values = {name: np.sqrt(errors.mean(axis=1)) for name, errors in squared.items()}
 
     def write(name, **changes):
         write_run(tmp_path / name, values[name].tolist(), squared[name], units=units, **changes)
@@ -32,8 +32,8 @@ def test_differences_are_paired_where_seeds_agree(write_run, tmp_path):
     write('td_0', teacher='a')
     write('td_1', teacher='b', seed=3, seed_step=2, teacher__seed=1)
     write_run(tmp_path / 'ld', [0.3, 0.4], method='ld', seed=90)
-    found = compared(tmp_path)
-    scratch, td, ld = (found[method] for method in ('supervised', 'td', 'ld'))
+    comparisons = compare_methods(tmp_path)
+    scratch, td, ld = (comparisons[method] for method in ('supervised', 'td', 'ld'))
     assert scratch.paired is None
     assert scratch.own == statistics.estimate_mean(values['scratch'])
     own = [values['td_0'].mean(), values['td_1'].mean()]
@@ -68,35 +68,35 @@ def test_holm_and_verdicts_are_of_the_rows_of_a_setting(write_run, tmp_path):
     write_run(tmp_path / 'ld', [0.81, 0.9, 0.99, 1.1], method='ld')
     write_run(tmp_path / 'fd', [1.3, 1.41, 1.5, 1.59], method='fd')
     write_run(tmp_path / 'td', [1.0, 1.2, 1.1, 1.3])
-    found = compared(tmp_path)
-    assert {method: of_row.verdict for method, of_row in found.items()} == {
+    comparisons = compare_methods(tmp_path)
+    assert {method: of_row.verdict for method, of_row in comparisons.items()} == {
         'supervised': '',
         'ld': 'better',
         'fd': 'worse',
         'td': 'n.s.',
     }
-    values = {method: list(of_row.row.values().values()) for method, of_row in found.items()}
-    plain = {m: scipy.stats.ttest_rel(values[m], values['supervised']).pvalue for m in ('ld', 'fd', 'td')}
-    (small, middle, large) = sorted(plain, key=plain.get)
-    assert found[small].p_value == pytest.approx(3 * plain[small])
-    assert found[middle].p_value == pytest.approx(max(2 * plain[middle], 3 * plain[small]))
-    assert found[large].p_value == pytest.approx(plain[large])
+    values = {method: list(of_row.row.values().values()) for method, of_row in comparisons.items()}
+    p_values = {m: scipy.stats.ttest_rel(values[m], values['supervised']).pvalue for m in ('ld', 'fd', 'td')}
+    (smallest, middle, largest) = sorted(p_values, key=p_values.get)
+    assert comparisons[smallest].p_value == pytest.approx(3 * p_values[smallest])
+    assert comparisons[middle].p_value == pytest.approx(max(2 * p_values[middle], 3 * p_values[smallest]))
+    assert comparisons[largest].p_value == pytest.approx(p_values[largest])
 
 
 def test_of_accuracies_more_is_better(write_run, tmp_path):
     write_run(tmp_path / 'scratch', [0.5, 0.6, 0.7], method='supervised', metric='accuracy')
     write_run(tmp_path / 'td', [0.71, 0.8, 0.9], metric='accuracy')
-    assert compared(tmp_path)['td'].verdict == 'better'
+    assert compare_methods(tmp_path)['td'].verdict == 'better'
 
 
 def test_one_seed_tells_nothing_apart(write_run, tmp_path):
     """Though a bootstrap over its examples alone is far from 0."""
     write_run(tmp_path / 'scratch', [1.0], np.ones((1, 9)), method='supervised')
     write_run(tmp_path / 'td', [0.1], np.full((1, 9), 0.01))
-    found = compared(tmp_path)['td']
-    assert found.paired == (pytest.approx(-0.9), None, 1, 1)
-    assert found.bootstrap.high < 0
-    assert (found.p_value, found.verdict) == (None, statistics.TOO_FEW)
+    comparison_of_td = compare_methods(tmp_path)['td']
+    assert comparison_of_td.paired == (pytest.approx(-0.9), None, 1, 1)
+    assert comparison_of_td.bootstrap.high < 0
+    assert (comparison_of_td.p_value, comparison_of_td.verdict) == (None, statistics.TOO_FEW)
 
 
 def test_errors_that_are_damaged_or_of_others_leave_the_bootstrap_out(write_run, tmp_path):
@@ -105,8 +105,8 @@ def test_errors_that_are_damaged_or_of_others_leave_the_bootstrap_out(write_run,
     ld = write_run(tmp_path / 'ld', [0.5, 0.6], errors, method='ld')
     write_run(tmp_path / 'td', [0.5, 0.6], errors, units=np.array([0, 0, 1, 1, 2]))
     (ld / 'errors.npz').write_bytes(b'PK')
-    found = compared(tmp_path)
-    assert found['ld'].bootstrap is None
-    assert 'errors.npz cannot be read' in found['ld'].remarks[0]
-    assert (found['td'].bootstrap, found['td'].remarks) == (None, ())
-    assert found['td'].paired.count == 2
+    comparisons = compare_methods(tmp_path)
+    assert comparisons['ld'].bootstrap is None
+    assert 'errors.npz cannot be read' in comparisons['ld'].remarks[0]
+    assert (comparisons['td'].bootstrap, comparisons['td'].remarks) == (None, ())
+    assert comparisons['td'].paired.count == 2

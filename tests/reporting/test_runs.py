@@ -13,7 +13,7 @@ from td_jax.reporting import runs
 LINES = [{'step': 2, 'train_loss': 1.5}, {'step': 4, 'train_loss': 1.25}]
 
 
-def states(root):
+def find_states(root):
     """{name: (state, reason)} of the runs under a folder."""
     return {run.name: (run.state, run.reason) for run in runs.find_runs(epath.Path(root)).runs}
 
@@ -28,15 +28,15 @@ def test_runs_are_found_wherever_they_lie(write_run, tmp_path):
     write_run(tmp_path / 'ld' / 'checkpoints' / '6', [0.5])
     os.symlink(tmp_path, tmp_path / 'deep' / 'loop')
     os.symlink(tmp_path / 'nowhere', tmp_path / 'deep' / 'broken')
-    found = runs.find_runs(epath.Path(tmp_path))
-    assert [run.name for run in found.runs] == ['deep/er/td', 'deep/er/td/teacher', 'ld']
-    assert {run.state for run in found.runs} == {runs.FINISHED}
-    assert [line['step'] for line in found.runs[0].lines] == [2, 4]
-    assert runs.find_teachers(found.runs) == {'deep/er/td/teacher': ['deep/er/td']}
-    assert found.unreadable == ()
+    listing = runs.find_runs(epath.Path(tmp_path))
+    assert [run.name for run in listing.runs] == ['deep/er/td', 'deep/er/td/teacher', 'ld']
+    assert {run.state for run in listing.runs} == {runs.FINISHED}
+    assert [line['step'] for line in listing.runs[0].lines] == [2, 4]
+    assert runs.find_teachers(listing.runs) == {'deep/er/td/teacher': ['deep/er/td']}
+    assert listing.unreadable == ()
     # A single run is a folder of runs, too.
-    assert list(states(tmp_path / 'ld')) == ['.']
-    assert list(states(tmp_path / 'deep' / 'er' / 'td')) == ['.', 'teacher']
+    assert list(find_states(tmp_path / 'ld')) == ['.']
+    assert list(find_states(tmp_path / 'deep' / 'er' / 'td')) == ['.', 'teacher']
 
 
 def test_a_teacher_is_known_by_the_config_of_its_student(write_run, tmp_path):
@@ -46,8 +46,8 @@ def test_a_teacher_is_known_by_the_config_of_its_student(write_run, tmp_path):
         write_run(tmp_path / 'a' / name, [0.5], teacher__checkpoint=str(place))
     # A run from scratch has no teacher, whatever its config says.
     write_run(tmp_path / 'a' / 'own', [0.5], method='supervised', teacher__checkpoint=str(places['here']))
-    found = runs.find_runs(epath.Path(tmp_path)).runs
-    assert runs.find_teachers(found) == {'a/big': ['a/here', 'a/moved']}
+    found_runs = runs.find_runs(epath.Path(tmp_path)).runs
+    assert runs.find_teachers(found_runs) == {'a/big': ['a/here', 'a/moved']}
 
 
 def test_a_run_that_is_not_finished_says_why(write_run, tmp_path):
@@ -60,9 +60,9 @@ def test_a_run_that_is_not_finished_says_why(write_run, tmp_path):
         (tmp_path / name).mkdir()
     (tmp_path / 'begun' / '.lock').touch()
     (tmp_path / 'no_config' / 'metrics.jsonl').write_text('{"step": 3, "train_loss": 1.0}\n')
-    found = states(tmp_path)
+    state_by_name = find_states(tmp_path)
     at_4 = 'at step 4 of 6 when its metrics were last written; under way, or stopped'
-    assert found == {
+    assert state_by_name == {
         'begun': (runs.UNFINISHED, 'nothing is saved yet; it is under way, or was stopped'),
         'diverged': (runs.DIVERGED, 'the loss is not finite at step 5'),
         'further': (runs.UNFINISHED, 'trained on since its result of step 6: at step 8 of 6'),
@@ -75,7 +75,7 @@ def test_a_run_that_is_not_finished_says_why(write_run, tmp_path):
     }
 
 
-def changed(path, **changes):
+def change_json(path, **changes):
     """Writes a JSON file again with other values; what is set to None goes."""
     content = {**json.loads(path.read_text()), **changes}
     gone = {key for key, value in changes.items() if value is None}
@@ -83,9 +83,9 @@ def changed(path, **changes):
 
 
 def test_what_is_damaged_is_no_traceback(write_run, tmp_path):
-    def run(name, **changes):
+    def write_changed_run(name, **changes):
         folder = pathlib.Path(write_run(tmp_path / name, [0.5, 0.25], lines=LINES))
-        changed(folder / 'result.json', **changes)
+        change_json(folder / 'result.json', **changes)
         return folder
 
     for name, changes in {
@@ -99,22 +99,22 @@ def test_what_is_damaged_is_no_traceback(write_run, tmp_path):
         'a_list': {'metric': ['rmse']},
         'a_teacher': {'teacher': 'good'},
     }.items():
-        run(name, **changes)
-    (run('empty') / 'result.json').write_text('')
-    (run('a_number') / 'result.json').write_text('3')
-    (run('bytes') / 'config.json').write_bytes(b'\xff\xfe{')
-    (run('nested') / 'config.json').write_text('[' * 100_000)
-    (run('lone') / 'config.json').unlink()
-    folder = run('folder')
+        write_changed_run(name, **changes)
+    (write_changed_run('empty') / 'result.json').write_text('')
+    (write_changed_run('a_number') / 'result.json').write_text('3')
+    (write_changed_run('bytes') / 'config.json').write_bytes(b'\xff\xfe{')
+    (write_changed_run('nested') / 'config.json').write_text('[' * 100_000)
+    (write_changed_run('lone') / 'config.json').unlink()
+    folder = write_changed_run('folder')
     (folder / 'result.json').unlink()
     (folder / 'result.json').mkdir()
-    found = states(tmp_path)
-    assert {state for state, _ in found.values()} == {runs.DAMAGED}
-    for name, (_, reason) in found.items():
+    state_by_name = find_states(tmp_path)
+    assert {state for state, _ in state_by_name.values()} == {runs.DAMAGED}
+    for name, (_, reason) in state_by_name.items():
         file = 'config.json' if name in ('bytes', 'nested', 'lone') else 'result.json'
         assert f'{tmp_path / name / file} ' in reason
         assert '\n' not in reason
-    assert 'config.json is missing' in found['lone'][1]
+    assert 'config.json is missing' in state_by_name['lone'][1]
 
 
 def test_what_can_be_read_of_a_run_is(write_run, tmp_path):
@@ -127,7 +127,7 @@ def test_what_can_be_read_of_a_run_is(write_run, tmp_path):
     folder = pathlib.Path(write_run(tmp_path / 'run', [0.5], lines=lines))
     with (folder / 'metrics.jsonl').open('a') as file:
         file.write('{"step": 4, "train_loss": 1.0, "train_task": NaN}\n[]\n{"step": true}\n{"step": 5, "tr')
-    changed(folder / 'config.json', method='mine', knob=3)
+    change_json(folder / 'config.json', method='mine', knob=3)
     (run,) = runs.find_runs(epath.Path(tmp_path)).runs
     assert run.state == runs.FINISHED
     assert [line.keys() for line in run.lines] == [
@@ -156,7 +156,7 @@ def test_what_can_be_read_of_a_run_is(write_run, tmp_path):
 )
 def test_a_config_that_makes_no_sense_is_a_remark(write_run, tmp_path, changes):
     folder = write_run(tmp_path / 'run', [0.5])
-    changed(pathlib.Path(folder) / 'config.json', **changes)
+    change_json(pathlib.Path(folder) / 'config.json', **changes)
     (run,) = runs.find_runs(epath.Path(tmp_path)).runs
     assert (run.state, run.config) == (runs.FINISHED, None)
     assert run.remarks[0].startswith('config.json: ')
@@ -185,6 +185,6 @@ def test_a_folder_that_cannot_be_read_is_said(write_run, tmp_path, monkeypatch):
         return plain(path)
 
     monkeypatch.setattr(type(epath.Path(tmp_path)), 'iterdir', iterdir)
-    found = runs.find_runs(epath.Path(tmp_path))
-    assert [run.name for run in found.runs] == ['run']
-    assert found.unreadable == (('closed', 'Permission denied'),)
+    listing = runs.find_runs(epath.Path(tmp_path))
+    assert [run.name for run in listing.runs] == ['run']
+    assert listing.unreadable == (('closed', 'Permission denied'),)

@@ -5,13 +5,13 @@ from etils import epath
 from td_jax.reporting import runs, settings
 
 
-def made(root):
+def make_settings(root):
     """The settings of the runs under a folder."""
-    found = runs.find_runs(epath.Path(root)).runs
-    return settings.make_settings(found, runs.find_teachers(found))
+    found_runs = runs.find_runs(epath.Path(root)).runs
+    return settings.make_settings(found_runs, runs.find_teachers(found_runs))
 
 
-def rows(setting):
+def list_runs_by_label(setting):
     """{label: names of its runs} of a setting."""
     return {row.label: [run.name for run in row.runs] for row in setting.rows}
 
@@ -27,12 +27,12 @@ def test_runs_that_differ_in_seeds_are_one_row(write_run, tmp_path):
     write_run(tmp_path / 'more', [0.5], teacher='a', seed=60, log_every=3, eval_batch_size=7)
     write_run(tmp_path / 'rounds', [0.5], td__rounds=2)
     write_run(tmp_path / 'scratch', [0.5], method='supervised')
-    (setting,) = made(tmp_path)
+    (setting,) = make_settings(tmp_path)
     assert setting.title == 'some data, validation rmse'
-    found = rows(setting)
-    assert found.pop('supervised') == ['scratch']
-    assert list(found.values()) == [['more', 'td_0', 'td_1', 'td_2'], ['rounds'], ['td_3'], ['td_4']]
-    assert list(found) == [
+    runs_by_label = list_runs_by_label(setting)
+    assert runs_by_label.pop('supervised') == ['scratch']
+    assert list(runs_by_label.values()) == [['more', 'td_0', 'td_1', 'td_2'], ['rounds'], ['td_3'], ['td_4']]
+    assert list(runs_by_label) == [
         'td, rounds 1 (more)',
         'td, rounds 2',
         'td, rounds 1 (td_3)',
@@ -47,8 +47,8 @@ def test_examples_without_labels_are_an_option_of_training(write_run, tmp_path):
     write_run(tmp_path / 'scratch', [0.5, 0.6], method='supervised', dataset__unlabelled='rest')
     write_run(tmp_path / 'without', [0.4, 0.5], method='ld')
     write_run(tmp_path / 'with', [0.3, 0.4], method='ld', dataset__unlabelled='rest')
-    (setting,) = made(tmp_path)
-    assert rows(setting) == {
+    (setting,) = make_settings(tmp_path)
+    assert list_runs_by_label(setting) == {
         'supervised': ['scratch'],
         'ld, dataset.unlabelled rest': ['with'],
         'ld, dataset.unlabelled none': ['without'],
@@ -62,7 +62,7 @@ def test_public_teachers_are_known_by_their_parameters(write_run, tmp_path):
         write_run(
             tmp_path / name, [0.5], teacher=teacher, seed=seed, teacher__seed=seed, teacher__pretrained=name
         )
-    (setting,) = made(tmp_path)
+    (setting,) = make_settings(tmp_path)
     assert [[run.name for run in row.runs] for row in setting.rows] == [['a', 'b'], ['c']]
 
 
@@ -71,17 +71,20 @@ def test_runs_on_other_data_of_the_same_name_are_not_compared(write_run, tmp_pat
     write_run(tmp_path / 'ld', [0.4, 0.5], method='ld', data='of may')
     # Of an older version, it may be on the same data, as long as there are no others.
     write_run(tmp_path / 'old', [0.7], method='ld', seed=9)
-    (setting,) = made(tmp_path)
-    assert rows(setting) == {'supervised': ['scratch'], 'ld': ['ld', 'old']}
+    (setting,) = make_settings(tmp_path)
+    assert list_runs_by_label(setting) == {'supervised': ['scratch'], 'ld': ['ld', 'old']}
     write_run(tmp_path / 'td', [0.3, 0.4], data='of june')
-    may, old, june = sorted(made(tmp_path), key=lambda setting: -len(setting.rows))
-    assert rows(may) == {'supervised': ['scratch'], 'ld': ['ld']}
-    assert sorted([*rows(old).values(), *rows(june).values()]) == [['old'], ['td']]
+    may, old, june = sorted(make_settings(tmp_path), key=lambda setting: -len(setting.rows))
+    assert list_runs_by_label(may) == {'supervised': ['scratch'], 'ld': ['ld']}
+    assert sorted([*list_runs_by_label(old).values(), *list_runs_by_label(june).values()]) == [
+        ['old'],
+        ['td'],
+    ]
     titles = [setting.title for setting in (may, old, june)]
     assert len(set(titles)) == 3
     assert all(title.startswith('some data, validation rmse; dataset.content ') for title in titles)
     assert sum(title.endswith('content unknown') for title in titles) == 1
-    (june,) = [setting for setting in (old, june) if 'td' in rows(setting)]
+    (june,) = [setting for setting in (old, june) if 'td' in list_runs_by_label(setting)]
     assert settings.find_baseline(june.rows[0], june.rows).row is None
 
 
@@ -104,7 +107,9 @@ def test_a_setting_is_data_and_architecture(write_run, tmp_path):
     }
     for name, changed in changes.items():
         write_run(tmp_path / name, [0.5], **changed)
-    assert {setting.title: list(rows(setting).values()) for setting in made(tmp_path)} == {
+    assert {
+        setting.title: list(list_runs_by_label(setting).values()) for setting in make_settings(tmp_path)
+    } == {
         'some data, validation rmse; model.hidden 5, 3': [['dropout'], ['plain']],
         'some data, test rmse; dataset.classes 5, 6, 7, 8, 9, model.hidden 5, 3': [['test']],
         'some data, validation rmse; model.hidden 9, 3': [['wide']],
@@ -120,13 +125,13 @@ def test_a_teacher_is_in_a_setting_only_beside_students(write_run, tmp_path):
     write_run(tmp_path / 'big', [0.5], method='supervised', model__hidden=(99, 3))
     write_run(tmp_path / 'ld', [0.5], method='ld', teacher__checkpoint=str(tmp_path / 'twin'))
     write_run(tmp_path / 'fd', [0.5], method='fd', teacher__checkpoint=str(tmp_path / 'big'))
-    (setting,) = made(tmp_path)
-    assert list(rows(setting).values()) == [['twin'], ['fd'], ['ld'], ['td']]
+    (setting,) = make_settings(tmp_path)
+    assert list(list_runs_by_label(setting).values()) == [['twin'], ['fd'], ['ld'], ['td']]
 
 
 def test_the_nearest_run_from_scratch_is_the_baseline(write_run, tmp_path):
     def beside():
-        (setting,) = made(tmp_path)
+        (setting,) = make_settings(tmp_path)
         (td,) = [row for row in setting.rows if row.method == 'td']
         return settings.find_baseline(td, setting.rows)
 
@@ -149,5 +154,5 @@ def test_a_config_of_another_version_is_compared_as_it_is(write_run, tmp_path):
         folder = write_run(tmp_path / name, [0.5], seed=seed)
         path = folder / 'config.json'
         path.write_text(path.read_text().replace('"method": "td"', '"method": "mine"'))
-    (setting,) = made(tmp_path)
-    assert rows(setting) == {'mine': ['a', 'b']}
+    (setting,) = make_settings(tmp_path)
+    assert list_runs_by_label(setting) == {'mine': ['a', 'b']}

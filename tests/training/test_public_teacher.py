@@ -81,10 +81,10 @@ def test_a_config_for_another_teacher_takes_any_checkpoint(typed, tmp_path, monk
     if name == 'resnet':
         sizes = resnet_bn.VARIANTS['resnet18']._replace(units=(1, 2, 1, 1))
         monkeypatch.setitem(resnet_bn.VARIANTS, 'resnet18', sizes)
-        location, _ = test_timm.written(tmp_path, 'resnet18', {'architecture': 'resnet18'})
+        location, _ = test_timm.write_folder(tmp_path, 'resnet18', {'architecture': 'resnet18'})
     if name == 'bit':
         location = tmp_path / 'bit.npz'
-        np.savez(location, **test_bit.weights(8))
+        np.savez(location, **test_bit.make_weights(8))
     config = typed(location, method=method)
     assert config.model.initial == ('random' if name in ('bit', 'resnet') else 'teacher')
     passes_preflight(config, tmp_path / 'run')
