@@ -21,7 +21,7 @@ from td_jax.training.run import train
 SCRATCH = 'Train from scratch'
 
 
-def cells_of(text, row):
+def find_cells(text, row):
     """The cells of a row of a Markdown table."""
     (line,) = [line for line in text.splitlines() if line.startswith(f'| {row} |')]
     return [cell.strip() for cell in line.strip('|').split('|')]
@@ -95,11 +95,13 @@ def test_a_row_may_have_knobs_chosen_on_other_columns(monkeypatch):
     monkeypatch.setattr(cells, 'read_tuned', lambda name: tuned)
     war = tables.TABLES['war_user']
     own = 'TD, chosen on War'
-    said = r'^td_jax/configs/tuned/ has no hyperparameters of td under .*_War; .* --columns=War --methods=td '
-    with pytest.raises(UserError, match=said):
+    message = (
+        r'^td_jax/configs/tuned/ has no hyperparameters of td under .*_War; .* --columns=War --methods=td '
+    )
+    with pytest.raises(UserError, match=message):
         cells.runs_of(war, 'Genre 8', own)
     tuned['movielens_by_user_War'] = {'ld': {'num_steps': 3}}
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         cells.runs_of(war, 'Genre 8', own)
     tuned['movielens_by_user_War']['td'] = {'td.rounds': 2, 'num_steps': 13}
     usual, config = (cells.cell_config(war, 'Genre 8', row) for row in ('TD', own))
@@ -145,15 +147,15 @@ def test_what_is_not_of_one_search_is_refused(monkeypatch):
 
 
 def test_controls_differ_from_their_method_in_their_teacher_alone():
-    table, found = tables.TABLES['3x'], {}
+    table, changes_by_row = tables.TABLES['3x'], {}
     for column in ('Genre 1', 'Genre 8'):
         for row in table.rows:
             method, _, control = row.partition(', ')
             if control and method in ('TD', 'LD'):
                 usual = json.loads(config_lib.to_json(cells.cell_config(table, column, method)))
                 changed = config_lib.differences(cells.cell_config(table, column, row), usual)
-                found[column, row] = {key: value for key, (_, value) in changed.items()}
-    assert found == {
+                changes_by_row[column, row] = {key: value for key, (_, value) in changed.items()}
+    assert changes_by_row == {
         (column, row): changes
         for column, genre in (('Genre 1', 'Drama'), ('Genre 8', 'War'))
         for row, changes in {
@@ -172,12 +174,12 @@ def test_controls_differ_from_their_method_in_their_teacher_alone():
 def test_controls_of_td_with_logits_differ_from_it_in_one_thing():
     table = tables.TABLES['3x_user']
     with_logits = json.loads(config_lib.to_json(cells.cell_config(table, 'Genre 8', 'TD + LD')))
-    found = {}
+    changes_by_row = {}
     for row in table.rows:
         if row.startswith('TD + LD, '):
             changed = config_lib.differences(cells.cell_config(table, 'Genre 8', row), with_logits)
-            found[row] = {key: value for key, (_, value) in changed.items()}
-    assert found == {
+            changes_by_row[row] = {key: value for key, (_, value) in changed.items()}
+    assert changes_by_row == {
         'TD + LD, no interactions': {'td.rounds': 0},
         'TD + LD, shuffled states': {'teacher.control': 'shuffled_states'},
     }
@@ -192,13 +194,13 @@ def test_a_row_may_have_the_knobs_of_another_but_its_weights():
             'ld': {'optimizer.learning_rate': 0.5, 'ld.weights.logits': 7.0},
         }
     }
-    table, found = tables.TABLES['3x_user'], {}
+    table, changes_by_row = tables.TABLES['3x_user'], {}
     scratch = json.loads(config_lib.to_json(cells.cell_config(table, 'Genre 8', SCRATCH, {})))
     for row in table.rows:
         if row.startswith(SCRATCH) and row not in table.compute_matched_to:
             changed = config_lib.differences(cells.cell_config(table, 'Genre 8', row, tuned), scratch)
-            found[row] = {key: value for key, (_, value) in changed.items()}
-    assert found == {
+            changes_by_row[row] = {key: value for key, (_, value) in changed.items()}
+    assert changes_by_row == {
         SCRATCH: {'model.dropout': 0.4, 'num_steps': 5},
         f"{SCRATCH}, LD's hyperparameters": {'optimizer.learning_rate': 0.5},
         f"{SCRATCH}, TD's hyperparameters": {'model.dropout': 0.2, 'num_steps': 9},
@@ -213,24 +215,24 @@ def test_controls_of_images_differ_in_one_thing():
             'td': {'model.dropout': 0.2, 'num_steps': 9, 'td.weights.state': 7.0, 'td.rounds': 3},
         }
     }
-    found = {}
-    for row, beside in (
+    changes_by_row = {}
+    for row, compared_with in (
         ("No distillation, TD's hyperparameters", 'No distillation'),
         ('TD, shuffled teacher', 'TD'),
     ):
         a, b = (
             cells.cell_config(tables.TABLES['4x_small'], '50 images per class', name, tuned)
-            for name in (row, beside)
+            for name in (row, compared_with)
         )
         changed = config_lib.differences(a, json.loads(config_lib.to_json(b)))
-        found[row] = {key: value for key, (_, value) in changed.items()}
-    assert found == {
+        changes_by_row[row] = {key: value for key, (_, value) in changed.items()}
+    assert changes_by_row == {
         "No distillation, TD's hyperparameters": {'model.dropout': 0.2, 'num_steps': 9},
         'TD, shuffled teacher': {'teacher.control': 'shuffled'},
     }
 
 
-def products(config):
+def count_products(config):
     """Multiplications and additions of one student's step on digits, by hand: [batch, m] @ [m, n] thrice."""
     inputs, (first, second), outputs = 64, config.model.hidden, 5
     forward = inputs * first + first * second + second * outputs
@@ -240,9 +242,9 @@ def products(config):
 
 def test_operations_are_those_of_the_products(small_config):
     config = small_config(method='supervised')
-    assert cells.operations(config) == products(config)
+    assert cells.operations(config) == count_products(config)
     # RKD relates a batch of 8 by inner products of 3 and 11 numbers, the teacher's states known beforehand.
-    related = products(config) + 2 * 2 * 8 * 8 * (3 + 11 + 2 * 3)
+    related = count_products(config) + 2 * 2 * 8 * 8 * (3 + 11 + 2 * 3)
     assert cells.operations(small_config(method='rkd')) == related
     varied = 2 * 2 * 8 * (64 * 7 + 7 * 11 + 11 * 5)
     assert cells.operations(small_config(method='rkd', teacher__inputs='varied')) == related + varied
@@ -335,32 +337,32 @@ def test_shards_have_each_run_once_and_few_teachers(tmp_path):
     names = [cells.run_name(run) for part in parts for run in part]
     assert len(names) == len(set(names)) == 2 * (1 + 10 + 10)
     assert set(names) == set(cells.run_names(runs))
-    taught = [[run for run in part if cells.shares_teacher(run)] for part in parts]
-    assert [len(part) for part in taught] == [10, 10, 10, 10]
+    runs_with_teachers = [[run for run in part if cells.shares_teacher(run)] for part in parts]
+    assert [len(part) for part in runs_with_teachers] == [10, 10, 10, 10]
     # Ten teachers of four students each.
-    assert all(len(cells.own_teachers(root, part)) <= 4 for part in taught)
+    assert all(len(cells.own_teachers(root, part)) <= 4 for part in runs_with_teachers)
 
 
 def test_a_process_gets_runs_of_one_program(monkeypatch, tmp_path):
     """The runs of a cell, whose teachers differ, are of one; other knobs or other data make another."""
-    given = {}
+    tasks_by_kind = {}
 
-    def each(function, tasks, count, folder, what, kinds=()):
-        given[what] = list(zip(tasks, kinds, strict=True)) if kinds else tasks
+    def record_tasks(function, tasks, count, folder, what, kinds=()):
+        tasks_by_kind[what] = list(zip(tasks, kinds, strict=True)) if kinds else tasks
 
-    monkeypatch.setattr(jobs, 'run_tasks', each)
-    found = [
+    monkeypatch.setattr(jobs, 'run_tasks', record_tasks)
+    runs_of_cells = [
         cells.runs_of(tables.TABLES['5'], column, row)
         for column in ('Genre 1', 'Genre 8')
         for row in ('No interactions', '1 iteration')
     ]
     root = epath.Path(tmp_path)
-    cells.run_missing(root, [run for runs in found for run in runs], 2)
-    assert len(given['teachers']) == 10
-    assert [task for task, _ in given['runs']] == cells._tasks(root, [r for runs in found for r in runs])[
-        ::-1
-    ]
-    kinds = [kind for _, kind in given['runs']]
+    cells.run_missing(root, [run for runs in runs_of_cells for run in runs], 2)
+    assert len(tasks_by_kind['teachers']) == 10
+    assert [task for task, _ in tasks_by_kind['runs']] == cells._tasks(
+        root, [r for runs in runs_of_cells for r in runs]
+    )[::-1]
+    kinds = [kind for _, kind in tasks_by_kind['runs']]
     assert len(kinds) == 40
     assert len({*kinds}) == 4
     assert [kinds[i : i + 10] for i in range(0, 40, 10)] == [[kinds[i]] * 10 for i in range(0, 40, 10)]
@@ -375,14 +377,14 @@ def test_only_teachers_that_are_trained_are_trained_first(small_config):
         small_config(teacher__pretrained='teacher.npz'),
         small_config(method='ld'),  # the same teacher again
     )
-    found = cells.own_teachers(pathlib.Path('root'), [trained, *others])
-    assert [cells.teacher_folder(pathlib.Path(), config) for config in found] == [
+    configs_of_teachers = cells.own_teachers(pathlib.Path('root'), [trained, *others])
+    assert [cells.teacher_folder(pathlib.Path(), config) for config in configs_of_teachers] == [
         cells.teacher_folder(pathlib.Path(), trained)
     ]
 
 
 @pytest.fixture
-def tiny(monkeypatch, small_config, one_table):
+def trained_methods(monkeypatch, small_config, one_table):
     """The names of the methods that were trained for a table of two rows."""
     # The teacher is of the student's classes, so that it has a score.
     one_table(
@@ -399,20 +401,20 @@ def tiny(monkeypatch, small_config, one_table):
     return trained
 
 
-def made(root, only_show):
+def make_table(root, only_show):
     """The tiny table as Markdown."""
     results = cells.make(['tiny'], ['Drama'], ['CIFAR10'], root, only_show)
     return render.make(['tiny'], results, ['Drama'], ['CIFAR10'])
 
 
-def test_only_what_is_missing_is_run(tiny, tmp_path):
-    text = made(tmp_path, only_show=True)
-    assert cells_of(text, 'LD')[2] == cells_of(text, 'Teacher')[2] == 'missing'
-    assert list(tmp_path.iterdir()) == tiny == []
+def test_only_what_is_missing_is_run(trained_methods, tmp_path):
+    text = make_table(tmp_path, only_show=True)
+    assert find_cells(text, 'LD')[2] == find_cells(text, 'Teacher')[2] == 'missing'
+    assert list(tmp_path.iterdir()) == trained_methods == []
 
-    text = made(tmp_path, only_show=False)
+    text = make_table(tmp_path, only_show=False)
     # The teacher, a student of it, which takes longer and stands last in the table, and one of no teacher.
-    assert tiny == ['supervised', 'ld', 'supervised']
+    assert trained_methods == ['supervised', 'ld', 'supervised']
     paths = list(tmp_path.rglob(workdir.RESULT))
     results = {path.parent.name.split('-')[0]: path for path in paths}
     assert len(paths) == 3
@@ -420,55 +422,55 @@ def test_only_what_is_missing_is_run(tiny, tmp_path):
     # The teacher was trained on the student's own task, so that its own run has its score, too.
     teacher = json.loads(results['teacher'].read_text())
     assert teacher['seeds'] == [0]
-    assert cells_of(text, 'Teacher')[2] == f'{teacher["mean"]:.4f}'
+    assert find_cells(text, 'Teacher')[2] == f'{teacher["mean"]:.4f}'
     result = json.loads(results['ld'].read_text())
     # Of two seeds: 12.7062 is t(0.975) of one degree of freedom.
-    assert cells_of(text, 'LD')[1:3] == ['2', f'{result["mean"]:.4f} ± {12.7062 * result["stderr"]:.4f}']
-    assert cells_of(text, 'Teacher')[2] == f'{result["teacher"]:.4f}'
+    assert find_cells(text, 'LD')[1:3] == ['2', f'{result["mean"]:.4f} ± {12.7062 * result["stderr"]:.4f}']
+    assert find_cells(text, 'Teacher')[2] == f'{result["teacher"]:.4f}'
     scratch = json.loads(results['supervised'].read_text())
-    found = scipy.stats.ttest_rel(result['values'], scratch['values']).confidence_interval()
+    interval = scipy.stats.ttest_rel(result['values'], scratch['values']).confidence_interval()
     difference = np.subtract(result['values'], scratch['values']).mean()
-    assert cells_of(text, 'LD')[3] == f'{difference:+.4f} ± {(found.high - found.low) / 2:.4f}'
+    assert find_cells(text, 'LD')[3] == f'{difference:+.4f} ± {(interval.high - interval.low) / 2:.4f}'
 
-    assert made(tmp_path, only_show=False) == text
-    assert made(tmp_path, only_show=True) == text
-    assert len(tiny) == 3
+    assert make_table(tmp_path, only_show=False) == text
+    assert make_table(tmp_path, only_show=True) == text
+    assert len(trained_methods) == 3
 
     results['ld'].unlink()
-    assert made(tmp_path, only_show=False) == text
-    assert tiny[3:] == ['ld']
+    assert make_table(tmp_path, only_show=False) == text
+    assert trained_methods[3:] == ['ld']
 
 
-def test_what_a_file_has_is_not_run_on_another_machine(tiny, tmp_path, small_config, monkeypatch):
+def test_what_a_file_has_is_not_run_on_another_machine(trained_methods, tmp_path, small_config, monkeypatch):
     columns, here, there = (['Drama'], ['CIFAR10']), tmp_path / 'here', tmp_path / 'there'
     first = cells.make(['tiny'], *columns, here, only_show=False)
     path = epath.Path(tmp_path / 'errors.npz')
     del first['tiny']['all']['LD']
     errors.write(path, first)
-    kept = errors.read(path)
-    assert tiny == ['supervised', 'ld', 'supervised']
+    stored = errors.read(path)
+    assert trained_methods == ['supervised', 'ld', 'supervised']
     # A row that the file does not have needs its teacher; the other one needs nothing.
-    second = cells.make(['tiny'], *columns, there, only_show=False, stored_results=kept)
-    assert tiny[3:] == ['supervised', 'ld']
+    second = cells.make(['tiny'], *columns, there, only_show=False, stored_results=stored)
+    assert trained_methods[3:] == ['supervised', 'ld']
     assert [path.name.split('-')[0] for path in sorted((there / 'digits').iterdir())] == ['ld', 'teacher']
-    assert second['tiny']['all'][SCRATCH] == kept['tiny']['all'][SCRATCH]
+    assert second['tiny']['all'][SCRATCH] == stored['tiny']['all'][SCRATCH]
     assert second['tiny']['all']['LD']['runs'][0].startswith('digits/ld-')
-    assert cells.cells_of_other_runs(second, kept) == []
-    errors.write(path, errors.merge(kept, second))
-    kept, text = errors.read(path), made(here, only_show=True)
-    third = cells.make(['tiny'], *columns, tmp_path / 'nothing', only_show=False, stored_results=kept)
+    assert cells.cells_of_other_runs(second, stored) == []
+    errors.write(path, errors.merge(stored, second))
+    stored, text = errors.read(path), make_table(here, only_show=True)
+    third = cells.make(['tiny'], *columns, tmp_path / 'nothing', only_show=False, stored_results=stored)
     assert render.make(['tiny'], third, *columns) == text
     assert not (tmp_path / 'nothing').exists()
 
     # With other knobs none of it is taken, and the file loses it.
     monkeypatch.setattr(cells, 'base_config', lambda name: small_config(num_steps=3))
-    others = cells.make(['tiny'], *columns, there, only_show=True, stored_results=kept)
+    others = cells.make(['tiny'], *columns, there, only_show=True, stored_results=stored)
     assert others == {'tiny': {'all': {SCRATCH: None, 'LD': None}}}
-    assert cells.cells_of_other_runs(others, kept) == [('tiny', 'all', SCRATCH), ('tiny', 'all', 'LD')]
-    assert errors.merge(kept, others) == {'tiny': {'all': {}}}
+    assert cells.cells_of_other_runs(others, stored) == [('tiny', 'all', SCRATCH), ('tiny', 'all', 'LD')]
+    assert errors.merge(stored, others) == {'tiny': {'all': {}}}
 
 
-def several(only_show=False, processes=1, root=None):
+def make_with_teachers_in_turn(only_show=False, processes=1, root=None):
     """The results of the tiny table's only column, three students and two teachers a cell."""
     table = tables.TABLES['tiny']._replace(students=3, teachers=2)
     tables.TABLES['tiny'] = table
@@ -476,35 +478,35 @@ def several(only_show=False, processes=1, root=None):
 
 
 @pytest.mark.long
-def test_students_have_teachers_in_turn(tiny, tmp_path):
+def test_students_have_teachers_in_turn(trained_methods, tmp_path):
     root = epath.Path(tmp_path / 'table')
-    rows = several(root=root)
+    rows = make_with_teachers_in_turn(root=root)
     # Students without a teacher are one run; each teacher has a run of its own students.
-    assert sorted(tiny) == ['ld'] * 2 + ['supervised'] * 3
-    taught, scratch = rows['LD'], rows[SCRATCH]
-    assert taught['seeds'] == scratch['seeds'] == [0, 1, 2]
-    assert taught['teachers'] == [0, 1, 0]
+    assert sorted(trained_methods) == ['ld'] * 2 + ['supervised'] * 3
+    distilled, scratch = rows['LD'], rows[SCRATCH]
+    assert distilled['seeds'] == scratch['seeds'] == [0, 1, 2]
+    assert distilled['teachers'] == [0, 1, 0]
     config = cells.cell_config(tables.TABLES['tiny'], 'all', 'LD')
     scores = set()
-    for seed, value in enumerate(taught['values']):
+    for seed, value in enumerate(distilled['values']):
         config.seed, config.num_seeds, config.teacher.seed = seed, 1, seed % 2
         alone = train(config, epath.Path(tmp_path / f'{seed}'))
         assert value == alone['values'][0]
         scores.add(alone['teacher'])
-    assert taught['teacher'] == pytest.approx(np.mean(list(scores)))
-    assert taught['mean'] == pytest.approx(np.mean(taught['values']))
-    assert taught['stderr'] == pytest.approx(scipy.stats.sem(taught['values']))
+    assert distilled['teacher'] == pytest.approx(np.mean(list(scores)))
+    assert distilled['mean'] == pytest.approx(np.mean(distilled['values']))
+    assert distilled['stderr'] == pytest.approx(scipy.stats.sem(distilled['values']))
     # What the bootstrap draws from says the same.
-    errors = taught['errors']
-    np.testing.assert_allclose(errors['sums'].sum(axis=1) / errors['counts'].sum(), taught['values'])
-    assert several(only_show=True, root=root)['LD']['values'] == taught['values']
+    errors = distilled['errors']
+    np.testing.assert_allclose(errors['sums'].sum(axis=1) / errors['counts'].sum(), distilled['values'])
+    assert make_with_teachers_in_turn(only_show=True, root=root)['LD']['values'] == distilled['values']
 
 
 @pytest.mark.long
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason='two processes side by side need two cores')
-def test_runs_side_by_side_are_those_one_after_the_other(tiny, tmp_path):
-    alone = several(root=epath.Path(tmp_path / 'alone'))
-    together = several(processes=2, root=epath.Path(tmp_path / 'together'))
+def test_runs_side_by_side_are_those_one_after_the_other(trained_methods, tmp_path):
+    alone = make_with_teachers_in_turn(root=epath.Path(tmp_path / 'alone'))
+    together = make_with_teachers_in_turn(processes=2, root=epath.Path(tmp_path / 'together'))
     for row in (SCRATCH, 'LD'):
         for key in ('seeds', 'teachers', 'values'):
             assert alone[row][key] == together[row][key]
@@ -512,14 +514,14 @@ def test_runs_side_by_side_are_those_one_after_the_other(tiny, tmp_path):
 
 @pytest.mark.long
 def test_a_dry_run_counts_what_is_missing(tmp_path):
-    planned = cells.plan(['6'], ['Drama'], ['CIFAR10'], tmp_path)
-    _, _, *rows, _, total = render.render_plan(planned, device_tflops=50.0).splitlines()
-    shown = [[cell.strip() for cell in row.strip('|').split('|')] for row in rows]
-    assert [(row[0].split(', ')[2], row[1]) for row in shown] == [
+    run_plan = cells.plan(['6'], ['Drama'], ['CIFAR10'], tmp_path)
+    _, _, *rows, _, total = render.render_plan(run_plan, device_tflops=50.0).splitlines()
+    cells_by_row = [[cell.strip() for cell in row.strip('|').split('|')] for row in rows]
+    assert [(row[0].split(', ')[2], row[1]) for row in cells_by_row] == [
         (row, 'missing') for row in tables.TABLES['6'].rows
     ]
-    operations = [float(row[5]) for row in shown]
-    for row in shown:
+    operations = [float(row[5]) for row in cells_by_row]
+    for row in cells_by_row:
         assert float(row[5]) == pytest.approx(float(row[2]) * int(row[3]) * int(row[4]), rel=0.01)
         assert float(row[6]) == pytest.approx(float(row[5]) / 50e12 / 3600, rel=0.01)
     # Every round costs more; a student of 4 blocks and a teacher of 12, at 384 pixels.

@@ -29,17 +29,17 @@ def test_cells_are_of_the_runs_that_their_knobs_give(name, request):
         table: next(iter(columns.items()))
         for table, columns in errors.read(epath.Path(RESULTS / name)).items()
     }
-    there = {
+    stored_cells = {
         (table, column, row): cell
         for table, (column, rows) in first.items()
         for row, cell in rows.items()
         if cell
     }
-    kept = {key: tuple(cell['runs']) for key, cell in there.items()}
-    assert kept
+    stored_runs = {key: tuple(cell['runs']) for key, cell in stored_cells.items()}
+    assert stored_runs
     protocol = tree.FIRST_PROTOCOL if name in BY_FIRST_PROTOCOL else {}
-    today = {}
-    for (name_of, column, row), cell in there.items():
+    runs_today = {}
+    for (name_of, column, row), cell in stored_cells.items():
         assert cell.get('protocol', 1) == protocol.get('protocol', tree.PROTOCOL)
         table = tables.TABLES[name_of]
         if protocol:
@@ -48,8 +48,8 @@ def test_cells_are_of_the_runs_that_their_knobs_give(name, request):
         runs = cells.runs_of(table, column, row)
         for config in runs:
             config.update_from_flattened_dict(protocol)
-        today[name_of, column, row] = tuple(cells.run_names(runs))
-    assert kept == today
+        runs_today[name_of, column, row] = tuple(cells.run_names(runs))
+    assert stored_runs == runs_today
 
 
 def test_the_runs_that_docs_name_are_those_of_the_cells():
@@ -67,8 +67,8 @@ def test_the_runs_that_docs_name_are_those_of_the_cells():
 @pytest.mark.long
 @pytest.mark.parametrize('name', SHOWN)
 def test_a_table_is_what_its_command_prints(name):
-    (kept,) = [file for file in FILES if name in errors.read(epath.Path(RESULTS / file))]
-    command = ['-m', 'td_jax.reproduce', f'--tables={name}', f'--from_errors={RESULTS / kept}']
+    (file_name,) = [file for file in FILES if name in errors.read(epath.Path(RESULTS / file))]
+    command = ['-m', 'td_jax.reproduce', f'--tables={name}', f'--from_errors={RESULTS / file_name}']
     out, err = forked.start(command).communicate()
     # Which sign a difference of nothing has is that of the last bits, which are the processor's.
     committed = (RESULTS / f'table_{name}.md').read_text().replace('-0.0000', '+0.0000')

@@ -12,27 +12,31 @@ from td_jax.reproduction import errors, figures, tables
 SCRATCH = 'Train from scratch'
 
 
-def result(values, seeds=(0, 1, 2), wrong=None):
+def make_result(values, seeds=(0, 1, 2), wrong=None):
     """A cell with these values; with `wrong` [seeds, users], squared errors of one rating a user."""
-    made = {'values': list(values), 'mean': float(np.mean(values)), 'seeds': list(seeds), 'metric': 'rmse'}
-    return made | {'errors': None if wrong is None else errors.sum_by_unit(wrong, np.arange(wrong.shape[1]))}
+    cell = {'values': list(values), 'mean': float(np.mean(values)), 'seeds': list(seeds), 'metric': 'rmse'}
+    return cell | {'errors': None if wrong is None else errors.sum_by_unit(wrong, np.arange(wrong.shape[1]))}
 
 
 def test_points_are_paired_differences_with_both_intervals():
     rng = np.random.default_rng(0)
     squared = {name: rng.random((3, 40)) for name in ('base', 'ours')}
-    values = {name: np.sqrt(found.mean(axis=1)) for name, found in squared.items()}
+    values = {name: np.sqrt(user_errors.mean(axis=1)) for name, user_errors in squared.items()}
     rows = {
-        SCRATCH: result(values['base'], wrong=squared['base']),
-        'LD': result(values['ours'], wrong=squared['ours']),
+        SCRATCH: make_result(values['base'], wrong=squared['base']),
+        'LD': make_result(values['ours'], wrong=squared['ours']),
     }
-    others = {'TD': result([0.5, 0.6, 0.7], seeds=(3, 4, 5)), 'FD': None, 'FitNet': result([1.0, 0.9, 0.7])}
-    found = figures.points(
+    others = {
+        'TD': make_result([0.5, 0.6, 0.7], seeds=(3, 4, 5)),
+        'FD': None,
+        'FitNet': make_result([1.0, 0.9, 0.7]),
+    }
+    points_by_row = figures.points(
         tables.TABLES['3'], {'Genre 8': rows | others, 'Genre 1': {SCRATCH: None, 'LD': rows['LD']}}
     )
     # TD has other seeds, and the other genre no baseline.
-    assert found.keys() == {'LD', 'FitNet'}
-    (ld,), (fitnet,) = found['LD'], found['FitNet']
+    assert points_by_row.keys() == {'LD', 'FitNet'}
+    (ld,), (fitnet,) = points_by_row['LD'], points_by_row['FitNet']
     assert ld.column == 'War'
     expected = scipy.stats.ttest_rel(values['ours'], values['base'])
     interval = expected.confidence_interval()
@@ -44,7 +48,10 @@ def test_points_are_paired_differences_with_both_intervals():
 
 
 def test_a_figure_is_drawn_whatever_is_missing(tmp_path):
-    rows = {SCRATCH: result([1.0, 0.9, 0.7]), **{row: result([0.9, 0.9, 0.8]) for row in ('LD', 'FD')}}
+    rows = {
+        SCRATCH: make_result([1.0, 0.9, 0.7]),
+        **{row: make_result([0.9, 0.9, 0.8]) for row in ('LD', 'FD')},
+    }
     figures.draw_all(['3'], {'3': {'Genre 1': rows, 'Genre 8': {SCRATCH: None}}}, epath.Path(tmp_path), None)
     (path,) = tmp_path.iterdir()
     assert path.name == 'table_3.png'
@@ -69,16 +76,16 @@ def test_a_row_far_away_leaves_the_others_to_see(tmp_path, monkeypatch):
     assert figures.linear_limit(same) is None
     assert figures.linear_limit(same | {'a': near[0], 'd': [figures.Point('War', 0.1, 0.2, None)]}) is None
     base = {
-        SCRATCH: result([1.0, 0.9, 0.7]),
-        'LD': result([1.0, 0.9, 0.7001]),
-        'FD': result([1.0, 0.9, 0.7002]),
+        SCRATCH: make_result([1.0, 0.9, 0.7]),
+        'LD': make_result([1.0, 0.9, 0.7001]),
+        'FD': make_result([1.0, 0.9, 0.7002]),
     }
     scales = []
     monkeypatch.setattr(
-        'matplotlib.figure.Figure.savefig', lambda figure, *_, **__: scales.append(read(figure))
+        'matplotlib.figure.Figure.savefig', lambda figure, *_, **__: scales.append(read_scales(figure))
     )
-    for found in (base, base | {'TD': result([2.0, 1.5, 1.9])}):
-        figures.draw('3', tables.TABLES['3'], {'Genre 1': found}, tmp_path / 'picture')
+    for rows_of_genre in (base, base | {'TD': make_result([2.0, 1.5, 1.9])}):
+        figures.draw('3', tables.TABLES['3'], {'Genre 1': rows_of_genre}, tmp_path / 'picture')
     assert scales[0] == ({'linear'}, False)
     assert scales[1] == ({'symlog'}, True)
 
@@ -92,13 +99,13 @@ def test_the_lowest_panel_names_the_columns(tmp_path, monkeypatch):
 
     monkeypatch.setattr('matplotlib.figure.Figure.savefig', keep)
     rows = ('LD', 'FD', 'FitNet', 'Hybrid', 'TD')
-    cells = {SCRATCH: result([1.0, 0.9, 0.7]), **{row: result([0.9, 0.9, 0.8]) for row in rows}}
+    cells = {SCRATCH: make_result([1.0, 0.9, 0.7]), **{row: make_result([0.9, 0.9, 0.8]) for row in rows}}
     figures.draw('3', tables.TABLES['3'], {'Genre 1': cells}, tmp_path / 'picture')
     # Four panels and below them one, under the first.
     assert named[:5] == [False, True, True, True, True]
 
 
-def read(figure):
+def read_scales(figure):
     """The scales of a figure's panels, and whether its title says where one is linear."""
     return {axes.get_yscale() for axes in figure.axes}, 'logarithmic beyond' in figure.get_suptitle()
 
@@ -131,11 +138,13 @@ def test_a_sweep_has_a_panel_a_column_and_a_line_for_each_number_of_rounds(tmp_p
 
     monkeypatch.setattr('matplotlib.figure.Figure.savefig', keep)
     table = tables.TABLES['interact_user']
-    cells = {table.baseline: result([1.0, 0.9, 0.7])}
+    cells = {table.baseline: make_result([1.0, 0.9, 0.7])}
     for place, rounds in enumerate((1, 2)):
         for power, weight in enumerate((0.1, 1, 10)):
             row = f'{rounds} round{"s" * (rounds > 1)}, interact {weight:g}'
-            cells[row] = result(np.array([1.0, 0.9, 0.7]) + 0.01 * power + 0.1 * place + [0.0, 0.0, 0.003])
+            cells[row] = make_result(
+                np.array([1.0, 0.9, 0.7]) + 0.01 * power + 0.1 * place + [0.0, 0.0, 0.003]
+            )
     figures.draw('interact_user', table, {'Genre 1': cells, 'Genre 8': cells}, tmp_path / 'picture')
     assert [(title, scale) for title, scale, _ in panels] == [('Drama', 'log'), ('War', 'log')]
     for _, _, lines in panels:
@@ -149,10 +158,10 @@ def test_a_search_is_drawn_beside_its_own_baseline():
     table = tables.TABLES['3_searches']
     row = 'TD (sampler seed 1)'
     rows = {
-        SCRATCH: result([1.0, 0.9, 0.7]),
-        table.baseline_of(row): result([2.0, 1.9, 1.7]),
-        row: result([2.1, 2.0, 1.8]),
+        SCRATCH: make_result([1.0, 0.9, 0.7]),
+        table.baseline_of(row): make_result([2.0, 1.9, 1.7]),
+        row: make_result([2.1, 2.0, 1.8]),
     }
-    found = figures.points(table, {'Genre 8': rows})
-    assert found.keys() == {row, table.baseline_of(row)}
-    assert found[row][0].mean == pytest.approx(0.1)
+    points_by_row = figures.points(table, {'Genre 8': rows})
+    assert points_by_row.keys() == {row, table.baseline_of(row)}
+    assert points_by_row[row][0].mean == pytest.approx(0.1)

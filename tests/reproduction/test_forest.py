@@ -16,29 +16,29 @@ SCRATCH = 'Train from scratch'
 SEEDS = [0, 1, 2]
 
 
-def result(values, seeds=SEEDS, metric='rmse', **more):
+def make_result(values, seeds=SEEDS, metric='rmse', **more):
     """A cell with these values, measured by the rules of today."""
     cell = {'values': list(values), 'mean': float(np.mean(values)), 'seeds': list(seeds), 'metric': metric}
     return cell | {'errors': None, 'protocol': 2} | more
 
 
-def genres():
+def make_genres():
     """Two genres, in which TD has other seeds and FD is missing in one of them."""
     return {
         'Genre 1': {
-            SCRATCH: result([1.0, 0.9, 0.7]),
+            SCRATCH: make_result([1.0, 0.9, 0.7]),
             'Teacher': {'mean': 0.5, 'stderr': None},
-            'LD': result([0.9, 0.7, 0.6]),
-            'FD': result([0.9, 0.9, 0.9]),
-            'TD': result([0.9, 0.9, 0.9], seeds=[3, 4, 5]),
-            'TD, shuffled teacher': result([0.9, 0.9, 0.9]),
+            'LD': make_result([0.9, 0.7, 0.6]),
+            'FD': make_result([0.9, 0.9, 0.9]),
+            'TD': make_result([0.9, 0.9, 0.9], seeds=[3, 4, 5]),
+            'TD, shuffled teacher': make_result([0.9, 0.9, 0.9]),
         },
         'Genre 8': {
-            SCRATCH: result([1.2, 0.8, 0.6]),
-            'LD': result([1.15, 0.6, 0.45]),
+            SCRATCH: make_result([1.2, 0.8, 0.6]),
+            'LD': make_result([1.15, 0.6, 0.45]),
             'FD': None,
-            'TD': result([0.9, 0.9, 0.9], seeds=[3, 4, 5]),
-            'TD, shuffled teacher': result([0.9, 0.9, 0.9]),
+            'TD': make_result([0.9, 0.9, 0.9], seeds=[3, 4, 5]),
+            'TD, shuffled teacher': make_result([0.9, 0.9, 0.9]),
         },
     }
 
@@ -46,12 +46,12 @@ def genres():
 def test_genres_are_one_setting_and_columns_of_images_are_several():
     images = {
         column: {
-            'No distillation': result([0.2, 0.3, 0.5], metric='accuracy'),
-            'TD': result([0.2 + gain, 0.31 + gain, 0.5 + gain], metric='accuracy', protocol=1),
+            'No distillation': make_result([0.2, 0.3, 0.5], metric='accuracy'),
+            'TD': make_result([0.2 + gain, 0.31 + gain, 0.5 + gain], metric='accuracy', protocol=1),
         }
         for column, gain in zip(tables.TABLES['4x_small'].columns, (0.1, -0.1), strict=True)
     }
-    ratings, few, many = forest.panels(['3x', '4x_small'], {'3x': genres(), '4x_small': images}, None)
+    ratings, few, many = forest.panels(['3x', '4x_small'], {'3x': make_genres(), '4x_small': images}, None)
     # No control and no teacher, none with other seeds, none that a genre lacks.
     assert (ratings.title, ratings.baseline, list(ratings.rows)) == (
         'MovieLens100k, temporal split',
@@ -70,18 +70,18 @@ def test_genres_are_one_setting_and_columns_of_images_are_several():
 
 
 def test_one_genre_is_named_and_another_baseline_is_taken():
-    (panel,) = forest.panels(['3x_user'], {'3x_user': {'Genre 1': genres()['Genre 1']}}, 'LD')
+    (panel,) = forest.panels(['3x_user'], {'3x_user': {'Genre 1': make_genres()['Genre 1']}}, 'LD')
     assert (panel.title, panel.baseline) == ('MovieLens100k, per-user split, Drama', 'LD')
     assert {row: compared.mean for row, compared in panel.rows.items()} == {'FD': pytest.approx(0.5 / 3)}
 
 
 def test_a_table_of_no_method_shows_all_its_rows():
-    rows = {row: result([1.0, 0.9, 0.7 + 0.1 * i]) for i, row in enumerate(tables.TABLES['5'].rows)}
+    rows = {row: make_result([1.0, 0.9, 0.7 + 0.1 * i]) for i, row in enumerate(tables.TABLES['5'].rows)}
     (panel,) = forest.panels(['5'], {'5': {'Genre 1': rows}}, None)
     assert list(panel.rows) == ['1 iteration', '2 to 3 iterations']
 
 
-def svg_of(path):
+def read_svg(path):
     """The description and the number of panels of a forest plot."""
     tree = xml.etree.ElementTree.fromstring(path.read_text())
     (description,) = tree.iter('{http://purl.org/dc/elements/1.1/}description')
@@ -92,9 +92,9 @@ def svg_of(path):
 def test_the_plot_says_its_numbers_and_the_same_ones_give_the_same_file(tmp_path):
     path, again = (epath.Path(tmp_path / name) for name in ('a.svg', 'b.svg'))
     for file in (path, again):
-        forest.draw(['3x'], {'3x': genres()}, file, None)
+        forest.draw(['3x'], {'3x': make_genres()}, file, None)
     assert path.read_bytes() == again.read_bytes()
-    description, count = svg_of(path)
+    description, count = read_svg(path)
     # By hand: the mean of -0.075, -0.2 and -0.125, and 4.3027 standard errors of 0.0363.
     assert description == 'MovieLens100k, temporal split: LD -0.1333 (-0.2896 to +0.0230) n.s.'
     assert count == 1
@@ -121,7 +121,7 @@ def test_the_figure_of_the_docs_has_the_numbers_of_the_committed_cells():
     files = [epath.Path(path) for path in sorted(RESULTS.glob('*.npz'))]
     cells = errors.read_tables(files, names, tables.GENRES, list(tables.IMAGES))
     expected = forest.describe(forest.panels(names, cells, None))
-    description, count = svg_of(RESULTS / 'forest.svg')
+    description, count = read_svg(RESULTS / 'forest.svg')
     # Which sign a difference of nothing has is that of the last bits, which are the processor's.
     assert description.replace('-0.0000', '+0.0000') == expected.replace('-0.0000', '+0.0000')
     assert count == 4

@@ -19,9 +19,9 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 def test_one_after_the_other_in_this_process(capsys, tmp_path):
-    found = []
-    assert jobs.run_tasks(found.append, [3, 1, 2], 1, epath.Path(tmp_path), 'runs') == [None] * 3
-    assert found == [3, 1, 2]
+    finished_tasks = []
+    assert jobs.run_tasks(finished_tasks.append, [3, 1, 2], 1, epath.Path(tmp_path), 'runs') == [None] * 3
+    assert finished_tasks == [3, 1, 2]
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(';')[0] for line in lines] == [
         'runs: 1 done, 1 running, 1 waiting',
@@ -31,22 +31,22 @@ def test_one_after_the_other_in_this_process(capsys, tmp_path):
     assert lines[-1].endswith('about 0 s left')
     # Another process could not import this function.
     assert jobs.run_tasks(lambda task: task + 1, [5], 2, epath.Path(tmp_path), 'runs') == [6]
-    assert jobs.run_tasks(found.append, [], 2, epath.Path(tmp_path), 'runs') == []
+    assert jobs.run_tasks(finished_tasks.append, [], 2, epath.Path(tmp_path), 'runs') == []
 
 
 def test_what_another_worker_has_in_use_is_tried_again(monkeypatch, tmp_path):
     monkeypatch.setattr(jobs, 'PAUSE', 0.01)
-    tried, kept = [], []
+    tasks_tried, results_kept = [], []
 
     def work(task):
-        tried.append(task)
-        if task == 1 and len(tried) < 4:
+        tasks_tried.append(task)
+        if task == 1 and len(tasks_tried) < 4:
             raise InUse('in use')
         return -task
 
     def is_done(number):
         # Another worker does the third in the meantime.
-        return number == 2 and bool(tried)
+        return number == 2 and bool(tasks_tried)
 
     results = jobs.run_tasks(
         work,
@@ -54,12 +54,12 @@ def test_what_another_worker_has_in_use_is_tried_again(monkeypatch, tmp_path):
         1,
         epath.Path(tmp_path),
         'runs',
-        on_result=lambda *result: kept.append(result),
+        on_result=lambda *result: results_kept.append(result),
         is_done=is_done,
     )
-    assert tried == [1, 2, 1, 1]
+    assert tasks_tried == [1, 2, 1, 1]
     assert results == [-1, -2, None]
-    assert kept == [(1, -2), (0, -1)]
+    assert results_kept == [(1, -2), (0, -1)]
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_shards_are_counted_from_one_and_by_schedulers_as_they_do(text, environm
 
 
 @pytest.mark.parametrize(
-    ('text', 'environment', 'said'),
+    ('text', 'environment', 'message'),
     [
         ('0/2', {}, '--shard=0/2 is none of N shards; write --shard=I/N with I from 1 to N.'),
         ('3/2', {}, '--shard=3/2 is none of N shards; '),
@@ -116,10 +116,10 @@ def test_shards_are_counted_from_one_and_by_schedulers_as_they_do(text, environm
         ),
     ],
 )
-def test_what_is_no_shard_is_refused(text, environment, said):
+def test_what_is_no_shard_is_refused(text, environment, message):
     with pytest.raises(UserError) as error_info:
         jobs.read_shard(text, environment)
-    assert str(error_info.value).startswith(said)
+    assert str(error_info.value).startswith(message)
 
 
 @pytest.mark.parametrize(('items', 'count'), [(10, 3), (2, 5), (0, 2), (7, 7)])
@@ -130,7 +130,7 @@ def test_parts_are_equal_and_hold_everything(items, count):
 
 
 def test_what_is_over_is_kept_before_the_next_fails(tmp_path):
-    kept = []
+    results_kept = []
     with pytest.raises(ZeroDivisionError):
         jobs.run_tasks(
             lambda task: 6 // task,
@@ -138,9 +138,9 @@ def test_what_is_over_is_kept_before_the_next_fails(tmp_path):
             1,
             epath.Path(tmp_path),
             'runs',
-            on_result=lambda number, result: kept.append((number, result)),
+            on_result=lambda number, result: results_kept.append((number, result)),
         )
-    assert kept == [(0, 2), (1, 3)]
+    assert results_kept == [(0, 2), (1, 3)]
 
 
 @pytest.mark.skipif(not CORES, reason='this system does not say what cores a process has')
@@ -172,7 +172,7 @@ def test_a_device_that_one_process_keeps_is_not_shared(monkeypatch, tmp_path):
         jobs.prepare(2, epath.Path(tmp_path))
 
 
-def started(tmp_path, code, **more):
+def start(tmp_path, code, **more):
     """A process that runs a script, which can import the module `work` with the functions of tasks."""
     (tmp_path / 'work.py').write_text(
         textwrap.dedent("""
@@ -225,7 +225,7 @@ two_cores = pytest.mark.skipif(CORES < 2, reason='two processes side by side nee
 
 @two_cores
 def test_side_by_side_each_on_its_cores_with_a_log_and_one_folder_of_programs(tmp_path):
-    process = started(
+    process = start(
         tmp_path,
         """
         here = epath.Path('.').absolute()
@@ -272,7 +272,7 @@ def test_a_process_takes_what_another_one_does_where_that_is_all_there_is():
 
 @two_cores
 def test_processes_for_a_bucket_print_here(tmp_path):
-    process = started(
+    process = start(
         tmp_path,
         """
         print(len(jobs.run_tasks(work.cores, [5, 6], 2, epath.Path('gs://bucket/runs'), 'runs')))
@@ -286,7 +286,7 @@ def test_processes_for_a_bucket_print_here(tmp_path):
 
 @two_cores
 def test_processes_try_again_what_another_worker_has_in_use(tmp_path):
-    process = started(
+    process = start(
         tmp_path,
         """
         jobs.PAUSE = 0.01
@@ -303,7 +303,7 @@ def test_processes_try_again_what_another_worker_has_in_use(tmp_path):
 @two_cores
 def test_what_one_refuses_ends_all(tmp_path):
     """The task that would sleep for a minute is stopped."""
-    process = started(
+    process = start(
         tmp_path,
         """
         try:
@@ -318,7 +318,7 @@ def test_what_one_refuses_ends_all(tmp_path):
 
 @two_cores
 def test_a_process_that_dies_is_one_line(tmp_path):
-    process = started(
+    process = start(
         tmp_path,
         """
         try:
@@ -336,7 +336,7 @@ def test_a_process_that_dies_is_one_line(tmp_path):
 @two_cores
 @pytest.mark.long
 def test_processes_end_with_the_one_they_work_for(tmp_path):
-    process = started(tmp_path, "jobs.run_tasks(work.wait, [1, 2], 2, epath.Path('.').absolute(), 'runs')")
+    process = start(tmp_path, "jobs.run_tasks(work.wait, [1, 2], 2, epath.Path('.').absolute(), 'runs')")
     files = [tmp_path / '1.pid', tmp_path / '2.pid']
     while not all(path.exists() and path.read_text() for path in files):
         assert process.poll() is None

@@ -16,9 +16,9 @@ ROOT = pathlib.Path(__file__).parents[2]
 @pytest.fixture
 def path(tmp_path):
     """A journal of two runs."""
-    made = journal.Journal(tmp_path / 'digits-td.jsonl')
-    made.append('digits/td-1', {20: 0.5, 40: 0.1 + 0.2}, {'trial': 0})
-    made.append('digits/td-2', {}, {'trial': 1})
+    new_journal = journal.Journal(tmp_path / 'digits-td.jsonl')
+    new_journal.append('digits/td-1', {20: 0.5, 40: 0.1 + 0.2}, {'trial': 0})
+    new_journal.append('digits/td-2', {}, {'trial': 1})
     return tmp_path / 'digits-td.jsonl'
 
 
@@ -52,9 +52,9 @@ def test_workers_read_each_other(path, tmp_path):
 def test_a_journal_in_a_bucket_is_that_in_a_folder(place):
     path = place / 'digits-td.jsonl'
     with journal.lock(place, 'digits'):
-        made = journal.Journal(path)
-        made.append('digits/td-1', {20: 0.5, 40: 0.1 + 0.2}, {'trial': 0})
-        made.append('digits/td-2', {}, {'trial': 1})
+        new_journal = journal.Journal(path)
+        new_journal.append('digits/td-1', {20: 0.5, 40: 0.1 + 0.2}, {'trial': 0})
+        new_journal.append('digits/td-2', {}, {'trial': 1})
     assert journal.Journal(path).curves == journal.read(path)[0] == CURVES
 
 
@@ -66,10 +66,10 @@ def test_a_torn_last_line_is_cut_off_before_anything_is_appended(path, capsys, t
     path.write_bytes(whole + torn.encode())
     assert journal.read(path) == (CURVES, len(whole))
     assert path.read_bytes() == whole + torn.encode()
-    opened = journal.Journal(path)
+    repaired = journal.Journal(path)
     assert f'td_jax: the last line of {path} is torn' in capsys.readouterr().err
-    assert opened.curves == CURVES
-    opened.append('digits/td-3', {20: 1.0}, {})
+    assert repaired.curves == CURVES
+    repaired.append('digits/td-3', {20: 1.0}, {})
     assert path.read_bytes().startswith(whole)
     # The next call reads it without a word.
     assert journal.Journal(path).curves == CURVES | {'digits/td-3': {20: 1.0}}
@@ -100,8 +100,10 @@ def test_a_journal_that_cannot_be_read_is_one_line(tmp_path):
 
 def test_journals_belong_to_one_process(tmp_path):
     with journal.lock(tmp_path, 'digits'):
-        said = f'the journals of digits in {tmp_path} are in use by process {os.getpid()} on .*; wait for it'
-        with pytest.raises(UserError, match=said), journal.lock(tmp_path, 'digits'):
+        message = (
+            f'the journals of digits in {tmp_path} are in use by process {os.getpid()} on .*; wait for it'
+        )
+        with pytest.raises(UserError, match=message), journal.lock(tmp_path, 'digits'):
             pass
         with journal.lock(tmp_path, 'movielens_by_user'):
             pass
@@ -118,8 +120,8 @@ def test_a_lock_ends_with_its_process(tmp_path):
     process = subprocess.Popen([sys.executable, '-c', code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout.readline() == 'locked\n'
-        said = f'are in use by process {process.pid} on '
-        with pytest.raises(UserError, match=said), journal.lock(tmp_path, 'digits'):
+        message = f'are in use by process {process.pid} on '
+        with pytest.raises(UserError, match=message), journal.lock(tmp_path, 'digits'):
             pass
     finally:
         process.kill()

@@ -14,7 +14,7 @@ COLUMNS = ['Drama'], ['CIFAR10']
 TRIALS = {1e-9: 0.9, 1e-2: 0.8}
 
 
-def chosen(*names):
+def make_choices(*names):
     """Choices that say from which trials they were made."""
     completed = [
         {'score': score, 'values': {'optimizer.learning_rate': rate, 'num_steps': 20}}
@@ -26,7 +26,7 @@ def chosen(*names):
 
 
 @pytest.fixture
-def tiny(small_config, one_table, monkeypatch):
+def use_tiny_table(small_config, one_table, monkeypatch):
     """A table of a method, and of a control that is not tuned by itself."""
     rows = {
         SCRATCH: {'method': 'supervised'},
@@ -34,11 +34,11 @@ def tiny(small_config, one_table, monkeypatch):
         'Control': {'method': 'ld', 'teacher.control': 'shuffled'},
     }
     one_table(rows, lambda: small_config(num_steps=20))
-    monkeypatch.setattr(cells, 'read_tuned', lambda name: chosen('supervised', 'ld'))
+    monkeypatch.setattr(cells, 'read_tuned', lambda name: make_choices('supervised', 'ld'))
 
 
 @pytest.fixture
-def searched(monkeypatch):
+def use_made_up_searches(monkeypatch):
     """Choices by user of which only their trials are known, none."""
     names = *objectives.METHODS, *tables.VARIANTS
     records = {'searched': {name: {'completed': []} for name in names}}
@@ -53,27 +53,27 @@ METHODS = {SCRATCH, 'LD', 'FD', 'FitNet', 'Hybrid', 'TD', 'TD + LD'}
     ('table', 'genre', 'rows'),
     [('3x_user', 'Drama', METHODS | {'RKD', 'CRD', 'SRD'}), ('war_user', 'War', METHODS)],
 )
-def test_rows_that_have_a_search_of_their_own_are_candidates(searched, table, genre, rows):
-    found = on_test.candidates([table], [genre], ['CIFAR10'])
-    assert {row for _, _, row in found} == rows
+def test_rows_that_have_a_search_of_their_own_are_candidates(use_made_up_searches, table, genre, rows):
+    candidates = on_test.candidates([table], [genre], ['CIFAR10'])
+    assert {row for _, _, row in candidates} == rows
 
 
-def test_a_row_of_another_search_has_no_best_trial_of_the_usual_one(searched, tmp_path):
+def test_a_row_of_another_search_has_no_best_trial_of_the_usual_one(use_made_up_searches, tmp_path):
     """Where its knobs are the same its runs are, too."""
     own = f'{SCRATCH}, chosen on War'
     runs = cells.run_names(cells.runs_of(tables.TABLES['war_user'], 'Genre 8', own))
     assert runs == cells.run_names(cells.runs_of(tables.TABLES['war_user'], 'Genre 8', SCRATCH))
-    kept = {'3': {'Genre 8': {SCRATCH: {'runs': runs, 'mean': 1.0, 'on_test': {'trials': 2}}}}}
-    made = cells.make(
-        ['war_user'], ['War'], ['CIFAR10'], epath.Path(tmp_path), only_show=True, stored_results=kept
+    stored = {'3': {'Genre 8': {SCRATCH: {'runs': runs, 'mean': 1.0, 'on_test': {'trials': 2}}}}}
+    results = cells.make(
+        ['war_user'], ['War'], ['CIFAR10'], epath.Path(tmp_path), only_show=True, stored_results=stored
     )
-    rows = made['war_user']['Genre 8']
+    rows = results['war_user']['Genre 8']
     assert rows[SCRATCH] == {'runs': runs, 'mean': 1.0, 'on_test': {'trials': 2}}
     assert rows[own] == {'runs': runs, 'mean': 1.0}
 
 
 @pytest.mark.long
-def test_the_best_trial_on_the_test_split_is_a_column_of_its_own(tiny, small_config, tmp_path):
+def test_the_best_trial_on_the_test_split_is_a_column_of_its_own(use_tiny_table, small_config, tmp_path):
     root = epath.Path(tmp_path / 'runs')
     results = cells.make(['tiny'], *COLUMNS, root, only_show=False)
     trials = on_test.candidates(['tiny'], *COLUMNS)
@@ -102,44 +102,44 @@ def test_the_best_trial_on_the_test_split_is_a_column_of_its_own(tiny, small_con
     place = head.split(' | ').index(f'{render.ON_TEST}, mean ± 95%')
     (line,) = (line for line in text.splitlines() if line.startswith('| LD'))
     ours, scratch = rows['LD']['on_test'], rows[SCRATCH]['on_test']
-    said, difference = line.removesuffix(' |').split(' | ')[place : place + 2]
-    assert said.startswith(f'{ours["mean"]:.4f} ± ') and said.endswith(', best of 2')
+    best_cell, difference = line.removesuffix(' |').split(' | ')[place : place + 2]
+    assert best_cell.startswith(f'{ours["mean"]:.4f} ± ') and best_cell.endswith(', best of 2')
     assert difference.startswith(f'{ours["mean"] - scratch["mean"]:+.4f} ± ')
 
     # From a file of errors, too.
     errors.write(epath.Path(tmp_path / 'errors.npz'), results)
-    kept = errors.read_tables([epath.Path(tmp_path / 'errors.npz')], ['tiny'], *COLUMNS)
-    assert kept['tiny']['all']['LD']['on_test'] == ours
+    stored = errors.read_tables([epath.Path(tmp_path / 'errors.npz')], ['tiny'], *COLUMNS)
+    assert stored['tiny']['all']['LD']['on_test'] == ours
     # Which are then not run again, unless there are more.
     nothing = epath.Path(tmp_path / 'nothing')
-    on_test.add(kept, trials, nothing, only_show=False, processes=1)
-    assert kept['tiny']['all']['LD']['on_test'] == ours and not nothing.exists()
+    on_test.add(stored, trials, nothing, only_show=False, processes=1)
+    assert stored['tiny']['all']['LD']['on_test'] == ours and not nothing.exists()
     fewer = {cell: of_cell[:1] for cell, of_cell in trials.items()}
-    on_test.add(kept, fewer, root, only_show=True, processes=1)
-    assert kept['tiny']['all']['LD']['on_test']['trials'] == 1
+    on_test.add(stored, fewer, root, only_show=True, processes=1)
+    assert stored['tiny']['all']['LD']['on_test']['trials'] == 1
 
 
-def test_a_trial_that_a_cell_has_is_not_run_again(tiny, tmp_path, monkeypatch):
+def test_a_trial_that_a_cell_has_is_not_run_again(use_tiny_table, tmp_path, monkeypatch):
     trials = on_test.candidates(['tiny'], *COLUMNS)
     # As from a file of errors: the first trial of each, run on another machine.
     numbers = {'metric': 'accuracy', 'values': [0.5, 0.7], 'seeds': [0, 1], 'mean': 0.6}
     rows = {row: {**numbers, 'runs': cells.run_names(of_cell[0])} for (_, _, row), of_cell in trials.items()}
-    results, asked = {'tiny': {'all': {**rows, 'Control': None}}}, []
-    monkeypatch.setattr(cells, 'run_missing', lambda root, configs, processes: asked.extend(configs))
-    kept = [row['runs'] for row in rows.values()]
+    results, configs_run = {'tiny': {'all': {**rows, 'Control': None}}}, []
+    monkeypatch.setattr(cells, 'run_missing', lambda root, configs, processes: configs_run.extend(configs))
+    stored_runs = [row['runs'] for row in rows.values()]
     monkeypatch.setattr(
         cells,
         'read_cell',
-        lambda root, configs: None if cells.run_names(configs) in kept else {**numbers, 'mean': 0.1},
+        lambda root, configs: None if cells.run_names(configs) in stored_runs else {**numbers, 'mean': 0.1},
     )
     on_test.add(results, trials, epath.Path(tmp_path / 'runs'), only_show=False, processes=1)
-    assert asked == [config for of_cell in trials.values() for config in of_cell[1]]
+    assert configs_run == [config for of_cell in trials.values() for config in of_cell[1]]
     assert results['tiny']['all']['LD']['on_test']['mean'] == 0.6
 
 
-def test_choices_that_do_not_say_their_trials_are_one_line(tiny, monkeypatch):
+def test_choices_that_do_not_say_their_trials_are_one_line(use_tiny_table, monkeypatch):
     """Those of an earlier version, or of one method alone."""
-    for choices in (chosen('supervised'), {'digits': {'ld': {'num_steps': 20}}}):
+    for choices in (make_choices('supervised'), {'digits': {'ld': {'num_steps': 20}}}):
         monkeypatch.setattr(cells, 'read_tuned', lambda name, choices=choices: choices)
         with pytest.raises(
             UserError,

@@ -23,8 +23,11 @@ def test_the_part_of_the_data_is_what_the_config_says_of_it(small_config):
     )
     others = small_config(dataset__split='validation'), small_config(dataset__classes=(0, 1))
     # No distillation reads no examples without labels, and is compared with what does.
-    drawn = {'dataset__examples_per_class': 3, 'dataset__unlabelled': 'rest'}
-    for methods in (same, [small_config(method=method, **drawn) for method in ('supervised', 'ld')]):
+    unlabelled_options = {'dataset__examples_per_class': 3, 'dataset__unlabelled': 'rest'}
+    for methods in (
+        same,
+        [small_config(method=method, **unlabelled_options) for method in ('supervised', 'ld')],
+    ):
         assert len({same_data.part_of(config) for config in methods}) == 1
     assert len({same_data.part_of(config) for config in (*same, *others)}) == 3
 
@@ -68,13 +71,13 @@ def write_run(root, row, change=None):
     return folder
 
 
-def darker(source):
+def darken(source):
     evaluation = {**source.evaluation, 'image': source.evaluation['image'] / 2}
     return source._replace(evaluation=evaluation)
 
 
 def test_a_table_has_runs_on_the_same_data_alone(table):
-    folders = write_run(table, SCRATCH), write_run(table, LD, darker)
+    folders = write_run(table, SCRATCH), write_run(table, LD, darken)
     for only_show in (True, False):
         with pytest.raises(
             UserError, match=r'supervised-\w+ and digits/ld-\w+ were trained on different data'
@@ -91,22 +94,22 @@ def test_a_table_has_runs_on_the_same_data_alone(table):
 @pytest.mark.parametrize('place', ['folder', 'file'])
 def test_what_is_missing_is_not_run_on_other_data(table, place, tmp_path, monkeypatch):
     write_run(table, SCRATCH)
-    kept, root = {}, table
+    stored, root = {}, table
     if place == 'file':
         path = epath.Path(tmp_path / 'errors.npz')
         errors.write(path, cells.make(['tiny'], *COLUMNS, table, True))
-        kept, root = errors.read(path), epath.Path(tmp_path / 'other')
+        stored, root = errors.read(path), epath.Path(tmp_path / 'other')
     with pytest.raises(AssertionError, match='is trained'):
-        cells.make(['tiny'], *COLUMNS, root, False, stored_results=kept)
+        cells.make(['tiny'], *COLUMNS, root, False, stored_results=stored)
     load = SOURCES['digits']
-    monkeypatch.setitem(SOURCES, 'digits', lambda config, task: darker(load(config, task)))
+    monkeypatch.setitem(SOURCES, 'digits', lambda config, task: darken(load(config, task)))
     with pytest.raises(
         UserError, match=r'^digits/supervised-\w+ was trained on other data than digits 5, 6, 7, 8, 9 is now'
     ):
-        cells.make(['tiny'], *COLUMNS, root, False, stored_results=kept)
+        cells.make(['tiny'], *COLUMNS, root, False, stored_results=stored)
     # What is there may be shown.
     assert (
-        cells.make(['tiny'], *COLUMNS, root, True, stored_results=kept)['tiny']['all'][SCRATCH]['mean']
+        cells.make(['tiny'], *COLUMNS, root, True, stored_results=stored)['tiny']['all'][SCRATCH]['mean']
         == 0.55
     )
 
@@ -142,7 +145,7 @@ def test_a_search_does_not_go_on_on_other_data(monkeypatch, tmp_path):
 
     load, before = SOURCES['digits'], path.read_bytes()
     with monkeypatch.context() as patch:
-        patch.setitem(SOURCES, 'digits', lambda config, task: darker(load(config, task)))
+        patch.setitem(SOURCES, 'digits', lambda config, task: darken(load(config, task)))
         with pytest.raises(UserError, match=r'^digits/supervised-\w+ was trained on other data than digits'):
             list(tuning.tune(search, ['supervised'], *folders, 1))
     assert (len(ran), path.read_bytes()) == (3, before)

@@ -43,12 +43,12 @@ def base(tmp_path_factory):
     config = images.get_config()
     config.update_from_flattened_dict(SMALL | {'dataset.path': str(folder), 'teacher.labels': 'probe'})
     config.teacher.pretrained = str(TINY)
-    typed = ['teacher.pretrained', *SMALL]
-    return public_teacher.complete(config, epath.Path(folder) / 'run', typed)
+    set_keys = ['teacher.pretrained', *SMALL]
+    return public_teacher.complete(config, epath.Path(folder) / 'run', set_keys)
 
 
 @pytest.fixture
-def other(tmp_path):
+def other_checkpoint(tmp_path):
     """The same checkpoint with another number in it."""
     folder = tmp_path / 'other'
     shutil.copytree(TINY, folder)
@@ -62,30 +62,33 @@ def other(tmp_path):
 @pytest.fixture
 def table(base, monkeypatch):
     """A table of a public teacher is all there is, with nothing tuned."""
-    made = tables.Table('Tiny', 'tiny', {'all': {}}, ROWS, NONE, students=2)
-    monkeypatch.setattr(tables, 'TABLES', {'tiny': made})
+    tiny_table = tables.Table('Tiny', 'tiny', {'all': {}}, ROWS, NONE, students=2)
+    monkeypatch.setattr(tables, 'TABLES', {'tiny': tiny_table})
     monkeypatch.setattr(cells, 'read_tuned', lambda name: {})
     monkeypatch.setattr(cells, 'base_config', lambda name: base.copy_and_resolve_references())
-    return made
+    return tiny_table
 
 
-def cells_of(text, row):
+def find_cells(text, row):
     (line,) = [line for line in text.splitlines() if line.startswith(f'| {row} |')]
     return [cell.strip() for cell in line.strip('|').split('|')]
 
 
 @pytest.mark.long
-def test_a_table_says_who_taught_and_takes_no_other_teacher(table, base, other, tmp_path):
-    root, moved = epath.Path(tmp_path / 'runs'), str(tmp_path / 'moved')
-    shutil.copytree(TINY, moved)
+def test_a_table_says_who_taught_and_takes_no_other_teacher(table, base, other_checkpoint, tmp_path):
+    root, moved_checkpoint = epath.Path(tmp_path / 'runs'), str(tmp_path / 'moved')
+    shutil.copytree(TINY, moved_checkpoint)
     del table.rows['FD']
-    results = cells.make(['tiny'], *COLUMNS, root, only_show=False, teacher=moved)
+    results = cells.make(['tiny'], *COLUMNS, root, only_show=False, teacher=moved_checkpoint)
     # Computed again from the file where it was.
     source = teachers.source_of(base, assembly.load_source(base, base.dataset))
     params = teachers.load(base, root, source).params
-    found = same_teacher.fingerprint.of(params)
+    fingerprint = same_teacher.fingerprint.of(params)
     rows = results['tiny']['all']
-    assert {row: result['public_teacher'] for row, result in rows.items()} == {NONE: found, 'LD': found}
+    assert {row: result['public_teacher'] for row, result in rows.items()} == {
+        NONE: fingerprint,
+        'LD': fingerprint,
+    }
     (folder,) = (path.parent for path in (tmp_path / 'runs').rglob(workdir.RESULT) if 'ld-' in str(path))
     probes = json.loads((folder / workdir.RESULT).read_text())['probe']
     assert rows['LD']['probe'] == probes
@@ -94,30 +97,32 @@ def test_a_table_says_who_taught_and_takes_no_other_teacher(table, base, other, 
     file = epath.Path(tmp_path / 'errors.npz')
     errors.write(file, results)
     index = str(np.load(file)['index'])
-    assert found in index
-    assert moved not in index
+    assert fingerprint in index
+    assert moved_checkpoint not in index
     assert str(TINY) not in index
     stored = errors.read(file)
     text = render.make(['tiny'], stored, *COLUMNS)
     assert text == render.make(['tiny'], results, *COLUMNS)
-    assert f'(fingerprint of its parameters: `{found[:12]}`). Each student counts once.' in text
-    assert cells_of(text, PROBE)[1] == '2'
-    assert cells_of(text, PROBE)[2].startswith(f'{np.mean(probes):.4f}')
+    assert f'(fingerprint of its parameters: `{fingerprint[:12]}`). Each student counts once.' in text
+    assert find_cells(text, PROBE)[1] == '2'
+    assert find_cells(text, PROBE)[2].startswith(f'{np.mean(probes):.4f}')
     # Two students of one teacher are two.
-    assert cells_of(text, 'LD')[1] == '2'
+    assert find_cells(text, 'LD')[1] == '2'
 
     table.rows['FD'] = {'method': 'fd'}
-    said = rf'had another teacher than .*other \(fingerprint {found[:12]} there, '
-    with pytest.raises(UserError, match=said):
-        cells.make(['tiny'], *COLUMNS, root, only_show=False, teacher=other)
-    with pytest.raises(UserError, match=said):
+    message = rf'had another teacher than .*other \(fingerprint {fingerprint[:12]} there, '
+    with pytest.raises(UserError, match=message):
+        cells.make(['tiny'], *COLUMNS, root, only_show=False, teacher=other_checkpoint)
+    with pytest.raises(UserError, match=message):
         empty = epath.Path(tmp_path / 'empty')
-        cells.make(['tiny'], *COLUMNS, empty, only_show=False, stored_results=stored, teacher=other)
+        cells.make(
+            ['tiny'], *COLUMNS, empty, only_show=False, stored_results=stored, teacher=other_checkpoint
+        )
     assert not (tmp_path / 'empty').exists()
 
 
 @pytest.mark.long
-def test_a_search_records_its_teacher_and_takes_no_other(base, other, tmp_path):
+def test_a_search_records_its_teacher_and_takes_no_other(base, other_checkpoint, tmp_path):
     space = tuning.SearchSpace(
         base.copy_and_resolve_references,
         'classification',
@@ -130,24 +135,24 @@ def test_a_search_records_its_teacher_and_takes_no_other(base, other, tmp_path):
     places = [epath.Path(tmp_path / name) for name in ('runs', 'journals', 'choices.json')]
     list(tuning.tune(search, ['supervised', 'ld'], *places, 1))
     (line, *_) = (places[1] / 'images_unlabelled-ld.jsonl').read_text().splitlines()
-    taught = json.loads(line)['teacher']
-    kept = journal.Journal(places[1] / 'images_unlabelled-ld.jsonl', is_writer=False)
-    assert set(kept.teachers.values()) == {taught}
+    fingerprint = json.loads(line)['teacher']
+    stored = journal.Journal(places[1] / 'images_unlabelled-ld.jsonl', is_writer=False)
+    assert set(stored.teachers.values()) == {fingerprint}
     choices = places[2].read_text()
     assert json.loads(choices).keys() == {'images_unlabelled'}
     assert str(TINY) not in choices + line
     records = json.loads(choices)['images_unlabelled'][cells.SEARCHED]
     # The student without distillation starts from the teacher, too.
     assert {name: record['public_teacher'] for name, record in records.items()} == {
-        'supervised': taught,
-        'ld': taught,
+        'supervised': fingerprint,
+        'ld': fingerprint,
     }
-    with pytest.raises(UserError, match=rf'\(fingerprint {taught[:12]} there'):
-        more = search._replace(trials=2, teacher=other)
+    with pytest.raises(UserError, match=rf'\(fingerprint {fingerprint[:12]} there'):
+        more = search._replace(trials=2, teacher=other_checkpoint)
         list(tuning.tune(more, ['supervised', 'ld'], *places, 1))
 
 
-def choices_with(teacher, methods):
+def make_choices(teacher, methods):
     """A file of choices, made by one trial with a teacher of this fingerprint."""
     record = {'trials': 1, 'seeds': 2, 'steps': 2, 'fixed': {}, 'completed': [], 'at_last_step': False}
     records = {method: record | {'public_teacher': teacher} for method in methods}
@@ -156,20 +161,21 @@ def choices_with(teacher, methods):
     return {'images_unlabelled': chosen}
 
 
-def test_choices_of_another_teacher_are_refused(table, base, other, tmp_path, monkeypatch):
+def test_choices_of_another_teacher_are_refused(table, base, other_checkpoint, tmp_path, monkeypatch):
     """By a table, before anything is trained; those of this teacher, and of none that is known, are not."""
     root = epath.Path(tmp_path / 'runs')
     source = teachers.source_of(base, assembly.load_source(base, base.dataset))
-    found = same_teacher.fingerprint.of(teachers.load(base, root, source).params)
-    monkeypatch.setattr(cells, 'read_tuned', lambda name: choices_with(found, ('ld', 'fd')))
+    fingerprint = same_teacher.fingerprint.of(teachers.load(base, root, source).params)
+    monkeypatch.setattr(cells, 'read_tuned', lambda name: make_choices(fingerprint, ('ld', 'fd')))
     reason = (
         rf'^the hyperparameters of ld under images_unlabelled in td_jax/configs/tuned/tiny\.json were chosen '
-        rf'with another teacher than .*other \(fingerprint {found[:12]} there, [0-9a-f]{{12}} here\); name'
+        rf'with another teacher than .*other \(fingerprint {fingerprint[:12]} there, '
+        r'[0-9a-f]{12} here\); name'
     )
     with pytest.raises(UserError, match=reason):
-        cells.make(['tiny'], *COLUMNS, root, only_show=False, teacher=other)
+        cells.make(['tiny'], *COLUMNS, root, only_show=False, teacher=other_checkpoint)
     assert not (tmp_path / 'runs').exists()
-    same_teacher.check_choices([('ld', found, base), ('fd', '', base)])
+    same_teacher.check_choices([('ld', fingerprint, base), ('fd', '', base)])
     with pytest.raises(UserError, match=r'^fd were chosen with another teacher than'):
         same_teacher.check_choices([('fd', 'b' * 64, base)])
 
@@ -180,7 +186,7 @@ def test_a_search_on_top_of_choices_of_another_teacher_is_refused(base, tmp_path
     space = tuning.SearchSpace(lambda: base, 'classification', {'all': {}}, ('all',), 1, ranges)
     search = tuning.Search(space, {}, tables.USUAL, 1, 2, 2, str(TINY))
     places = [epath.Path(tmp_path / name) for name in ('runs', 'journals', 'choices.json')]
-    workdir.write(places[2], json.dumps(choices_with('b' * 64, ('td', 'ld'))))
+    workdir.write(places[2], json.dumps(make_choices('b' * 64, ('td', 'ld'))))
     with pytest.raises(UserError, match=r'^the hyperparameters of td in --output were chosen with another'):
         list(tuning.tune(search, ['td_ld'], *places, 1))
     assert not (tmp_path / 'runs' / 'images').exists()

@@ -179,8 +179,8 @@ def test_an_untrained_public_teacher_is_its_architecture():
 def test_the_papers_numbers_are_the_papers():
     """Copied by hand from Table 3."""
     column = PAPER['3']['columns'].index(GENRE)
-    found = {row: PAPER['3']['rows'][row][column][0] for row in (SCRATCH, 'Teacher', 'LD', 'TD')}
-    assert found == {SCRATCH: 1.0102, 'Teacher': 1.0120, 'LD': 1.0083, 'TD': 0.9965}
+    actual = {row: PAPER['3']['rows'][row][column][0] for row in (SCRATCH, 'Teacher', 'LD', 'TD')}
+    assert actual == {SCRATCH: 1.0102, 'Teacher': 1.0120, 'LD': 1.0083, 'TD': 0.9965}
 
 
 @pytest.mark.parametrize('name', PAPER)
@@ -191,14 +191,14 @@ def test_every_row_of_the_paper_has_every_column(name):
 
 
 def test_every_cell_that_is_needed_is_run_once():
-    wanted = tables.wanted_cells(['1', '3'], ['Drama'], ['CIFAR10'])
-    assert len(wanted) == len(set(wanted))
-    assert {cell for cell in wanted if cell[0] == '4'} == {
+    cells_needed = tables.wanted_cells(['1', '3'], ['Drama'], ['CIFAR10'])
+    assert len(cells_needed) == len(set(cells_needed))
+    assert {cell for cell in cells_needed if cell[0] == '4'} == {
         ('4', 'CIFAR10', row) for row in tables.TABLES['4'].rows
     }
-    assert {column for table, column, _ in wanted if table == '3'} == {GENRE}
-    assert ('3', GENRE, SCRATCH) in wanted
-    assert not any(row == 'Teacher' for _, _, row in wanted)
+    assert {column for table, column, _ in cells_needed if table == '3'} == {GENRE}
+    assert ('3', GENRE, SCRATCH) in cells_needed
+    assert not any(row == 'Teacher' for _, _, row in cells_needed)
 
 
 def test_genres_leave_their_columns():
@@ -248,8 +248,10 @@ def test_three_searches_are_those_of_the_main_rows(monkeypatch):
 def test_a_sweep_has_every_weight_with_every_number_of_rounds():
     table = tables.TABLES['interact_user']
     runs = {row: cells.cell_config(table, 'Genre 8', row) for row in table.rows}
-    found = [(run.td.rounds, run.td.weights.interact) for row, run in runs.items() if row != table.baseline]
-    assert found == [(rounds, 10.0**power) for rounds in (1, 2, 3) for power in range(-1, 4)]
+    rounds_and_weights = [
+        (run.td.rounds, run.td.weights.interact) for row, run in runs.items() if row != table.baseline
+    ]
+    assert rounds_and_weights == [(rounds, 10.0**power) for rounds in (1, 2, 3) for power in range(-1, 4)]
     assert runs[table.baseline].td.rounds == 0
     # All else is as it was chosen, on validation data.
     alike = [{**config_lib.flatten(run), 'td.rounds': 0, 'td.weights.interact': 0} for run in runs.values()]

@@ -28,7 +28,7 @@ RATINGS = tuning.Search(
 
 
 @pytest.mark.parametrize(
-    ('module', 'name', 'drawn'),
+    ('module', 'name', 'keys'),
     [
         ('movielens', 'teacher', OPTIMIZER),
         ('movielens', 'supervised', OPTIMIZER),
@@ -46,8 +46,8 @@ RATINGS = tuning.Search(
         ),
     ],
 )
-def test_what_is_drawn(module, name, drawn):
-    assert tuning.ranges_of(tuning.CONFIGS[module], name).keys() == drawn
+def test_what_is_drawn(module, name, keys):
+    assert tuning.ranges_of(tuning.CONFIGS[module], name).keys() == keys
 
 
 def test_ranges():
@@ -86,7 +86,7 @@ def test_a_draw_is_that_of_its_name_its_trial_and_its_seed():
     assert np.abs(correlations).max() < 0.15
 
 
-def chosen_before(search, **names):
+def make_earlier_choices(search, **names):
     """Choices of a search as far as others are searched on top of them."""
     optimizer = {'optimizer.learning_rate': 1e-3, 'optimizer.weight_decay': 0.1, 'model.dropout': 0.2}
     record = {key: getattr(search, key) for key in cells.BUDGET}
@@ -105,7 +105,7 @@ LD = {'ld.weights.logits': 7.0}
 
 
 def test_methods_share_the_draws_of_what_they_have_in_common():
-    choices = chosen_before(EIGHT, td=TD, ld=LD)
+    choices = make_earlier_choices(EIGHT, td=TD, ld=LD)
     trials = {
         name: tuning.make_plan(EIGHT, name, choices).trials
         for name in ('td', 'td_ld', 'ld', 'hybrid', 'fd', 'fitnet', 'supervised', 'teacher')
@@ -136,7 +136,7 @@ def test_methods_share_the_draws_of_what_they_have_in_common():
 
 
 def test_td_with_ld_begins_with_what_was_chosen_for_both():
-    trials = tuning.make_plan(EIGHT, 'td_ld', chosen_before(EIGHT, td=TD, ld=LD)).trials
+    trials = tuning.make_plan(EIGHT, 'td_ld', make_earlier_choices(EIGHT, td=TD, ld=LD)).trials
     weak = {f'td.weights.{term}': 0.001 for term in ('interact', 'message', 'state')}
     optimizer = {'optimizer.learning_rate': 1e-3, 'optimizer.weight_decay': 0.1, 'model.dropout': 0.2}
     assert trials[:3] == [
@@ -146,27 +146,29 @@ def test_td_with_ld_begins_with_what_was_chosen_for_both():
     ]
     # With an optimizer of its own each starts with that; both together with that of LD.
     own = [{'model.dropout': rate} for rate in (0.0, 0.4)]
-    choices = chosen_before(EIGHT, td=TD | own[0], ld=LD | own[1])
+    choices = make_earlier_choices(EIGHT, td=TD | own[0], ld=LD | own[1])
     starts = tuning.make_plan(EIGHT, 'td_ld', choices).trials[:3]
     assert [start['model.dropout'] for start in starts] == [0.4, 0.0, 0.4]
     few = EIGHT._replace(trials=2)
-    assert tuning.make_plan(few, 'td_ld', chosen_before(few, td=TD, ld=LD)).trials == trials[:2]
+    assert tuning.make_plan(few, 'td_ld', make_earlier_choices(few, td=TD, ld=LD)).trials == trials[:2]
 
 
 def test_what_both_chose_alike_is_not_tried_twice():
     """Where the same trial is the best one of TD and of LD, TD + LD draws another in its place."""
-    trials = {name: tuning.make_plan(EIGHT, name, chosen_before(EIGHT)).trials for name in ('td', 'ld')}
-    choices = chosen_before(EIGHT, td=trials['td'][5], ld=trials['ld'][5])
-    joined = tuning.make_plan(EIGHT, 'td_ld', choices).trials
+    trials = {
+        name: tuning.make_plan(EIGHT, name, make_earlier_choices(EIGHT)).trials for name in ('td', 'ld')
+    }
+    choices = make_earlier_choices(EIGHT, td=trials['td'][5], ld=trials['ld'][5])
+    trials_of_both = tuning.make_plan(EIGHT, 'td_ld', choices).trials
     more = EIGHT._replace(trials=9)
-    (ninth,) = tuning.make_plan(more, 'td', chosen_before(more)).trials[8:]
-    assert joined[0].items() >= trials['td'][5].items()
-    assert joined[5].items() >= ninth.items()
-    assert len({json.dumps(trial) for trial in joined}) == 8
+    (ninth,) = tuning.make_plan(more, 'td', make_earlier_choices(more)).trials[8:]
+    assert trials_of_both[0].items() >= trials['td'][5].items()
+    assert trials_of_both[5].items() >= ninth.items()
+    assert len({json.dumps(trial) for trial in trials_of_both}) == 8
 
 
 def test_methods_have_the_optimizer_of_the_student_without_distillation():
-    choices = chosen_before(RATINGS)
+    choices = make_earlier_choices(RATINGS)
     choices['movielens_by_user'] = {'teacher': {'teacher.num_steps': 77}}
     choices['movielens_by_user_Drama_War']['searched']['supervised']['fixed'] = {'teacher.num_steps': 77}
     of = tuning.make_plan(RATINGS, 'td', choices)
@@ -282,7 +284,7 @@ def test_the_teacher_is_searched_on_its_own_task():
     config_lib.check(run)
 
 
-class Made:
+class MadeUpRuns:
     """Stands where a run would: its curve is a function of its config."""
 
     def __init__(self, score, fails_at=None):
@@ -296,22 +298,22 @@ class Made:
         return self.score(config)
 
 
-def distance(config):
+def measure_distance(config):
     """How far the rate and the weights of a run are from the best ones, in orders of magnitude."""
     weights = objectives.weights_of(config)
     far = [abs(math.log10(weight)) for term, weight in weights.items() if weight and term != 'probe']
     return abs(math.log10(config.optimizer.learning_rate) + 3) + sum(far)
 
 
-def curve_of(config):
+def make_curve(config):
     """Better at step 40 than before and after."""
     worse = 0.1 * config.dataset.validation_slice
-    return {20: 2 + distance(config), 40: 1 + distance(config) + worse, 60: 30.0}
+    return {20: 2 + measure_distance(config), 40: 1 + measure_distance(config) + worse, 60: 30.0}
 
 
-def searched(monkeypatch, folder, made, search=RATINGS, names=('supervised', 'ld')):
+def search_made_up_runs(monkeypatch, folder, made_runs, search=RATINGS, names=('supervised', 'ld')):
     """{name: what is recorded of its choice} with made-up runs, and the choices that are written."""
-    monkeypatch.setattr(tuning, '_curve', made)
+    monkeypatch.setattr(tuning, '_curve', made_runs)
     monkeypatch.setattr(cells, 'train_teachers', lambda root, configs, count: None)
     monkeypatch.setattr(tuning, 'describe_program', lambda config: '')
     folder.mkdir(exist_ok=True)
@@ -320,33 +322,35 @@ def searched(monkeypatch, folder, made, search=RATINGS, names=('supervised', 'ld
     return dict(tuning.tune(search, names, *places, 1)), json.loads((folder / 'o.json').read_text())
 
 
-def lines_of(folder, name):
+def read_lines(folder, name):
     """The lines of a method's journal."""
     (path,) = (folder / 'journals').glob(f'*-{name}.jsonl')
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def test_all_of_a_rung_are_run_before_the_best_half_goes_on(monkeypatch, tmp_path):
-    made = Made(curve_of)
-    records, _ = searched(monkeypatch, tmp_path, made)
-    slices = [run.dataset.validation_slice for run in made.runs if run.method == 'ld']
+    made_runs = MadeUpRuns(make_curve)
+    records, _ = search_made_up_runs(monkeypatch, tmp_path, made_runs)
+    slices = [run.dataset.validation_slice for run in made_runs.runs if run.method == 'ld']
     # 8, 4 and 2 trials in two columns each.
     assert slices == [0] * 16 + [1] * 8 + [2] * 4
-    lines = lines_of(tmp_path, 'ld')
+    lines = read_lines(tmp_path, 'ld')
     weights = {line['trial']: line['values']['ld.weights.logits'] for line in lines}
     rates = {line['trial']: line['values']['optimizer.learning_rate'] for line in lines}
-    far = {number: abs(math.log10(weights[number])) + abs(math.log10(rates[number]) + 3) for number in rates}
-    order = sorted(far, key=far.get)
+    distance_by_trial = {
+        number: abs(math.log10(weights[number])) + abs(math.log10(rates[number]) + 3) for number in rates
+    }
+    order = sorted(distance_by_trial, key=distance_by_trial.get)
     for rung, quota in enumerate((8, 4, 2)):
         on_rung = collections.Counter(line['trial'] for line in lines if line['rung'] == rung)
         assert on_rung == dict.fromkeys(order[:quota], 2)
     record = records['ld']
-    assert [done['values']['ld.weights.logits'] for done in record['completed']] == [
+    assert [trial['values']['ld.weights.logits'] for trial in record['completed']] == [
         weights[number] for number in order[:2]
     ]
     assert record['chosen'] == record['completed'][0]['values']
     assert record['completed'][0]['score'] == pytest.approx(
-        1.1 + np.mean([distance(run) for run in made.runs[-4:-2]])
+        1.1 + np.mean([measure_distance(run) for run in made_runs.runs[-4:-2]])
     )
 
 
@@ -360,41 +364,47 @@ def test_all_of_a_rung_are_run_before_the_best_half_goes_on(monkeypatch, tmp_pat
 )
 def test_every_method_has_as_many_completed_trials(monkeypatch, tmp_path, search, names):
     sign = 1 if search is not DIGITS else -1
-    made = Made(lambda config: {step: sign * value for step, value in curve_of(config).items()})
-    records, choices = searched(monkeypatch, tmp_path, made, search, names)
+    made_runs = MadeUpRuns(lambda config: {step: sign * value for step, value in make_curve(config).items()})
+    records, choices = search_made_up_runs(monkeypatch, tmp_path, made_runs, search, names)
     assert set(records) == set(names)
     assert {len(record['completed']) for record in records.values()} == {1}
     columns = len(search.chosen_by.columns) or 1
-    assert len(made.runs) == (4 + 2 + 1) * columns * len(names)
-    assert {run.num_seeds for run in made.runs} == {2}
-    (under,) = choices.values()
-    of_optimizer = {key: under['supervised'][key] for key in OPTIMIZER}
+    assert len(made_runs.runs) == (4 + 2 + 1) * columns * len(names)
+    assert {run.num_seeds for run in made_runs.runs} == {2}
+    (chosen,) = choices.values()
+    of_optimizer = {key: chosen['supervised'][key] for key in OPTIMIZER}
     for name in names:
-        assert under[name].items() >= (of_optimizer | {'num_steps': 40}).items()
-        assert under[name] == records[name]['chosen']
-        assert under['searched'][name] | {'chosen': under[name]} == records[name]
+        assert chosen[name].items() >= (of_optimizer | {'num_steps': 40}).items()
+        assert chosen[name] == records[name]['chosen']
+        assert chosen['searched'][name] | {'chosen': chosen[name]} == records[name]
     rates = [trial['optimizer.learning_rate'] for trial in tuning.make_plan(search, 'supervised', {}).trials]
     assert of_optimizer['optimizer.learning_rate'] == min(rates, key=lambda rate: abs(math.log10(rate) + 3))
 
 
 def test_variants_with_the_same_runs_share_them(monkeypatch, tmp_path):
-    made, space = Made(curve_of), DIGITS.space
+    made_runs, space = MadeUpRuns(make_curve), DIGITS.space
     search = DIGITS._replace(space=space._replace(variants={**space.variants, 'again': {'method': 'ld'}}))
-    records, _ = searched(monkeypatch, tmp_path, made, search, ['supervised', 'ld', 'again'])
+    records, _ = search_made_up_runs(monkeypatch, tmp_path, made_runs, search, ['supervised', 'ld', 'again'])
     assert records['again'] == records['ld']
-    assert lines_of(tmp_path, 'again') == [{**line, 'method': 'again'} for line in lines_of(tmp_path, 'ld')]
-    names = [cells.run_name(config) for config in made.runs]
+    assert read_lines(tmp_path, 'again') == [
+        {**line, 'method': 'again'} for line in read_lines(tmp_path, 'ld')
+    ]
+    names = [cells.run_name(config) for config in made_runs.runs]
     assert len(set(names)) == len(names)
 
 
 def test_td_with_ld_is_searched_after_both(monkeypatch, tmp_path):
-    made = Made(curve_of)
-    records, choices = searched(monkeypatch, tmp_path, made, DIGITS, ['td_ld', 'td', 'ld', 'supervised'])
+    made_runs = MadeUpRuns(make_curve)
+    records, choices = search_made_up_runs(
+        monkeypatch, tmp_path, made_runs, DIGITS, ['td_ld', 'td', 'ld', 'supervised']
+    )
     assert list(records) == ['supervised', 'td', 'ld', 'td_ld']
-    (under,) = choices.values()
-    joined = {key: under['td'][key] for key in TD} | {'td.weights.logits': under['ld']['ld.weights.logits']}
-    optimizer = {key: under['ld'][key] for key in OPTIMIZER}
-    assert lines_of(tmp_path, 'td_ld')[0]['values'] == joined | optimizer
+    (chosen,) = choices.values()
+    hyperparameters_of_both = {key: chosen['td'][key] for key in TD} | {
+        'td.weights.logits': chosen['ld']['ld.weights.logits']
+    }
+    optimizer = {key: chosen['ld'][key] for key in OPTIMIZER}
+    assert read_lines(tmp_path, 'td_ld')[0]['values'] == hyperparameters_of_both | optimizer
 
 
 def test_every_column_counts(monkeypatch, tmp_path):
@@ -404,60 +414,62 @@ def test_every_column_counts(monkeypatch, tmp_path):
         high = config.optimizer.learning_rate > 1e-3
         return {40: {'Drama': 1.0 - 0.5 * high, 'War': 1.0 + 0.2 * high}[config.dataset.genre], 60: 2.0}
 
-    records, _ = searched(monkeypatch, tmp_path, Made(score), names=['supervised'])
+    records, _ = search_made_up_runs(monkeypatch, tmp_path, MadeUpRuns(score), names=['supervised'])
     record = records['supervised']
     assert record['chosen']['optimizer.learning_rate'] > 1e-3
     assert record['completed'][0]['score'] == pytest.approx(0.85)
 
 
 def test_hyperparameters_that_diverge_are_not_chosen(monkeypatch, tmp_path):
-    made = Made(
-        lambda config: {} if config.optimizer.learning_rate < 1e-3 else {40: distance(config), 60: 99.0}
+    made_runs = MadeUpRuns(
+        lambda config: (
+            {} if config.optimizer.learning_rate < 1e-3 else {40: measure_distance(config), 60: 99.0}
+        )
     )
-    records, _ = searched(monkeypatch, tmp_path, made, names=['supervised'])
-    rates = [done['values']['optimizer.learning_rate'] for done in records['supervised']['completed']]
+    records, _ = search_made_up_runs(monkeypatch, tmp_path, made_runs, names=['supervised'])
+    rates = [trial['values']['optimizer.learning_rate'] for trial in records['supervised']['completed']]
     assert len(rates) == 2
     assert min(rates) > 1e-3
-    assert {line['rung'] for line in lines_of(tmp_path, 'supervised') if line['curve'] == {}} == {0}
+    assert {line['rung'] for line in read_lines(tmp_path, 'supervised') if line['curve'] == {}} == {0}
 
 
 def test_all_that_diverge_are_refused(monkeypatch, tmp_path):
     with pytest.raises(UserError, match='every trial of supervised diverged; raise --trials, now 8'):
-        searched(monkeypatch, tmp_path, Made(lambda config: {}))
+        search_made_up_runs(monkeypatch, tmp_path, MadeUpRuns(lambda config: {}))
 
 
 NAMES = ['supervised', 'ld', 'td', 'td_ld']
 
 
 @pytest.fixture(scope='module')
-def whole(tmp_path_factory):
+def uninterrupted(tmp_path_factory):
     """What a search comes to that nothing interrupts, and the names of its runs."""
-    made = Made(curve_of)
+    made_runs = MadeUpRuns(make_curve)
     with pytest.MonkeyPatch.context() as monkeypatch:
-        result = searched(monkeypatch, tmp_path_factory.mktemp('whole'), made, DIGITS, NAMES)
-    return result, cells.run_names(made.runs)
+        result = search_made_up_runs(monkeypatch, tmp_path_factory.mktemp('whole'), made_runs, DIGITS, NAMES)
+    return result, cells.run_names(made_runs.runs)
 
 
 @pytest.mark.parametrize('fails_at', [0, 4, 11, 20])
-def test_an_interrupted_search_ends_as_another(monkeypatch, tmp_path, whole, fails_at):
+def test_an_interrupted_search_ends_as_another(monkeypatch, tmp_path, uninterrupted, fails_at):
     """From its journals alone, and what was run is not run again."""
-    made = Made(curve_of, fails_at)
+    made_runs = MadeUpRuns(make_curve, fails_at)
     with pytest.raises(KeyboardInterrupt):
-        searched(monkeypatch, tmp_path, made, DIGITS, NAMES)
-    result = searched(monkeypatch, tmp_path, made, DIGITS, NAMES)
-    assert result == whole[0]
-    assert cells.run_names(made.runs) == whole[1]
+        search_made_up_runs(monkeypatch, tmp_path, made_runs, DIGITS, NAMES)
+    result = search_made_up_runs(monkeypatch, tmp_path, made_runs, DIGITS, NAMES)
+    assert result == uninterrupted[0]
+    assert cells.run_names(made_runs.runs) == uninterrupted[1]
 
 
 def test_a_search_goes_on_from_a_torn_journal(monkeypatch, tmp_path, capsys):
-    whole = Made(curve_of)
-    expected = searched(monkeypatch, tmp_path, whole, DIGITS, ['supervised'])
+    whole = MadeUpRuns(make_curve)
+    expected = search_made_up_runs(monkeypatch, tmp_path, whole, DIGITS, ['supervised'])
     (path,) = (tmp_path / 'journals').glob('*.jsonl')
     content = path.read_bytes()
     path.write_bytes(content[:-20])
-    made = Made(curve_of)
-    assert searched(monkeypatch, tmp_path, made, DIGITS, ['supervised']) == expected
-    assert cells.run_names(made.runs) == cells.run_names(whole.runs[-1:])
+    made_runs = MadeUpRuns(make_curve)
+    assert search_made_up_runs(monkeypatch, tmp_path, made_runs, DIGITS, ['supervised']) == expected
+    assert cells.run_names(made_runs.runs) == cells.run_names(whole.runs[-1:])
     assert 'is torn' in capsys.readouterr().err
     assert path.read_bytes() == content
 
@@ -468,7 +480,7 @@ def test_a_damaged_journal_is_refused_before_anything_is_written(monkeypatch, tm
     (folder / 'digits-supervised.jsonl').write_text('{"torn')
     (folder / 'digits-ld.jsonl').write_text('{}\n')
     with pytest.raises(UserError, match=r'digits-ld\.jsonl is damaged in line 1'):
-        searched(monkeypatch, tmp_path, Made(curve_of), DIGITS)
+        search_made_up_runs(monkeypatch, tmp_path, MadeUpRuns(make_curve), DIGITS)
     assert sorted(path.name for path in tmp_path.rglob('*')) == [
         'digits-ld.jsonl',
         'digits-supervised.jsonl',
@@ -479,57 +491,63 @@ def test_a_damaged_journal_is_refused_before_anything_is_written(monkeypatch, tm
 
 def test_two_searches_at_once(monkeypatch, tmp_path):
     """The second one of the same setting is refused and leaves the first alone; another setting is none."""
-    found = []
+    records_of_other = []
 
-    def second(config):
-        if not found:
-            found.append(None)
+    def search_again(config):
+        if not records_of_other:
+            records_of_other.append(None)
             with pytest.raises(UserError, match=r'the journals of digits in .* are in use by process'):
-                searched(monkeypatch, tmp_path, Made(curve_of), DIGITS, ['supervised'])
+                search_made_up_runs(monkeypatch, tmp_path, MadeUpRuns(make_curve), DIGITS, ['supervised'])
             other = RATINGS._replace(trials=1)
-            found.append(searched(monkeypatch, tmp_path, Made(curve_of), other, ['supervised'])[0])
-        return curve_of(config)
+            records_of_other.append(
+                search_made_up_runs(monkeypatch, tmp_path, MadeUpRuns(make_curve), other, ['supervised'])[0]
+            )
+        return make_curve(config)
 
-    records, choices = searched(monkeypatch, tmp_path, Made(second), DIGITS, ['supervised'])
-    expected, _ = searched(monkeypatch, tmp_path / 'alone', Made(curve_of), DIGITS, ['supervised'])
+    records, choices = search_made_up_runs(
+        monkeypatch, tmp_path, MadeUpRuns(search_again), DIGITS, ['supervised']
+    )
+    expected, _ = search_made_up_runs(
+        monkeypatch, tmp_path / 'alone', MadeUpRuns(make_curve), DIGITS, ['supervised']
+    )
     assert records == expected
     # The file has what the other one chose in the meantime.
-    assert choices['movielens_by_user_Drama_War']['supervised'] == found[1]['supervised']['chosen']
+    assert choices['movielens_by_user_Drama_War']['supervised'] == records_of_other[1]['supervised']['chosen']
 
 
 def test_journals_of_an_earlier_version_stay_as_they_are(monkeypatch, tmp_path):
     (tmp_path / 'journals').mkdir()
     old = tmp_path / 'journals' / 'digits-supervised.journal'
     old.write_text('{"op_code": 0}\n')
-    searched(monkeypatch, tmp_path, Made(curve_of), DIGITS, ['supervised'])
+    search_made_up_runs(monkeypatch, tmp_path, MadeUpRuns(make_curve), DIGITS, ['supervised'])
     assert old.read_text() == '{"op_code": 0}\n'
     assert old.with_suffix('.jsonl').exists()
 
 
 def test_more_trials_or_steps_take_nothing_of_another_search(monkeypatch, tmp_path):
-    first = Made(curve_of)
-    searched(monkeypatch, tmp_path, first, DIGITS)
+    first = MadeUpRuns(make_curve)
+    search_made_up_runs(monkeypatch, tmp_path, first, DIGITS)
     more = DIGITS._replace(trials=8)
     with pytest.raises(
         UserError,
         match=r'^ld is searched on top of supervised, for which --output has no choice of this search '
         r'\(8 trials, 2 seeds, 60 steps, the same teacher\); name supervised in --methods, too\.$',
     ):
-        searched(monkeypatch, tmp_path, Made(curve_of), more, ['ld'])
-    grown = Made(curve_of)
-    expected = searched(monkeypatch, tmp_path / 'whole', Made(curve_of), more)
-    assert searched(monkeypatch, tmp_path, grown, more) == expected
+        search_made_up_runs(monkeypatch, tmp_path, MadeUpRuns(make_curve), more, ['ld'])
+    made_runs = MadeUpRuns(make_curve)
+    expected = search_made_up_runs(monkeypatch, tmp_path / 'whole', MadeUpRuns(make_curve), more)
+    assert search_made_up_runs(monkeypatch, tmp_path, made_runs, more) == expected
     # The four more trials of the first rung, and what climbs now.
-    assert not set(cells.run_names(grown.runs)) & set(cells.run_names(first.runs))
-    longer = Made(curve_of)
-    searched(monkeypatch, tmp_path, longer, DIGITS._replace(steps=2 * STEPS))
+    assert not set(cells.run_names(made_runs.runs)) & set(cells.run_names(first.runs))
+    longer = MadeUpRuns(make_curve)
+    search_made_up_runs(monkeypatch, tmp_path, longer, DIGITS._replace(steps=2 * STEPS))
     assert len(longer.runs) == len(first.runs)
 
 
 def test_another_sampler_seed_is_filed_under_its_name(monkeypatch, tmp_path):
-    before, _ = searched(monkeypatch, tmp_path, Made(curve_of), DIGITS)
+    before, _ = search_made_up_runs(monkeypatch, tmp_path, MadeUpRuns(make_curve), DIGITS)
     search = DIGITS._replace(chosen_by=tables.ChosenBy((), 1))
-    after, choices = searched(monkeypatch, tmp_path, Made(curve_of), search)
+    after, choices = search_made_up_runs(monkeypatch, tmp_path, MadeUpRuns(make_curve), search)
     assert choices.keys() == {'digits', 'digits_sampler_seed_1'}
     assert choices['digits']['ld'] == before['ld']['chosen']
     assert choices['digits_sampler_seed_1']['ld'] == after['ld']['chosen'] != before['ld']['chosen']
@@ -537,32 +555,34 @@ def test_another_sampler_seed_is_filed_under_its_name(monkeypatch, tmp_path):
         f'digits{seed}-{name}.jsonl' for seed in ('', '_sampler_seed_1') for name in ('supervised', 'ld')
     }
     with pytest.raises(UserError, match='--sampler_seed is 1, but the teacher is that of --sampler_seed=0'):
-        searched(monkeypatch, tmp_path, Made(curve_of), search, ['teacher'])
+        search_made_up_runs(monkeypatch, tmp_path, MadeUpRuns(make_curve), search, ['teacher'])
 
 
 def test_other_columns_are_filed_under_their_names_with_the_usual_teacher(monkeypatch, tmp_path):
-    found = {}
+    choices = {}
     for search in (RATINGS, RATINGS._replace(chosen_by=tables.ChosenBy(('War',)))):
-        made = Made(curve_of)
-        _, found = searched(monkeypatch, tmp_path, made, search, ['teacher', 'supervised'])
-        genres = {run.dataset.genre for run in made.runs} - {'all'}
+        made_runs = MadeUpRuns(make_curve)
+        _, choices = search_made_up_runs(monkeypatch, tmp_path, made_runs, search, ['teacher', 'supervised'])
+        genres = {run.dataset.genre for run in made_runs.runs} - {'all'}
         assert genres == set(search.chosen_by.columns)
-    assert found.keys() == {'movielens_by_user', 'movielens_by_user_Drama_War', 'movielens_by_user_War'}
-    assert found['movielens_by_user'].keys() == {'teacher', 'searched'}
-    assert all(key.startswith('teacher.') for key in found['movielens_by_user']['teacher'])
+    assert choices.keys() == {'movielens_by_user', 'movielens_by_user_Drama_War', 'movielens_by_user_War'}
+    assert choices['movielens_by_user'].keys() == {'teacher', 'searched'}
+    assert all(key.startswith('teacher.') for key in choices['movielens_by_user']['teacher'])
     # The second search runs no teacher, which is there, and takes it.
-    assert not any(run.dataset.genre == 'all' for run in made.runs)
-    fixed = found['movielens_by_user_War']['searched']['supervised']['fixed']
-    assert fixed == found['movielens_by_user']['teacher']
+    assert not any(run.dataset.genre == 'all' for run in made_runs.runs)
+    fixed = choices['movielens_by_user_War']['searched']['supervised']['fixed']
+    assert fixed == choices['movielens_by_user']['teacher']
 
 
 def test_a_method_is_searched_on_top_of_the_same_teacher(monkeypatch, tmp_path):
-    searched(monkeypatch, tmp_path, Made(curve_of), DIGITS)
+    search_made_up_runs(monkeypatch, tmp_path, MadeUpRuns(make_curve), DIGITS)
     with pytest.raises(
         UserError, match='ld is searched on top of supervised, for which --output has no choice'
     ):
-        searched(monkeypatch, tmp_path, Made(curve_of), DIGITS, ['teacher', 'ld'])
-    searched(monkeypatch, tmp_path, Made(curve_of), DIGITS, ['teacher', 'supervised', 'ld'])
+        search_made_up_runs(monkeypatch, tmp_path, MadeUpRuns(make_curve), DIGITS, ['teacher', 'ld'])
+    search_made_up_runs(
+        monkeypatch, tmp_path, MadeUpRuns(make_curve), DIGITS, ['teacher', 'supervised', 'ld']
+    )
 
 
 @pytest.mark.parametrize('module', sorted(tuning.CONFIGS.keys() - PUBLIC))
@@ -577,23 +597,25 @@ def test_the_teacher_of_a_search_is_the_same_in_every_column(module):
 def test_who_chose_the_last_step(monkeypatch, tmp_path):
     """More than half of the methods: 2 of 4 are not, 3 of 4 are; the teacher is looked at alone."""
     names, search = ['supervised', 'ld', 'td', 'fd'], DIGITS._replace(trials=1)
-    for late, said in (({'ld', 'td'}, []), ({'ld', 'td', 'fd'}, ['fd', 'ld', 'td'])):
-        made = Made(lambda config, late=late: {20: 1.0, 40: 2.0 if config.method in late else 0.1})
+    for late, expected in (({'ld', 'td'}, []), ({'ld', 'td', 'fd'}, ['fd', 'ld', 'td'])):
+        made_runs = MadeUpRuns(lambda config, late=late: {20: 1.0, 40: 2.0 if config.method in late else 0.1})
         folder = tmp_path / str(len(late))
-        records, choices = searched(monkeypatch, folder, made, search, names)
+        records, choices = search_made_up_runs(monkeypatch, folder, made_runs, search, names)
         assert {name for name, record in records.items() if record['at_last_step']} == late
-        assert sorted(tuning.at_last_step(search, names, choices)) == said
+        assert sorted(tuning.at_last_step(search, names, choices)) == expected
     # One method alone has no say for the four, and a search with another budget has none.
     assert sorted(tuning.at_last_step(search, ['supervised'], choices)) == ['fd', 'ld', 'td']
     assert tuning.at_last_step(search._replace(steps=7), ['supervised'], choices) == []
     teacher = RATINGS._replace(trials=1)
-    _, choices = searched(monkeypatch, folder, Made(lambda config: {20: 1.0, 40: 0.1}), teacher, ['teacher'])
+    _, choices = search_made_up_runs(
+        monkeypatch, folder, MadeUpRuns(lambda config: {20: 1.0, 40: 0.1}), teacher, ['teacher']
+    )
     assert tuning.at_last_step(teacher, ['teacher'], choices) == ['teacher']
     assert tuning.at_last_step(teacher, ['supervised'], choices) == []
 
 
 @pytest.mark.parametrize(
-    ('change', 'names', 'said'),
+    ('change', 'names', 'message'),
     [
         ({}, ['td', 'tdd'], "--methods 'tdd' is not known. Did you mean td?"),
         ({}, ['dkd'], "--methods 'dkd' is not known."),
@@ -602,12 +624,12 @@ def test_who_chose_the_last_step(monkeypatch, tmp_path):
         ({}, ['supervised', 'td_ld'], 'td_ld is searched on top of td, for which --output has no choice'),
     ],
 )
-def test_what_cannot_be_searched_is_refused(tmp_path, change, names, said):
+def test_what_cannot_be_searched_is_refused(tmp_path, change, names, message):
     places = epath.Path(tmp_path / 'journals'), epath.Path(tmp_path / 'o.json')
     tuning.check(RATINGS, ['teacher', 'td_ld', 'ld', 'td', 'supervised'], *places)
     with pytest.raises(UserError) as error_info:
         tuning.check(RATINGS._replace(**change), names, *places)
-    assert str(error_info.value).startswith(said)
+    assert str(error_info.value).startswith(message)
 
 
 def test_places_that_cannot_be_written_are_refused(tmp_path):
@@ -665,10 +687,10 @@ def test_a_real_search(tmp_path):
     """Its score is the mean of what its runs logged."""
     search = DIGITS._replace(trials=2, steps=4)
     places = epath.Path(tmp_path / 'runs'), epath.Path(tmp_path / 'journals'), epath.Path(tmp_path / 'o.json')
-    (found,) = tuning.tune(search, ['supervised'], *places, 1)
-    assert found[0] == 'supervised'
+    (result,) = tuning.tune(search, ['supervised'], *places, 1)
+    assert result[0] == 'supervised'
     curves = collections.defaultdict(list)
-    chosen = found[1]['chosen']
+    chosen = result[1]['chosen']
     for folder in (tmp_path / 'runs' / 'digits').iterdir():
         config = json.loads((folder / 'config.json').read_text())
         if config['optimizer']['learning_rate'] == chosen['optimizer.learning_rate']:
@@ -678,17 +700,17 @@ def test_a_real_search(tmp_path):
         assert not (folder / 'checkpoints').exists()
     assert {len(values) for values in curves.values()} == {3}
     means = {step: sum(values) / 3 for step, values in curves.items()}
-    assert found[1]['completed'][0]['score'] == pytest.approx(max(means.values()))
+    assert result[1]['completed'][0]['score'] == pytest.approx(max(means.values()))
     assert means[chosen['num_steps']] == max(means.values())
     # From the runs alone, and from the journal alone.
     journals = tmp_path / 'journals'
     content = (journals / 'digits-supervised.jsonl').read_bytes()
     assert len(journal.read(journals / 'digits-supervised.jsonl')[0]) == 4
     (journals / 'digits-supervised.jsonl').unlink()
-    assert list(tuning.tune(search, ['supervised'], *places, 1)) == [found]
+    assert list(tuning.tune(search, ['supervised'], *places, 1)) == [result]
     assert (journals / 'digits-supervised.jsonl').read_bytes() == content
     other = places[0].parent / 'other'
-    assert list(tuning.tune(search, ['supervised'], other, *places[1:], 1)) == [found]
+    assert list(tuning.tune(search, ['supervised'], other, *places[1:], 1)) == [result]
     assert list(pathlib.Path(other).iterdir()) == []
 
 
