@@ -30,8 +30,8 @@ class Case:
         self.teacher = teacher._replace(params=change_teacher(teacher.params))
         self.keys = dispatch.seed_keys(config)
         source = self.source
-        drawn, rows, _ = dispatch.select_examples(source, config)
-        self.train = examples = data.take(drawn, rows[0])
+        pool, rows, _ = dispatch.select_examples(source, config)
+        self.train = examples = data.take(pool, rows[0])
         if path == 'stream':
             stream = data.TrainStream(
                 len(examples['labels']),
@@ -72,25 +72,25 @@ class Case:
         return jax.tree.map(lambda x: np.array(x)[0], (progress.state.params, progress.sums))
 
 
-def expected_step(case, shift, keeps_predictions=False):
+def compute_expected_step(case, shift, keeps_predictions=False):
     """The same of a step on a batch made by hand, the teacher's rows shifted, or all but its predictions."""
     config, examples = case.config, case.examples()
     inputs = case.teacher.source.inputs(case.teacher.source.tables, examples, None)
     activations = base.activations(case.teacher.model, case.teacher.params, inputs)
     rows = (np.arange(config.batch_size) + shift) % config.batch_size
     predicted_rows = np.arange(config.batch_size) if keeps_predictions else rows
-    probed = None
+    probe_logits = None
     if case.state.probe is not None:
-        fitted = jax.tree.map(lambda x: np.asarray(x)[0], case.before.probe)
-        probed = np.asarray(activations.upper) @ fitted['kernel'] + fitted['bias']
-        assert np.ptp(probed) > 1
-        probed = probed[predicted_rows]
+        probe_params = jax.tree.map(lambda x: np.asarray(x)[0], case.before.probe)
+        probe_logits = np.asarray(activations.upper) @ probe_params['kernel'] + probe_params['bias']
+        assert np.ptp(probe_logits) > 1
+        probe_logits = probe_logits[predicted_rows]
     batch = train_step.Batch(
         case.source.inputs(case.source.tables, examples, None),
         examples['labels'],
         np.ones(config.batch_size, np.float32),
         jax.tree.map(lambda x: x[rows], activations)._replace(logits=activations.logits[predicted_rows]),
-        probed,
+        probe_logits,
     )
     state = jax.tree.map(lambda x: x[0], case.before)
     _, _, _, training_key = dispatch.split_key(case.keys[0])
@@ -98,8 +98,8 @@ def expected_step(case, shift, keeps_predictions=False):
     return state.params, metrics
 
 
-def assert_same_step(found, expected):
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+def assert_same_step(actual, expected):
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
@@ -125,12 +125,12 @@ def test_a_shuffled_teacher_speaks_of_the_next_example(comparable_config, method
     )
     case = Case(config, path)
     assert (case.run.constants.teacher_states is not None) == (path == 'clean')
-    found = case.stepped()
-    assert_same_step(found, expected_step(case, 1))
-    own = expected_step(case, 0)
+    actual = case.stepped()
+    assert_same_step(actual, compute_expected_step(case, 1))
+    own = compute_expected_step(case, 0)
     terms = set(config[method].weights) & set(own[1])
     assert terms
-    assert all(not np.allclose(found[1][name], own[1][name], rtol=1e-3) for name in terms - {'interact'})
+    assert all(not np.allclose(actual[1][name], own[1][name], rtol=1e-3) for name in terms - {'interact'})
 
 
 @pytest.mark.parametrize(
@@ -142,13 +142,13 @@ def test_shuffled_states_leave_an_example_its_predictions(comparable_config, met
     config = comparable_config(method=method, num_seeds=1, **changes)
     config.td.weights.logits = 3.0
     case = Case(config, 'clean')
-    found = case.stepped()
-    assert_same_step(found, expected_step(case, 1, keeps_predictions=True))
-    own, all_shuffled = expected_step(case, 0), expected_step(case, 1)
-    np.testing.assert_allclose(found[1]['logits'], own[1]['logits'], rtol=1e-4)
-    assert not np.allclose(found[1]['logits'], all_shuffled[1]['logits'], rtol=1e-3)
+    actual = case.stepped()
+    assert_same_step(actual, compute_expected_step(case, 1, keeps_predictions=True))
+    own, all_shuffled = compute_expected_step(case, 0), compute_expected_step(case, 1)
+    np.testing.assert_allclose(actual[1]['logits'], own[1]['logits'], rtol=1e-4)
+    assert not np.allclose(actual[1]['logits'], all_shuffled[1]['logits'], rtol=1e-3)
     of_states = 'state' if method == 'td' else 'feature'
-    assert not np.allclose(found[1][of_states], own[1][of_states], rtol=1e-3)
+    assert not np.allclose(actual[1][of_states], own[1][of_states], rtol=1e-3)
 
 
 @pytest.mark.long

@@ -31,7 +31,7 @@ ROWS = [
 HEADER = 'user,item,rating,timestamp,about,mood'
 
 
-def files(folder):
+def read_files(folder):
     """{path: content} of everything under a folder but the locks."""
     return {
         path.relative_to(folder): path.read_bytes()
@@ -40,20 +40,20 @@ def files(folder):
     }
 
 
-def changed(config, **changes):
+def copy_with(config, **changes):
     """A copy of a config with some other values, keys with __ for dots."""
     other = config.copy_and_resolve_references()
     other.update_from_flattened_dict({key.replace('__', '.'): value for key, value in changes.items()})
     return other
 
 
-def refuses(config, folder, message):
+def assert_refused(config, folder, message):
     """Asserts that a run is refused in one line, and that its folder stays as it was."""
-    before = files(folder)
+    before = read_files(folder)
     with pytest.raises(UserError, match=message) as error_info:
         train(config, folder)
     assert '\n' not in str(error_info.value)
-    assert files(folder) == before
+    assert read_files(folder) == before
     assert folder.exists() == bool(before)
 
 
@@ -64,13 +64,13 @@ def write_table(path, rows=ROWS, header=HEADER):
     path.write_text('\n'.join([header, *rows, '']))
 
 
-def renamed(rows=ROWS):
+def rename_in_rows(rows=ROWS):
     """u3 has another name, which comes last, so that the numbers of all after it are others."""
     return [row.replace('u3,', 'zed,') for row in rows]
 
 
 @pytest.fixture(scope='module')
-def taught(tmp_path_factory):
+def recommender_run(tmp_path_factory):
     """(config, workdir, table) of a finished recommender of crime, whose teacher knows all items."""
     folder = tmp_path_factory.mktemp('ratings')
     write_table(folder / 'own.csv')
@@ -89,58 +89,60 @@ def taught(tmp_path_factory):
 
 
 @pytest.fixture
-def copied(taught, tmp_path):
+def copied_run(recommender_run, tmp_path):
     """The same in a folder that may be changed; so may the table, which is then as it was."""
-    config, folder, table = taught
+    config, folder, table = recommender_run
     yield config, shutil.copytree(folder, tmp_path / 'run'), table
     write_table(table)
 
 
-def predictions(folder, target):
+def predict_and_recommend(folder, target):
     """What a run says of all pairs of some users and items, and of what it offers u3."""
     pairs = [f'{user},{item}' for user in ('u0', 'u3', 'u6', 'zed') for item in ('i1', 'i3', 'i4', 'new')]
-    asked, answered = target.with_suffix('.asked.csv'), target.with_suffix('.csv')
-    asked.write_text('\n'.join(['user,item', *pairs]))
-    answers.predict(epath.Path(folder), epath.Path(asked), epath.Path(answered))
-    with answered.open(newline='') as file:
+    input_file, output_file = target.with_suffix('.asked.csv'), target.with_suffix('.csv')
+    input_file.write_text('\n'.join(['user,item', *pairs]))
+    answers.predict(epath.Path(folder), epath.Path(input_file), epath.Path(output_file))
+    with output_file.open(newline='') as file:
         rows = list(csv.DictReader(file))
     return rows, answers.recommend(epath.Path(folder), 'u3', 3)
 
 
-def other_users(table):
-    write_table(table, renamed())
+def rename_users(table):
+    write_table(table, rename_in_rows())
 
 
-def one_more(table):
+def add_user(table):
     write_table(table, [*ROWS, 'a new one,i3,4,200,crime|city,0'])
 
 
-def gone(table):
+def remove_table(table):
     table.unlink()
 
 
 @pytest.fixture(scope='module')
-def before(taught, tmp_path_factory):
-    return predictions(taught[1], tmp_path_factory.mktemp('before') / 'said')
+def predictions_before(recommender_run, tmp_path_factory):
+    return predict_and_recommend(recommender_run[1], tmp_path_factory.mktemp('before') / 'said')
 
 
-@pytest.mark.parametrize('change', [other_users, one_more, gone])
-def test_a_student_predicts_as_it_was_trained_whatever_the_table_says_now(copied, before, change, tmp_path):
-    _, folder, table = copied
+@pytest.mark.parametrize('change', [rename_users, add_user, remove_table])
+def test_a_student_predicts_as_it_was_trained_whatever_the_table_says_now(
+    copied_run, predictions_before, change, tmp_path
+):
+    _, folder, table = copied_run
     change(table)
-    rows, offered = predictions(folder, tmp_path / 'after')
-    assert (rows, offered) == before
+    rows, offered = predict_and_recommend(folder, tmp_path / 'after')
+    assert (rows, offered) == predictions_before
     assert len({row['rating'] for row in rows}) > 4
     # u3 is known as in training, and nobody else is.
     assert {row['user'] for row in rows if 'user' in row['unknown'].split()} == {'zed'}
     assert len(offered.splitlines()) < 4 or 'unknown' not in offered
 
 
-@pytest.mark.parametrize('change', [other_users, gone])
-def test_an_export_has_the_ids_of_training(copied, change, tmp_path):
-    _, folder, table = copied
+@pytest.mark.parametrize('change', [rename_users, remove_table])
+def test_an_export_has_the_ids_of_training(copied_run, change, tmp_path):
+    _, folder, table = copied_run
     change(table)
-    said = formats.export(epath.Path(folder), 'stablehlo', epath.Path(tmp_path / 'student'))
+    report = formats.export(epath.Path(folder), 'stablehlo', epath.Path(tmp_path / 'student'))
     numbers = json.loads((tmp_path / 'student' / 'vocabulary.json').read_text())
     users, items = ({row.split(',')[place] for row in ROWS} for place in range(2))
     assert numbers == {
@@ -148,56 +150,56 @@ def test_an_export_has_the_ids_of_training(copied, change, tmp_path):
         'item': {name: number for number, name in enumerate(sorted(items))},
     }
     # The teacher is beside it, whose data are not there either.
-    assert [line.split()[0] for line in said.splitlines() if line.startswith(('student', 'teacher'))] == [
+    assert [line.split()[0] for line in report.splitlines() if line.startswith(('student', 'teacher'))] == [
         'student',
         'teacher',
     ]
 
 
-def unread_column(table):
+def change_unread_column(table):
     write_table(table, [row[:-1] + 'x' for row in ROWS])
 
 
-def other_order(table):
+def reverse_rows(table):
     write_table(table, ROWS[::-1])
 
 
-@pytest.mark.parametrize('change', [unread_column, other_order])
-def test_what_is_not_read_may_change(copied, change, monkeypatch):
-    config, folder, table = copied
+@pytest.mark.parametrize('change', [change_unread_column, reverse_rows])
+def test_what_is_not_read_may_change(copied_run, change, monkeypatch):
+    config, folder, table = copied_run
     change(table)
-    monkeypatch.setattr(loop.Loop, 'finish', never)
+    monkeypatch.setattr(loop.Loop, 'finish', fail_if_trained)
     assert train(config, folder) == finished.read_result(epath.Path(folder))
 
 
-def never(self):
+def fail_if_trained(self):
     raise AssertionError(f'{self.workdir} is trained')
 
 
-def other_rating(table):
+def change_rating(table):
     write_table(table, [ROWS[0].replace('u0,i0,1,', 'u0,i0,5,'), *ROWS[1:]])
 
 
-def other_category(table):
+def change_category(table):
     write_table(table, [row.replace('crime|city', 'crime') if ',i3,' in row else row for row in ROWS])
 
 
-def without_effect(folder):
+def leave_as_it_is(folder):
     """Leaves a run as it is."""
 
 
-def killed(folder):
+def remove_result(folder):
     (folder / 'result.json').unlink()
 
 
-@pytest.mark.parametrize('state', [without_effect, killed])
-@pytest.mark.parametrize('longer', [0, 2])
-def test_a_run_is_not_continued_on_other_data(copied, state, longer):
-    config, folder, table = copied
-    other_users(table)
+@pytest.mark.parametrize('state', [leave_as_it_is, remove_result])
+@pytest.mark.parametrize('more_steps', [0, 2])
+def test_a_run_is_not_continued_on_other_data(copied_run, state, more_steps):
+    config, folder, table = copied_run
+    rename_users(table)
     state(folder)
-    refuses(
-        changed(config, num_steps=2 + longer),
+    assert_refused(
+        copy_with(config, num_steps=2 + more_steps),
         folder,
         rf'^{folder} was trained on other data than own\.csv crime is now: user: u3 -> zed\. Put the data',
     )
@@ -207,74 +209,74 @@ def test_a_run_is_not_continued_on_other_data(copied, state, longer):
     ('change', 'message'),
     [
         # 100 rows are cut at 90, and so are 101; the last 4 of the 40 of crime are the test, then 5 of 41.
-        (one_more, r'user: 1 added \(a new one\); evaluation examples: 4 there, 5 here'),
-        (other_rating, r'the teacher of .*/run was trained .* now: training examples: other content'),
-        (other_category, r'own\.csv crime is now: bags/about: other content'),
+        (add_user, r'user: 1 added \(a new one\); evaluation examples: 4 there, 5 here'),
+        (change_rating, r'the teacher of .*/run was trained .* now: training examples: other content'),
+        (change_category, r'own\.csv crime is now: bags/about: other content'),
     ],
 )
-def test_what_has_changed_is_said(copied, change, message):
-    config, folder, table = copied
+def test_what_has_changed_is_said(copied_run, change, message):
+    config, folder, table = copied_run
     change(table)
-    refuses(config, folder, message)
+    assert_refused(config, folder, message)
 
 
-def test_a_finished_run_whose_data_are_gone_says_so(copied, capsys):
-    config, folder, table = copied
+def test_a_finished_run_whose_data_are_gone_says_so(copied_run, capsys):
+    config, folder, table = copied_run
     table.unlink()
     assert train(config, folder) == finished.read_result(epath.Path(folder))
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f'{folder} is finished; whether its data have changed is not known: dataset.path')
-    refuses(changed(config, num_steps=4), folder, r'dataset\.path .* is not there')
+    assert_refused(copy_with(config, num_steps=4), folder, r'dataset\.path .* is not there')
 
 
-def test_a_teacher_does_not_teach_on_other_data(copied, tmp_path):
+def test_a_teacher_does_not_teach_on_other_data(copied_run, tmp_path):
     """Neither one that is named nor one that lies in the student's workdir."""
-    config, folder, table = copied
-    other_users(table)
-    named = changed(config, teacher__checkpoint=str(folder / 'teacher'))
+    config, folder, table = copied_run
+    rename_users(table)
+    named = copy_with(config, teacher__checkpoint=str(folder / 'teacher'))
     message = r'was trained on other data than own\.csv all is now: user: u3 -> zed'
-    refuses(named, tmp_path / 'other', f'^the teacher in {folder / "teacher"} {message}')
+    assert_refused(named, tmp_path / 'other', f'^the teacher in {folder / "teacher"} {message}')
     shutil.copytree(folder / 'teacher', tmp_path / 'beside' / 'teacher')
-    refuses(config, tmp_path / 'beside', f'{tmp_path / "beside" / "teacher"} {message}')
+    assert_refused(config, tmp_path / 'beside', f'{tmp_path / "beside" / "teacher"} {message}')
     (tmp_path / 'beside' / 'teacher' / 'result.json').unlink()
-    refuses(config, tmp_path / 'beside', f'{tmp_path / "beside" / "teacher"} {message}')
+    assert_refused(config, tmp_path / 'beside', f'{tmp_path / "beside" / "teacher"} {message}')
 
 
-def test_a_new_user_does_not_blame_the_teachers_checkpoint(copied, tmp_path):
-    config, folder, table = copied
+def test_a_new_user_does_not_blame_the_teachers_checkpoint(copied_run, tmp_path):
+    config, folder, table = copied_run
     # Early enough to be in training.
     write_table(table, ['a new one,i3,4,-1,crime|city,0', *ROWS])
-    named = changed(config, teacher__checkpoint=str(folder / 'teacher'))
-    refuses(
+    named = copy_with(config, teacher__checkpoint=str(folder / 'teacher'))
+    assert_refused(
         named, tmp_path / 'other', r'^the teacher in .* was trained on other .* user: 1 added \(a new one\)'
     )
 
 
-def test_examples_are_read_from_the_data_set_that_was_trained_on_alone(copied):
-    _, folder, table = copied
+def test_examples_are_read_from_the_data_set_that_was_trained_on_alone(copied_run):
+    _, folder, table = copied_run
     run = td_jax.load(folder)
     assert len(run.source.train['labels']) == 36
-    other_users(table)
+    rename_users(table)
     with pytest.raises(UserError, match=r'was trained on other data than own\.csv .* user: u3 -> zed'):
         td_jax.load(folder)
     with pytest.raises(UserError, match='was trained on other data'):
         teachers.load_finished_with_teacher(epath.Path(folder), with_examples=True)
 
 
-def test_a_run_of_an_older_version_says_so_and_goes_on(copied, before, tmp_path, capsys):
-    config, folder, table = copied
+def test_a_run_of_an_older_version_says_so_and_goes_on(copied_run, predictions_before, tmp_path, capsys):
+    config, folder, table = copied_run
     for place in (folder, folder / 'teacher'):
         for name in ('data.json', 'data.npz'):
             (place / name).unlink()
-    assert predictions(folder, tmp_path / 'after') == before
-    said = f'{folder} does not say what it was trained on, as an older version of td_jax left it'
-    assert capsys.readouterr().err.count(said) == 1
-    other_users(table)
+    assert predict_and_recommend(folder, tmp_path / 'after') == predictions_before
+    warning = f'{folder} does not say what it was trained on, as an older version of td_jax left it'
+    assert capsys.readouterr().err.count(warning) == 1
+    rename_users(table)
     assert train(config, folder) == finished.read_result(epath.Path(folder))
     # Its ids are those of the table as it is: that is what a record is for.
-    assert predictions(folder, tmp_path / 'others') != before
+    assert predict_and_recommend(folder, tmp_path / 'others') != predictions_before
     # Steps that nobody knows the data of are not said to be of those of today.
-    assert train(changed(config, num_steps=3), folder)['steps'] == 3
+    assert train(copy_with(config, num_steps=3), folder)['steps'] == 3
     assert not (folder / 'data.json').exists()
     assert f'{folder / "teacher"} does not say what it was trained on' in capsys.readouterr().err
     write_table(table, ['a new one,i3,4,-1,crime|city,0', *ROWS])
@@ -283,16 +285,16 @@ def test_a_run_of_an_older_version_says_so_and_goes_on(copied, before, tmp_path,
 
 
 @pytest.mark.parametrize('text', ['{}', '{"student": 3}', '{"student": {"name": "a"}}', '[]', '{'])
-def test_a_damaged_record_is_one_line(copied, text):
-    config, folder, _ = copied
+def test_a_damaged_record_is_one_line(copied_run, text):
+    config, folder, _ = copied_run
     (folder / 'data.json').write_text(text)
-    refuses(config, folder, r'data\.json (is damaged|cannot be read|does not hold)')
+    assert_refused(config, folder, r'data\.json (is damaged|cannot be read|does not hold)')
     with pytest.raises(UserError, match=r'data\.json (is damaged|cannot be read|does not hold)'):
         finished.load(epath.Path(folder))
 
 
-def test_arrays_that_are_not_of_the_record_are_refused(copied):
-    _, folder, _ = copied
+def test_arrays_that_are_not_of_the_record_are_refused(copied_run):
+    _, folder, _ = copied_run
     shutil.copy(folder / 'teacher' / 'data.npz', folder / 'data.npz')
     for _ in range(2):
         with pytest.raises(
@@ -302,14 +304,14 @@ def test_arrays_that_are_not_of_the_record_are_refused(copied):
         (folder / 'data.npz').unlink(missing_ok=True)
 
 
-def test_what_is_left_of_a_run_that_never_saved_binds_nobody(copied, tmp_path):
-    config, folder, table = copied
+def test_what_is_left_of_a_run_that_never_saved_binds_nobody(copied_run, tmp_path):
+    config, folder, table = copied_run
     shutil.copytree(folder / 'teacher', tmp_path / 'new')
     for name in ('result.json', 'config.json', 'errors.npz'):
         (tmp_path / 'new' / name).unlink()
     shutil.rmtree(tmp_path / 'new' / 'checkpoints')
-    other_users(table)
-    alone = changed(config_lib.teacher_run(config), num_steps=1)
+    rename_users(table)
+    alone = copy_with(config_lib.teacher_run(config), num_steps=1)
     assert train(alone, tmp_path / 'new')['steps'] == 1
     assert 'zed' in json.loads((tmp_path / 'new' / 'data.json').read_text())['student']['ids']['user']['raw']
 
@@ -327,7 +329,7 @@ def write_images(folder):
 
 
 @pytest.fixture(scope='module')
-def seen(tmp_path_factory):
+def image_run(tmp_path_factory):
     """(config, workdir, folder of images) of a finished run on images."""
     folder = tmp_path_factory.mktemp('images')
     write_images(folder / 'own')
@@ -345,42 +347,42 @@ def seen(tmp_path_factory):
 
 
 @pytest.fixture
-def looked_at(seen, tmp_path):
+def copied_image_run(image_run, tmp_path):
     """The same in a folder that may be changed; so may the images, which are then as they were."""
-    config, folder, own = seen
+    config, folder, own = image_run
     yield config, shutil.copytree(folder, tmp_path / 'run'), own
     shutil.rmtree(own, ignore_errors=True)
     write_images(own)
 
 
-def test_a_class_keeps_its_name_and_its_folder_may_be_gone(looked_at, tmp_path):
-    config, folder, own = looked_at
+def test_a_class_keeps_its_name_and_its_folder_may_be_gone(copied_image_run, tmp_path):
+    config, folder, own = copied_image_run
     shutil.copytree(own / 'ant', tmp_path / 'asked')
 
-    def said(name):
+    def predict(name):
         target = tmp_path / f'{name}.csv'
         answers.predict(epath.Path(folder), epath.Path(tmp_path / 'asked'), epath.Path(target))
         return target.read_text()
 
-    first = said('first')
+    first = predict('first')
     assert first.startswith('file,class,probability,p(ant),p(cat)\n')
     (own / 'cat').rename(own / 'kitten')
-    assert said('renamed') == first
-    refuses(config, folder, r'than own ant, kitten is now: class: cat -> kitten\. Put')
+    assert predict('renamed') == first
+    assert_refused(config, folder, r'than own ant, kitten is now: class: cat -> kitten\. Put')
     shutil.rmtree(own)
-    assert said('gone') == first
+    assert predict('gone') == first
     formats.export(epath.Path(folder), 'stablehlo')
     signature = json.loads((folder / 'student_stablehlo' / 'signature.json').read_text())
     assert signature['labels'] == ['ant', 'cat']
     assert signature['student'] == 'supervised on own ant, cat'
     write_images(own)
     (own / 'cat').rename(own / 'kitten')
-    killed(folder)
-    refuses(config, folder, r'class: cat -> kitten\. Put')
+    remove_result(folder)
+    assert_refused(config, folder, r'class: cat -> kitten\. Put')
 
 
-def test_an_image_of_the_same_name_size_and_time_is_another_one(looked_at):
-    config, folder, own = looked_at
+def test_an_image_of_the_same_name_size_and_time_is_another_one(copied_image_run):
+    config, folder, own = copied_image_run
     file = own / 'cat' / '3.png'
     before = file.stat()
     with PIL.Image.open(file) as image:
@@ -388,19 +390,19 @@ def test_an_image_of_the_same_name_size_and_time_is_another_one(looked_at):
     # Stored without compression, so that sizes agree.
     PIL.Image.fromarray(pixels).save(file, compress_level=0)
     size = file.stat().st_size
-    refuses(config, folder, 'is now: images of cat: other content')
+    assert_refused(config, folder, 'is now: images of cat: other content')
     PIL.Image.fromarray(255 - pixels).save(file, compress_level=0)
     assert file.stat().st_size == size
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
-    refuses(config, folder, 'is now: images of cat: other content')
+    assert_refused(config, folder, 'is now: images of cat: other content')
 
 
-def test_files_that_were_copied_are_the_same(looked_at, tmp_path, monkeypatch):
-    config, folder, own = looked_at
+def test_files_that_were_copied_are_the_same(copied_image_run, tmp_path, monkeypatch):
+    config, folder, own = copied_image_run
     shutil.copytree(own, tmp_path / 'copy')
     shutil.rmtree(own)
     shutil.copytree(tmp_path / 'copy', own, copy_function=shutil.copyfile)
-    monkeypatch.setattr(loop.Loop, 'finish', never)
+    monkeypatch.setattr(loop.Loop, 'finish', fail_if_trained)
     assert train(config, folder)['steps'] == 2
     (own / 'cat' / 'more.png').write_bytes((own / 'cat' / '1.png').read_bytes())
-    refuses(config, folder, r'images of cat: 12 there, 13 here')
+    assert_refused(config, folder, r'images of cat: 12 there, 13 here')

@@ -48,7 +48,7 @@ def mlp(params, x):
     return states[1], states[2], states[2] @ output['kernel'] + output['bias'][None]
 
 
-def decoded(params, s, e):
+def decode(params, s, e):
     """What FitNet's decoder makes of states: LayerNorm, Dense, relu and two Dense."""
     x = np.concatenate([s, e], axis=-1)
     x = (x - x.mean(axis=-1, keepdims=True)) / np.sqrt(x.var(axis=-1, keepdims=True) + 1e-6)
@@ -60,7 +60,7 @@ def decoded(params, s, e):
 
 def fitnet_by_hand(student, learned, theirs, x):
     s, e, _ = mlp(student, x)
-    target = np.concatenate(decoded(learned['student_decoder'], *theirs[:2]), axis=-1)
+    target = np.concatenate(decode(learned['student_decoder'], *theirs[:2]), axis=-1)
     return jnp.square(jnp.concatenate([s, e], axis=-1) - target).mean(axis=-1)
 
 
@@ -76,17 +76,17 @@ def ld_by_hand(student, learned, theirs, x):
 def test_shares_are_those_of_gradients_by_hand(comparable_config, method, term, weight, by_hand):
     config = comparable_config(method=method, num_seeds=2, **{f'{method}__weights__{term}': weight})
     run, keys, state, source, teacher = build(config)
-    step, (examples, drawn, _) = 3, dispatch.select_examples(source, config)
+    step, (examples, rows_of_seeds, _) = 3, dispatch.select_examples(source, config)
     progress, order = run.run(run.begin(state), run.feed(keys, 0), keys, 0, step)
-    found = run.diagnose(progress.state, order, keys)
+    metrics = run.diagnose(progress.state, order, keys)
     for seed in range(2):
         params = jax.tree.map(lambda x, seed=seed: np.asarray(x)[seed], progress.state.params)
         # The examples of the next step, in the order of the epoch.
-        rows = drawn[seed][np.asarray(order.labelled)[seed, step * 8 : (step + 1) * 8]]
+        rows = rows_of_seeds[seed][np.asarray(order.labelled)[seed, step * 8 : (step + 1) * 8]]
         x, labels = examples['image'][rows], examples['labels'][rows]
         theirs = [np.asarray(state) for state in mlp(teacher.params, x)]
 
-        def task(student, x=x, labels=labels):
+        def compute_task(student, x=x, labels=labels):
             predicted = jax.nn.log_softmax(mlp(student, x)[2])
             return -predicted[np.arange(8), labels].mean()
 
@@ -94,14 +94,17 @@ def test_shares_are_those_of_gradients_by_hand(comparable_config, method, term, 
         if progress.state.probe is not None:
             learned = jax.tree.map(lambda x, seed=seed: np.asarray(x)[seed], progress.state.probe)
 
-        def other(student, x=x, theirs=theirs, learned=learned):
+        def compute_other(student, x=x, theirs=theirs, learned=learned):
             return weight * by_hand(student, learned, theirs, x).mean()
 
         norms = [
             np.sqrt(sum(np.square(leaf, dtype=np.float64).sum() for leaf in jax.tree.leaves(gradient)))
-            for gradient in (jax.grad(task)(params['student']), jax.grad(other)(params['student']))
+            for gradient in (
+                jax.grad(compute_task)(params['student']),
+                jax.grad(compute_other)(params['student']),
+            )
         ]
-        shares = [found[f'share_{name}'][seed] for name in ('task', term)]
+        shares = [metrics[f'share_{name}'][seed] for name in ('task', term)]
         np.testing.assert_allclose(shares, norms / np.sum(norms), rtol=1e-3)
         assert 0.05 < shares[1] < 0.95
 
@@ -118,7 +121,7 @@ def test_every_term_has_a_share_and_every_state_a_spread(small_config, method):
     changes = {'compute_dtype': 'bfloat16', 'micro_batches': 2, 'td__weights__logits': 0.5}
     run, keys, state, _, _ = build(small_config(method=method, **changes))
     feed = run.feed(keys, 0)
-    found = jax.eval_shape(lambda state: run.diagnose(state, feed, keys), state)
+    metrics = jax.eval_shape(lambda state: run.diagnose(state, feed, keys), state)
     signals = {f'{side}_{part}' for side in ('student', 'teacher') for part in ('lower', 'upper')}
     if method in ('td', 'fd', 'hybrid'):
         signals |= {'student_message', 'teacher_message'}
@@ -126,17 +129,17 @@ def test_every_term_has_a_share_and_every_state_a_spread(small_config, method):
     expected = {f'{signal}_{what}' for signal in signals for what in ('std', 'rank')}
     if 'states' in objectives.METHODS[method].reads:
         expected |= {f'{signal}_share' for signal in signals if 'message' not in signal}
-    assert found.keys() == expected | {f'share_{term}' for term in terms}
-    assert {(value.shape, value.dtype) for value in found.values()} == {((2,), np.dtype('float32'))}
+    assert metrics.keys() == expected | {f'share_{term}' for term in terms}
+    assert {(value.shape, value.dtype) for value in metrics.values()} == {((2,), np.dtype('float32'))}
 
 
 def test_where_no_distance_has_a_weight_there_are_no_messages(small_config):
     config = small_config(method='hybrid', hybrid__weights__feature=0.0)
     run, keys, state, _, _ = build(config)
     feed = run.feed(keys, 0)
-    found = jax.eval_shape(lambda state: run.diagnose(state, feed, keys), state)
-    assert {name for name in found if name.startswith('share_')} == {'share_task', 'share_logits'}
-    assert not [name for name in found if 'message' in name]
+    metrics = jax.eval_shape(lambda state: run.diagnose(state, feed, keys), state)
+    assert {name for name in metrics if name.startswith('share_')} == {'share_task', 'share_logits'}
+    assert not [name for name in metrics if 'message' in name]
 
 
 def one_seed(config, rows=slice(None)):
@@ -172,21 +175,21 @@ def test_messages_are_what_the_terms_compare(comparable_config, method, term):
 
 @pytest.mark.long
 def test_of_several_micro_batches_the_first_is_looked_at(comparable_config):
-    found = []
+    metrics = []
     for micro_batches, rows in ((2, slice(None)), (1, slice(None, None, 2))):
         config = comparable_config(method='fd', micro_batches=micro_batches)
         step, state, arguments = one_seed(config, rows)
-        measured = jax.jit(functools.partial(diagnostics.diagnose, step), static_argnums=2)
-        found.append(measured(state, *arguments))
-    assert found[0].keys() == found[1].keys()
-    for name, value in found[0].items():
-        np.testing.assert_allclose(value, found[1][name], rtol=1e-5, err_msg=name)
+        diagnose = jax.jit(functools.partial(diagnostics.diagnose, step), static_argnums=2)
+        metrics.append(diagnose(state, *arguments))
+    assert metrics[0].keys() == metrics[1].keys()
+    for name, value in metrics[0].items():
+        np.testing.assert_allclose(value, metrics[1][name], rtol=1e-5, err_msg=name)
 
 
 # --- The parts of a state --------------------------------------------------------------------------
 
 
-def states_of(run, state, teacher, batches):
+def compute_states(run, state, teacher, batches):
     """{side: [(s, e) of each batch]} of the first seed, by NumPy."""
     student = jax.tree.map(lambda x: np.asarray(x)[0], state.params['student'])
     both = {'student': student, 'teacher': teacher.params}
@@ -206,16 +209,16 @@ def test_scales_are_the_deviations_of_states_over_the_first_examples(
     run, keys, state, source, teacher = build(config)
     order = run.feed(keys, 0)
     scaled = run.add_scales(state, order, keys)
-    examples, drawn, _ = dispatch.select_examples(source, config)
-    rows = drawn[0][np.asarray(order.labelled)[0]]
+    examples, rows_of_seeds, _ = dispatch.select_examples(source, config)
+    rows = rows_of_seeds[0][np.asarray(order.labelled)[0]]
     # Three batches, or the first halves of six.
     batches = [examples['image'][rows[8 * i : 8 * (i + 1) : micro_batches]] for i in range(3 * micro_batches)]
-    found = jax.tree.map(np.asarray, scaled.scales)
-    for side, states in states_of(run, state, teacher, batches).items():
+    actual = jax.tree.map(np.asarray, scaled.scales)
+    for side, states in compute_states(run, state, teacher, batches).items():
         expected = np.sqrt([np.mean([pair[i].var(axis=0, ddof=1) for pair in states]) for i in (0, 1)])
-        np.testing.assert_allclose([found[side].lower[0], found[side].upper[0]], expected, rtol=1e-5)
+        np.testing.assert_allclose([actual[side].lower[0], actual[side].upper[0]], expected, rtol=1e-5)
         # Each seed has its own.
-        assert found[side].lower.shape == (2,) and np.ptp(found[side].lower) > 0
+        assert actual[side].lower.shape == (2,) and np.ptp(actual[side].lower) > 0
 
 
 def test_scales_of_a_stream_are_those_of_its_first_batches_which_it_keeps(small_config):
@@ -229,11 +232,11 @@ def test_scales_of_a_stream_are_those_of_its_first_batches_which_it_keeps(small_
     mesh, keys = sharding.make_mesh(config), dispatch.seed_keys(config)
     run = assembly.assemble(config, source._replace(train=stream), teacher, mesh)
     feed, state = run.feed(keys, 0), run.init(keys)
-    found = run.add_scales(state, feed, keys).scales
+    actual = run.add_scales(state, feed, keys).scales
     first = [batch['image'] for batch in batches[:2]]
-    for side, states in states_of(run, state, teacher, first).items():
+    for side, states in compute_states(run, state, teacher, first).items():
         expected = np.sqrt([np.mean([pair[i].var(axis=0, ddof=1) for pair in states]) for i in (0, 1)])
-        np.testing.assert_allclose([found[side].lower[0], found[side].upper[0]], expected, rtol=1e-5)
+        np.testing.assert_allclose([actual[side].lower[0], actual[side].upper[0]], expected, rtol=1e-5)
     np.testing.assert_array_equal(next(feed)['image'][0], first[0])
 
 
@@ -243,18 +246,18 @@ def test_the_share_of_a_part_is_that_of_its_variance(small_config):
         run, keys, state, source, teacher = build(config)
         order = run.feed(keys, 0)
         state = run.add_scales(state, order, keys)
-        found = run.diagnose(state, order, keys)
-        examples, drawn, _ = dispatch.select_examples(source, config)
-        batch = examples['image'][drawn[0][np.asarray(order.labelled)[0, :8]]]
-        for side, (parts,) in states_of(run, state, teacher, [batch]).items():
+        metrics = run.diagnose(state, order, keys)
+        examples, rows_of_seeds, _ = dispatch.select_examples(source, config)
+        batch = examples['image'][rows_of_seeds[0][np.asarray(order.labelled)[0, :8]]]
+        for side, (parts,) in compute_states(run, state, teacher, [batch]).items():
             scales = map(np.asarray, state.scales[side]) if state_scale == 'data' else (1.0, 1.0)
             of_s, of_e = ((x / scale).var(axis=0).sum() for x, scale in zip(parts, scales, strict=True))
-            shares = [found[f'{side}_{part}_share'] for part in ('lower', 'upper')]
+            shares = [metrics[f'{side}_{part}_share'] for part in ('lower', 'upper')]
             np.testing.assert_allclose(shares, np.array([[of_s], [of_e]]) / (of_s + of_e), rtol=1e-5)
 
 
 def test_a_part_that_does_not_vary_keeps_its_size():
-    batches = [examples_of(5, 7, scale=0.06, mean=2.0), np.full((5, 7), 3.0, np.float32)]
+    batches = [make_examples(5, 7, scale=0.06, mean=2.0), np.full((5, 7), 3.0, np.float32)]
     for x, expected in zip(batches, (np.sqrt(batches[0].var(axis=0, ddof=1).mean()), 1.0), strict=True):
         moments = diagnostics.measure_moments(x)
         tree = {side: {'lower': moments, 'upper': moments} for side in ('student', 'teacher')}
@@ -275,7 +278,7 @@ def test_a_run_with_scales_continues_with_the_same_ones(small_config, tmp_path, 
 # --- Standard deviation and effective rank ---------------------------------------------------------
 
 
-def spread_by_svd(x):
+def measure_spread_by_svd(x):
     """(std, effective rank) in float64, from the singular values themselves."""
     x = np.asarray(x, np.float64)
     x = x - x.mean(axis=0)
@@ -284,28 +287,28 @@ def spread_by_svd(x):
     return std, eigenvalues.sum() ** 2 / np.sum(eigenvalues**2)
 
 
-def examples_of(*shape, scale=1.0, mean=0.0):
+def make_examples(*shape, scale=1.0, mean=0.0):
     return scale * np.random.default_rng(0).normal(size=shape).astype(np.float32) + np.float32(mean)
 
 
-LOW_RANK = examples_of(31, 2) @ np.array([[1, 0, 2, 0, 1, 3, 0], [0, 1, 0, 1, 1, 0, 5]], np.float32)
+LOW_RANK = make_examples(31, 2) @ np.array([[1, 0, 2, 0, 1, 3, 0], [0, 1, 0, 1, 1, 0, 5]], np.float32)
 
 
 @pytest.mark.parametrize(
     'x',
     [
-        examples_of(31, 7),
-        examples_of(5, 13),  # the smaller Gram matrix is that of the examples
-        examples_of(11, 3, 17),
+        make_examples(31, 7),
+        make_examples(5, 13),  # the smaller Gram matrix is that of the examples
+        make_examples(11, 3, 17),
         LOW_RANK,
         LOW_RANK[:, :1] * np.array([[1, 0, -2]], np.float32),
-        examples_of(31, 7, scale=1e-25),
-        examples_of(31, 7, mean=100.0),
-        examples_of(31, 7) * np.float32(0.2) ** np.arange(7, dtype=np.float32),
+        make_examples(31, 7, scale=1e-25),
+        make_examples(31, 7, mean=100.0),
+        make_examples(31, 7) * np.float32(0.2) ** np.arange(7, dtype=np.float32),
     ],
 )
 def test_spread_is_that_of_the_singular_values(x):
-    np.testing.assert_allclose(diagnostics.measure_spread(x), spread_by_svd(x), rtol=1e-4)
+    np.testing.assert_allclose(diagnostics.measure_spread(x), measure_spread_by_svd(x), rtol=1e-4)
 
 
 def test_spread_of_directions_by_hand():
@@ -313,47 +316,47 @@ def test_spread_of_directions_by_hand():
     corners = np.array([[1, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0]], np.float32)
     np.testing.assert_allclose(diagnostics.measure_spread(corners), [np.sqrt(1 / 3), 2], rtol=1e-6)
     np.testing.assert_allclose(diagnostics.measure_spread(np.full((5, 3), 7.0)), [0, 0])
-    by_token = np.broadcast_to(examples_of(1, 4, 3), (6, 4, 3))
+    by_token = np.broadcast_to(make_examples(1, 4, 3), (6, 4, 3))
     np.testing.assert_allclose(diagnostics.measure_spread(by_token), [0, 0])
     # What only rounding tells apart is the same.
     np.testing.assert_allclose(diagnostics.measure_spread(corners * 1e-6 + 100), [0, 0])
 
 
 def test_spread_of_bfloat16_is_computed_in_float32():
-    x = jnp.asarray(examples_of(31, 7), jnp.bfloat16)
+    x = jnp.asarray(make_examples(31, 7), jnp.bfloat16)
     std, rank = diagnostics.measure_spread(x)
     assert std.dtype == rank.dtype == jnp.float32
-    np.testing.assert_allclose([std, rank], spread_by_svd(x.astype(jnp.float32)), rtol=1e-4)
+    np.testing.assert_allclose([std, rank], measure_spread_by_svd(x.astype(jnp.float32)), rtol=1e-4)
 
 
 @pytest.mark.parametrize('bad', [np.nan, np.inf])
 def test_what_is_not_finite_is_not_called_collapsed(bad):
-    x = jnp.asarray(examples_of(11, 3)).at[2, 1].set(bad)
+    x = jnp.asarray(make_examples(11, 3)).at[2, 1].set(bad)
     assert np.isnan(diagnostics.measure_spread(x)).all()
 
 
 # --- Warnings --------------------------------------------------------------------------------------
 
 
-def warnings(capsys):
+def read_warnings(capsys):
     return [line for line in capsys.readouterr().err.splitlines() if 'warning' in line]
 
 
 def test_an_inert_term_is_warned_of_once(small_config, tmp_path, capsys):
     config = small_config(method='fitnet', diagnostics=True, fitnet__weights__state=1e-6, num_seeds=1)
     train(config, tmp_path / 'run')
-    (line,) = warnings(capsys)
+    (line,) = read_warnings(capsys)
     assert line.startswith('fitnet digits 5, 6, 7, 8, 9: step 2/6  warning: the term state is inert: ')
     assert line.endswith('% of the gradient on the student; raise fitnet.weights.state')
     config.teacher.checkpoint = str(tmp_path / 'run' / 'teacher')
     config.fitnet.weights.state = 1.0
     train(config, tmp_path / 'other')
-    assert warnings(capsys) == []
+    assert read_warnings(capsys) == []
     shares = [
         [line['share_state'] for line in metric_log.read(tmp_path / name) if 'share_state' in line]
         for name in ('run', 'other')
     ]
-    assert [len(found) for found in shares] == [4, 4]
+    assert [len(shares_of_run) for shares_of_run in shares] == [4, 4]
     assert max(shares[0]) < 1e-4
     assert min(shares[1]) > diagnostics.INERT
 
@@ -361,7 +364,7 @@ def test_an_inert_term_is_warned_of_once(small_config, tmp_path, capsys):
 def test_a_task_that_terms_drown_is_warned_of(small_config, capsys):
     watch = diagnostics.ProgressMonitor(small_config(method='ld'), 'digits', [])
     watch.check(2, {'share_task': 0.009, 'share_logits': 0.991})
-    (line,) = warnings(capsys)
+    (line,) = read_warnings(capsys)
     assert 'the term task is inert: 0.9% of the gradient on the student; lower ld.weights' in line
 
 
@@ -376,12 +379,12 @@ def test_a_term_that_is_constant_by_definition_gets_no_advice_to_raise_its_weigh
 ):
     config = small_config(method=method, diagnostics=True, num_seeds=1, **TWO)
     train(config, tmp_path)
-    said = capsys.readouterr().err
+    err = capsys.readouterr().err
     line = f'{method}.weights.{term} has no effect: with two classes its term is constant\n'
-    assert said.count(line) == 1
-    assert f'the term {term}' not in said
+    assert err.count(line) == 1
+    assert f'the term {term}' not in err
     # It is 0 by the method's own formula, or 0 or 2 T^2 an example, with no gradient to speak of.
-    shares = [found[f'share_{term}'] for found in metric_log.read(tmp_path) if f'share_{term}' in found]
+    shares = [record[f'share_{term}'] for record in metric_log.read(tmp_path) if f'share_{term}' in record]
     assert len(shares) == 4 and max(shares) < 1e-4
 
 
@@ -395,23 +398,25 @@ def test_terms_of_three_classes_are_none_of_those(small_config):
 def test_while_weights_warm_up_no_term_is_called_inert(small_config, capsys):
     watch = diagnostics.ProgressMonitor(small_config(td__warmup_steps=4), 'digits', [])
     watch.check(2, {'share_state': 0.001})
-    assert warnings(capsys) == []
+    assert read_warnings(capsys) == []
     watch.check(4, {'share_state': 0.001})
-    assert len(warnings(capsys)) == 1
+    assert len(read_warnings(capsys)) == 1
 
 
-@pytest.mark.parametrize('known', [[], [{'step': 0, 'student_message_std': 0.5, 'teacher_message_std': 0.3}]])
-def test_collapsed_messages_are_warned_of_once_a_side(small_config, capsys, known):
+@pytest.mark.parametrize(
+    'known_records', [[], [{'step': 0, 'student_message_std': 0.5, 'teacher_message_std': 0.3}]]
+)
+def test_collapsed_messages_are_warned_of_once_a_side(small_config, capsys, known_records):
     """Measured by the first line, that of a run that is continued, too."""
-    watch = diagnostics.ProgressMonitor(small_config(method='fd'), 'digits', known)
+    monitor = diagnostics.ProgressMonitor(small_config(method='fd'), 'digits', known_records)
     for step, student, teacher in ((0, 0.5, 0.3), (2, 0.051, 0.031), (4, 0.049, 0.031), (6, 0.01, 0.02)):
-        if step or not known:
-            watch.check(step, {'student_message_std': student, 'teacher_message_std': teacher})
-        found = warnings(capsys)
+        if step or not known_records:
+            monitor.check(step, {'student_message_std': student, 'teacher_message_std': teacher})
+        lines = read_warnings(capsys)
         if step < 4:
-            assert found == []
+            assert lines == []
         else:
-            (line,) = found
+            (line,) = lines
             side, first, now = ('student', 0.5, 0.049) if step == 4 else ('teacher', 0.3, 0.02)
             assert f"step {step}/6  warning: the {side}'s messages have collapsed" in line
             assert f'was {first} at first and is {now};' in line
@@ -432,7 +437,7 @@ def test_encoders_that_are_drawn_together_alone_collapse(small_config, tmp_path,
         num_seeds=1,
     )
     train(config, tmp_path)
-    text = '\n'.join(warnings(capsys))
+    text = '\n'.join(read_warnings(capsys))
     assert text.count('messages have collapsed') == 2
     lines = [line for line in metric_log.read(tmp_path) if 'student_message_std' in line]
     assert [line['step'] for line in lines] == [0, 20, 40, 60]
@@ -442,16 +447,16 @@ def test_encoders_that_are_drawn_together_alone_collapse(small_config, tmp_path,
 def test_while_a_ramp_up_rests_a_part_no_term_is_called_inert(small_config, capsys):
     config = small_config(td__ramp_up=(2, 2), td__rounds=0, num_seeds=1)
     run, keys, state, source, _ = build(config)
-    feed, watch = run.feed(keys, 0), diagnostics.ProgressMonitor(config, source.name, [])
-    found = []
+    feed, monitor = run.feed(keys, 0), diagnostics.ProgressMonitor(config, source.name, [])
+    metrics = []
     for step in range(6):
         state = state._replace(step=jnp.full(1, step, jnp.int32))
-        found.append({name: float(value[0]) for name, value in run.diagnose(state, feed, keys).items()})
-        shares = [found[-1][f'share_{term}'] for term in ('task', 'message', 'state')]
+        metrics.append({name: float(value[0]) for name, value in run.diagnose(state, feed, keys).items()})
+        shares = [metrics[-1][f'share_{term}'] for term in ('task', 'message', 'state')]
         # A number over itself is 1 but for rounding.
         assert (shares == [pytest.approx(1.0, abs=1e-6), 0.0, 0.0]) == (step < 2)
-        watch.check(step, {**found[-1], 'share_state': 0.0})
-        assert len(warnings(capsys)) == (step == 4)
+        monitor.check(step, {**metrics[-1], 'share_state': 0.0})
+        assert len(read_warnings(capsys)) == (step == 4)
 
 
 # --- A run -----------------------------------------------------------------------------------------
@@ -460,10 +465,10 @@ def test_while_a_ramp_up_rests_a_part_no_term_is_called_inert(small_config, caps
 @pytest.fixture(scope='module')
 def td_config(td_config):
     """The run of other tests, diagnosed."""
-    return changed(td_config, diagnostics=True)
+    return copy_with(td_config, diagnostics=True)
 
 
-def changed(config, **changes):
+def copy_with(config, **changes):
     other = config.copy_and_resolve_references()
     other.update(changes)
     return other
@@ -472,7 +477,7 @@ def changed(config, **changes):
 @pytest.mark.long
 def test_a_run_ends_bit_for_bit_as_without_diagnostics(finished, td_config, tmp_path, outcome):
     shutil.copytree(finished / 'teacher', tmp_path / 'run' / 'teacher')
-    train(changed(td_config, diagnostics=False), tmp_path / 'run')
+    train(copy_with(td_config, diagnostics=False), tmp_path / 'run')
     mine, theirs = outcome(finished), outcome(tmp_path / 'run')
     assert (mine.pop('config')['diagnostics'], theirs.pop('config')['diagnostics']) == (True, False)
     first, *lines = mine.pop('metrics')
@@ -509,7 +514,7 @@ def test_a_run_that_is_continued_writes_the_same_lines(
 def test_diagnostics_can_be_switched_on_and_off_on_the_way(finished, td_config, tmp_path, outcome):
     shutil.copytree(finished / 'teacher', tmp_path / 'run' / 'teacher')
     for steps, is_on in ((2, False), (4, True), (6, False)):
-        train(changed(td_config, num_steps=steps, diagnostics=is_on), tmp_path / 'run')
+        train(copy_with(td_config, num_steps=steps, diagnostics=is_on), tmp_path / 'run')
     assert outcome(tmp_path / 'run')['arrays'] == outcome(finished)['arrays']
     lines = [line for line in metric_log.read(tmp_path / 'run') if 'train_loss' in line]
     assert ['share_task' in line for line in lines] == [False, True, False]
@@ -579,7 +584,7 @@ def test_what_was_looked_at_is_still_there():
 def test_a_stream_loses_no_example_to_diagnostics(imagenet_data, tmp_path, outcome):
     """Ends as without them, and cut and continued, with the same lines; a ViT's states are of tokens."""
     config = vit_imagenet.get_config()
-    small = {
+    changes = {
         'method': 'td',
         'num_steps': 4,
         'batch_size': 8,
@@ -598,15 +603,17 @@ def test_a_stream_loses_no_example_to_diagnostics(imagenet_data, tmp_path, outco
         'teacher.model.layers': 6,
     }
     for model in ('model', 'teacher.model'):
-        small |= {f'{model}.{key}': n for key, n in {'patch': 8, 'width': 48, 'mlp': 96, 'heads': 4}.items()}
-    config.update_from_flattened_dict(small)
-    train(changed(config, num_steps=2), tmp_path / 'cut')
+        changes |= {
+            f'{model}.{key}': n for key, n in {'patch': 8, 'width': 48, 'mlp': 96, 'heads': 4}.items()
+        }
+    config.update_from_flattened_dict(changes)
+    train(copy_with(config, num_steps=2), tmp_path / 'cut')
     train(config, tmp_path / 'cut')
-    train(changed(config, diagnostics=False), tmp_path / 'without')
+    train(copy_with(config, diagnostics=False), tmp_path / 'without')
     train(config, tmp_path / 'with')
     cut, whole, without = (outcome(tmp_path / name) for name in ('cut', 'with', 'without'))
     assert whole['arrays'] == without['arrays'] == cut['arrays']
-    lines = [[line for line in found['metrics'] if 'share_task' in line] for found in (cut, whole)]
+    lines = [[line for line in run['metrics'] if 'share_task' in line] for run in (cut, whole)]
     assert lines[0] == lines[1]
     assert [line['step'] for line in lines[0]] == [0, 2, 4]
     assert all(np.isfinite(list(line.values())).all() for line in lines[0])

@@ -47,7 +47,7 @@ def make_case(task):
     return model, source, params, [x / 2 @ weights for weights in params]
 
 
-def sklearn_metric(task, predictions, labels):
+def compute_sklearn_metric(task, predictions, labels):
     if task == 'regression':
         return sklearn.metrics.root_mean_squared_error(labels, predictions[:, 0])
     return sklearn.metrics.accuracy_score(labels, predictions.argmax(axis=1))
@@ -56,7 +56,7 @@ def sklearn_metric(task, predictions, labels):
 @pytest.mark.parametrize('task', ['regression', 'classification'])
 def test_metrics_are_those_of_sklearn_for_every_batch_size(task):
     model, source, params, predictions = make_case(task)
-    expected = [sklearn_metric(task, p, source.evaluation['labels']) for p in predictions]
+    expected = [compute_sklearn_metric(task, p, source.evaluation['labels']) for p in predictions]
     assert expected[0] != expected[1]
     values = {}
     for batch_size in (1, 7, COUNT, COUNT + 3):
@@ -100,11 +100,11 @@ def test_the_metric_of_each_group_is_that_of_its_examples_alone(task):
     groups = {'even': is_even, 'odd': ~is_even, 'none': np.zeros(COUNT, bool)}
     source = source._replace(groups=groups)
     scores = evaluation.make_evaluation(model, source, 13, MESH)(params)
-    found = evaluation.score_groups(source, scores.values)
-    assert found.keys() == {'even', 'odd'}
-    for name, group in found.items():
+    scores_by_group = evaluation.score_groups(source, scores.values)
+    assert scores_by_group.keys() == {'even', 'odd'}
+    for name, group in scores_by_group.items():
         rows = np.flatnonzero(groups[name])
-        expected = [sklearn_metric(task, p[rows], labels[rows]) for p in predictions]
+        expected = [compute_sklearn_metric(task, p[rows], labels[rows]) for p in predictions]
         np.testing.assert_allclose(group['values'], expected, rtol=1e-6)
         assert group['count'] == {'even': 24, 'odd': 23}[name]
         assert all(type(value) is float for value in group['values'])
@@ -114,16 +114,16 @@ def test_a_stream_has_a_metric_and_no_values():
     model, source, params, predictions = make_case('regression')
     examples = source.evaluation
 
-    def opened(batch_size, part, parts):
+    def open_stream(batch_size, part, parts):
         assert (part, parts) == (0, 1)
         batches, mask = data.padded_batches(examples, batch_size)
         for i in range(len(mask)):
             yield data.take(batches, i), mask[i]
 
-    stream = data.EvaluationStream(COUNT, opened)
+    stream = data.EvaluationStream(COUNT, open_stream)
     source = source._replace(evaluation=stream)
     scores = evaluation.make_evaluation(model, source, 10, MESH)(params)
-    expected = [sklearn_metric('regression', p, examples['labels']) for p in predictions]
+    expected = [compute_sklearn_metric('regression', p, examples['labels']) for p in predictions]
     np.testing.assert_allclose(scores.metric, expected, rtol=1e-6)
     assert scores.values is None
 
@@ -132,27 +132,29 @@ def test_other_examples_than_the_sources_can_be_evaluated():
     model, source, params, predictions = make_case('regression')
     evaluate = evaluation.make_evaluation(model, source, 13, MESH)
     rows = np.arange(5, 22)
-    expected = [sklearn_metric('regression', p[rows], source.evaluation['labels'][rows]) for p in predictions]
-    found = evaluate(params, data.take(source.evaluation, rows))
-    np.testing.assert_allclose(found.metric, expected, rtol=1e-6)
-    assert found.values.shape == (SEEDS, len(rows))
+    expected = [
+        compute_sklearn_metric('regression', p[rows], source.evaluation['labels'][rows]) for p in predictions
+    ]
+    scores = evaluate(params, data.take(source.evaluation, rows))
+    np.testing.assert_allclose(scores.metric, expected, rtol=1e-6)
+    assert scores.values.shape == (SEEDS, len(rows))
 
 
 def test_evaluation_has_no_dropout_and_no_variation():
-    seen = []
+    keys = []
     model, source, params, _ = make_case('regression')
 
     def inputs(tables, examples, key):
-        seen.append(key)
+        keys.append(key)
         return source.inputs(tables, examples, key)
 
     def lower(params, inputs, key):
-        seen.append(key)
+        keys.append(key)
         return model.lower(params, inputs, key)
 
     evaluation.make_evaluation(model._replace(lower=lower), source._replace(inputs=inputs), 7, MESH)(params)
-    assert seen
-    assert set(seen) == {None}
+    assert keys
+    assert set(keys) == {None}
 
 
 def test_which_metric_is_better_when_less():
@@ -178,11 +180,11 @@ def test_one_value_has_no_standard_error():
 def test_a_prediction_that_is_not_finite_leaves_its_seed_without_a_score(task, value):
     """One of 47 examples, in a batch that is filled up, of one of two seeds."""
     model, source, params, _ = make_case(task)
-    shown = source.evaluation['x'].copy()
+    features = source.evaluation['x'].copy()
     # A feature that the second seed alone reads.
-    shown[46, 2], params[0][2] = value, 0
-    shown[:46, 2] = 0
-    examples = {**source.evaluation, 'x': shown}
+    features[46, 2], params[0][2] = value, 0
+    features[:46, 2] = 0
+    examples = {**source.evaluation, 'x': features}
     source = source._replace(
         inputs=lambda tables, examples, key: {'x': examples['x'], 'odd': examples['x'][:, 2:]}
     )
@@ -192,8 +194,8 @@ def test_a_prediction_that_is_not_finite_leaves_its_seed_without_a_score(task, v
         )
     )
     values = evaluation.make_evaluation(model, source, 10, MESH)(params, examples).metric
-    finite = shown[:, :2] @ params[0][:2]
-    np.testing.assert_allclose(values[0], sklearn_metric(task, finite, examples['labels']), rtol=1e-5)
+    finite = features[:, :2] @ params[0][:2]
+    np.testing.assert_allclose(values[0], compute_sklearn_metric(task, finite, examples['labels']), rtol=1e-5)
     assert not np.isfinite(values[1])
 
 
@@ -212,6 +214,6 @@ def test_a_batch_is_no_larger_than_the_examples(batch_size):
         inputs=lambda tables, examples, key: rows.append(len(examples['x'])) or inputs(tables, examples, key)
     )
     values = evaluation.make_evaluation(model, source, batch_size, MESH)(params).metric
-    expected = [sklearn_metric('regression', p, source.evaluation['labels']) for p in predictions]
+    expected = [compute_sklearn_metric('regression', p, source.evaluation['labels']) for p in predictions]
     np.testing.assert_allclose(values, expected, rtol=1e-5)
     assert set(rows) == {COUNT}

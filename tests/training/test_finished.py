@@ -18,7 +18,7 @@ from td_jax.training.run import train
 from tests import forked
 
 
-def on_devices(count, script, *arguments):
+def run_on_devices(count, script, *arguments):
     """Runs a script where there are so many devices; -> what it printed."""
     process = forked.run(
         ['-c', script, *map(str, arguments)],
@@ -48,7 +48,7 @@ export.main()
 def test_a_run_that_was_cut_over_devices_is_read_on_one(small_config, tmp_path):
     config = small_config(model__hidden=(6, 4), teacher__model__hidden=(8, 4), mesh__fsdp=2)
     (tmp_path / 'config.json').write_text(config_lib.to_json(config))
-    on_devices(2, TRAIN, tmp_path / 'config.json', tmp_path / 'run')
+    run_on_devices(2, TRAIN, tmp_path / 'config.json', tmp_path / 'run')
     assert len(jax.devices()) == 1
     run = teachers.load_finished_with_teacher(epath.Path(tmp_path / 'run'), 1, with_examples=True)
     kernel = run.params[train_step.STUDENT]['hidden_layers_0']['kernel']
@@ -68,7 +68,7 @@ def test_a_run_that_was_cut_over_devices_is_read_on_one(small_config, tmp_path):
 def test_a_run_is_exported_on_more_devices_than_divide_its_batch(small_config, tmp_path):
     config = small_config(method='supervised', batch_size=9)
     train(config, epath.Path(tmp_path / 'run'))
-    on_devices(4, EXPORT, tmp_path / 'run', tmp_path / 'student')
+    run_on_devices(4, EXPORT, tmp_path / 'run', tmp_path / 'student')
     program = jax.export.deserialize(bytearray((tmp_path / 'student' / 'student.stablehlo').read_bytes()))
     run = finished.load(epath.Path(tmp_path / 'run'))
     grey = np.random.default_rng(0).integers(0, 256, (7, 8, 8, 1), np.uint8)
@@ -77,8 +77,8 @@ def test_a_run_is_exported_on_more_devices_than_divide_its_batch(small_config, t
     expected = run.student.head(
         params, run.student.upper(params, run.student.lower(params, inputs, None), None)
     )
-    found = program.call({'image': np.repeat(grey, 3, axis=-1)})['logits']
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    logits = program.call({'image': np.repeat(grey, 3, axis=-1)})['logits']
+    np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.long
@@ -117,10 +117,10 @@ def write_run(folder, values=VALUES, units=None, **changes):
 def test_errors_are_read_as_they_were_written(units, expected, tmp_path):
     folder = epath.Path(tmp_path)
     write_run(folder, units=units)
-    found = finished.read_errors(folder)
-    np.testing.assert_array_equal(found.values, VALUES)
-    assert found.values.dtype == np.float32
-    np.testing.assert_array_equal(found.units, expected)
+    errors = finished.read_errors(folder)
+    np.testing.assert_array_equal(errors.values, VALUES)
+    assert errors.values.dtype == np.float32
+    np.testing.assert_array_equal(errors.units, expected)
 
 
 def test_a_run_without_errors_has_none(tmp_path):

@@ -22,7 +22,7 @@ from td_jax.training.run import train
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden' / 'vit_tiny.npz'
 
 
-def refusal(config, folder):
+def read_refusal(config, folder):
     """The line in which a run is refused that has written nothing."""
     with pytest.raises(UserError) as error_info:
         train(config, folder)
@@ -67,12 +67,12 @@ PARAMETERS = 64 * 5 + 5 + 5 * 3 + 3 + 3 * 5 + 5
     ],
 )
 def test_what_cannot_fit_is_refused_with_its_size(changes, gigabytes, words, small_config, tmp_path):
-    said = refusal(small_config(**changes), tmp_path / 'run')
+    message = read_refusal(small_config(**changes), tmp_path / 'run')
     for word in (*words, 'this run needs at least ', f'has {devices_memory.of_machine() / 1e9:,.1f} GB'):
-        assert word in said
+        assert word in message
     if gigabytes:
-        found = float(re.search(r'at least ([\d,.]+) GB', said)[1].replace(',', ''))
-        np.testing.assert_allclose(found, gigabytes, rtol=1e-4)
+        size = float(re.search(r'at least ([\d,.]+) GB', message)[1].replace(',', ''))
+        np.testing.assert_allclose(size, gigabytes, rtol=1e-4)
 
 
 def test_a_run_fits_to_the_byte(small_config, tmp_path, monkeypatch):
@@ -95,7 +95,7 @@ def test_the_states_that_a_teacher_keeps_are_counted(small_config, tmp_path, mon
         preflight.check(small_config(num_seeds=1), tmp_path / 'run', Programs())
     assert 'on a device that has 0.0 GB' in str(error_info.value)
     parts = {}
-    monkeypatch.setattr(memory, '_compare', lambda mesh, found: parts.update(found))
+    monkeypatch.setattr(memory, '_compare', lambda mesh, sizes: parts.update(sizes))
     preflight.check(small_config(), tmp_path / 'run', Programs())
     assert parts["teacher's states"][0] == 2 * 50 * 4 * (7 + 11 + 5)
     parts.clear()
@@ -105,8 +105,8 @@ def test_the_states_that_a_teacher_keeps_are_counted(small_config, tmp_path, mon
 
 def test_a_checkpoint_has_to_fit_on_the_machine(small_config, tmp_path, monkeypatch):
     monkeypatch.setattr(devices_memory, 'of_device', lambda device: 10**15)
-    said = refusal(small_config(model__hidden=(10**6, 10**6)), tmp_path / 'run')
-    assert re.match(r'a checkpoint of this run is 24,\d{3}\.\d GB, but this machine has ', said)
+    message = read_refusal(small_config(model__hidden=(10**6, 10**6)), tmp_path / 'run')
+    assert re.match(r'a checkpoint of this run is 24,\d{3}\.\d GB, but this machine has ', message)
 
 
 def test_a_device_that_is_full_after_all_is_one_line():
@@ -129,8 +129,10 @@ def test_cpu_devices_share_the_memory_of_the_machine():
 
 
 def test_one_class_is_nothing_to_learn(small_config, tmp_path):
-    said = refusal(small_config(method='supervised', dataset__classes=(3,), batch_size=4), tmp_path / 'run')
-    assert said == (
+    message = read_refusal(
+        small_config(method='supervised', dataset__classes=(3,), batch_size=4), tmp_path / 'run'
+    )
+    assert message == (
         'digits 3 has one class, so there is nothing to learn; name two or more in dataset.classes.'
     )
 
@@ -168,7 +170,7 @@ def few_images(tmp_path_factory):
     return folder
 
 
-def pair_config(folder, method, pair, **changes):
+def make_pair_config(folder, method, pair, **changes):
     student, teacher = PAIRS[pair]
     config = vit_tiny_cifar10.get_config()
     config.method, config.diagnostics = method, False
@@ -205,7 +207,7 @@ TRAINED_BY_TD = {pair for method, pair, _ in TRAINED if method == 'td'}
 )
 def test_states_of_any_two_models_can_be_compared(pair, few_images, tmp_path):
     """The whole step is traced: it can be compiled."""
-    config = pair_config(few_images, 'td', pair)
+    config = make_pair_config(few_images, 'td', pair)
     assert preflight.check(config, tmp_path / 'run', Programs()).source.task == 'classification'
     assert not (tmp_path / 'run').exists()
 
@@ -213,21 +215,23 @@ def test_states_of_any_two_models_can_be_compared(pair, few_images, tmp_path):
 @pytest.mark.long
 @pytest.mark.parametrize(('method', 'pair', 'diagnostics'), TRAINED)
 def test_unlike_models_train(method, pair, diagnostics, few_images, tmp_path):
-    config = pair_config(few_images, method, pair, diagnostics=diagnostics)
+    config = make_pair_config(few_images, method, pair, diagnostics=diagnostics)
     assert np.isfinite(train(config, tmp_path)['mean'])
 
 
 def test_a_model_that_does_not_fit_its_data_is_one_line(small_config, tmp_path):
-    said = refusal(
+    message = read_refusal(
         small_config(method='supervised', model__name='resnet', model__variant='R8x1'), tmp_path / 'run'
     )
-    assert said.startswith('method supervised cannot be computed for the models as they are: A ResNet reads')
+    assert message.startswith(
+        'method supervised cannot be computed for the models as they are: A ResNet reads'
+    )
 
 
 def test_a_student_that_cannot_start_from_its_teacher_is_refused(few_images, tmp_path):
-    config = pair_config(few_images, 'supervised', 'a smaller patch')
+    config = make_pair_config(few_images, 'supervised', 'a smaller patch')
     config.model.initial = 'teacher'
-    assert 'model.initial is teacher, but ' in refusal(config, tmp_path / 'run')
+    assert 'model.initial is teacher, but ' in read_refusal(config, tmp_path / 'run')
 
 
 def test_what_jax_refuses_to_trace_is_one_line(small_config, tmp_path, monkeypatch):
@@ -235,16 +239,16 @@ def test_what_jax_refuses_to_trace_is_one_line(small_config, tmp_path, monkeypat
         raise TypeError('shapes (3,) and (4,)\nare long to tell')
 
     monkeypatch.setattr(assembly, 'abstract', fails)
-    said = refusal(small_config(), tmp_path / 'run')
-    assert said == 'method td cannot be computed for the models as they are: shapes (3,) and (4,)'
+    message = read_refusal(small_config(), tmp_path / 'run')
+    assert message == 'method td cannot be computed for the models as they are: shapes (3,) and (4,)'
 
 
 # --- Teachers that cannot teach --------------------------------------------------------------------
 
 
-def golden_config(folder, checkpoint, **changes):
+def make_golden_config(folder, checkpoint, **changes):
     """A student of the golden ViT, which knows ten classes."""
-    config = pair_config(folder, 'ld', 'same patch, other depths')
+    config = make_pair_config(folder, 'ld', 'same patch, other depths')
     config.dataset.image_size = 32
     config.teacher.pretrained = str(checkpoint)
     config.dataset.classes = ()
@@ -257,14 +261,14 @@ def golden_config(folder, checkpoint, **changes):
 def test_a_teacher_that_is_not_finite_is_refused_by_parameter(small_config, tmp_path):
     place = tmp_path / 'teacher'
     train(config_lib.teacher_run(small_config()), place)
-    saved = place / 'checkpoints'
-    arrays = checkpoints.read(saved, 4, checkpoints.read_shapes(saved, 4))
+    checkpoint_folder = place / 'checkpoints'
+    arrays = checkpoints.read(checkpoint_folder, 4, checkpoints.read_shapes(checkpoint_folder, 4))
     arrays['params/student/output_layer/bias'] = np.full((1, 5), np.nan, np.float32)
-    shutil.rmtree(saved / '4')
-    with contextlib.closing(checkpoints.Checkpoints(saved)) as again:
-        again.save(4, arrays, {'teacher': None})
-    said = refusal(small_config(teacher__checkpoint=str(place)), tmp_path / 'run')
-    assert said == f'the teacher in {place} cannot teach: its parameter output_layer/bias is not finite.'
+    shutil.rmtree(checkpoint_folder / '4')
+    with contextlib.closing(checkpoints.Checkpoints(checkpoint_folder)) as manager:
+        manager.save(4, arrays, {'teacher': None})
+    message = read_refusal(small_config(teacher__checkpoint=str(place)), tmp_path / 'run')
+    assert message == f'the teacher in {place} cannot teach: its parameter output_layer/bias is not finite.'
 
 
 @pytest.mark.long
@@ -276,7 +280,7 @@ def test_a_teacher_whose_predictions_are_not_finite_is_refused(few_images, tmp_p
     }
     np.savez(tmp_path / 'large.npz', **arrays)
     with pytest.raises(UserError, match=r'^the teacher cannot teach: its accuracy on images.* is nan\.'):
-        train(golden_config(few_images, tmp_path / 'large.npz'), tmp_path / 'run')
+        train(make_golden_config(few_images, tmp_path / 'large.npz'), tmp_path / 'run')
     assert not (tmp_path / 'run' / 'config.json').exists()
 
 
@@ -304,8 +308,8 @@ def test_after_a_refusal_the_mended_command_works(changes, small_config, tmp_pat
         train(small_config(**changes), tmp_path / 'run')
     assert not (tmp_path / 'run' / 'config.json').exists()
     # Another config than the one that was refused, in more than what was wrong.
-    mended = small_config(method='fitnet', model__hidden=(6, 3), log_every=3)
-    assert train(mended, tmp_path / 'run')['steps'] == 6
+    other_config = small_config(method='fitnet', model__hidden=(6, 3), log_every=3)
+    assert train(other_config, tmp_path / 'run')['steps'] == 6
 
 
 def test_a_first_save_that_fails_leaves_no_config(small_config, tmp_path, monkeypatch):

@@ -20,21 +20,21 @@ from td_jax.training import assembly, dispatch, probe, teachers, train_step
 from td_jax.training.run import train
 
 
-def reference(x, labels):
+def fit_reference(x, labels):
     """scikit-learn's logistic regression at its default penalty, on representations of the stated scale."""
     x = x.astype(np.float64)
     scaled = (x - x.mean(axis=0)) / np.sqrt(x.var(axis=0).mean())
     return sklearn.linear_model.LogisticRegression(tol=1e-9, max_iter=20_000).fit(scaled, labels), scaled
 
 
-def probabilities(params, x):
+def compute_probabilities(params, x):
     y = x @ params['kernel'].astype(np.float64) + params['bias']
     y = np.exp(y - y.max(axis=-1, keepdims=True))
     return y / y.sum(axis=-1, keepdims=True)
 
 
 @pytest.fixture(scope='module')
-def of_digits(small_config, tmp_path_factory):
+def digits_representations(small_config, tmp_path_factory):
     """(config, teacher, what it makes of training and of test images of 5 to 9, x and labels each)."""
     config = small_config(method='ld', num_seeds=2, batch_size=50, teacher__num_steps=300)
     config.teacher.model.hidden = (64, 32)
@@ -46,52 +46,58 @@ def of_digits(small_config, tmp_path_factory):
     source = assembly.load_source(config, config.dataset)
     teacher = teachers.load(config, folder, teachers.source_of(config, source), sharding.make_mesh(config))
 
-    def made(examples):
+    def represent(examples):
         upper = base.activations(teacher.model, teacher.params, {'image': examples['image']}).upper
         return np.asarray(upper), examples['labels']
 
-    return config, teacher, made(source.train.examples), made(source.evaluation)
+    return config, teacher, represent(source.train.examples), represent(source.evaluation)
 
 
 @pytest.mark.parametrize('count', [60, 400])
-def test_a_probe_is_scikit_learns_logistic_regression(of_digits, count):
+def test_a_probe_is_scikit_learns_logistic_regression(digits_representations, count):
     """Few examples, which a plane separates, and many, which none does."""
-    _, _, (x, labels), (test_x, test_labels) = of_digits
+    _, _, (x, labels), (test_x, test_labels) = digits_representations
     rows = np.random.default_rng(0).permutation(len(x))[:count]
     x, labels = x[rows], labels[rows]
-    found, (expected, scaled) = probe.fit(x, labels, 5), reference(x, labels)
-    assert found.gradient <= probe.GRADIENT
-    np.testing.assert_allclose(probabilities(found.params, x), expected.predict_proba(scaled), atol=1e-3)
-    assert found.accuracy == expected.score(scaled, labels)
+    fitted_probe, (expected, scaled_x) = probe.fit(x, labels, 5), fit_reference(x, labels)
+    assert fitted_probe.gradient <= probe.GRADIENT
+    np.testing.assert_allclose(
+        compute_probabilities(fitted_probe.params, x), expected.predict_proba(scaled_x), atol=1e-3
+    )
+    assert fitted_probe.accuracy == expected.score(scaled_x, labels)
     scale = np.sqrt(x.var(axis=0, dtype=np.float64).mean())
     scaled_test = (test_x - x.mean(axis=0, dtype=np.float64)) / scale
     score = expected.score(scaled_test, test_labels)
-    assert abs(probe.accuracy(found.params, test_x, test_labels) - score) <= 1 / len(test_labels)
+    assert abs(probe.accuracy(fitted_probe.params, test_x, test_labels) - score) <= 1 / len(test_labels)
     # It knows more than chance, of digits that the teacher has never seen.
     assert score > 0.5
 
 
 def test_representations_that_say_nothing_give_the_shares_of_the_classes():
     labels = np.array([0, 1, 1, 1])
-    found = probe.fit(np.full((4, 3), 7.0, np.float32), labels, 2)
-    np.testing.assert_allclose(probabilities(found.params, np.full((1, 3), 7.0)), [[0.25, 0.75]], atol=1e-5)
-    assert found.accuracy == 0.75
+    fitted_probe = probe.fit(np.full((4, 3), 7.0, np.float32), labels, 2)
+    np.testing.assert_allclose(
+        compute_probabilities(fitted_probe.params, np.full((1, 3), 7.0)), [[0.25, 0.75]], atol=1e-5
+    )
+    assert fitted_probe.accuracy == 0.75
 
 
-def test_the_scale_of_representations_changes_nothing(of_digits):
+def test_the_scale_of_representations_changes_nothing(digits_representations):
     """A teacher whose states are small, or far from 0, as those of real ones are."""
-    _, _, (x, labels), _ = of_digits
+    _, _, (x, labels), _ = digits_representations
     plain, other = probe.fit(x[:80], labels[:80], 5), probe.fit(x[:80] * 1e-3 + 5, labels[:80], 5)
     np.testing.assert_allclose(
-        probabilities(other.params, x[:80] * 1e-3 + 5), probabilities(plain.params, x[:80]), atol=5e-3
+        compute_probabilities(other.params, x[:80] * 1e-3 + 5),
+        compute_probabilities(plain.params, x[:80]),
+        atol=5e-3,
     )
 
 
-def test_a_class_without_examples_is_never_said(of_digits):
-    _, _, (x, labels), _ = of_digits
-    found = probe.fit(x[:80], labels[:80], 6)
-    assert found.gradient <= probe.GRADIENT
-    assert probabilities(found.params, x)[:, 5].max() < 1e-3
+def test_a_class_without_examples_is_never_said(digits_representations):
+    _, _, (x, labels), _ = digits_representations
+    fitted_probe = probe.fit(x[:80], labels[:80], 6)
+    assert fitted_probe.gradient <= probe.GRADIENT
+    assert compute_probabilities(fitted_probe.params, x)[:, 5].max() < 1e-3
 
 
 # --- In a run --------------------------------------------------------------------------------------
@@ -103,8 +109,8 @@ def build(config, teacher):
 
 
 @pytest.mark.parametrize('inputs', ['clean', 'varied'])
-def test_each_seed_has_the_probe_of_its_own_examples_and_keeps_it(of_digits, inputs):
-    config, teacher, _, _ = of_digits
+def test_each_seed_has_the_probe_of_its_own_examples_and_keeps_it(digits_representations, inputs):
+    config, teacher, _, _ = digits_representations
     config = config.copy_and_resolve_references()
     config.teacher.inputs = inputs
     source, run = build(config, teacher)
@@ -115,9 +121,11 @@ def test_each_seed_has_the_probe_of_its_own_examples_and_keeps_it(of_digits, inp
     for seed in range(2):
         own = data.take(examples, rows[seed])
         x = np.asarray(base.activations(teacher.model, teacher.params, {'image': own['image']}).upper)
-        expected, scaled = reference(x, own['labels'])
+        expected, scaled = fit_reference(x, own['labels'])
         params = jax.tree.map(lambda leaf, seed=seed: leaf[seed], before)
-        np.testing.assert_allclose(probabilities(params, x), expected.predict_proba(scaled), atol=1e-3)
+        np.testing.assert_allclose(
+            compute_probabilities(params, x), expected.predict_proba(scaled), atol=1e-3
+        )
     assert not np.allclose(before['kernel'][0], before['kernel'][1])
     assert state.params[train_step.COMMUNICATION] == {}
     progress, _ = run.run(run.begin(state), run.feed(keys, 0), keys, 0, 3)
@@ -126,9 +134,9 @@ def test_each_seed_has_the_probe_of_its_own_examples_and_keeps_it(of_digits, inp
         np.testing.assert_array_equal(progress.state.probe[name], leaf)
 
 
-def test_what_is_compared_is_what_the_probe_says(of_digits):
+def test_what_is_compared_is_what_the_probe_says(digits_representations):
     """LD's term of the first step, with the whole of the few examples in its batch, by hand."""
-    config, teacher, _, _ = of_digits
+    config, teacher, _, _ = digits_representations
     source, run = build(config, teacher)
     keys = dispatch.seed_keys(config)
     state = run.add_probe(run.init(keys))
@@ -138,17 +146,19 @@ def test_what_is_compared_is_what_the_probe_says(of_digits):
     student = assembly.build_model(config, config.model, source)
     for seed in range(2):
         inputs = {'image': examples['image'][rows[seed]]}
-        params, fitted = jax.tree.map(lambda x, seed=seed: x[seed], (before.params['student'], before.probe))
+        params, probe_params = jax.tree.map(
+            lambda x, seed=seed: x[seed], (before.params['student'], before.probe)
+        )
         predicted = np.asarray(base.activations(student, params, inputs).logits)
         upper = np.asarray(base.activations(teacher.model, teacher.params, inputs).upper)
-        target = upper @ fitted['kernel'] + fitted['bias']
+        target = upper @ probe_params['kernel'] + probe_params['bias']
         expected = np.mean((predicted - target) ** 2)
         np.testing.assert_allclose(progress.sums['logits'][seed], expected, rtol=1e-4)
     assert 'probe' not in progress.sums
 
 
-def test_seeds_have_the_same_probe_side_by_side_and_alone(of_digits):
-    config, teacher, _, _ = of_digits
+def test_seeds_have_the_same_probe_side_by_side_and_alone(digits_representations):
+    config, teacher, _, _ = digits_representations
     _, together = build(config, teacher)
     alone_config = config.copy_and_resolve_references()
     alone_config.num_seeds, alone_config.seed = 1, 1
@@ -158,13 +168,15 @@ def test_seeds_have_the_same_probe_side_by_side_and_alone(of_digits):
 
 
 @pytest.mark.long
-def test_a_run_says_what_its_probe_knows_and_goes_on_with_it(of_digits, tmp_path, monkeypatch, capsys):
-    config = of_digits[0].copy_and_resolve_references()
+def test_a_run_says_what_its_probe_knows_and_goes_on_with_it(
+    digits_representations, tmp_path, monkeypatch, capsys
+):
+    config = digits_representations[0].copy_and_resolve_references()
     config.dataset.split, config.num_steps = 'validation', 2
     config.teacher.checkpoint = str(tmp_path / 'teacher')
     train(config_lib.teacher_run(config), tmp_path / 'teacher')
     result = train(config, tmp_path / 'run')
-    said = capsys.readouterr().err
+    err = capsys.readouterr().err
     first = metric_log.read(tmp_path / 'run')[0]
     source = assembly.load_source(config, config.dataset)
     mesh = sharding.make_mesh(config)
@@ -177,7 +189,7 @@ def test_a_run_says_what_its_probe_knows_and_goes_on_with_it(of_digits, tmp_path
     assert first['step'] == 0
     np.testing.assert_allclose(first['probe_train_accuracy'], np.mean([fit.accuracy for fit in fits]))
     np.testing.assert_allclose(first['probe_validation_accuracy'], np.mean(scores))
-    assert f'accuracy of the probe: train {first["probe_train_accuracy"]:.4f}, validation ' in said
+    assert f'accuracy of the probe: train {first["probe_train_accuracy"]:.4f}, validation ' in err
     # It is in the checkpoint: a run that becomes longer fits nothing, and ends as one that was as long.
     shutil.copytree(tmp_path / 'run', tmp_path / 'again')
     config.num_steps = 4
@@ -186,8 +198,8 @@ def test_a_run_says_what_its_probe_knows_and_goes_on_with_it(of_digits, tmp_path
     assert train(config, tmp_path / 'again')['values'] == whole['values']
 
 
-def test_the_test_split_is_read_at_the_end_alone(of_digits, tmp_path):
-    config, *_ = of_digits
+def test_the_test_split_is_read_at_the_end_alone(digits_representations, tmp_path):
+    config, *_ = digits_representations
     config = config.copy_and_resolve_references()
     config.num_steps = 2
     result = train(config, tmp_path)
@@ -196,8 +208,8 @@ def test_the_test_split_is_read_at_the_end_alone(of_digits, tmp_path):
     assert len(json.loads((tmp_path / 'result.json').read_text())['probe']) == len(result['values']) == 2
 
 
-def test_what_a_probe_reads_is_refused_where_it_is_too_large(of_digits, tmp_path):
-    config, *_ = of_digits
+def test_what_a_probe_reads_is_refused_where_it_is_too_large(digits_representations, tmp_path):
+    config, *_ = digits_representations
     config = config.copy_and_resolve_references()
     config.teacher.probe_gb = 4 * 50 * 32 / 1e9
     train(config, tmp_path / 'fits')
@@ -241,16 +253,16 @@ def test_a_stream_gives_the_probe_of_what_is_kept(folder, of_each):
         assert isinstance(source.train, data.TrainStream) == (kept_gb == 0)
         probes.append([fit.params for fit in run.fit_probe()])
     assert len(probes[0]) == 2
-    for kept, streamed in zip(*probes, strict=True):
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), kept, streamed)
+    for in_memory, streamed in zip(*probes, strict=True):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), in_memory, streamed)
     is_one = np.array_equal(probes[0][0]['kernel'], probes[0][1]['kernel'])
     assert is_one == (of_each == 0)
 
 
-def test_a_stream_without_a_pass_is_refused(of_digits, tmp_path, monkeypatch):
+def test_a_stream_without_a_pass_is_refused(digits_representations, tmp_path, monkeypatch):
     from td_jax.data import SOURCES
 
-    config = of_digits[0].copy_and_resolve_references()
+    config = digits_representations[0].copy_and_resolve_references()
     config.teacher.inputs = 'varied'
     load = SOURCES['digits']
 

@@ -24,7 +24,7 @@ GIVEN = {
 
 
 @pytest.fixture
-def traced(monkeypatch):
+def traced_methods(monkeypatch):
     """The method of every step that is traced, in their order."""
     methods, update = [], dispatch._Parts.update_all_seeds
 
@@ -38,25 +38,25 @@ def traced(monkeypatch):
 
 @pytest.mark.long
 def test_a_run_with_the_programs_of_another_computes_what_it_computes_alone(
-    small_config, tmp_path, outcome, traced
+    small_config, tmp_path, outcome, traced_methods
 ):
     shared, settings = Programs(), {'method': 'hybrid', 'diagnostics': True, 'model__dropout': 0.2}
     first = small_config(optimizer__weight_decay=0.1, **settings)
     second = small_config(**settings, **GIVEN)
     train(first, epath.Path(tmp_path / 'first'), programs=shared)
     # The teacher's is checked before anything is written, and is that of its own run.
-    assert sorted(traced) == ['hybrid', 'supervised']
-    traced.clear()
+    assert sorted(traced_methods) == ['hybrid', 'supervised']
+    traced_methods.clear()
     train(second, epath.Path(tmp_path / 'second'), programs=shared)
-    assert not traced
+    assert not traced_methods
     train(second, epath.Path(tmp_path / 'alone'))
-    assert sorted(traced) == ['hybrid', 'supervised']
+    assert sorted(traced_methods) == ['hybrid', 'supervised']
     for part in ('', 'teacher'):
         assert outcome(tmp_path / 'second' / part) == outcome(tmp_path / 'alone' / part)
         assert outcome(tmp_path / 'second' / part) != outcome(tmp_path / 'first' / part)
 
 
-def made_for(shared, config, source=None):
+def get_programs(shared, config, source=None):
     """What the programs have for a config whose parts are made here; nothing is traced."""
     source = source or assembly.load_source(config, config.dataset)
     teacher_source = assembly.load_source(config, config.teacher.dataset)
@@ -79,21 +79,21 @@ def made_for(shared, config, source=None):
 def test_what_is_part_of_a_program_makes_another(change, small_config):
     shared, settings = Programs(), {'method': 'fitnet', 'optimizer__weight_decay': 0.1}
     first, second = small_config(**settings), small_config(**(settings | change))
-    made = [made_for(shared, config) for config in (first, second, first, second)]
-    assert made[0] is made[2]
-    assert made[1] is made[3]
-    assert made[0] is not made[1]
+    programs_made = [get_programs(shared, config) for config in (first, second, first, second)]
+    assert programs_made[0] is programs_made[2]
+    assert programs_made[1] is programs_made[3]
+    assert programs_made[0] is not programs_made[1]
 
 
 def test_the_length_of_a_run_is_part_of_it_where_the_learning_rate_decays(small_config):
     for schedule, is_one in (('constant', True), ('cosine', False)):
         shared = Programs()
         configs = [small_config(optimizer__schedule=schedule, num_steps=steps) for steps in (6, 8)]
-        made = [made_for(shared, config) for config in configs]
-        assert (made[0] is made[1]) == is_one
+        programs_made = [get_programs(shared, config) for config in configs]
+        assert (programs_made[0] is programs_made[1]) == is_one
 
 
-def another(value):
+def change_value(value):
     """A value of the same type."""
     if isinstance(value, bool):
         return not value
@@ -103,20 +103,20 @@ def another(value):
 def test_any_knob_that_is_read_is_part_of_it_if_it_is_not_known_to_be_given(small_config):
     settings = {'method': 'hybrid', 'optimizer__schedule': 'cosine', 'optimizer__weight_decay': 0.5}
     flat = config_lib.flatten(small_config(**settings))
-    given = {'hybrid.weights.logits', 'hybrid.weights.feature'}
-    given |= {'optimizer.learning_rate', 'optimizer.weight_decay'}
-    given |= {'role', 'protocol', 'seed', 'seed_step', 'teacher.seed', 'teacher.checkpoint'}
+    given_keys = {'hybrid.weights.logits', 'hybrid.weights.feature'}
+    given_keys |= {'optimizer.learning_rate', 'optimizer.weight_decay'}
+    given_keys |= {'role', 'protocol', 'seed', 'seed_step', 'teacher.seed', 'teacher.checkpoint'}
     unread = config_lib.explain_without_effect(small_config(**settings), flat)
-    assert given < set(flat)
+    assert given_keys < set(flat)
     assert {'td.rounds', 'fd.weights.feature'} < set(unread)
     before, parts = programs.describe_program(small_config(**settings)), set(flat) - set(unread) - {'method'}
     for name in parts:
         config = small_config(**settings)
         with config.unlocked(), config.ignore_type():
-            config.update_from_flattened_dict({name: another(flat[name])})
+            config.update_from_flattened_dict({name: change_value(flat[name])})
         # A teacher that is named is not trained, of which some knobs are.
         if name != 'teacher.checkpoint':
-            assert (programs.describe_program(config) == before) == (name in given), name
+            assert (programs.describe_program(config) == before) == (name in given_keys), name
 
 
 def test_data_of_other_shapes_makes_another(small_config):
@@ -125,31 +125,31 @@ def test_data_of_other_shapes_makes_another(small_config):
     pool = source.train
     assert isinstance(pool, data.LabelledPool)
     source = source._replace(train=data.take(pool.examples, pool.rows(0)))
-    less = {name: array[:-1] for name, array in source.train.items()}
+    fewer_examples = {name: array[:-1] for name, array in source.train.items()}
     others = (
-        source._replace(train=less),
+        source._replace(train=fewer_examples),
         source._replace(train={**source.train, 'labels': source.train['labels'].astype('int16')}),
         source._replace(label_names=tuple('abcde')),
         source._replace(tables=source.train['labels']),
         source._replace(train=pool),
         source._replace(train=pool._replace(examples=source.train)),
     )
-    made = [made_for(shared, config, other) for other in (source, *others)]
-    assert len(set(map(id, made))) == len(made)
+    programs_made = [get_programs(shared, config, other) for other in (source, *others)]
+    assert len(set(map(id, programs_made))) == len(programs_made)
     same = source._replace(train={name: array[::-1] for name, array in source.train.items()})
-    assert made_for(shared, config, same) is made[0]
+    assert get_programs(shared, config, same) is programs_made[0]
 
 
 def test_no_more_are_kept_than_fit(small_config, monkeypatch):
     monkeypatch.setattr(programs, 'MOST', 2)
     shared, configs = Programs(), [small_config(batch_size=size) for size in (4, 5, 6)]
-    first, second, third = (made_for(shared, config) for config in configs)
-    assert made_for(shared, configs[2]) is third
-    assert made_for(shared, configs[0]) is not first
-    assert made_for(shared, configs[1]) is not second
+    first, second, third = (get_programs(shared, config) for config in configs)
+    assert get_programs(shared, configs[2]) is third
+    assert get_programs(shared, configs[0]) is not first
+    assert get_programs(shared, configs[1]) is not second
 
 
-def mappings():
+def count_mappings():
     """How many mappings of memory this process has."""
     return programs.MAPPINGS.read_text().count('\n')
 
@@ -163,16 +163,16 @@ def test_programs_are_let_go_of_before_the_mappings_of_memory_run_out(small_conf
     shared = Programs()
     first, second, third = (small_config(method='supervised', batch_size=size) for size in (4, 5, 6))
     train(first, epath.Path(tmp_path / 'run'), programs=shared)
-    kept, full = made_for(shared, second), mappings()
+    second_programs, mappings_before = get_programs(shared, second), count_mappings()
     # A third of it is taken, and then two thirds.
-    limit.write_text(str(3 * full))
-    made_for(shared, third)
-    assert made_for(shared, second) is kept
-    limit.write_text(str(3 * full // 2))
-    assert made_for(shared, second) is kept
-    made_for(shared, first)
-    assert made_for(shared, second) is not kept
-    assert full - mappings() > 200
+    limit.write_text(str(3 * mappings_before))
+    get_programs(shared, third)
+    assert get_programs(shared, second) is second_programs
+    limit.write_text(str(3 * mappings_before // 2))
+    assert get_programs(shared, second) is second_programs
+    get_programs(shared, first)
+    assert get_programs(shared, second) is not second_programs
+    assert mappings_before - count_mappings() > 200
 
 
 @pytest.mark.parametrize('text', [None, 'many'])
@@ -182,8 +182,8 @@ def test_a_system_that_does_not_say_has_no_limit(small_config, tmp_path, monkeyp
         limit.write_text(text)
     monkeypatch.setattr(programs, 'MOST_MAPPINGS', limit)
     shared = Programs()
-    made = [made_for(shared, small_config(batch_size=size)) for size in (4, 5, 4)]
-    assert made[0] is made[2]
+    programs_made = [get_programs(shared, small_config(batch_size=size)) for size in (4, 5, 4)]
+    assert programs_made[0] is programs_made[2]
 
 
 def test_what_was_refused_is_refused_again(small_config, tmp_path):

@@ -40,7 +40,7 @@ def photos(tmp_path_factory):
 
 
 @pytest.fixture
-def typed(photos, tmp_path):
+def complete_config(photos, tmp_path):
     """A function (checkpoint, **typed, keys with __ for dots) -> configs/images.py in full."""
 
     def make(checkpoint, *, any_method=False, **changes):
@@ -54,11 +54,11 @@ def typed(photos, tmp_path):
     return make
 
 
-def passes_preflight(config, folder):
+def check_preflight(config, folder):
     return preflight._check_alone(config, folder, sharding.make_mesh(config), Programs())
 
 
-def named(folder, names):
+def copy_with_names(folder, names):
     """A copy of the classifier whose labels have names."""
     shutil.copytree(CLASSIFIER, folder)
     config = json.loads((folder / 'config.json').read_text())
@@ -76,7 +76,9 @@ def named(folder, names):
         pytest.param('resnet', 'td', marks=pytest.mark.long),
     ],
 )
-def test_a_config_for_another_teacher_takes_any_checkpoint(typed, tmp_path, monkeypatch, name, method):
+def test_a_config_for_another_teacher_takes_any_checkpoint(
+    complete_config, tmp_path, monkeypatch, name, method
+):
     location = GOLDEN / name
     if name == 'resnet':
         sizes = resnet_bn.VARIANTS['resnet18']._replace(units=(1, 2, 1, 1))
@@ -85,13 +87,13 @@ def test_a_config_for_another_teacher_takes_any_checkpoint(typed, tmp_path, monk
     if name == 'bit':
         location = tmp_path / 'bit.npz'
         np.savez(location, **test_bit.make_weights(8))
-    config = typed(location, method=method)
+    config = complete_config(location, method=method)
     assert config.model.initial == ('random' if name in ('bit', 'resnet') else 'teacher')
-    passes_preflight(config, tmp_path / 'run')
+    check_preflight(config, tmp_path / 'run')
 
 
 @pytest.mark.long
-def test_the_command_says_what_it_takes_and_goes_on(run_command, typed, photos, tmp_path):
+def test_the_command_says_what_it_takes_and_goes_on(run_command, complete_config, photos, tmp_path):
     arguments = [
         '--config=td_jax/configs/images.py',
         f'--config.dataset.path={photos}',
@@ -119,46 +121,46 @@ def test_the_command_says_what_it_takes_and_goes_on(run_command, typed, photos, 
     assert public_teacher.complete(full, tmp_path / 'run') == full
     # The same command is the same run, and so is what was kept.
     result = json.loads((tmp_path / 'run' / workdir.RESULT).read_text())
-    short = typed(BARE, method='ld')
+    short = complete_config(BARE, method='ld')
     assert config_lib.differences(short, stored) == {}
     assert config_lib.digest(short) == config_lib.digest(full)
     for config in (short, full):
         assert own.train(config, tmp_path / 'run') == result
 
 
-def test_labels_that_differ_take_a_probe(typed, tmp_path, capsys):
-    others = named(tmp_path / 'others', 'abcdefg')
-    assert typed(others, method='ld').teacher.labels == 'probe'
+def test_labels_that_differ_take_a_probe(complete_config, tmp_path, capsys):
+    other_labels = copy_with_names(tmp_path / 'others', 'abcdefg')
+    assert complete_config(other_labels, method='ld').teacher.labels == 'probe'
     assert 'the checkpoint predicts 7 labels, and the student 2 others (cat, dog);' in capsys.readouterr().err
     # No term compares predictions.
-    assert typed(others, method='fitnet').teacher.labels == 'shared'
+    assert complete_config(other_labels, method='fitnet').teacher.labels == 'shared'
     # Others that are compared with it may.
-    assert typed(others, method='fitnet', any_method=True).teacher.labels == 'probe'
+    assert complete_config(other_labels, method='fitnet', any_method=True).teacher.labels == 'probe'
     capsys.readouterr()
     # It is said otherwise.
     for labels in ('shared', 'auxiliary'):
-        assert typed(others, method='ld', teacher__labels=labels).teacher.labels == labels
+        assert complete_config(other_labels, method='ld', teacher__labels=labels).teacher.labels == labels
     assert 'teacher.labels' not in capsys.readouterr().err
 
 
-def test_labels_that_are_the_same_are_compared(typed, tmp_path, photos, monkeypatch):
+def test_labels_that_are_the_same_are_compared(complete_config, tmp_path, photos, monkeypatch):
     folder = tmp_path / 'same'
     for name in 'gfedcba':
         shutil.copytree(photos / 'cat', folder / name)
-    same = named(tmp_path / 'checkpoint', 'abcdefg')
-    assert typed(same, method='ld', dataset__path=str(folder)).teacher.labels == 'shared'
-    assert typed(CLASSIFIER, method='ld', dataset__path=str(folder)).teacher.labels == 'shared'
+    same_labels = copy_with_names(tmp_path / 'checkpoint', 'abcdefg')
+    assert complete_config(same_labels, method='ld', dataset__path=str(folder)).teacher.labels == 'shared'
+    assert complete_config(CLASSIFIER, method='ld', dataset__path=str(folder)).teacher.labels == 'shared'
 
 
-def test_a_run_that_has_lost_its_data_is_still_the_same(typed, tmp_path):
-    others = named(tmp_path / 'others', 'abcdefg')
-    gone = str(tmp_path / 'gone')
+def test_a_run_that_has_lost_its_data_is_still_the_same(complete_config, tmp_path):
+    other_labels = copy_with_names(tmp_path / 'others', 'abcdefg')
+    missing_folder = str(tmp_path / 'gone')
     with pytest.raises(Missing):
-        typed(others, method='ld', dataset__path=gone)
+        complete_config(other_labels, method='ld', dataset__path=missing_folder)
     (tmp_path / 'run').mkdir()
-    stored = typed(others, method='ld')
+    stored = complete_config(other_labels, method='ld')
     (tmp_path / 'run' / workdir.CONFIG).write_text(config_lib.to_json(stored))
-    assert typed(others, method='ld', dataset__path=gone).teacher.labels == 'probe'
+    assert complete_config(other_labels, method='ld', dataset__path=missing_folder).teacher.labels == 'probe'
 
 
 def test_a_config_that_names_its_checkpoint_says_what_it_changes(photos, tmp_path):
@@ -170,20 +172,28 @@ def test_a_config_that_names_its_checkpoint_says_what_it_changes(photos, tmp_pat
     for model in (config.model, config.teacher.model):
         model.update({'name': 'mlp', 'variant': 'B/32', 'width': 0, 'mlp': 0, 'heads': 0, 'split': 1})
     config.teacher.model.layers = 0
-    made = public_teacher.complete(config, tmp_path / 'run')
-    assert (made.model.split, made.teacher.model.split) == (2, 3)
+    completed_config = public_teacher.complete(config, tmp_path / 'run')
+    assert (completed_config.model.split, completed_config.teacher.model.split) == (2, 3)
     config.model.name = config.teacher.model.name = 'vit'
-    made = public_teacher.complete(config, tmp_path / 'run')
-    assert (made.model.split, made.teacher.model.split) == (1, 1)
+    completed_config = public_teacher.complete(config, tmp_path / 'run')
+    assert (completed_config.model.split, completed_config.teacher.model.split) == (1, 1)
 
 
 def test_what_only_compiles_takes_the_checkpoint_without_its_data(tmp_path):
     config = vit_imagenet.get_config()
     config.teacher.pretrained = str(BARE)
     config.method = 'ld'
-    made = public_teacher.complete_architecture(config, ['teacher.pretrained'])
-    assert (made.teacher.model.width, made.teacher.model.split, made.model.width) == (48, 3, 48)
-    assert (made.model.layers, made.dataset.image_size, made.teacher.labels) == (4, 32, 'probe')
+    completed_config = public_teacher.complete_architecture(config, ['teacher.pretrained'])
+    assert (
+        completed_config.teacher.model.width,
+        completed_config.teacher.model.split,
+        completed_config.model.width,
+    ) == (48, 3, 48)
+    assert (
+        completed_config.model.layers,
+        completed_config.dataset.image_size,
+        completed_config.teacher.labels,
+    ) == (4, 32, 'probe')
 
 
 @pytest.mark.long
@@ -209,20 +219,22 @@ def test_methods_are_compared_with_a_checkpoint_alone(photos, tmp_path):
     changes = {'dataset.path': str(photos), 'teacher.pretrained': str(BARE)}
     changes |= {'model.layers': 1, 'model.split': 1}
     config.update_from_flattened_dict(changes)
-    made = compare.run(config, tmp_path, methods=('ld',), fixed=list(changes), trials=0, seeds=2)
-    assert [row['variant'] for row in made['rows']] == ['supervised', 'ld']
+    record = compare.run(config, tmp_path, methods=('ld',), fixed=list(changes), trials=0, seeds=2)
+    assert [row['variant'] for row in record['rows']] == ['supervised', 'ld']
 
 
-def test_a_run_without_a_teacher_reads_no_checkpoint(typed, tmp_path):
-    config = typed(tmp_path / 'none', method='supervised', model__initial='random')
+def test_a_run_without_a_teacher_reads_no_checkpoint(complete_config, tmp_path):
+    config = complete_config(tmp_path / 'none', method='supervised', model__initial='random')
     assert config.model.width == 128
 
 
 @pytest.mark.long
 @pytest.mark.parametrize('name', ['dinov2_small_saliency', 'efficientnet_lite0'])
-def test_a_real_model_teaches(foundation, typed, tmp_path, name):
+def test_a_real_model_teaches(foundation, complete_config, tmp_path, name):
     """Both as their authors publish them, at small images for the sake of time."""
-    config = typed(foundation(name), method='ld', teacher__dataset__image_size=56, dataset__image_size=56)
+    config = complete_config(
+        foundation(name), method='ld', teacher__dataset__image_size=56, dataset__image_size=56
+    )
     is_vit = name.startswith('dinov2')
     assert (config.model.initial, config.model.variant) == (
         ('teacher', 'S/14') if is_vit else ('random', 'Ti/8')
@@ -231,9 +243,9 @@ def test_a_real_model_teaches(foundation, typed, tmp_path, name):
     result = own.train(config, tmp_path / 'run')
     assert result['steps'] == 2 and np.isfinite(result['values']).all()
     # At the size that it is published for, it only has to be what can be computed.
-    config = typed(foundation(name))
+    config = complete_config(foundation(name))
     assert config.teacher.dataset.image_size == 224
-    passes_preflight(config, tmp_path / 'run')
+    check_preflight(config, tmp_path / 'run')
 
 
 @pytest.mark.long

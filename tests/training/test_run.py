@@ -23,7 +23,7 @@ from td_jax.training.run import describe, train
 
 
 @pytest.fixture
-def copied(finished, tmp_path):
+def copied_run(finished, tmp_path):
     return shutil.copytree(finished, tmp_path / 'run')
 
 
@@ -33,7 +33,7 @@ def copied_teacher(finished, td_config, tmp_path):
     return config.teacher_run(td_config), shutil.copytree(finished / 'teacher', tmp_path / 'run')
 
 
-def files(folder):
+def read_files(folder):
     """{path: content} of everything under a folder but the locks."""
     return {
         path.relative_to(folder): path.read_bytes()
@@ -43,12 +43,12 @@ def files(folder):
 
 
 @pytest.fixture(scope='session')
-def restored(read_back):
-    """A function (workdir) -> (step, arrays, facts) of a run's newest checkpoint."""
+def restore(read_back):
+    """A function (workdir) -> (step, arrays, metadata) of a run's newest checkpoint."""
     return lambda folder: read_back(folder / 'checkpoints')
 
 
-def changed(original, **changes):
+def copy_with(original, **changes):
     """A copy of a config with some other values, keys as in small_config."""
     other = original.copy_and_resolve_references()
     other.update_from_flattened_dict({key.replace('__', '.'): value for key, value in changes.items()})
@@ -88,7 +88,7 @@ def test_metrics_have_one_line_an_interval_with_every_term(method, td_config, fi
     folder = finished
     if method != 'td':
         folder = tmp_path
-        train(changed(td_config, method=method, teacher__checkpoint=str(finished / 'teacher')), folder)
+        train(copy_with(td_config, method=method, teacher__checkpoint=str(finished / 'teacher')), folder)
     *trained, last = metric_log.read(folder)
     if method == 'hybrid':
         assert trained.pop(0).keys() == {'step', 'probe_train_accuracy'}
@@ -118,7 +118,7 @@ def test_events_hold_what_metrics_jsonl_holds(finished):
     from tensorboard.util import tensor_util
 
     events = event_accumulator.EventAccumulator(str(finished), size_guidance={'tensors': 0}).Reload()
-    found = {
+    values = {
         (event.step, tag): float(tensor_util.make_ndarray(event.tensor_proto))
         for tag in events.Tags()['tensors']
         for event in events.Tensors(tag)
@@ -129,15 +129,15 @@ def test_events_hold_what_metrics_jsonl_holds(finished):
         for name, value in line.items()
         if name != 'step'
     }
-    assert found == expected
+    assert values == expected
 
 
-def test_result_json_says_what_was_measured(finished, td_config, restored):
+def test_result_json_says_what_was_measured(finished, td_config, restore):
     result = json.loads((finished / 'result.json').read_text())
     assert tuple(result) == (*finished_runs.RESULT_KEYS, 'groups')
     values = result.pop('values')
     assert len(values) == 2
-    assert result.pop('teacher_fingerprint') == restored(finished)[2]['teacher']
+    assert result.pop('teacher_fingerprint') == restore(finished)[2]['teacher']
     assert result == {
         'method': 'td',
         'dataset': 'digits 5, 6, 7, 8, 9',
@@ -165,9 +165,9 @@ def test_result_json_says_what_was_measured(finished, td_config, restored):
     )
 
 
-def test_values_are_those_of_the_saved_students(finished, td_config, restored):
+def test_values_are_those_of_the_saved_students(finished, td_config, restore):
     """The accuracy of the arrays on disk, computed in NumPy."""
-    _, arrays, _ = restored(finished)
+    _, arrays, _ = restore(finished)
     source = SOURCES['digits'](td_config.dataset, td_config.dataset)
     values = json.loads((finished / 'result.json').read_text())['values']
     for seed, value in enumerate(values):
@@ -196,8 +196,8 @@ def test_a_teacher_with_the_same_labels_has_its_score(small_config, tmp_path):
 # --- The teacher -----------------------------------------------------------------------------------
 
 
-def test_a_checkpoint_holds_the_student_and_the_modules_and_not_the_teacher(finished, restored):
-    step, arrays, facts = restored(finished)
+def test_a_checkpoint_holds_the_student_and_the_modules_and_not_the_teacher(finished, restore):
+    step, arrays, metadata = restore(finished)
     assert step == arrays['step'][0] == 6
     params = {name for name in arrays if name.startswith('params/')}
     assert {name.split('/')[1] for name in params} == {'student', 'communication'}
@@ -212,19 +212,19 @@ def test_a_checkpoint_holds_the_student_and_the_modules_and_not_the_teacher(fini
     for name in params:
         group, rest = name.removeprefix('params/').split('/', 1)
         assert len([n for n in arrays if n.startswith(f'opt_state/{group}/') and n.endswith(rest)]) == 2
-    _, teacher, _ = restored(finished / 'teacher')
+    _, teacher, _ = restore(finished / 'teacher')
     kernels = {array.shape[1:] for name, array in teacher.items() if name.endswith('kernel')}
     assert kernels == {(64, 7), (7, 11), (11, 5)}
     assert not kernels & {array.shape[1:] for array in arrays.values()}
-    assert set(facts) == {'teacher', 'fingerprints'}
+    assert set(metadata) == {'teacher', 'fingerprints'}
 
 
-def test_the_fingerprint_in_a_checkpoint_is_that_of_the_teacher_on_disk(finished, restored):
-    _, arrays, _ = restored(finished / 'teacher')
+def test_the_fingerprint_in_a_checkpoint_is_that_of_the_teacher_on_disk(finished, restore):
+    _, arrays, _ = restore(finished / 'teacher')
     prefix = 'params/student/'
     teacher = {name.removeprefix(prefix): a[0] for name, a in arrays.items() if name.startswith(prefix)}
     tree = flax.traverse_util.unflatten_dict(teacher, sep='/')
-    assert restored(finished)[2]['teacher'] == fingerprint.of(tree)
+    assert restore(finished)[2]['teacher'] == fingerprint.of(tree)
 
 
 def test_the_teacher_is_a_supervised_run_of_its_own(finished, td_config, tmp_path, outcome):
@@ -240,10 +240,10 @@ def test_a_teacher_of_another_workdir_gives_the_same_and_stays_as_it_is(
     finished, td_config, tmp_path, outcome
 ):
     teacher = shutil.copytree(finished / 'teacher', tmp_path / 'teacher')
-    before = files(teacher)
-    other = changed(td_config, teacher__checkpoint=str(teacher))
+    before = read_files(teacher)
+    other = copy_with(td_config, teacher__checkpoint=str(teacher))
     train(other, tmp_path / 'run')
-    assert files(teacher) == before
+    assert read_files(teacher) == before
     assert not (tmp_path / 'run' / 'teacher').exists()
     mine, theirs = outcome(tmp_path / 'run'), outcome(finished)
     assert mine.pop('config')['teacher'].pop('checkpoint') == str(teacher)
@@ -252,45 +252,45 @@ def test_a_teacher_of_another_workdir_gives_the_same_and_stays_as_it_is(
 
 
 @pytest.mark.long
-def test_a_teacher_of_several_seeds_teaches_with_its_first(finished, td_config, tmp_path, restored):
+def test_a_teacher_of_several_seeds_teaches_with_its_first(finished, td_config, tmp_path, restore):
     several = config.teacher_run(td_config)
     several.num_seeds = 3
     train(several, tmp_path / 'teacher')
-    _, arrays, _ = restored(tmp_path / 'teacher')
-    train(changed(td_config, teacher__checkpoint=str(tmp_path / 'teacher')), tmp_path / 'run')
+    _, arrays, _ = restore(tmp_path / 'teacher')
+    train(copy_with(td_config, teacher__checkpoint=str(tmp_path / 'teacher')), tmp_path / 'run')
     first = {
         name.removeprefix('params/student/'): array[0]
         for name, array in arrays.items()
         if name.startswith('params/student/')
     }
     tree = flax.traverse_util.unflatten_dict(first, sep='/')
-    assert restored(tmp_path / 'run')[2]['teacher'] == fingerprint.of(tree)
+    assert restore(tmp_path / 'run')[2]['teacher'] == fingerprint.of(tree)
 
 
-def unfinished(folder):
+def remove_result(folder):
     (folder / 'result.json').unlink()
 
 
-def longer(folder):
+def lengthen_config(folder):
     stored = json.loads((folder / 'config.json').read_text())
     (folder / 'config.json').write_text(json.dumps({**stored, 'num_steps': 9}))
 
 
-def without_checkpoints(folder):
+def remove_checkpoints(folder):
     shutil.rmtree(folder / 'checkpoints')
 
 
-def empty(folder):
+def remove_run(folder):
     shutil.rmtree(folder)
 
 
 @pytest.mark.parametrize(
     ('damage', 'changes', 'message'),
     [
-        (unfinished, {}, r'teacher\.checkpoint .*/teacher is not the workdir of a finished run: .*result'),
-        (empty, {}, r'teacher\.checkpoint .*/teacher is not the workdir of a finished run'),
-        (longer, {}, r'teacher\.checkpoint .*/teacher is not finished: 4 of 9 steps'),
-        (without_checkpoints, {}, 'has no readable checkpoint of its last step, 4'),
+        (remove_result, {}, r'teacher\.checkpoint .*/teacher is not the workdir of a finished run: .*result'),
+        (remove_run, {}, r'teacher\.checkpoint .*/teacher is not the workdir of a finished run'),
+        (lengthen_config, {}, r'teacher\.checkpoint .*/teacher is not finished: 4 of 9 steps'),
+        (remove_checkpoints, {}, 'has no readable checkpoint of its last step, 4'),
         (None, {'teacher__model__hidden': (7, 12)}, r'model\.hidden \(\[7, 11\] there, \[7, 12\] here\)'),
         (
             None,
@@ -304,14 +304,16 @@ def test_a_teacher_that_does_not_fit_is_refused(damage, changes, message, finish
     teacher = shutil.copytree(finished / 'teacher', tmp_path / 'teacher')
     if damage:
         damage(teacher)
-    before = files(tmp_path)
-    refuses(changed(td_config, teacher__checkpoint=str(teacher), **changes), tmp_path / 'run', message)
-    assert files(tmp_path) == before
+    before = read_files(tmp_path)
+    assert_refused(
+        copy_with(td_config, teacher__checkpoint=str(teacher), **changes), tmp_path / 'run', message
+    )
+    assert read_files(tmp_path) == before
 
 
 def test_a_student_is_no_teacher(finished, td_config, tmp_path):
-    refuses(
-        changed(td_config, teacher__checkpoint=str(finished)),
+    assert_refused(
+        copy_with(td_config, teacher__checkpoint=str(finished)),
         tmp_path / 'run',
         r'method \(td there, supervised here\)',
     )
@@ -320,77 +322,79 @@ def test_a_student_is_no_teacher(finished, td_config, tmp_path):
 @pytest.mark.long
 def test_a_teacher_that_changed_since_is_refused(finished, td_config, tmp_path):
     teacher = shutil.copytree(finished / 'teacher', tmp_path / 'teacher')
-    mine = changed(td_config, teacher__checkpoint=str(teacher))
+    mine = copy_with(td_config, teacher__checkpoint=str(teacher))
     train(mine, tmp_path / 'run')
-    before = files(tmp_path / 'run')
+    before = read_files(tmp_path / 'run')
     shutil.rmtree(teacher)
-    train(changed(config.teacher_run(td_config), seed=5), teacher)
+    train(copy_with(config.teacher_run(td_config), seed=5), teacher)
     with pytest.raises(UserError, match='was trained with another teacher than the one at hand now'):
-        train(changed(mine, num_steps=8), tmp_path / 'run')
-    assert files(tmp_path / 'run') == before
+        train(copy_with(mine, num_steps=8), tmp_path / 'run')
+    assert read_files(tmp_path / 'run') == before
 
 
 # --- Calling again ---------------------------------------------------------------------------------
 
 
-def test_a_finished_run_gives_its_result_and_is_left_alone(copied, td_config):
-    before = files(copied)
-    times = {path: path.stat().st_mtime_ns for path in copied.rglob('*')}
-    result = train(td_config, copied)
-    assert result == json.loads((copied / 'result.json').read_text())
-    assert files(copied) == before
-    assert {path: path.stat().st_mtime_ns for path in copied.rglob('*')} == times
+def test_a_finished_run_gives_its_result_and_is_left_alone(copied_run, td_config):
+    before = read_files(copied_run)
+    times = {path: path.stat().st_mtime_ns for path in copied_run.rglob('*')}
+    result = train(td_config, copied_run)
+    assert result == json.loads((copied_run / 'result.json').read_text())
+    assert read_files(copied_run) == before
+    assert {path: path.stat().st_mtime_ns for path in copied_run.rglob('*')} == times
 
 
-def test_a_run_that_was_finished_before_errors_were_kept_is_finished(copied, td_config, monkeypatch):
-    (copied / 'errors.npz').unlink()
-    result = json.loads((copied / 'result.json').read_text())
+def test_a_run_that_was_finished_before_errors_were_kept_is_finished(copied_run, td_config, monkeypatch):
+    (copied_run / 'errors.npz').unlink()
+    result = json.loads((copied_run / 'result.json').read_text())
     del result['groups']
-    (copied / 'result.json').write_text(json.dumps(result))
-    before = files(copied)
-    assert train(td_config, copied) == result
-    assert files(copied) == before
-    assert finished_runs.read_errors(copied) is None
+    (copied_run / 'result.json').write_text(json.dumps(result))
+    before = read_files(copied_run)
+    assert train(td_config, copied_run) == result
+    assert read_files(copied_run) == before
+    assert finished_runs.read_errors(copied_run) is None
     assert describe(result).startswith('td on digits')
 
 
-def test_a_finished_run_needs_neither_its_data_nor_its_teacher(copied, td_config, monkeypatch, capsys):
-    shutil.rmtree(copied / 'teacher')
+def test_a_finished_run_needs_neither_its_data_nor_its_teacher(copied_run, td_config, monkeypatch, capsys):
+    shutil.rmtree(copied_run / 'teacher')
 
-    def gone(*arguments):
+    def fail_to_load(*arguments):
         raise Missing('they are gone')
 
-    monkeypatch.setitem(SOURCES, 'digits', gone)
-    assert train(td_config, copied)['steps'] == 6
-    said = f'{copied} is finished; whether its data have changed is not known: they are gone\n'
-    assert capsys.readouterr().err == said
+    monkeypatch.setitem(SOURCES, 'digits', fail_to_load)
+    assert train(td_config, copied_run)['steps'] == 6
+    warning = f'{copied_run} is finished; whether its data have changed is not known: they are gone\n'
+    assert capsys.readouterr().err == warning
 
 
 @pytest.mark.long
-def test_more_steps_train_the_difference(copied, td_config, tmp_path, outcome, capsys):
-    longer = changed(td_config, num_steps=11)
-    train(longer, copied)
+def test_more_steps_train_the_difference(copied_run, td_config, tmp_path, outcome, capsys):
+    longer = copy_with(td_config, num_steps=11)
+    train(longer, copied_run)
     assert 'continues at step 6 of 11' in capsys.readouterr().err
-    shutil.copytree(copied / 'teacher', tmp_path / 'at_once' / 'teacher')
+    shutil.copytree(copied_run / 'teacher', tmp_path / 'at_once' / 'teacher')
     train(longer, tmp_path / 'at_once')
     assert 'continues' not in capsys.readouterr().err
-    extended, at_once = outcome(copied), outcome(tmp_path / 'at_once')
+    extended, at_once = outcome(copied_run), outcome(tmp_path / 'at_once')
     # What the shorter run measured stays in its place.
-    (measured,) = (line for line in extended['metrics'] if line['step'] == 6 and 'test_accuracy' in line)
-    extended['metrics'].remove(measured)
+    (earlier_evaluation,) = (
+        line for line in extended['metrics'] if line['step'] == 6 and 'test_accuracy' in line
+    )
+    extended['metrics'].remove(earlier_evaluation)
     assert extended == at_once
     assert extended['result']['steps'] == extended['config']['num_steps'] == extended['step'] == 11
 
 
-def test_fewer_steps_are_refused(copied, td_config):
-    before = files(copied)
+def test_fewer_steps_are_refused(copied_run, td_config):
+    before = read_files(copied_run)
     with pytest.raises(UserError, match='holds a run of 6 steps, which is more than num_steps=5'):
-        train(changed(td_config, num_steps=5), copied)
-    assert files(copied) == before
+        train(copy_with(td_config, num_steps=5), copied_run)
+    assert read_files(copied_run) == before
 
 
 @pytest.mark.parametrize(
-    ('changes', 'named'),
+    ('changes', 'phrases'),
     [
         ({'optimizer__learning_rate': 0.5}, ['optimizer.learning_rate (0.001 there, 0.5 here)']),
         ({'method': 'fd', 'seed': 3}, ['method (td there, fd here)', 'seed (0 there, 3 here)']),
@@ -400,20 +404,20 @@ def test_fewer_steps_are_refused(copied, td_config):
         ({'td__weights__logits': 0.5}, ['td.weights.logits (0.0 there, 0.5 here)']),
     ],
 )
-def test_any_other_change_is_refused_by_name(changes, named, copied, td_config):
-    before = files(copied)
+def test_any_other_change_is_refused_by_name(changes, phrases, copied_run, td_config):
+    before = read_files(copied_run)
     with pytest.raises(UserError) as error_info:
-        train(changed(td_config, **changes), copied)
-    for part in named:
+        train(copy_with(td_config, **changes), copied_run)
+    for part in phrases:
         assert part in str(error_info.value)
-    assert str(error_info.value).count(' there, ') == len(named)
-    assert files(copied) == before
+    assert str(error_info.value).count(' there, ') == len(phrases)
+    assert read_files(copied_run) == before
 
 
-def test_checkpoints_without_a_config_are_refused(copied, td_config):
-    (copied / 'config.json').unlink()
+def test_checkpoints_without_a_config_are_refused(copied_run, td_config):
+    (copied_run / 'config.json').unlink()
     with pytest.raises(UserError, match=r'holds checkpoints but no config\.json'):
-        train(td_config, copied)
+        train(td_config, copied_run)
 
 
 @pytest.mark.parametrize(
@@ -426,44 +430,44 @@ def test_checkpoints_without_a_config_are_refused(copied, td_config):
         ('result.json', '{"method": "td"}', r'result\.json is damaged, dataset, metric, .*missing'),
     ],
 )
-def test_a_damaged_file_is_named(name, text, message, copied, td_config):
-    (copied / name).write_text(text)
+def test_a_damaged_file_is_named(name, text, message, copied_run, td_config):
+    (copied_run / name).write_text(text)
     with pytest.raises(UserError, match=message):
-        train(td_config, copied)
-    assert (copied / name).read_text() == text
+        train(td_config, copied_run)
+    assert (copied_run / name).read_text() == text
 
 
-def test_a_result_that_is_lost_is_made_again(copied, td_config, outcome, finished):
-    (copied / 'result.json').unlink()
-    train(td_config, copied)
-    assert outcome(copied) == outcome(finished)
+def test_a_result_that_is_lost_is_made_again(copied_run, td_config, outcome, finished):
+    (copied_run / 'result.json').unlink()
+    train(td_config, copied_run)
+    assert outcome(copied_run) == outcome(finished)
 
 
-def cut_short(checkpoint):
+def cut_data(checkpoint):
     data = max(checkpoint.glob('state/d/*'), key=lambda path: path.stat().st_size)
     data.write_bytes(data.read_bytes()[:-100])
 
 
-def emptied(checkpoint):
+def empty_checkpoint(checkpoint):
     for path in checkpoint.rglob('*'):
         if path.is_file():
             path.write_bytes(b'')
 
 
-def state_removed(checkpoint):
+def remove_state(checkpoint):
     shutil.rmtree(checkpoint / 'state')
 
 
-@pytest.mark.parametrize('damage', [cut_short, emptied, state_removed])
+@pytest.mark.parametrize('damage', [cut_data, empty_checkpoint, remove_state])
 def test_a_damaged_newest_checkpoint_is_skipped(damage, copied_teacher, outcome, finished, caplog, capsys):
     alone, folder = copied_teacher
     (folder / 'result.json').unlink()
     damage(folder / 'checkpoints' / '4')
     train(alone, folder)
     assert f'Checkpoint 4 in {folder / "checkpoints"} is skipped' in caplog.text
-    said = capsys.readouterr().err
-    assert 'continues at step 2 of 4' in said
-    assert 'Traceback' not in said
+    err = capsys.readouterr().err
+    assert 'continues at step 2 of 4' in err
+    assert 'Traceback' not in err
     assert outcome(folder) == outcome(finished / 'teacher')
     # The save of step 4 landed although there was one of this step.
     assert (folder / 'checkpoints' / '4' / 'state').is_dir()
@@ -473,23 +477,23 @@ def test_without_a_readable_checkpoint_it_starts_again(copied_teacher, outcome, 
     alone, folder = copied_teacher
     (folder / 'result.json').unlink()
     for step in ('2', '4'):
-        emptied(folder / 'checkpoints' / step)
+        empty_checkpoint(folder / 'checkpoints' / step)
     train(alone, folder)
     assert all(f'Checkpoint {step} in' in caplog.text for step in (2, 4))
     assert outcome(folder) == outcome(finished / 'teacher')
 
 
-def test_a_run_with_a_teacher_goes_on_from_the_checkpoint_before(copied, td_config, outcome, finished):
-    (copied / 'result.json').unlink()
-    emptied(copied / 'checkpoints' / '6')
-    train(td_config, copied)
-    assert outcome(copied) == outcome(finished)
+def test_a_run_with_a_teacher_goes_on_from_the_checkpoint_before(copied_run, td_config, outcome, finished):
+    (copied_run / 'result.json').unlink()
+    empty_checkpoint(copied_run / 'checkpoints' / '6')
+    train(td_config, copied_run)
+    assert outcome(copied_run) == outcome(finished)
 
 
 def test_a_workdir_has_one_process_at_a_time(td_config, tmp_path):
     with workdir.lock(tmp_path / 'run'), pytest.raises(UserError, match=f'{tmp_path / "run"} is in use'):
         train(td_config, tmp_path / 'run')
-    assert files(tmp_path / 'run') == {}
+    assert read_files(tmp_path / 'run') == {}
 
 
 def test_a_workdir_that_is_deep_and_relative(small_config, tmp_path, monkeypatch):
@@ -522,17 +526,17 @@ def test_a_result_is_there_only_after_its_errors(copied_teacher, monkeypatch):
 def test_groups_are_in_the_result_and_in_the_one_line(small_config, tmp_path, monkeypatch):
     load = SOURCES['digits']
 
-    def grouped(dataset, task):
+    def load_with_groups(dataset, task):
         source = load(dataset, task)
         is_five = source.evaluation['labels'] == 0
         units = source.evaluation['labels'] + 10
         groups = {'known_users': is_five, 'unknown_users': ~is_five, 'nobody': is_five & False}
         return source._replace(units=units, groups=groups)
 
-    monkeypatch.setitem(SOURCES, 'digits', grouped)
+    monkeypatch.setitem(SOURCES, 'digits', load_with_groups)
     config = small_config(method='supervised')
     result = train(config, tmp_path)
-    source, errors = grouped(config.dataset, config.dataset), finished_runs.read_errors(tmp_path)
+    source, errors = load_with_groups(config.dataset, config.dataset), finished_runs.read_errors(tmp_path)
     np.testing.assert_array_equal(errors.units, source.units)
     assert result['groups'].keys() == {'known_users', 'unknown_users'}
     for name, group in result['groups'].items():
@@ -541,8 +545,10 @@ def test_groups_are_in_the_result_and_in_the_one_line(small_config, tmp_path, mo
         np.testing.assert_allclose(group['values'], errors.values[:, is_in].mean(axis=1), rtol=1e-6)
     means = [np.mean(group['values']) for group in result['groups'].values()]
     counts = [group['count'] for group in result['groups'].values()]
-    said = f'known users {means[0]:.4f} ({counts[0]} examples), unknown users {means[1]:.4f} ({counts[1]} ex'
-    assert f'; {said}' in describe(result)
+    expected = (
+        f'known users {means[0]:.4f} ({counts[0]} examples), unknown users {means[1]:.4f} ({counts[1]} ex'
+    )
+    assert f'; {expected}' in describe(result)
     del result['groups']['unknown_users']
     assert 'users' not in describe(result)
 
@@ -553,20 +559,20 @@ def test_groups_are_in_the_result_and_in_the_one_line(small_config, tmp_path, mo
 @pytest.fixture
 def evaluations(monkeypatch):
     """The number of training steps that each evaluation of a student saw, by what it was measured on."""
-    seen = []
+    counts = []
     build = evaluation.make_evaluation
 
-    def watched(model, source, *others):
+    def make_counting_evaluation(model, source, *others):
         evaluate = build(model, source, *others)
 
         def run(params, examples=None):
-            seen.append(len(source.evaluation['labels']))
+            counts.append(len(source.evaluation['labels']))
             return evaluate(params, examples)
 
         return run
 
-    monkeypatch.setattr(evaluation, 'make_evaluation', watched)
-    return seen
+    monkeypatch.setattr(evaluation, 'make_evaluation', make_counting_evaluation)
+    return counts
 
 
 def test_the_test_split_is_read_once_and_at_the_end(small_config, tmp_path, evaluations, monkeypatch):
@@ -612,7 +618,7 @@ def test_a_line_ends_where_something_else_happens(small_config, tmp_path):
 # --- Refusals --------------------------------------------------------------------------------------
 
 
-def refuses(bad, folder, message):
+def assert_refused(bad, folder, message):
     """Asserts one line for a person, and that a run in a new folder wrote nothing."""
     with pytest.raises(UserError, match=message) as error_info:
         train(bad, folder)
@@ -652,27 +658,31 @@ def refuses(bad, folder, message):
     ],
 )
 def test_a_bad_value_is_refused_before_anything_is_written(changes, message, small_config, tmp_path):
-    refuses(small_config(**changes), tmp_path / 'run', message)
+    assert_refused(small_config(**changes), tmp_path / 'run', message)
 
 
 def test_a_small_batch_of_the_teacher_is_refused(small_config, tmp_path):
     few = {'dataset__examples_per_class': 100, 'batch_size': 100, 'teacher__dataset__examples_per_class': 10}
-    refuses(small_config(**few), tmp_path / 'run', r'^batch_size is 100, but digits 0, 1, 2, 3, 4 has 50')
+    assert_refused(
+        small_config(**few), tmp_path / 'run', r'^batch_size is 100, but digits 0, 1, 2, 3, 4 has 50'
+    )
 
 
 def test_unknown_and_missing_keys_are_refused(small_config, tmp_path):
     bad = small_config()
     bad.optimizer.learning_rat = 0.1
-    refuses(bad, tmp_path / 'run', r'^optimizer\.learning_rat is not a key.*mean optimizer\.learning_rate\?')
+    assert_refused(
+        bad, tmp_path / 'run', r'^optimizer\.learning_rat is not a key.*mean optimizer\.learning_rate\?'
+    )
     bad = small_config()
     del bad.td.rounds
-    refuses(bad, tmp_path / 'run', r'^td\.rounds is missing')
+    assert_refused(bad, tmp_path / 'run', r'^td\.rounds is missing')
 
 
-def movielens_run(**changes):
-    made = movielens_config.get_config()
-    made.update_from_flattened_dict({key.replace('__', '.'): value for key, value in changes.items()})
-    return made
+def make_movielens_config(**changes):
+    config = movielens_config.get_config()
+    config.update_from_flattened_dict({key.replace('__', '.'): value for key, value in changes.items()})
+    return config
 
 
 @pytest.mark.usefixtures('movielens_data')
@@ -689,7 +699,7 @@ def movielens_run(**changes):
     ],
 )
 def test_a_bad_value_for_movielens_is_refused(changes, message, tmp_path):
-    refuses(movielens_run(**changes), tmp_path / 'run', message)
+    assert_refused(make_movielens_config(**changes), tmp_path / 'run', message)
 
 
 def test_data_that_is_missing_is_refused(monkeypatch, tmp_path):
@@ -701,7 +711,7 @@ def test_data_that_is_missing_is_refused(monkeypatch, tmp_path):
     monkeypatch.setattr('tensorflow_datasets.core.constants.DATA_DIR', str(tmp_path / 'data'))
     movielens.read_ratings.cache_clear()
     message = r'not prepared under .*/data .*`tfds build movielens/100k-ratings`.*TFDS_DATA_DIR'
-    refuses(movielens_run(), tmp_path / 'run', message)
+    assert_refused(make_movielens_config(), tmp_path / 'run', message)
     assert not list(tmp_path.iterdir())
 
 
@@ -711,7 +721,7 @@ def test_a_workdir_that_cannot_be_made_is_refused(path, small_config, tmp_path):
     with pytest.raises(UserError, match=f'workdir {tmp_path / path} cannot be written') as error_info:
         train(small_config(), tmp_path / path)
     assert len(str(error_info.value).splitlines()) == 1
-    assert files(tmp_path) == {(tmp_path / 'file').relative_to(tmp_path): b'here already'}
+    assert read_files(tmp_path) == {(tmp_path / 'file').relative_to(tmp_path): b'here already'}
 
 
 # --- When training goes wrong ----------------------------------------------------------------------
@@ -726,19 +736,19 @@ EXPLODING = {
 }
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(small_config, tmp_path, restored):
+def test_a_loss_that_is_not_finite_stops_the_run(small_config, tmp_path, restore):
     bad = small_config(method='supervised', **EXPLODING)
     with pytest.raises(UserError, match=r'is not finite at step 3; .*Lower optimizer\.learning_rate, with'):
         train(bad, tmp_path / 'run')
     assert not (tmp_path / 'run' / 'result.json').exists()
-    step, arrays, _ = restored(tmp_path / 'run')
+    step, arrays, _ = restore(tmp_path / 'run')
     assert step == 2
     assert all(np.isfinite(array).all() for array in arrays.values())
     assert [line['step'] for line in metric_log.read(tmp_path / 'run')] == [1, 2]
     # The same command says the same.
     with pytest.raises(UserError, match='is not finite at step 3') as error_info:
         train(bad, tmp_path / 'run')
-    assert restored(tmp_path / 'run')[0] == 2
+    assert restore(tmp_path / 'run')[0] == 2
     note = json.loads((tmp_path / 'run' / 'diverged.json').read_text())
     assert note == {'reason': str(error_info.value)}
 
@@ -775,7 +785,7 @@ def test_what_is_noted_of_a_divergence_goes_when_the_run_is_started_again(tmp_pa
 
 @pytest.mark.parametrize('most', [small_arrays.MAX_ELEMENTS, -1], ids=['seen by NumPy', 'compiled'])
 def test_parameters_that_overflow_in_the_last_step_are_not_saved(
-    most, small_config, tmp_path, restored, monkeypatch
+    most, small_config, tmp_path, restore, monkeypatch
 ):
     """The loss of the last step is finite; its update is not."""
     monkeypatch.setattr(small_arrays, 'MAX_ELEMENTS', most)
@@ -790,4 +800,4 @@ def test_parameters_that_overflow_in_the_last_step_are_not_saved(
     with pytest.raises(UserError, match='is not finite at step 2'):
         train(bad, tmp_path)
     assert not (tmp_path / 'result.json').exists()
-    assert restored(tmp_path)[0] == 1
+    assert restore(tmp_path)[0] == 1

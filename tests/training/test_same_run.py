@@ -22,20 +22,20 @@ pytestmark = pytest.mark.usefixtures('own_programs')
 SMALL = {'model__dropout': 0.2, 'teacher__num_steps': 2, 'num_steps': 4}
 
 
-def changed(config, **changes):
+def copy_with(config, **changes):
     """A copy of a config with some other values, keys as in small_config."""
     other = config.copy_and_resolve_references()
     other.update_from_flattened_dict({key.replace('__', '.'): value for key, value in changes.items()})
     return other
 
 
-def never(self):
+def fail_if_trained(self):
     """In the place of a Loop's `finish`, where nothing is to be trained."""
     raise AssertionError(f'{self.workdir} is trained')
 
 
 @pytest.fixture(scope='module')
-def made(small_config, tmp_path_factory):
+def finished_run(small_config, tmp_path_factory):
     """(config, workdir) of a finished run of TD with a teacher of its own; copy it before it is changed."""
     config, folder = small_config(**SMALL), tmp_path_factory.mktemp('same') / 'run'
     train(config, folder)
@@ -43,15 +43,15 @@ def made(small_config, tmp_path_factory):
 
 
 @pytest.fixture
-def copied(made, tmp_path):
-    config, folder = made
+def copied_run(finished_run, tmp_path):
+    config, folder = finished_run
     return config, shutil.copytree(folder, tmp_path / 'run')
 
 
 @pytest.fixture
-def copied_teacher(made, tmp_path):
+def copied_teacher(finished_run, tmp_path):
     """The same of its teacher's run, of two steps."""
-    config, folder = made
+    config, folder = finished_run
     return config_lib.teacher_run(config), shutil.copytree(folder / 'teacher', tmp_path / 'run')
 
 
@@ -67,10 +67,10 @@ ANOTHER_WAY = {
 
 
 @pytest.mark.long
-def test_what_has_no_effect_has_none_on_the_result(made, tmp_path):
-    config, folder = made
+def test_what_has_no_effect_has_none_on_the_result(finished_run, tmp_path):
+    config, folder = finished_run
     shutil.copytree(folder / 'teacher', tmp_path / 'run' / 'teacher')
-    result = train(changed(config, **ANOTHER_WAY), tmp_path / 'run')
+    result = train(copy_with(config, **ANOTHER_WAY), tmp_path / 'run')
     before = json.loads((folder / 'result.json').read_text())
     assert result['values'] == before['values']
     assert result['teacher_fingerprint'] == before['teacher_fingerprint']
@@ -84,9 +84,9 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize('setting', SETTINGS)
-def test_a_seed_has_the_same_random_numbers_whatever_jax_is_set_to(setting, made, tmp_path, outcome):
+def test_a_seed_has_the_same_random_numbers_whatever_jax_is_set_to(setting, finished_run, tmp_path, outcome):
     """Of the first parameters, the order of examples, dropout and the rounds."""
-    config, folder = made
+    config, folder = finished_run
     with SETTINGS[setting]():
         train(config, tmp_path / 'run')
     assert outcome(tmp_path / 'run')['arrays'] == outcome(folder)['arrays']
@@ -102,13 +102,13 @@ def test_an_untrained_teacher_is_the_same_whatever_jax_is_set_to(setting, small_
         assert fingerprint.of(teachers.load(config, epath.Path(tmp_path), source).params) == expected
 
 
-def test_what_has_no_effect_may_change_between_two_calls(copied, monkeypatch, capsys):
-    config, folder = copied
-    other = changed(config, **ANOTHER_WAY, ld__weights__logits=7.0)
+def test_what_has_no_effect_may_change_between_two_calls(copied_run, monkeypatch, capsys):
+    config, folder = copied_run
+    other = copy_with(config, **ANOTHER_WAY, ld__weights__logits=7.0)
     with monkeypatch.context() as patch:
-        patch.setattr(loop.Loop, 'finish', never)
+        patch.setattr(loop.Loop, 'finish', fail_if_trained)
         assert train(other, folder)['steps'] == 4
-    assert train(changed(other, num_steps=6), folder)['steps'] == 6
+    assert train(copy_with(other, num_steps=6), folder)['steps'] == 6
     assert 'continues at step 4 of 6' in capsys.readouterr().err
     # The config that is there is then the one that was called last.
     assert json.loads((folder / 'config.json').read_text())['save_every'] == 3
@@ -127,8 +127,8 @@ print(json.dumps(train(config, folder)['values']))
 
 
 @pytest.mark.long
-def test_a_run_continues_on_other_devices(made, tmp_path):
-    config, folder = made
+def test_a_run_continues_on_other_devices(finished_run, tmp_path):
+    config, folder = finished_run
     one, two = (shutil.copytree(folder, tmp_path / name) for name in ('one', 'two'))
     completed = forked.run(
         ['-c', TWO_DEVICES, str(two)], env={**os.environ, 'JAX_NUM_CPU_DEVICES': '2', 'JAX_PLATFORMS': 'cpu'}
@@ -136,23 +136,23 @@ def test_a_run_continues_on_other_devices(made, tmp_path):
     assert completed.returncode == 0, completed.stderr[-2000:]
     assert 'continues at step 4 of 6' in completed.stderr
     assert json.loads(completed.stdout) == pytest.approx(
-        train(changed(config, num_steps=6), one)['values'], abs=2e-3
+        train(copy_with(config, num_steps=6), one)['values'], abs=2e-3
     )
 
 
-def test_a_key_that_is_not_in_a_stored_config_is_at_its_default(copied, monkeypatch):
-    config, folder = copied
+def test_a_key_that_is_not_in_a_stored_config_is_at_its_default(copied_run, monkeypatch):
+    config, folder = copied_run
     stored = json.loads((folder / 'config.json').read_text())
     del stored['td']['noise_std'], stored['teacher']['optimizer']
     (folder / 'config.json').write_text(json.dumps(stored))
-    monkeypatch.setattr(loop.Loop, 'finish', never)
+    monkeypatch.setattr(loop.Loop, 'finish', fail_if_trained)
     assert train(config, folder)['steps'] == 4
     with pytest.raises(UserError, match=r'config: td\.noise_std \(0\.0 there, 0\.5 here\)\. Choose'):
-        train(changed(config, td__noise_std=0.5), folder)
+        train(copy_with(config, td__noise_std=0.5), folder)
 
 
-def test_a_key_that_is_not_known_is_refused_by_name(copied):
-    config, folder = copied
+def test_a_key_that_is_not_known_is_refused_by_name(copied_run):
+    config, folder = copied_run
     stored = json.loads((folder / 'config.json').read_text())
     stored['td']['weights']['angle'] = 0.5
     (folder / 'config.json').write_text(json.dumps(stored))
@@ -166,29 +166,31 @@ def test_a_key_that_is_not_known_is_refused_by_name(copied):
 
 
 @pytest.fixture
-def taught(made, tmp_path):
+def run_with_named_teacher(finished_run, tmp_path):
     """(config, workdir) of a finished run with a teacher in a folder of its own, and that folder."""
-    config, folder = made
+    config, folder = finished_run
     teacher = shutil.copytree(folder / 'teacher', tmp_path / 'teacher')
-    config = changed(config, teacher__checkpoint=str(teacher))
+    config = copy_with(config, teacher__checkpoint=str(teacher))
     train(config, tmp_path / 'run')
     return config, tmp_path / 'run', teacher
 
 
-def test_a_teacher_is_known_by_its_fingerprint_wherever_it_lies(taught, tmp_path, monkeypatch):
-    config, folder, teacher = taught
+def test_a_teacher_is_known_by_its_fingerprint_wherever_it_lies(
+    run_with_named_teacher, tmp_path, monkeypatch
+):
+    config, folder, teacher = run_with_named_teacher
     result = json.loads((folder / 'result.json').read_text())
-    moved = changed(config, teacher__checkpoint=str(teacher.rename(tmp_path / 'moved')))
-    monkeypatch.setattr(loop.Loop, 'finish', never)
-    assert train(moved, folder) == result
+    moved_config = copy_with(config, teacher__checkpoint=str(teacher.rename(tmp_path / 'moved')))
+    monkeypatch.setattr(loop.Loop, 'finish', fail_if_trained)
+    assert train(moved_config, folder) == result
 
 
-def test_a_result_of_another_teacher_is_refused(taught, tmp_path):
-    config, folder, _ = taught
-    train(changed(config_lib.teacher_run(config), seed=5), tmp_path / 'other')
+def test_a_result_of_another_teacher_is_refused(run_with_named_teacher, tmp_path):
+    config, folder, _ = run_with_named_teacher
+    train(copy_with(config_lib.teacher_run(config), seed=5), tmp_path / 'other')
     for place in (str(tmp_path / 'other'), ''):
         with pytest.raises(UserError, match=r'holds a run with another teacher: teacher\.checkpoint \(/'):
-            train(changed(config, teacher__checkpoint=place), folder)
+            train(copy_with(config, teacher__checkpoint=place), folder)
 
 
 def test_a_folder_of_runs_may_be_moved(small_config, tmp_path, monkeypatch):
@@ -197,7 +199,7 @@ def test_a_folder_of_runs_may_be_moved(small_config, tmp_path, monkeypatch):
     result = cells.run_one(root, config)
     teacher = cells.teacher_folder(root, config)
     there = epath.Path((tmp_path / 'here').rename(tmp_path / 'there'))
-    monkeypatch.setattr(loop.Loop, 'finish', never)
+    monkeypatch.setattr(loop.Loop, 'finish', fail_if_trained)
     assert cells.run_one(there, config) == result
     assert cells.read_cell(there, [config]).items() >= result.items()
     # What reads a finished run back finds the teacher beside it.
@@ -206,10 +208,10 @@ def test_a_folder_of_runs_may_be_moved(small_config, tmp_path, monkeypatch):
 
 
 @pytest.mark.long
-def test_a_run_is_not_read_back_with_another_teacher(taught, tmp_path):
-    config, folder, teacher = taught
+def test_a_run_is_not_read_back_with_another_teacher(run_with_named_teacher, tmp_path):
+    config, folder, teacher = run_with_named_teacher
     shutil.rmtree(teacher)
-    train(changed(config_lib.teacher_run(config), seed=5), teacher)
+    train(copy_with(config_lib.teacher_run(config), seed=5), teacher)
     with pytest.raises(UserError, match=f'the teacher in {teacher} is not the one that taught {folder}'):
         teachers.load_finished_with_teacher(epath.Path(folder))
 
@@ -235,6 +237,6 @@ def test_a_checkpoint_under_another_name_is_refused(copied_teacher):
     config, folder = copied_teacher
     copy = shutil.copytree(folder / 'checkpoints' / '2', folder / 'checkpoints' / '6')
     with pytest.raises(UserError, match=f'{copy} is the checkpoint of step 2 under another name; delete it'):
-        train(changed(config, num_steps=8), folder)
+        train(copy_with(config, num_steps=8), folder)
     shutil.rmtree(copy)
-    assert train(changed(config, num_steps=8), folder)['steps'] == 8
+    assert train(copy_with(config, num_steps=8), folder)['steps'] == 8

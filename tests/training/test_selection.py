@@ -27,23 +27,26 @@ from td_jax.training.run import describe, train
     ],
 )
 def test_the_first_of_the_best_scores_is_kept(small_config, less_is_better, scores, best, since):
-    found = selection.NO_VALIDATION
+    best_so_far = selection.NO_VALIDATION
     for i, score in enumerate(scores):
-        found = selection.update(found, 2 * (i + 1), score, less_is_better, small_config())
-    assert (found.step, found.since, found.validated) == (best, since, 2 * len(scores))
+        best_so_far = selection.update(best_so_far, 2 * (i + 1), score, less_is_better, small_config())
+    assert (best_so_far.step, best_so_far.since, best_so_far.validated) == (best, since, 2 * len(scores))
     # The same validation again, as of a run that is continued.
-    assert selection.update(found, found.validated, 0.0, less_is_better, small_config()) == found
-    assert selection.Best(**json.loads(json.dumps(found._asdict()))) == found
+    assert (
+        selection.update(best_so_far, best_so_far.validated, 0.0, less_is_better, small_config())
+        == best_so_far
+    )
+    assert selection.Best(**json.loads(json.dumps(best_so_far._asdict()))) == best_so_far
 
 
 def test_a_ramp_up_does_not_wear_out_the_patience(small_config):
-    config, found = small_config(num_steps=20, td__ramp_up=(2, 4), patience=2), selection.NO_VALIDATION
-    ended = []
+    config, best_so_far = small_config(num_steps=20, td__ramp_up=(2, 4), patience=2), selection.NO_VALIDATION
+    has_ended = []
     for step in range(2, 14, 2):
-        found = selection.update(found, step, 1.0, True, config)
-        ended.append(selection.ends(found, config))
+        best_so_far = selection.update(best_so_far, step, 1.0, True, config)
+        has_ended.append(selection.ends(best_so_far, config))
     # At step 6 the student begins to move again.
-    assert ended == [False, False, False, False, True, True]
+    assert has_ended == [False, False, False, False, True, True]
 
 
 # --- A run -----------------------------------------------------------------------------------------
@@ -78,7 +81,7 @@ def best_run(curve_config, tmp_path_factory):
     return folder, train(curve_config(keep='best'), folder)
 
 
-def curve(folder):
+def read_curve(folder):
     """{step: mean over the seeds} of the validations."""
     lines = metric_log.read(folder)
     return {line['step']: line['validation_accuracy'] for line in lines if 'validation_accuracy' in line}
@@ -95,15 +98,15 @@ def assert_same_parameters(folder, other):
 
 def test_the_best_step_is_what_a_finished_run_gives(best_run, curve_config, tmp_path):
     folder, result = best_run
-    scores = curve(folder)
+    scores = read_curve(folder)
     assert list(scores) == [2, 4, 6, 8, 10, 11]
-    kept = max(scores, key=scores.get)
+    best_step = max(scores, key=scores.get)
     # Else this would be a test of nothing.
-    assert kept not in (2, 11)
-    assert (result['steps'], result['kept_step'], result['mean']) == (11, kept, scores[kept])
-    assert f'11 steps, kept is step {kept})' in describe(result)
+    assert best_step not in (2, 11)
+    assert (result['steps'], result['kept_step'], result['mean']) == (11, best_step, scores[best_step])
+    assert f'11 steps, kept is step {best_step})' in describe(result)
     # The same students by a run that ends there.
-    short = train(curve_config(num_steps=kept), tmp_path)
+    short = train(curve_config(num_steps=best_step), tmp_path)
     assert short['values'] == result['values']
     assert 'kept_step' not in short
     assert_same_parameters(folder, tmp_path)
@@ -161,31 +164,31 @@ def early_run(curve_config, tmp_path_factory):
 
 def test_a_run_ends_where_its_patience_does(early_run, best_run, curve_config, tmp_path):
     folder, result = early_run
-    scores = curve(folder)
+    scores = read_curve(folder)
     last = max(scores)
     assert last < 60
     assert (result['steps'], result['ended_early']) == (last, True)
-    kept = max(scores, key=scores.get)
-    assert (result['kept_step'], last) == (kept, kept + 2 * EVERY)
+    best_step = max(scores, key=scores.get)
+    assert (result['kept_step'], last) == (best_step, best_step + 2 * EVERY)
     # It was the same run before.
-    for step, score in curve(best_run[0]).items():
+    for step, score in read_curve(best_run[0]).items():
         assert step > last or step % EVERY or scores[step] == score
     # With the last step kept, it is the shorter run.
-    ended = train(curve_config(patience=2, num_steps=60), tmp_path / 'ended')
+    last_kept_result = train(curve_config(patience=2, num_steps=60), tmp_path / 'ended')
     train(curve_config(num_steps=last), tmp_path / 'short')
-    assert 'kept_step' not in ended
-    assert ended['mean'] == scores[last]
+    assert 'kept_step' not in last_kept_result
+    assert last_kept_result['mean'] == scores[last]
     assert_same_parameters(tmp_path / 'ended', tmp_path / 'short')
 
 
 def test_a_run_that_ended_early_is_finished(early_run, curve_config, tmp_path, outcome):
-    copied = shutil.copytree(early_run[0], tmp_path / 'run')
+    copied_run = shutil.copytree(early_run[0], tmp_path / 'run')
     for steps in (60, 80):
-        assert train(curve_config(keep='best', patience=2, num_steps=steps), copied) == early_run[1]
+        assert train(curve_config(keep='best', patience=2, num_steps=steps), copied_run) == early_run[1]
     # Killed before its result was there, it does not go on training.
-    (copied / 'result.json').unlink()
-    train(curve_config(keep='best', patience=2, num_steps=60), copied)
-    assert outcome(copied) == outcome(early_run[0])
+    (copied_run / 'result.json').unlink()
+    train(curve_config(keep='best', patience=2, num_steps=60), copied_run)
+    assert outcome(copied_run) == outcome(early_run[0])
 
 
 def test_a_run_that_is_stopped_does_not_begin_its_patience_anew(

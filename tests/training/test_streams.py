@@ -20,7 +20,7 @@ from td_jax.training import assembly, dispatch, train_step
 from td_jax.training.run import train
 
 
-def initial_params(config, seed_index=0):
+def draw_initial_params(config, seed_index=0):
     """The student's parameters before the first step of a run without a teacher."""
     source = assembly.load_source(config, config.dataset)
     run = assembly.assemble(config, source, None, sharding.make_mesh(config))
@@ -28,7 +28,7 @@ def initial_params(config, seed_index=0):
     return jax.tree.map(lambda x: np.asarray(x)[seed_index], params)
 
 
-def kernels(params):
+def flatten_kernels(params):
     return {
         jax.tree_util.keystr(path): leaf.ravel()
         for path, leaf in jax.tree_util.tree_leaves_with_path(params)
@@ -41,16 +41,16 @@ def test_a_student_and_a_teacher_of_one_seed_start_from_unlike_parameters(small_
     config = small_config(method='supervised', model__hidden=(64, 32), num_seeds=2)
     config.teacher.model.hidden, config.teacher.seed = config.model.hidden, config.seed + 1
     config.teacher.dataset.update({key: config.dataset[key] for key in config.teacher.dataset})
-    student = kernels(initial_params(config, seed_index=1))
-    taught = config_lib.teacher_run(config)
-    teacher = kernels(initial_params(taught))
+    student = flatten_kernels(draw_initial_params(config, seed_index=1))
+    teacher_config = config_lib.teacher_run(config)
+    teacher = flatten_kernels(draw_initial_params(teacher_config))
     assert student.keys() == teacher.keys() and len(student) == 3
     for name, kernel in student.items():
         (correlation,) = np.corrcoef(kernel, teacher[name])[:1, 1]
         assert abs(correlation) < 4 / np.sqrt(kernel.size), name
     # The role alone does it.
-    taught.role = 'student'
-    for name, kernel in kernels(initial_params(taught)).items():
+    teacher_config.role = 'student'
+    for name, kernel in flatten_kernels(draw_initial_params(teacher_config)).items():
         np.testing.assert_array_equal(kernel, student[name])
 
 
@@ -80,14 +80,14 @@ def test_a_module_starts_alike_in_every_method_that_has_it(small_config):
     shapes = {'lower': (1, 5), 'upper': (1, 3), 'logits': (1, 5)}
     student = base.Activations(*(np.zeros(shape, np.float32) for shape in shapes.values()))
     teacher = base.Activations(*(np.zeros((1, n), np.float32) for n in (7, 11, 5)))
-    found = {}
+    modules_by_name = {}
     for method in ('fd', 'hybrid', 'td', 'ld', 'fitnet'):
         config = small_config(method=method, td__weights__logits=1.0, teacher__labels='auxiliary')
         params = objectives.METHODS[method].init(jax.random.key(3), student, teacher, config, 5)
         for name, module in params.items():
-            found.setdefault(name, []).append(jax.tree.map(np.asarray, module))
+            modules_by_name.setdefault(name, []).append(jax.tree.map(np.asarray, module))
     for name in ('student_encoder', 'teacher_encoder', 'auxiliary'):
-        first, *others = found[name]
+        first, *others = modules_by_name[name]
         assert len(others) == 2
         for other in others:
             jax.tree.map(np.testing.assert_array_equal, other, first)
@@ -97,15 +97,15 @@ def test_the_order_of_a_stream_is_that_of_its_role(small_config, monkeypatch):
     seeds = []
     config = small_config(method='supervised', num_seeds=2)
     source = assembly.load_source(config, config.dataset)
-    kept = source.train.examples
+    examples = source.train.examples
 
-    def opened(seed, step, batch_size, rows):
+    def open_stream(seed, step, batch_size, rows):
         seeds.append(seed)
         while True:
-            yield {name: array[:batch_size] for name, array in kept.items()}
+            yield {name: array[:batch_size] for name, array in examples.items()}
 
-    example = {name: array[:1] for name, array in kept.items()}
-    source = source._replace(train=TrainStream(len(kept['labels']), example, opened))
+    example = {name: array[:1] for name, array in examples.items()}
+    source = source._replace(train=TrainStream(len(examples['labels']), example, open_stream))
     for role in ('student', 'teacher'):
         config.role = role
         run = assembly.assemble(config, source, None, sharding.make_mesh(config))
@@ -147,10 +147,10 @@ def test_a_config_that_does_not_say_its_protocol_is_of_the_first(small_config):
     config = small_config()
     stored = json.loads(config_lib.to_json(config))
     del stored['protocol']
-    read = config_lib.from_json(stored)
-    assert read.protocol == 1
+    loaded = config_lib.from_json(stored)
+    assert loaded.protocol == 1
     assert config_lib.complete(stored)['protocol'] == 1
-    assert config_lib.digest(read) != config_lib.digest(config)
+    assert config_lib.digest(loaded) != config_lib.digest(config)
     assert config_lib.differences(config, stored)['protocol'] == (1, config_lib.PROTOCOL)
 
 
@@ -174,13 +174,13 @@ def test_a_protocol_is_not_to_be_chosen(small_config, tmp_path):
 def test_a_teacher_with_the_random_numbers_of_a_student_is_said(small_config, tmp_path, capsys):
     config = small_config(method='ld', num_seeds=2, num_steps=2, teacher__num_steps=2)
     for role in ('student', 'teacher'):
-        taught = config_lib.teacher_run(config)
-        taught.role, taught.seed = role, 1
-        train(taught, tmp_path / f'teacher_{role}')
+        teacher_config = config_lib.teacher_run(config)
+        teacher_config.role, teacher_config.seed = role, 1
+        train(teacher_config, tmp_path / f'teacher_{role}')
         config.teacher.checkpoint = str(tmp_path / f'teacher_{role}')
         capsys.readouterr()
         train(config, tmp_path / f'run_{role}')
-        said = capsys.readouterr().err
-        assert ('warning: the student of seed 1 starts from the same random numbers' in said) == (
+        err = capsys.readouterr().err
+        assert ('warning: the student of seed 1 starts from the same random numbers' in err) == (
             role == 'student'
         )

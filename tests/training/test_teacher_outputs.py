@@ -26,7 +26,7 @@ def store(tmp_path, monkeypatch):
     return tmp_path / 'outputs'
 
 
-def entries(store):
+def list_entries(store):
     """{about.json: its folder} of each entry with states, those without are what a probe reads."""
     folders = [path.parent for path in store.glob('*/logits.npy')]
     return {(folder / array_store.ABOUT).read_text(): folder for folder in folders}
@@ -45,7 +45,7 @@ def test_a_run_with_them_is_the_run_without_them(small_config, tmp_path, monkeyp
         del end['config']  # where the teacher lies
     assert ends[0] == ends[1] == ends[2]
     # What is there is what the teacher says of the examples that the seeds have drawn.
-    ((about, entry),) = entries(tmp_path / 'outputs').items()
+    ((about, entry),) = list_entries(tmp_path / 'outputs').items()
     source = assembly.load_source(config, config.dataset)
     rows = np.unique([source.train.rows(number) for number in assembly.dispatch.data_seeds(config)])
     assert json.loads(about)['description']['examples']['count'] >= len(rows)
@@ -70,11 +70,11 @@ def test_a_probe_reads_its_representations_there(
     monkeypatch.setenv(teacher_outputs.FOLDER, str(tmp_path / 'outputs'))
     config.teacher.checkpoint = str(tmp_path / 'without' / 'teacher')
     # States; representations of training and of validation examples, which are read at the end again.
-    made, read = counts_of_states
-    for name, counts in (('first', (2 + made, 1)), ('second', (0, 3 + read))):
+    states_made, states_read = counts_of_states
+    for name, counts in (('first', (2 + states_made, 1)), ('second', (0, 3 + states_read))):
         train(config, tmp_path / name)
-        said = capsys.readouterr().err
-        assert (said.count('outputs: kept in'), said.count('outputs: read from')) == counts
+        err = capsys.readouterr().err
+        assert (err.count('outputs: kept in'), err.count('outputs: read from')) == counts
     ends = [outcome(tmp_path / name) for name in ('without', 'first', 'second')]
     for end in ends:
         del end['config']  # where the teacher lies
@@ -96,7 +96,7 @@ def test_methods_share_them_and_another_teacher_or_split_does_not(small_config, 
         changed = config.copy_and_resolve_references()
         changed.update_from_flattened_dict({'method': 'ld', **changes})
         cells.run_one(tmp_path / 'runs', changed)
-        assert len(entries(store)) == count, changes
+        assert len(list_entries(store)) == count, changes
 
 
 def test_a_teacher_without_a_head_has_no_logits(small_config, store):
@@ -109,7 +109,7 @@ def test_a_teacher_without_a_head_has_no_logits(small_config, store):
     for _ in range(2):
         keep = teacher_outputs.make_keep(config, teacher, 'its fingerprint')
         runs.append(assembly.assemble(config, source, teacher, mesh, keep=keep).constants.teacher_states)
-    ((_, entry),) = entries(store).items()
+    ((_, entry),) = list_entries(store).items()
     assert np.load(entry / 'logits.npy').shape == runs[1].logits.shape == (len(runs[0].lower), 0)
     np.testing.assert_array_equal(runs[0].upper, runs[1].upper)
 
@@ -118,7 +118,7 @@ def test_damaged_ones_are_not_used(small_config, store, tmp_path, capsys, outcom
     config = small_config(method='ld', num_steps=2, num_seeds=1, teacher__num_steps=1)
     train(config, tmp_path / 'first')
     config.teacher.checkpoint = str(tmp_path / 'first' / 'teacher')
-    ((_, entry),) = entries(store).items()
+    ((_, entry),) = list_entries(store).items()
     logits = np.load(entry / 'logits.npy')
     np.save(entry / 'logits.npy', logits + 1)
     capsys.readouterr()
@@ -156,26 +156,26 @@ def test_the_flag_of_a_command_is_that_of_its_processes(small_config, tmp_path, 
     flags += ['--config.method=ld', '--config.teacher.control=untrained']
     flags.append(f'--teacher_outputs={tmp_path / "outputs"}')
     for name, word in (('first', 'kept in'), ('second', 'read from')):
-        code, _, said = run_command('main', *flags, f'--workdir={tmp_path / name}')
-        assert code == 0 and f"the teacher's outputs: {word}" in said, said
+        code, _, err = run_command('main', *flags, f'--workdir={tmp_path / name}')
+        assert code == 0 and f"the teacher's outputs: {word}" in err, err
     results = [json.loads((tmp_path / name / 'result.json').read_text()) for name in ('first', 'second')]
     assert results[0] == results[1]
     # It is said before what is refused.
     others = ['--config.method=supervised', '--config.dataset.classes=(99,)', f'--workdir={tmp_path / "no"}']
-    code, _, said = run_command('main', *flags[:2], *others, f'--teacher_outputs={tmp_path / "outputs"}')
+    code, _, err = run_command('main', *flags[:2], *others, f'--teacher_outputs={tmp_path / "outputs"}')
     assert code == 2
-    assert '--teacher_outputs has no effect: method is supervised\n' in said
+    assert '--teacher_outputs has no effect: method is supervised\n' in err
 
 
 def test_a_folder_that_no_run_uses_is_said(small_config, store, monkeypatch):
     """Of a search or a table, one run that uses it is enough."""
     none, clean = small_config(method='supervised'), small_config()
     varied = small_config(method='fd', teacher__inputs='varied')
-    said = (
+    message = (
         '--teacher_outputs has no effect: method is supervised; teacher.inputs is varied, and teacher.views '
         'is 0'
     )
-    assert teacher_outputs.describe_unused([none, varied, none]) == said
+    assert teacher_outputs.describe_unused([none, varied, none]) == message
     assert teacher_outputs.describe_unused([none, varied, clean]) == ''
     monkeypatch.delenv(teacher_outputs.FOLDER)
     assert teacher_outputs.describe_unused([none]) == ''
@@ -193,9 +193,9 @@ def test_a_search_says_it(command, flags, tmp_path, run_command):
     """Before what is refused: there is nothing to show."""
     flags = [flag.format(tmp_path) for flag in flags]
     flags += [f'--workdir={tmp_path / "runs"}', f'--teacher_outputs={tmp_path / "outputs"}']
-    code, _, said = run_command(command, *flags, '--methods=supervised', '--only_show')
+    code, _, err = run_command(command, *flags, '--methods=supervised', '--only_show')
     assert code == 2
-    assert 'td_jax: --teacher_outputs has no effect: method is supervised\n' in said
+    assert 'td_jax: --teacher_outputs has no effect: method is supervised\n' in err
 
 
 @pytest.mark.parametrize('size', ['inf', 'nan'])

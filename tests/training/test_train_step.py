@@ -41,7 +41,7 @@ def train(config, steps=3):
     return before, jax.tree.map(np.array, after), sums, finite, teacher
 
 
-def moved(before, after):
+def list_changed(before, after):
     return [
         jax.tree_util.keystr(path)
         for (path, a), b in zip(
@@ -61,7 +61,7 @@ def test_student_and_all_modules_move_and_the_teacher_does_not(small_config, inp
     state, _, finite = advance(run, keys, state, 3)
     assert finite
     assert fingerprint.of(run.constants.teacher_params) == of_teacher
-    assert len(moved(before, state.params)) == len(jax.tree.leaves(before))
+    assert len(list_changed(before, state.params)) == len(jax.tree.leaves(before))
     assert set(before[train_step.COMMUNICATION]) == {
         'student_encoder',
         'student_decoder',
@@ -113,7 +113,7 @@ def test_seeds_side_by_side_are_seeds_one_by_one(comparable_config, method):
         assert finite
         for a, b in zip(jax.tree.leaves(together.params), jax.tree.leaves(alone.params), strict=True):
             np.testing.assert_allclose(a[i], b[0], rtol=2e-4, atol=2e-6)
-    assert len(moved(before.params, together.params)) == len(jax.tree.leaves(before.params))
+    assert len(list_changed(before.params, together.params)) == len(jax.tree.leaves(before.params))
 
 
 @pytest.mark.long
@@ -149,7 +149,7 @@ def test_training_stops_at_the_step_whose_loss_is_not_finite(small_config):
     assert after.step[0] < 6
 
 
-def step_of(config, task='regression'):
+def make_linear_step(config, task='regression'):
     """A step on a linear student of one number, for hand-worked cases."""
     student = base.Model(
         init=lambda key, inputs: {'w': jnp.ones(())},
@@ -160,7 +160,7 @@ def step_of(config, task='regression'):
     return train_step.make_step(student, task, 1, config)
 
 
-def number_batch(x, labels, mask):
+def make_number_batch(x, labels, mask):
     return train_step.Batch({'x': jnp.asarray(x)[:, None]}, jnp.asarray(labels), jnp.asarray(mask), None)
 
 
@@ -171,9 +171,9 @@ def test_one_step_of_sgd_by_hand(small_config):
         optimizer__learning_rate=0.1,
         optimizer__momentum=0.0,
     )
-    step = step_of(config)
+    step = make_linear_step(config)
     # Two real examples and a padding one: d/dw mean((wx - y)^2) = mean(2x(wx - y)) = (2*1*-1 + 2*3*2) / 2.
-    batch = number_batch([1.0, 3.0, 99.0], [2.0, 1.0, 5.0], [1.0, 1.0, 0.0])
+    batch = make_number_batch([1.0, 3.0, 99.0], [2.0, 1.0, 5.0], [1.0, 1.0, 0.0])
     state = step.init(jax.random.key(0), batch)
     state, metrics = step.update(
         state, jax.random.key(1), None, batch, train_step.read_hyperparameters(config)
@@ -194,8 +194,8 @@ def test_the_gradient_is_clipped_by_its_norm(small_config, clip, expected):
         optimizer__momentum=0.0,
         optimizer__clip_norm=clip,
     )
-    step = step_of(config)
-    batch = number_batch([1.0, 3.0], [2.0, 1.0], [1.0, 1.0])
+    step = make_linear_step(config)
+    batch = make_number_batch([1.0, 3.0], [2.0, 1.0], [1.0, 1.0])
     state = step.init(jax.random.key(0), batch)
     state, _ = step.update(state, jax.random.key(1), None, batch, train_step.read_hyperparameters(config))
     np.testing.assert_allclose(state.params['student']['w'], expected, rtol=1e-6)
@@ -221,7 +221,7 @@ def test_numbers_are_arguments_of_one_program(small_config):
     sums = jax.tree.map(np.asarray, ends[1].sums)
     total = sums['task'] + 30 * sums['interact'] + sums['message'] + 0.3 * sums['state']
     np.testing.assert_allclose(sums['loss'], total, rtol=1e-5)
-    assert len(moved(ends[0].state.params, ends[1].state.params)) == len(
+    assert len(list_changed(ends[0].state.params, ends[1].state.params)) == len(
         jax.tree.leaves(ends[0].state.params)
     )
 
@@ -237,7 +237,7 @@ def test_ramp_up_trains_one_group_then_the_other_then_both(small_config):
         after = state.params, state.opt_state
         moves.append(
             tuple(
-                bool(moved([part[group] for part in before], [part[group] for part in after]))
+                bool(list_changed([part[group] for part in before], [part[group] for part in after]))
                 for group in (train_step.STUDENT, train_step.COMMUNICATION)
             )
         )
@@ -254,7 +254,7 @@ def test_ramp_up_starts_with_the_task_alone(comparable_config):
         jax.tree.leaves(ramped.params['student']), jax.tree.leaves(state.params['student']), strict=True
     ):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
-    assert moved(before.params['student'], ramped.params['student'])
+    assert list_changed(before.params['student'], ramped.params['student'])
 
 
 def test_weights_warm_up_after_the_student_was_alone(small_config):
@@ -279,7 +279,7 @@ def test_learning_rates(small_config):
     np.testing.assert_allclose([rate(i) for i in (2, 4, 8, 12)], [0.25, 0.5, 0.25, 0], atol=1e-7)
 
 
-def first_update(config, params, grads):
+def compute_first_update(config, params, grads):
     """What the first step of an optimizer adds to parameters."""
     tx, rate = optimizer.make_optimizer(config.optimizer, 5)
     directions, _ = tx.update(grads, tx.init(params), params)
@@ -291,7 +291,7 @@ def test_adamw_by_hand_and_by_optax(small_config):
         optimizer__weight_decay=0.3, optimizer__learning_rate=0.01, optimizer__decayed='all'
     )
     params, grads = {'w': jnp.array([1.0, -2.0])}, {'w': jnp.array([0.5, 0.1])}
-    updates = first_update(config, params, grads)
+    updates = compute_first_update(config, params, grads)
     # First step of Adam: a step of the learning rate along the sign, then the decay.
     np.testing.assert_allclose(updates['w'], [-0.01 - 0.003, -0.01 + 0.006], rtol=1e-4)
     theirs = optax.adamw(0.01, weight_decay=0.3)
@@ -333,14 +333,14 @@ def test_decay_acts_on_kernels_alone(small_config):
         'student_encoder/hidden/kernel_1': True,
     }
     params = flax.traverse_util.unflatten_dict({name: jnp.ones(2) for name in names}, sep='/')
-    updates = first_update(config, params, jax.tree.map(jnp.zeros_like, params))
+    updates = compute_first_update(config, params, jax.tree.map(jnp.zeros_like, params))
     moved_by_decay = {
         name: bool(np.any(update))
         for name, update in flax.traverse_util.flatten_dict(updates, sep='/').items()
     }
     assert moved_by_decay == names
     config.optimizer.decayed = 'all'
-    updates = first_update(config, params, jax.tree.map(jnp.zeros_like, params))
+    updates = compute_first_update(config, params, jax.tree.map(jnp.zeros_like, params))
     assert all(np.all(np.asarray(update) == -0.5) for update in jax.tree.leaves(updates))
 
 

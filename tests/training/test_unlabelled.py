@@ -119,14 +119,14 @@ def test_parts_of_a_batch_have_both(comparable_config):
 def change_unread_labels(monkeypatch, config):
     """Gives all examples without a label for any seed the label of another class."""
     source = digits.load(config.dataset, config.dataset)
-    read = np.unique([source.train.rows(number) for number in dispatch.data_seeds(config)])
+    read_rows = np.unique([source.train.rows(number) for number in dispatch.data_seeds(config)])
 
     def load(dataset, task):
         loaded = digits.load(dataset, task)
         if task != config.dataset:
             return loaded
         labels = (loaded.train.examples['labels'] + 1) % len(loaded.label_names)
-        labels[read] = loaded.train.examples['labels'][read]
+        labels[read_rows] = loaded.train.examples['labels'][read_rows]
         assert (labels != loaded.train.examples['labels']).sum() > 300
         # Its draw has seen the right ones.
         pool = loaded.train._replace(examples={**loaded.train.examples, 'labels': labels})
@@ -166,14 +166,14 @@ def test_dkd_takes_the_class_that_the_teacher_finds_most_probable(small_config):
     ours, theirs = (rng.normal(size=(6, 5)).astype(np.float32) for _ in range(2))
     participants = [shared.Participant(base.Activations(None, None, x), None) for x in (ours, theirs)]
     labels = np.array([3, 0], np.int32)
-    found = logits.dkd_terms({}, *participants, labels, config, None)
-    filled = np.concatenate([labels, theirs[2:].argmax(axis=1)])
-    expected = logits.dkd_terms({}, *participants, filled, config, None)
-    assert found.keys() == {'target', 'others'}
-    for name, term in found.items():
+    terms = logits.dkd_terms({}, *participants, labels, config, None)
+    filled_labels = np.concatenate([labels, theirs[2:].argmax(axis=1)])
+    expected = logits.dkd_terms({}, *participants, filled_labels, config, None)
+    assert terms.keys() == {'target', 'others'}
+    for name, term in terms.items():
         np.testing.assert_array_equal(term, expected[name])
-    moved = logits.dkd_terms({}, *participants, (filled + 1) % 5, config, None)
-    assert not np.allclose(found['target'][2:], moved['target'][2:])
+    terms_of_others = logits.dkd_terms({}, *participants, (filled_labels + 1) % 5, config, None)
+    assert not np.allclose(terms['target'][2:], terms_of_others['target'][2:])
 
 
 @pytest.mark.parametrize('method', [name for name in objectives.METHODS if name != 'supervised'])

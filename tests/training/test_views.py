@@ -51,7 +51,7 @@ def config(tmp_path):
     return config
 
 
-def view_key(image, view):
+def make_view_key(image, view):
     """The key of a view, by the bytes of the student's image."""
     key = randomness.fold_name(jax.random.key(0), 'views')
     return jax.random.fold_in(jax.random.fold_in(key, np.uint32(zlib.crc32(image.tobytes()))), view)
@@ -69,43 +69,45 @@ def test_both_models_see_one_of_the_views_of_each_example(config):
     parts = dispatch._Parts(step, source, teacher, config, mesh)
 
     @jax.jit
-    def by_hand(one, key):
+    def compute_by_hand(one, key):
         """(the student's input, the teacher's Activations) of one example."""
         theirs = teacher.source.inputs(teacher.source.tables, one, key)
         activations = base.activations(teacher.model, teacher.params, theirs)
         return source.inputs(source.tables, one, key)['image'][0], activations
 
     @jax.jit
-    def of_step(number):
+    def draw_step(number):
         """({name: [seeds, batch, ...]}, the Batch of each seed) of a step."""
-        drawn = parts.draw_batch(run.constants, run.feed(keys, number), keys, number)
+        batch = parts.draw_batch(run.constants, run.feed(keys, number), keys, number)
         batches = [
             parts.make_arguments(
                 run.constants,
                 train_step.TrainState(number, {}, {}),
                 dispatch.split_key(keys[seed]),
-                *jax.tree.map(lambda x, seed=seed: x[seed], drawn),
+                *jax.tree.map(lambda x, seed=seed: x[seed], batch),
             )[3]
             for seed in range(2)
         ]
-        return drawn[0], batches
+        return batch[0], batches
 
-    seen = {}
+    pixels_by_image = {}
     for number in range(4):
-        examples, batches = of_step(number)
+        examples, batches = draw_step(number)
         for seed, i in itertools.product(range(2), range(4)):
             image, view = examples['image'][seed, i], int(examples[dispatch.VIEW][seed, i, 1])
             one = {name: examples[name][seed, i][None] for name in ('image', data.TEACHER_IMAGE)}
             # Which view it is depends on the student's image alone.
-            pixels, activations = by_hand(one, view_key(np.asarray(image), view))
+            pixels, activations = compute_by_hand(one, make_view_key(np.asarray(image), view))
             np.testing.assert_allclose(batches[seed].student_inputs['image'][i], pixels, atol=1e-5)
-            for found, expected in zip(batches[seed].teacher, activations, strict=True):
-                np.testing.assert_allclose(found[i], expected[0], rtol=1e-3, atol=1e-4)
-            seen.setdefault(np.asarray(image).tobytes(), {})[view] = np.asarray(pixels).tobytes()
+            for actual, expected in zip(batches[seed].teacher, activations, strict=True):
+                np.testing.assert_allclose(actual[i], expected[0], rtol=1e-3, atol=1e-4)
+            pixels_by_image.setdefault(np.asarray(image).tobytes(), {})[view] = np.asarray(pixels).tobytes()
     # All examples and all views come up, and each view of an example is another image.
-    assert len(seen) == count and {view for views in seen.values() for view in views} == {0, 1, 2}
-    assert all(len(set(views.values())) == len(views) for views in seen.values())
-    assert max(map(len, seen.values())) > 1
+    assert len(pixels_by_image) == count and {
+        view for views in pixels_by_image.values() for view in views
+    } == {0, 1, 2}
+    assert all(len(set(views.values())) == len(views) for views in pixels_by_image.values())
+    assert max(map(len, pixels_by_image.values())) > 1
 
 
 def test_runs_share_the_outputs_for_views_and_are_as_without(config, tmp_path, monkeypatch, capsys, outcome):
