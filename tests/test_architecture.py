@@ -275,24 +275,24 @@ TRAINING = (
 )
 
 
-def imports_of(name, source):
+def list_imports(name, source):
     """The modules of this project that a module's source imports, wherever in it."""
-    found = set()
+    modules = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            modules |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f'{name} imports by dots'
             for alias in node.names:
                 inner = f'{node.module}.{alias.name}'
-                found.add(inner if inner in MODULES else node.module)
-    return {module for module in found if module.split('.')[0] == 'td_jax'}
+                modules.add(inner if inner in MODULES else node.module)
+    return {module for module in modules if module.split('.')[0] == 'td_jax'}
 
 
-IMPORTS = {name: imports_of(name, path.read_text()) - {'td_jax'} for name, path in MODULES.items()}
+IMPORTS = {name: list_imports(name, path.read_text()) - {'td_jax'} for name, path in MODULES.items()}
 
 
-def is_in(module, place):
+def lies_in(module, place):
     """Whether a module is the place, or lies in it."""
     return module == place or module.startswith(f'{place}.')
 
@@ -302,13 +302,13 @@ def test_imports_point_down(name):
     if name in COMMANDS:
         assert not IMPORTS[name] & COMMANDS
         return
-    places = [place for place in ALLOWED if is_in(name, place)]
+    places = [place for place in ALLOWED if lies_in(name, place)]
     assert places, f'{name} is new: say what it may import'
     # The most exact of them. What is allowed of a whole room has the room itself open, too.
     place = max(places, key=len)
     room = {place} if place == '.'.join(name.split('.')[:2]) else set()
     for module in IMPORTS[name]:
-        assert any(is_in(module, allowed) for allowed in ALLOWED[place] | room), f'{name} imports {module}'
+        assert any(lies_in(module, allowed) for allowed in ALLOWED[place] | room), f'{name} imports {module}'
 
 
 def test_no_module_imports_itself_by_way_of_others():
@@ -320,7 +320,7 @@ def test_no_module_imports_itself_by_way_of_others():
 
 def test_a_run_goes_down_the_house_and_never_up():
     assert {f'td_jax.training.{name}' for name in TRAINING} | {'td_jax.training'} == {
-        name for name in MODULES if is_in(name, 'td_jax.training')
+        name for name in MODULES if lies_in(name, 'td_jax.training')
     }
     for i, name in enumerate(TRAINING):
         above = {f'td_jax.training.{other}' for other in TRAINING[:i]}
@@ -343,7 +343,7 @@ def test_only_the_step_differentiates():
     }
 
 
-def names_read(source):
+def list_names_read(source):
     """The attributes and constant keys that a source reads."""
     tree = ast.parse(source)
     attributes = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
@@ -355,28 +355,28 @@ def names_read(source):
     return attributes | {key for key in keys if isinstance(key, str)}
 
 
-def unread(knobs, sources):
+def find_unread(knobs, sources):
     """The knobs whose name no source reads."""
-    read = set().union(*map(names_read, sources))
-    return {key for key in knobs if key.split('.')[-1] not in read}
+    names = set().union(*map(list_names_read, sources))
+    return {key for key in knobs if key.split('.')[-1] not in names}
 
 
 def test_every_knob_is_read():
     sources = [
         path.read_text()
         for name, path in MODULES.items()
-        if not is_in(name, 'td_jax.config') and not is_in(name, 'td_jax.reproduction')
+        if not lies_in(name, 'td_jax.config') and not lies_in(name, 'td_jax.reproduction')
     ]
     # Weights are read by the name of their term, which the methods' terms are held to in their own tests.
     knobs = {key for key in config_lib.flatten(common.get_config()) if '.weights.' not in key}
     teachers = {'teacher.seed', 'teacher.num_steps'}
-    assert unread(knobs - teachers, sources) == set()
-    assert unread(teachers, [MODULES['td_jax.config.tree'].read_text()]) == set()
+    assert find_unread(knobs - teachers, sources) == set()
+    assert find_unread(teachers, [MODULES['td_jax.config.tree'].read_text()]) == set()
 
 
 def test_a_knob_that_nothing_reads_is_found():
     sources = ['x = config.read\n# config.only_said\n"""config.only_said"""\ny = config["by_key"]']
-    assert unread({'a.read', 'by_key', 'only_said'}, sources) == {'only_said'}
+    assert find_unread({'a.read', 'by_key', 'only_said'}, sources) == {'only_said'}
 
 
 @pytest.mark.usefixtures('shared_programs')

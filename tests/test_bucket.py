@@ -42,21 +42,21 @@ def flags(settings):
 
 
 @pytest.fixture(scope='module')
-def in_a_folder(settings, tmp_path_factory):
+def folder_run(settings, tmp_path_factory):
     """The workdir of the same run on the disk, and its result."""
     folder = tmp_path_factory.mktemp('local') / 'run'
     return folder, train(settings, folder)
 
 
 @pytest.fixture(scope='module')
-def in_a_bucket(settings, bucket):
+def bucket_run(settings, bucket):
     """The workdir of the run in the bucket."""
     place = epath.Path(f'{bucket}/finished/run')
     train(settings, place)
     return place
 
 
-def ended(*arguments):
+def run_to_end(*arguments):
     """(exit code, stdout, stderr) of a command."""
     completed = forked.run(
         [*arguments],
@@ -65,32 +65,34 @@ def ended(*arguments):
     return completed.returncode, completed.stdout, completed.stderr
 
 
-def events(place, folder):
+def read_events(place, folder):
     """[(step, name)] of a run's events in a bucket, by way of a folder."""
     folder.mkdir()
     for path in place.glob(metric_log.EVENTS):
         path.copy(folder / path.name)
-    found = event_accumulator.EventAccumulator(str(folder), size_guidance={'tensors': 0}).Reload()
-    return sorted((event.step, tag) for tag in found.Tags()['tensors'] for event in found.Tensors(tag))
+    accumulator = event_accumulator.EventAccumulator(str(folder), size_guidance={'tensors': 0}).Reload()
+    return sorted(
+        (event.step, tag) for tag in accumulator.Tags()['tensors'] for event in accumulator.Tensors(tag)
+    )
 
 
-def test_a_run_in_a_bucket_is_the_run_in_a_folder(in_a_folder, in_a_bucket, outcome, tmp_path):
-    assert outcome(in_a_bucket) == outcome(in_a_folder[0])
-    assert outcome(in_a_bucket / 'teacher') == outcome(in_a_folder[0] / 'teacher')
-    lines = metric_log.read(in_a_bucket)
-    assert events(in_a_bucket, tmp_path / 'events') == sorted(
+def test_a_run_in_a_bucket_is_the_run_in_a_folder(folder_run, bucket_run, outcome, tmp_path):
+    assert outcome(bucket_run) == outcome(folder_run[0])
+    assert outcome(bucket_run / 'teacher') == outcome(folder_run[0] / 'teacher')
+    lines = metric_log.read(bucket_run)
+    assert read_events(bucket_run, tmp_path / 'events') == sorted(
         (line['step'], name) for line in lines for name in line if name != 'step'
     )
 
 
-def test_the_same_command_finds_it_finished(in_a_bucket, in_a_folder, flags):
-    code, out, err = ended('-m', 'td_jax.main', *flags, f'--workdir={in_a_bucket}')
-    assert (code, out) == (0, describe(in_a_folder[1]) + '\n'), err
+def test_the_same_command_finds_it_finished(bucket_run, folder_run, flags):
+    code, out, err = run_to_end('-m', 'td_jax.main', *flags, f'--workdir={bucket_run}')
+    assert (code, out) == (0, describe(folder_run[1]) + '\n'), err
     assert 'Traceback' not in err
 
 
 def test_a_run_in_a_bucket_killed_in_a_save_goes_on_bit_for_bit(
-    in_a_folder, place, settings, flags, outcome, monkeypatch
+    folder_run, place, settings, flags, outcome, monkeypatch
 ):
     monkeypatch.setattr(lease, 'SECONDS', 3.0)
     moments = (
@@ -101,32 +103,32 @@ def test_a_run_in_a_bucket_killed_in_a_save_goes_on_bit_for_bit(
         # It is whole; its digests are not there.
         (f'{place}/checkpoints/6/digests-0.json', 1),
     )
-    found = []
+    codes_and_steps = []
     for part, count in moments:
         program = ('tests/interrupted.py', 'kill', part, str(count))
-        code, _, err = ended(*program, *flags, f'--workdir={place}')
-        there = {path.name for path in (place / 'checkpoints').iterdir()}
-        whole = sorted(
+        code, _, err = run_to_end(*program, *flags, f'--workdir={place}')
+        names = {path.name for path in (place / 'checkpoints').iterdir()}
+        whole_steps = sorted(
             int(name)
-            for name in there
+            for name in names
             if name.isdigit() and (place / 'checkpoints' / name / 'commit_success.txt').exists()
         )
-        found.append((code, whole))
+        codes_and_steps.append((code, whole_steps))
     killed = -signal.SIGKILL
-    assert found == [(killed, []), (killed, [2]), (killed, [4, 6])], err
+    assert codes_and_steps == [(killed, []), (killed, [2]), (killed, [4, 6])], err
     train(settings, place)
-    assert outcome(place) == outcome(in_a_folder[0])
+    assert outcome(place) == outcome(folder_run[0])
     assert len(list(place.glob(metric_log.EVENTS))) == 1
 
 
 def test_a_run_whose_lease_another_process_has_writes_nothing_more(place, settings, monkeypatch):
-    saved, save = [], checkpoints.Checkpoints.save
+    steps_saved, save = [], checkpoints.Checkpoints.save
 
     def take_over_after_saving(self, step, *arguments):
         save(self, step, *arguments)
         if self._folder.parent == place:
             self.wait()
-            saved.append(step)
+            steps_saved.append(step)
             path = place / workdir.LOCK
             assert lease._replace(path, lease.read(path).generation, 'process 7 on elsewhere', 'other')
             workdir.write(place / metric_log.FILE, 'theirs')
@@ -134,49 +136,49 @@ def test_a_run_whose_lease_another_process_has_writes_nothing_more(place, settin
     monkeypatch.setattr(checkpoints.Checkpoints, 'save', take_over_after_saving)
     with pytest.raises(InUse, match=f'^workdir {place} was taken over by process 7 on elsewhere, because'):
         train(settings, place)
-    assert saved == [2]
+    assert steps_saved == [2]
     assert workdir.read_json(place / workdir.RESULT) is None
     assert workdir.read_json(place / workdir.CONFIG) is not None
     assert workdir.read_text(place / metric_log.FILE) == 'theirs'
 
 
-def test_a_teacher_is_read_from_a_bucket(in_a_bucket, in_a_folder, settings, tmp_path, outcome):
+def test_a_teacher_is_read_from_a_bucket(bucket_run, folder_run, settings, tmp_path, outcome):
     """By a run on the disk, whose result is that of the run that trained this teacher itself."""
     other = settings.copy_and_resolve_references()
-    other.teacher.checkpoint = f'{in_a_bucket}/teacher'
+    other.teacher.checkpoint = f'{bucket_run}/teacher'
     train(other, tmp_path / 'run')
-    mine, theirs = outcome(tmp_path / 'run'), outcome(in_a_folder[0])
-    assert mine.pop('config')['teacher'].pop('checkpoint') == f'{in_a_bucket}/teacher'
+    mine, theirs = outcome(tmp_path / 'run'), outcome(folder_run[0])
+    assert mine.pop('config')['teacher'].pop('checkpoint') == f'{bucket_run}/teacher'
     del theirs['config']
     assert mine == theirs
 
 
-def test_a_student_is_exported_to_the_bucket(in_a_bucket, place):
+def test_a_student_is_exported_to_the_bucket(bucket_run, place):
     target = place / 'student'
-    code, out, err = ended(
-        '-m', 'td_jax.export', f'--workdir={in_a_bucket}', '--format=stablehlo', f'--output={target}'
+    code, out, err = run_to_end(
+        '-m', 'td_jax.export', f'--workdir={bucket_run}', '--format=stablehlo', f'--output={target}'
     )
     assert code == 0, err
     assert out.splitlines()[0] == str(target)
     assert (target / 'student.stablehlo').stat().length > 1000
-    code, out, err = ended(
-        '-m', 'td_jax.export', f'--workdir={in_a_bucket}', '--format=stablehlo', f'--output={target}'
+    code, out, err = run_to_end(
+        '-m', 'td_jax.export', f'--workdir={bucket_run}', '--format=stablehlo', f'--output={target}'
     )
     assert (code, out) == (2, '')
     assert err.splitlines()[-1].startswith(f'td_jax: {target} is there already')
 
 
-def test_a_comparison_is_drawn_in_the_bucket(in_a_bucket, place):
-    code, _, err = ended('-m', 'td_jax.cka', f'--workdir={in_a_bucket}', f'--output={place}')
+def test_a_comparison_is_drawn_in_the_bucket(bucket_run, place):
+    code, _, err = run_to_end('-m', 'td_jax.cka', f'--workdir={bucket_run}', f'--output={place}')
     assert code == 0, err
     assert {'.json', '.png'} <= {path.suffix for path in place.iterdir()}
 
 
-def test_a_page_of_runs_in_a_bucket_is_that_of_the_folder(in_a_bucket, in_a_folder, place):
+def test_a_page_of_runs_in_a_bucket_is_that_of_the_folder(bucket_run, folder_run, place):
     texts = []
     for root, target in (
-        (in_a_bucket, place / 'report.html'),
-        (epath.Path(in_a_folder[0]), epath.Path(in_a_folder[0]) / 'a.html'),
+        (bucket_run, place / 'report.html'),
+        (epath.Path(folder_run[0]), epath.Path(folder_run[0]) / 'a.html'),
     ):
         assert page.write(root, target) == 2
         texts.append(target.read_text())
@@ -210,19 +212,19 @@ def test_a_divergence_is_noted_in_the_bucket(place):
     ],
 )
 def test_a_place_that_cannot_be_is_one_line(bucket, flags, address):
-    code, out, err = ended('-m', 'td_jax.main', *flags, f'--workdir={address}')
+    code, out, err = run_to_end('-m', 'td_jax.main', *flags, f'--workdir={address}')
     assert (code, out) == (2, '')
     (line,) = err.splitlines()
     assert line.startswith('td_jax: ')
     assert address in line
 
 
-def test_a_config_of_another_run_in_the_bucket_is_refused(in_a_bucket, flags):
-    code, out, err = ended('-m', 'td_jax.main', *flags, '--config.seed=7', f'--workdir={in_a_bucket}')
+def test_a_config_of_another_run_in_the_bucket_is_refused(bucket_run, flags):
+    code, out, err = run_to_end('-m', 'td_jax.main', *flags, '--config.seed=7', f'--workdir={bucket_run}')
     assert (code, out) == (2, '')
     (line,) = err.splitlines()
-    assert line.startswith(f'td_jax: {in_a_bucket} holds a run with another config: seed')
-    assert workdir.read_json(in_a_bucket / workdir.RESULT)['steps'] == 8
+    assert line.startswith(f'td_jax: {bucket_run} holds a run with another config: seed')
+    assert workdir.read_json(bucket_run / workdir.RESULT)['steps'] == 8
 
 
 def test_the_workers_of_a_pod_train_into_the_bucket(place, flags, tmp_path, free_port):
@@ -251,11 +253,11 @@ def test_the_workers_of_a_pod_train_into_the_bucket(place, flags, tmp_path, free
     logs = []
     for folder in workers:
         subprocess.run(['bash', 'launch/worker.sh', 'follow'], cwd=folder, capture_output=True, check=True)
-        said = subprocess.run(
+        completed = subprocess.run(
             ['bash', 'launch/worker.sh', 'code'], cwd=folder, capture_output=True, text=True, check=True
         )
         logs.append((folder / '.run' / 'log').read_text())
-        assert said.stdout == 'td_jax: 0\n', logs
+        assert completed.stdout == 'td_jax: 0\n', logs
     result = workdir.read_json(place / workdir.RESULT)
     assert result['steps'] == 8
     assert describe(result) in logs[0]
@@ -266,6 +268,6 @@ def test_the_workers_of_a_pod_train_into_the_bucket(place, flags, tmp_path, free
 
 @pytest.fixture
 def free_port():
-    with socket.socket() as found:
-        found.bind(('localhost', 0))
-        return found.getsockname()[1]
+    with socket.socket() as free_socket:
+        free_socket.bind(('localhost', 0))
+        return free_socket.getsockname()[1]

@@ -58,14 +58,14 @@ command_line.END
 
 
 @pytest.mark.parametrize(
-    ('end', 'code', 'said'),
+    ('end', 'code', 'message'),
     [
         ("fail(UserError('the disk is full.'))", 2, 'the disk is full.'),
         ('end_interrupted()', 130, 'interrupted; the same command continues.'),
     ],
 )
 @pytest.mark.parametrize(('module', 'seconds'), [('orbax.futures', 600), ('td_jax.files', 1)])
-def test_a_process_that_ends_does_not_wait_for_orbax(module, seconds, end, code, said):
+def test_a_process_that_ends_does_not_wait_for_orbax(module, seconds, end, code, message):
     """What Orbax began and cannot end keeps no process; any other thread is waited for."""
     program = WAITS.replace('MODULE', repr(module)).replace('SECONDS', str(seconds)).replace('END', end)
     completed = subprocess.run(
@@ -77,7 +77,11 @@ def test_a_process_that_ends_does_not_wait_for_orbax(module, seconds, end, code,
         check=False,
         timeout=60,
     )
-    assert (completed.returncode, completed.stdout, completed.stderr) == (code, 'told\n', f'td_jax: {said}\n')
+    assert (completed.returncode, completed.stdout, completed.stderr) == (
+        code,
+        'told\n',
+        f'td_jax: {message}\n',
+    )
 
 
 def test_what_is_right_is_run():
@@ -107,7 +111,7 @@ def test_a_typed_knob_without_effect_is_said():
         check=False,
     )
     assert completed.returncode == 2
-    said, refused = completed.stderr.splitlines()
-    assert said == 'td.rounds has no effect: method is ld'
-    assert refused.startswith('td_jax: batch_size is 10000')
+    warning, error = completed.stderr.splitlines()
+    assert warning == 'td.rounds has no effect: method is ld'
+    assert error.startswith('td_jax: batch_size is 10000')
     assert not (ROOT / 'never').exists()

@@ -31,7 +31,7 @@ FREE_TEXT = {
 }
 
 
-def with_value(key, value):
+def set_value(key, value):
     config = common.get_config()
     config.update_from_flattened_dict({key: value})
     return config
@@ -57,7 +57,7 @@ def test_every_knob_is_checked(key):
     value = config_lib.flatten(config)[key]
     if isinstance(value, str):
         if key not in FREE_TEXT:
-            assert_refused(with_value(key, 'nonsense'), key, 'nonsense', 'Known: ')
+            assert_refused(set_value(key, 'nonsense'), key, 'nonsense', 'Known: ')
         return
     if isinstance(value, bool):
         # ml_collections holds these to their type, and both values are fine.
@@ -100,7 +100,7 @@ def test_every_knob_is_checked(key):
     ],
 )
 def test_values_that_cannot_work_are_refused(key, value, words):
-    assert_refused(with_value(key, value), key, words)
+    assert_refused(set_value(key, value), key, words)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_no_number_is_larger_than_what_computes_with_it(key, value):
     ],
 )
 def test_numbers_that_are_too_large_or_too_small_are_refused(key, value, words):
-    assert_refused(with_value(key, value), key, words)
+    assert_refused(set_value(key, value), key, words)
 
 
 def test_the_last_seed_is_a_seed():
@@ -179,16 +179,16 @@ def test_too_few_examples_to_relate_are_refused(changes, words):
 
 def test_as_few_examples_as_can_be_related_are_accepted():
     for method, size in (('rkd', 3), ('srd', 2), ('crd', 2), ('dkd', 1)):
-        config = with_value('batch_size', size)
+        config = set_value('batch_size', size)
         config.method = method
         config_lib.check(config)
-    config = with_value('teacher.control', 'shuffled')
+    config = set_value('teacher.control', 'shuffled')
     config.batch_size = config.micro_batches = 2
     config_lib.check(config)
 
 
 def test_a_label_that_no_example_has_is_refused():
-    config = with_value('method', 'dkd')
+    config = set_value('method', 'dkd')
     config.teacher.labels = 'auxiliary'
     assert_refused(config, 'teacher.labels is auxiliary', 'method dkd', 'to shared or probe')
     config.method = 'dist'
@@ -197,14 +197,14 @@ def test_a_label_that_no_example_has_is_refused():
 
 @pytest.mark.parametrize('place', ['checkpoint', 'pretrained'])
 def test_an_untrained_teacher_is_not_given(place):
-    config = with_value(f'teacher.{place}', 'runs/a')
+    config = set_value(f'teacher.{place}', 'runs/a')
     config.teacher.control = 'untrained'
     assert_refused(config, 'teacher.control is untrained', f'teacher.{place} is runs/a')
 
 
 @pytest.mark.parametrize(('key', 'value'), [('keep', 'best'), ('patience', 3)])
 def test_no_step_is_chosen_by_the_test(key, value):
-    config = with_value(key, value)
+    config = set_value(key, value)
     assert_refused(config, f'{key} is {value}', 'dataset.split is test', 'set dataset.split=validation')
     config.dataset.split = 'validation'
     config_lib.check(config)
@@ -226,7 +226,7 @@ def test_an_embedding_is_a_whole_number_wide():
 
 
 def test_ramp_up_longer_than_training_is_td_alone():
-    config = with_value('td.ramp_up', (600, 400))
+    config = set_value('td.ramp_up', (600, 400))
     config.method = 'supervised'
     config_lib.check(config)
 
@@ -240,7 +240,7 @@ def test_ramp_up_longer_than_training_is_td_alone():
     ],
 )
 def test_an_unknown_name_lists_the_known_ones_and_the_nearest(key, value, nearest):
-    assert_refused(with_value(key, value), f'Did you mean {nearest}?', *checks.CHOICES[key])
+    assert_refused(set_value(key, value), f'Did you mean {nearest}?', *checks.CHOICES[key])
 
 
 def test_a_key_that_is_not_declared_is_refused_with_the_nearest():
@@ -271,14 +271,14 @@ def test_differences_name_both_values():
     stored = json.loads(config_lib.to_json(config))
     stored['td']['rounds'], stored['model']['hidden'] = 7, [128, 32]
     stored['gone'], stored['model']['embeddings'] = 1, {'user': 100, 'movie': 100, 'title_words': 50}
-    found = config_lib.differences(config, stored)
-    assert found == {
+    differences = config_lib.differences(config, stored)
+    assert differences == {
         'gone': (1, None),
         'model.embeddings.genres': (None, 50),
         'model.hidden': ([128, 32], [128, 64]),
         'td.rounds': (7, 1),
     }
-    text = config_lib.describe(found)
+    text = config_lib.describe(differences)
     assert 'td.rounds (7 there, 1 here)' in text
     assert 'model.embeddings.genres (none there, 50 here)' in text
     assert 'gone (1 there, not known to this version of td_jax)' in text
@@ -318,7 +318,7 @@ READ_BY = {
 }
 
 
-def changed(value):
+def change_value(value):
     """Another value of the same type."""
     if isinstance(value, bool):
         return not value
@@ -327,7 +327,7 @@ def changed(value):
     return (*value, 9) if isinstance(value, tuple) else type(value)(value + 3)
 
 
-def with_effect(key):
+def list_effective_changes(key):
     """{key: value} of other knobs, with which a knob matters."""
     path, _, name = key.rpartition('.')
     side = 'teacher.' if path.startswith('teacher.') else ''
@@ -367,10 +367,10 @@ def test_every_option_is_part_of_a_run_unless_it_is_said_why_not(key, method):
     """An option that is new is part of it."""
     config = common.get_config()
     config.method, config.dataset.split = method, 'validation'
-    config.update_from_flattened_dict(with_effect(key))
+    config.update_from_flattened_dict(list_effective_changes(key))
     before, stored = config_lib.digest(config), json.loads(config_lib.to_json(config))
     old = config_lib.flatten(config)[key]
-    config.update_from_flattened_dict({key: changed(old)})
+    config.update_from_flattened_dict({key: change_value(old)})
     readers = next((methods for start, methods in READ_BY.items() if key.startswith(start)), {method})
     counts = key not in WITHOUT_EFFECT and method in readers
     assert (config_lib.digest(config) != before) == counts
@@ -428,24 +428,24 @@ def test_a_student_that_starts_from_its_teacher_reads_it_whatever_its_method():
 
 
 @pytest.mark.parametrize(
-    ('place', 'unread', 'read'),
+    ('place', 'unread_keys', 'read_keys'),
     [
         ('checkpoint', ('seed', 'num_steps', 'optimizer.learning_rate'), ('dataset.genre', 'model.dropout')),
         ('pretrained', ('dataset.genre', 'num_steps', 'optimizer.learning_rate'), ('seed', 'model.dropout')),
     ],
 )
-def test_how_a_teacher_was_trained_is_no_matter_where_one_is_given(place, unread, read):
-    for key in (*unread, *read):
-        config = with_value(f'teacher.{place}', 'somewhere')
+def test_how_a_teacher_was_trained_is_no_matter_where_one_is_given(place, unread_keys, read_keys):
+    for key in (*unread_keys, *read_keys):
+        config = set_value(f'teacher.{place}', 'somewhere')
         before = config_lib.digest(config)
         config.update_from_flattened_dict(
-            {f'teacher.{key}': changed(config_lib.flatten(config)[f'teacher.{key}'])}
+            {f'teacher.{key}': change_value(config_lib.flatten(config)[f'teacher.{key}'])}
         )
-        assert (config_lib.digest(config) != before) == (key in read), key
+        assert (config_lib.digest(config) != before) == (key in read_keys), key
 
 
 def test_the_curve_on_the_validation_slice_is_part_of_a_run_that_has_one():
-    test, validation = common.get_config(), with_value('dataset.split', 'validation')
+    test, validation = common.get_config(), set_value('dataset.split', 'validation')
     before = [config_lib.digest(config) for config in (test, validation)]
     test.eval_every = validation.eval_every = 7
     assert config_lib.digest(test) == before[0]
@@ -595,8 +595,8 @@ def test_every_knob_has_an_effect_in_some_run():
 @pytest.mark.parametrize('key', ['dataset.image_mean', 'teacher.dataset.image_std'])
 @pytest.mark.parametrize('value', [(0.5,), (0.5,) * 4])
 def test_colours_are_three(key, value):
-    assert_refused(with_value(key, value), key, str(value), 'three numbers, for red, green and blue')
+    assert_refused(set_value(key, value), key, str(value), 'three numbers, for red, green and blue')
 
 
 def test_colours_need_not_be_whole():
-    config_lib.check(with_value('dataset.image_mean', (0.485, 0, 1)))
+    config_lib.check(set_value('dataset.image_mean', (0.485, 0, 1)))

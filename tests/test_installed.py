@@ -56,7 +56,7 @@ def python(request, tmp_path_factory):
 
 
 def pip(*arguments):
-    code, _, err = ended(sys.executable, ['-m', 'pip', *arguments], ROOT)
+    code, _, err = run_in_folder(sys.executable, ['-m', 'pip', *arguments], ROOT)
     assert code == 0, err
 
 
@@ -68,22 +68,22 @@ def project(tmp_path):
     return tmp_path
 
 
-def ended(python, arguments, folder):
+def run_in_folder(python, arguments, folder):
     completed = subprocess.run([python, *arguments], cwd=folder, capture_output=True, text=True, check=False)
     return completed.returncode, completed.stdout, completed.stderr
 
 
 @pytest.mark.long
 def test_td_jax_works_beside_a_package_called_configs(python, project):
-    code, out, err = ended(python, ['-c', OWN], project)
+    code, out, err = run_in_folder(python, ['-c', OWN], project)
     assert (code, out) == (0, ''), err
     flags = ['--config=td_jax/configs/digits.py', '--workdir=run', *FLAGS]
-    code, out, err = ended(python.parent / 'td-jax-train', flags, project)
+    code, out, err = run_in_folder(python.parent / 'td-jax-train', flags, project)
     assert code == 0, err
     assert out.startswith('supervised on digits 5, 6, 7, 8, 9: test accuracy 0.')
     assert (project / 'run' / 'result.json').is_file()
     # The copy that was installed, not the checkout of these tests.
-    code, out, _ = ended(python, ['-c', 'import td_jax; print(td_jax.__file__)'], project)
+    code, out, _ = run_in_folder(python, ['-c', 'import td_jax; print(td_jax.__file__)'], project)
     assert code == 0
     assert str(ROOT) not in out
 
@@ -94,7 +94,7 @@ def test_every_command_of_the_wheel_starts_from_another_folder(python, project):
     scripts = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']['scripts']
     assert {path.name for path in python.parent.glob('td-jax-*')} == scripts.keys()
     for name, place in scripts.items():
-        code, out, err = ended(python.parent / name, ['--help'], project)
+        code, out, err = run_in_folder(python.parent / name, ['--help'], project)
         # absl ends help with 1, argparse with 0.
         assert (code, err) == (int(name != 'td-jax-inspect'), '')
         module = ROOT / f'{place.removesuffix(":main").replace(".", "/")}.py'
@@ -104,7 +104,7 @@ def test_every_command_of_the_wheel_starts_from_another_folder(python, project):
 
 @pytest.mark.long
 def test_a_config_that_is_elsewhere_is_named(python, project):
-    code, out, err = ended(
+    code, out, err = run_in_folder(
         python, ['-m', 'td_jax.main', '--config=configs/digits.py', '--workdir=run'], project
     )
     assert (code, out, err) == (

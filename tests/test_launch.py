@@ -22,7 +22,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 SCRIPTS = sorted([*(ROOT / 'launch').glob('*.sh'), ROOT / '.ci' / 'run'])
 
 
-def executable(path, text):
+def write_executable(path, text):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
     path.chmod(0o755)
@@ -30,14 +30,14 @@ def executable(path, text):
 
 def test_shellcheck_finds_nothing():
     shellcheck = pathlib.Path(sys.executable).parent / 'shellcheck'
-    found = subprocess.run(
+    completed = subprocess.run(
         [shellcheck, '-x', '--source-path=SCRIPTDIR', *SCRIPTS],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
     )
-    assert (found.returncode, found.stdout + found.stderr) == (0, '')
+    assert (completed.returncode, completed.stdout + completed.stderr) == (0, '')
     assert len(SCRIPTS) == 10
 
 
@@ -49,7 +49,7 @@ def await_true(condition):
 
 
 @pytest.fixture
-def hears_control_c():
+def hear_control_c():
     """Processes that a background job of a shell starts would ignore it."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
@@ -61,7 +61,7 @@ def hears_control_c():
 HELPED = ('quickstart.sh', 'test.sh', 'docs.sh', 'local.sh', 'tpu_vm.sh', 'gke.sh', 'worker.sh')
 
 
-def listing(folder):
+def list_files(folder):
     return sorted(path.relative_to(folder) for path in folder.rglob('*') if '.git' not in path.parts)
 
 
@@ -77,7 +77,7 @@ def listing(folder):
 )
 def test_help_is_the_usage_and_nothing_else_happens(name, arguments, checkout, tmp_path):
     script = checkout / 'launch' / name
-    before = listing(checkout)
+    before = list_files(checkout)
     completed = subprocess.run(
         ['bash', script, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=20
     )
@@ -91,7 +91,7 @@ def test_help_is_the_usage_and_nothing_else_happens(name, arguments, checkout, t
     options = re.findall(r"OPTIONS\+?='([^']*)'", script.read_text())
     for option in ' '.join(options).split():
         assert option.removesuffix('=') in completed.stdout
-    assert listing(checkout) == before
+    assert list_files(checkout) == before
 
 
 # Stands in for the Python that .venv is made with and for what is in there; calls are in $FOLDER/calls.
@@ -108,11 +108,11 @@ esac
 
 
 @pytest.fixture
-def fresh(checkout, tmp_path):
+def run_in_fresh_checkout(checkout, tmp_path):
     """Runs a script of a checkout without .venv; (exit code, stdout, stderr, what was called)."""
     folder = tmp_path / 'fresh'
     shutil.copytree(checkout, folder, ignore=shutil.ignore_patterns('.git'))
-    executable(tmp_path / 'python3', VENV)
+    write_executable(tmp_path / 'python3', VENV)
 
     def run(name, *arguments, code=0):
         (tmp_path / 'calls').write_text('')
@@ -144,8 +144,8 @@ RUFF = ['ruff check .', 'ruff format --check .']
 PYTEST = 'python -m pytest -n 2 --dist=loadfile --no-loadscope-reorder'
 
 
-def test_quickstart_makes_the_environment_once_and_says_so(fresh):
-    code, out, err, (check, *calls) = fresh('quickstart.sh')
+def test_quickstart_makes_the_environment_once_and_says_so(run_in_fresh_checkout):
+    code, out, err, (check, *calls) = run_in_fresh_checkout('quickstart.sh')
     assert (code, err) == (0, '')
     assert out == 'Installing requirements.txt into .venv (once, a few minutes) ...\n'
     assert check.startswith('python3 -c import sys')
@@ -154,14 +154,14 @@ def test_quickstart_makes_the_environment_once_and_says_so(fresh):
         '--trials=0 --search_seeds=1 --jobs=0 --workdir='
     )
     assert calls == ['python3 -m venv .venv', f'{PIP} -r requirements.txt', f'{train}runs/quickstart']
-    assert fresh('quickstart.sh', 'runs/mine') == (0, '', '', [f'{train}runs/mine'])
+    assert run_in_fresh_checkout('quickstart.sh', 'runs/mine') == (0, '', '', [f'{train}runs/mine'])
     for arguments in (['--workdir=runs/mine'], ['a', 'b']):
         message = f"quickstart.sh: '{' '.join(arguments)}' is no WORKDIR; write quickstart.sh WORKDIR.\n"
-        assert fresh('quickstart.sh', *arguments) == (2, '', message, [])
+        assert run_in_fresh_checkout('quickstart.sh', *arguments) == (2, '', message, [])
 
 
-def test_the_tests_say_how_long_they_took_and_leave_out_the_long_ones(fresh):
-    code, out, err, calls = fresh('test.sh', '--setup-only')
+def test_the_tests_say_how_long_they_took_and_leave_out_the_long_ones(run_in_fresh_checkout):
+    code, out, err, calls = run_in_fresh_checkout('test.sh', '--setup-only')
     assert (code, err) == (0, '')
     assert out.splitlines() == [
         'Installing requirements-dev.txt into .venv (once, a few minutes) ...',
@@ -171,21 +171,21 @@ def test_the_tests_say_how_long_they_took_and_leave_out_the_long_ones(fresh):
     # The TPU compiler is installed once, too.
     assert sum('libtpu' in call for call in calls) <= 1
     took = r'The tests took \d+ min \d+ s\.'
-    for arguments, expected, said in (
+    for arguments, expected, note in (
         ([], f'{PYTEST} -m not long', ' Without the long ones; --all runs them, too.'),
         (['tests/test_a.py', '-x'], f'{PYTEST} -m not long tests/test_a.py -x', ' Without .*'),
         (['--all'], PYTEST, ''),
         (['--all', '-k', 'b'], f'{PYTEST} -k b', ''),
     ):
-        code, out, err, calls = fresh('test.sh', *arguments)
+        code, out, err, calls = run_in_fresh_checkout('test.sh', *arguments)
         assert (code, err, calls) == (0, '', [*RUFF, expected])
-        assert re.fullmatch(f'{took}{said}\n', out)
-    code, out, _, _ = fresh('test.sh', '--all', code=5)
+        assert re.fullmatch(f'{took}{note}\n', out)
+    code, out, _, _ = run_in_fresh_checkout('test.sh', '--all', code=5)
     assert code == 5 and re.fullmatch(f'{took}\n', out)
 
 
-def test_the_site_is_built_or_served(fresh):
-    code, out, err, calls = fresh('docs.sh')
+def test_the_site_is_built_or_served(run_in_fresh_checkout):
+    code, out, err, calls = run_in_fresh_checkout('docs.sh')
     assert (code, err) == (0, '')
     assert out == 'Installing requirements-docs.txt into .venv (once, a few minutes) ...\n'
     assert calls[1:] == [
@@ -193,10 +193,10 @@ def test_the_site_is_built_or_served(fresh):
         f'{PIP} -r requirements-docs.txt',
         'python -m mkdocs build',
     ]
-    assert fresh('docs.sh', '--serve') == (0, '', '', ['python -m mkdocs serve'])
+    assert run_in_fresh_checkout('docs.sh', '--serve') == (0, '', '', ['python -m mkdocs serve'])
     for arguments in (['--open'], ['--serve', '8001'], ['site']):
         message = f"docs.sh: '{' '.join(arguments)}' is no option here; write docs.sh or docs.sh --serve.\n"
-        assert fresh('docs.sh', *arguments) == (2, '', message, [])
+        assert run_in_fresh_checkout('docs.sh', *arguments) == (2, '', message, [])
 
 
 def test_everything_is_tested_before_it_is_merged():
@@ -404,8 +404,8 @@ class Cloud:
 
     def __init__(self, folder, checkout, workers):
         self.folder, self.checkout, self.workers = folder, checkout, workers
-        executable(folder / 'bin' / 'gcloud', GCLOUD)
-        executable(folder / 'python', PYTHON)
+        write_executable(folder / 'bin' / 'gcloud', GCLOUD)
+        write_executable(folder / 'python', PYTHON)
         self.environment = {
             **os.environ,
             'PATH': f'{folder / "bin"}:{os.environ["PATH"]}',
@@ -461,7 +461,7 @@ class Cloud:
         """[what, words, options] of each call of gcloud."""
         path = self.folder / 'calls'
         lines = path.read_text().splitlines() if path.exists() else []
-        return [split(shlex.split(line)) for line in lines]
+        return [split_words(shlex.split(line)) for line in lines]
 
     def verbs(self):
         """What was done, without the looks at its state."""
@@ -482,7 +482,7 @@ def cloud(tmp_path, checkout):
         check_call(*call)
 
 
-def split(words):
+def split_words(words):
     """['tpu-vm ssh', words, options] of `compute tpus tpu-vm ssh ...`; options without a value have None."""
     compute, tpus, kind, verb, *words = words
     assert (compute, tpus) == ('compute', 'tpus')
@@ -494,7 +494,7 @@ def split(words):
     return [f'{kind} {verb}', [word for word in words if not word.startswith('--')], options]
 
 
-def head(checkout):
+def get_head(checkout):
     command = ['git', 'rev-parse', 'HEAD']
     return subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=True).stdout.strip()
 
@@ -540,7 +540,7 @@ def test_run_goes_from_nothing_to_the_end_of_training(cloud, checkout):
             f'[{worker}] {line}' for line in lines
         ]
         assert (cloud.folder / f'worker-{worker}' / 'td_jax' / '.run' / 'commit').read_text() == (
-            f'{head(checkout)}\n'
+            f'{get_head(checkout)}\n'
         )
     assert (cloud.folder / 'pip').read_text().splitlines() == [
         '-m pip install --quiet --disable-pip-version-check -r requirements-tpu.txt'
@@ -605,7 +605,7 @@ def test_run_ends_with_the_code_of_a_failure(cloud):
     assert cloud.verbs() == ['create', 'scp']
 
 
-@pytest.mark.usefixtures('hears_control_c')
+@pytest.mark.usefixtures('hear_control_c')
 def test_run_shows_what_is_running_after_the_launcher_was_interrupted(cloud):
     cloud.trains('wait')
     process = cloud.start_until_it_trains()
@@ -735,7 +735,7 @@ def test_a_request_that_failed_leaves_nothing_in_the_way(reason, cloud):
     assert cloud.verbs() == ['create', 'delete', 'create']
 
 
-@pytest.mark.usefixtures('hears_control_c')
+@pytest.mark.usefixtures('hear_control_c')
 def test_control_c_leaves_the_place_in_the_queue_and_says_so(cloud):
     cloud.script('course', *['WAITING_FOR_RESOURCES'] * 10000)
     with open(cloud.folder / 'err', 'w') as err:
@@ -870,7 +870,7 @@ def test_dry_run_prints_the_commands_and_runs_none(arguments, expected, cloud):
     assert code == 0, err
     assert cloud.calls() == []
     commands = [shlex.split(line) for line in out.splitlines()]
-    calls = [split(command[1:]) for command in commands if command[0] == 'gcloud']
+    calls = [split_words(command[1:]) for command in commands if command[0] == 'gcloud']
     assert [what for what, _, _ in calls] == expected
     for call in calls:
         check_call(*call)
@@ -883,14 +883,14 @@ def test_dry_run_prints_what_run_does(cloud):
     cloud.trains('0')
     _, out, _ = cloud(*RUN, '--dry_run', *CONFIG)
     cloud(*RUN, *CONFIG)
-    printed = [split(shlex.split(line)[1:]) for line in out.splitlines() if line.startswith('gcloud')]
-    done = [call for call in cloud.calls() if ' ready ' not in call[2].get('command', '')]
+    printed = [split_words(shlex.split(line)[1:]) for line in out.splitlines() if line.startswith('gcloud')]
+    calls = [call for call in cloud.calls() if ' ready ' not in call[2].get('command', '')]
     # Beyond that, it looks what became of its place in the queue and of the VM, and for the commit.
-    assert [done.pop(2)[0], done.pop(2)[0]] == [LOOK, 'tpu-vm describe']
-    for call in (*printed, *done):
+    assert [calls.pop(2)[0], calls.pop(2)[0]] == [LOOK, 'tpu-vm describe']
+    for call in (*printed, *calls):
         # The archive lies in another folder each time.
         call[1] = [pathlib.Path(word).name for word in call[1]]
-    assert printed == done
+    assert printed == calls
 
 
 @pytest.mark.parametrize(
@@ -973,8 +973,8 @@ def test_a_bucket_is_read_with_a_scope_that_the_vm_has():
     """The metadata of a VM gives no token for a scope that it does not have."""
     # In a process of its own: gcsfs reads when it is imported what the tests of buckets set for their server.
     program = "import gcsfs; print(gcsfs.GCSFileSystem(token='anon').credentials.scope)"
-    asked = subprocess.check_output([sys.executable, '-c', program], text=True)
-    assert asked == f'https://www.googleapis.com/auth/{SCOPES[0]}\n'
+    output = subprocess.check_output([sys.executable, '-c', program], text=True)
+    assert output == f'https://www.googleapis.com/auth/{SCOPES[0]}\n'
 
 
 # --- Several processes on one machine --------------------------------------------------------------
@@ -1001,7 +1001,7 @@ esac
 class Local:
     def __init__(self, folder):
         self.folder = folder
-        executable(folder / 'python', TRAINING)
+        write_executable(folder / 'python', TRAINING)
         self.environment = {
             **os.environ,
             'PYTHON': str(folder / 'python'),
@@ -1085,7 +1085,7 @@ def test_local_calls_again_only_when_asked(local):
     assert local('-n', '2', *FLAGS)[0] == 75
 
 
-@pytest.mark.usefixtures('hears_control_c')
+@pytest.mark.usefixtures('hear_control_c')
 @pytest.mark.parametrize(('number', 'expected'), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
 def test_local_hands_on_a_signal_and_stops(number, expected, local):
     local.does(['wait', '0'], ['wait', '0'])
@@ -1143,7 +1143,7 @@ def test_local_without_an_environment_says_so(local):
 POD = ['vit', '--type=v5litepod-16', '--image=images.example/td_jax:1', '--workdir=gs://b/run']
 
 
-def gke(*arguments, environment=None):
+def run_gke(*arguments, environment=None):
     return subprocess.run(
         ['bash', ROOT / 'launch' / 'gke.sh', *arguments],
         env={**os.environ, **(environment or {})},
@@ -1153,13 +1153,13 @@ def gke(*arguments, environment=None):
     )
 
 
-def manifest(*arguments):
-    completed = gke(*arguments)
+def make_manifest(*arguments):
+    completed = run_gke(*arguments)
     assert completed.returncode == 0, completed.stderr
     return yaml.safe_load(completed.stdout)
 
 
-def parts(jobset):
+def get_parts(jobset):
     """(job spec, pod spec, container) of a Job, or of the only job of a JobSet."""
     job = jobset['spec']
     if jobset['kind'] == 'JobSet':
@@ -1176,21 +1176,21 @@ TYPES = {
 }
 
 
-def check(jobset):
+def check_manifest(jobset):
     """Holds a JobSet or a Job against the published API types, down to the containers."""
     jobset = copy.deepcopy(jobset)
-    resources = parts(jobset)[2].pop('resources')
+    resources = get_parts(jobset)[2].pop('resources')
     # The types read a quantity only by hand. What is a limit is requested, too.
     assert resources.keys() == {'limits'}
     (amount,) = resources['limits'].items()
     assert amount[0] == 'google.com/tpu' and re.fullmatch('[1-9]', amount[1])
     version, kind = TYPES[jobset['kind']]
-    read = kind.model_validate(jobset)
+    model = kind.model_validate(jobset)
     # A field that the API does not know is not read, so it would be missing here.
-    assert read.model_dump(by_alias=True, exclude_unset=True) == jobset
+    assert model.model_dump(by_alias=True, exclude_unset=True) == jobset
     # What the API server holds strings to, and the types do not.
     assert jobset['apiVersion'] == version
-    job, pod, _ = parts(jobset)
+    job, pod, _ = get_parts(jobset)
     assert job['completionMode'] in ('Indexed', 'NonIndexed')
     assert pod['restartPolicy'] == 'Never'  # A podFailurePolicy allows nothing else.
     for rule in job['podFailurePolicy']['rules']:
@@ -1218,7 +1218,7 @@ ALL = ['--spot', '--service_account=trainer', '--env=A=b', '--max_restarts=0']
 
 @pytest.mark.parametrize('options', [[], *([option] for option in ALL), ALL], ids=len)
 def test_the_manifest_is_a_jobset(options):
-    check(manifest(*POD, *options, *CONFIG))
+    check_manifest(make_manifest(*POD, *options, *CONFIG))
 
 
 @pytest.mark.parametrize(
@@ -1227,25 +1227,27 @@ def test_the_manifest_is_a_jobset(options):
         lambda jobset: jobset['spec'].update(failurepolicy={}),
         lambda jobset: jobset['spec']['failurePolicy'].update(maxRestarts='3'),
         lambda jobset: jobset['spec']['failurePolicy']['rules'][0].pop('action'),
-        lambda jobset: parts(jobset)[0].update(completions='4'),
-        lambda jobset: parts(jobset)[1].update(nodeSelectors={}),
-        lambda jobset: parts(jobset)[1]['tolerations'][0].update(efect='NoSchedule'),
-        lambda jobset: parts(jobset)[2].pop('name'),
-        lambda jobset: parts(jobset)[2].update(args='--distributed'),
-        lambda jobset: parts(jobset)[2]['env'][0].update(value=1),
-        lambda jobset: parts(jobset)[0]['podFailurePolicy']['rules'][0]['onExitCodes'].update(values=[75, 0]),
+        lambda jobset: get_parts(jobset)[0].update(completions='4'),
+        lambda jobset: get_parts(jobset)[1].update(nodeSelectors={}),
+        lambda jobset: get_parts(jobset)[1]['tolerations'][0].update(efect='NoSchedule'),
+        lambda jobset: get_parts(jobset)[2].pop('name'),
+        lambda jobset: get_parts(jobset)[2].update(args='--distributed'),
+        lambda jobset: get_parts(jobset)[2]['env'][0].update(value=1),
+        lambda jobset: get_parts(jobset)[0]['podFailurePolicy']['rules'][0]['onExitCodes'].update(
+            values=[75, 0]
+        ),
     ],
 )
 def test_a_damaged_manifest_would_be_noticed(damage):
-    jobset = manifest(*POD, '--spot', *CONFIG)
+    jobset = make_manifest(*POD, '--spot', *CONFIG)
     damage(jobset)
     with pytest.raises((ValueError, AssertionError)):
-        check(jobset)
+        check_manifest(jobset)
 
 
-def outcome(jobset, *, code=None, disrupted=False):
+def decide_outcome(jobset, *, code=None, disrupted=False):
     """What becomes of a JobSet whose first bad pod ends so, by the rules of Jobs and of JobSets."""
-    job, _, _ = parts(jobset)
+    job, _, _ = get_parts(jobset)
     reason = 'BackoffLimitExceeded'
     assert job['backoffLimit'] == 0
     for rule in job['podFailurePolicy']['rules']:
@@ -1262,18 +1264,18 @@ def outcome(jobset, *, code=None, disrupted=False):
 
 
 def test_only_failures_count_as_failures():
-    jobset = manifest(*POD, '--max_restarts=5', *CONFIG)
+    jobset = make_manifest(*POD, '--max_restarts=5', *CONFIG)
     assert jobset['spec']['failurePolicy']['maxRestarts'] == 5
-    assert outcome(jobset, code=75) == 'RestartJobSetAndIgnoreMaxRestarts'
-    assert outcome(jobset, code=137, disrupted=True) == 'RestartJobSetAndIgnoreMaxRestarts'
+    assert decide_outcome(jobset, code=75) == 'RestartJobSetAndIgnoreMaxRestarts'
+    assert decide_outcome(jobset, code=137, disrupted=True) == 'RestartJobSetAndIgnoreMaxRestarts'
     for code in (1, 2, 134, 137):
-        assert outcome(jobset, code=code) == 'RestartJobSet'
+        assert decide_outcome(jobset, code=code) == 'RestartJobSet'
 
 
 def test_the_pods_run_what_the_command_line_says():
     env = 'TFDS_DATA_DIR=gs://b/"my" \\data $(HOME)'
-    jobset = manifest(*POD, '--spot', f'--env={env}', '--env=NO=1', *CONFIG)
-    job, pod, container = parts(jobset)
+    jobset = make_manifest(*POD, '--spot', f'--env={env}', '--env=NO=1', *CONFIG)
+    job, pod, container = get_parts(jobset)
     assert jobset['metadata']['name'] == 'vit'
     assert (job['completions'], job['parallelism'], job['completionMode']) == (4, 4, 'Indexed')
     assert container['image'] == 'images.example/td_jax:1'
@@ -1290,7 +1292,7 @@ def test_the_pods_run_what_the_command_line_says():
         'cloud.google.com/gke-tpu-topology': '4x4',
         'cloud.google.com/gke-spot': 'true',
     }
-    assert 'cloud.google.com/gke-spot' not in parts(manifest(*POD, *CONFIG))[1]['nodeSelector']
+    assert 'cloud.google.com/gke-spot' not in get_parts(make_manifest(*POD, *CONFIG))[1]['nodeSelector']
 
 
 @pytest.mark.parametrize(
@@ -1298,18 +1300,18 @@ def test_the_pods_run_what_the_command_line_says():
     [('gs://b', 'gs://b'), ('gs://b/', 'gs://b/'), ('gs://b/a/"b$(c)', 'gs://b/a/"b$$(c)')],
 )
 def test_the_pods_are_told_the_bucket_and_mount_nothing(workdir, path):
-    jobset = manifest(*POD, f'--workdir={workdir}', *CONFIG)
-    check(jobset)
-    _, pod, container = parts(jobset)
+    jobset = make_manifest(*POD, f'--workdir={workdir}', *CONFIG)
+    check_manifest(jobset)
+    _, pod, container = get_parts(jobset)
     assert container['args'][1] == f'--workdir={path}'
     assert 'volumes' not in pod and 'volumeMounts' not in container
 
 
 def test_the_pods_have_the_account_that_is_asked_for():
-    jobset = manifest(*POD, *CONFIG)
-    assert 'serviceAccountName' not in parts(jobset)[1]
-    jobset = manifest(*POD, '--service_account=t', *CONFIG)
-    assert parts(jobset)[1]['serviceAccountName'] == 't'
+    jobset = make_manifest(*POD, *CONFIG)
+    assert 'serviceAccountName' not in get_parts(jobset)[1]
+    jobset = make_manifest(*POD, '--service_account=t', *CONFIG)
+    assert get_parts(jobset)[1]['serviceAccountName'] == 't'
 
 
 WORKERS = ['t4', '--type=v5litepod-8', *POD[2:], '--shards=10', '--command=reproduce']
@@ -1317,10 +1319,10 @@ WORKERS = ['t4', '--type=v5litepod-8', *POD[2:], '--shards=10', '--command=repro
 
 @pytest.mark.parametrize('options', [[], ALL], ids=len)
 def test_several_workers_are_an_indexed_job(options):
-    made = manifest(*WORKERS, *options, '--', '--tables=4', '--datasets=CIFAR10')
-    check(made)
-    job, pod, container = parts(made)
-    assert (made['kind'], made['metadata']) == ('Job', {'name': 't4'})
+    job_manifest = make_manifest(*WORKERS, *options, '--', '--tables=4', '--datasets=CIFAR10')
+    check_manifest(job_manifest)
+    job, pod, container = get_parts(job_manifest)
+    assert (job_manifest['kind'], job_manifest['metadata']) == ('Job', {'name': 't4'})
     assert (job['completions'], job['parallelism'], job['completionMode']) == (10, 10, 'Indexed')
     assert job['backoffLimitPerIndex'] == (0 if options else 3)
     assert container['command'] == ['.venv/bin/python', '-m', 'td_jax.reproduce']
@@ -1331,9 +1333,9 @@ def test_several_workers_are_an_indexed_job(options):
         '--datasets=CIFAR10',
     ]
     # The rest is as in a JobSet.
-    slice_pod = parts(manifest(*POD, *WORKERS[1:2], *options, *CONFIG))[1]
-    for each in (pod, slice_pod):
-        del each['containers'][0]['args'], each['containers'][0]['command']
+    slice_pod = get_parts(make_manifest(*POD, *WORKERS[1:2], *options, *CONFIG))[1]
+    for pod_spec in (pod, slice_pod):
+        del pod_spec['containers'][0]['args'], pod_spec['containers'][0]['command']
     assert pod == slice_pod
     # A preempted worker does not count; invalid input is not tried again.
     rules = job['podFailurePolicy']['rules']
@@ -1359,7 +1361,7 @@ THREE = [8, 16, 32, 64, 128, 256, 512, 1024]
 )
 def test_slices_add_up(family, sizes, cores, accelerator):
     for size in sizes:
-        job, pod, container = parts(manifest(*POD, f'--type={family}-{size}', *CONFIG))
+        job, pod, container = get_parts(make_manifest(*POD, f'--type={family}-{size}', *CONFIG))
         shape = [int(side) for side in pod['nodeSelector']['cloud.google.com/gke-tpu-topology'].split('x')]
         chips = int(container['resources']['limits']['google.com/tpu'])
         assert pod['nodeSelector']['cloud.google.com/gke-tpu-accelerator'] == accelerator
@@ -1401,7 +1403,7 @@ def test_slices_add_up(family, sizes, cores, accelerator):
     ],
 )
 def test_bad_use_of_gke_is_one_line(arguments, message):
-    completed = gke(*arguments)
+    completed = run_gke(*arguments)
     assert (completed.returncode, completed.stdout) == (2, '')
     (line,) = completed.stderr.splitlines()
     assert line.startswith(f'gke.sh: {message}')
@@ -1428,12 +1430,14 @@ def test_the_task_of_skypilot_trains_as_the_other_launchers_do(checkout, tmp_pat
     assert task['resources']['job_recovery'] == {'recover_on_exit_codes': [75]}
     # What has no value here has to be given, as the documentation does.
     documentation = (ROOT / 'docs' / 'cloud.md').read_text()
-    (given,) = re.findall(r'sky jobs launch launch/skypilot.yaml (.*)', documentation)
+    (documented_flags,) = re.findall(r'sky jobs launch launch/skypilot.yaml (.*)', documentation)
     missing = {name for name, value in task['envs'].items() if value is None}
-    assert missing == {word.split('=')[1] for word in given.split()} == {'WORKDIR', 'TFDS_DATA_DIR'}
+    assert (
+        missing == {word.split('=')[1] for word in documented_flags.split()} == {'WORKDIR', 'TFDS_DATA_DIR'}
+    )
     assert (ROOT / task['envs']['CONFIG']).exists()
     folder = shutil.copytree(checkout, tmp_path / 'copy')
-    executable(tmp_path / 'python3', VENV)
+    write_executable(tmp_path / 'python3', VENV)
     environment = {**os.environ, 'PYTHON': str(tmp_path / 'python3'), 'FOLDER': str(tmp_path)}
     environment |= task['envs'] | {'WORKDIR': 'gs://b/a run', 'TFDS_DATA_DIR': 'gs://b/tfds'}
     for part in ('setup', 'run'):
@@ -1465,12 +1469,14 @@ def test_the_pool_of_skypilot_runs_the_shards(checkout, tmp_path):
     assert subprocess.check_output(['bash', '-c', script], cwd=ROOT, text=True) == '1\n'
     documentation = (ROOT / 'docs' / 'cloud.md').read_text().replace('\\\n', ' ')
     assert 'sky jobs pool apply --pool=td-jax launch/skypilot_pool.yaml' in documentation
-    (given,) = re.findall(r'sky jobs launch --pool=td-jax (.*launch/skypilot_shards.yaml.*)', documentation)
-    assert f'--num-jobs={pool["pool"]["workers"]} ' in given
+    (documented_flags,) = re.findall(
+        r'sky jobs launch --pool=td-jax (.*launch/skypilot_shards.yaml.*)', documentation
+    )
+    assert f'--num-jobs={pool["pool"]["workers"]} ' in documented_flags
     missing = {name for name, value in job['envs'].items() if value is None}
-    assert missing <= set(re.findall(r'--env=(\w+)=', given))
+    assert missing <= set(re.findall(r'--env=(\w+)=', documented_flags))
     (tmp_path / '.venv' / 'bin').mkdir(parents=True)
-    executable(tmp_path / '.venv' / 'bin' / 'python', '#!/bin/sh\nprintf "%s\\n" "$@"')
+    write_executable(tmp_path / '.venv' / 'bin' / 'python', '#!/bin/sh\nprintf "%s\\n" "$@"')
     environment = {**os.environ, **job['envs'], 'WORKDIR': 'gs://b/a run', 'TFDS_DATA_DIR': 'gs://b/tfds'}
     out = subprocess.check_output(['bash', '-c', job['run']], cwd=tmp_path, env=environment, text=True)
     assert out.splitlines() == [
@@ -1485,7 +1491,7 @@ def test_the_pool_of_skypilot_runs_the_shards(checkout, tmp_path):
 # --- Slurm -----------------------------------------------------------------------------------------
 
 
-def slurm(folder, *arguments):
+def run_slurm(folder, *arguments):
     return subprocess.run(
         ['bash', ROOT / 'launch' / 'slurm.sh', *arguments],
         cwd=folder,
@@ -1497,8 +1503,8 @@ def slurm(folder, *arguments):
 
 def test_a_task_of_slurm_is_a_worker(tmp_path):
     (tmp_path / '.venv' / 'bin').mkdir(parents=True)
-    executable(tmp_path / '.venv' / 'bin' / 'python', '#!/bin/sh\nprintf "%s\\n" "$@"; exit 3')
-    completed = slurm(tmp_path, 'tune', '--config=digits', '--methods=td ld')
+    write_executable(tmp_path / '.venv' / 'bin' / 'python', '#!/bin/sh\nprintf "%s\\n" "$@"; exit 3')
+    completed = run_slurm(tmp_path, 'tune', '--config=digits', '--methods=td ld')
     assert (completed.returncode, completed.stderr) == (3, '')
     assert completed.stdout.splitlines() == [
         *('-m', 'td_jax.tune', '--shard=auto', '--config=digits', '--methods=td ld')
@@ -1510,7 +1516,7 @@ def test_a_task_of_slurm_is_a_worker(tmp_path):
     assert options == [line for line in comments if line.startswith('#SBATCH')] and options
     for option in options:
         assert re.fullmatch(r'#SBATCH --(job-name=\w+|requeue|open-mode=append)', option)
-    usage = slurm(tmp_path, '--help').stdout
+    usage = run_slurm(tmp_path, '--help').stdout
     assert 'sbatch --array=1-10 launch/slurm.sh reproduce' in usage and 'SBATCH' not in usage
 
 
@@ -1523,7 +1529,7 @@ def test_a_task_of_slurm_is_a_worker(tmp_path):
     ],
 )
 def test_bad_use_of_slurm_is_one_line(tmp_path, arguments, message):
-    completed = slurm(tmp_path, *arguments)
+    completed = run_slurm(tmp_path, *arguments)
     assert (completed.returncode, completed.stdout) == (2, '')
     (line,) = completed.stderr.splitlines()
     assert line.startswith(f'slurm.sh: {message}')
@@ -1547,4 +1553,4 @@ def test_documented_commands_are_understood(cloud):
             code, _, err = cloud(*words[:2], '--dry_run', *words[2:])
             assert code == 0, err
         else:
-            check(manifest(*words))
+            check_manifest(make_manifest(*words))

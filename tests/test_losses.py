@@ -16,25 +16,25 @@ CLASSES, TEMPERATURE = 5, 2.5
 LABELS = np.array([0, 1, 2])
 
 
-def state(seed, *widths):
+def draw_state(seed, *widths):
     """A state of random numbers, an array [batch, width] for each width."""
     rng = np.random.default_rng(seed)
     return tuple(rng.normal(size=(BATCH, width)).astype(np.float32) for width in widths)
 
 
-def weighted(state, weights):
+def weigh_state(state, weights):
     """A state whose square differences weigh that much."""
     return [np.sqrt(weight) * x for x, weight in zip(state, weights, strict=True)]
 
 
 # --- Every loss against its equation ---------------------------------------------------------------
 
-G, DECODED_G = state(0, LOWER, UPPER), state(1, LOWER, UPPER)
-H, DECODED_H = state(2, TEACHER_LOWER, TEACHER_UPPER), state(3, TEACHER_LOWER, TEACHER_UPPER)
-(M_G,), (M_H,) = state(4, MESSAGE), state(5, MESSAGE)
+G, DECODED_G = draw_state(0, LOWER, UPPER), draw_state(1, LOWER, UPPER)
+H, DECODED_H = draw_state(2, TEACHER_LOWER, TEACHER_UPPER), draw_state(3, TEACHER_LOWER, TEACHER_UPPER)
+(M_G,), (M_H,) = draw_state(4, MESSAGE), draw_state(5, MESSAGE)
 WEIGHTS_G, WEIGHTS_H = (0.5, 30.0), (2.0, 0.1)
-(Y_G,), (Y_H,) = state(6, CLASSES), state(7, CLASSES)
-(X_G,), (X_H,) = state(8, 13), state(9, 17)
+(Y_G,), (Y_H,) = draw_state(6, CLASSES), draw_state(7, CLASSES)
+(X_G,), (X_H,) = draw_state(8, 13), draw_state(9, 17)
 
 # name -> (what the loss gives, what NumPy does)
 CASES = {
@@ -45,13 +45,13 @@ CASES = {
     ),
     'distance of weighted parts': (
         lambda: losses.distance(G, DECODED_G, part_weights=WEIGHTS_G),
-        lambda: equations.mean_square(*(weighted(state, WEIGHTS_G) for state in (G, DECODED_G))),
+        lambda: equations.mean_square(*(weigh_state(state, WEIGHTS_G) for state in (G, DECODED_G))),
     ),
     'distance of weighted parts over a variance': (
         lambda: losses.distance(G, DECODED_G, scale='variance', part_weights=WEIGHTS_G),
         lambda: (
-            equations.mean_square(*(weighted(state, WEIGHTS_G) for state in (G, DECODED_G)))
-            / (equations.join(weighted(G, WEIGHTS_G)).var(0).mean() + 1e-6)
+            equations.mean_square(*(weigh_state(state, WEIGHTS_G) for state in (G, DECODED_G)))
+            / (equations.join(weigh_state(G, WEIGHTS_G)).var(0).mean() + 1e-6)
         ),
     ),
     'state_consistency of weighted parts': (
@@ -59,8 +59,8 @@ CASES = {
             G, H, DECODED_G, DECODED_H, student_weights=WEIGHTS_G, teacher_weights=WEIGHTS_H
         ),
         lambda: (
-            equations.mean_square(*(weighted(state, WEIGHTS_G) for state in (G, DECODED_G)))
-            + equations.mean_square(*(weighted(state, WEIGHTS_H) for state in (H, DECODED_H)))
+            equations.mean_square(*(weigh_state(state, WEIGHTS_G) for state in (G, DECODED_G)))
+            + equations.mean_square(*(weigh_state(state, WEIGHTS_H) for state in (H, DECODED_H)))
         ),
     ),
     'message_consistency': (
@@ -136,16 +136,16 @@ def test_an_unknown_option_is_refused():
 
 
 def test_the_variance_is_the_mean_of_those_of_all_features():
-    parts = state(0, LOWER, UPPER)
-    joined = np.concatenate(parts, -1)
-    np.testing.assert_allclose(losses.variance(parts), joined.var(axis=0).mean(), rtol=1e-6)
+    parts = draw_state(0, LOWER, UPPER)
+    features = np.concatenate(parts, -1)
+    np.testing.assert_allclose(losses.variance(parts), features.var(axis=0).mean(), rtol=1e-6)
     # Of every token's features, seen from the other examples.
     tokens = tuple(np.stack([x, 3 * x + 1], axis=1) for x in parts)
-    np.testing.assert_allclose(losses.variance(tokens), 5 * joined.var(axis=0).mean(), rtol=1e-5)
+    np.testing.assert_allclose(losses.variance(tokens), 5 * features.var(axis=0).mean(), rtol=1e-5)
 
 
 def test_a_scaled_distance_does_not_see_the_size_of_both():
-    target, prediction = state(0, LOWER, UPPER), state(1, LOWER, UPPER)
+    target, prediction = draw_state(0, LOWER, UPPER), draw_state(1, LOWER, UPPER)
     plain, scaled = [
         losses.distance(target, prediction, scale=scale, stop_target=False) for scale in ('none', 'variance')
     ]
@@ -162,7 +162,7 @@ def test_a_target_without_variance_is_divided_by_a_little():
 
 @pytest.mark.parametrize('stop_target', [False, True])
 def test_no_gradient_flows_through_the_divisor_nor_a_stopped_target(stop_target):
-    (target,), (prediction,) = state(0, 3), state(1, 3)
+    (target,), (prediction,) = draw_state(0, 3), draw_state(1, 3)
 
     def mean(target, prediction):
         return losses.distance((target,), (prediction,), scale='variance', stop_target=stop_target).mean()
@@ -175,7 +175,7 @@ def test_no_gradient_flows_through_the_divisor_nor_a_stopped_target(stop_target)
 
 
 def test_scaled_distances_under_vmap_are_those_of_each_seed():
-    targets, predictions = (np.stack([*state(seed, 3), *state(seed + 9, 3)]) for seed in (0, 1))
+    targets, predictions = (np.stack([*draw_state(seed, 3), *draw_state(seed + 9, 3)]) for seed in (0, 1))
     targets[1] *= 5
 
     def run(target, prediction):
@@ -218,7 +218,7 @@ def make_speakers(key):
     return student, teacher, state
 
 
-def unrolled(student, teacher, state, decoded, rounds, reference):
+def unroll(student, teacher, state, decoded, rounds, reference):
     """Algorithm 1 as a Python loop, without noise."""
     s, e = state
     total = jnp.zeros(BATCH)
@@ -267,7 +267,7 @@ def test_scan_equals_the_unrolled_loop(rounds, reference, remat_policy):
         )
 
     def looped(state):
-        return unrolled(student, teacher, state, decode_first(state), rounds, reference)
+        return unroll(student, teacher, state, decode_first(state), rounds, reference)
 
     np.testing.assert_allclose(scanned(state), looped(state), rtol=1e-12)
     gradients = [jax.grad(lambda state, f=f: f(state).sum())(state) for f in (scanned, looped)]
@@ -279,10 +279,10 @@ def test_scan_equals_the_unrolled_loop(rounds, reference, remat_policy):
 
 def test_rounds_have_their_own_noise_and_dropout():
     student, teacher, _ = make_speakers(jax.random.key(1))
-    seen = {'noise': [], 'key': []}
+    recorded = {'noise': [], 'key': []}
 
     def upper(s, key):
-        jax.debug.callback(lambda s, k: (seen['noise'].append(s), seen['key'].append(k)), s, key)
+        jax.debug.callback(lambda s, k: (recorded['noise'].append(s), recorded['key'].append(k)), s, key)
         return teacher.upper(s, None)
 
     # Every answer says the same, so what the teacher decodes differs by noise alone.
@@ -301,10 +301,10 @@ def test_rounds_have_their_own_noise_and_dropout():
         key=jax.random.PRNGKey(2),
     ).block_until_ready()
     jax.effects_barrier()
-    for values in seen.values():
+    for values in recorded.values():
         assert len(values) == 3
         assert len({np.asarray(value).tobytes() for value in values}) == 3
-    assert 0.1 < np.std(seen['noise']) < 1.0
+    assert 0.1 < np.std(recorded['noise']) < 1.0
 
 
 def test_distance_is_over_the_joined_features():

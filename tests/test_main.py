@@ -51,7 +51,7 @@ def start(arguments, environment=None, program=('-m', 'td_jax.main'), cwd=ROOT):
     return forked.start([*program, *arguments], cwd, env)
 
 
-def ended(process):
+def wait_for_end(process):
     """(exit code, stdout, stderr) of a process that ends by itself."""
     out, err = process.communicate()
     return process.returncode, out, err
@@ -68,7 +68,7 @@ def start_until(action, moment, count, arguments):
 
 
 @pytest.fixture(scope='module')
-def compiled(uninterrupted, settings, tmp_path_factory):
+def compile_run(uninterrupted, settings, tmp_path_factory):
     """A run like that one, after which all that it needs is compiled."""
     train(settings, tmp_path_factory.mktemp('compiled') / 'run')
 
@@ -90,7 +90,7 @@ def uninterrupted(flags, tmp_path_factory):
 
 
 @pytest.fixture
-def taught(uninterrupted, tmp_path):
+def run_with_teacher(uninterrupted, tmp_path):
     """A workdir that has its teacher already."""
     shutil.copytree(uninterrupted[0] / 'teacher', tmp_path / 'run' / 'teacher')
     return tmp_path / 'run'
@@ -118,12 +118,12 @@ def test_a_run_shows_its_progress_and_ends_with_one_line(uninterrupted, settings
 def test_the_same_command_prints_the_result_again(uninterrupted, flags, tmp_path):
     """From a relative --workdir, in a folder that has no configs/ of its own."""
     folder, out, _ = uninterrupted
-    copied = shutil.copytree(folder, tmp_path / 'run')
-    times = {path: path.stat().st_mtime_ns for path in copied.rglob('*')}
+    copied_run = shutil.copytree(folder, tmp_path / 'run')
+    times = {path: path.stat().st_mtime_ns for path in copied_run.rglob('*')}
     _, *overrides = flags
     absolute = [f'--config={ROOT / "configs" / "digits.py"}', *overrides]
-    assert ended(start([*absolute, '--workdir=run'], cwd=tmp_path)) == (0, out, '')
-    assert {path: path.stat().st_mtime_ns for path in copied.rglob('*')} == times
+    assert wait_for_end(start([*absolute, '--workdir=run'], cwd=tmp_path)) == (0, out, '')
+    assert {path: path.stat().st_mtime_ns for path in copied_run.rglob('*')} == times
 
 
 # --- A run that is cut off -------------------------------------------------------------------------
@@ -134,13 +134,13 @@ def has_all_events(folder):
     from tensorboard.backend.event_processing import event_accumulator
 
     events = event_accumulator.EventAccumulator(str(folder), size_guidance={'tensors': 0}).Reload()
-    found = [(event.step, tag) for tag in events.Tags()['tensors'] for event in events.Tensors(tag)]
+    actual = [(event.step, tag) for tag in events.Tags()['tensors'] for event in events.Tensors(tag)]
     expected = [(line['step'], name) for line in metric_log.read(folder) for name in line if name != 'step']
-    return sorted(found) == sorted(expected)
+    return sorted(actual) == sorted(expected)
 
 
 @pytest.mark.long
-def test_twelve_kills_in_a_row_change_nothing(uninterrupted, compiled, flags, settings, tmp_path, outcome):
+def test_twelve_kills_in_a_row_change_nothing(uninterrupted, compile_run, flags, settings, tmp_path, outcome):
     """At random moments, while it evaluates, inside a save, and again before it has done anything."""
     folder, chance = tmp_path / 'run', random.Random(0)
     arguments = [*flags, f'--workdir={folder}']
@@ -163,11 +163,11 @@ def test_twelve_kills_in_a_row_change_nothing(uninterrupted, compiled, flags, se
     process.kill()
     process.communicate()
     for moment, count in moments:
-        code, _, err = ended(start_until('kill', moment, count, arguments))
+        code, _, err = wait_for_end(start_until('kill', moment, count, arguments))
         assert code == -signal.SIGKILL, err
     # The last evaluation, when every step is done and saved.
     assert (
-        ended(start_until('kill', 'td_jax.training.evaluation:iterate_batches', 1, arguments))[0]
+        wait_for_end(start_until('kill', 'td_jax.training.evaluation:iterate_batches', 1, arguments))[0]
         == -signal.SIGKILL
     )
     assert not (folder / 'result.json').exists()
@@ -177,8 +177,10 @@ def test_twelve_kills_in_a_row_change_nothing(uninterrupted, compiled, flags, se
 
 
 @pytest.mark.long
-def test_a_run_killed_while_it_saves_ends_the_same(uninterrupted, compiled, taught, flags, settings, outcome):
-    checkpoints = taught / 'checkpoints'
+def test_a_run_killed_while_it_saves_ends_the_same(
+    uninterrupted, compile_run, run_with_teacher, flags, settings, outcome
+):
+    checkpoints = run_with_teacher / 'checkpoints'
     moments = (
         # Half of the state is there.
         (f'{checkpoints}/4.orbax-checkpoint-tmp/state', 3),
@@ -189,20 +191,22 @@ def test_a_run_killed_while_it_saves_ends_the_same(uninterrupted, compiled, taug
         # The last one is there, the result is not.
         ('td_jax.training.finished:write_errors', 1),
     )
-    found = []
+    codes_and_steps = []
     for part, count in moments:
-        arguments = [*flags, f'--workdir={taught}']
-        code, _, _ = ended(start_until('kill', part, count, arguments))
-        found.append((code, sorted(int(path.name) for path in checkpoints.iterdir() if path.name.isdigit())))
+        arguments = [*flags, f'--workdir={run_with_teacher}']
+        code, _, _ = wait_for_end(start_until('kill', part, count, arguments))
+        codes_and_steps.append(
+            (code, sorted(int(path.name) for path in checkpoints.iterdir() if path.name.isdigit()))
+        )
     killed = -signal.SIGKILL
-    assert found == [(killed, [2]), (killed, [2, 4]), (killed, [6, 8]), (killed, [22, 24])]
-    train(settings, taught)
-    assert outcome(taught) == outcome(uninterrupted[0])
-    assert has_all_events(taught)
+    assert codes_and_steps == [(killed, [2]), (killed, [2, 4]), (killed, [6, 8]), (killed, [22, 24])]
+    train(settings, run_with_teacher)
+    assert outcome(run_with_teacher) == outcome(uninterrupted[0])
+    assert has_all_events(run_with_teacher)
 
 
 def is_interrupted(process):
-    code, out, err = ended(process)
+    code, out, err = wait_for_end(process)
     assert (code, out) == (130, '')
     *progress, last = err.splitlines()
     assert [line for line in progress if not line.startswith(('td digits', 'continues at'))] == []
@@ -211,41 +215,43 @@ def is_interrupted(process):
 
 @pytest.mark.long
 def test_control_c_is_one_line_and_the_same_command_continues(
-    uninterrupted, taught, flags, settings, outcome
+    uninterrupted, run_with_teacher, flags, settings, outcome
 ):
-    arguments = [*flags, f'--workdir={taught}']
+    arguments = [*flags, f'--workdir={run_with_teacher}']
     process = start(arguments, ONLY_READS_COMPILED)
     assert process.stderr.readline().startswith('td digits 5, 6, 7, 8, 9: step 2/24')
     process.send_signal(signal.SIGINT)
     assert is_interrupted(process)
     # Once more, in a save.
-    part = f'{taught}/checkpoints/22.orbax-checkpoint-tmp/state'
+    part = f'{run_with_teacher}/checkpoints/22.orbax-checkpoint-tmp/state'
     assert is_interrupted(start_until('interrupt', part, 2, arguments))
-    assert not (taught / 'result.json').exists()
-    train(settings, taught)
-    assert outcome(taught) == outcome(uninterrupted[0])
+    assert not (run_with_teacher / 'result.json').exists()
+    train(settings, run_with_teacher)
+    assert outcome(run_with_teacher) == outcome(uninterrupted[0])
 
 
 @pytest.mark.long
-def test_a_disk_that_is_full_at_the_last_save(uninterrupted, taught, flags, settings, outcome):
-    part = f'{taught}/checkpoints/24.orbax-checkpoint-tmp'
-    arguments = [*flags, f'--workdir={taught}']
-    code, out, err = ended(start_until('fill', part, 1, arguments))
+def test_a_disk_that_is_full_at_the_last_save(uninterrupted, run_with_teacher, flags, settings, outcome):
+    part = f'{run_with_teacher}/checkpoints/24.orbax-checkpoint-tmp'
+    arguments = [*flags, f'--workdir={run_with_teacher}']
+    code, out, err = wait_for_end(start_until('fill', part, 1, arguments))
     assert (code, out) == (2, '')
     *progress, last = err.splitlines()
     assert all(line.startswith('td digits') for line in progress), err
-    assert last.startswith(f'td_jax: the checkpoint of step 24 could not be written to {taught}/checkpoints')
-    assert not (taught / 'result.json').exists()
+    assert last.startswith(
+        f'td_jax: the checkpoint of step 24 could not be written to {run_with_teacher}/checkpoints'
+    )
+    assert not (run_with_teacher / 'result.json').exists()
     # With room again it goes on from the one before.
     with pytest.MonkeyPatch.context() as patch:
-        said = []
-        patch.setattr(processes, 'say', said.append)
-        train(settings, taught)
-    assert said[0] == 'continues at step 22 of 24'
-    assert outcome(taught) == outcome(uninterrupted[0])
+        messages = []
+        patch.setattr(processes, 'say', messages.append)
+        train(settings, run_with_teacher)
+    assert messages[0] == 'continues at step 22 of 24'
+    assert outcome(run_with_teacher) == outcome(uninterrupted[0])
 
 
-def in_a_mount(script, **folders):
+def run_in_a_mount(script, **folders):
     """Runs a shell script where it may mount what nobody else sees; skips where that is not allowed."""
     command = ['unshare', '--mount', '--map-root-user', 'sh', '-ec']
     try:
@@ -261,11 +267,11 @@ def in_a_mount(script, **folders):
 
 
 @pytest.mark.long
-def test_a_small_disk_that_fills_up(uninterrupted, taught, flags, settings, tmp_path, outcome):
+def test_a_small_disk_that_fills_up(uninterrupted, run_with_teacher, flags, settings, tmp_path, outcome):
     """One with room for two checkpoints and not for the third that stands beside them for a moment."""
     files = [path for path in uninterrupted[0].rglob('*') if path.is_file()]
     pages = 2 + sum(-(-path.stat().st_size // 4096) for path in files)
-    completed = in_a_mount(
+    completed = run_in_a_mount(
         """
         mkdir "$HERE"
         mount -t tmpfs -o size="$SIZE" none "$HERE"
@@ -277,7 +283,7 @@ def test_a_small_disk_that_fills_up(uninterrupted, taught, flags, settings, tmp_
         """.replace('"$@"', shlex.join(flags)),
         HERE=tmp_path / 'small',
         THERE=tmp_path / 'found',
-        TAUGHT=taught,
+        TAUGHT=run_with_teacher,
         PYTHON=sys.executable,
         SIZE=4096 * pages,
     )
@@ -286,11 +292,11 @@ def test_a_small_disk_that_fills_up(uninterrupted, taught, flags, settings, tmp_
     assert [line for line in progress if not line.startswith('td digits')] == []
     assert last.startswith('td_jax: ')
     assert 'No space left on device' in last
-    found = tmp_path / 'found'
-    assert not (found / 'result.json').exists()
-    assert any(path.name.isdigit() for path in (found / 'checkpoints').iterdir())
-    train(settings, found)
-    assert outcome(found) == outcome(uninterrupted[0])
+    copied_run = tmp_path / 'found'
+    assert not (copied_run / 'result.json').exists()
+    assert any(path.name.isdigit() for path in (copied_run / 'checkpoints').iterdir())
+    train(settings, copied_run)
+    assert outcome(copied_run) == outcome(uninterrupted[0])
 
 
 @pytest.mark.long
@@ -298,7 +304,7 @@ def test_a_checkpoint_folder_that_cannot_be_written(uninterrupted, flags, tmp_pa
     folder = shutil.copytree(uninterrupted[0], tmp_path / 'run')
     (folder / 'result.json').unlink()
     before = {path: path.stat().st_mtime_ns for path in folder.rglob('*') if path.is_file()}
-    completed = in_a_mount(
+    completed = run_in_a_mount(
         """
         mount --bind "$HERE" "$HERE"
         mount -o remount,ro,bind "$HERE"
@@ -318,9 +324,9 @@ def test_a_checkpoint_folder_that_cannot_be_written(uninterrupted, flags, tmp_pa
 # --- Mistakes --------------------------------------------------------------------------------------
 
 
-def refused(process):
+def read_refusal(process):
     """What a process that refuses says, without the name of the program."""
-    code, out, err = ended(process)
+    code, out, err = wait_for_end(process)
     assert (code, out) == (2, '')
     (line,) = err.splitlines()
     assert line.startswith('td_jax: ')
@@ -365,7 +371,7 @@ def test_a_mistake_is_one_line(arguments, parts, tmp_path):
     for name, text in CONFIGS.items():
         (tmp_path / name).write_text(text)
     (tmp_path / 'configs').symlink_to(ROOT / 'configs')
-    message = refused(start([f'--workdir={tmp_path / "run"}', *arguments], cwd=tmp_path))
+    message = read_refusal(start([f'--workdir={tmp_path / "run"}', *arguments], cwd=tmp_path))
     for part in parts:
         assert part in message
     assert not (tmp_path / 'run').exists()
@@ -373,7 +379,7 @@ def test_a_mistake_is_one_line(arguments, parts, tmp_path):
 
 def test_a_workdir_in_use_is_refused_by_name(flags, tmp_path):
     with workdir.lock(tmp_path / 'run'):
-        message = refused(start([*flags, f'--workdir={tmp_path / "run"}']))
+        message = read_refusal(start([*flags, f'--workdir={tmp_path / "run"}']))
     assert message == (
         f'workdir {tmp_path / "run"} is in use by another process; wait for it or choose another --workdir.'
     )

@@ -33,7 +33,7 @@ def config():
     return config
 
 
-def from_library(params):
+def convert_from_library(params):
     """Parameters in the example's tree."""
     student = {own: params[train_step.STUDENT][name] for name, own in LAYERS.items()}
     modules = {name: {'params': tree} for name, tree in params[train_step.COMMUNICATION].items()}
@@ -66,7 +66,7 @@ def test_a_step_is_that_of_the_library(config):
             batch = train_step.Batch({'image': images}, labels, np.ones(len(labels), np.float32), activations)
             if state is None:
                 state = step.init(jax.random.key(0), batch)
-                params = from_library(state.params)
+                params = convert_from_library(state.params)
                 optimizer_state = minimal_td.OPTIMIZER.init(params)
             before = params
             state, metrics = library_update(state, batch)
@@ -74,12 +74,12 @@ def test_a_step_is_that_of_the_library(config):
                 params, optimizer_state, teacher, images, labels
             )
             np.testing.assert_allclose(loss, metrics['loss'], rtol=1e-6)
-            moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), before, params)
-            assert all(jax.tree.leaves(moved))
+            has_changed = jax.tree.map(lambda a, b: bool(np.any(a != b)), before, params)
+            assert all(jax.tree.leaves(has_changed))
             jax.tree.map(
                 lambda ours, theirs: np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-7),
                 params,
-                from_library(state.params),
+                convert_from_library(state.params),
             )
 
 

@@ -28,18 +28,18 @@ def test_the_notebook_runs_and_says_what_its_files_say(tmp_path, monkeypatch):
     nbclient.NotebookClient(notebook, timeout=300, resources=resources).execute()
 
     outputs = [output for cell in notebook.cells for output in cell.get('outputs', [])]
-    said = ''.join(output.text for output in outputs if output.output_type == 'stream')
-    assert 'Warning' not in said
+    text = ''.join(output.text for output in outputs if output.output_type == 'stream')
+    assert 'Warning' not in text
     runs = tmp_path / 'runs' / 'notebook'
     values = {}
     for method in ('supervised', 'td'):
         result = json.loads((runs / method / 'result.json').read_text())
         values[method] = result['values']
-        assert f'{method}: accuracy {result["mean"]:.3f} (' in said
+        assert f'{method}: accuracy {result["mean"]:.3f} (' in text
     low, high = scipy.stats.ttest_rel(values['td'], values['supervised']).confidence_interval()
-    assert f'{(low + high) / 2:+.4f} ± {(high - low) / 2:.4f}, n = 5' in said
+    assert f'{(low + high) / 2:+.4f} ± {(high - low) / 2:.4f}, n = 5' in text
     assert any('image/png' in output.get('data', {}) for output in outputs)
-    pairs = [line.split(' | ')[0] for line in said.splitlines() if line.startswith('| ')]
+    pairs = [line.split(' | ')[0] for line in text.splitlines() if line.startswith('| ')]
     states = [f'| {ours}_g, {theirs}_h' for ours in 'sem' for theirs in 'sem']
     assert pairs == ['| student, teacher', '| ---', *states]
 
@@ -49,4 +49,4 @@ def test_the_notebook_runs_and_says_what_its_files_say(tmp_path, monkeypatch):
     assert [row['file'] for row in rows] == ['5.png', '7.png', '9.png']
     for row in rows:
         probability = f'{float(row["probability"]):.3f}'
-        assert f'a {row["file"][0]} is a {row["class"]} with probability {probability}' in said
+        assert f'a {row["file"][0]} is a {row["class"]} with probability {probability}' in text

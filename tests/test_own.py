@@ -27,7 +27,7 @@ BROUGHT = {
 }
 
 
-def brought_module(path, name='brought'):
+def load_module(path, name='brought'):
     """A file as a module, as a caller's own file is."""
     spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
@@ -36,7 +36,7 @@ def brought_module(path, name='brought'):
 
 
 @pytest.fixture(scope='module')
-def brought_config(small_config):
+def config_of_own_parts(small_config):
     """A config of which model, data and method have other names than td_jax's own."""
     config = small_config(method='hints', model__name='perceptron', dataset__name='numerals')
     config.teacher.model.name = 'perceptron'
@@ -45,15 +45,15 @@ def brought_config(small_config):
 
 
 @pytest.fixture(scope='module')
-def brought_run(brought_config, tmp_path_factory):
+def run_of_own_parts(config_of_own_parts, tmp_path_factory):
     """(workdir, result) of a run of it."""
     folder = tmp_path_factory.mktemp('brought') / 'run'
-    return folder, td_jax.train(brought_config, folder, **BROUGHT)
+    return folder, td_jax.train(config_of_own_parts, folder, **BROUGHT)
 
 
-def test_what_is_brought_computes_what_td_jax_computes(brought_run, small_config, tmp_path):
+def test_what_is_brought_computes_what_td_jax_computes(run_of_own_parts, small_config, tmp_path):
     """The same functions under td_jax's own names are the reference."""
-    folder, result = brought_run
+    folder, result = run_of_own_parts
     expected = td_jax.train(small_config(method='fitnet', fitnet__weights__state=3.0), tmp_path / 'run')
     assert result['values'] == expected['values']
     assert result['teacher_fingerprint'] == expected['teacher_fingerprint']
@@ -63,18 +63,18 @@ def test_what_is_brought_computes_what_td_jax_computes(brought_run, small_config
     assert 'perceptron' not in MODELS
 
 
-def test_a_run_says_what_it_is_made_of(brought_run):
-    folder, _ = brought_run
-    found = workdir.read_json(folder / workdir.PROVENANCE)
-    assert {kind: list(parts) for kind, parts in found.items()} == {
+def test_a_run_says_what_it_is_made_of(run_of_own_parts):
+    folder, _ = run_of_own_parts
+    provenance = workdir.read_json(folder / workdir.PROVENANCE)
+    assert {kind: list(parts) for kind, parts in provenance.items()} == {
         'models': ['perceptron'],
         'sources': ['numerals'],
         'methods': ['hints'],
     }
-    assert found['models']['perceptron']['file'] == 'mlp.py'
+    assert provenance['models']['perceptron']['file'] == 'mlp.py'
     # A teacher is a run of its own, in which no method of the student's had a part.
     of_teacher = workdir.read_json(folder / 'teacher' / workdir.PROVENANCE)
-    assert of_teacher == {key: found[key] for key in ('models', 'sources')}
+    assert of_teacher == {key: provenance[key] for key in ('models', 'sources')}
     with pytest.raises(UserError) as error_info:
         td_jax.load(folder)
     assert str(error_info.value) == (
@@ -87,7 +87,7 @@ def test_a_run_says_what_it_is_made_of(brought_run):
 @pytest.mark.long
 def test_the_example_trains_a_teacher_of_its_own(tmp_path, monkeypatch, capsys):
     """Its student's accuracy is what its parameters give, read back and applied by hand."""
-    example = brought_module(ROOT / 'examples' / 'own_teacher.py', 'own_teacher')
+    example = load_module(ROOT / 'examples' / 'own_teacher.py', 'own_teacher')
     small = example.digits.get_config()
     small.num_seeds, small.num_steps, small.teacher.num_steps, small.diagnostics = 1, 20, 20, False
     monkeypatch.setattr(example.digits, 'get_config', lambda: small)
@@ -103,15 +103,17 @@ def test_the_example_trains_a_teacher_of_its_own(tmp_path, monkeypatch, capsys):
     assert len((ROOT / 'examples' / 'own_teacher.py').read_text().splitlines()) <= 60
 
 
-def test_a_teacher_with_parameters_of_its_own_is_left_as_it_is(brought_run, brought_config, tmp_path):
+def test_a_teacher_with_parameters_of_its_own_is_left_as_it_is(
+    run_of_own_parts, config_of_own_parts, tmp_path
+):
     """It teaches what the same one teaches from the workdir where it was trained."""
-    folder, expected = brought_run
+    folder, expected = run_of_own_parts
     teacher = td_jax.load(folder / 'teacher', **BROUGHT).params['student']
 
     def build(*arguments):
         return base.with_parameters(mlp.build(*arguments), teacher)
 
-    config = brought_config.copy_and_resolve_references()
+    config = config_of_own_parts.copy_and_resolve_references()
     config.teacher.model.name, config.teacher.num_steps = 'learned', 0
     parts = {**BROUGHT, 'models': {**BROUGHT['models'], 'learned': build}}
     result = td_jax.train(config, tmp_path / 'run', **parts)
@@ -153,36 +155,41 @@ def test_a_run_of_a_source_that_changed_is_refused(small_config, tmp_path):
     file = tmp_path / 'mine.py'
     file.write_text(OWN_MODEL)
     config = small_config(method='supervised', model__name='mine', num_steps=2)
-    first = td_jax.train(config, tmp_path / 'run', models={'mine': brought_module(file).build})
+    first = td_jax.train(config, tmp_path / 'run', models={'mine': load_module(file).build})
     file.write_text(OWN_MODEL + '# A change.\n')
-    changed = {'mine': brought_module(file).build}
+    changed_models = {'mine': load_module(file).build}
     with pytest.raises(
         UserError, match=r'was made of another mine: mine\.py has changed since'
     ) as error_info:
-        td_jax.train(config, tmp_path / 'run', models=changed)
+        td_jax.train(config, tmp_path / 'run', models=changed_models)
     with pytest.raises(UserError, match='has changed since'):
-        td_jax.load(tmp_path / 'run', models=changed)
+        td_jax.load(tmp_path / 'run', models=changed_models)
     # As the teacher of a student that has no part in it, too.
-    taught = small_config(method='fitnet', num_steps=2, teacher__num_steps=2, teacher__model__name='mine')
-    taught.teacher.checkpoint = str(tmp_path / 'run')
-    taught.teacher.model.hidden, taught.teacher.dataset.classes = config.model.hidden, config.dataset.classes
-    taught.teacher.dataset.examples_per_class = config.dataset.examples_per_class
+    student_config = small_config(
+        method='fitnet', num_steps=2, teacher__num_steps=2, teacher__model__name='mine'
+    )
+    student_config.teacher.checkpoint = str(tmp_path / 'run')
+    student_config.teacher.model.hidden, student_config.teacher.dataset.classes = (
+        config.model.hidden,
+        config.dataset.classes,
+    )
+    student_config.teacher.dataset.examples_per_class = config.dataset.examples_per_class
     with pytest.raises(UserError, match='has changed since'):
-        td_jax.train(taught, tmp_path / 'student', models=changed)
+        td_jax.train(student_config, tmp_path / 'student', models=changed_models)
     # The way out that it names.
-    kept = tmp_path / 'run' / workdir.PROVENANCE
-    assert str(kept) in str(error_info.value)
-    kept.unlink()
-    assert td_jax.train(config, tmp_path / 'run', models=changed) == first
+    provenance_file = tmp_path / 'run' / workdir.PROVENANCE
+    assert str(provenance_file) in str(error_info.value)
+    provenance_file.unlink()
+    assert td_jax.train(config, tmp_path / 'run', models=changed_models) == first
 
 
 def test_a_part_without_a_source_is_refused(small_config, tmp_path):
     """As one that was typed at a prompt."""
-    found = {}
-    exec('def build(*arguments):\n  from td_jax.models import mlp\n  return mlp.build(*arguments)', found)
+    namespace = {}
+    exec('def build(*arguments):\n  from td_jax.models import mlp\n  return mlp.build(*arguments)', namespace)
     config = small_config(method='supervised', model__name='mine', num_steps=2)
     with pytest.raises(UserError, match='build has no source to identify it by'):
-        td_jax.train(config, tmp_path / 'run', models={'mine': found['build']})
+        td_jax.train(config, tmp_path / 'run', models={'mine': namespace['build']})
     assert not (tmp_path / 'run').exists()
 
 
@@ -207,13 +214,13 @@ def test_a_data_set_of_a_caller_that_changed_is_refused(small_config, tmp_path):
     """Its arrays tell, though the file of its function is the same."""
     (tmp_path / 'mine.py').write_text(OWN_SOURCE.format(path=str(tmp_path / 'pixels.npy')))
     np.save(tmp_path / 'pixels.npy', 0.0)
-    mine = {'sources': {'mine': brought_module(tmp_path / 'mine.py').load}}
+    mine = {'sources': {'mine': load_module(tmp_path / 'mine.py').load}}
     config = small_config(
         method='supervised', dataset__name='mine', num_steps=2, dataset__examples_per_class=0
     )
     first = td_jax.train(config, tmp_path / 'run', **mine)
     assert td_jax.train(config, tmp_path / 'run', **mine) == first
-    shown = td_jax.load(tmp_path / 'run', **mine).source.train['image']
+    images = td_jax.load(tmp_path / 'run', **mine).source.train['image']
     np.save(tmp_path / 'pixels.npy', 0.25)
     message = r'was trained on other data than digits .* is now: training examples: other content'
     with pytest.raises(UserError, match=message):
@@ -221,12 +228,12 @@ def test_a_data_set_of_a_caller_that_changed_is_refused(small_config, tmp_path):
     with pytest.raises(UserError, match=message):
         td_jax.load(tmp_path / 'run', **mine)
     np.save(tmp_path / 'pixels.npy', 0.0)
-    np.testing.assert_array_equal(td_jax.load(tmp_path / 'run', **mine).source.train['image'], shown)
+    np.testing.assert_array_equal(td_jax.load(tmp_path / 'run', **mine).source.train['image'], images)
 
 
 def test_a_stream_of_a_caller_is_known_by_what_it_says(small_config, tmp_path, capsys):
     (tmp_path / 'mine.py').write_text(OWN_SOURCE.format(path=str(tmp_path / 'version.npy')))
-    load = brought_module(tmp_path / 'mine.py').load_stream
+    load = load_module(tmp_path / 'mine.py').load_stream
     config = small_config(dataset__examples_per_class=0)
     records = []
     for version in (1.0, 1.0, 2.0, 0.0):
@@ -266,8 +273,8 @@ def test_what_cannot_be_brought_is_refused_by_name(small_config, tmp_path, parts
     assert not (tmp_path / 'run').exists()
 
 
-def test_a_method_that_is_brought_without_weights_is_refused(brought_config, tmp_path):
-    config = brought_config.copy_and_resolve_references()
+def test_a_method_that_is_brought_without_weights_is_refused(config_of_own_parts, tmp_path):
+    config = config_of_own_parts.copy_and_resolve_references()
     for own_knobs in ({}, {'hints': 3}, {'hints': {'weights': {'other': 1.0}}}):
         config.own = own_knobs
         with pytest.raises(UserError, match=r'own\.hints\.weights has no weight for state; set config\.own'):
@@ -278,20 +285,20 @@ def test_a_method_that_is_brought_without_weights_is_refused(brought_config, tmp
     assert not (tmp_path / 'run').exists()
 
 
-def test_a_model_that_is_brought_may_read_any_knob(brought_config):
+def test_a_model_that_is_brought_may_read_any_knob(config_of_own_parts):
     """So each of them is part of what a run is."""
 
     def changed(**values):
-        config = brought_config.copy_and_resolve_references()
+        config = config_of_own_parts.copy_and_resolve_references()
         config.update_from_flattened_dict({key.replace('__', '.'): value for key, value in values.items()})
         return config
 
     with own.use_parts(**BROUGHT):
-        one = config_lib.digest(brought_config)
+        one = config_lib.digest(config_of_own_parts)
         assert config_lib.digest(changed(model__variant='S/32')) != one
         other = changed(own__hints__weights__state=4.0)
         assert config_lib.digest(other) != one
-        differences = config_lib.differences(other, json.loads(config_lib.to_json(brought_config)))
+        differences = config_lib.differences(other, json.loads(config_lib.to_json(config_of_own_parts)))
         assert differences == {'own.hints.weights.state': (3.0, 4.0)}
         # Of a method that is not used, as of td_jax's own.
         digests = {

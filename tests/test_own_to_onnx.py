@@ -24,12 +24,12 @@ VIT = {'name': 'vit', 'layers': 1, 'width': 8, 'mlp': 8, 'heads': 2, 'patch': 4,
 RESNET = {'name': 'resnet', 'variant': 'R8x1', 'width': 8, 'split': 1}
 
 
-def session_of(folder):
+def start_session(folder):
     onnxruntime = pytest.importorskip('onnxruntime')
     return onnxruntime.InferenceSession(folder / 'student.onnx')
 
 
-def read(path):
+def read_rows(path):
     with open(path, newline='') as file:
         return list(csv.DictReader(file))
 
@@ -56,22 +56,24 @@ def test_ratings_with_ids_of_text(tmp_path):
     )
     folder = epath.Path(tmp_path / 'run')
     train(config, folder)
-    asked = [('reader 3', 'b-1'), ('reader 14', 'b-11'), ('nobody', 'b-3'), ('reader 3', 'b-0'), ('x', 'y')]
-    (tmp_path / 'asked.csv').write_text('\n'.join(['reader,book', *map(','.join, asked)]))
+    pairs = [('reader 3', 'b-1'), ('reader 14', 'b-11'), ('nobody', 'b-3'), ('reader 3', 'b-0'), ('x', 'y')]
+    (tmp_path / 'asked.csv').write_text('\n'.join(['reader,book', *map(','.join, pairs)]))
     answers.predict(folder, epath.Path(tmp_path / 'asked.csv'), epath.Path(tmp_path / 'said.csv'))
     formats.export(folder, 'onnx')
 
     numbers = json.loads((folder / 'student_onnx' / 'vocabulary.json').read_text())
     inputs = {
-        name: np.array([numbers[name].get(pair[i], -1) for pair in asked], np.int32)
+        name: np.array([numbers[name].get(pair[i], -1) for pair in pairs], np.int32)
         for i, name in enumerate(('reader', 'book'))
     }
-    (found,) = session_of(folder / 'student_onnx').run(None, inputs)
-    said = read(tmp_path / 'said.csv')
-    np.testing.assert_allclose(found, [float(row['rating']) for row in said], rtol=1e-5, atol=1e-6)
+    (ratings_by_onnx,) = start_session(folder / 'student_onnx').run(None, inputs)
+    rows_predicted = read_rows(tmp_path / 'said.csv')
+    np.testing.assert_allclose(
+        ratings_by_onnx, [float(row['rating']) for row in rows_predicted], rtol=1e-5, atol=1e-6
+    )
     # The student knows crime alone: of b-0 it has no number, and that is said.
-    assert [row['unknown'] for row in said] == ['', '', 'reader', 'book', 'reader book']
-    assert len(set(np.round(found, 6))) > 1
+    assert [row['unknown'] for row in rows_predicted] == ['', '', 'reader', 'book', 'reader book']
+    assert len(set(np.round(ratings_by_onnx, 6))) > 1
 
 
 @pytest.mark.parametrize(
@@ -99,12 +101,12 @@ def test_images_and_models_of_unlike_shapes(tmp_path, teacher, student):
     answers.predict(folder, epath.Path(tmp_path / 'own' / 'lights'), epath.Path(tmp_path / 'said.csv'))
     formats.export(folder, 'onnx')
 
-    session = session_of(folder / 'student_onnx')
-    said = read(tmp_path / 'said.csv')
-    assert len(said) == 20
-    for row in said:
+    session = start_session(folder / 'student_onnx')
+    rows_predicted = read_rows(tmp_path / 'said.csv')
+    assert len(rows_predicted) == 20
+    for row in rows_predicted:
         with PIL.Image.open(tmp_path / 'own' / 'lights' / row['file']) as image:
             pixels = np.asarray(image.convert('RGB'))[None]
-        (found,) = session.run(['probabilities'], {'image': pixels})[0]
+        (probabilities,) = session.run(['probabilities'], {'image': pixels})[0]
         expected = [float(row['p(dark things)']), float(row['p(lights)'])]
-        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=2e-6)
+        np.testing.assert_allclose(probabilities, expected, rtol=1e-4, atol=2e-6)

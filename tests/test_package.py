@@ -45,11 +45,11 @@ def test_what_the_package_reads_goes_with_it():
         for pattern in patterns
         for path in (ROOT / package.replace('.', '/')).glob(pattern)
     }
-    kept = {
+    data_files = {
         path for path in (ROOT / 'td_jax').rglob('*') if path.is_file() and path.suffix not in ('.py', '.pyc')
     }
-    assert packed == kept
-    assert kept
+    assert packed == data_files
+    assert data_files
 
 
 def test_licence_and_version_are_the_same_everywhere():
@@ -69,16 +69,16 @@ def test_every_tracker_is_an_extra():
         assert f'\n{requirement}\n' in dev
 
 
-def versions(file, operator):
+def read_versions(file, operator):
     """{(package, marker): its version after the operator} of a file of requirements."""
     lines = [line.partition('#')[0].strip() for line in (ROOT / file).read_text().splitlines()]
-    found = {}
+    version_by_package = {}
     for requirement in map(Requirement, filter(None, lines)):
         (bound,) = requirement.specifier
         assert bound.operator == operator, requirement
-        found[requirement.name, str(requirement.marker)] = Version(bound.version)
-    return found
+        version_by_package[requirement.name, str(requirement.marker)] = Version(bound.version)
+    return version_by_package
 
 
 def test_the_oldest_versions_are_the_lower_bounds():
-    assert versions('requirements-oldest.txt', '==') == versions('requirements.txt', '>=')
+    assert read_versions('requirements-oldest.txt', '==') == read_versions('requirements.txt', '>=')

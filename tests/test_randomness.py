@@ -23,5 +23,5 @@ def test_a_key_by_name_is_folded_with_the_first_four_bytes():
     key = jax.random.key(7)
     for name, digits in list(SHA256.items())[:2]:
         expected = jax.random.fold_in(key, np.uint32(int(digits[:8], 16)))
-        found = randomness.fold_name(key, name)
-        assert jax.random.key_data(found).tolist() == jax.random.key_data(expected).tolist()
+        actual = randomness.fold_name(key, name)
+        assert jax.random.key_data(actual).tolist() == jax.random.key_data(expected).tolist()

@@ -16,7 +16,7 @@ def test_the_page_of_a_run_that_was_trained(small_config, tmp_path):
     assert page.write(epath.Path(tmp_path / 'run'), target) == 2
     text = target.read_text()
     assert '1 run: 1 finished. 1 teacher: 1 finished.' in text
-    for said in (
+    for phrase in (
         f'{result["mean"]:.4f} ± ',
         'digits 5, 6, 7, 8, 9, validation accuracy',
         'digits 0, 1, 2, 3, 4',
@@ -26,7 +26,7 @@ def test_the_page_of_a_run_that_was_trained(small_config, tmp_path):
         'td, std</strong>',
         'interact ends at ',
     ):
-        assert said in text, said
+        assert phrase in text, phrase
 
 
 def test_the_command_writes_a_page(run_command, tmp_path):
@@ -51,16 +51,16 @@ def test_a_mistake_is_one_line(run_command, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ('name', 'said'),
+    ('name', 'message'),
     [
         ('result.json', r'result\.json is no name of a page; let it end in \.html\.$'),
         ('folder.html', r'folder\.html is a folder; name a file in it\.$'),
         ('no/a.html', r'no/a\.html cannot be written: its folder is missing\.$'),
     ],
 )
-def test_a_place_where_no_page_goes_is_refused(tmp_path, name, said):
+def test_a_place_where_no_page_goes_is_refused(tmp_path, name, message):
     (tmp_path / 'folder.html').mkdir()
     (tmp_path / 'result.json').write_text('{}')
-    with pytest.raises(UserError, match=f'^--output {tmp_path}/{said}'):
+    with pytest.raises(UserError, match=f'^--output {tmp_path}/{message}'):
         page.write(epath.Path(tmp_path), epath.Path(tmp_path / name))
     assert (tmp_path / 'result.json').read_text() == '{}'

@@ -13,7 +13,7 @@ from td_jax.training import dispatch, finished
 from tests import forked
 
 
-def fake(mean, seeds=(0, 1), teacher=0.9):
+def make_cell(mean, seeds=(0, 1), teacher=0.9):
     values = [mean - 0.01, mean + 0.01]
     return {
         'mean': mean,
@@ -26,7 +26,7 @@ def fake(mean, seeds=(0, 1), teacher=0.9):
     }
 
 
-def cells_of(text, row):
+def find_cells(text, row):
     """The cells of a row of a Markdown table."""
     (line,) = [line for line in text.splitlines() if line.startswith(f'| {row} |')]
     return [cell.strip() for cell in line.strip('|').split('|')]
@@ -47,7 +47,7 @@ def test_an_unknown_table_is_one_line_with_the_known_ones(tmp_path):
 
 
 def test_flags_without_effect_are_one_line(tmp_path):
-    for more, said in (
+    for more, message in (
         (['--from_errors=kept.npz'], '--on_test has no effect with --from_errors; leave one of them out.'),
         (['--dry_run'], '--on_test has no effect with --dry_run; leave one of them out.'),
         (
@@ -70,11 +70,11 @@ def test_flags_without_effect_are_one_line(tmp_path):
         flags = ['--tables=digits', f'--workdir={tmp_path / "t"}', '--on_test', *more]
         process = start(*flags)
         out, err = process.communicate()
-        assert (process.returncode, out, err) == (2, '', f'td_jax: {said}\n')
+        assert (process.returncode, out, err) == (2, '', f'td_jax: {message}\n')
     assert list(tmp_path.iterdir()) == []
 
 
-def kept_file(path, tables_of=('digits',)):
+def write_errors_file(path, tables_of=('digits',)):
     """A file of errors of two seeds of two rows."""
     rng = np.random.default_rng(0)
     results = {}
@@ -83,7 +83,7 @@ def kept_file(path, tables_of=('digits',)):
         rows = {}
         for row in ('Train from scratch', 'TD'):
             values = (rng.random((2, 40)) < 0.7).astype(float)
-            rows[row] = fake(0.7) | {'values': values.mean(axis=1).tolist(), 'metric': 'accuracy'}
+            rows[row] = make_cell(0.7) | {'values': values.mean(axis=1).tolist(), 'metric': 'accuracy'}
             rows[row] |= {'teachers': [0, 1], 'errors': errors.sum_by_unit(values, np.arange(40))}
         results[name] = {column: rows}
     errors.write(epath.Path(path), results)
@@ -93,7 +93,7 @@ def kept_file(path, tables_of=('digits',)):
 @pytest.mark.long
 def test_tables_are_shown_from_a_file_of_errors_alone(tmp_path):
     path = tmp_path / 'errors.npz'
-    results = kept_file(path)
+    results = write_errors_file(path)
     damaged = tmp_path / 'damaged.npz'
     damaged.write_bytes(path.read_bytes()[:-100])
     arguments = {
@@ -109,15 +109,15 @@ def test_tables_are_shown_from_a_file_of_errors_alone(tmp_path):
     running['no workdir'] = start('--tables=digits', f'--errors={path}')
     running['no folder'] = start('--tables=digits', f'--workdir={tmp_path}', f'--errors={tmp_path}/a/b.npz')
     outputs = {name: process.communicate() for name, process in running.items()}
-    text, said = outputs.pop('shown')
+    text, shown_err = outputs.pop('shown')
     beside, _ = outputs.pop('beside TD')
-    assert (running.pop('shown').returncode, running.pop('beside TD').returncode, said) == (0, 0, '')
+    assert (running.pop('shown').returncode, running.pop('beside TD').returncode, shown_err) == (0, 0, '')
     assert {process.returncode for process in running.values()} == {2}
     rows = {row: None for row in tables.TABLES['digits'].rows} | results['digits']['5 to 9']
     arguments = ['digits'], {'digits': {'5 to 9': rows}}, tables.GENRES, ['CIFAR10']
     assert (text, beside) == (render.make(*arguments) + '\n', render.make(*arguments, 'TD') + '\n')
-    assert cells_of(beside, 'TD')[3] == '' != cells_of(text, 'TD')[3]
-    assert ' to ' in cells_of(text, 'TD')[4]
+    assert find_cells(beside, 'TD')[3] == '' != find_cells(text, 'TD')[3]
+    assert ' to ' in find_cells(text, 'TD')[4]
     messages = {name: err for name, (out, err) in outputs.items() if not out}
     assert messages == {
         'of another table': (
@@ -142,41 +142,45 @@ def test_tables_are_shown_from_a_file_of_errors_alone(tmp_path):
 def test_the_command_writes_what_it_shows_unless_told_only_to_show(tmp_path):
     root, table = tmp_path / 'runs', tables.TABLES['digits_x']
     configs = [config for row in table.rows for config in cells.runs_of(table, '5 to 9', row)]
-    taught = [config for config in configs if config.method != 'supervised']
-    runs = {cells.teacher_folder(root, config): config_lib.teacher_run(config) for config in taught}
+    configs_with_teachers = [config for config in configs if config.method != 'supervised']
+    runs = {
+        cells.teacher_folder(root, config): config_lib.teacher_run(config) for config in configs_with_teachers
+    }
     runs |= {cells.run_folder(root, config): config for config in configs}
     assert len(runs) == 10 + 1 + 10 * 11
-    for config in taught:
+    for config in configs_with_teachers:
         config.teacher.checkpoint = str(cells.teacher_folder(root, config))
     for folder, config in runs.items():
         seeds = dispatch.seeds(config)
         values = [0.89 if seed < 5 else 0.91 for seed in seeds]
-        result = dict.fromkeys(finished.RESULT_KEYS) | fake(0.9, seeds, teacher=None) | {'values': values}
+        result = (
+            dict.fromkeys(finished.RESULT_KEYS) | make_cell(0.9, seeds, teacher=None) | {'values': values}
+        )
         folder.mkdir(parents=True)
         workdir.write(folder / workdir.CONFIG, config_lib.to_json(config))
         workdir.write(folder / workdir.RESULT, json.dumps(result | {'steps': config.num_steps}))
     before = sorted(root.rglob('*'))
 
     # Everything is there, so that the first has nothing to run; nothing is there for the second.
-    kept = tmp_path / 'kept.npz'
-    written = start('--tables=digits_x', f'--workdir={root}', f'--errors={kept}')
-    shown = start('--tables=digits_x', f'--workdir={tmp_path / "empty"}', '--only_show')
-    (text, _), (missing, _) = outputs = written.communicate(), shown.communicate()
-    assert (written.returncode, shown.returncode) == (0, 0), outputs
+    errors_file = tmp_path / 'kept.npz'
+    writing = start('--tables=digits_x', f'--workdir={root}', f'--errors={errors_file}')
+    showing = start('--tables=digits_x', f'--workdir={tmp_path / "empty"}', '--only_show')
+    (text, _), (missing, _) = outputs = writing.communicate(), showing.communicate()
+    assert (writing.returncode, showing.returncode) == (0, 0), outputs
     assert [err for _, err in outputs] == ['', '']
     # Half of the interval: t(0.975) of nine degrees of freedom, 2.2622, times the standard error, 0.01 / 3.
     expected = ['TD', '10', '0.9000 ± 0.0075', '+0.0000 ± 0.0000', 'no errors stored', 'no variance']
-    assert cells_of(text, 'TD') == expected
-    assert cells_of(missing, 'TD') == ['TD', '', 'missing', '', '', '']
+    assert find_cells(text, 'TD') == expected
+    assert find_cells(missing, 'TD') == ['TD', '', 'missing', '', '', '']
     assert (root / 'tables_digits_x.md').read_text() + '\n' == text
     assert sorted(root.rglob('*')) == sorted([*before, root / 'tables_digits_x.md'])
-    assert sorted(tmp_path.iterdir()) == [kept, root]
+    assert sorted(tmp_path.iterdir()) == [errors_file, root]
     # Another machine, which has the file alone, runs nothing either.
-    again = start('--tables=digits_x', f'--workdir={tmp_path / "other"}', f'--errors={kept}')
+    again = start('--tables=digits_x', f'--workdir={tmp_path / "other"}', f'--errors={errors_file}')
     assert again.communicate() == (text, '')
     assert [path.name for path in (tmp_path / 'other').iterdir()] == ['tables_digits_x.md']
     # Without errors there are the values alone.
-    for row, cell in errors.read(epath.Path(kept))['digits_x']['5 to 9'].items():
+    for row, cell in errors.read(epath.Path(errors_file))['digits_x']['5 to 9'].items():
         assert cell['errors'] is None
         assert (cell['seeds'], cell['values']) == (list(range(10)), [0.89] * 5 + [0.91] * 5)
         assert cell['teachers'] == ([0] * 10 if row == 'Train from scratch' else list(range(10)))

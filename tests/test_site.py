@@ -27,7 +27,7 @@ PUBLIC = {
 CODE = re.compile(r'^```.*?^```$|`[^`]*`', re.MULTILINE | re.DOTALL)
 
 
-def anchors_on_github(path):
+def list_anchors_on_github(path):
     """The anchors of a document's headings: lower case, without punctuation, dashes for spaces."""
     text = re.sub(r'^```.*?^```$', '', path.read_text(), flags=re.MULTILINE | re.DOTALL)
     headings = re.findall(r'^#+ (.*)$', text, re.MULTILINE)
@@ -43,12 +43,12 @@ def test_links_work_in_the_repository():
             name, _, anchor = link.partition('#')
             target = document.parent / name if name else document
             assert target.is_file(), f'{document}: {link}'
-            assert not anchor or anchor in anchors_on_github(target), f'{document}: {link}'
+            assert not anchor or anchor in list_anchors_on_github(target), f'{document}: {link}'
             number += 1
     assert number > 100
 
 
-def signature_of(node):
+def list_parameters(node):
     """The names of a function's parameters, or of a class's fields."""
     if isinstance(node, ast.ClassDef):
         return [child.target.id for child in node.body if isinstance(child, ast.AnnAssign)]
@@ -66,7 +66,7 @@ def test_the_reference_describes_the_parameters_that_are_there(path):
         section = re.search(r'^(?:Args|Attributes):\n((?:  .*\n?)+)', ast.get_docstring(node) or '', re.M)
         if section:
             lines = re.findall(r'^  (\w[\w, ]*):', section.group(1), re.MULTILINE)
-            assert [name for line in lines for name in line.split(', ')] == signature_of(node), node.name
+            assert [name for line in lines for name in line.split(', ')] == list_parameters(node), node.name
             described += 1
     assert described
 
@@ -106,7 +106,7 @@ class Page(html.parser.HTMLParser):
             self.code += data
 
 
-def build(folder, site):
+def build_site(folder, site):
     """Builds the site of a checkout: (exit code, what was said)."""
     completed = subprocess.run(
         [sys.executable, '-m', 'mkdocs', 'build', '--site-dir', site],
@@ -124,7 +124,7 @@ def site(tmp_path_factory):
     """{path in the site: Page}, and its folder."""
     pytest.importorskip('mkdocs', reason='The site needs requirements-docs.txt.')
     folder = tmp_path_factory.mktemp('site')
-    code, text = build(ROOT, folder)
+    code, text = build_site(ROOT, folder)
     assert code == 0 and 'WARNING' not in text, text
     # A page of the server, at any address.
     pages = sorted(path for path in folder.rglob('*.html') if path.name != '404.html')
@@ -177,9 +177,9 @@ def test_the_site_has_what_the_repository_has(site):
                 for node in nodes
                 if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith('_')
             }
-            shown = {anchor for anchor in anchors if anchor.startswith(f'{module}.')}
+            documented = {anchor for anchor in anchors if anchor.startswith(f'{module}.')}
             chosen = {'td_jax.own.train', 'td_jax.own.load', 'td_jax.compare.run'}
-            assert shown == (public & chosen if name == 'python' else public)
+            assert documented == (public & chosen if name == 'python' else public)
     assert 'L_MC = d(m_h, m_g),   m_g = E_g(s_g, e_g)' in pages['reference/losses.html'].code
 
 
@@ -198,7 +198,7 @@ def test_links_that_lead_nowhere_end_the_build(tmp_path):
     for document, targets in links.items():
         with (tmp_path / document).open('a') as file:
             file.writelines(f'\n[nowhere]({target})\n' for target in targets)
-    code, text = build(tmp_path, tmp_path / 'site')
+    code, text = build_site(tmp_path, tmp_path / 'site')
     assert code == 1 and 'Aborted with 4 warnings in strict mode!' in text
     # README's links are those of the start page.
     for document, target in (

@@ -14,18 +14,22 @@ from td_jax.training import evaluation
 @pytest.mark.parametrize('count', [2, 3, 5, 20])
 def test_an_interval_is_that_of_a_t_test(count):
     values = np.random.default_rng(count).normal(size=count)
-    found = statistics.estimate_mean(values)
+    estimate = statistics.estimate_mean(values)
     low, high = scipy.stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
-    assert (found.mean - found.half_width, found.mean + found.half_width) == pytest.approx((low, high))
-    assert found.count == count
+    assert (estimate.mean - estimate.half_width, estimate.mean + estimate.half_width) == pytest.approx(
+        (low, high)
+    )
+    assert estimate.count == count
 
 
 @pytest.mark.parametrize('count', [2, 3, 5, 20])
 def test_a_difference_has_the_interval_of_a_paired_t_test(count):
     ours, theirs = np.random.default_rng(count).normal(size=(2, count))
-    found = statistics.paired_difference(ours, theirs)
+    estimate = statistics.paired_difference(ours, theirs)
     low, high = scipy.stats.ttest_rel(ours, theirs).confidence_interval(0.95)
-    assert (found.mean - found.half_width, found.mean + found.half_width) == pytest.approx((low, high))
+    assert (estimate.mean - estimate.half_width, estimate.mean + estimate.half_width) == pytest.approx(
+        (low, high)
+    )
 
 
 def test_three_seeds_by_hand():
@@ -46,10 +50,10 @@ def test_seeds_of_one_cluster_count_once(clusters):
         [np.mean([side[i] for i in range(6) if clusters[i] == name]) for name in sorted(set(clusters))]
         for side in (ours, theirs)
     ]
-    found = statistics.paired_difference(ours, theirs, clusters)
+    estimate = statistics.paired_difference(ours, theirs, clusters)
     expected = scipy.stats.ttest_rel(*of_teachers)
-    assert (found.count, found.clusters) == (6, 3)
-    assert found.interval() == pytest.approx(tuple(expected.confidence_interval(0.95)))
+    assert (estimate.count, estimate.clusters) == (6, 3)
+    assert estimate.interval() == pytest.approx(tuple(expected.confidence_interval(0.95)))
     assert statistics.paired_p_value(ours, theirs, clusters) == pytest.approx(expected.pvalue)
     own = statistics.estimate_mean(ours, clusters)
     expected = scipy.stats.ttest_1samp(of_teachers[0], 0)
@@ -94,9 +98,9 @@ def test_too_few_seeds_or_equal_differences_have_no_p_value():
         # 0.1 more than each, which in binary is not the same for all.
         ours, theirs = np.array([0.3, 0.7, 1.1]) + shift, [0.3, 0.7, 1.1]
         assert statistics.paired_p_value(ours, theirs) is None
-        found = statistics.paired_difference(ours, theirs)
-        assert found == (pytest.approx(shift), 0.0, 3, 3)
-        assert statistics.verdict(found, None, True) == statistics.NO_VARIANCE
+        estimate = statistics.paired_difference(ours, theirs)
+        assert estimate == (pytest.approx(shift), 0.0, 3, 3)
+        assert statistics.verdict(estimate, None, True) == statistics.NO_VARIANCE
 
 
 @pytest.mark.parametrize(
@@ -122,7 +126,7 @@ def test_holm_by_hand(p_values, expected):
 # --- The bootstrap ---------------------------------------------------------------------------------
 
 
-def drawn(seeds, units, metric='rmse', key=0):
+def draw_sums(seeds, units, metric='rmse', key=0):
     """Sums of two methods, whose values are alike, and the counts of each unit."""
     rng = np.random.default_rng(key)
     counts = rng.integers(1, 7, units)
@@ -135,7 +139,7 @@ def drawn(seeds, units, metric='rmse', key=0):
     return statistics.Sums(ours, counts), statistics.Sums(baseline, counts)
 
 
-def pooled(metric, sums, counts):
+def pool(metric, sums, counts):
     mean = np.sum(sums) / np.sum(counts)
     return math.sqrt(mean) if metric == 'rmse' else mean
 
@@ -143,7 +147,7 @@ def pooled(metric, sums, counts):
 @pytest.mark.parametrize('metric', ['rmse', 'accuracy'])
 def test_a_bootstrap_of_one_cluster_is_scipys(metric, unwidened):
     """The same draws: SciPy has no clusters, so that there is one, and it takes tuples of paired units."""
-    ours, baseline = drawn(3, 41, metric)
+    ours, baseline = draw_sums(3, 41, metric)
 
     def difference(*columns, axis):
         *sums, counts = columns
@@ -162,36 +166,36 @@ def test_a_bootstrap_of_one_cluster_is_scipys(metric, unwidened):
         # Older versions of SciPy call it otherwise.
         **{'rng' if 'rng' in inspect.signature(scipy.stats.bootstrap).parameters else 'random_state': rng},
     ).confidence_interval
-    found = statistics.bootstrap_difference(ours, baseline, [7, 7, 7], metric, draws=500, seed=5)
-    assert found[:2] == pytest.approx((expected.low, expected.high), rel=1e-9)
-    assert found.low < found.high
+    bootstrap = statistics.bootstrap_difference(ours, baseline, [7, 7, 7], metric, draws=500, seed=5)
+    assert bootstrap[:2] == pytest.approx((expected.low, expected.high), rel=1e-9)
+    assert bootstrap.low < bootstrap.high
 
 
 @pytest.mark.parametrize('metric', ['rmse', 'accuracy'])
 @pytest.mark.parametrize('clusters', [[3, 1, 3, 1, 2], [0, 1, 2, 3, 4], [9, 9, 9, 9, 9]])
 def test_a_bootstrap_is_that_of_a_plain_loop(metric, clusters, monkeypatch, unwidened):
-    ours, baseline = drawn(5, 13, metric)
+    ours, baseline = draw_sums(5, 13, metric)
     # In several pieces, which must not matter.
     monkeypatch.setattr(statistics, 'NUMBERS_IN_MEMORY', 13 * 7)
-    found = statistics.bootstrap_difference(ours, baseline, clusters, metric, draws=60, seed=2)
+    bootstrap = statistics.bootstrap_difference(ours, baseline, clusters, metric, draws=60, seed=2)
     of_units, of_clusters = np.random.default_rng((2, 0, 0)), np.random.default_rng((2, 1))
     names, means = sorted(set(clusters)), []
     for _ in range(60):
         units = [int(of_units.integers(0, 13)) for _ in range(13)]
-        came = [names[int(of_clusters.integers(0, len(names)))] for _ in names]
+        drawn_names = [names[int(of_clusters.integers(0, len(names)))] for _ in names]
         differences = []
-        for name in came:
+        for name in drawn_names:
             of_name = []
             for s, cluster in enumerate(clusters):
                 if cluster == name:
                     a, b = (
-                        pooled(metric, [x.sums[s][u] for u in units], [x.counts[u] for u in units])
+                        pool(metric, [x.sums[s][u] for u in units], [x.counts[u] for u in units])
                         for x in (ours, baseline)
                     )
                     of_name.append(a - b)
             differences.append(sum(of_name) / len(of_name))
         means.append(sum(differences) / len(differences))
-    assert found[:2] == pytest.approx(tuple(np.percentile(means, [2.5, 97.5])))
+    assert bootstrap[:2] == pytest.approx(tuple(np.percentile(means, [2.5, 97.5])))
 
 
 def test_clusters_that_differ_make_the_interval_wider(unwidened):
@@ -218,16 +222,16 @@ def test_an_interval_covers_as_often_as_it_says():
 
 
 def test_the_same_draws_for_the_same_seed_alone():
-    pair = drawn(2, 30)
+    pair = draw_sums(2, 30)
     first = statistics.bootstrap_difference(*pair, [0, 1], 'rmse')
     assert statistics.bootstrap_difference(*pair, [0, 1], 'rmse') == first
     assert statistics.bootstrap_difference(*pair, [0, 1], 'rmse', seed=1) != first
 
 
 def test_what_cannot_be_paired_is_refused():
-    ours, baseline = drawn(2, 30)
+    ours, baseline = draw_sums(2, 30)
     with pytest.raises(ValueError, match='not the same'):
-        statistics.bootstrap_difference(ours, drawn(3, 30)[1], [0, 1], 'rmse')
+        statistics.bootstrap_difference(ours, draw_sums(3, 30)[1], [0, 1], 'rmse')
     with pytest.raises(ValueError, match='not the same'):
         other = baseline._replace(counts=baseline.counts + 1)
         statistics.bootstrap_difference(ours, other, [0, 1], 'rmse')
@@ -263,8 +267,8 @@ def test_a_bootstrap_is_widened_as_its_parts_say():
     assert statistics.widening_factor(clusters, influences) == pytest.approx(expected, rel=1e-6)
     # Of 400 units one has nine tenths of the variance: 2 / (0.81 - 1 / 400) degrees of freedom, about.
     influences = np.sqrt([0.9, *[0.1 / 399] * 399])
-    found = statistics.widening_factor(np.ones(1), influences)
-    assert found == pytest.approx(scipy.stats.t.ppf(0.975, 2 / (0.81 - 1 / 400)) / 1.959964, rel=0.01)
+    factor = statistics.widening_factor(np.ones(1), influences)
+    assert factor == pytest.approx(scipy.stats.t.ppf(0.975, 2 / (0.81 - 1 / 400)) / 1.959964, rel=0.01)
     # Many alike units are many degrees of freedom, and what never differs stays as it is.
     assert statistics.widening_factor(np.ones(1), np.tile([1.0, -1.0], 5000)) == pytest.approx(1.0, abs=1e-3)
     assert statistics.widening_factor(np.ones(3), np.zeros(5)) == 1.0
@@ -273,11 +277,11 @@ def test_a_bootstrap_is_widened_as_its_parts_say():
 @pytest.mark.parametrize('metric', ['rmse', 'accuracy'])
 def test_an_influence_is_how_the_difference_moves_with_a_units_weight(metric):
     """By the difference of the statistic with a unit counted a little more, in two sets with shares."""
-    pairs = [drawn(5, 13, metric, key=key) for key in (0, 1)]
+    pairs = [draw_sums(5, 13, metric, key=key) for key in (0, 1)]
     shares, clusters = np.array([2.0, -0.5]), [0, 0, 0, 1, 2]
     members = [[0, 1, 2], [3], [4]]
 
-    def statistic(weights):
+    def compute_statistic(weights):
         return np.mean(
             [
                 np.mean(
@@ -285,8 +289,8 @@ def test_an_influence_is_how_the_difference_moves_with_a_units_weight(metric):
                         sum(
                             share
                             * (
-                                pooled(metric, ours.sums[s] * weights, ours.counts * weights)
-                                - pooled(metric, baseline.sums[s] * weights, baseline.counts * weights)
+                                pool(metric, ours.sums[s] * weights, ours.counts * weights)
+                                - pool(metric, baseline.sums[s] * weights, baseline.counts * weights)
                             )
                             for share, (ours, baseline) in zip(shares, pairs, strict=True)
                         )
@@ -297,22 +301,25 @@ def test_an_influence_is_how_the_difference_moves_with_a_units_weight(metric):
             ]
         )
 
-    found = []
+    arguments = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             statistics,
             'widening_factor',
-            lambda values, influences: found.append((values, influences)) or 1.0,
+            lambda values, influences: arguments.append((values, influences)) or 1.0,
         )
         compared = statistics.ComparedPairs(pairs, clusters, shares)
         statistics.bootstrap_differences([compared], metric, draws=10)
-    ((of_clusters, influences),) = found
-    assert of_clusters.mean() == pytest.approx(statistic(np.ones(13)))
+    ((of_clusters, influences),) = arguments
+    assert of_clusters.mean() == pytest.approx(compute_statistic(np.ones(13)))
     step = 1e-5
-    moved = [
-        (statistic(np.ones(13) + step * np.eye(13)[u]) - statistic(np.ones(13))) / step for u in range(13)
+    numeric_influences = [
+        (compute_statistic(np.ones(13) + step * np.eye(13)[u]) - compute_statistic(np.ones(13))) / step
+        for u in range(13)
     ]
-    assert influences == pytest.approx(np.array(moved), abs=1e-5 * np.abs(moved).max() + 1e-7)
+    assert influences == pytest.approx(
+        np.array(numeric_influences), abs=1e-5 * np.abs(numeric_influences).max() + 1e-7
+    )
     assert influences.sum() == pytest.approx(0.0, abs=1e-12)
 
 
@@ -411,31 +418,32 @@ def test_a_bound_that_another_seed_moves_over_0_is_not_significant():
 
 
 def test_a_bound_nearer_to_0_than_its_error_is_not_outside():
-    found = statistics.Bootstrap(-0.2, -0.1, 0.05, 0.11)
-    assert found.bounds() == (-0.2, -0.1)
-    assert found.outer() == pytest.approx((-0.25, 0.01))
+    bootstrap = statistics.Bootstrap(-0.2, -0.1, 0.05, 0.11)
+    assert bootstrap.bounds() == (-0.2, -0.1)
+    assert bootstrap.outer() == pytest.approx((-0.25, 0.01))
     paired = statistics.Estimate(-0.15, 0.1, 3, 3)
-    assert statistics.verdict(paired, found, True) == statistics.NOT_SIGNIFICANT
-    assert statistics.verdict(paired, found._replace(high_error=0.09), True) == statistics.BETTER
+    assert statistics.verdict(paired, bootstrap, True) == statistics.NOT_SIGNIFICANT
+    assert statistics.verdict(paired, bootstrap._replace(high_error=0.09), True) == statistics.BETTER
     # The bound on the other side may be as uncertain as it will.
     assert (
-        statistics.verdict(paired, found._replace(low_error=9.0, high_error=0.0), True) == statistics.BETTER
+        statistics.verdict(paired, bootstrap._replace(low_error=9.0, high_error=0.0), True)
+        == statistics.BETTER
     )
 
 
 def test_a_bootstrap_of_several_is_that_of_each():
     """The same draws for all, in other numbers of clusters, and Sums in common."""
-    ours, baseline = drawn(4, 30)
-    other = drawn(4, 30, key=1)[0]._replace(counts=ours.counts)
+    ours, baseline = draw_sums(4, 30)
+    other = draw_sums(4, 30, key=1)[0]._replace(counts=ours.counts)
     clusters = [[0, 1, 0, 1], [0, 1, 2, 3], [0, 1, 0, 1]]
     pairs = [(ours, baseline), (other, baseline), (ours, other)]
     compared = [
         statistics.ComparedPairs([pair], of_one) for pair, of_one in zip(pairs, clusters, strict=True)
     ]
-    for found, pair, of_one in zip(
+    for bootstrap, pair, of_one in zip(
         statistics.bootstrap_differences(compared, 'rmse', 300), pairs, clusters, strict=True
     ):
-        assert found == pytest.approx(statistics.bootstrap_difference(*pair, of_one, 'rmse', 300))
+        assert bootstrap == pytest.approx(statistics.bootstrap_difference(*pair, of_one, 'rmse', 300))
     assert statistics.bootstrap_differences([], 'rmse') == []
 
 

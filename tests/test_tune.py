@@ -42,9 +42,9 @@ def test_what_cannot_be_tuned_is_one_line(tmp_path):
     processes = [start(tmp_path, *flags) for flags in mistakes]
     outputs = [process.communicate() for process in processes]
     assert [process.returncode for process in processes] == [2] * len(processes)
-    for (out, err), said in zip(outputs, mistakes.values(), strict=True):
+    for (out, err), message in zip(outputs, mistakes.values(), strict=True):
         (line,) = err.splitlines()
-        assert line.startswith(f'td_jax: {said}')
+        assert line.startswith(f'td_jax: {message}')
         assert out == ''
     assert list(tmp_path.iterdir()) == []
 
@@ -57,7 +57,7 @@ def read_chosen(place):
 @pytest.mark.long
 def test_a_search_over_two_processes_chooses_what_one_does(tmp_path):
     flags = '--config=digits', '--methods=teacher,supervised', '--trials=2', '--seeds=2', '--steps=30'
-    found = []
+    outcomes = []
     for jobs in (1, min(2, os.cpu_count())):
         place = tmp_path / str(jobs)
         place.mkdir(exist_ok=True)
@@ -73,11 +73,11 @@ def test_a_search_over_two_processes_chooses_what_one_does(tmp_path):
         assert err.splitlines()[-1].startswith(last) == bool(at_last)
         # In the order in which they came.
         journals = (place / 'journals').glob('*.jsonl')
-        found.append(
+        outcomes.append(
             (out, chosen, sorted(line for path in journals for line in path.read_text().splitlines()))
         )
-    assert found[0] == found[1]
-    out, chosen, _ = found[0]
+    assert outcomes[0] == outcomes[1]
+    out, chosen, _ = outcomes[0]
     assert [line.partition(':')[0] for line in out.splitlines()] == ['teacher', 'supervised']
     assert chosen.keys() == {'teacher', 'supervised', 'searched'}
     assert all(key.startswith('teacher.') for key in chosen['teacher'])

@@ -50,12 +50,12 @@ CODE = sorted(
 )
 
 
-def retired_in(text):
+def find_retired(text):
     """The retired phrases in a text, wherever its lines break."""
-    return [found.group() for found in PATTERN.finditer(' '.join(text.split()))]
+    return [match.group() for match in PATTERN.finditer(' '.join(text.split()))]
 
 
-def words_of(path):
+def read_words(path):
     """The strings of a module, docstrings among them, and its comments.
 
     Placeholders of an f-string are code, and no part of it.
@@ -74,7 +74,9 @@ def words_of(path):
 def test_documents_are_written_in_the_words_of_the_glossary():
     assert len(DOCUMENTS) > 20
     assert {
-        str(path.relative_to(ROOT)): found for path in DOCUMENTS if (found := retired_in(path.read_text()))
+        str(path.relative_to(ROOT)): phrases
+        for path in DOCUMENTS
+        if (phrases := find_retired(path.read_text()))
     } == {}
 
 
@@ -83,14 +85,18 @@ def test_readme_can_be_read_in_one_go():
 
 
 def test_code_speaks_in_the_words_of_the_glossary():
-    found = {path: [phrase for text in words_of(path) for phrase in retired_in(text)] for path in CODE}
-    assert len(found) > 100
-    assert {str(path.relative_to(ROOT)): phrases for path, phrases in found.items() if phrases} == {}
+    phrases_by_path = {
+        path: [phrase for text in read_words(path) for phrase in find_retired(text)] for path in CODE
+    }
+    assert len(phrases_by_path) > 100
+    assert {
+        str(path.relative_to(ROOT)): phrases for path, phrases in phrases_by_path.items() if phrases
+    } == {}
 
 
 def test_the_notebook_is_written_in_the_words_of_the_glossary():
     cells = json.loads((ROOT / 'examples' / 'digits.ipynb').read_text())['cells']
-    assert retired_in(' '.join(''.join(cell['source']) for cell in cells)) == []
+    assert find_retired(' '.join(''.join(cell['source']) for cell in cells)) == []
 
 
 @pytest.mark.parametrize(
@@ -104,7 +110,7 @@ def test_the_notebook_is_written_in_the_words_of_the_glossary():
     ],
 )
 def test_a_phrase_is_found_wherever_lines_break_and_only_as_words(text, phrases):
-    assert retired_in(text) == phrases
+    assert find_retired(text) == phrases
 
 
 def test_every_phrase_is_found():
@@ -131,6 +137,6 @@ def test_every_phrase_is_found():
         ),
         *('a seed-step', 'the rooms of', 'where to read on', 'the least that a run costs'),
     ]
-    found = [retired_in(example) for example in examples]
-    assert [len(phrases) for phrases in found] == [1] * len(examples)
+    phrases_by_example = [find_retired(example) for example in examples]
+    assert [len(phrases) for phrases in phrases_by_example] == [1] * len(examples)
     assert {phrase for phrase in RETIRED if not any(re.search(phrase, text) for text in examples)} == set()
