@@ -100,15 +100,15 @@ def measure(batch_size: int, num_batches: int, repeats: int) -> dict:
       {name of the case: (images per second, processor seconds per image)}, the best of each.
     """
     # Kept open for all repeats: an idle one fills its buffers and stops.
-    opened = {name: make(batch_size) for name, (make, _) in CASES.items()}
+    streams = {name: make(batch_size) for name, (make, _) in CASES.items()}
     seconds = {name: ([], []) for name in CASES}
     for _ in range(repeats):
-        for name, found in opened.items():
+        for name, case_batches in streams.items():
             for _ in range(UNTIMED_BATCHES):
-                next(found)
+                next(case_batches)
             began, processor_began = time.perf_counter(), time.process_time()
             for _ in range(num_batches):
-                next(found)
+                next(case_batches)
             seconds[name][0].append(time.perf_counter() - began)
             seconds[name][1].append(time.process_time() - processor_began)
     count = batch_size * num_batches
@@ -122,7 +122,7 @@ def main():
     consume = flags.DEFINE_float('consume', 0, 'Images per second that a training step takes.', lower_bound=0)
 
     def command():
-        found = measure(batch_size.value, num_batches.value, repeats.value)
+        results = measure(batch_size.value, num_batches.value, repeats.value)
         kind = f'{jax.device_count()} {jax.devices()[0].device_kind} device(s)'
         print(f'{os.cpu_count()} cores, {kind}, batches of {batch_size.value}\n')
         columns = [
@@ -136,10 +136,10 @@ def main():
         print('|', ' | '.join(columns), '|')
         print('|', ' | '.join('---' for _ in columns), '|')
         for name, (_, reference) in CASES.items():
-            speed, processor = found[name]
+            speed, processor = results[name]
             row = [name, f'{speed:.0f}', '', f'{1e3 * processor:.2f}', '']
             if reference:
-                bare_speed, bare_processor = found[reference]
+                bare_speed, bare_processor = results[reference]
                 row[2], row[4] = f'{speed / bare_speed:.0%}', f'{bare_processor / processor:.0%}'
             if consume.value:
                 row.append(f'{speed / consume.value:.1f} times')

@@ -55,11 +55,11 @@ def main():
             config = movielens.get_config()
             config.num_seeds = seeds.value
             config.update_from_flattened_dict(changes)
-            found = steps_lib.measure(config, *_parts(config), steps.value, repeats.value)
-            reached = found['operations'] / found['seconds']
+            measured = steps_lib.measure(config, *_parts(config), steps.value, repeats.value)
+            reached = measured['operations'] / measured['seconds']
             print(
-                f'| {name} | {found["compile"]:.1f} | {found["operations"] / 1e9:.2f} '
-                f'| {1 / found["seconds"]:.0f} | {reached / 1e9:.0f} | {reached / rate:.0%} |',
+                f'| {name} | {measured["compile"]:.1f} | {measured["operations"] / 1e9:.2f} '
+                f'| {1 / measured["seconds"]:.0f} | {reached / 1e9:.0f} | {reached / rate:.0%} |',
                 flush=True,
             )
 

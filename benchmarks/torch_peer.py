@@ -98,8 +98,8 @@ def make_case(module, method: str) -> Case:
         return step.update(state, jax.random.key(2), upper, make_batch(states), hyperparameters)
 
     state = step.init(jax.random.key(0), make_batch(teacher_states))
-    given = teacher_states[:2] if is_mlp else None
-    return Case(config, state, update, inputs['student'], labels, teacher_params, given)
+    teacher_state = teacher_states[:2] if is_mlp else None
+    return Case(config, state, update, inputs['student'], labels, teacher_params, teacher_state)
 
 
 def _make_inputs(rng, vocabularies, config):
@@ -180,13 +180,13 @@ def run_torch(python: str, case: Case, *options: int) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / 'case.npz'
         write_case(case, path)
-        done = subprocess.run(
+        completed = subprocess.run(
             [python, SCRIPT, path, *map(str, options)], capture_output=True, text=True, check=False
         )
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f'exit code {done.returncode}']
+    if completed.returncode:
+        lines = completed.stderr.strip().splitlines() or [f'exit code {completed.returncode}']
         raise UserError(f'{SCRIPT.name} failed: {lines[-1]}')
-    result = json.loads(done.stdout)
+    result = json.loads(completed.stdout)
     expected = compute_losses(case)
     difference = float(np.abs(np.subtract(result['losses'], expected)).max())
     # NaN is no small difference.
@@ -198,7 +198,7 @@ def run_torch(python: str, case: Case, *options: int) -> dict:
 def find_torch(python: str) -> str | None:
     """The version of PyTorch that a Python has; None with a message where it has none."""
     try:
-        done = subprocess.run(
+        completed = subprocess.run(
             [python, '-c', 'import torch; print(torch.__version__)'],
             capture_output=True,
             text=True,
@@ -211,7 +211,7 @@ def find_torch(python: str) -> str | None:
             file=sys.stderr,
         )
         return None
-    return done.stdout.strip()
+    return completed.stdout.strip()
 
 
 def main():

@@ -78,15 +78,16 @@ def main():
             config = vit_imagenet.get_config()
             config.batch_size, config.compute_dtype = batch.value, dtype.value
             config.dataset.image_size, config.td.rounds = side.value, count
-            found = measure(config, repeats.value)
+            measured = measure(config, repeats.value)
             added = ['', '']
             if before:
-                added = [f'{found[key] / before[key] - 1:+.0%}' for key in ('seconds', 'operations')]
-            before = found
+                added = [f'{measured[key] / before[key] - 1:+.0%}' for key in ('seconds', 'operations')]
+            before = measured
             print(
-                f'| {count} | {found["compile"]:.1f} | {1000 * found["seconds"]:.0f} '
-                f'| {found["operations"] / 1e9:.0f} '
-                f'| {found["operations"] / found["seconds"] / rate:.0%} | {found["memory"] / 1e9:.2f} '
+                f'| {count} | {measured["compile"]:.1f} | {1000 * measured["seconds"]:.0f} '
+                f'| {measured["operations"] / 1e9:.0f} '
+                f'| {measured["operations"] / measured["seconds"] / rate:.0%} '
+                f'| {measured["memory"] / 1e9:.2f} '
                 f'| {added[0]} | {added[1]} |',
                 flush=True,
             )

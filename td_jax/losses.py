@@ -410,8 +410,10 @@ def dkd(
     student_target, student_others = decouple(student_logits)
     teacher_target, teacher_others = decouple(teacher_logits)
     target = optax.losses.kl_divergence_with_log_targets(student_target, teacher_target)
-    among = jnp.where(is_label, 0.0, jnp.exp(teacher_others) * (teacher_others - student_others))
-    return temperature**2 * target, temperature**2 * among.sum(axis=-1)
+    divergence_of_others = jnp.where(
+        is_label, 0.0, jnp.exp(teacher_others) * (teacher_others - student_others)
+    )
+    return temperature**2 * target, temperature**2 * divergence_of_others.sum(axis=-1)
 
 
 def dist(

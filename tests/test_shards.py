@@ -65,7 +65,7 @@ def test_three_workers_on_a_bucket_make_the_table_of_one(tmp_path, place, monkey
     errs = [killed_err, *(err for _, _, err in ended)]
     assert count_trained(errs) == trained
     # No lease is left.
-    assert [path for path in place.glob('digits/*/.lock') if lease.read(path).left] == []
+    assert [path for path in place.glob('digits/*/.lock') if lease.read(path).seconds_left] == []
     alone, joined = (read_table(root, monkeypatch) for root in (tmp_path, place))
     assert None not in alone.values()
     assert without_places(joined) == without_places(alone)

@@ -142,7 +142,7 @@ class Comparison(NamedTuple):
     estimator: str
     dataset: str
     split: str
-    asked: int  # requested examples per class
+    requested: int  # examples per class
     used: dict[str, int]  # {class: examples}
     left_out: dict[str, int]  # {class: examples} of classes with too few
     values: dict[str, dict[int, dict[str, dict[str, float]]]]  # {run: {seed: {class: {pair: CKA}}}}
@@ -236,7 +236,7 @@ def analyse(folders, examples: int, estimator: str, seed_index: int | None = Non
         estimator=estimator,
         dataset=firsts[0].source.name,
         split=firsts[0].config.dataset.split,
-        asked=examples,
+        requested=examples,
         used={label_names[i]: count for i, count in counts.items() if count >= fewest},
         left_out={label_names[i]: count for i, count in counts.items() if count < fewest},
         values=values,
@@ -319,7 +319,7 @@ def to_json(comparison: Comparison) -> str:
         'estimator': linear_cka.ESTIMATORS[comparison.estimator].text,
         'dataset': comparison.dataset,
         'split': comparison.split,
-        'examples': comparison.asked,
+        'examples': comparison.requested,
         'examples_by_class': comparison.used,
         'left_out': comparison.left_out,
         'runs': comparison.runs,
@@ -358,9 +358,9 @@ def to_markdown(comparison: Comparison) -> str:
         f'{comparison.dataset} ({comparison.split}).',
         f'Seeds: {counts}; ± is the half-width of the 95% t interval over them.',
     ]
-    fewer = [f'{name} ({count})' for name, count in comparison.used.items() if count < comparison.asked]
+    fewer = [f'{name} ({count})' for name, count in comparison.used.items() if count < comparison.requested]
     if fewer:
-        lines.append(f'Fewer than {comparison.asked} examples of {", ".join(fewer)}.')
+        lines.append(f'Fewer than {comparison.requested} examples of {", ".join(fewer)}.')
     if comparison.left_out:
         too_few = ', '.join(f'{name} ({count})' for name, count in comparison.left_out.items())
         fewest = linear_cka.ESTIMATORS[comparison.estimator].fewest

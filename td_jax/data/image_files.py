@@ -72,17 +72,17 @@ def find_images(folder: epath.Path) -> Images:
 
     A folder that is reached again by a link is not read again.
     """
-    files, ignored, seen = {}, IgnoredFiles(), set()
+    files, ignored, visited = {}, IgnoredFiles(), set()
     # Links come last, so that the folder that one points to has its own name.
     places, links = [''], []
     while places or links:
         inside = places.pop() if places else links.pop(0)
         place = folder / inside
         real_path = os.path.realpath(place)
-        if real_path in seen:
+        if real_path in visited:
             ignored.names.append(inside)
             continue
-        seen.add(real_path)
+        visited.add(real_path)
         entries = list_folder(place)
         files |= {f'{inside}{name}': place / name for name in entries.images}
         ignored.add(inside, entries)

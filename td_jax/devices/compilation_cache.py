@@ -68,8 +68,8 @@ def _pair_files(folder):
         {path.name.removesuffix(end) for path in folder.glob(f'*{end}')} for end in (PROGRAM, LAST_USE)
     )
     for key in programs - last_uses:
-        written = (folder / f'{key}{PROGRAM}').stat().st_mtime_ns
-        (folder / f'{key}{LAST_USE}').write_bytes(written.to_bytes(8, 'little'))
+        modified_ns = (folder / f'{key}{PROGRAM}').stat().st_mtime_ns
+        (folder / f'{key}{LAST_USE}').write_bytes(modified_ns.to_bytes(8, 'little'))
     for key in last_uses - programs:
         (folder / f'{key}{LAST_USE}').unlink()
 

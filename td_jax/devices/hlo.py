@@ -170,12 +170,12 @@ def _count_moved_bytes(program, around, instruction):
         inside = program.computations[fused[1]]
     else:
         inside = _wrap_as_fusion(around, instruction)
-    read = sum(
+    bytes_read = sum(
         _count_read_bytes(inside, instruction.operands, around, parameter)
         for parameter in inside.values()
         if parameter.operation == 'parameter'
     )
-    return read + _count_written_bytes(inside, instruction.type)
+    return bytes_read + _count_written_bytes(inside, instruction.type)
 
 
 def _wrap_as_fusion(around, instruction):

@@ -123,7 +123,7 @@ def _read(entry, description, what):
         # As JSON holds it: tuples are lists.
         if about is None or about['description'] != json.loads(json.dumps(description)):
             raise ValueError(f'its {ABOUT} is missing or describes something else')
-        arrays = {name: _read_array(entry, name, facts) for name, facts in about['arrays'].items()}
+        arrays = {name: _read_array(entry, name, metadata) for name, metadata in about['arrays'].items()}
     # A damaged file raises errors of many kinds.
     except Exception as error:
         processes.say(f'{what}: {entry} is damaged and is made again: {reason(error)}')
@@ -134,13 +134,13 @@ def _read(entry, description, what):
     return arrays
 
 
-def _read_array(entry, name, facts):
+def _read_array(entry, name, metadata):
     path = entry / f'{name}.npy'
     with path.open('rb') as file:
-        if hashlib.file_digest(file, 'sha256').hexdigest() != facts['sha256']:
+        if hashlib.file_digest(file, 'sha256').hexdigest() != metadata['sha256']:
             raise ValueError(f'{path.name} is not as it was written')
     array = np.asarray(np.load(path, mmap_mode='r'))
-    return array.view(jnp.dtype(facts['type']))
+    return array.view(jnp.dtype(metadata['type']))
 
 
 # --- Writing ---------------------------------------------------------------------------------------
@@ -153,8 +153,10 @@ def _write(entry, description, arrays, others_limit):
         _remove_old(folder, others_limit)
         with workdir.atomic_write(epath.Path(entry)) as temporary:
             temporary.mkdir()
-            facts = {name: _write_array(temporary / f'{name}.npy', array) for name, array in arrays.items()}
-            text = json.dumps({'description': description, 'arrays': facts}, indent=1)
+            metadata_by_name = {
+                name: _write_array(temporary / f'{name}.npy', array) for name, array in arrays.items()
+            }
+            text = json.dumps({'description': description, 'arrays': metadata_by_name}, indent=1)
             (temporary / ABOUT).write_text(text + '\n')
 
 

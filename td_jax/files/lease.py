@@ -38,7 +38,7 @@ class State(NamedTuple):
     generation: str  # of the object, '0' if there is none
     holder: str  # a process, '' if the lease is free
     token: str  # of this holding of the lease
-    left: float  # seconds until it expires, 0 if it is free or has expired
+    seconds_left: float  # until it expires, 0 if it is free or has expired
 
 
 def read(path: epath.Path) -> State:
@@ -55,10 +55,10 @@ def read(path: epath.Path) -> State:
             return State('0', '', '', 0.0)
     metadata = info.get('metadata', {})
     holder, updated = metadata.get('holder', ''), datetime.datetime.fromisoformat(info['updated'])
-    left = 0.0
+    seconds_left = 0.0
     if holder and not _is_gone(metadata.get('process', '')):
-        left = SECONDS - (time.time() - updated.timestamp())
-    return State(info['generation'], holder, metadata.get('token', ''), max(0.0, left))
+        seconds_left = SECONDS - (time.time() - updated.timestamp())
+    return State(info['generation'], holder, metadata.get('token', ''), max(0.0, seconds_left))
 
 
 def _name_machine() -> str:
@@ -94,7 +94,7 @@ def _replace(path, generation, holder, token) -> str | None:
     body = ''.join(f'--{_BOUNDARY}\r\nContent-Type: {kind}\r\n\r\n{text}\r\n' for kind, text in parts)
     with failure_as_user_error(f'{path} cannot be written'):
         try:
-            made = system.call(
+            response = system.call(
                 'POST',
                 f'{system.base.replace("/storage/", "/upload/storage/")}b/{urllib.parse.quote(bucket)}/o',
                 uploadType='multipart',
@@ -107,7 +107,7 @@ def _replace(path, generation, holder, token) -> str | None:
             # Of a request whose answer was lost and that was repeated, the first may have succeeded.
             state = read(path)
             return state.generation if state.token == token else None
-    return made['generation']
+    return response['generation']
 
 
 class _Lease:
@@ -162,26 +162,27 @@ def hold(path: epath.Path):
       InUse: another process renews it.
       UserError: the bucket cannot be read or written.
     """
-    holder, token, seen = f'process {os.getpid()} on {socket.gethostname()}', uuid.uuid4().hex, None
+    holder, token = f'process {os.getpid()} on {socket.gethostname()}', uuid.uuid4().hex
+    last_generation = None
     while True:
         state = read(path)
-        if not state.left:
+        if not state.seconds_left:
             if generation := _replace(path, state.generation, holder, token):
                 break
             continue
-        if seen and seen != state.generation:
+        if last_generation and last_generation != state.generation:
             raise InUse(
                 f'workdir {path.parent} is in use by {state.holder}; wait for it or choose another --workdir.'
             )
-        if not seen:
+        if not last_generation:
             print(
-                f'td_jax: {path.parent} is in use by {state.holder}; waits up to {state.left:.0f} s to see '
-                'whether that is alive.',
+                f'td_jax: {path.parent} is in use by {state.holder}; waits up to {state.seconds_left:.0f} s '
+                'to see whether that is alive.',
                 file=sys.stderr,
                 flush=True,
             )
-        seen = state.generation
-        time.sleep(min(state.left, RENEWAL / 10))
+        last_generation = state.generation
+        time.sleep(min(state.seconds_left, RENEWAL / 10))
     lease = _Lease(path, generation, holder, token)
     try:
         yield lease.renew

@@ -84,7 +84,7 @@ def _connect_wandb(*, project, workdir, run) -> Connection:
     # It asks at a terminal otherwise.
     if wandb.setup().settings.mode == 'online' and not wandb.login(prompt=False, verify=False):
         raise UserError('no API key: run `wandb login`, or set WANDB_MODE=offline')
-    opened = wandb.init(
+    wandb_run = wandb.init(
         project=project,
         name=_name(workdir),
         id=run,
@@ -94,13 +94,13 @@ def _connect_wandb(*, project, workdir, run) -> Connection:
         reinit='create_new',
         settings=wandb.Settings(console='off', silent=True),
     )
-    offline = f'offline in {os.path.dirname(opened.dir)}; `wandb sync` sends it'
+    offline = f'offline in {os.path.dirname(wandb_run.dir)}; `wandb sync` sends it'
     return Connection(
-        run=opened.id,
-        place=offline if opened.offline else opened.url,
-        write_scalars=lambda step, scalars: opened.log(dict(scalars), step=step),
-        write_hparams=opened.config.update,
-        finish=lambda has_failed: opened.finish(exit_code=int(has_failed)),
+        run=wandb_run.id,
+        place=offline if wandb_run.offline else wandb_run.url,
+        write_scalars=lambda step, scalars: wandb_run.log(dict(scalars), step=step),
+        write_hparams=wandb_run.config.update,
+        finish=lambda has_failed: wandb_run.finish(exit_code=int(has_failed)),
     )
 
 

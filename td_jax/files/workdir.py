@@ -95,7 +95,7 @@ def refuse_in_use(path: epath.Path):
     Raises:
       InUse: its lease has not expired.
     """
-    if is_in_bucket(path) and (state := lease.read(path / LOCK)).left:
+    if is_in_bucket(path) and (state := lease.read(path / LOCK)).seconds_left:
         raise InUse(f'workdir {path} is in use by {state.holder}.')
 
 

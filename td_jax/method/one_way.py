@@ -22,7 +22,10 @@ from td_jax.randomness import fold_name
 
 def representations(student, teacher):
     """What the heads read of both Participants, in float32: [batch, width] each."""
-    return tuple(base.read_by_head(each.activations.upper).astype(jnp.float32) for each in (student, teacher))
+    return tuple(
+        base.read_by_head(participant.activations.upper).astype(jnp.float32)
+        for participant in (student, teacher)
+    )
 
 
 # --- FD, FitNet, Hybrid ----------------------------------------------------------------------------

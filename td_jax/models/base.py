@@ -220,10 +220,10 @@ def from_keras(
             f'Keras runs on {keras.backend.backend()} with {keras.config.image_data_format()}; set '
             'KERAS_BACKEND=jax in the environment before it is imported, and channels_last.'
         )
-    named = [isinstance(part, str) for part in (lower, upper)]
-    if named[0] != named[1] or (head is None and not named[0]):
+    are_names = [isinstance(part, str) for part in (lower, upper)]
+    if are_names[0] != are_names[1] or (head is None and not are_names[0]):
         raise UserError('from_keras takes the names of two layers, or three functions.')
-    if named[0]:
+    if are_names[0]:
         s, e = (_keras_layer(model, name).output for name in (lower, upper))
         if head is None:
             if getattr(getattr(model.layers[-1], 'activation', None), '__name__', '') == 'softmax':

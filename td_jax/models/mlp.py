@@ -42,13 +42,13 @@ class MLP(nn.Module):
 
     def embed(self, inputs):
         """{name: [batch, ...]} -> [batch, sum of widths]."""
-        named = [name for name, _, _ in self.embeddings]
+        embedding_names = [name for name, _, _ in self.embeddings]
         parts = []
-        for name, layer in zip(named, self.embedding_layers, strict=True):
+        for name, layer in zip(embedding_names, self.embedding_layers, strict=True):
             x = inputs[name]
             is_bag = jnp.issubdtype(x.dtype, jnp.floating)
             parts.append(x.astype(self.dtype) @ layer.embedding.astype(self.dtype) if is_bag else layer(x))
-        others = [inputs[name] for name in sorted(inputs) if name not in named]
+        others = [inputs[name] for name in sorted(inputs) if name not in embedding_names]
         parts += [x.reshape(x.shape[0], -1).astype(self.dtype) for x in others]
         return jnp.concatenate(parts, axis=-1)
 

@@ -390,16 +390,14 @@ def check_teacher(checkpoint: Checkpoint, config):
         theirs = {'name': 'vit', **architecture.sizes._asdict(), 'patch': architecture.patch}
         for key in MODEL_FIELDS:
             ours[key], theirs[key] = model[key], getattr(architecture, key)
-    wanted = _teacher_options(checkpoint.preprocessing)
-    ours |= {key: _effective_value(config, key) for key in wanted}
-    theirs |= wanted
+    teacher_options = _teacher_options(checkpoint.preprocessing)
+    ours |= {key: _effective_value(config, key) for key in teacher_options}
+    theirs |= teacher_options
     different = ', '.join(
         f'{key} is {theirs[key]} there, {ours[key]} here' for key in ours if ours[key] != theirs[key]
     )
-    wanted = ' '.join(f'{key}={format_value(value)}' for key, value in changes.items())
-    raise UserError(
-        f'{checkpoint.location} does not fit teacher.model and dataset: {different}; set {wanted}'
-    )
+    flags = ' '.join(f'{key}={format_value(value)}' for key, value in changes.items())
+    raise UserError(f'{checkpoint.location} does not fit teacher.model and dataset: {different}; set {flags}')
 
 
 def format_value(value) -> str:

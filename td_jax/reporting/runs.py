@@ -87,13 +87,13 @@ def find_runs(root: epath.Path) -> RunFolder:
 
 def _folders(root):
     """Yields (folder, names in it or why it cannot be read), each folder once, from the top down."""
-    waiting, seen = [root], set()
+    waiting, visited = [root], set()
     while waiting:
         folder = waiting.pop()
         # Links may form a cycle.
-        if _real_path(folder) in seen:
+        if _real_path(folder) in visited:
             continue
-        seen.add(_real_path(folder))
+        visited.add(_real_path(folder))
         try:
             entries = sorted(folder.iterdir(), key=lambda entry: entry.name)
             inner = [entry for entry in entries if _may_hold_runs(entry.name) and entry.is_dir()]

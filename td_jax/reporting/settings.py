@@ -28,7 +28,7 @@ class Row(NamedTuple):
 
     label: str
     runs: tuple[Run, ...]
-    read: dict  # {dotted key: value} of the options that have an effect, without SEEDS
+    options: dict  # {dotted key: value} of the options that have an effect, without SEEDS
 
     @property
     def method(self) -> str:
@@ -92,8 +92,8 @@ def make_settings(runs, teacher_names) -> list[Setting]:
     for run in runs:
         if not run.stored or run.name in inner_teachers:
             continue
-        read = read_keys(run)
-        groups.setdefault(_to_json(_setting_options(read)), []).append((run, read))
+        options = read_keys(run)
+        groups.setdefault(_to_json(_setting_options(options)), []).append((run, options))
     groups = {
         key: group for key, group in groups.items() if any(run.name not in teacher_names for run, _ in group)
     }
@@ -110,30 +110,32 @@ def _split_by_data(group):
     if len({run.data for run, _ in group if run.data}) <= 1:
         return [group]
     parts = {}
-    for run, read in group:
-        parts.setdefault(run.data, []).append((run, {**read, CONTENT: run.data or 'unknown'}))
+    for run, options in group:
+        parts.setdefault(run.data, []).append((run, {**options, CONTENT: run.data or 'unknown'}))
     return list(parts.values())
 
 
-def _setting_options(read):
+def _setting_options(options):
     return {
-        key: value for key, value in read.items() if key.startswith(_OF_SETTING) and key not in _OF_TRAINING
+        key: value
+        for key, value in options.items()
+        if key.startswith(_OF_SETTING) and key not in _OF_TRAINING
     }
 
 
-def _to_json(read):
-    return json.dumps(read, sort_keys=True, default=str)
+def _to_json(options):
+    return json.dumps(options, sort_keys=True, default=str)
 
 
 def _make_setting(group):
     rows = []
-    for run, read in group:
-        row_options = {key: value for key, value in read.items() if key not in SEEDS}
+    for run, options in group:
+        row_options = {key: value for key, value in options.items() if key not in SEEDS}
         # Only its parameters identify such a teacher.
         if run.stored.get('teacher.pretrained') and run.result:
             row_options['teacher.pretrained'] = run.result['teacher_fingerprint']
         for i, row in enumerate(rows):
-            if row.read == row_options and _belongs_to(run, row):
+            if row.options == row_options and _belongs_to(run, row):
                 rows[i] = row._replace(runs=(*row.runs, run))
                 break
         else:
@@ -178,13 +180,13 @@ def _make_labels(rows):
     """Makes a label for each row: its method, and its differences to other rows of this method."""
     labels = []
     for row in rows:
-        same_method = [other.read for other in rows if other.method == row.method]
-        keys = [key for key in differing_keys(same_method) if key in row.read]
+        same_method = [other.options for other in rows if other.method == row.method]
+        keys = [key for key in differing_keys(same_method) if key in row.options]
         if len(same_method) == 1:
             labels.append(row.method)
         elif 0 < len(keys) <= _MOST_KEYS:
             differences = [
-                f'{key.removeprefix(f"{row.method}.")} {format_value(row.read[key])}' for key in keys
+                f'{key.removeprefix(f"{row.method}.")} {format_value(row.options[key])}' for key in keys
             ]
             labels.append(f'{row.method}, {", ".join(differences)}')
         else:
@@ -226,7 +228,7 @@ def find_baseline(row: Row, rows) -> Baseline:
     rows_by_distance = {}
     for other in rows:
         if other.method == SCRATCH and other.finished:
-            count = len([key for key in differing_keys([row.read, other.read]) if key != 'method'])
+            count = len([key for key in differing_keys([row.options, other.options]) if key != 'method'])
             rows_by_distance.setdefault(count, []).append(other)
     if not rows_by_distance:
         return Baseline(None, 'no finished run without distillation')

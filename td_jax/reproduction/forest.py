@@ -95,8 +95,8 @@ def describe(panels_of_all: list[Panel]) -> str:
                 compared.paired.interval(),
                 *([compared.bootstrap.bounds()] if compared.bootstrap else []),
             ]
-            written = '; '.join(f'{low:+.4f} to {high:+.4f}' for low, high in bounds)
-            lines.append(f'{panel.title}: {row} {compared.mean:+.4f} ({written}) {panel.verdict(row)}')
+            intervals = '; '.join(f'{low:+.4f} to {high:+.4f}' for low, high in bounds)
+            lines.append(f'{panel.title}: {row} {compared.mean:+.4f} ({intervals}) {panel.verdict(row)}')
     return '\n'.join(lines)
 
 

@@ -734,8 +734,8 @@ def _represent_kept(represent, constants, examples, batch_size, mesh, keep):
     def describe_program():
         return represent.lower(constants, *batch).as_text()
 
-    kept = keep({'representations': like}, describe_program, examples, compute)
-    return np.asarray(kept['representations']), examples['labels']
+    outputs = keep({'representations': like}, describe_program, examples, compute)
+    return np.asarray(outputs['representations']), examples['labels']
 
 
 def _fit_probe(represent, source, config):

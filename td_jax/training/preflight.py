@@ -222,8 +222,8 @@ def _check_teacher_of_result(config, folder, stored, result):
     """
     places = ('teacher.checkpoint', 'teacher.pretrained')
     before, now = config_lib.complete(stored), config_lib.flatten(config)
-    moved = {place: (before[place], now[place]) for place in places if before[place] != now[place]}
-    if not config_lib.has_teacher(config) or not (moved or config.teacher.num_steps == 0):
+    changed_places = {place: (before[place], now[place]) for place in places if before[place] != now[place]}
+    if not config_lib.has_teacher(config) or not (changed_places or config.teacher.num_steps == 0):
         return
     is_there = not config_lib.trains_teacher(config) or config.teacher.checkpoint
     if is_there or teachers.folder_of(config, folder).exists():
@@ -231,7 +231,7 @@ def _check_teacher_of_result(config, folder, stored, result):
         teacher = teachers.load_existing(config, folder, source)
         if teachers.is_same_teacher(teacher, result):
             return
-    other = config_lib.describe(moved) if moved else 'teacher.model brings other parameters'
+    other = config_lib.describe(changed_places) if changed_places else 'teacher.model brings other parameters'
     raise UserError(
         f'{folder} holds a run with another teacher: {other}. '
         'Choose another --workdir, or name the teacher that it had.'

@@ -506,7 +506,7 @@ def test_two_processes_save_one_cut_state_in_a_bucket_and_one_goes_on(alone, pla
     mesh = '--config.mesh.data=1', '--config.mesh.fsdp=-1'
     finish(*launch_several(place, 2, *mesh, '--config.num_steps=5'))
     # Process 0 had a lease, and has freed it.
-    assert lease.read(place / '.lock').generation != '0' and not lease.read(place / '.lock').left
+    assert lease.read(place / '.lock').generation != '0' and not lease.read(place / '.lock').seconds_left
     for process in range(2):
         assert (place / 'checkpoints' / '5' / checkpoints.DIGESTS.format(process=process)).exists()
         assert (place / 'checkpoints' / '5' / 'state' / f'ocdbt.process_{process}').is_dir()

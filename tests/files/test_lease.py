@@ -27,12 +27,12 @@ def test_who_holds_a_lease_renews_it_and_frees_it(place, short, capsys):
     assert lease.read(path) == ('0', '', '', 0.0)
     with workdir.lock(place / 'run') as renew:
         first = lease.read(path)
-        assert first.holder.startswith('process ') and 0 < first.left <= 2
+        assert first.holder.startswith('process ') and 0 < first.seconds_left <= 2
         renew()
         assert lease.read(path).generation != first.generation
         # Longer than a lease lasts without its thread.
         time.sleep(2.5)
-        assert lease.read(path).left > 0
+        assert lease.read(path).seconds_left > 0
         with (
             pytest.raises(InUse, match=f'^workdir {place}/run is in use by {first.holder}; wait for it or'),
             workdir.lock(place / 'run'),
@@ -40,7 +40,7 @@ def test_who_holds_a_lease_renews_it_and_frees_it(place, short, capsys):
             pass
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith(f'td_jax: {place}/run is in use by {first.holder}; waits up to ')
-    assert lease.read(path).left == 0
+    assert lease.read(path).seconds_left == 0
     start = time.monotonic()
     with workdir.lock(place / 'run'):
         assert time.monotonic() - start < 1
@@ -80,7 +80,7 @@ def test_a_process_that_was_killed_on_this_machine_is_not_waited_for(place, caps
         [sys.executable, '-c', HOLDS, place], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     assert process.stdout.readline() == b'held\n'
-    assert lease.read(place / workdir.LOCK).left > 0
+    assert lease.read(place / workdir.LOCK).seconds_left > 0
     process.kill()
     process.communicate()
     with workdir.lock(place):
