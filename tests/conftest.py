@@ -174,7 +174,7 @@ def place(bucket, tmp_path):
     return epath.Path(f'{bucket}/{tmp_path.parent.name}-{tmp_path.name}')
 
 
-def _skip_without(name):
+def _skip_unless_prepared(name):
     folder = pathlib.Path(os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets')).expanduser()
     if not (folder / name).is_dir():
         pytest.skip(f'{name} is not prepared in {folder}; set TFDS_DATA_DIR')
@@ -183,19 +183,19 @@ def _skip_without(name):
 @pytest.fixture(scope='session')
 def movielens_data():
     """Skips a test where the real ratings are not prepared."""
-    _skip_without('movielens/100k-ratings')
+    _skip_unless_prepared('movielens/100k-ratings')
 
 
 @pytest.fixture(scope='session')
 def cifar10_data():
     """Skips a test where the real CIFAR-10 is not prepared."""
-    _skip_without('cifar10')
+    _skip_unless_prepared('cifar10')
 
 
 @pytest.fixture(scope='session')
 def imagenet_data():
     """Skips a test where no real ImageNet, or a sample of it, is prepared."""
-    _skip_without('imagenet2012')
+    _skip_unless_prepared('imagenet2012')
 
 
 @pytest.fixture(scope='session')

@@ -398,12 +398,12 @@ def test_a_new_knob_changes_no_digest(monkeypatch):
     before, stored = config_lib.digest(config), json.loads(config_lib.to_json(config))
     declared = common.get_config
 
-    def with_another():
+    def make_another():
         config = declared()
         config.td.another = 1.5
         return config
 
-    monkeypatch.setattr(common, 'get_config', with_another)
+    monkeypatch.setattr(common, 'get_config', make_another)
     config = movielens.get_config()
     assert config.td.another == 1.5
     assert config_lib.digest(config) == before

@@ -201,13 +201,13 @@ def make_speakers(key):
         upper_map, encoder = linear(lower, upper), linear(lower + upper, MESSAGE)
         decoder = linear(MESSAGE, lower + upper)
 
-        def noisy(x, key):
+        def add_noise(x, key):
             return x if key is None else x + 0.1 * jax.random.normal(key, x.shape)
 
         return losses.Speaker(
-            lambda s, key: noisy(upper_map(s), key),
-            lambda s, e, key: noisy(encoder(jnp.concatenate([s, e], -1)), key),
-            lambda m, key: tuple(jnp.split(noisy(decoder(m), key), [lower], axis=-1)),
+            lambda s, key: add_noise(upper_map(s), key),
+            lambda s, e, key: add_noise(encoder(jnp.concatenate([s, e], -1)), key),
+            lambda m, key: tuple(jnp.split(add_noise(decoder(m), key), [lower], axis=-1)),
         )
 
     student, teacher = speaker(LOWER, UPPER), speaker(TEACHER_LOWER, TEACHER_UPPER)
@@ -253,7 +253,7 @@ def test_scan_equals_the_unrolled_loop(rounds, reference, remat_policy):
     def decode_first(state):
         return teacher.decode(student.encode(*state, None), None)[0]
 
-    def scanned(state):
+    def scan(state):
         return losses.interaction(
             student,
             teacher,
@@ -266,15 +266,15 @@ def test_scan_equals_the_unrolled_loop(rounds, reference, remat_policy):
             key=None,
         )
 
-    def looped(state):
+    def loop(state):
         return unroll(student, teacher, state, decode_first(state), rounds, reference)
 
-    np.testing.assert_allclose(scanned(state), looped(state), rtol=1e-12)
-    gradients = [jax.grad(lambda state, f=f: f(state).sum())(state) for f in (scanned, looped)]
+    np.testing.assert_allclose(scan(state), loop(state), rtol=1e-12)
+    gradients = [jax.grad(lambda state, f=f: f(state).sum())(state) for f in (scan, loop)]
     for ours, theirs in zip(*gradients, strict=True):
         assert ours.dtype == np.float64
         np.testing.assert_allclose(ours, theirs, rtol=1e-10, atol=1e-13)
-    assert (rounds == 0) == (not np.any(scanned(state)))
+    assert (rounds == 0) == (not np.any(scan(state)))
 
 
 def test_rounds_have_their_own_noise_and_dropout():
@@ -386,13 +386,15 @@ def test_correlations_are_those_of_numpy_with_a_floor_under_each_variance(spread
     a, b = (np.exp(size * rng.normal(size=(11, 7))) for size in (spread, 1.0))
     a, b = (x / x.sum(axis=1, keepdims=True) for x in (a, b))
 
-    def deviations(x):
+    def subtract_mean(x):
         return x - x.mean(axis=axis, keepdims=True)
 
-    def length(x):
-        return np.sqrt((deviations(x) ** 2).mean(axis=axis) + 1e-4 * x.mean(axis=axis) ** 2)
+    def measure_length(x):
+        return np.sqrt((subtract_mean(x) ** 2).mean(axis=axis) + 1e-4 * x.mean(axis=axis) ** 2)
 
-    expected = 1 - (deviations(a) * deviations(b)).mean(axis=axis) / length(a) / length(b)
+    expected = 1 - (subtract_mean(a) * subtract_mean(b)).mean(axis=axis) / measure_length(a) / measure_length(
+        b
+    )
     value = losses.one_minus_correlation(jnp.float32(a), jnp.float32(b), axis=axis)
     np.testing.assert_allclose(value, expected, rtol=1e-4)
     if spread == 3.0:

@@ -288,21 +288,21 @@ def test_a_method_that_is_brought_without_weights_is_refused(config_of_own_parts
 def test_a_model_that_is_brought_may_read_any_knob(config_of_own_parts):
     """So each of them is part of what a run is."""
 
-    def changed(**values):
+    def make_changed_config(**values):
         config = config_of_own_parts.copy_and_resolve_references()
         config.update_from_flattened_dict({key.replace('__', '.'): value for key, value in values.items()})
         return config
 
     with own.use_parts(**BROUGHT):
         one = config_lib.digest(config_of_own_parts)
-        assert config_lib.digest(changed(model__variant='S/32')) != one
-        other = changed(own__hints__weights__state=4.0)
+        assert config_lib.digest(make_changed_config(model__variant='S/32')) != one
+        other = make_changed_config(own__hints__weights__state=4.0)
         assert config_lib.digest(other) != one
         differences = config_lib.differences(other, json.loads(config_lib.to_json(config_of_own_parts)))
         assert differences == {'own.hints.weights.state': (3.0, 4.0)}
         # Of a method that is not used, as of td_jax's own.
         digests = {
-            config_lib.digest(changed(method='ld', own__hints__weights__state=weight))
+            config_lib.digest(make_changed_config(method='ld', own__hints__weights__state=weight))
             for weight in (4.0, 5.0)
         }
         assert len(digests) == 1

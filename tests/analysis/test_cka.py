@@ -17,7 +17,7 @@ from td_jax.training.run import train
 pytestmark = pytest.mark.usefixtures('shared_programs')
 
 
-def from_features(x, y):
+def cka_from_features(x, y):
     """|Yc^T Xc|^2 / (|Xc^T Xc| |Yc^T Yc|), the biased estimator."""
     x, y = x - x.mean(axis=0), y - y.mean(axis=0)
     top = np.linalg.norm(y.T @ x) ** 2
@@ -38,16 +38,16 @@ def runs(small_config, tmp_path_factory):
 # --- Examples --------------------------------------------------------------------------------------
 
 
-def labelled(labels):
+def make_examples(labels):
     return {'labels': np.array(labels), 'image': 10 * np.arange(len(labels))}
 
 
-def source_of(evaluation, num_labels):
+def make_source(evaluation, num_labels):
     return data.Source('some', {}, evaluation, 'classification', tuple(range(num_labels)), {}, (), None)
 
 
 def test_the_first_examples_of_each_class_are_taken():
-    examples_by_class = cka.gather_examples(source_of(labelled([2, 0, 2, 0, 2, 0, 0]), 4), 3)
+    examples_by_class = cka.gather_examples(make_source(make_examples([2, 0, 2, 0, 2, 0, 0]), 4), 3)
     assert {label: list(examples['image']) for label, examples in examples_by_class.items()} == {
         0: [10, 30, 50],
         2: [0, 20, 40],
@@ -61,9 +61,9 @@ def test_a_stream_is_read_until_all_classes_are_full():
         assert (part, parts) == (0, 1)
         for labels, mask in (([0, 1, 0], [1, 1, 1]), ([1, 0, 1], [1, 1, 0]), ([0, 1, 1], [1, 0, 1]), None):
             labels_read.append(labels)
-            yield labelled(labels), np.array(mask)
+            yield make_examples(labels), np.array(mask)
 
-    examples_by_class = cka.gather_examples(source_of(data.EvaluationStream(9, batches), 2), 3)
+    examples_by_class = cka.gather_examples(make_source(data.EvaluationStream(9, batches), 2), 3)
     assert {label: list(examples['image']) for label, examples in examples_by_class.items()} == {
         0: [0, 20, 10],
         1: [10, 0, 20],
@@ -87,7 +87,7 @@ def test_it_is_of_what_both_models_compute(runs):
     e_h = finished.teacher.model.upper(finished.teacher.params, s_h)
     row = one_seed.values['td'][1]['7']
     for name, x, y in (('s_g,s_h', s_g, s_h), ('e_g,e_h', e_g, e_h), ('s_g,e_h', s_g, e_h)):
-        assert row[name] == pytest.approx(from_features(np.float64(x), np.float64(y)), abs=1e-5)
+        assert row[name] == pytest.approx(cka_from_features(np.float64(x), np.float64(y)), abs=1e-5)
     assert len(row) == 9
     assert list(one_seed.values['td']) == [1]
     both_seeds = cka.analyse([runs / 'td'], 6, 'biased')
@@ -243,19 +243,19 @@ def test_runs_that_cannot_be_compared_are_refused(runs, monkeypatch):
         cka.analyse([runs / 'td', runs / 'td'], 5, 'debiased')
     load = teachers.load_finished_with_teacher
 
-    def changed(folder, seed_index=0, with_examples=True):
+    def load_renamed(folder, seed_index=0, with_examples=True):
         finished = load(folder, seed_index, with_examples)
         source = finished.source._replace(name='other' if folder.name == 'ld' else 'some')
         return finished._replace(source=source)
 
-    monkeypatch.setattr(teachers, 'load_finished_with_teacher', changed)
+    monkeypatch.setattr(teachers, 'load_finished_with_teacher', load_renamed)
     with pytest.raises(UserError, match=r'different data: some \(test\), other \(test\)\.'):
         cka.analyse([runs / 'td', runs / 'ld'], 5, 'debiased')
 
-    def ratings(folder, seed_index=0, with_examples=True):
+    def load_as_regression(folder, seed_index=0, with_examples=True):
         finished = load(folder, seed_index, with_examples)
         return finished._replace(source=finished.source._replace(task='regression'))
 
-    monkeypatch.setattr(teachers, 'load_finished_with_teacher', ratings)
+    monkeypatch.setattr(teachers, 'load_finished_with_teacher', load_as_regression)
     with pytest.raises(UserError, match='has no classes to compare by'):
         cka.analyse([runs / 'td'], 5, 'debiased')

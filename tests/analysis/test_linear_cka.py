@@ -27,7 +27,7 @@ def cka_from_unbiased_hsic(x, y):
     return unbiased_hsic(k, ell) / np.sqrt(unbiased_hsic(k, k) * unbiased_hsic(ell, ell))
 
 
-def hsic(k, ell):
+def compute_hsic(k, ell):
     """tr(K H L H) / (n - 1)^2 with the centring matrix, as it is defined."""
     n = len(k)
     h = np.eye(n) - np.full((n, n), 1 / n)
@@ -36,7 +36,7 @@ def hsic(k, ell):
 
 def cka_from_hsic(x, y):
     k, ell = x @ x.T, y @ y.T
-    return hsic(k, ell) / np.sqrt(hsic(k, k) * hsic(ell, ell))
+    return compute_hsic(k, ell) / np.sqrt(compute_hsic(k, k) * compute_hsic(ell, ell))
 
 
 def cka_from_features(x, y):

@@ -74,7 +74,7 @@ def test_take_picks_rows_of_every_array():
 # --- What a data set must not hold -----------------------------------------------------------------
 
 
-def source_of(task='classification', train=None, evaluation=None, label_names=('a', 'b', 'c')):
+def make_source(task='classification', train=None, evaluation=None, label_names=('a', 'b', 'c')):
     """A source of four training and two evaluation examples, of which a part has other arrays."""
     examples = {
         count: {'image': np.zeros((count, 2, 2), np.float32), 'labels': np.arange(count) % 3}
@@ -92,50 +92,50 @@ def source_of(task='classification', train=None, evaluation=None, label_names=('
     )
 
 
-def with_value(shape, index, value):
+def make_array_with(shape, index, value):
     array = np.zeros(shape, np.float32)
     array[index] = value
     return array
 
 
 def test_a_good_source_passes():
-    base.check(source_of())
-    base.check(source_of('regression', {'labels': with_value(4, 1, -7.5)}, label_names=('size',)))
+    base.check(make_source())
+    base.check(make_source('regression', {'labels': make_array_with(4, 1, -7.5)}, label_names=('size',)))
 
 
 @pytest.mark.parametrize(
     ('source', 'message'),
     [
         (
-            source_of(train={'image': np.zeros((0, 2, 2)), 'labels': np.zeros(0, int)}),
+            make_source(train={'image': np.zeros((0, 2, 2)), 'labels': np.zeros(0, int)}),
             'dataset shapes has no training examples.',
         ),
         (
-            source_of(evaluation={'image': np.zeros((0, 2, 2)), 'labels': np.zeros(0, int)}),
+            make_source(evaluation={'image': np.zeros((0, 2, 2)), 'labels': np.zeros(0, int)}),
             'dataset shapes has no evaluation examples.',
         ),
         (
-            source_of()._replace(train=base.TrainStream(0, {}, None)),
+            make_source()._replace(train=base.TrainStream(0, {}, None)),
             'dataset shapes has no training examples.',
         ),
         (
-            source_of()._replace(evaluation=base.EvaluationStream(0, None)),
+            make_source()._replace(evaluation=base.EvaluationStream(0, None)),
             'dataset shapes has no evaluation examples.',
         ),
         (
-            source_of(train={'labels': np.array([0, 1, 3, 4])}),
+            make_source(train={'labels': np.array([0, 1, 3, 4])}),
             'dataset shapes, training examples: label of row 2 is 3; it must be from 0 to 2.',
         ),
         (
-            source_of(evaluation={'labels': np.array([0, -1])}),
+            make_source(evaluation={'labels': np.array([0, -1])}),
             'dataset shapes, evaluation examples: label of row 1 is -1; it must be from 0 to 2.',
         ),
         (
-            source_of(train={'image': with_value((4, 2, 2), (2, 1, 0), np.nan)}),
+            make_source(train={'image': make_array_with((4, 2, 2), (2, 1, 0), np.nan)}),
             'dataset shapes, training examples: image of row 2 holds nan; it must be a finite number.',
         ),
         (
-            source_of('regression', evaluation={'labels': with_value(2, 1, np.inf)}),
+            make_source('regression', evaluation={'labels': make_array_with(2, 1, np.inf)}),
             'dataset shapes, evaluation examples: labels of row 1 is inf; it must be a finite number.',
         ),
     ],

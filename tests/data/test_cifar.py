@@ -175,12 +175,12 @@ def test_the_files_are_read_once():
 def test_data_that_is_missing_is_told_with_the_folder_that_was_searched(monkeypatch, tmp_path, name):
     import tensorflow_datasets as tfds
 
-    def unreachable(*_):
+    def fail_to_resolve(*_):
         raise OSError('no network')
 
     build = tfds.builder
     monkeypatch.setattr(tfds, 'builder', lambda name: build(name, data_dir=str(tmp_path)))
-    monkeypatch.setattr(socket, 'getaddrinfo', unreachable)
+    monkeypatch.setattr(socket, 'getaddrinfo', fail_to_resolve)
     with pytest.raises(UserError, match='not prepared') as error_info:
         prepared.builder(name)
     assert f'under {tmp_path} and' in str(error_info.value)

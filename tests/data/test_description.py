@@ -17,7 +17,7 @@ from td_jax.errors import UserError
 
 
 @pytest.fixture
-def rated(recommender):
+def ratings_source(recommender):
     """A Source of ratings, and its config."""
     return recommender.source, recommender.config.dataset
 
@@ -36,8 +36,8 @@ def test_every_data_set_is_restored():
     assert description.RESTORED.keys() == SOURCES.keys()
 
 
-def test_ratings_are_shown_as_they_were(rated):
-    source, config = rated
+def test_ratings_are_shown_as_they_were(ratings_source):
+    source, config = ratings_source
     restored_source = restore(source, config)
     examples = {'user': np.array([0, 1, 2, 3]), 'movie': np.array([4, 3, 1, 0])}
     expected, actual = (
@@ -83,8 +83,8 @@ def test_images_are_shown_as_they_were(size, monkeypatch):
     assert not np.allclose(other.picture.inputs(float_pixels)['image'], inputs[0])
 
 
-def test_examples_are_not_there(rated):
-    restored_source = restore(*rated)
+def test_examples_are_not_there(ratings_source):
+    restored_source = restore(*ratings_source)
     for stream in (restored_source.train, restored_source.evaluation):
         with pytest.raises(UserError, match='are not kept with a run'):
             stream.open(1, 0, 1)
@@ -154,8 +154,8 @@ def test_when_files_were_touched_is_no_change():
     assert description.digest(before) == description.digest(now)
 
 
-def test_every_part_of_ratings_counts(rated):
-    source, _ = rated
+def test_every_part_of_ratings_counts(ratings_source):
+    source, _ = ratings_source
     before = description.describe(source)
     for path in (('train', 'labels'), ('evaluation', 'user'), ('train', 'movie')):
         part = {**getattr(source, path[0])}
@@ -171,8 +171,8 @@ def test_every_part_of_ratings_counts(rated):
     ]
 
 
-def test_what_a_seed_draws_counts(rated):
-    source, _ = rated
+def test_what_a_seed_draws_counts(ratings_source):
+    source, _ = ratings_source
     pools = [
         source._replace(train=LabelledPool(source.train, 3, lambda number, rows=rows: np.array(rows)))
         for rows in ([1, 2, 4], [1, 2, 5])
@@ -191,16 +191,16 @@ def test_files_of_other_classes_count_where_they_decide_what_is_drawn(tmp_path, 
     config = images_config.get_config().dataset
     config.update({'path': str(tmp_path), 'image_size': 4, 'classes': (0, 1), 'kept_gb': kept_gb})
 
-    def described():
+    def describe_source():
         return description.describe(SOURCES['images'](config, config))
 
     for of_each, is_drawn in ((0, False), (3, True)):
         config.update({'examples_per_class': of_each, 'labelled_by': 'seed'})
-        before = described()
-        assert description.differences(before, described()) == []
+        before = describe_source()
+        assert description.differences(before, describe_source()) == []
         for i in range(20):
             PIL.Image.new('RGB', (4, 4)).save(tmp_path / 'c' / f'more-{i}.png')
-        changes = description.differences(before, described())
+        changes = description.differences(before, describe_source())
         assert any(change.startswith('files that a seed draws: ') for change in changes) == is_drawn
         assert bool(changes) == is_drawn
         for i in range(20):
@@ -238,7 +238,7 @@ def test_what_tfds_says_is_what_its_file_says(cifar10_data):
     assert prepared.known_by(builder) == expected
 
 
-def test_files_are_read_for_those_that_are_not_known(rated, tmp_path):
-    source = rated[0]._replace(known_by={'images of a': Files(str(tmp_path), ('1', '2'))})
+def test_files_are_read_for_those_that_are_not_known(ratings_source, tmp_path):
+    source = ratings_source[0]._replace(known_by={'images of a': Files(str(tmp_path), ('1', '2'))})
     assert description.files_to_read(source, []) == 2
     assert description.files_to_read(source, [make_description(**{'images of a': {'count': 2}})]) == 0

@@ -36,7 +36,7 @@ def write_folder(folder, counts, suffix='.png', first=0):
     return numbers
 
 
-def config_of(folder, **changes):
+def make_config(folder, **changes):
     config = images_config.get_config()
     settings = {'path': str(folder), 'image_size': SIDE, 'min_crop_area': 1.0, 'labelled_by': 'first'}
     config.dataset.update({**settings, **changes})
@@ -44,11 +44,11 @@ def config_of(folder, **changes):
 
 
 def load(folder, **changes):
-    config = config_of(folder, **changes)
+    config = make_config(folder, **changes)
     return folders.load(config.dataset, config.dataset)
 
 
-def numbers_of(examples):
+def read_numbers(examples):
     """[(number, label)] of examples, in order of numbers."""
     pixels = examples['image']
     assert pixels.dtype == np.uint8
@@ -86,8 +86,8 @@ def test_a_tenth_of_each_class_is_cut_off_by_the_hashes_of_names(tmp_path, split
         order = order_by_hash(numbers, name)
         evaluation += [(number, label) for number in order[start:cut]]
         train += [(number, label) for number in order[cut:stop]]
-    assert numbers_of(source.evaluation) == sorted(evaluation)
-    assert numbers_of(source.train) == sorted(train)
+    assert read_numbers(source.evaluation) == sorted(evaluation)
+    assert read_numbers(source.train) == sorted(train)
     base.check(source)
 
 
@@ -106,12 +106,12 @@ def test_train_and_test_are_taken_as_they_are(tmp_path, split):
     test = write_folder(tmp_path / 'test', {'ant': 1, 'cat': 2}, first=100)
     source = load(tmp_path, split=split)
     if split == 'test':
-        assert numbers_of(source.train) == [(n, int(file.startswith('cat'))) for file, n in train.items()]
-        assert numbers_of(source.evaluation) == [(n, int(f.startswith('cat'))) for f, n in test.items()]
+        assert read_numbers(source.train) == [(n, int(file.startswith('cat'))) for file, n in train.items()]
+        assert read_numbers(source.evaluation) == [(n, int(f.startswith('cat'))) for f, n in test.items()]
     else:
         # A tenth of 12 and of 3, at least one.
         held_out = [(order_by_hash(train, 'cat')[0], 1), (order_by_hash(train, 'ant')[0], 0)]
-        assert numbers_of(source.evaluation) == sorted(held_out)
+        assert read_numbers(source.evaluation) == sorted(held_out)
         assert len(source.train['labels']) == 13
 
 
@@ -141,7 +141,7 @@ def test_classes_and_how_many_of_each(tmp_path):
     source = load(tmp_path, classes=(2, 0), examples_per_class=3)
     assert source.label_names == ('c', 'a')
     expected = [(n, label) for label, name in enumerate('ca') for n in order_by_hash(numbers, name)[1:4]]
-    assert numbers_of(source.train) == sorted(expected)
+    assert read_numbers(source.train) == sorted(expected)
     assert len(source.evaluation['labels']) == 2
 
 
@@ -239,11 +239,11 @@ def test_a_stream_has_the_same_images(tmp_path):
         name: np.concatenate([examples[name][mask == 1] for examples, mask in batches])
         for name in ('image', 'labels')
     }
-    assert numbers_of(joined) == numbers_of(in_memory.evaluation)
+    assert read_numbers(joined) == read_numbers(in_memory.evaluation)
     # One row a step: two epochs, each with each image once, in another order.
     epochs = take_steps(streamed, 0, 2 * count, 1)
     first, second = ({name: a[i : i + count] for name, a in epochs.items()} for i in (0, count))
-    assert numbers_of(first) == numbers_of(second) == numbers_of(in_memory.train)
+    assert read_numbers(first) == read_numbers(second) == read_numbers(in_memory.train)
     assert not np.array_equal(first['image'], second['image'])
     assert len(numbers) == count + len(in_memory.evaluation['labels'])
     # It continues where it is, and processes see their rows of one batch.
@@ -264,7 +264,7 @@ def test_a_stream_may_be_of_some_classes(tmp_path):
     source = load(tmp_path, kept_gb=0.0, classes=(2, 0), examples_per_class=2)
     assert (source.train.count, source.evaluation.count) == (4, 2)
     expected = [(n, label) for label, name in enumerate('ca') for n in order_by_hash(numbers, name)[1:3]]
-    assert numbers_of(take_steps(source, 0, 1, 4)) == sorted(expected)
+    assert read_numbers(take_steps(source, 0, 1, 4)) == sorted(expected)
 
 
 def test_what_is_kept_is_by_size_and_the_same_for_every_task(tmp_path):
@@ -335,10 +335,10 @@ def test_what_is_no_folder_is_refused(tmp_path):
 def test_a_folder_that_cannot_be_read_is_refused(tmp_path, monkeypatch):
     write_folder(tmp_path, {'a': 2, 'b': 2})
 
-    def forbidden(*_):
+    def deny_access(*_):
         raise PermissionError(13, 'Permission denied')
 
-    monkeypatch.setattr(folders, '_list_class', forbidden)
+    monkeypatch.setattr(folders, '_list_class', deny_access)
     assert_refused(tmp_path, r'^dataset\.path .* cannot be read: Permission denied\.$')
 
 
@@ -389,7 +389,7 @@ def test_an_image_that_cannot_be_read_is_refused_by_name(tmp_path, name, kept_gb
 
 def test_a_teachers_classes_are_told_as_its_own(tmp_path):
     write_folder(tmp_path / 'own', {'a': 20, 'b': 20})
-    config = config_of(tmp_path / 'own')
+    config = make_config(tmp_path / 'own')
     config.update_from_flattened_dict({**SMALL, 'method': 'td', 'teacher.dataset.classes': (0, 7)})
     with pytest.raises(UserError, match=r'^teacher\.dataset\.classes is \(0, 7\); own has different numbers'):
         train(config, tmp_path / 'run')
@@ -402,7 +402,7 @@ def test_images_that_do_not_fit_are_refused_with_the_way_out(tmp_path, monkeypat
     message = r'dataset\.kept_gb is 2\.0 and the images take 0\.0 GB, .* lower dataset\.kept_gb'
     assert_refused(tmp_path / 'own', message)
     monkeypatch.undo()
-    config = config_of(tmp_path / 'own', image_size=32)
+    config = make_config(tmp_path / 'own', image_size=32)
     config.update_from_flattened_dict({**SMALL, 'dataset.image_size': 32})
     monkeypatch.setattr(memory, 'of_device', lambda device: 100_000)
     with pytest.raises(UserError, match=r'this run needs .*\(data 0\.0, .*: lower dataset\.kept_gb'):
@@ -441,13 +441,13 @@ def test_a_run_from_the_command_line(tmp_path):
 
 @pytest.mark.long
 def test_a_run_on_a_stream(tmp_path):
-    config = config_of(write_coloured(tmp_path / 'own'))
+    config = make_config(write_coloured(tmp_path / 'own'))
     config.update_from_flattened_dict({**SMALL, 'dataset.kept_gb': 0.0})
     assert train(config, tmp_path / 'run')['values'] == [1.0]
 
 
 def test_a_data_set_that_is_read_first_is_not_counted_without(tmp_path):
-    config = config_of(tmp_path)
+    config = make_config(tmp_path)
     with pytest.raises(
         UserError, match=r'^dataset\.name images is known when it is read; known without data:'
     ):

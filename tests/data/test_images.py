@@ -16,7 +16,7 @@ def pixels():
     return np.random.default_rng(0).integers(0, 256, (BATCH, HEIGHT, WIDTH, 3), np.uint8)
 
 
-def bilinear(image, start, extent, size):
+def resize_bilinear(image, start, extent, size):
     """The crop at `start` of `extent`, resized pixel by pixel; beyond the image its edge goes on."""
     height, width, _ = image.shape
     out = np.zeros((size, size, image.shape[2]))
@@ -66,7 +66,7 @@ def test_a_crop_is_what_its_box_says(height, width, size):
     key = jax.random.key(2)
     start, extent = images.crop_boxes(jax.random.split(key)[0], BATCH, height, width, 0.1)
     expected = [
-        bilinear(*row, size) for row in zip(pixels, np.asarray(start), np.asarray(extent), strict=True)
+        resize_bilinear(*row, size) for row in zip(pixels, np.asarray(start), np.asarray(extent), strict=True)
     ]
     np.testing.assert_allclose(
         images.vary(pixels, View(size, 'bilinear'), key, 0.1, 0.0), np.stack(expected), rtol=0, atol=0.02

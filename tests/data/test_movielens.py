@@ -34,7 +34,7 @@ def load(genre='all', split='test', **changes):
     return movielens.load(config.dataset, config.dataset)
 
 
-def inputs_of(source, examples, key=None):
+def compute_inputs(source, examples, key=None):
     return jax.tree.map(np.asarray, source.inputs(source.tables, examples, key))
 
 
@@ -44,7 +44,7 @@ def read_raw_ratings():
     import tensorflow as tf
     import tensorflow_datasets as tfds
 
-    def one_of(feature):
+    def get_value(feature):
         return getattr(feature, feature.WhichOneof('kind')).value[0]
 
     fields = ('timestamp', 'user_id', 'movie_id', 'user_rating', 'movie_title')
@@ -52,7 +52,7 @@ def read_raw_ratings():
     batches = tf.data.TFRecordDataset([str(file) for file in files]).batch(4096).as_numpy_iterator()
     records = itertools.chain.from_iterable(batches)
     features = (tf.train.Example.FromString(record).features.feature for record in records)
-    rows = ([one_of(feature[field]) for field in fields] for feature in features)
+    rows = ([get_value(feature[field]) for field in fields] for feature in features)
     return sorted((time, int(user), int(movie), *rest) for time, user, movie, *rest in rows)
 
 
@@ -95,7 +95,7 @@ def test_examples_are_in_order_of_time_then_user_then_movie():
 @pytest.mark.usefixtures('movielens_data')
 def test_what_training_never_saw_is_out_of_vocabulary():
     source = load()
-    inputs = inputs_of(source, source.evaluation)
+    inputs = compute_inputs(source, source.evaluation)
     assert np.sum(inputs['user'] == 0) == 7_114
     assert len(np.unique(source.evaluation['user'][inputs['user'] == 0])) == 76
     assert np.sum(inputs['movie'] == 0) == 128
@@ -111,7 +111,7 @@ def test_what_training_never_saw_is_out_of_vocabulary():
 @pytest.mark.parametrize(('genre', 'split'), [('all', 'test'), ('War', 'test'), ('War', 'validation')])
 def test_the_vocabulary_is_that_of_the_tasks_own_training(genre, split):
     source = load(genre, split)
-    inputs = inputs_of(source, source.train)
+    inputs = compute_inputs(source, source.train)
     for name in ('user', 'movie'):
         # Rows 1, 2, ... all occur in training, and row 0, which is none of them, does not.
         np.testing.assert_array_equal(np.unique(inputs[name]), np.arange(1, source.vocabularies[name]))
@@ -144,7 +144,7 @@ def test_bags_add_up_to_one():
     source = load('Comedy')
     comedy = movielens.read_ratings('100k').genre_names.index('Comedy')
     for examples in (source.train, source.evaluation):
-        inputs = inputs_of(source, examples)
+        inputs = compute_inputs(source, examples)
         for name in ('title_words', 'genres'):
             assert inputs[name].shape == (len(examples['labels']), source.vocabularies[name])
             np.testing.assert_allclose(inputs[name].sum(axis=1), 1, rtol=1e-5)
@@ -156,8 +156,8 @@ def test_bags_add_up_to_one():
 @pytest.mark.usefixtures('movielens_data')
 def test_a_key_hides_ids_at_their_rates_and_nothing_else():
     source = load(user_oov_rate=0.3, movie_oov_rate=0.07)
-    plain = inputs_of(source, source.train)
-    varied = inputs_of(source, source.train, jax.random.key(3))
+    plain = compute_inputs(source, source.train)
+    varied = compute_inputs(source, source.train, jax.random.key(3))
     hidden = {name: varied[name] == 0 for name in ('user', 'movie')}
     # 90,000 draws: four standard deviations are below 0.0062.
     np.testing.assert_allclose([hidden['user'].mean(), hidden['movie'].mean()], [0.3, 0.07], atol=0.0062)
@@ -166,7 +166,7 @@ def test_a_key_hides_ids_at_their_rates_and_nothing_else():
         np.testing.assert_array_equal(varied[name][~mask], plain[name][~mask])
     for name in ('title_words', 'genres'):
         np.testing.assert_array_equal(varied[name], plain[name])
-    other = inputs_of(source, source.train, jax.random.key(4))
+    other = compute_inputs(source, source.train, jax.random.key(4))
     assert np.any(other['user'] != varied['user'])
 
 
@@ -174,8 +174,8 @@ def test_a_key_hides_ids_at_their_rates_and_nothing_else():
 @pytest.mark.parametrize(('rate', 'hidden'), [(0.0, False), (0.999999, True)])
 def test_rates_at_their_ends(rate, hidden):
     source = load('War', user_oov_rate=rate, movie_oov_rate=rate)
-    varied = inputs_of(source, source.evaluation, jax.random.key(0))
-    plain = inputs_of(source, source.evaluation)
+    varied = compute_inputs(source, source.evaluation, jax.random.key(0))
+    plain = compute_inputs(source, source.evaluation)
     for name in ('user', 'movie'):
         np.testing.assert_array_equal(varied[name], 0 * plain[name] if hidden else plain[name])
 
@@ -184,8 +184,8 @@ def test_rates_at_their_ends(rate, hidden):
 def test_a_teacher_reads_a_students_examples_with_its_own_rows():
     teacher, student = load(), load('War')
     student_inputs, teacher_inputs = (
-        inputs_of(student, student.evaluation),
-        inputs_of(teacher, student.evaluation),
+        compute_inputs(student, student.evaluation),
+        compute_inputs(teacher, student.evaluation),
     )
     np.testing.assert_array_equal(student_inputs['genres'], teacher_inputs['genres'])
     # The teacher has a row of its own for every user of its training period, the student for its own.
@@ -234,7 +234,7 @@ def test_units_are_users_and_groups_who_is_known(monkeypatch):
     np.testing.assert_array_equal(source.units, [0, 1])
     np.testing.assert_array_equal(source.groups['known_users'], [True, False])
     np.testing.assert_array_equal(source.groups['unknown_users'], [False, True])
-    np.testing.assert_array_equal(inputs_of(source, source.evaluation)['user'], [1, 0])
+    np.testing.assert_array_equal(compute_inputs(source, source.evaluation)['user'], [1, 0])
     # By user: user 0's last two ratings, and the last one of user 1, whose first, row 20, is no War movie.
     source = load('War', split_by='user')
     np.testing.assert_array_equal(source.evaluation['labels'], [19 % 5 + 1, 21 % 5 + 1])
@@ -256,7 +256,7 @@ def test_an_id_that_is_not_in_the_data_has_a_number_of_its_own(monkeypatch):
     assert (movies.column, movies.raw.tolist()) == ('movie_id', ['5', '3'])
     # Movie 0 is no War movie, so that its row is never trained; its title and genre are what they are.
     assert movies.is_known.tolist() == [False, True]
-    inputs = inputs_of(source, {'user': np.array([0, 1, 2]), 'movie': np.array([0, 1, 2])})
+    inputs = compute_inputs(source, {'user': np.array([0, 1, 2]), 'movie': np.array([0, 1, 2])})
     np.testing.assert_array_equal(inputs['user'], [1, 0, 0])
     np.testing.assert_array_equal(inputs['movie'], [0, 1, 0])
     # Of the titles `two` alone is known.

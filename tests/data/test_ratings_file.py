@@ -25,18 +25,18 @@ def write_file(folder, text, name='own.csv'):
     return path
 
 
-def config_of(path, split='test', **changes):
+def make_config(path, split='test', **changes):
     config = ratings_config.get_config()
     config.dataset.update({'path': str(path), 'split': split, **changes})
     return config
 
 
 def load(path, **changes):
-    config = config_of(path, **changes)
+    config = make_config(path, **changes)
     return ratings_file.load(config.dataset, config.dataset)
 
 
-def inputs_of(source, examples, key=None):
+def compute_inputs(source, examples, key=None):
     return jax.tree.map(np.asarray, source.inputs(source.tables, examples, key))
 
 
@@ -58,7 +58,7 @@ LINES = [
 ]
 
 
-def film_table(separator=','):
+def make_film_table(separator=','):
     rows = [','.join([user, item, rating, str(time), *FILM[item]]) for user, item, rating, time in LINES]
     text = '\n'.join([f'{HEADER},title,kinds', *rows, ''])
     if separator == ',':
@@ -72,7 +72,7 @@ def film_table(separator=','):
 
 @pytest.mark.parametrize('name', ['own.csv', 'own.TSV'])
 def test_four_columns_are_enough_and_others_are_said(tmp_path, name):
-    path = write_file(tmp_path, film_table(',' if name == 'own.csv' else '\t'), name)
+    path = write_file(tmp_path, make_film_table(',' if name == 'own.csv' else '\t'), name)
     source = load(path)
     assert (source.name, source.task, source.label_names) == (f'{name} all', 'regression', ('rating',))
     assert source.note == f'{name} has columns that are not read: title, kinds'
@@ -85,7 +85,7 @@ def test_four_columns_are_enough_and_others_are_said(tmp_path, name):
     assert [ids.column for ids in source.ids.values()] == ['user', 'item']
     assert source.vocabularies == {'user': 3, 'item': 4}
     # 3 is the number of an id that is not in the file.
-    inputs = inputs_of(source, {'user': np.arange(4), 'item': np.arange(4)})
+    inputs = compute_inputs(source, {'user': np.arange(4), 'item': np.arange(4)})
     np.testing.assert_array_equal(inputs['user'], [1, 2, 0, 0])
     np.testing.assert_array_equal(inputs['item'], [1, 2, 3, 0])
     np.testing.assert_array_equal(source.groups['unknown_users'], [True])
@@ -94,12 +94,15 @@ def test_four_columns_are_enough_and_others_are_said(tmp_path, name):
 
 def test_words_and_categories_by_hand(tmp_path):
     source = load(
-        write_file(tmp_path, film_table()), words=('title',), categories=('kinds',), min_title_word_count=1
+        write_file(tmp_path, make_film_table()),
+        words=('title',),
+        categories=('kinds',),
+        min_title_word_count=1,
     )
     assert source.note == ''
     # Column 0 is of what training does not show; then du enfants les paradis été, and Drama War.
     assert source.vocabularies == {'user': 3, 'item': 4, 'title': 6, 'kinds': 3}
-    inputs = inputs_of(source, {'user': np.zeros(4, int), 'item': np.arange(4)})
+    inputs = compute_inputs(source, {'user': np.zeros(4, int), 'item': np.arange(4)})
     titles = [[0, 0, 0, 1 / 2, 0, 1 / 2], [0, 1 / 4, 1 / 4, 1 / 4, 1 / 4, 0], [0] * 6, [1, 0, 0, 0, 0, 0]]
     np.testing.assert_allclose(inputs['title'], titles)
     np.testing.assert_allclose(inputs['kinds'], [[0, 1, 0], [0, 1 / 2, 1 / 2], [0, 0, 0], [1, 0, 0]])
@@ -108,7 +111,7 @@ def test_words_and_categories_by_hand(tmp_path):
 
 
 def test_a_category_without_separator_is_one(tmp_path):
-    source = load(write_file(tmp_path, film_table()), categories=('kinds',), separator='')
+    source = load(write_file(tmp_path, make_film_table()), categories=('kinds',), separator='')
     assert source.vocabularies['kinds'] == 3  # Drama, and Drama|War
     of_drama = {'filter_column': 'kinds', 'filter_value': 'Drama'}
     assert len(load(tmp_path / 'own.csv', separator='', **of_drama).train['labels']) == 3
@@ -117,7 +120,7 @@ def test_a_category_without_separator_is_one(tmp_path):
 
 def test_the_filter_comes_after_the_split_and_is_a_tasks_own(tmp_path):
     text = '\n'.join([f'{HEADER},kind', *(f'u{i % 3},i{i % 4},{i},{i},{"ab"[i % 2]}' for i in range(40)), ''])
-    config = config_of(write_file(tmp_path, text))
+    config = make_config(write_file(tmp_path, text))
     config.dataset.update({'filter_column': 'kind', 'filter_value': 'b'})
     student, teacher = (
         ratings_file.load(config.dataset, x) for x in (config.dataset, config.teacher.dataset)
@@ -127,9 +130,9 @@ def test_the_filter_comes_after_the_split_and_is_a_tasks_own(tmp_path):
     assert student.evaluation['labels'].tolist() == [37, 39]
     # The teacher reads the student's examples with rows of its own.
     assert student.vocabularies == {'user': 4, 'item': 3}
-    teacher_inputs = inputs_of(teacher, student.evaluation)
+    teacher_inputs = compute_inputs(teacher, student.evaluation)
     np.testing.assert_array_equal(teacher_inputs['item'], [2, 4])
-    np.testing.assert_array_equal(inputs_of(student, student.evaluation)['item'], [1, 2])
+    np.testing.assert_array_equal(compute_inputs(student, student.evaluation)['item'], [1, 2])
 
 
 @pytest.mark.parametrize(
@@ -143,7 +146,7 @@ def test_time_is_a_number_or_a_date(tmp_path, times):
 
 
 def list_columns():
-    config = config_of('never').dataset
+    config = make_config('never').dataset
     return tuple(ratings_file._list_columns(config, config))
 
 
@@ -264,16 +267,16 @@ def test_a_long_id_takes_its_own_length(tmp_path):
 
 
 def test_a_file_that_was_changed_is_read_anew(tmp_path):
-    path = write_file(tmp_path, film_table())
+    path = write_file(tmp_path, make_film_table())
     assert len(load(path).train['labels']) == 9
-    write_file(tmp_path, film_table() + 'ann,x1,2,5,"Les enfants, du paradis",Drama|War\n')
+    write_file(tmp_path, make_film_table() + 'ann,x1,2,5,"Les enfants, du paradis",Drama|War\n')
     assert len(load(path).train['labels']) == 9
     assert load(path).train['labels'][0] == 2
 
 
 def test_the_splits_are_those_of_movielens(tmp_path):
     text = '\n'.join([HEADER, *(f'u{i % 2},i,{i},{i}' for i in range(200))])
-    config = config_of(write_file(tmp_path, text), split='validation', split_by='user', validation_slice=2)
+    config = make_config(write_file(tmp_path, text), split='validation', split_by='user', validation_slice=2)
     source = ratings_file.load(config.dataset, config.dataset)
     train, evaluation = ratings.split(np.arange(200) % 2, config.dataset)
     np.testing.assert_array_equal(source.train['labels'], train)
@@ -348,10 +351,10 @@ def test_what_is_no_table_is_refused(tmp_path):
 def test_a_file_that_cannot_be_read_is_refused(tmp_path, monkeypatch):
     path = write_file(tmp_path, GOOD)
 
-    def forbidden(*_):
+    def deny_access(*_):
         raise PermissionError(13, 'Permission denied')
 
-    monkeypatch.setattr(table.Rows, '_read', forbidden)
+    monkeypatch.setattr(table.Rows, '_read', deny_access)
     assert_refused(path, r'own\.csv cannot be read: Permission denied\.$')
 
 
@@ -402,11 +405,11 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path, monkeypatch):
     ],
 )
 def test_columns_that_contradict_the_file_or_each_other_are_refused(tmp_path, changes, message):
-    assert_refused(write_file(tmp_path, film_table()), message, **changes)
+    assert_refused(write_file(tmp_path, make_film_table()), message, **changes)
 
 
 def test_an_item_that_is_two_things_is_refused_with_both_lines(tmp_path):
-    text = film_table() + 'ann,7,2,5,Les étés,Drama\n'
+    text = make_film_table() + 'ann,7,2,5,Les étés,Drama\n'
     message = r"own\.csv, line 12: title of '7' is 'Les étés', but 'Les Été' in line 2; an item has one"
     assert_refused(write_file(tmp_path, text), message, words=('title',))
     # A column that is not read may say what it likes.
@@ -416,11 +419,11 @@ def test_an_item_that_is_two_things_is_refused_with_both_lines(tmp_path):
 def test_words_that_are_more_than_the_machine_holds_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(ratings.memory, 'of_machine', lambda: 10)
     message = r'values of 3 items take [\d.]+ GB, .* raise dataset\.min_title_word_count'
-    assert_refused(write_file(tmp_path, film_table()), message, words=('title',))
+    assert_refused(write_file(tmp_path, make_film_table()), message, words=('title',))
 
 
 def test_a_mistake_in_the_teachers_filter_is_told_as_its_own(tmp_path):
-    config = config_of(write_file(tmp_path, film_table()), split='test')
+    config = make_config(write_file(tmp_path, make_film_table()), split='test')
     config.batch_size = 4
     config.teacher.dataset.update({'filter_column': 'kinds', 'filter_value': 'Dramma'})
     with pytest.raises(UserError, match=r"^teacher\.dataset\.filter_value 'Dramma' is not .* Drama\?"):
@@ -462,7 +465,7 @@ def test_a_run_from_the_command_line(tmp_path):
 
 
 def test_the_config_works_for_any_file_with_the_four_columns(tmp_path):
-    config = config_of(write_file(tmp_path, GOOD))
+    config = make_config(write_file(tmp_path, GOOD))
     source = assembly.load_source(config, config.dataset)
     for model in (config.model, config.teacher.model):
         shapes = assembly.parameter_shapes(config, model, source)

@@ -24,7 +24,7 @@ OWN, OTHER = View(16, 'bilinear'), View(40, 'bicubic_antialias', 'center', 0.8)
 
 
 @pytest.fixture
-def config_of(tmp_path):
+def make_config(tmp_path):
     """A function (**changes of config.dataset) -> a config of a folder of photographs of unlike shapes."""
     for i in range(12):
         file = tmp_path / 'own' / 'ab'[i % 2] / f'{i:02}.png'
@@ -54,8 +54,8 @@ def to_pixels(inputs):
 
 
 @pytest.mark.parametrize('kept_gb', [2.0, 0.0], ids=['in memory', 'streamed'])
-def test_in_an_evaluation_each_model_is_shown_images_as_it_is_alone(config_of, kept_gb):
-    config = config_of(kept_gb=kept_gb)
+def test_in_an_evaluation_each_model_is_shown_images_as_it_is_alone(make_config, kept_gb):
+    config = make_config(kept_gb=kept_gb)
     source, teacher = load_sources(config)
     examples = source.evaluation
     if not kept_gb:
@@ -74,9 +74,9 @@ def test_in_an_evaluation_each_model_is_shown_images_as_it_is_alone(config_of, k
 
 @pytest.mark.parametrize('kept_gb', [2.0, 0.0], ids=['in memory', 'streamed'])
 @pytest.mark.parametrize('min_crop_area', [0.3, 1.0], ids=['crops', 'whole'])
-def test_in_training_both_see_the_same_part_of_an_image(config_of, kept_gb, min_crop_area):
+def test_in_training_both_see_the_same_part_of_an_image(make_config, kept_gb, min_crop_area):
     """Crop and mirror: what the teacher sees, made smaller, is what the student sees."""
-    config = config_of(kept_gb=kept_gb, min_crop_area=min_crop_area, mirror_rate=0.5)
+    config = make_config(kept_gb=kept_gb, min_crop_area=min_crop_area, mirror_rate=0.5)
     # Where an image is taken whole, the student's part of it is.
     assert images.training_view(config.dataset, config.teacher.dataset) == View(40, 'bicubic_antialias')
     source, teacher = load_sources(config)
@@ -98,8 +98,8 @@ def test_in_training_both_see_the_same_part_of_an_image(config_of, kept_gb, min_
         assert np.abs(student - to_pixels(source.inputs((), examples, jax.random.key(4)))).mean() > 6
 
 
-def test_a_student_sees_the_same_with_a_teacher_and_without(config_of):
-    config = config_of()
+def test_a_student_sees_the_same_with_a_teacher_and_without(make_config):
+    config = make_config()
     alone = config.copy_and_resolve_references()
     alone.method, alone.model.initial = 'supervised', 'random'
     source, _ = load_sources(config)
@@ -112,8 +112,8 @@ def test_a_student_sees_the_same_with_a_teacher_and_without(config_of):
         )
 
 
-def test_a_teacher_of_clean_inputs_is_shown_training_images_as_in_an_evaluation(config_of):
-    config = config_of()
+def test_a_teacher_of_clean_inputs_is_shown_training_images_as_in_an_evaluation(make_config):
+    config = make_config()
     config.teacher.inputs = 'clean'
     source, _ = load_sources(config)
     file = folders.list_files(folders.epath.Path(config.dataset.path)).files['train'][0][-1]
@@ -155,8 +155,8 @@ SMALL = {
 
 @pytest.mark.long
 @pytest.mark.parametrize('kept_gb', [2.0, 0.0], ids=['in memory', 'streamed'])
-def test_a_student_learns_from_a_teacher_of_another_resolution(config_of, tmp_path, kept_gb):
-    config = config_of(kept_gb=kept_gb)
+def test_a_student_learns_from_a_teacher_of_another_resolution(make_config, tmp_path, kept_gb):
+    config = make_config(kept_gb=kept_gb)
     config.update_from_flattened_dict(SMALL)
     # As the checkpoint's code shows it images.
     config.teacher.dataset.update({'resize': 'bilinear', 'crop_mode': 'squash', 'crop_pct': 1.0})
@@ -171,8 +171,8 @@ def test_a_student_learns_from_a_teacher_of_another_resolution(config_of, tmp_pa
         train(config, tmp_path / 'run')
 
 
-def test_a_side_that_patches_do_not_divide_is_named(config_of):
-    config = config_of()
+def test_a_side_that_patches_do_not_divide_is_named(make_config):
+    config = make_config()
     config.teacher.dataset.image_size = 44
     with pytest.raises(
         UserError, match=r'^teacher\.dataset\.image_size is 44, which the patches of teacher\.m'
@@ -180,8 +180,8 @@ def test_a_side_that_patches_do_not_divide_is_named(config_of):
         config_lib.check(config)
 
 
-def test_the_same_resolution_said_or_not_is_the_same_run(config_of):
-    config = config_of()
+def test_the_same_resolution_said_or_not_is_the_same_run(make_config):
+    config = make_config()
     config.teacher.dataset.update(images_config.get_config().teacher.dataset)
     explicit = config.copy_and_resolve_references()
     explicit.teacher.dataset.update(

@@ -59,7 +59,7 @@ def load(**changes):
     return tfds_images.load(config.dataset, config.dataset)
 
 
-def numbers_of(examples):
+def read_numbers(examples):
     """{number: label} of examples."""
     pixels = examples['image']
     np.testing.assert_array_equal(pixels, pixels[:, :1, :1, :1] * np.ones(pixels.shape[1:], np.uint8))
@@ -88,15 +88,15 @@ def test_what_is_trained_on_and_what_is_evaluated(write, parts, split, train, ev
     source = load(split=split, kept_gb=kept_gb)
     # The class is that of the number; TFDS keeps the order of what is written one after the other.
     if kept_gb:
-        assert numbers_of(source.train) == {number: number % 3 for number in train}
-        assert numbers_of(source.evaluation) == {number: number % 3 for number in evaluation}
+        assert read_numbers(source.train) == {number: number % 3 for number in train}
+        assert read_numbers(source.evaluation) == {number: number % 3 for number in evaluation}
         assert source.name == 'own_flowers rose, tulip, daisy'
         base.check(source)
         return
     assert (source.train.count, source.evaluation.count) == (len(train), len(evaluation))
     ((examples, mask),) = source.evaluation.open(100, 0, 1)
     examples = base.take(examples, mask == 1)
-    assert numbers_of(examples) == {number: number % 3 for number in evaluation}
+    assert read_numbers(examples) == {number: number % 3 for number in evaluation}
     assert source.label_names == ('rose', 'tulip', 'daisy')
 
 
@@ -119,7 +119,7 @@ def test_classes_of_what_is_kept(write):
     write({'train': 20, 'test': 6})
     source = load(classes=(2, 0), examples_per_class=2)
     assert source.label_names == ('daisy', 'rose')
-    assert numbers_of(source.train) == {0: 1, 2: 0, 3: 1, 5: 0}
+    assert read_numbers(source.train) == {0: 1, 2: 0, 3: 1, 5: 0}
     assert sorted(source.evaluation['labels'].tolist()) == [0, 0, 1, 1]
 
 
@@ -132,7 +132,7 @@ def test_a_seed_draws_the_same_for_a_search(write, parts):
     )
     assert base.count(searched.examples) < base.count(tested.examples)
     for number in range(5):
-        actual, expected = (numbers_of(base.take(t.examples, t.rows(number))) for t in (searched, tested))
+        actual, expected = (read_numbers(base.take(t.examples, t.rows(number))) for t in (searched, tested))
         assert actual == expected
         assert sorted(actual.values()) == 3 * [0] + 3 * [1] + 3 * [2]
 
@@ -144,7 +144,7 @@ def test_a_stream_trains_on_all(write):
     batches = [next(batch_iterator) for _ in range(2)]
     batch_iterator.close()
     joined = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
-    assert numbers_of(joined) == {number: number % 3 for number in range(20)}
+    assert read_numbers(joined) == {number: number % 3 for number in range(20)}
     with pytest.raises(UserError, match=r'^dataset\.classes is \(1,\); own_flowers is streamed whole'):
         load(kept_gb=0.0, classes=(1,))
 

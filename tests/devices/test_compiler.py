@@ -10,7 +10,7 @@ from td_jax.devices import compiler, sharding
 from td_jax.training import assembly, dispatch
 
 
-def mesh_of(platform):
+def make_mesh(platform):
     return types.SimpleNamespace(devices=np.array([types.SimpleNamespace(platform=platform)]))
 
 
@@ -28,7 +28,7 @@ def test_options_are_those_of_a_cpu_unless_a_level_is_named(platform, flags, exp
     monkeypatch.delenv('XLA_FLAGS', raising=False)
     if flags:
         monkeypatch.setenv('XLA_FLAGS', flags)
-    assert compiler.options_of_one_call(mesh_of(platform)) == expected
+    assert compiler.options_of_one_call(make_mesh(platform)) == expected
 
 
 def test_first_parameters_are_those_of_the_highest_level(small_config, monkeypatch):

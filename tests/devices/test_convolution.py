@@ -8,7 +8,7 @@ import pytest
 from td_jax.devices import convolution
 
 
-def by_xla(x, kernel, strides, padding):
+def convolve_by_xla(x, kernel, strides, padding):
     return jax.lax.conv_general_dilated(
         x,
         kernel,
@@ -40,7 +40,7 @@ def test_numbers_are_xlas(size, strides, padding):
 
     actual, expected = (
         jax.jit(compute, static_argnums=0)(function, x, kernel)
-        for function in (convolution.depthwise, by_xla)
+        for function in (convolution.depthwise, convolve_by_xla)
     )
     for a, b in zip(actual, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(b).max())
@@ -50,7 +50,7 @@ def test_bfloat16_is_rounded_once():
     """The sum is as exact as one of float32, rounded at its end."""
     x, kernel = (jnp.asarray(array, jnp.bfloat16) for array in (draw(2, 9, 9, 3), draw(3, 3, 1, 3)))
     actual = jax.jit(lambda x, k: convolution.depthwise(x, k, (1, 1), 'SAME'))(x, kernel)
-    exact = by_xla(x.astype(jnp.float32), kernel.astype(jnp.float32), (1, 1), 'SAME')
+    exact = convolve_by_xla(x.astype(jnp.float32), kernel.astype(jnp.float32), (1, 1), 'SAME')
     assert actual.dtype == jnp.bfloat16
     # Half of the distance of neighbouring numbers of bfloat16, and what float32 rounds.
     assert np.all(np.abs(actual.astype(jnp.float32) - exact) <= np.abs(exact) * 2**-8 * 1.001 + 1e-6)

@@ -35,13 +35,13 @@ def make_expected_line(name, array):
 
 
 @pytest.fixture(params=['by NumPy', 'compiled'])
-def sum_by_both_ways(request, monkeypatch):
+def sum_each_way(request, monkeypatch):
     """Small arrays are summed by NumPy or, as large ones, by a program."""
     if request.param == 'compiled':
         monkeypatch.setattr(small_arrays, 'MAX_ELEMENTS', -1)
 
 
-@pytest.mark.usefixtures('sum_by_both_ways')
+@pytest.mark.usefixtures('sum_each_way')
 @pytest.mark.parametrize('dtype', ['float32', 'int32', 'bfloat16', 'float16', 'uint8', 'int8', 'bool'])
 @pytest.mark.parametrize('shape', [(), (1,), (5,), (2, 3), (3, 2, 5)])
 def test_it_is_sha256_of_names_types_shapes_and_sums(dtype, shape):
@@ -50,7 +50,7 @@ def test_it_is_sha256_of_names_types_shapes_and_sums(dtype, shape):
     assert fingerprint.of({'b': jnp.float32(1), 'a': (array,)}) == hashlib.sha256(text.encode()).hexdigest()
 
 
-@pytest.mark.usefixtures('sum_by_both_ways')
+@pytest.mark.usefixtures('sum_each_way')
 @pytest.mark.parametrize('dtype', ['float64', 'int64'])
 def test_64_bits_are_two_words(dtype):
     array = (np.random.default_rng(0).normal(size=(3, 2)) * 3).astype(dtype)

@@ -124,10 +124,10 @@ def test_from_python_it_is_a_user_error(good_run, tmp_path):
     ],
 )
 def test_what_jax_says_is_said_in_one_line(platforms, error, expected, monkeypatch):
-    def devices():
+    def raise_error():
         raise error
 
-    monkeypatch.setattr(jax, 'devices', devices)
+    monkeypatch.setattr(jax, 'devices', raise_error)
     before = jax.config.jax_platforms
     try:
         jax.config.update('jax_platforms', platforms)

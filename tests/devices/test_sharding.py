@@ -13,7 +13,7 @@ from td_jax.models import base
 from td_jax.training import assembly, dispatch, train_step
 
 
-def with_mesh(data, fsdp, **changes):
+def make_config_with_mesh(data, fsdp, **changes):
     config = common.get_config()
     config.mesh.data, config.mesh.fsdp = data, fsdp
     config.update(changes)
@@ -25,7 +25,7 @@ def with_mesh(data, fsdp, **changes):
     [(-1, 1, 8, (8, 1)), (1, -1, 8, (1, 8)), (-1, 2, 8, (4, 2)), (2, 4, 8, (2, 4)), (-1, 1, 1, (1, 1))],
 )
 def test_what_is_left_goes_to_the_axis_that_asks(data, fsdp, count, expected):
-    assert sharding.mesh_shape(with_mesh(data, fsdp), count) == expected
+    assert sharding.mesh_shape(make_config_with_mesh(data, fsdp), count) == expected
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def test_what_is_left_goes_to_the_axis_that_asks(data, fsdp, count, expected):
 )
 def test_a_mesh_that_leaves_devices_out_is_refused(data, fsdp, count):
     with pytest.raises(UserError, match=r'mesh\.data') as error_info:
-        sharding.mesh_shape(with_mesh(data, fsdp), count)
+        sharding.mesh_shape(make_config_with_mesh(data, fsdp), count)
     assert '\n' not in str(error_info.value)
 
 
@@ -42,7 +42,7 @@ def test_a_mesh_that_leaves_devices_out_is_refused(data, fsdp, count):
 )
 def test_a_batch_that_micro_batches_do_not_divide_is_refused(changes):
     with pytest.raises(UserError, match='micro_batches') as error_info:
-        sharding.make_mesh(with_mesh(-1, 1, **changes))
+        sharding.make_mesh(make_config_with_mesh(-1, 1, **changes))
     assert f'batch_size is {changes["batch_size"]}' in str(error_info.value)
 
 
@@ -73,13 +73,13 @@ def test_a_parameter_is_cut_along_its_largest_axis_that_can_be(monkeypatch, shap
 
 
 def test_this_process_has_all_rows_of_one_device():
-    mesh = sharding.make_mesh(with_mesh(-1, 1))
+    mesh = sharding.make_mesh(make_config_with_mesh(-1, 1))
     assert sharding.local_rows(mesh, 12) == slice(0, 12)
     placed = sharding.place_rows({'x': np.arange(24).reshape(2, 12)}, mesh, 12, axis=1)
     np.testing.assert_array_equal(placed['x'], np.arange(24).reshape(2, 12))
 
 
-def step_of(config):
+def run_step(config):
     """(parameters before, parameters after, sums of metrics) of one step of a config of digits."""
     source = SOURCES['digits'](config.dataset, config.dataset)
     theirs = SOURCES['digits'](config.dataset, config.teacher.dataset)
@@ -95,8 +95,8 @@ def step_of(config):
 @pytest.mark.long
 def test_micro_batches_change_nothing(comparable_config):
     """Without dropout a batch cut in four has the gradient of the whole."""
-    before, params, sums = step_of(comparable_config(batch_size=16, td__rounds=2))
-    _, cut_params, cut_sums = step_of(comparable_config(batch_size=16, td__rounds=2, micro_batches=4))
+    before, params, sums = run_step(comparable_config(batch_size=16, td__rounds=2))
+    _, cut_params, cut_sums = run_step(comparable_config(batch_size=16, td__rounds=2, micro_batches=4))
     for name, total in sums.items():
         np.testing.assert_allclose(cut_sums[name], total, rtol=1e-5, atol=1e-7, err_msg=name)
     # A step of SGD is the gradient, times 0.01.
@@ -127,8 +127,8 @@ def test_the_gradient_of_micro_batches_is_that_of_the_batch():
 
 @pytest.mark.long
 def test_bfloat16_trains_near_float32_with_float32_parameters_and_metrics(comparable_config):
-    _, _, sums = step_of(comparable_config(td__rounds=2))
-    _, low_params, low_sums = step_of(comparable_config(td__rounds=2, compute_dtype='bfloat16'))
+    _, _, sums = run_step(comparable_config(td__rounds=2))
+    _, low_params, low_sums = run_step(comparable_config(td__rounds=2, compute_dtype='bfloat16'))
     assert {leaf.dtype for leaf in jax.tree.leaves((low_params, low_sums))} == {np.dtype('float32')}
     assert not np.array_equal(low_sums['loss'], sums['loss'])
     for name in ('loss', 'task', 'message', 'state', 'interact'):

@@ -169,11 +169,13 @@ def test_what_is_there_already_stays(mlp_run, tmp_path):
 
 
 def test_what_breaks_leaves_nothing_behind(mlp_run, tmp_path, monkeypatch):
-    def full(path, finished):
+    def fail_for_space(path, finished):
         path.write_bytes(b'half')
         raise OSError(28, 'No space left on device')
 
-    monkeypatch.setitem(formats.FORMATS, 'stablehlo', formats.FORMATS['stablehlo']._replace(write=full))
+    monkeypatch.setitem(
+        formats.FORMATS, 'stablehlo', formats.FORMATS['stablehlo']._replace(write=fail_for_space)
+    )
     with pytest.raises(UserError, match=r'file cannot be written: No space left on device\.'):
         formats.export(mlp_run, 'stablehlo', tmp_path / 'file')
     assert list(tmp_path.iterdir()) == []

@@ -269,15 +269,15 @@ def test_what_jax2onnx_cannot_convert_or_gets_wrong_is_one_line(mlp_run, tmp_pat
     pytest.importorskip('onnxruntime')
     convert = jax2onnx.to_onnx
 
-    def fails(*arguments, **named):
+    def raise_error(*arguments, **named):
         raise KeyError('no such operation\nand more of it\n\na page')
 
-    def doubles(run, *arguments, **named):
+    def convert_to_double(run, *arguments, **named):
         return convert(lambda *inputs: tuple(2 * output for output in run(*inputs)), *arguments, **named)
 
     for wrong, message in (
-        (fails, r'jax2onnx cannot convert this student \(.*no such operation'),
-        (doubles, 'the logits of what jax2onnx makes of this student are others than its own'),
+        (raise_error, r'jax2onnx cannot convert this student \(.*no such operation'),
+        (convert_to_double, 'the logits of what jax2onnx makes of this student are others than its own'),
     ):
         monkeypatch.setattr(jax2onnx, 'to_onnx', wrong)
         with pytest.raises(UserError, match=f'^--format=onnx: {message}') as error_info:
@@ -318,10 +318,10 @@ def test_a_saved_model_that_tensorflow_cannot_run_is_refused(tmp_path, recommend
     tf = pytest.importorskip('tensorflow')
     pytest.importorskip('jax.experimental.jax2tf', exc_type=ImportError)
 
-    def fails(folder):
+    def raise_error(folder):
         raise tf.errors.InvalidArgumentError(None, None, 'unregistered operation')
 
-    monkeypatch.setattr(tf.saved_model, 'load', fails)
+    monkeypatch.setattr(tf.saved_model, 'load', raise_error)
     with pytest.raises(
         UserError, match=r'^--format=saved_model: TensorFlow .* cannot run what this JAX writes'
     ):

@@ -131,10 +131,10 @@ def test_the_longest_unused_go_where_there_is_too_much(tmp_path, capsys):
 
 
 def test_what_cannot_be_written_is_there_all_the_same(tmp_path, capsys, monkeypatch):
-    def fail(*_, **__):
+    def fail_for_space(*_, **__):
         raise OSError(28, 'No space left on device')
 
-    monkeypatch.setattr(np, 'save', fail)
+    monkeypatch.setattr(np, 'save', fail_for_space)
     arrays, was_made = get_or_make(tmp_path)
     assert was_made and arrays['lower'] is ARRAYS['lower'] and not list_entries(tmp_path)
     (line,) = capsys.readouterr().err.splitlines()

@@ -171,13 +171,13 @@ def fail_for_memory():
 def test_a_device_that_fails_is_no_damage(folder, monkeypatch):
     """Also where Orbax tells it on as an error of its own."""
 
-    def told_on(*arguments, **named):
+    def raise_as_its_own(*arguments, **named):
         try:
             fail_for_memory()
         except jax.errors.JaxRuntimeError as error:
             raise ValueError('the array could not be read') from error
 
-    monkeypatch.setattr(ocp.CheckpointManager, 'restore', told_on)
+    monkeypatch.setattr(ocp.CheckpointManager, 'restore', raise_as_its_own)
     with pytest.raises(ValueError, match='the array could not be read'):
         restore(folder)
     monkeypatch.setattr(ocp.PyTreeCheckpointHandler, 'metadata', lambda *arguments: fail_for_memory())
@@ -197,12 +197,12 @@ def test_a_device_that_fails_is_no_damage(folder, monkeypatch):
     ids=lambda error: type(error).__name__,
 )
 def test_what_cannot_be_read_now_is_no_damage(folder, error, monkeypatch):
-    def fails(*arguments, **named):
+    def raise_error(*arguments, **named):
         raise error
 
     message = rf'^the checkpoint of step 2 in {folder} cannot be read now, and is left as it is: .+\.$'
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoints, '_compute_digests', fails)
+        patch.setattr(checkpoints, '_compute_digests', raise_error)
         for ask in (restore, lambda folder: checkpoints.read(folder, 2, {})):
             with pytest.raises(UserError, match=message):
                 ask(folder)

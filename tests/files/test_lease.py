@@ -16,13 +16,13 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture
-def short(monkeypatch):
+def use_short_leases(monkeypatch):
     """Leases that expire in two seconds."""
     monkeypatch.setattr(lease, 'SECONDS', 2.0)
     monkeypatch.setattr(lease, 'RENEWAL', 0.5)
 
 
-def test_who_holds_a_lease_renews_it_and_frees_it(place, short, capsys):
+def test_who_holds_a_lease_renews_it_and_frees_it(place, use_short_leases, capsys):
     path = place / 'run' / workdir.LOCK
     assert lease.read(path) == ('0', '', '', 0.0)
     with workdir.lock(place / 'run') as renew:
@@ -47,7 +47,7 @@ def test_who_holds_a_lease_renews_it_and_frees_it(place, short, capsys):
     assert capsys.readouterr().err == ''
 
 
-def test_a_lease_of_a_dead_process_is_taken_over_when_it_has_expired(place, short):
+def test_a_lease_of_a_dead_process_is_taken_over_when_it_has_expired(place, use_short_leases):
     path = place / workdir.LOCK
     start = time.monotonic()
     dead = lease._replace(path, '0', 'process 7 on elsewhere', 'dead')
@@ -94,7 +94,7 @@ def test_an_answer_that_was_lost_is_no_loss(place):
     assert lease._replace(path, '0', 'me', 'mine') == generation
 
 
-def test_of_many_at_once_one_holds_it(place, short):
+def test_of_many_at_once_one_holds_it(place, use_short_leases):
     """Each waits for the others, or is refused; no two are ever inside."""
     inside, most, entered, mutex = 0, 0, 0, threading.Lock()
 

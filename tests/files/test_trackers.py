@@ -36,7 +36,7 @@ BOTH = [
 
 
 @pytest.fixture
-def alone(monkeypatch, tmp_path):
+def isolate_trackers(monkeypatch, tmp_path):
     """Weights & Biases offline, MLflow in files, and neither reports how it is used."""
     settings = {
         **trackers.ENVIRONMENT,
@@ -149,7 +149,7 @@ def write_lines(log, lines):
         log.write(line['step'], {name: value for name, value in line.items() if name != 'step'})
 
 
-@pytest.mark.usefixtures('alone')
+@pytest.mark.usefixtures('isolate_trackers')
 @pytest.mark.parametrize('name', BOTH)
 def test_a_tracker_has_the_metrics_and_the_options_of_a_run(tmp_path, capfd, name):
     workdir = epath.Path(tmp_path / 'runs' / 'digits')
@@ -178,7 +178,7 @@ def test_a_tracker_has_the_metrics_and_the_options_of_a_run(tmp_path, capfd, nam
     assert [line.split(':')[0] for line in err.splitlines()] == [trackers.TRACKERS[name].title] * 3
 
 
-@pytest.mark.usefixtures('alone')
+@pytest.mark.usefixtures('isolate_trackers')
 @pytest.mark.parametrize('name', BOTH)
 def test_a_run_that_starts_anew_is_another_run_of_its_tracker(tmp_path, name):
     for _ in range(2):
@@ -187,7 +187,7 @@ def test_a_run_that_starts_anew_is_another_run_of_its_tracker(tmp_path, name):
     assert [run[1] for run in RUNS[name](tmp_path, 'one')] == [make_values(LINES)] * 2
 
 
-@pytest.mark.usefixtures('alone')
+@pytest.mark.usefixtures('isolate_trackers')
 @pytest.mark.parametrize('name', BOTH)
 def test_a_tracker_that_cannot_start_is_left_out(tmp_path, monkeypatch, capfd, name):
     monkeypatch.setenv('WANDB_MODE', 'online')
@@ -207,7 +207,7 @@ def test_a_tracker_that_cannot_start_is_left_out(tmp_path, monkeypatch, capfd, n
     assert not (tmp_path / trackers.FILE).exists()
 
 
-@pytest.mark.usefixtures('alone')
+@pytest.mark.usefixtures('isolate_trackers')
 @pytest.mark.parametrize('name', BOTH[1:])
 def test_a_tracker_that_fails_on_the_way_is_left_out(tmp_path, capfd, name):
     with metric_log.open_log(epath.Path(tmp_path), [], make_options(**{name: 'one'}), HPARAMS) as log:
@@ -252,7 +252,7 @@ def test_a_missing_package_is_refused_before_a_run(small_config, tmp_path, monke
     assert not (tmp_path / 'run').exists()
 
 
-@pytest.mark.usefixtures('alone')
+@pytest.mark.usefixtures('isolate_trackers')
 @pytest.mark.skipif(not INSTALLED, reason='no tracker is installed (requirements-dev.txt)')
 def test_a_run_and_its_teacher_are_tracked_and_are_the_same_run(small_config, tmp_path):
     run, config = tmp_path / 'run', small_config(method='ld')

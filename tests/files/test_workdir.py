@@ -25,10 +25,10 @@ def test_a_file_is_written_whole(tmp_path):
 def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch, broken):
     workdir.write(tmp_path / 'a.json', 'first')
 
-    def full(*args):
+    def fail_for_space(*args):
         raise OSError(28, 'No space left on device')
 
-    monkeypatch.setattr(os, broken, full)
+    monkeypatch.setattr(os, broken, fail_for_space)
     with pytest.raises(UserError, match=r'a\.json cannot be written: No space left on device'):
         workdir.write(tmp_path / 'a.json', 'second')
     assert (tmp_path / 'a.json').read_text() == 'first'
@@ -38,10 +38,10 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch, broken)
 def test_a_write_that_is_interrupted_leaves_what_was_there(tmp_path, monkeypatch):
     workdir.write(tmp_path / 'a.json', 'first')
 
-    def stop(*args):
+    def interrupt(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(os, 'fsync', stop)
+    monkeypatch.setattr(os, 'fsync', interrupt)
     with pytest.raises(KeyboardInterrupt):
         workdir.write(tmp_path / 'a.json', 'second')
     assert (tmp_path / 'a.json').read_text() == 'first'

@@ -25,7 +25,7 @@ def test_encoder_is_norm_dense_relu_dense(shape):
     np.testing.assert_allclose(encoder.apply({'params': params}, s, e), expected, rtol=1e-4, atol=1e-5)
 
 
-def joined_norm_dense(parts, kernels, epsilon=1e-6):
+def apply_joined_norm_dense(parts, kernels, epsilon=1e-6):
     """Dense(LayerNorm({a; b})) in float64 without a bias, and the gradient by the input of a sum of it."""
     x, kernel = (
         np.concatenate(arrays, axis).astype(np.float64) for arrays, axis in ((parts, -1), (kernels, 0))
@@ -55,7 +55,7 @@ def test_a_norm_is_exact_however_far_the_mean_is(case):
     layer = communication.NormalizedDense(17)
     params = layer.init(jax.random.key(0), a, b)
     kernels = [np.asarray(params['params'][f'kernel_{i}']) for i in (0, 1)]
-    expected, gradient = joined_norm_dense((a, b), kernels)
+    expected, gradient = apply_joined_norm_dense((a, b), kernels)
     result, gradient_of = jax.vjp(lambda *parts: layer.apply(params, *parts), a, b)
     # The product is of the numbers as they are, in float32.
     size = np.abs(np.concatenate([a, b], -1)).mean() / np.concatenate([a, b], -1).std(-1).mean()

@@ -245,7 +245,7 @@ def numpy_dist(case):
 
 
 def numpy_td(case):
-    def d(target, prediction, side=None):
+    def measure_distance(target, prediction, side=None):
         """The distance, over the variance of its target if that is asked for; with a side, of its states."""
         if side:
             target, prediction = (divide_by_scales(case, side, state) for state in (target, prediction))
@@ -257,8 +257,9 @@ def numpy_td(case):
     (s_g, e_g, _), (s_h, e_h, _) = case.g, case.h
     m_g, m_h = encode(case, 'g', s_g, e_g), encode(case, 'h', s_h, e_h)
     terms = {
-        'message': d([m_h], [m_g]),
-        'state': d([s_g, e_g], decode(case, 'g', m_h), 'g') + d([s_h, e_h], decode(case, 'h', m_g), 'h'),
+        'message': measure_distance([m_h], [m_g]),
+        'state': measure_distance([s_g, e_g], decode(case, 'g', m_h), 'g')
+        + measure_distance([s_h, e_h], decode(case, 'h', m_g), 'h'),
     }
     s, e, m, interact = s_g, e_g, m_g, 0
     for _ in range(case.config.td.rounds):
@@ -266,7 +267,7 @@ def numpy_td(case):
         answer = encode(case, 'h', decoded, case.upper_h(decoded))
         s_new, e_new = decode(case, 'g', answer)
         target = [s, e] if case.config.td.reference == 'running' else [s_g, e_g]
-        interact = interact + d(target, [s_new, e_new], 'g')
+        interact = interact + measure_distance(target, [s_new, e_new], 'g')
         s, e = s_new, case.upper_g(s_new)
         m = encode(case, 'g', s, e)
     return {**terms, 'interact': interact} if case.config.td.rounds else terms
@@ -464,7 +465,7 @@ def test_different_labels_are_refused_with_the_way_out():
 # --- What a method says that it reads --------------------------------------------------------------
 
 
-def terms_without(method, parts, **changes):
+def compute_terms_without(method, parts, **changes):
     """(config, {term: [batch]}) of a method whose terms all count, with NaN for some parts of its teacher.
 
     What its upper layers make of anything is part of its states.
@@ -508,7 +509,7 @@ def test_a_method_reads_what_it_says(method, part):
         if set(PARTS[declared_part]) & set(PARTS[part])
         for term in terms
     }
-    config, terms = terms_without(method, PARTS[part])
+    config, terms = compute_terms_without(method, PARTS[part])
     assert {name for name, value in terms.items() if np.isnan(value).all()} == declared
     assert set(terms) == objectives.weights_of(config).keys()
 
@@ -516,14 +517,14 @@ def test_a_method_reads_what_it_says(method, part):
 @pytest.mark.parametrize('method', [m for m, o in objectives.METHODS.items() if 'bridged_logits' in o.reads])
 def test_bridged_logits_are_not_those_of_the_teacher(method):
     """A probe reads states alone, so what is bridged asks nothing of the teacher's own labels."""
-    _, terms = terms_without(method, PARTS['logits'], teacher__labels='probe')
+    _, terms = compute_terms_without(method, PARTS['logits'], teacher__labels='probe')
     assert not any(np.isnan(value).any() for value in terms.values())
     assert {*objectives.METHODS[method].reads['bridged_logits']} <= set(terms)
 
 
 @pytest.mark.parametrize('method', [m for m, o in objectives.METHODS.items() if 'representations' in o.reads])
 def test_a_representation_is_no_lower_state(method):
-    _, terms = terms_without(method, ('lower',))
+    _, terms = compute_terms_without(method, ('lower',))
     assert not any(np.isnan(value).any() for value in terms.values())
 
 

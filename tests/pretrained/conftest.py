@@ -57,7 +57,7 @@ def checkpoints():
 
 
 @pytest.fixture
-def changed(tmp_path):
+def change_npz(tmp_path):
     """A function (change, path) -> a copy of an .npz whose arrays went through `change`."""
 
     def make(change, path=NPZ):
@@ -70,7 +70,7 @@ def changed(tmp_path):
 
 
 @pytest.fixture
-def changed_folder(tmp_path):
+def change_folder(tmp_path):
     """The same for a Hugging Face folder; `change` also gets the config."""
 
     def make(change, path=BARE):

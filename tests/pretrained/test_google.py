@@ -51,20 +51,20 @@ def rename_to_old(values):
         values['/'.join(parts)] = values.pop(name)
 
 
-def test_the_older_names_are_read_alike(checkpoints, changed):
-    checkpoint = pretrained.read(changed(rename_to_old, PRE_LOGITS))
+def test_the_older_names_are_read_alike(checkpoints, change_npz):
+    checkpoint = pretrained.read(change_npz(rename_to_old, PRE_LOGITS))
     assert 'MlpBlock_3' in str(list(read_arrays(checkpoint.location)))
     assert checkpoint.architecture == checkpoints[PRE_LOGITS].architecture
     assert checkpoint.unused == ()
     jax.tree.map(np.testing.assert_array_equal, checkpoint.params, checkpoints[PRE_LOGITS].params)
 
 
-def test_a_head_of_21843_is_read_and_replaced_for_other_labels(changed, initial):
+def test_a_head_of_21843_is_read_and_replaced_for_other_labels(change_npz, initial):
     def change(values):
         values['head/kernel'] = np.ones((48, 21843), np.float16)
         values['head/bias'] = np.zeros(21843, np.float16)
 
-    checkpoint = pretrained.read(changed(change))
+    checkpoint = pretrained.read(change_npz(change))
     assert checkpoint.architecture.num_outputs == 21843
     assert checkpoint.params['head_layer']['kernel'].dtype == np.float32
     params, report = fit.fit(checkpoint, initial(checkpoint.architecture))
@@ -89,8 +89,8 @@ def empty_head(values):
 
 
 @pytest.mark.parametrize('change', [remove_head, zero_head, empty_head])
-def test_a_head_that_was_never_trained_is_none(changed, change, initial):
-    checkpoint = pretrained.read(changed(change))
+def test_a_head_that_was_never_trained_is_none(change_npz, change, initial):
+    checkpoint = pretrained.read(change_npz(change))
     assert checkpoint.architecture.num_outputs == 0
     assert 'head_layer' not in checkpoint.params
     params, report = fit.fit(checkpoint, initial(checkpoint.architecture, num_outputs=10))
@@ -115,28 +115,28 @@ def test_a_head_that_was_never_trained_is_none(changed, change, initial):
         'head/bias',
     ],
 )
-def test_a_missing_key_is_named(changed, key):
+def test_a_missing_key_is_named(change_npz, key):
     with pytest.raises(UserError, match=rf'{key} is missing'):
-        pretrained.read(changed(lambda values: values.pop(key)))
+        pretrained.read(change_npz(lambda values: values.pop(key)))
 
 
 @pytest.mark.parametrize('norm', [0, 1])
-def test_a_missing_norm_is_not_taken_for_the_other_one(changed, norm):
+def test_a_missing_norm_is_not_taken_for_the_other_one(change_npz, norm):
     def change(values):
         for leaf in ('scale', 'bias'):
             del values[f'{BLOCK}/LayerNorm_{norm}/{leaf}']
 
     with pytest.raises(UserError, match=rf'LayerNorm_{norm}/\w+ is missing'):
-        pretrained.read(changed(change))
+        pretrained.read(change_npz(change))
 
 
-def test_a_missing_block_is_named(changed):
+def test_a_missing_block_is_named(change_npz):
     def change(values):
         for name in [name for name in values if '_2/' in name]:
             del values[name]
 
     with pytest.raises(UserError, match=r'encoderblock_2/\S+ is missing'):
-        pretrained.read(changed(change))
+        pretrained.read(change_npz(change))
 
 
 @pytest.mark.parametrize(
@@ -158,14 +158,14 @@ def test_a_missing_block_is_named(changed):
         ('Transformer/posembed_input/pos_embedding', (1, 0, 48), 'none of them empty'),
     ],
 )
-def test_a_wrong_shape_is_named(changed, key, shape, text):
+def test_a_wrong_shape_is_named(change_npz, key, shape, text):
     with pytest.raises(UserError, match=text):
-        pretrained.read(changed(lambda values: values.update({key: np.zeros(shape, np.float32)})))
+        pretrained.read(change_npz(lambda values: values.update({key: np.zeros(shape, np.float32)})))
 
 
-def test_numbers_of_another_kind_are_refused(changed):
+def test_numbers_of_another_kind_are_refused(change_npz):
     with pytest.raises(UserError, match='cls is of int32'):
-        pretrained.read(changed(lambda values: values.update(cls=values['cls'].astype(np.int32))))
+        pretrained.read(change_npz(lambda values: values.update(cls=values['cls'].astype(np.int32))))
 
 
 def test_what_is_written_has_the_names_shapes_and_values_of_the_original(tmp_path):
@@ -180,14 +180,14 @@ def test_what_is_written_has_the_names_shapes_and_values_of_the_original(tmp_pat
 
 @pytest.mark.parametrize('value', [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize('key', ['cls', 'head/bias', f'{BLOCK}/MlpBlock_0/Dense_1/kernel'])
-def test_numbers_that_are_none_are_named(changed, key, value):
+def test_numbers_that_are_none_are_named(change_npz, key, value):
     def change(values):
         values[key].reshape(-1)[-3:] = value
 
     with pytest.raises(UserError, match=rf'{key} holds 3 numbers of \d+ that are NaN or infinite'):
-        pretrained.read(changed(change))
+        pretrained.read(change_npz(change))
 
 
-def test_numbers_that_float32_does_not_hold_are_named(changed):
+def test_numbers_that_float32_does_not_hold_are_named(change_npz):
     with pytest.raises(UserError, match='cls holds 48 numbers of 48'):
-        pretrained.read(changed(lambda values: values.update(cls=np.full((1, 1, 48), 1e300))))
+        pretrained.read(change_npz(lambda values: values.update(cls=np.full((1, 1, 48), 1e300))))

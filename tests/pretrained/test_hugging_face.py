@@ -24,18 +24,18 @@ LAYER = 'encoder.layer.0'
 @pytest.mark.parametrize(
     ('name', 'ours'), [('gelu', 'gelu'), ('gelu_new', 'gelu_tanh'), ('gelu_pytorch_tanh', 'gelu_tanh')]
 )
-def test_activation_and_epsilon_come_from_the_config(changed_folder, name, ours):
-    folder = changed_folder(lambda _, config: config.update(hidden_act=name, layer_norm_eps=1e-12))
+def test_activation_and_epsilon_come_from_the_config(change_folder, name, ours):
+    folder = change_folder(lambda _, config: config.update(hidden_act=name, layer_norm_eps=1e-12))
     architecture = pretrained.read(folder).architecture
     assert (architecture.activation, architecture.epsilon) == (ours, 1e-12)
 
 
-def test_what_a_config_leaves_out_is_as_in_transformers(changed_folder):
+def test_what_a_config_leaves_out_is_as_in_transformers(change_folder):
     def change(_, config):
         for key in ('hidden_act', 'layer_norm_eps', 'num_hidden_layers', 'num_attention_heads', 'model_type'):
             del config[key]
 
-    architecture = pretrained.read(changed_folder(change)).architecture
+    architecture = pretrained.read(change_folder(change)).architecture
     assert architecture.sizes == SIZES._replace(heads=12)
     assert (architecture.activation, architecture.epsilon) == ('gelu', 1e-12)
 
@@ -52,50 +52,50 @@ def test_what_a_config_leaves_out_is_as_in_transformers(changed_folder):
         ({'num_hidden_layers': 7}, r'encoder\.layer\.6\.\S+ is missing'),
     ],
 )
-def test_a_config_that_does_not_fit_is_refused(changed_folder, changes, text):
+def test_a_config_that_does_not_fit_is_refused(change_folder, changes, text):
     with pytest.raises(UserError, match=text):
-        pretrained.read(changed_folder(lambda _, config: config.update(changes)))
+        pretrained.read(change_folder(lambda _, config: config.update(changes)))
 
 
 @pytest.mark.parametrize(('path', 'prefix'), [(BARE, ''), (CLASSIFIER, 'vit.')], ids=['bare', 'under vit.'])
-def test_a_missing_tensor_is_named_as_in_the_file(changed_folder, path, prefix):
+def test_a_missing_tensor_is_named_as_in_the_file(change_folder, path, prefix):
     key = f'{prefix}encoder.layer.4.attention.output.dense.bias'
     with pytest.raises(UserError, match=f' {key} is missing'):
-        pretrained.read(changed_folder(lambda values, _: values.pop(key), path))
+        pretrained.read(change_folder(lambda values, _: values.pop(key), path))
 
 
-def test_a_transposed_tensor_is_refused(changed_folder):
+def test_a_transposed_tensor_is_refused(change_folder):
     key = f'{LAYER}.intermediate.dense.weight'
     other = f'{LAYER}.output.dense.weight'
     with pytest.raises(UserError, match=rf'{other} is \[96, 48\]; .* \[48, 96\]'):
-        pretrained.read(changed_folder(lambda values, _: values.update({other: values[key]})))
+        pretrained.read(change_folder(lambda values, _: values.update({other: values[key]})))
 
 
-def test_attention_without_biases_has_zeros(changed_folder):
+def test_attention_without_biases_has_zeros(change_folder):
     def change(values, config):
         config['qkv_bias'] = False
         for name in [name for name in values if name.endswith(('query.bias', 'key.bias', 'value.bias'))]:
             del values[name]
 
-    checkpoint = pretrained.read(changed_folder(change))
+    checkpoint = pretrained.read(change_folder(change))
     assert not checkpoint.params['block_5']['attention']['key']['bias'].any()
 
 
-def test_a_classifier_reads_the_token_and_not_the_pooler(changed_folder):
+def test_a_classifier_reads_the_token_and_not_the_pooler(change_folder):
     def change(values, _):
         values['vit.pooler.dense.weight'] = np.zeros((48, 48), np.float32)
         values['vit.pooler.dense.bias'] = np.zeros(48, np.float32)
 
-    checkpoint = pretrained.read(changed_folder(change, CLASSIFIER))
+    checkpoint = pretrained.read(change_folder(change, CLASSIFIER))
     assert not checkpoint.architecture.pre_logits
     assert checkpoint.unused == ('vit.pooler.dense.bias', 'vit.pooler.dense.weight')
 
 
-def test_half_precision_becomes_float32(changed_folder, flat):
+def test_half_precision_becomes_float32(change_folder, flat):
     def change(values, _):
         values.update({name: x.astype(jax.numpy.bfloat16) for name, x in values.items()})
 
-    params = flat(pretrained.read(changed_folder(change)).params)
+    params = flat(pretrained.read(change_folder(change)).params)
     assert {x.dtype for x in params.values()} == {np.dtype(np.float32)}
 
 
@@ -141,52 +141,52 @@ def test_what_is_written_has_the_names_shapes_and_values_of_the_original(tmp_pat
     }
 
 
-def test_numbers_that_are_none_are_named(changed_folder):
+def test_numbers_that_are_none_are_named(change_folder):
     def change(values, _):
         values[f'{LAYER}.output.dense.bias'][5] = np.nan
 
     with pytest.raises(UserError, match=rf'{LAYER}\.output\.dense\.bias holds 1 numbers of 48'):
-        pretrained.read(changed_folder(change))
+        pretrained.read(change_folder(change))
 
 
-def test_half_a_number_that_is_none_is_named(changed_folder):
+def test_half_a_number_that_is_none_is_named(change_folder):
     def change(values, _):
         values.update({name: x.astype(jax.numpy.bfloat16) for name, x in values.items()})
         values['embeddings.cls_token'][0, 0, 0] = np.inf
 
     with pytest.raises(UserError, match=r'embeddings\.cls_token holds 1 numbers of 48'):
-        pretrained.read(changed_folder(change))
+        pretrained.read(change_folder(change))
 
 
-def test_labels_are_called_what_the_config_says(changed_folder):
+def test_labels_are_called_what_the_config_says(change_folder):
     names = {str(i): f'name {i}' for i in reversed(range(7))}
-    checkpoint = pretrained.read(changed_folder(lambda _, config: config.update(id2label=names), CLASSIFIER))
+    checkpoint = pretrained.read(change_folder(lambda _, config: config.update(id2label=names), CLASSIFIER))
     assert checkpoint.label_names == tuple(f'name {i}' for i in range(7))
 
 
 @pytest.mark.parametrize('names', [None, {str(i): f'LABEL_{i}' for i in range(7)}])
-def test_names_that_nobody_gave_are_none(changed_folder, names):
-    checkpoint = pretrained.read(changed_folder(lambda _, config: config.update(id2label=names), CLASSIFIER))
+def test_names_that_nobody_gave_are_none(change_folder, names):
+    checkpoint = pretrained.read(change_folder(lambda _, config: config.update(id2label=names), CLASSIFIER))
     assert checkpoint.label_names is None
 
 
 @pytest.mark.parametrize('names', [{'0': 'a', '1': 'b'}, {str(i + 1): 'x' for i in range(7)}, ['a'] * 7])
-def test_names_of_other_outputs_are_refused(changed_folder, names):
+def test_names_of_other_outputs_are_refused(change_folder, names):
     with pytest.raises(
         UserError, match=r'config\.json: id2label has .*, but classifier\.weight has 7 outputs'
     ):
-        pretrained.read(changed_folder(lambda _, config: config.update(id2label=names), CLASSIFIER))
+        pretrained.read(change_folder(lambda _, config: config.update(id2label=names), CLASSIFIER))
 
 
-def test_a_model_without_a_head_has_no_labels(changed_folder):
+def test_a_model_without_a_head_has_no_labels(change_folder):
     checkpoint = pretrained.read(
-        changed_folder(lambda _, config: config.update(id2label={'0': 'a', '1': 'b'}))
+        change_folder(lambda _, config: config.update(id2label={'0': 'a', '1': 'b'}))
     )
     assert (checkpoint.architecture.num_outputs, checkpoint.label_names) == (0, None)
 
 
-def test_how_images_are_shown_is_read(changed_folder):
-    folder = pathlib.Path(changed_folder(lambda *_: None))
+def test_how_images_are_shown_is_read(change_folder):
+    folder = pathlib.Path(change_folder(lambda *_: None))
     checkpoint = pretrained.read(str(folder))
     assert checkpoint.preprocessing == Preprocessing(
         (0.5,) * 3, (0.5,) * 3, 'bilinear_antialias', image_size=32

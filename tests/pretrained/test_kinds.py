@@ -231,15 +231,15 @@ PREFIX = 'dinov2_with_registers.'
         (DEIT, lambda _, config: config['id2label'].pop('4'), r'cls_classifier\.weight has 5 outputs'),
     ],
 )
-def test_a_folder_that_does_not_fit_is_refused_by_name(changed_folder, folder, change, words):
+def test_a_folder_that_does_not_fit_is_refused_by_name(change_folder, folder, change, words):
     with pytest.raises(UserError, match=words) as error_info:
-        pretrained.read(changed_folder(change, folder))
+        pretrained.read(change_folder(change, folder))
     assert '\n' not in str(error_info.value)
 
 
-def test_how_images_are_shown(changed_folder):
+def test_how_images_are_shown(change_folder):
     """Where no file says it, as is usual for the kind; where one says nothing, as its class does it."""
-    folder = pathlib.Path(changed_folder(lambda *_: None, DINOV2))
+    folder = pathlib.Path(change_folder(lambda *_: None, DINOV2))
     checkpoint = pretrained.read(str(folder))
     assert checkpoint.preprocessing == IMAGENET
     assert checkpoint.assumed.startswith('no preprocessor_config.json')

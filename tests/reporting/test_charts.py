@@ -89,16 +89,16 @@ def test_differences_are_drawn_with_their_intervals():
     assert float(broad.get('x1')) == pytest.approx(float(zero.get('x1')), abs=0.1)
 
 
-def luminance(colour):
+def compute_luminance(colour):
     """Relative luminance of #rrggbb, as WCAG 2 defines it."""
     parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     red, green, blue = (x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in parts)
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
-def contrast(first, second):
+def compute_contrast(first, second):
     """Contrast ratio of two colours, as WCAG 2 defines it."""
-    low, high = sorted(map(luminance, (first, second)))
+    low, high = sorted(map(compute_luminance, (first, second)))
     return (high + 0.05) / (low + 0.05)
 
 
@@ -109,17 +109,17 @@ def test_colours_differ_in_lightness_and_are_seen_on_both_grounds():
         for part in re.findall(r':root \{(.*?)\}', style, re.S)
     ]
     assert len(modes) == 2
-    assert luminance(modes[0]['ground']) == 1
-    assert luminance(modes[1]['ground']) < 0.02
+    assert compute_luminance(modes[0]['ground']) == 1
+    assert compute_luminance(modes[1]['ground']) < 0.02
     for colours in modes:
         lines = [colours[f's{i}'] for i in range(charts.MOST_LINES)]
         assert f's{charts.MOST_LINES}' not in colours
         # CIE 1976 lightness, 0 to 100.
-        lightness = [116 * luminance(colour) ** (1 / 3) - 16 for colour in lines]
+        lightness = [116 * compute_luminance(colour) ** (1 / 3) - 16 for colour in lines]
         assert min(abs(a - b) for a, b in itertools.combinations(lightness, 2)) > 6
         for ground in ('ground', 'raised'):
-            assert all(contrast(colour, colours[ground]) >= 3 for colour in lines)
+            assert all(compute_contrast(colour, colours[ground]) >= 3 for colour in lines)
             for text in ('ink', 'soft', 'link', 'warn', 'good', 'bad'):
-                assert contrast(colours[text], colours[ground]) >= 4.5
+                assert compute_contrast(colours[text], colours[ground]) >= 4.5
     dashes = [re.search(rf'\.s{i} \{{ [^}}]*dasharray: ([\d ]+)', style) for i in range(charts.MOST_LINES)]
     assert len({dash and dash[1] for dash in dashes}) == charts.MOST_LINES

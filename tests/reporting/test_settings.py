@@ -130,23 +130,23 @@ def test_a_teacher_is_in_a_setting_only_beside_students(write_run, tmp_path):
 
 
 def test_the_nearest_run_from_scratch_is_the_baseline(write_run, tmp_path):
-    def beside():
+    def find_nearest():
         (setting,) = make_settings(tmp_path)
         (td,) = [row for row in setting.rows if row.method == 'td']
         return settings.find_baseline(td, setting.rows)
 
     write_run(tmp_path / 'td', [0.5], optimizer__learning_rate=0.5, num_steps=9)
     write_run(tmp_path / 'unfinished', None, method='supervised', optimizer__learning_rate=0.5, num_steps=9)
-    assert beside() == (None, 'no finished run without distillation')
+    assert find_nearest() == (None, 'no finished run without distillation')
     write_run(tmp_path / 'far', [0.5], method='supervised', optimizer__learning_rate=0.1)
-    assert beside().row.runs[0].name == 'far'
+    assert find_nearest().row.runs[0].name == 'far'
     write_run(tmp_path / 'near', [0.5], method='supervised', optimizer__learning_rate=0.5)
-    assert beside().row.runs[0].name == 'near'
+    assert find_nearest().row.runs[0].name == 'near'
     write_run(tmp_path / 'as_near', [0.5], method='supervised', num_steps=9)
-    assert beside() == (None, '2 runs without distillation are equally near')
+    assert find_nearest() == (None, '2 runs without distillation are equally near')
     write_run(tmp_path / 'exact', [0.5], method='supervised', optimizer__learning_rate=0.5, num_steps=9)
     # It joins the one of these knobs that is not finished.
-    assert [run.name for run in beside().row.runs] == ['exact', 'unfinished']
+    assert [run.name for run in find_nearest().row.runs] == ['exact', 'unfinished']
 
 
 def test_a_config_of_another_version_is_compared_as_it_is(write_run, tmp_path):

@@ -299,19 +299,23 @@ def test_a_folders_name_says_the_config(small_config):
 
 
 def test_a_teacher_is_shared_by_all_that_would_train_the_same(small_config):
-    def teacher(**changes):
+    def get_teacher_folder(**changes):
         return cells.teacher_folder(pathlib.Path(), small_config(**changes))
 
-    assert teacher() == teacher(method='ld', num_steps=9, model__hidden=(4, 4), optimizer__learning_rate=0.1)
-    assert teacher() == teacher(
+    assert get_teacher_folder() == get_teacher_folder(
+        method='ld', num_steps=9, model__hidden=(4, 4), optimizer__learning_rate=0.1
+    )
+    assert get_teacher_folder() == get_teacher_folder(
         td__rounds=5, communication__hidden=9, log_every=1, teacher__labels='auxiliary'
     )
-    assert teacher() != teacher(dataset__split='validation')
-    assert teacher() == teacher(dataset__movie_oov_rate=0.3)  # MovieLens alone has films
-    assert teacher() != teacher(batch_size=4)
-    assert teacher() != teacher(teacher__optimizer__learning_rate=0.1)
+    assert get_teacher_folder() != get_teacher_folder(dataset__split='validation')
+    assert get_teacher_folder() == get_teacher_folder(
+        dataset__movie_oov_rate=0.3
+    )  # MovieLens alone has films
+    assert get_teacher_folder() != get_teacher_folder(batch_size=4)
+    assert get_teacher_folder() != get_teacher_folder(teacher__optimizer__learning_rate=0.1)
     validated = {'dataset__split': 'validation'}
-    assert teacher(**validated, eval_every=1) == teacher(**validated, eval_every=3)
+    assert get_teacher_folder(**validated, eval_every=1) == get_teacher_folder(**validated, eval_every=3)
 
 
 def test_a_shared_teacher_is_validated_at_its_end_alone(tmp_path, small_config):
@@ -393,11 +397,11 @@ def trained_methods(monkeypatch, small_config, one_table):
     )
     trained, finish = [], loop.Loop.finish
 
-    def counted(self):
+    def finish_and_record(self):
         trained.append(self.config.method)
         return finish(self)
 
-    monkeypatch.setattr(loop.Loop, 'finish', counted)
+    monkeypatch.setattr(loop.Loop, 'finish', finish_and_record)
     return trained
 
 

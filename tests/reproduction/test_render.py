@@ -117,16 +117,16 @@ def test_one_seed_has_no_interval():
 def test_the_teachers_row_is_what_another_row_says_of_it():
     table = tables.TABLES['3']
 
-    def rows_of(scores):
+    def make_rows(scores):
         results = {row: None for row in table.rows if row != 'Teacher'}
         results |= {row: make_cell(1.0, teacher=score) for row, score in scores.items()}
         return render.fill_teacher(table, {GENRE: results})[GENRE]
 
-    rows = rows_of({SCRATCH: None, 'LD': 0.8, 'TD': 0.8})
+    rows = make_rows({SCRATCH: None, 'LD': 0.8, 'TD': 0.8})
     assert rows['Teacher'] == {'mean': 0.8, 'stderr': None}
     assert rows['FD'] is None
     assert list(rows) == list(table.rows)
-    assert rows_of({SCRATCH: None})['Teacher'] is None
+    assert make_rows({SCRATCH: None})['Teacher'] is None
 
 
 def test_a_table_the_paper_does_not_have_shows_ours_alone():
@@ -516,7 +516,7 @@ def test_a_derived_table_is_the_mean_improvement(name):
     gains = {GENRE: 0.1, 'Genre 5': 0.0, 'Genre 6': 0.05, 'Genre 7': 0.1, 'Genre 8': 0.15}
     results = {}
 
-    def of_three(mean, shift):
+    def make_cell_of_three(mean, shift):
         """A result of three seeds with a mean, the same shift from it for all."""
         return {'mean': mean, 'seeds': [0, 1, 2], 'values': [mean - shift, mean, mean + shift]}
 
@@ -527,9 +527,9 @@ def test_a_derived_table_is_the_mean_improvement(name):
                 better = 2.0 * (1 - gains[column]) if column in gains else 0.6
                 cells = results.setdefault(group.source, {}).setdefault(column, {})
                 assert rows[group.source] in tables.TABLES[group.source].rows
-                cells[rows[group.source]] = of_three(better, 0.02)
+                cells[rows[group.source]] = make_cell_of_three(better, 0.02)
             cells = results.setdefault(baseline_table, {}).setdefault(column, {})
-            cells[baseline_row] = of_three(2.0 if column in gains else 0.5, 0.01)
+            cells[baseline_row] = make_cell_of_three(2.0 if column in gains else 0.5, 0.01)
     text = render.render_derived(name, table, results)
     step = 2 if of_paper else 1
     for row in table.rows:

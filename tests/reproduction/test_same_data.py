@@ -46,10 +46,10 @@ def table(one_table, small_config, monkeypatch, tmp_path):
     """A table of two rows and its folder of runs, of which nothing may be trained."""
     one_table({SCRATCH: {'method': 'supervised'}, LD: {'method': 'ld'}}, small_config)
 
-    def never(self):
+    def fail_if_trained(self):
         raise AssertionError(f'{self.workdir} is trained')
 
-    monkeypatch.setattr(loop.Loop, 'finish', never)
+    monkeypatch.setattr(loop.Loop, 'finish', fail_if_trained)
     return epath.Path(tmp_path / 'runs')
 
 

@@ -30,13 +30,13 @@ def test_a_table_is_made_of_what_there_is(name, monkeypatch):
         # As if what was chosen by other draws were the usual choice.
         tuned = cells.read_tuned
 
-        def repeated(module):
+        def repeat_choices(module):
             choices = tuned(module)
             return choices | {
                 f'{key}_sampler_seed_{seed}': choices[key] for key in choices for seed in (1, 2)
             }
 
-        monkeypatch.setattr(cells, 'read_tuned', repeated)
+        monkeypatch.setattr(cells, 'read_tuned', repeat_choices)
     # Counted from the data, which need not be there.
     monkeypatch.setattr(cells, 'operations', lambda config: 3 if config.method == 'td' else 2)
     for change in (*table.columns.values(), *table.rows.values()):

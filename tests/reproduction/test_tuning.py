@@ -715,8 +715,8 @@ def test_a_real_search(tmp_path):
 
 
 def test_a_run_that_diverged_has_no_curve(monkeypatch, tmp_path):
-    def diverges(root, config):
+    def raise_diverged(root, config):
         raise Diverged('the loss is not finite')
 
-    monkeypatch.setattr(cells, 'run_one', diverges)
+    monkeypatch.setattr(cells, 'run_one', raise_diverged)
     assert tuning._curve(epath.Path(tmp_path), tuning.start_config(DIGITS, 'td', 'digits', 0), 'x') == {}

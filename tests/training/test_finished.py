@@ -86,13 +86,13 @@ def test_a_finished_run_is_read_without_a_mesh_a_step_or_its_teacher(small_confi
     folder = epath.Path(tmp_path / 'run')
     train(small_config(num_steps=2, teacher__num_steps=1), folder)
 
-    def never(*arguments, **named):
+    def fail_if_called(*arguments, **named):
         raise AssertionError('reading a finished run needs none of this')
 
-    monkeypatch.setattr(sharding, 'make_mesh', never)
-    monkeypatch.setattr(train_step, 'make_step', never)
-    monkeypatch.setattr(dispatch, 'make_dispatch', never)
-    monkeypatch.setattr(teachers, 'load', never)
+    monkeypatch.setattr(sharding, 'make_mesh', fail_if_called)
+    monkeypatch.setattr(train_step, 'make_step', fail_if_called)
+    monkeypatch.setattr(dispatch, 'make_dispatch', fail_if_called)
+    monkeypatch.setattr(teachers, 'load', fail_if_called)
     run = finished.load(folder)
     assert run.teacher is None
     assert set(run.params[train_step.COMMUNICATION]) == {

@@ -235,10 +235,10 @@ def test_a_student_that_cannot_start_from_its_teacher_is_refused(few_images, tmp
 
 
 def test_what_jax_refuses_to_trace_is_one_line(small_config, tmp_path, monkeypatch):
-    def fails(*arguments):
+    def raise_error(*arguments):
         raise TypeError('shapes (3,) and (4,)\nare long to tell')
 
-    monkeypatch.setattr(assembly, 'abstract', fails)
+    monkeypatch.setattr(assembly, 'abstract', raise_error)
     message = read_refusal(small_config(), tmp_path / 'run')
     assert message == 'method td cannot be computed for the models as they are: shapes (3,) and (4,)'
 
@@ -313,11 +313,11 @@ def test_after_a_refusal_the_mended_command_works(changes, small_config, tmp_pat
 
 
 def test_a_first_save_that_fails_leaves_no_config(small_config, tmp_path, monkeypatch):
-    def fails(*arguments):
+    def raise_error(*arguments):
         raise UserError('the disk is full')
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoints.Checkpoints, 'save', fails)
+        patch.setattr(checkpoints.Checkpoints, 'save', raise_error)
         with pytest.raises(UserError, match='the disk is full'):
             train(small_config(method='supervised'), tmp_path)
     assert not (tmp_path / 'config.json').exists()

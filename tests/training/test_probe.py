@@ -253,8 +253,10 @@ def test_a_stream_gives_the_probe_of_what_is_kept(folder, of_each):
         assert isinstance(source.train, data.TrainStream) == (kept_gb == 0)
         probes.append([fit.params for fit in run.fit_probe()])
     assert len(probes[0]) == 2
-    for in_memory, streamed in zip(*probes, strict=True):
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), in_memory, streamed)
+    for in_memory, load_stream in zip(*probes, strict=True):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), in_memory, load_stream
+        )
     is_one = np.array_equal(probes[0][0]['kernel'], probes[0][1]['kernel'])
     assert is_one == (of_each == 0)
 
@@ -266,14 +268,14 @@ def test_a_stream_without_a_pass_is_refused(digits_representations, tmp_path, mo
     config.teacher.inputs = 'varied'
     load = SOURCES['digits']
 
-    def streamed(config, task):
+    def load_stream(config, task):
         source = load(config, task)
         if isinstance(source.train, dict):
             return source
         example = data.one_example(source)
         return source._replace(train=data.TrainStream(50, example, lambda *arguments: iter([])))
 
-    monkeypatch.setitem(SOURCES, 'digits', streamed)
+    monkeypatch.setitem(SOURCES, 'digits', load_stream)
     with pytest.raises(
         UserError, match=r'the stream of digits 5, 6, 7, 8, 9 has no pass_over; set teacher\.lab'
     ):

@@ -28,11 +28,11 @@ def traced_methods(monkeypatch):
     """The method of every step that is traced, in their order."""
     methods, update = [], dispatch._Parts.update_all_seeds
 
-    def counted(self, *inputs):
+    def update_and_record(self, *inputs):
         methods.append(self.config.method)
         return update(self, *inputs)
 
-    monkeypatch.setattr(dispatch._Parts, 'update_all_seeds', counted)
+    monkeypatch.setattr(dispatch._Parts, 'update_all_seeds', update_and_record)
     return methods
 
 

@@ -511,10 +511,10 @@ def test_a_result_is_there_only_after_its_errors(copied_teacher, monkeypatch):
     (folder / 'errors.npz').unlink()
     write = workdir.write_arrays
 
-    def full(path, arrays):
+    def fail_for_space(path, arrays):
         raise UserError(f'{path} cannot be written: No space left on device.')
 
-    monkeypatch.setattr(workdir, 'write_arrays', full)
+    monkeypatch.setattr(workdir, 'write_arrays', fail_for_space)
     with pytest.raises(UserError, match=r'errors\.npz cannot be written'):
         train(alone, folder)
     assert not (folder / 'result.json').exists()
@@ -703,10 +703,10 @@ def test_a_bad_value_for_movielens_is_refused(changes, message, tmp_path):
 
 
 def test_data_that_is_missing_is_refused(monkeypatch, tmp_path):
-    def no_network(*args, **kwargs):
+    def fail_to_resolve(*args, **kwargs):
         raise socket.gaierror(-2, 'Name or service not known')
 
-    monkeypatch.setattr(socket, 'getaddrinfo', no_network)
+    monkeypatch.setattr(socket, 'getaddrinfo', fail_to_resolve)
     # TFDS reads TFDS_DATA_DIR once, when it is imported.
     monkeypatch.setattr('tensorflow_datasets.core.constants.DATA_DIR', str(tmp_path / 'data'))
     movielens.read_ratings.cache_clear()

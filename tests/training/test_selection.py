@@ -127,13 +127,13 @@ def test_a_run_that_is_killed_keeps_its_step(best_run, curve_config, tmp_path, o
     """Killed after the step is trained and before anything more is saved."""
     log = loop.Loop._log
 
-    def killed(self, file, at, *rest):
+    def log_and_kill(self, file, at, *rest):
         if at >= step:
             raise KeyboardInterrupt
         log(self, file, at, *rest)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(loop.Loop, '_log', killed)
+        patch.setattr(loop.Loop, '_log', log_and_kill)
         train(curve_config(keep='best'), tmp_path)
     train(curve_config(keep='best'), tmp_path)
     assert outcome(tmp_path) == outcome(best_run[0])

@@ -50,12 +50,12 @@ def test_a_run_with_them_is_the_run_without_them(small_config, tmp_path, monkeyp
     rows = np.unique([source.train.rows(number) for number in assembly.dispatch.data_seeds(config)])
     assert json.loads(about)['description']['examples']['count'] >= len(rows)
     x = source.train.examples['image'][rows]
-    params = train_params(tmp_path / 'without' / 'teacher')
+    params = read_params(tmp_path / 'without' / 'teacher')
     lower = np.maximum(x @ params['hidden_layers_0']['kernel'] + params['hidden_layers_0']['bias'], 0)
     np.testing.assert_allclose(np.load(entry / 'lower.npy')[: len(rows)], lower, rtol=1e-5, atol=1e-6)
 
 
-def train_params(folder):
+def read_params(folder):
     return finished.load(epath.Path(folder), 0).params['student']
 
 
