@@ -5,6 +5,7 @@ import graphlib
 import importlib
 import pathlib
 import re
+import runpy
 
 import numpy as np
 import PIL.Image
@@ -487,6 +488,9 @@ def test_every_config_begins_with_its_command_and_what_it_scores(name):
     assert re.match(
         rf'    python -m td_jax\.(main|compare) --config=configs/{name}\.py --workdir=runs/\w+', command
     )
+    # A checkout has each config under the name that its command gives.
+    shim = runpy.run_path(ROOT / 'configs' / f'{name}.py')
+    assert shim['get_config'] is importlib.import_module(f'td_jax.configs.{name}').get_config
     assert score.startswith('Score: ')
     keys = config_lib.flatten(common.get_config()).keys()
     assert set(re.findall(r'--config\.([\w.]+)=', command)) <= keys
