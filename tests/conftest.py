@@ -1,4 +1,4 @@
-"""What several tests share."""
+"""Fixtures that several test files use."""
 
 import collections
 import gc
@@ -39,7 +39,7 @@ jax.config.update('jax_numpy_rank_promotion', 'raise')
 
 
 def pytest_configure(config):
-    """Lets a worker and all processes that it starts compile less, and share it: most of what tests wait for.
+    """Lets a worker and its processes compile less, and share programs: compiling takes most of the time.
 
     Each worker has a folder of its own, because JAX may read there what another process has half written.
     What is compiled is used for a few steps, so XLA optimises none of it, unless XLA_FLAGS says otherwise.
@@ -52,7 +52,7 @@ def pytest_configure(config):
     # TensorFlow imports Keras, which asks once.
     os.environ['KERAS_BACKEND'] = 'jax'
     os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
-    # JAX was imported before, and has read neither.
+    # JAX was imported before these variables were set.
     jax.config.update('jax_compilation_cache_dir', config.compiled)
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
 
@@ -67,7 +67,7 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
-    """What is imported by now stays, and no collection of garbage needs to look at it again.
+    """Excludes what is imported by now from garbage collection, because it stays anyway.
 
     Tracing makes so many objects that Python's own threshold of 700 would look for garbage all the time.
     """
@@ -81,13 +81,13 @@ def pytest_unconfigure(config):
 
 @pytest.fixture(scope='session')
 def programs_of_session():
-    """What `shared_programs` shares."""
+    """The Programs that `shared_programs` shares."""
     return programs.Programs()
 
 
 @pytest.fixture(scope='module')
 def shared_programs(programs_of_session):
-    """Lets the runs of a module share what is traced and compiled, as those of a table do.
+    """Lets the runs of a test file share what is traced and compiled, as the runs of a table do.
 
     Not for models and methods of a test's own: programs know them by their names alone.
     """
@@ -98,13 +98,13 @@ def shared_programs(programs_of_session):
 
 @pytest.fixture
 def own_programs(monkeypatch):
-    """Lets each run of a test trace anew, as a run of another process would."""
+    """Lets each run of a test trace anew, as it would in a process of its own."""
     monkeypatch.setattr(run, 'Programs', programs.Programs)
 
 
 @pytest.fixture(autouse=True)
 def programs_of_patched_code(request):
-    """Gives `own_programs` to every test that may patch what is traced."""
+    """Uses `own_programs` in every test that has `monkeypatch`, because it may patch what is traced."""
     if 'monkeypatch' in request.fixturenames:
         request.getfixturevalue('own_programs')
 
@@ -132,7 +132,7 @@ def bucket():
     settings = {
         'STORAGE_EMULATOR_HOST': url,  # of gcsfs and Google's client
         'TENSORSTORE_GCS_HTTP_URL': url,
-        # There is nobody to ask who we are.
+        # There is no server that gives credentials.
         'GOOGLE_AUTH_TOKEN_FOR_TESTING': 'none',
         'FSSPEC_GCS': json.dumps({'token': 'anon'}),
         'GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT': 'false',
@@ -170,7 +170,7 @@ def _make_bucket(url, name, seconds=60):
 
 @pytest.fixture
 def place(bucket, tmp_path):
-    """A path in a bucket where nothing is yet."""
+    """An unused path in a bucket."""
     return epath.Path(f'{bucket}/{tmp_path.parent.name}-{tmp_path.name}')
 
 
@@ -307,7 +307,7 @@ def comparable_config(small_config):
             'optimizer__learning_rate': 0.01,
             'model__hidden': (64, 32),
             'teacher__model__hidden': (64, 32),
-            # Of a student's size and seed, it would be the student to begin with.
+            # With a student's size and seed, the teacher would start as the student.
             'teacher__seed': 9,
             'communication__message': 16,
         }
@@ -332,7 +332,7 @@ def read_back():
 
 @pytest.fixture(scope='session')
 def outcome(read_back):
-    """A function (workdir) -> all that two runs of one config must agree on, small enough to print."""
+    """A function (workdir) -> everything that two runs of one config must agree on, in a form to print."""
 
     def read(folder):
         folder = epath.Path(folder)
@@ -357,5 +357,5 @@ def outcome(read_back):
 
 @pytest.fixture
 def unwidened(monkeypatch):
-    """Makes the bounds of a bootstrap its percentiles, however few numbers they come from."""
+    """Makes the bounds of a bootstrap its percentiles, without the correction for few seeds or units."""
     monkeypatch.setattr(statistics, 'widening_factor', lambda *_: 1.0)

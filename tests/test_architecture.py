@@ -1,4 +1,4 @@
-"""What holds for the code as a whole: who imports whom, who reads which knob, what stays out."""
+"""Rules for the code as a whole: imports, options that are read, configs, and what is not allowed."""
 
 import ast
 import graphlib
@@ -36,7 +36,7 @@ CONFIGS = [
     if path.stem not in ('__init__', 'common', 'searches')
 ]
 
-# The commands. Each stands on the rooms below, and on no other command.
+# The commands. Each imports from the packages below, and from no other command.
 COMMANDS = {
     f'td_jax.{name}'
     for name in (
@@ -52,7 +52,7 @@ COMMANDS = {
         'tpu_report',
     )
 }
-# A module, or all modules of a room -> what they may import beside their own room, whole rooms or modules.
+# {module or package: packages and modules that it may import in addition to its own package}.
 ALLOWED = {
     'td_jax.errors': set(),
     'td_jax.configs': set(),
@@ -88,7 +88,7 @@ ALLOWED = {
         'td_jax.method.shared',
         'td_jax.randomness',
     },
-    # The table of methods: what all others read.
+    # The table of methods, which all others read.
     'td_jax.method': {'td_jax.errors', 'td_jax.devices.precision'},
     'td_jax.pretrained': {
         'td_jax.data.resizing',
@@ -99,7 +99,7 @@ ALLOWED = {
         'td_jax.models.resnet',
         'td_jax.models.vit',
     },
-    # What the command `inspect` prints.
+    # The report of the command `inspect`.
     'td_jax.pretrained.summary': {
         'td_jax.text_tables',
         'td_jax.configs.common',
@@ -108,7 +108,7 @@ ALLOWED = {
         'td_jax.models',
         'td_jax.pretrained',
     },
-    # A function of what a person has: neither a run nor a file.
+    # A function of raw inputs: neither a run nor a file.
     'td_jax.predicting.program': {'td_jax.data', 'td_jax.models.base'},
     'td_jax.predicting.speed': {
         'td_jax.data',
@@ -177,7 +177,7 @@ ALLOWED = {
         'td_jax.method',
         'td_jax.models.base',
     },
-    # What a checkpoint says is told from what a person set by the defaults.
+    # The defaults distinguish what a checkpoint sets from what the user set.
     'td_jax.training.public_teacher': {
         'td_jax.config',
         'td_jax.configs.common',
@@ -251,7 +251,7 @@ ALLOWED = {
         'td_jax.training',
     },
 }
-# From the top of a run down: a module imports none that stands before it.
+# From the top of a run down: a module imports none of those before it.
 TRAINING = (
     'restarts',
     'run',
@@ -277,7 +277,7 @@ TRAINING = (
 
 
 def list_imports(name, source):
-    """The modules of this project that a module's source imports, wherever in it."""
+    """The modules of this project that a module imports anywhere in its source."""
     modules = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -294,7 +294,7 @@ IMPORTS = {name: list_imports(name, path.read_text()) - {'td_jax'} for name, pat
 
 
 def lies_in(module, place):
-    """Whether a module is the place, or lies in it."""
+    """Whether a module is the given module, or part of the given package."""
     return module == place or module.startswith(f'{place}.')
 
 
@@ -305,7 +305,7 @@ def test_imports_point_down(name):
         return
     places = [place for place in ALLOWED if lies_in(name, place)]
     assert places, f'{name} is new: say what it may import'
-    # The most exact of them. What is allowed of a whole room has the room itself open, too.
+    # The most specific rule applies. A rule for a package also allows imports within it.
     place = max(places, key=len)
     room = {place} if place == '.'.join(name.split('.')[:2]) else set()
     for module in IMPORTS[name]:
@@ -357,7 +357,7 @@ def list_names_read(source):
 
 
 def find_unread(knobs, sources):
-    """The knobs whose name no source reads."""
+    """The options whose name no source reads."""
     names = set().union(*map(list_names_read, sources))
     return {key for key in knobs if key.split('.')[-1] not in names}
 
@@ -368,7 +368,7 @@ def test_every_knob_is_read():
         for name, path in MODULES.items()
         if not lies_in(name, 'td_jax.config') and not lies_in(name, 'td_jax.reproduction')
     ]
-    # Weights are read by the name of their term, which the methods' terms are held to in their own tests.
+    # Weights are read by the name of their term; the tests of the methods check those.
     knobs = {key for key in config_lib.flatten(common.get_config()) if '.weights.' not in key}
     teachers = {'teacher.seed', 'teacher.num_steps'}
     assert find_unread(knobs - teachers, sources) == set()
@@ -390,7 +390,7 @@ def test_a_knob_that_nothing_reads_is_found():
     ],
 )
 def test_every_weight_belongs_to_a_term(small_config, tmp_path, method):
-    """Every method trains; what it logs beside the task is what it has weights for."""
+    """Every method trains, and logs the task and the terms that it has weights for."""
     config = small_config(method=method, num_steps=2, teacher__num_steps=2, td__weights__logits=0.5)
     result = train(config, tmp_path)
     (line,) = [line for line in metric_log.read(tmp_path) if 'train_loss' in line]
@@ -399,7 +399,7 @@ def test_every_weight_belongs_to_a_term(small_config, tmp_path, method):
     assert all(np.isfinite(result['values']))
 
 
-# Small enough to train in seconds.
+# Changes with which a config trains in seconds.
 SMALL = {
     'diagnostics': False,
     'optimizer.warmup_steps': 0,
@@ -506,7 +506,7 @@ def test_every_file_in_configs_differs_from_common_in_values_alone():
 
 
 def test_what_is_deprecated_or_unsafe_stays_out():
-    # Put together here, so that this file does not hold them.
+    # Concatenated, so that this file does not contain them.
     words = [
         'jax' + '.pmap',
         'jax' + '.tree_map',

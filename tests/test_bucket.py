@@ -1,4 +1,4 @@
-"""Every command with a run in a bucket, gs://, on a server of the GCS API on this machine."""
+"""Every command with a run in a bucket (gs://), on a local server of the GCS API."""
 
 import os
 import pathlib
@@ -35,7 +35,7 @@ def settings(small_config):
 
 @pytest.fixture(scope='module')
 def flags(settings):
-    """The command line that means `settings`."""
+    """The command line that sets `settings`."""
     plain = config.flatten(digits.get_config())
     overrides = {key: value for key, value in config.flatten(settings).items() if value != plain[key]}
     return ['--config=configs/digits.py', *(f'--config.{key}={value}' for key, value in overrides.items())]
@@ -57,7 +57,7 @@ def bucket_run(settings, bucket):
 
 
 def run_to_end(*arguments):
-    """(exit code, stdout, stderr) of a command."""
+    """Runs a command to its end: (exit code, stdout, stderr)."""
     completed = forked.run(
         [*arguments],
         env={**os.environ, 'PYTHONPATH': str(ROOT), 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '1e9'},
@@ -66,7 +66,7 @@ def run_to_end(*arguments):
 
 
 def read_events(place, folder):
-    """[(step, name)] of a run's events in a bucket, by way of a folder."""
+    """[(step, name)] of a run's events in a bucket, copied into a folder."""
     folder.mkdir()
     for path in place.glob(metric_log.EVENTS):
         path.copy(folder / path.name)
@@ -96,11 +96,11 @@ def test_a_run_in_a_bucket_killed_in_a_save_goes_on_bit_for_bit(
 ):
     monkeypatch.setattr(lease, 'SECONDS', 3.0)
     moments = (
-        # The arrays are there, and nothing says yet that they are all.
+        # All arrays are written, but not the file that marks the state as complete.
         (f'{place}/checkpoints/2/state/commit_success.txt', 1),
-        # The same of the whole checkpoint.
+        # The same for the whole checkpoint.
         (f'{place}/checkpoints/4/commit_success.txt', 1),
-        # It is whole; its digests are not there.
+        # The checkpoint is complete, but without its digests.
         (f'{place}/checkpoints/6/digests-0.json', 1),
     )
     codes_and_steps = []
@@ -143,7 +143,7 @@ def test_a_run_whose_lease_another_process_has_writes_nothing_more(place, settin
 
 
 def test_a_teacher_is_read_from_a_bucket(bucket_run, folder_run, settings, tmp_path, outcome):
-    """By a run on the disk, whose result is that of the run that trained this teacher itself."""
+    """A run on disk with this teacher has the result of the run that trained the teacher itself."""
     other = settings.copy_and_resolve_references()
     other.teacher.checkpoint = f'{bucket_run}/teacher'
     train(other, tmp_path / 'run')
@@ -228,7 +228,7 @@ def test_a_config_of_another_run_in_the_bucket_is_refused(bucket_run, flags):
 
 
 def test_the_workers_of_a_pod_train_into_the_bucket(place, flags, tmp_path, free_port):
-    """launch/worker.sh as launch/tpu_vm.sh calls it, on two workers that Slurm has told of each other."""
+    """launch/worker.sh as launch/tpu_vm.sh calls it, on two workers that Slurm's variables connect."""
     workers = [tmp_path / f'worker-{i}' for i in range(2)]
     for i, folder in enumerate(workers):
         (folder / '.venv' / 'bin').mkdir(parents=True)

@@ -10,7 +10,7 @@ from td_jax.training.run import train
 
 @pytest.fixture(scope='module')
 def runs(small_config, tmp_path_factory):
-    """The workdirs of finished runs by method; the teacher of all of them is the first one's."""
+    """{method: workdir} of finished runs, which all have the teacher of the first one."""
     root, teacher = tmp_path_factory.mktemp('runs'), {}
     for method in ('td', 'ld'):
         config = small_config(method=method, num_steps=2, teacher__num_steps=1, **teacher)

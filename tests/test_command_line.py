@@ -1,4 +1,4 @@
-"""What every command refuses of its flags, in one line and before its work."""
+"""Flags that every command refuses, in one line and before its work."""
 
 import os
 import pathlib
@@ -66,7 +66,7 @@ command_line.END
 )
 @pytest.mark.parametrize(('module', 'seconds'), [('orbax.futures', 600), ('td_jax.files', 1)])
 def test_a_process_that_ends_does_not_wait_for_orbax(module, seconds, end, code, message):
-    """What Orbax began and cannot end keeps no process; any other thread is waited for."""
+    """A process does not wait for unfinished threads of Orbax, but for all others."""
     program = WAITS.replace('MODULE', repr(module)).replace('SECONDS', str(seconds)).replace('END', end)
     completed = subprocess.run(
         [sys.executable, '-c', program],
@@ -97,7 +97,7 @@ def test_what_is_right_is_run():
 
 
 def test_a_typed_knob_without_effect_is_said():
-    """Before anything else of the run, which is then refused for its batch."""
+    """The line comes before any other; the run is then refused because of its batch size."""
     knobs = {'method': 'ld', 'td.rounds': 3, 'num_steps': 5, 'batch_size': 10_000}
     completed = subprocess.run(
         [

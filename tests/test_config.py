@@ -11,7 +11,7 @@ from td_jax.configs import common, movielens
 from td_jax.errors import UserError
 from td_jax.method import objectives
 
-# Knobs whose text is free: what they may be is known where they are used.
+# Options with free text, which are checked where they are used.
 FREE_TEXT = {
     *(
         'teacher.checkpoint',
@@ -60,7 +60,7 @@ def test_every_knob_is_checked(key):
             assert_refused(set_value(key, 'nonsense'), key, 'nonsense', 'Known: ')
         return
     if isinstance(value, bool):
-        # ml_collections holds these to their type, and both values are fine.
+        # ml_collections checks their type, and both values are valid.
         return
     bad = tuple(-2 for _ in value) or (-2,) if isinstance(value, tuple) else type(value)(-2)
     config.update_from_flattened_dict({key: bad})
@@ -284,10 +284,10 @@ def test_differences_name_both_values():
     assert 'gone (1 there, not known to this version of td_jax)' in text
 
 
-# --- What makes two runs the same ------------------------------------------------------------------
+# --- The identity of a run -------------------------------------------------------------------------
 
-# What has no effect on the result, and why: it says how often something is looked at or written, what is
-# computed at once or again, where, where the teacher is, which its fingerprint tells, or who tracks the run.
+# Options without effect on the result: how often something is measured or written, what is computed at once
+# or again, and where; where the teacher is, which its fingerprint identifies; trackers of the run.
 WITHOUT_EFFECT = {
     'log_every',
     'diagnostics',
@@ -304,7 +304,7 @@ WITHOUT_EFFECT = {
     'tracking.wandb',
     'tracking.mlflow',
 }
-# Sections that some methods read -> these methods.
+# {section of the config: methods that read it}.
 READ_BY = {
     'communication.message': {'fd', 'fitnet', 'hybrid', 'td', 'crd'},
     'communication.': {'fd', 'fitnet', 'hybrid', 'td'},
@@ -328,7 +328,7 @@ def change_value(value):
 
 
 def list_effective_changes(key):
-    """{key: value} of other knobs, with which a knob matters."""
+    """{key: value} of other options with which an option has an effect."""
     path, _, name = key.rpartition('.')
     side = 'teacher.' if path.startswith('teacher.') else ''
     needed = {
@@ -352,7 +352,7 @@ def list_effective_changes(key):
 
 
 KEYS = sorted(config_lib.flatten(common.get_config()).keys() - {'method'})
-# Some methods for what all read, or all that have a teacher, and every method for what depends on it.
+# Options that all methods (with a teacher) read are tested with a few methods, the others with every one.
 OF_ALL = ('supervised', 'ld', 'td')
 OF_SOME = tuple(
     start for start in READ_BY if start not in ('teacher.', 'dataset.unlabelled', 'unlabelled_batch_size')
@@ -364,7 +364,7 @@ OF_SOME = tuple(
     [(key, method) for key in KEYS for method in (objectives.METHODS if key.startswith(OF_SOME) else OF_ALL)],
 )
 def test_every_option_is_part_of_a_run_unless_it_is_said_why_not(key, method):
-    """An option that is new is part of it."""
+    """A new option is part of the identity."""
     config = common.get_config()
     config.method, config.dataset.split = method, 'validation'
     config.update_from_flattened_dict(list_effective_changes(key))
@@ -375,7 +375,7 @@ def test_every_option_is_part_of_a_run_unless_it_is_said_why_not(key, method):
     counts = key not in WITHOUT_EFFECT and method in readers
     assert (config_lib.digest(config) != before) == counts
     assert (key in config_lib.differences(config, stored)) == counts
-    # What is not there is at its default.
+    # A missing key is at its default.
     part = stored
     for name in key.split('.')[:-1]:
         part = part[name]
@@ -567,7 +567,7 @@ def test_views_of_examples_that_vary_have_an_effect(changes):
 
 
 def test_every_knob_has_an_effect_in_some_run():
-    """None is called without effect whatever the others are."""
+    """No option is reported as without effect in every config."""
     silent = set(config_lib.flatten(common.get_config()))
     for changes in (
         {'td.rounds': 2, 'dataset.split': 'validation', 'td.weights.logits': 1.0, 'logits.distance': 'kl'},
@@ -588,7 +588,7 @@ def test_every_knob_has_an_effect_in_some_run():
         config = common.get_config()
         config.update_from_flattened_dict(changes)
         silent &= config_lib.explain_without_effect(config, silent).keys()
-    # The task of the teacher has what a task has.
+    # The teacher's task has the options of a task.
     assert silent == set()
 
 

@@ -14,7 +14,7 @@ def mlp_run(small_config, tmp_path_factory):
 
 
 def test_the_command_says_size_and_speed_beside_the_teachers(run_command, mlp_run, tmp_path):
-    """Counts worked by hand: 64 pixels; student 5 and 3 wide, teacher 7 and 11; 5 labels each."""
+    """Counts by hand: 64 pixels; layers of 5 and 3 units (student) and 7 and 11 (teacher); 5 labels each."""
     path = tmp_path / 'student.bin'
     code, out, err = run_command('export', f'--workdir={mlp_run}', '--format=stablehlo', f'--output={path}')
     assert (code, err) == (0, '')

@@ -1,11 +1,11 @@
-"""What importing the library does to the process of whoever imports it: nothing."""
+"""Importing the library has no side effects on the process."""
 
 import os
 
 from tests import forked
 
-# Everything is imported once, so that what others do when they are imported is done. Then td_jax is imported
-# anew, and what it alone does is compared.
+# Everything is imported once, so that all effects of other libraries have happened. Then td_jax is imported
+# again, and only its own effects are compared.
 PROGRAM = """
 import importlib, json, logging, pkgutil, signal, sys, warnings
 import td_jax
@@ -52,7 +52,7 @@ print(json.dumps([kind for kind in before if before[kind] != silent[kind]]))
 
 
 def test_importing_td_jax_changes_no_logger_no_hook_and_no_filter():
-    """What the commands do to theirs is seen by the same comparison."""
+    """The same comparison detects what the commands do to their process."""
     completed = forked.run(['-c', PROGRAM], env={**os.environ, 'JAX_PLATFORMS': 'cpu'})
     assert completed.returncode == 0, completed.stderr
     library, command = completed.stdout.splitlines()

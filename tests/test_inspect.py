@@ -1,4 +1,4 @@
-"""The command that says what a checkpoint is."""
+"""The command that describes a checkpoint."""
 
 import inspect as standard
 import os
@@ -15,7 +15,7 @@ GOLDEN = ROOT / 'tests' / 'golden'
 
 
 def run(*arguments, **environment):
-    """(exit code, stdout, stderr) of the command."""
+    """Runs the command: (exit code, stdout, stderr)."""
     completed = subprocess.run(
         [sys.executable, '-m', 'td_jax.inspect', *arguments],
         cwd=ROOT,

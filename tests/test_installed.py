@@ -1,4 +1,4 @@
-"""td_jax installed beside other code, which may have a package called configs, as most JAX projects do."""
+"""td_jax installed next to other code with a package called configs, as in many JAX projects."""
 
 import ast
 import pathlib
@@ -33,7 +33,7 @@ assert td_jax.train(config, 'own')['steps'] == 2
 
 @pytest.fixture(scope='module', params=['editable', 'wheel'])
 def python(request, tmp_path_factory):
-    """The Python of an environment that has td_jax by pip, and this one's other packages."""
+    """The Python of an environment with td_jax installed by pip, and this one's other packages."""
     folder = tmp_path_factory.mktemp('installed')
     source = folder / 'source'
     tracked = subprocess.check_output(['git', 'ls-files'], cwd=ROOT, text=True).splitlines()
@@ -48,7 +48,7 @@ def python(request, tmp_path_factory):
     what = '-e', source
     if request.param == 'wheel':
         pip('wheel', *options, '--wheel-dir', folder / 'dist', source)
-        # Nothing but the wheel is left.
+        # Only the wheel is left.
         shutil.rmtree(source)
         what = (folder / 'dist').glob('td_jax-*-py3-none-any.whl')
     pip('--python', folder / 'venv', 'install', *options, *what)
@@ -62,7 +62,7 @@ def pip(*arguments):
 
 @pytest.fixture
 def project(tmp_path):
-    """Somebody's project, which has a package called configs."""
+    """A project that has a package called configs."""
     (tmp_path / 'configs').mkdir()
     (tmp_path / 'configs' / '__init__.py').write_text("WHOSE = 'theirs'\n")
     return tmp_path
@@ -82,7 +82,7 @@ def test_td_jax_works_beside_a_package_called_configs(python, project):
     assert code == 0, err
     assert out.startswith('supervised on digits 5, 6, 7, 8, 9: test accuracy 0.')
     assert (project / 'run' / 'result.json').is_file()
-    # The copy that was installed, not the checkout of these tests.
+    # The installed copy, not the checkout of these tests.
     code, out, _ = run_in_folder(python, ['-c', 'import td_jax; print(td_jax.__file__)'], project)
     assert code == 0
     assert str(ROOT) not in out
@@ -95,7 +95,7 @@ def test_every_command_of_the_wheel_starts_from_another_folder(python, project):
     assert {path.name for path in python.parent.glob('td-jax-*')} == scripts.keys()
     for name, place in scripts.items():
         code, out, err = run_in_folder(python.parent / name, ['--help'], project)
-        # absl ends help with 1, argparse with 0.
+        # absl exits with 1 after --help, argparse with 0.
         assert (code, err) == (int(name != 'td-jax-inspect'), '')
         module = ROOT / f'{place.removesuffix(":main").replace(".", "/")}.py'
         assert ast.get_docstring(ast.parse(module.read_text())).splitlines()[0] in out

@@ -1,4 +1,4 @@
-"""The launchers, against a cloud that is a folder: a stand-in for gcloud whose machines are directories."""
+"""The launchers, with a stand-in for gcloud whose machines are folders."""
 
 import copy
 import fcntl
@@ -50,7 +50,7 @@ def await_true(condition):
 
 @pytest.fixture
 def hear_control_c():
-    """Processes that a background job of a shell starts would ignore it."""
+    """Restores Control-C, which processes of a shell's background job would ignore."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -87,14 +87,14 @@ def test_help_is_the_usage_and_nothing_else_happens(name, arguments, checkout, t
     assert shebang == '#!/usr/bin/env bash'
     assert completed.stdout.splitlines() == [line.removeprefix('#').removeprefix(' ') for line in comment]
     assert f'bash launch/{name}' in completed.stdout
-    # Every option that it knows is in there.
+    # The help names every option.
     options = re.findall(r"OPTIONS\+?='([^']*)'", script.read_text())
     for option in ' '.join(options).split():
         assert option.removesuffix('=') in completed.stdout
     assert list_files(checkout) == before
 
 
-# Stands in for the Python that .venv is made with and for what is in there; calls are in $FOLDER/calls.
+# Replaces the Python that makes .venv, and the programs in it; calls are recorded in $FOLDER/calls.
 VENV = """#!/usr/bin/env bash
 echo "$(basename "$0") $*" >>"$FOLDER/calls"
 case "$*" in
@@ -109,7 +109,7 @@ esac
 
 @pytest.fixture
 def run_in_fresh_checkout(checkout, tmp_path):
-    """Runs a script of a checkout without .venv; (exit code, stdout, stderr, what was called)."""
+    """A function (script, ...) that runs it without .venv: (exit code, stdout, stderr, recorded calls)."""
     folder = tmp_path / 'fresh'
     shutil.copytree(checkout, folder, ignore=shutil.ignore_patterns('.git'))
     write_executable(tmp_path / 'python3', VENV)
@@ -205,10 +205,10 @@ def test_everything_is_tested_before_it_is_merged():
 
 # --- A TPU VM --------------------------------------------------------------------------------------
 
-# $CLOUD/queued is what the queued resource is in, $CLOUD/state its VM, $CLOUD/worker-N the home of worker N.
-# Lines of $CLOUD/course are what the queued resource comes to be in, one a look, and then it is ACTIVE. Lines
-# of $CLOUD/refusals are what `create`, of $CLOUD/deaf what `ssh` and `scp`, of $CLOUD/cut what `ssh` that
-# follows the log, and of $CLOUD/trouble what all but `create` say instead, one a call.
+# $CLOUD/queued has the state of the queued resource, $CLOUD/state that of its VM; worker N lives in worker-N.
+# Lines of $CLOUD/course are the next states of the queued resource, one per query; then it is ACTIVE. Lines
+# of $CLOUD/refusals are errors of `create`, of $CLOUD/deaf of `ssh` and `scp`, of $CLOUD/cut of `ssh` as it
+# follows the log, and of $CLOUD/trouble of all commands but `create`, one per call.
 GCLOUD = r"""#!/usr/bin/env bash
 set -eu
 cd "$CLOUD"
@@ -307,7 +307,7 @@ case $kind,$verb in
 esac
 """
 
-# What the reference of gcloud has, for the commands that are used: what takes a value and what does not.
+# The options of the gcloud commands that are used: those with a value and those without.
 ANYWHERE = ({'zone', 'project', 'format'}, {'quiet'})
 DOCUMENTED = {
     'queued-resources create': (
@@ -339,7 +339,7 @@ DOCUMENTED = {
         {'compress', 'dry-run', 'force-key-file-overwrite', 'internal-ip', 'plain', 'recurse'},
     ),
 }
-# The fields of Google's REST resources that are looked at.
+# The fields of Google's REST resources that are read.
 FIELDS = {
     'queued-resources describe': {'state.state', 'state.failedData.error.message'},
     'tpu-vm describe': {'state'},
@@ -347,7 +347,7 @@ FIELDS = {
 
 
 def check_call(verb, words, options):
-    """Holds a call of gcloud compute tpus against its documentation."""
+    """Checks a call of gcloud compute tpus against its documentation."""
     valued, switches = (known | extra for known, extra in zip(ANYWHERE, DOCUMENTED[verb], strict=True))
     for option, value in options.items():
         assert option in (switches if value is None else valued), (verb, option)
@@ -359,7 +359,7 @@ def check_call(verb, words, options):
         assert set(fields.split(',')) <= FIELDS[verb]
 
 
-# The Python of the workers. Lines of $CLOUD/training-N are how training ends on worker N, one a call.
+# The Python of the workers. Lines of $CLOUD/training-N are how training ends on worker N, one per call.
 PYTHON = """#!/usr/bin/env bash
 case "$*" in
   '-m venv .venv') mkdir -p .venv/bin && cp "$0" .venv/bin/python ;;
@@ -388,7 +388,7 @@ RUN = ['run', 'vit', *PLACE, '--type=v5litepod-16', '--spot', '--workdir=gs://b/
 
 @pytest.fixture(scope='session')
 def checkout(tmp_path_factory):
-    """A clone with the launchers in it and one commit."""
+    """A repository of one commit that holds the launchers."""
     folder = tmp_path_factory.mktemp('checkout')
     shutil.copytree(ROOT / 'launch', folder / 'launch')
     for path in ROOT.glob('requirements*.txt'):
@@ -400,7 +400,7 @@ def checkout(tmp_path_factory):
 
 
 class Cloud:
-    """A cloud with one VM of some workers, and this machine, which has gcloud."""
+    """A stand-in for a cloud with one VM of several workers, and for this machine, which has gcloud."""
 
     def __init__(self, folder, checkout, workers):
         self.folder, self.checkout, self.workers = folder, checkout, workers
@@ -419,7 +419,7 @@ class Cloud:
         (self.folder / name).write_text(''.join(f'{line}\n' for line in lines))
 
     def trains(self, *ends):
-        """How training ends, call after call: on all workers alike, or one end a worker."""
+        """Sets how training ends, call after call: equally on all workers, or with one end per worker."""
         for i in range(self.workers):
             lines = [end if isinstance(end, str) else end[i] for end in ends]
             self.script(f'training-{i}', *lines)
@@ -441,9 +441,9 @@ class Cloud:
         return completed.returncode, completed.stdout, completed.stderr
 
     def start_until_it_trains(self):
-        """A launcher that has shown the log of a training that every worker has begun.
+        """Starts a launcher, and waits until it shows the log of a training that every worker has begun.
 
-        What it says goes to the files out and err.
+        Its output goes to the files out and err.
         """
         with open(self.folder / 'out', 'w') as out, open(self.folder / 'err', 'w') as err:
             process = subprocess.Popen(
@@ -458,13 +458,13 @@ class Cloud:
         return process
 
     def calls(self):
-        """[what, words, options] of each call of gcloud."""
+        """[command, words, options] of each call of gcloud."""
         path = self.folder / 'calls'
         lines = path.read_text().splitlines() if path.exists() else []
         return [split_words(shlex.split(line)) for line in lines]
 
     def verbs(self):
-        """What was done, without the looks at its state."""
+        """The commands of all calls, without those that only read a state."""
         return [what.split()[1] for what, _, _ in self.calls() if what.split()[1] not in ('ssh', 'describe')]
 
     def log(self, worker=0):
@@ -499,7 +499,7 @@ def get_head(checkout):
     return subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=True).stdout.strip()
 
 
-# Buckets, logs and metrics; cloud-platform would be everything that the service account may do.
+# Buckets, logs and metrics; cloud-platform would allow everything that the service account may do.
 SCOPES = ('devstorage.full_control', 'logging.write', 'monitoring.write')
 
 
@@ -523,10 +523,10 @@ def test_run_goes_from_nothing_to_the_end_of_training(cloud, checkout):
         assert place.items() <= options.items()
         assert words[-1].split(':')[0] == 'vit'
         assert what not in ('tpu-vm ssh', 'tpu-vm scp') or options['worker'] == 'all'
-        # Else a launcher would wait for hours on a VM that was taken away.
+        # Otherwise a launcher would wait for hours for a VM that was preempted.
         assert what != 'tpu-vm ssh' or options['ssh-flag'] == '-oServerAliveInterval=20'
     for worker in range(2):
-        # The bucket is handed on as it is: td_jax itself reads and writes there.
+        # The address of the bucket is passed on: td_jax itself reads and writes there.
         lines = [
             'argument --distributed',
             'argument --workdir=gs://b/run',
@@ -549,7 +549,7 @@ def test_run_goes_from_nothing_to_the_end_of_training(cloud, checkout):
 
 
 def test_run_calls_again_what_was_told_to_stop(cloud):
-    # The second time, one worker had ended already when the other was told.
+    # The second time, one worker had already ended when the other was stopped.
     cloud.trains('75', ('75', '0'), 'slow')
     code, _, err = cloud(*RUN, *CONFIG)
     assert code == 0, err
@@ -561,20 +561,20 @@ def test_run_calls_again_what_was_told_to_stop(cloud):
 
 def test_run_makes_a_preempted_vm_again_and_goes_on(tmp_path, checkout):
     cloud = Cloud(tmp_path, checkout, workers=1)
-    # As often as it takes: more often than workers that do not answer are tried.
+    # As often as needed: more often than workers without an answer are retried.
     cloud.trains(*['preempted'] * 7, '75', '0')
     code, out, err = cloud(*RUN, *CONFIG)
     assert code == 0, err
     assert cloud.verbs() == ['create', 'scp', *['delete', 'create', 'scp'] * 7]
     assert err.count('vit is SUSPENDED; deleting it from the queue') == 7
     assert out.count('[0] argument --workdir=gs://b/run\n') >= 9
-    # The VM is a new one, which was called twice.
+    # The log is that of the newest VM, on which training was started twice.
     assert cloud.starts() == 2
 
 
 @pytest.mark.parametrize('state', ['REPAIRING', 'RESTARTING'])
 def test_training_that_ended_with_a_vm_that_comes_back_is_called_again(state, tmp_path, checkout):
-    """Whether the VM still answers, so that the exit code is known, or not."""
+    """With a VM that still answers, so that the exit code is known, and with one that does not."""
     cloud = Cloud(tmp_path, checkout, workers=1)
     cloud.trains(state, '0')
     code, _, err = cloud(*(word for word in RUN if word != '--spot'), *CONFIG)
@@ -601,7 +601,7 @@ def test_run_ends_with_the_code_of_a_failure(cloud):
         assert f'training failed with exit code {expected}' in err
         assert 'costs money' in err
         assert cloud.starts() == number
-    # A failure is no reason to make anything again.
+    # A failed training is not a reason to create the VM again.
     assert cloud.verbs() == ['create', 'scp']
 
 
@@ -617,23 +617,23 @@ def test_run_shows_what_is_running_after_the_launcher_was_interrupted(cloud):
     )
     status = cloud('status', 'vit', *PLACE)[1]
     assert status.splitlines() == ['vit: READY', 'td_jax: running', 'td_jax: running']
-    # Nothing is put over code that runs.
+    # Code that is running is not replaced.
     code, _, err = cloud('setup', 'vit', *PLACE)
     assert (code, err.count('Training runs; its code is left as it is.')) == (2, 2)
     before = cloud.verbs()
     for worker in range(2):
         state = cloud.folder / f'worker-{worker}' / 'td_jax' / '.run'
-        # It has a session of its own, so the end of the connection does not reach it.
+        # It has its own session, so it survives the end of the connection.
         session = int((cloud.folder / f'session-{worker}').read_text())
         assert session not in (process.pid, os.getsid(0))
-        # The same if another commit is trained here by now.
+        # The same if another commit is checked out here by now.
         (state / 'commit').write_text('another\n')
     process = cloud.start_until_it_trains()
     (cloud.folder / 'go').touch()
     assert process.wait(timeout=20) == 0
     assert cloud.verbs() == before
     assert cloud.starts() == 1
-    # Somebody else who looks at it at the same time does not look like training.
+    # Another process that follows the log is not mistaken for training.
     with open(cloud.folder / 'worker-0' / 'td_jax' / '.run' / 'lock') as lock:
         fcntl.flock(lock, fcntl.LOCK_SH)
         assert cloud('status', 'vit', *PLACE)[1].splitlines() == ['vit: READY', 'td_jax: 0', 'td_jax: 0']
@@ -646,7 +646,7 @@ def test_training_counts_as_running_when_only_what_started_it_was_killed(cloud):
         os.kill(int((cloud.folder / f'session-{worker}').read_text()), signal.SIGKILL)
     status = cloud('status', 'vit', *PLACE)[1]
     assert status.splitlines() == ['vit: READY', 'td_jax: running', 'td_jax: running']
-    # Nobody knows how it ends, so it is called again.
+    # The exit code is unknown, so training is called again.
     (cloud.folder / 'go').touch()
     assert process.wait(timeout=20) == 0
     assert cloud.starts() == 2
@@ -654,7 +654,7 @@ def test_training_counts_as_running_when_only_what_started_it_was_killed(cloud):
 
 def test_nothing_of_an_earlier_commit_stays(cloud):
     cloud.trains('0')
-    # A run can go on a disk, too.
+    # A workdir may also be on a disk.
     code, _, err = cloud(*RUN, '--workdir=/mnt/disk/run', *CONFIG)
     assert code == 0, err
     assert [line for line in cloud.log(1) if 'workdir' in line] == ['argument --workdir=/mnt/disk/run']
@@ -664,7 +664,7 @@ def test_nothing_of_an_earlier_commit_stays(cloud):
     cloud.trains('0')
     assert cloud(*RUN, *CONFIG)[0] == 0
     assert not (folder / 'old.py').exists()
-    # What was made once and what was logged do.
+    # The environment and the log stay.
     assert (folder / '.venv' / 'bin' / 'python').exists() and cloud.starts() == 2
     assert len((cloud.folder / 'pip').read_text().splitlines()) == 2
 
@@ -676,7 +676,7 @@ def test_a_failed_installation_is_tried_again_and_ends_a_run_at_last(fails, clou
     code, _, err = cloud(*RUN, *CONFIG)
     if fails == 1:
         assert code == 0, err
-        # Each worker that lacked it tried.
+        # Each worker without it has tried.
         assert 2 <= err.count('installing ') <= 3
     else:
         assert code == 1
@@ -690,7 +690,7 @@ def test_google_waits_for_room_and_the_launcher_for_google(cloud):
     code, _, err = cloud('create', 'vit', *PLACE, '--type=v6e-8')
     assert code == 0, err
     assert cloud.verbs() == ['create']
-    # Each is said once.
+    # Each is reported once.
     assert err.splitlines()[-2:] == [
         'tpu_vm.sh: vit is WAITING_FOR_RESOURCES; waiting',
         'tpu_vm.sh: vit is PROVISIONING; waiting',
@@ -791,7 +791,7 @@ def test_workers_that_cannot_be_reached_end_a_run(cloud):
     assert (
         'vit does not answer or cannot be set up, as said above; it still costs money' in err.splitlines()[-1]
     )
-    # What cannot be reached is not sent anything, and training not started where it may be half set up.
+    # Nothing is sent to unreachable workers, and training does not start on a partly set-up VM.
     assert cloud.verbs() == ['create']
     assert not any('worker.sh start' in options.get('command', '') for _, _, options in cloud.calls())
 
@@ -874,7 +874,7 @@ def test_dry_run_prints_the_commands_and_runs_none(arguments, expected, cloud):
     assert [what for what, _, _ in calls] == expected
     for call in calls:
         check_call(*call)
-    # What is left is the archive of the code.
+    # Only the archive of the code is left.
     others = [command[:2] for command in commands if command[0] != 'gcloud']
     assert others == [['git', 'archive']] * expected.count(COPY)
 
@@ -885,7 +885,7 @@ def test_dry_run_prints_what_run_does(cloud):
     cloud(*RUN, *CONFIG)
     printed = [split_words(shlex.split(line)[1:]) for line in out.splitlines() if line.startswith('gcloud')]
     calls = [call for call in cloud.calls() if ' ready ' not in call[2].get('command', '')]
-    # Beyond that, it looks what became of its place in the queue and of the VM, and for the commit.
+    # In addition it reads the states of the queued resource and of the VM, and the commit.
     assert [calls.pop(2)[0], calls.pop(2)[0]] == [LOOK, 'tpu-vm describe']
     for call in (*printed, *calls):
         # The archive lies in another folder each time.
@@ -930,7 +930,7 @@ def test_dry_run_prints_what_run_does(cloud):
             "--distributed after -- is the launcher's to give; leave it out there.",
         ),
         ([*RUN, '--env=A', *CONFIG], '--env=A is no variable; write --env=NAME=VALUE.'),
-        # What would be without effect is refused.
+        # An option without effect is refused.
         ([*RUN, '--worker=1', *CONFIG], '--worker is not an option here; known are --zone= --project= --dry'),
         (
             ['setup', 'vit', *PLACE, '--env=A=b'],
@@ -970,7 +970,7 @@ def test_no_launcher_asks_for_everything_that_an_account_may_do():
 
 
 def test_a_bucket_is_read_with_a_scope_that_the_vm_has():
-    """The metadata of a VM gives no token for a scope that it does not have."""
+    """A VM gets no token for a scope that it does not have."""
     # In a process of its own: gcsfs reads when it is imported what the tests of buckets set for their server.
     program = "import gcsfs; print(gcsfs.GCSFileSystem(token='anon').credentials.scope)"
     output = subprocess.check_output([sys.executable, '-c', program], text=True)
@@ -979,7 +979,7 @@ def test_a_bucket_is_read_with_a_scope_that_the_vm_has():
 
 # --- Several processes on one machine --------------------------------------------------------------
 
-# Lines of $FOLDER/ends-N are what process N does, one a call.
+# Lines of $FOLDER/ends-N are what process N does, one per call.
 TRAINING = """#!/usr/bin/env bash
 idle() { for _ in {1..1000}; do sleep 0.02; done; }
 for word in "$@"; do case $word in --process_id=*) id=${word#*=} ;; esac; done
@@ -1009,7 +1009,7 @@ class Local:
         }
 
     def does(self, *processes):
-        """What each process does, call after call."""
+        """Sets what each process does, call after call."""
         for i, ends in enumerate(processes):
             (self.folder / f'ends-{i}').write_text(''.join(f'{end}\n' for end in ends))
 
@@ -1069,7 +1069,7 @@ def test_local_ends_with_the_code_of_a_failure(ends, expected, local):
 
 @pytest.mark.parametrize('other', ['wait', 'early'])
 def test_local_ends_the_others_when_one_fails(other, local):
-    """And the exit code is of the failure, not of one that SIGTERM ended before it could listen to it."""
+    """The exit code is that of the failure, not of a process that SIGTERM ended."""
     local.does([other], ['after'])
     code, _, _ = local('-n', '2', '--restart', *FLAGS)
     assert code == 7
@@ -1177,18 +1177,18 @@ TYPES = {
 
 
 def check_manifest(jobset):
-    """Holds a JobSet or a Job against the published API types, down to the containers."""
+    """Checks a JobSet or a Job against the published API types, down to the containers."""
     jobset = copy.deepcopy(jobset)
     resources = get_parts(jobset)[2].pop('resources')
-    # The types read a quantity only by hand. What is a limit is requested, too.
+    # The types do not parse quantities. A limit is also the request.
     assert resources.keys() == {'limits'}
     (amount,) = resources['limits'].items()
     assert amount[0] == 'google.com/tpu' and re.fullmatch('[1-9]', amount[1])
     version, kind = TYPES[jobset['kind']]
     model = kind.model_validate(jobset)
-    # A field that the API does not know is not read, so it would be missing here.
+    # Unknown fields are not parsed, so they would be missing here.
     assert model.model_dump(by_alias=True, exclude_unset=True) == jobset
-    # What the API server holds strings to, and the types do not.
+    # Rules for strings that the API server checks and the types do not.
     assert jobset['apiVersion'] == version
     job, pod, _ = get_parts(jobset)
     assert job['completionMode'] in ('Indexed', 'NonIndexed')
@@ -1201,7 +1201,7 @@ def check_manifest(jobset):
             assert 0 not in rule['onExitCodes']['values']
             assert rule['onExitCodes']['values'] == sorted(set(rule['onExitCodes']['values']))
             assert rule['onExitCodes']['containerName'] in [c['name'] for c in pod['containers']]
-        # Of an Indexed Job alone, with a limit for each index.
+        # FailIndex is only for an Indexed Job with a limit per index.
         assert rule['action'] != 'FailIndex' or job['backoffLimitPerIndex'] >= 0
     if jobset['kind'] == 'Job':
         return
@@ -1246,7 +1246,7 @@ def test_a_damaged_manifest_would_be_noticed(damage):
 
 
 def decide_outcome(jobset, *, code=None, disrupted=False):
-    """What becomes of a JobSet whose first bad pod ends so, by the rules of Jobs and of JobSets."""
+    """What a JobSet does when its first pod fails in this way, by the rules of Jobs and JobSets."""
     job, _, _ = get_parts(jobset)
     reason = 'BackoffLimitExceeded'
     assert job['backoffLimit'] == 0
@@ -1419,7 +1419,7 @@ def test_the_task_of_skypilot_trains_as_the_other_launchers_do(checkout, tmp_pat
     assert task['resources'].keys() == {
         *('infra', 'accelerators', 'accelerator_args', 'use_spot', 'job_recovery'),
     }
-    # What the launchers call by the same name, from the same table.
+    # The launchers use the same name and the same table.
     cloud_type = task['resources']['accelerators'].removeprefix('tpu-')
     script = f'source launch/common.sh; type={cloud_type}; check_type; echo "$RUNTIME"'
     runtime = subprocess.run(
@@ -1428,7 +1428,7 @@ def test_the_task_of_skypilot_trains_as_the_other_launchers_do(checkout, tmp_pat
     assert task['resources']['accelerator_args'] == {'runtime_version': runtime.strip()}
     # 75 is "call me again".
     assert task['resources']['job_recovery'] == {'recover_on_exit_codes': [75]}
-    # What has no value here has to be given, as the documentation does.
+    # A variable without a value is required; the documentation sets it.
     documentation = (ROOT / 'docs' / 'cloud.md').read_text()
     (documented_flags,) = re.findall(r'sky jobs launch launch/skypilot.yaml (.*)', documentation)
     missing = {name for name, value in task['envs'].items() if value is None}
@@ -1454,7 +1454,7 @@ def test_the_pool_of_skypilot_runs_the_shards(checkout, tmp_path):
         yaml.safe_load((ROOT / 'launch' / f'skypilot{name}.yaml').read_text())
         for name in ('_pool', '_shards', '')
     )
-    # What makes the workers is of the pool alone, and what they run of the job alone.
+    # The pool alone sets the workers up, and the job alone says what they run.
     assert pool.keys() == {'pool', 'workdir', 'resources', 'setup'}
     assert job.keys() == {'name', 'resources', 'envs', 'run'}
     assert pool['resources'] == job['resources']

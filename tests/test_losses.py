@@ -1,4 +1,4 @@
-"""The losses against NumPy, as functions of arrays that know no config."""
+"""The losses against NumPy, as functions of arrays without a config."""
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ def draw_state(seed, *widths):
 
 
 def weigh_state(state, weights):
-    """A state whose square differences weigh that much."""
+    """Scales a state so that its squared differences have these weights."""
     return [np.sqrt(weight) * x for x, weight in zip(state, weights, strict=True)]
 
 
@@ -36,7 +36,7 @@ WEIGHTS_G, WEIGHTS_H = (0.5, 30.0), (2.0, 0.1)
 (Y_G,), (Y_H,) = draw_state(6, CLASSES), draw_state(7, CLASSES)
 (X_G,), (X_H,) = draw_state(8, 13), draw_state(9, 17)
 
-# name -> (what the loss gives, what NumPy does)
+# name -> (value of the loss, value by NumPy)
 CASES = {
     'distance': (lambda: losses.distance(G, DECODED_G), lambda: equations.mean_square(G, DECODED_G)),
     'distance over a variance': (
@@ -139,7 +139,7 @@ def test_the_variance_is_the_mean_of_those_of_all_features():
     parts = draw_state(0, LOWER, UPPER)
     features = np.concatenate(parts, -1)
     np.testing.assert_allclose(losses.variance(parts), features.var(axis=0).mean(), rtol=1e-6)
-    # Of every token's features, seen from the other examples.
+    # The variance of each token's features over the examples.
     tokens = tuple(np.stack([x, 3 * x + 1], axis=1) for x in parts)
     np.testing.assert_allclose(losses.variance(tokens), 5 * features.var(axis=0).mean(), rtol=1e-5)
 
@@ -235,7 +235,7 @@ def unroll(student, teacher, state, decoded, rounds, reference):
 
 @pytest.fixture
 def float64():
-    """Computes with 64 bits: sums in another order then differ by less than any bound here."""
+    """Computes in float64, in which sums in another order differ by less than any tolerance here."""
     jax.config.update('jax_enable_x64', True)
     yield
     jax.config.update('jax_enable_x64', False)
@@ -285,7 +285,7 @@ def test_rounds_have_their_own_noise_and_dropout():
         jax.debug.callback(lambda s, k: (recorded['noise'].append(s), recorded['key'].append(k)), s, key)
         return teacher.upper(s, None)
 
-    # Every answer says the same, so what the teacher decodes differs by noise alone.
+    # Every message decodes to the same, so what the teacher hears differs by noise alone.
     teacher_with_noise = teacher._replace(
         upper=upper, decode=lambda m, key: (jnp.zeros((1, TEACHER_LOWER)), m)
     )
@@ -352,7 +352,7 @@ def test_the_parts_of_dkd_make_up_the_divergence():
 def test_the_parts_of_dkd_of_certain_models_are_finite(size):
     student, teacher = -size * jnp.eye(3), size * jnp.eye(3)
     target, others = losses.dkd(student, teacher, LABELS, temperature=1.0)
-    # The teacher is sure of the label, the student of the others, two that are the same to both.
+    # The teacher is certain of the label, the student of the other two classes, which both rank equally.
     np.testing.assert_allclose(target, np.full(3, size + np.log(2)), rtol=1e-5)
     np.testing.assert_allclose(others, np.zeros(3), atol=1e-5)
     gradient = jax.grad(lambda y: sum(x.sum() for x in losses.dkd(y, teacher, LABELS, temperature=1.0)))(
@@ -381,7 +381,7 @@ def test_correlation_does_not_see_shift_and_size():
 @pytest.mark.parametrize('spread', [3.0, 0.3, 0.03, 0.003])
 @pytest.mark.parametrize('axis', [0, 1])
 def test_correlations_are_those_of_numpy_with_a_floor_under_each_variance(spread, axis):
-    """In float64, of probabilities; a standard deviation of a hundredth of the mean is under the floor."""
+    """In float64, on probabilities; the floor is a standard deviation of a hundredth of the mean."""
     rng = np.random.default_rng(0)
     a, b = (np.exp(size * rng.normal(size=(11, 7))) for size in (spread, 1.0))
     a, b = (x / x.sum(axis=1, keepdims=True) for x in (a, b))
@@ -417,7 +417,7 @@ def test_a_constant_has_no_correlation(number):
 
 
 def test_a_head_that_starts_at_zero_has_a_gradient_of_a_usual_size():
-    """Of DIST's two terms; it was 600,000. Cross entropy has one of 0.6 there."""
+    """The gradient of DIST's terms, once 600,000, is of the order of cross-entropy's, 0.6."""
     rng = np.random.default_rng(0)
     representations, teacher = rng.normal(size=(64, 32)), jax.nn.softmax(2 * rng.normal(size=(64, 10)))
 
@@ -437,7 +437,7 @@ def test_a_triangle_by_hand():
         jnp.array(corners) for corners in ([[0.0, 0], [1, 0], [0, 1]], [[0.0, 0], [2, 0], [1, 3**0.5]])
     )
     distance, angle = losses.relational(right, equal)
-    # Cosines 0, 1/sqrt(2) and 1/sqrt(2) against 1/2 thrice.
+    # Cosines 0, 1/sqrt(2) and 1/sqrt(2) against three times 1/2.
     angles = np.square([0.5, 0.5**0.5 - 0.5, 0.5**0.5 - 0.5]) / 2
     np.testing.assert_allclose(angle, angles, rtol=1e-5)
     mean = (2 + 2**0.5) / 3

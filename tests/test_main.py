@@ -1,4 +1,4 @@
-"""The command line as a person meets it: real processes that finish, are killed, stopped or refused."""
+"""The command line in real processes, which finish, are killed, stopped or refused."""
 
 import os
 import pathlib
@@ -25,11 +25,11 @@ pytestmark = pytest.mark.usefixtures('shared_programs')
 
 @pytest.fixture(scope='module')
 def settings(small_config):
-    """A config with everything random in it, and many saves."""
+    """A config with every kind of randomness, and many saves."""
     return small_config(
         num_steps=24,
         log_every=4,
-        eval_every=digits.get_config().eval_every,  # without effect, which another value would be told
+        eval_every=digits.get_config().eval_every,  # without effect; another value would be reported
         batch_size=9,
         optimizer__weight_decay=0.1,
         model__dropout=0.2,
@@ -40,7 +40,7 @@ def settings(small_config):
 
 @pytest.fixture(scope='module')
 def flags(settings):
-    """The command line that means `settings`."""
+    """The command line that sets `settings`."""
     plain = config.flatten(digits.get_config())
     overrides = {key: value for key, value in config.flatten(settings).items() if value != plain[key]}
     return ['--config=configs/digits.py', *(f'--config.{key}={value}' for key, value in overrides.items())]
@@ -52,30 +52,30 @@ def start(arguments, environment=None, program=('-m', 'td_jax.main'), cwd=ROOT):
 
 
 def wait_for_end(process):
-    """(exit code, stdout, stderr) of a process that ends by itself."""
+    """Waits for a process to end by itself: (exit code, stdout, stderr)."""
     out, err = process.communicate()
     return process.returncode, out, err
 
 
-# A process that is stopped must not leave what it compiles half written to those after it.
+# A killed process must not leave half-written programs in the shared compilation cache.
 ONLY_READS_COMPILED = {'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '1e9'}
 
 
 def start_until(action, moment, count, arguments):
-    """A process to which an action of interrupted.py happens."""
+    """Starts a process in which interrupted.py acts at a moment."""
     program = ('tests/interrupted.py', action, str(moment), str(count))
     return start(arguments, ONLY_READS_COMPILED, program)
 
 
 @pytest.fixture(scope='module')
 def compile_run(uninterrupted, settings, tmp_path_factory):
-    """A run like that one, after which all that it needs is compiled."""
+    """Trains such a run, so that all that it compiles is in the cache."""
     train(settings, tmp_path_factory.mktemp('compiled') / 'run')
 
 
 @pytest.fixture(scope='module')
 def uninterrupted(flags, tmp_path_factory):
-    """(workdir, stdout, stderr) of the run that nothing happened to, in a fresh process, compiled anew."""
+    """(workdir, stdout, stderr) of an uninterrupted run, in a fresh process that compiles anew."""
     folder = tmp_path_factory.mktemp('runs') / 'new' / 'uninterrupted'
     completed = subprocess.run(
         [sys.executable, '-m', 'td_jax.main', *flags, f'--workdir={folder}'],
@@ -91,7 +91,7 @@ def uninterrupted(flags, tmp_path_factory):
 
 @pytest.fixture
 def run_with_teacher(uninterrupted, tmp_path):
-    """A workdir that has its teacher already."""
+    """A workdir that already has its teacher."""
     shutil.copytree(uninterrupted[0] / 'teacher', tmp_path / 'run' / 'teacher')
     return tmp_path / 'run'
 
@@ -116,7 +116,7 @@ def test_a_run_shows_its_progress_and_ends_with_one_line(uninterrupted, settings
 
 @pytest.mark.long
 def test_the_same_command_prints_the_result_again(uninterrupted, flags, tmp_path):
-    """From a relative --workdir, in a folder that has no configs/ of its own."""
+    """With a relative --workdir, from a folder without configs/."""
     folder, out, _ = uninterrupted
     copied_run = shutil.copytree(folder, tmp_path / 'run')
     times = {path: path.stat().st_mtime_ns for path in copied_run.rglob('*')}
@@ -130,7 +130,7 @@ def test_the_same_command_prints_the_result_again(uninterrupted, flags, tmp_path
 
 
 def has_all_events(folder):
-    """Whether every line of metrics.jsonl is in the events, too, once."""
+    """Whether the events hold every value of metrics.jsonl exactly once."""
     from tensorboard.backend.event_processing import event_accumulator
 
     events = event_accumulator.EventAccumulator(str(folder), size_guidance={'tensors': 0}).Reload()
@@ -141,7 +141,7 @@ def has_all_events(folder):
 
 @pytest.mark.long
 def test_twelve_kills_in_a_row_change_nothing(uninterrupted, compile_run, flags, settings, tmp_path, outcome):
-    """At random moments, while it evaluates, inside a save, and again before it has done anything."""
+    """At different moments: while it evaluates, inside a save, and again right after its start."""
     folder, chance = tmp_path / 'run', random.Random(0)
     arguments = [*flags, f'--workdir={folder}']
     saving = f'{folder}/checkpoints'
@@ -153,7 +153,7 @@ def test_twelve_kills_in_a_row_change_nothing(uninterrupted, compile_run, flags,
         *[(saving, chance.randrange(1, 20)) for _ in range(3)],
         (folder, chance.randrange(1, 40)),
     ]
-    # At a moment that is no call of Python's: some time after the student's first progress,
+    # Between calls of Python: some time after the student's first progress,
     # while most of its steps are still to come.
     process = start(arguments, ONLY_READS_COMPILED)
     for line in process.stderr:
@@ -182,13 +182,13 @@ def test_a_run_killed_while_it_saves_ends_the_same(
 ):
     checkpoints = run_with_teacher / 'checkpoints'
     moments = (
-        # Half of the state is there.
+        # Half of the state is written.
         (f'{checkpoints}/4.orbax-checkpoint-tmp/state', 3),
-        # All is written, but not yet under its name.
+        # Everything is written, but not yet renamed.
         (f'{checkpoints}/6.orbax-checkpoint-tmp/commit_success.txt', 1),
-        # The checkpoint is whole, its digests are not there.
+        # The checkpoint is complete, but without its digests.
         (f'{checkpoints}/8/digests-0.json', 1),
-        # The last one is there, the result is not.
+        # The last checkpoint is saved, but not the result.
         ('td_jax.training.finished:write_errors', 1),
     )
     codes_and_steps = []
@@ -222,7 +222,7 @@ def test_control_c_is_one_line_and_the_same_command_continues(
     assert process.stderr.readline().startswith('td digits 5, 6, 7, 8, 9: step 2/24')
     process.send_signal(signal.SIGINT)
     assert is_interrupted(process)
-    # Once more, in a save.
+    # Again, in a save.
     part = f'{run_with_teacher}/checkpoints/22.orbax-checkpoint-tmp/state'
     assert is_interrupted(start_until('interrupt', part, 2, arguments))
     assert not (run_with_teacher / 'result.json').exists()
@@ -242,7 +242,7 @@ def test_a_disk_that_is_full_at_the_last_save(uninterrupted, run_with_teacher, f
         f'td_jax: the checkpoint of step 24 could not be written to {run_with_teacher}/checkpoints'
     )
     assert not (run_with_teacher / 'result.json').exists()
-    # With room again it goes on from the one before.
+    # With free space again, it continues from the checkpoint before.
     with pytest.MonkeyPatch.context() as patch:
         messages = []
         patch.setattr(processes, 'say', messages.append)
@@ -252,7 +252,7 @@ def test_a_disk_that_is_full_at_the_last_save(uninterrupted, run_with_teacher, f
 
 
 def run_in_a_mount(script, **folders):
-    """Runs a shell script where it may mount what nobody else sees; skips where that is not allowed."""
+    """Runs a shell script in a mount namespace of its own; skips where that is not allowed."""
     command = ['unshare', '--mount', '--map-root-user', 'sh', '-ec']
     try:
         completed = subprocess.run([*command, 'mount -t tmpfs none /mnt'], capture_output=True, check=False)
@@ -268,7 +268,7 @@ def run_in_a_mount(script, **folders):
 
 @pytest.mark.long
 def test_a_small_disk_that_fills_up(uninterrupted, run_with_teacher, flags, settings, tmp_path, outcome):
-    """One with room for two checkpoints and not for the third that stands beside them for a moment."""
+    """The disk has space for two checkpoints, but not for the third one that exists for a moment."""
     files = [path for path in uninterrupted[0].rglob('*') if path.is_file()]
     pages = 2 + sum(-(-path.stat().st_size // 4096) for path in files)
     completed = run_in_a_mount(
@@ -321,11 +321,11 @@ def test_a_checkpoint_folder_that_cannot_be_written(uninterrupted, flags, tmp_pa
     assert {path: path.stat().st_mtime_ns for path in folder.rglob('*') if path.is_file()} == before
 
 
-# --- Mistakes --------------------------------------------------------------------------------------
+# --- Invalid input ---------------------------------------------------------------------------------
 
 
 def read_refusal(process):
-    """What a process that refuses says, without the name of the program."""
+    """The error of a process that refuses, without the name of the program."""
     code, out, err = wait_for_end(process)
     assert (code, out) == (2, '')
     (line,) = err.splitlines()
@@ -361,7 +361,7 @@ DIGITS = '--config=configs/digits.py'
         (['--config=number.py'], ['--config=number.py: get_config returns a value of type int']),
         (['--config=forgotten.py'], ['--config=forgotten.py: get_config returns None']),
         (['--config=forgotten.py', '--config.seed=3'], ['--config=forgotten.py: get_config returns None']),
-        # What needs JAX to be refused is as clear.
+        # Errors that need JAX are as short.
         ([DIGITS, '--config.seed=2147483648'], ['seed is 2147483648; it must be at most 2147483647.']),
         ([DIGITS, '--config.optimizer.learning_rate=1e308'], ['optimizer.learning_rate is 1e+308']),
         ([DIGITS, '--config.batch_size=51'], ['batch_size is 51, but digits 5, 6, 7, 8, 9 has 50 training']),

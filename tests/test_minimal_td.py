@@ -1,4 +1,4 @@
-"""The example in one file: as short as it says, and its step is the library's."""
+"""The example in one file: its length, and its step, which is the library's."""
 
 import pathlib
 
@@ -18,7 +18,7 @@ LAYERS = {'hidden_layers_0': 'lower', 'hidden_layers_1': 'upper', 'output_layer'
 
 @pytest.fixture
 def config():
-    """The library's options for what the example does."""
+    """The library's config for the example."""
     config = digits.get_config()
     config.batch_size, config.model.hidden, config.td.rounds = 13, minimal_td.WIDTHS['student'][1:3], 2
     config.optimizer.name, config.optimizer.schedule, config.optimizer.learning_rate = (
@@ -34,14 +34,14 @@ def config():
 
 
 def convert_from_library(params):
-    """Parameters in the example's tree."""
+    """Converts the library's parameters to the example's tree."""
     student = {own: params[train_step.STUDENT][name] for name, own in LAYERS.items()}
     modules = {name: {'params': tree} for name, tree in params[train_step.COMMUNICATION].items()}
     return {'student': student, **modules}
 
 
 def test_a_step_is_that_of_the_library(config):
-    """Loss and every parameter, over three steps on batches of their own."""
+    """The loss and every parameter over three steps, each with another batch."""
     assert config.td.rounds == minimal_td.ROUNDS
     rng = np.random.default_rng(0)
     teacher = minimal_td.init_model(jax.random.key(5), minimal_td.WIDTHS['teacher'])

@@ -1,4 +1,4 @@
-"""The notebook, run by a Jupyter kernel from its first cell to its last."""
+"""The notebook, run by a Jupyter kernel from the first cell to the last."""
 
 import csv
 import json
@@ -14,7 +14,7 @@ NOTEBOOK = ROOT / 'examples' / 'digits.ipynb'
 
 
 def test_the_notebook_is_kept_without_outputs():
-    # They would be of another version's code.
+    # Stored outputs could be of another version of the code.
     cells = [cell for cell in nbformat.read(NOTEBOOK, as_version=4).cells if cell.cell_type == 'code']
     assert len(cells) > 5
     assert all(not cell.outputs and cell.execution_count is None for cell in cells)
@@ -43,7 +43,7 @@ def test_the_notebook_runs_and_says_what_its_files_say(tmp_path, monkeypatch):
     states = [f'| {ours}_g, {theirs}_h' for ours in 'sem' for theirs in 'sem']
     assert pairs == ['| student, teacher', '| ---', *states]
 
-    # The program and the command say the same of the same files.
+    # The notebook shows the predictions that the command wrote.
     with (runs / 'predictions.csv').open() as file:
         rows = list(csv.DictReader(file))
     assert [row['file'] for row in rows] == ['5.png', '7.png', '9.png']

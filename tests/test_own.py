@@ -1,4 +1,4 @@
-"""What a caller brings: models, data sets and methods of its own file."""
+"""Models, data sets and methods that a caller defines in a file of its own."""
 
 import importlib.util
 import json
@@ -28,7 +28,7 @@ BROUGHT = {
 
 
 def load_module(path, name='brought'):
-    """A file as a module, as a caller's own file is."""
+    """Loads a file as a module, as a caller's own file is loaded."""
     spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -37,7 +37,7 @@ def load_module(path, name='brought'):
 
 @pytest.fixture(scope='module')
 def config_of_own_parts(small_config):
-    """A config of which model, data and method have other names than td_jax's own."""
+    """A config whose model, data set and method are a caller's, with other names than td_jax's."""
     config = small_config(method='hints', model__name='perceptron', dataset__name='numerals')
     config.teacher.model.name = 'perceptron'
     config.own.hints = {'weights': {'state': 3.0}}
@@ -46,20 +46,20 @@ def config_of_own_parts(small_config):
 
 @pytest.fixture(scope='module')
 def run_of_own_parts(config_of_own_parts, tmp_path_factory):
-    """(workdir, result) of a run of it."""
+    """(workdir, result) of a run of this config."""
     folder = tmp_path_factory.mktemp('brought') / 'run'
     return folder, td_jax.train(config_of_own_parts, folder, **BROUGHT)
 
 
 def test_what_is_brought_computes_what_td_jax_computes(run_of_own_parts, small_config, tmp_path):
-    """The same functions under td_jax's own names are the reference."""
+    """The reference is a run of the same functions under td_jax's names."""
     folder, result = run_of_own_parts
     expected = td_jax.train(small_config(method='fitnet', fitnet__weights__state=3.0), tmp_path / 'run')
     assert result['values'] == expected['values']
     assert result['teacher_fingerprint'] == expected['teacher_fingerprint']
     ours, theirs = td_jax.load(folder, 1, **BROUGHT), td_jax.load(tmp_path / 'run', 1)
     jax.tree.map(np.testing.assert_array_equal, ours.params, theirs.params)
-    # Nothing stays in the tables.
+    # The caller's parts do not stay in the tables of td_jax.
     assert 'perceptron' not in MODELS
 
 
@@ -72,7 +72,7 @@ def test_a_run_says_what_it_is_made_of(run_of_own_parts):
         'methods': ['hints'],
     }
     assert provenance['models']['perceptron']['file'] == 'mlp.py'
-    # A teacher is a run of its own, in which no method of the student's had a part.
+    # A teacher is a run of its own, which does not use the student's method.
     of_teacher = workdir.read_json(folder / 'teacher' / workdir.PROVENANCE)
     assert of_teacher == {key: provenance[key] for key in ('models', 'sources')}
     with pytest.raises(UserError) as error_info:
@@ -86,7 +86,7 @@ def test_a_run_says_what_it_is_made_of(run_of_own_parts):
 
 @pytest.mark.long
 def test_the_example_trains_a_teacher_of_its_own(tmp_path, monkeypatch, capsys):
-    """Its student's accuracy is what its parameters give, read back and applied by hand."""
+    """The accuracy of its student is that of the saved parameters, applied by hand."""
     example = load_module(ROOT / 'examples' / 'own_teacher.py', 'own_teacher')
     small = example.digits.get_config()
     small.num_seeds, small.num_steps, small.teacher.num_steps, small.diagnostics = 1, 20, 20, False
@@ -106,7 +106,7 @@ def test_the_example_trains_a_teacher_of_its_own(tmp_path, monkeypatch, capsys):
 def test_a_teacher_with_parameters_of_its_own_is_left_as_it_is(
     run_of_own_parts, config_of_own_parts, tmp_path
 ):
-    """It teaches what the same one teaches from the workdir where it was trained."""
+    """It gives the same result as the same teacher from its workdir."""
     folder, expected = run_of_own_parts
     teacher = td_jax.load(folder / 'teacher', **BROUGHT).params['student']
 
@@ -121,7 +121,7 @@ def test_a_teacher_with_parameters_of_its_own_is_left_as_it_is(
     assert result['teacher_fingerprint'] == expected['teacher_fingerprint']
     assert not (tmp_path / 'run' / 'teacher').exists()
 
-    # Other parameters of the same source are another teacher, though the run is finished.
+    # Other parameters from the same source are another teacher, even if the run is finished.
     bias = teacher['output_layer']['bias']
     teacher['output_layer']['bias'] = bias + 1
     with pytest.raises(UserError, match=r'another teacher: teacher\.model brings other parameters'):
@@ -164,7 +164,7 @@ def test_a_run_of_a_source_that_changed_is_refused(small_config, tmp_path):
         td_jax.train(config, tmp_path / 'run', models=changed_models)
     with pytest.raises(UserError, match='has changed since'):
         td_jax.load(tmp_path / 'run', models=changed_models)
-    # As the teacher of a student that has no part in it, too.
+    # Also as the teacher of a student that does not use the source.
     student_config = small_config(
         method='fitnet', num_steps=2, teacher__num_steps=2, teacher__model__name='mine'
     )
@@ -176,7 +176,7 @@ def test_a_run_of_a_source_that_changed_is_refused(small_config, tmp_path):
     student_config.teacher.dataset.examples_per_class = config.dataset.examples_per_class
     with pytest.raises(UserError, match='has changed since'):
         td_jax.train(student_config, tmp_path / 'student', models=changed_models)
-    # The way out that it names.
+    # The fix that the message names.
     provenance_file = tmp_path / 'run' / workdir.PROVENANCE
     assert str(provenance_file) in str(error_info.value)
     provenance_file.unlink()
@@ -184,7 +184,7 @@ def test_a_run_of_a_source_that_changed_is_refused(small_config, tmp_path):
 
 
 def test_a_part_without_a_source_is_refused(small_config, tmp_path):
-    """As one that was typed at a prompt."""
+    """For example a function that was typed at a prompt."""
     namespace = {}
     exec('def build(*arguments):\n  from td_jax.models import mlp\n  return mlp.build(*arguments)', namespace)
     config = small_config(method='supervised', model__name='mine', num_steps=2)
@@ -211,7 +211,7 @@ def load_stream(config, task):
 
 
 def test_a_data_set_of_a_caller_that_changed_is_refused(small_config, tmp_path):
-    """Its arrays tell, though the file of its function is the same."""
+    """Its arrays differ, even if the file of its function is the same."""
     (tmp_path / 'mine.py').write_text(OWN_SOURCE.format(path=str(tmp_path / 'pixels.npy')))
     np.save(tmp_path / 'pixels.npy', 0.0)
     mine = {'sources': {'mine': load_module(tmp_path / 'mine.py').load}}
@@ -286,7 +286,7 @@ def test_a_method_that_is_brought_without_weights_is_refused(config_of_own_parts
 
 
 def test_a_model_that_is_brought_may_read_any_knob(config_of_own_parts):
-    """So each of them is part of what a run is."""
+    """So every option is part of the identity of its runs."""
 
     def make_changed_config(**values):
         config = config_of_own_parts.copy_and_resolve_references()
@@ -300,7 +300,7 @@ def test_a_model_that_is_brought_may_read_any_knob(config_of_own_parts):
         assert config_lib.digest(other) != one
         differences = config_lib.differences(other, json.loads(config_lib.to_json(config_of_own_parts)))
         assert differences == {'own.hints.weights.state': (3.0, 4.0)}
-        # Of a method that is not used, as of td_jax's own.
+        # Options of an unused method, as for td_jax's own methods.
         digests = {
             config_lib.digest(make_changed_config(method='ld', own__hints__weights__state=weight))
             for weight in (4.0, 5.0)

@@ -1,4 +1,4 @@
-"""What a person brings, from files to a program in another runtime: ratings, and images for unlike models."""
+"""From files to a program in another runtime: ratings, and images for models of different kinds."""
 
 import csv
 import json
@@ -14,7 +14,7 @@ from td_jax.predicting import answers
 from td_jax.training.run import train
 
 pytestmark = pytest.mark.long
-# A conversation of a few steps.
+# A few steps of TD.
 SMALL = {
     **{'method': 'td', 'num_seeds': 1, 'num_steps': 4, 'batch_size': 8, 'eval_batch_size': 8},
     **{'teacher.num_steps': 4, 'communication.hidden': 8, 'communication.message': 4, 'diagnostics': False},
@@ -71,7 +71,7 @@ def test_ratings_with_ids_of_text(tmp_path):
     np.testing.assert_allclose(
         ratings_by_onnx, [float(row['rating']) for row in rows_predicted], rtol=1e-5, atol=1e-6
     )
-    # The student knows crime alone: of b-0 it has no number, and that is said.
+    # The student knows only crime books: b-0 has no number, and is reported as unknown.
     assert [row['unknown'] for row in rows_predicted] == ['', '', 'reader', 'book', 'reader book']
     assert len(set(np.round(ratings_by_onnx, 6))) > 1
 

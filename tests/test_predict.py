@@ -1,4 +1,4 @@
-"""The command that says what a student predicts."""
+"""The command that writes a student's predictions."""
 
 import numpy as np
 import PIL.Image

@@ -1,4 +1,4 @@
-"""How messages write numbers, by hand."""
+"""Numbers in messages, by hand."""
 
 import pytest
 

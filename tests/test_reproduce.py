@@ -33,7 +33,7 @@ def find_cells(text, row):
 
 
 def start(*flags):
-    """A real process of the command."""
+    """Starts the command in a real process."""
     return forked.start(['-m', 'td_jax.reproduce', *flags])
 
 
@@ -75,7 +75,7 @@ def test_flags_without_effect_are_one_line(tmp_path):
 
 
 def write_errors_file(path, tables_of=('digits',)):
-    """A file of errors of two seeds of two rows."""
+    """Writes a file of errors of two seeds of two rows; returns the results."""
     rng = np.random.default_rng(0)
     results = {}
     for name in tables_of:
@@ -161,7 +161,7 @@ def test_the_command_writes_what_it_shows_unless_told_only_to_show(tmp_path):
         workdir.write(folder / workdir.RESULT, json.dumps(result | {'steps': config.num_steps}))
     before = sorted(root.rglob('*'))
 
-    # Everything is there, so that the first has nothing to run; nothing is there for the second.
+    # The first has nothing left to run; for the second everything is missing.
     errors_file = tmp_path / 'kept.npz'
     writing = start('--tables=digits_x', f'--workdir={root}', f'--errors={errors_file}')
     showing = start('--tables=digits_x', f'--workdir={tmp_path / "empty"}', '--only_show')
@@ -175,11 +175,11 @@ def test_the_command_writes_what_it_shows_unless_told_only_to_show(tmp_path):
     assert (root / 'tables_digits_x.md').read_text() + '\n' == text
     assert sorted(root.rglob('*')) == sorted([*before, root / 'tables_digits_x.md'])
     assert sorted(tmp_path.iterdir()) == [errors_file, root]
-    # Another machine, which has the file alone, runs nothing either.
+    # Another machine with only the file runs nothing either.
     again = start('--tables=digits_x', f'--workdir={tmp_path / "other"}', f'--errors={errors_file}')
     assert again.communicate() == (text, '')
     assert [path.name for path in (tmp_path / 'other').iterdir()] == ['tables_digits_x.md']
-    # Without errors there are the values alone.
+    # Cells without errors have only their values.
     for row, cell in errors.read(epath.Path(errors_file))['digits_x']['5 to 9'].items():
         assert cell['errors'] is None
         assert (cell['seeds'], cell['values']) == (list(range(10)), [0.89] * 5 + [0.91] * 5)

@@ -1,4 +1,4 @@
-"""The documents as a reader meets them: in the repository, and on the site that MkDocs builds from them."""
+"""The documents in the repository, and the site that MkDocs builds from them."""
 
 import ast
 import html.parser
@@ -17,7 +17,7 @@ DOCUMENTS = [
     *(ROOT / name for name in ('README.md', 'CHANGELOG.md', 'CONTRIBUTING.md')),
     *sorted((ROOT / 'docs').rglob('*.md')),
 ]
-# What the reference shows, by its page.
+# {page of the reference: modules that it documents}.
 PUBLIC = {
     'python': ('td_jax/own.py', 'td_jax/compare.py'),
     'losses': ('td_jax/losses.py',),
@@ -58,7 +58,7 @@ def list_parameters(node):
 
 @pytest.mark.parametrize('path', [path for paths in PUBLIC.values() for path in paths])
 def test_the_reference_describes_the_parameters_that_are_there(path):
-    """One line may describe several; the site's own check knows no such line, so that it is off."""
+    """One line may describe several parameters, which the site's own check does not support."""
     described = 0
     for node in ast.parse((ROOT / path).read_text()).body:
         if not isinstance(node, (ast.FunctionDef, ast.ClassDef)) or node.name.startswith('_'):
@@ -75,7 +75,7 @@ def test_the_reference_describes_the_parameters_that_are_there(path):
 
 
 class Page(html.parser.HTMLParser):
-    """What is checked of a page: its anchors, where it links to, what it loads, and its text in <pre>."""
+    """The anchors, links, loaded resources and text in <pre> of a page."""
 
     def __init__(self, path):
         super().__init__()
@@ -107,7 +107,7 @@ class Page(html.parser.HTMLParser):
 
 
 def build_site(folder, site):
-    """Builds the site of a checkout: (exit code, what was said)."""
+    """Builds the site of a checkout: (exit code, output)."""
     completed = subprocess.run(
         [sys.executable, '-m', 'mkdocs', 'build', '--site-dir', site],
         cwd=folder,
@@ -126,7 +126,7 @@ def site(tmp_path_factory):
     folder = tmp_path_factory.mktemp('site')
     code, text = build_site(ROOT, folder)
     assert code == 0 and 'WARNING' not in text, text
-    # A page of the server, at any address.
+    # The error page of the server, at any address.
     pages = sorted(path for path in folder.rglob('*.html') if path.name != '404.html')
     return folder, {str(path.relative_to(folder)): Page(path) for path in pages}
 
@@ -134,7 +134,7 @@ def site(tmp_path_factory):
 @pytest.mark.long
 def test_every_link_of_the_site_leads_somewhere_and_nothing_is_fetched_from_elsewhere(site):
     folder, pages = site
-    # Every document has a page, and every page of code is linked from one.
+    # Every document has a page, and every page of source code is linked.
     assert len(pages) > len(DOCUMENTS)
     anchored = 0
     for name, page in pages.items():
@@ -160,13 +160,13 @@ def test_the_site_has_what_the_repository_has(site):
     _, pages = site
     start = pages['index.html']
     assert start.tabs == ['Start', 'Your data', 'Reproduce', 'Extend', 'Cloud', 'Reference']
-    # The diagram of README, to the letter, and a file that lies outside docs/.
+    # The diagram of README, character by character, and a file outside docs/.
     (diagram,) = re.findall(r'^```\n(.*?)^```$', (ROOT / 'README.md').read_text(), re.MULTILINE | re.DOTALL)
     assert diagram in start.code
     common = 'source/td_jax/configs/common.py.html'
     assert common in start.links
     assert (ROOT / 'td_jax' / 'configs' / 'common.py').read_text().rstrip() in pages[common].code
-    # All public functions and classes, and a formula in a block of its own.
+    # All public functions and classes, and a formula in a code block.
     for name, paths in PUBLIC.items():
         anchors = pages[f'reference/{name}.html'].anchors
         for path in paths:
@@ -200,7 +200,7 @@ def test_links_that_lead_nowhere_end_the_build(tmp_path):
             file.writelines(f'\n[nowhere]({target})\n' for target in targets)
     code, text = build_site(tmp_path, tmp_path / 'site')
     assert code == 1 and 'Aborted with 4 warnings in strict mode!' in text
-    # README's links are those of the start page.
+    # The links of README are those of the start page.
     for document, target in (
         ('own.md', 'running.md#no-such-heading'),
         ('own.md', 'no_such.md'),

@@ -1,4 +1,4 @@
-"""Intervals against SciPy's own tests, and by hand."""
+"""Intervals against SciPy's tests, and by hand."""
 
 import inspect
 import math
@@ -44,7 +44,7 @@ def test_one_value_has_no_interval_and_equal_ones_have_one_of_no_width():
 
 @pytest.mark.parametrize('clusters', [[7, 3, 7, 3, 5, 5], [0, 0, 0, 1, 2, 2]])
 def test_seeds_of_one_cluster_count_once(clusters):
-    """The interval and the p-value of SciPy's paired t-test of the means of teachers, of other sizes, too."""
+    """The interval and p-value of SciPy's paired t-test on the teachers' means, also for unequal clusters."""
     ours, theirs = np.random.default_rng(3).normal(size=(2, 6))
     of_teachers = [
         [np.mean([side[i] for i in range(6) if clusters[i] == name]) for name in sorted(set(clusters))]
@@ -65,7 +65,7 @@ def test_seeds_of_one_cluster_count_once(clusters):
 def test_clusters_of_two_methods_are_joined():
     join = statistics.join_clusters
     assert len(set(join([0, 1, 2, 3], [5, 6, 7, 8]))) == 4
-    # Students 0 and 2 share a teacher in the one, 2 and 3 in the other.
+    # Students 0 and 2 share a teacher in one clustering, 2 and 3 in the other.
     first, second, third, fourth = join(['a', 'b', 'a', 'c'], [0, 1, 2, 2])
     assert first == third == fourth != second
     assert len(set(join([0, 1, 0, 1], [0, 1, 1, 0]))) == 1
@@ -89,13 +89,13 @@ def test_a_p_value_is_that_of_a_paired_t_test(count):
 
 def test_too_few_seeds_or_equal_differences_have_no_p_value():
     assert statistics.paired_p_value([1.0], [2.0]) is None
-    # Of two, whatever their differences: p < 0.0001 was said of equal ones.
+    # Never with two seeds: equal differences would give p < 0.0001.
     assert statistics.paired_p_value([1.5, 2.5], [1.0, 2.0]) is None
     assert statistics.paired_p_value([1.5, 2.7], [1.0, 2.0]) is None
     # Six seeds of two teachers are two.
     assert statistics.paired_p_value(np.arange(6) ** 2.0, np.arange(6), [0, 1] * 3) is None
     for shift in (0.0, 0.1):
-        # 0.1 more than each, which in binary is not the same for all.
+        # Each plus 0.1, which in binary is not the same difference for all.
         ours, theirs = np.array([0.3, 0.7, 1.1]) + shift, [0.3, 0.7, 1.1]
         assert statistics.paired_p_value(ours, theirs) is None
         estimate = statistics.paired_difference(ours, theirs)
@@ -107,12 +107,12 @@ def test_too_few_seeds_or_equal_differences_have_no_p_value():
     ('p_values', 'expected'),
     [
         ([0.04], [0.04]),
-        # 3 * 0.01; 2 * 0.02; 0.03, but not less than the one before.
+        # 3 * 0.01; 2 * 0.02; 0.03, but at least the one before.
         ([0.01, 0.02, 0.03], [0.03, 0.04, 0.04]),
         # In any order. 4 * 0.005, 3 * 0.011, 2 * 0.02, 0.04.
         ([0.02, 0.005, 0.04, 0.011], [0.04, 0.02, 0.04, 0.033]),
         ([0.6, 0.5], [1.0, 1.0]),
-        # What was not tested is no part of the family: 2 * 0.01.
+        # Comparisons without a p-value are not part of the family: 2 * 0.01.
         ([None, 0.01, 0.2, None], [None, 0.02, 0.2, None]),
         ([0.01, 0.01], [0.02, 0.02]),
         ([0.0, 1.0], [0.0, 1.0]),
@@ -127,7 +127,7 @@ def test_holm_by_hand(p_values, expected):
 
 
 def draw_sums(seeds, units, metric='rmse', key=0):
-    """Sums of two methods, whose values are alike, and the counts of each unit."""
+    """Sums and counts of two methods with similar values."""
     rng = np.random.default_rng(key)
     counts = rng.integers(1, 7, units)
     if metric == 'accuracy':
@@ -146,7 +146,7 @@ def pool(metric, sums, counts):
 
 @pytest.mark.parametrize('metric', ['rmse', 'accuracy'])
 def test_a_bootstrap_of_one_cluster_is_scipys(metric, unwidened):
-    """The same draws: SciPy has no clusters, so that there is one, and it takes tuples of paired units."""
+    """With the same draws. SciPy resamples tuples of paired units and has no clusters, so there is one."""
     ours, baseline = draw_sums(3, 41, metric)
 
     def difference(*columns, axis):
@@ -163,7 +163,7 @@ def test_a_bootstrap_of_one_cluster_is_scipys(metric, unwidened):
         vectorized=True,
         method='percentile',
         n_resamples=500,
-        # Older versions of SciPy call it otherwise.
+        # The argument has another name in older versions of SciPy.
         **{'rng' if 'rng' in inspect.signature(scipy.stats.bootstrap).parameters else 'random_state': rng},
     ).confidence_interval
     bootstrap = statistics.bootstrap_difference(ours, baseline, [7, 7, 7], metric, draws=500, seed=5)
@@ -175,7 +175,7 @@ def test_a_bootstrap_of_one_cluster_is_scipys(metric, unwidened):
 @pytest.mark.parametrize('clusters', [[3, 1, 3, 1, 2], [0, 1, 2, 3, 4], [9, 9, 9, 9, 9]])
 def test_a_bootstrap_is_that_of_a_plain_loop(metric, clusters, monkeypatch, unwidened):
     ours, baseline = draw_sums(5, 13, metric)
-    # In several pieces, which must not matter.
+    # In several pieces, which must not change the result.
     monkeypatch.setattr(statistics, 'NUMBERS_IN_MEMORY', 13 * 7)
     bootstrap = statistics.bootstrap_difference(ours, baseline, clusters, metric, draws=60, seed=2)
     of_units, of_clusters = np.random.default_rng((2, 0, 0)), np.random.default_rng((2, 1))
@@ -199,7 +199,7 @@ def test_a_bootstrap_is_that_of_a_plain_loop(metric, clusters, monkeypatch, unwi
 
 
 def test_clusters_that_differ_make_the_interval_wider(unwidened):
-    """The seeds of one teacher are better by 1, those of the other by 0; half of all draws have one alone."""
+    """Seeds of one teacher are better by 1, those of the other by 0; half of all draws have one teacher."""
     counts = np.ones(50)
     baseline = np.full((4, 50), 4.0)
     ours = np.concatenate([np.full((2, 50), 1.0), np.full((2, 50), 4.0)])
@@ -257,7 +257,7 @@ def test_a_bootstrap_is_widened_as_its_parts_say():
     # One unit of four has most of the variance: 16 + 1 + 4 + 1 = 22, fourth powers 256 + 1 + 16 + 1 = 274.
     influences = np.array([4.0, -1.0, -2.0, -1.0])
     of_units, freedom = 22 * 4 / 3, 2 * 22**2 / (274 - 22**2 / 4)
-    assert freedom > 3  # so that it is that of four units
+    assert freedom > 3  # so it is capped at that of four units
     expected = scipy.stats.t.ppf(0.975, 3) / 1.959964 / math.sqrt(3 / 4)
     assert statistics.widening_factor(np.ones(1), influences) == pytest.approx(expected, rel=1e-6)
     both = of_clusters + of_units
@@ -269,14 +269,14 @@ def test_a_bootstrap_is_widened_as_its_parts_say():
     influences = np.sqrt([0.9, *[0.1 / 399] * 399])
     factor = statistics.widening_factor(np.ones(1), influences)
     assert factor == pytest.approx(scipy.stats.t.ppf(0.975, 2 / (0.81 - 1 / 400)) / 1.959964, rel=0.01)
-    # Many alike units are many degrees of freedom, and what never differs stays as it is.
+    # Many similar units have many degrees of freedom; without differences nothing is widened.
     assert statistics.widening_factor(np.ones(1), np.tile([1.0, -1.0], 5000)) == pytest.approx(1.0, abs=1e-3)
     assert statistics.widening_factor(np.ones(3), np.zeros(5)) == 1.0
 
 
 @pytest.mark.parametrize('metric', ['rmse', 'accuracy'])
 def test_an_influence_is_how_the_difference_moves_with_a_units_weight(metric):
-    """By the difference of the statistic with a unit counted a little more, in two sets with shares."""
+    """By a difference quotient in the weight of a unit, for two data sets with shares."""
     pairs = [draw_sums(5, 13, metric, key=key) for key in (0, 1)]
     shares, clusters = np.array([2.0, -0.5]), [0, 0, 0, 1, 2]
     members = [[0, 1, 2], [3], [4]]
@@ -323,7 +323,7 @@ def test_an_influence_is_how_the_difference_moves_with_a_units_weight(metric):
     assert influences.sum() == pytest.approx(0.0, abs=1e-12)
 
 
-# What differs from user to user and from seed to seed: the standard deviation of the effects of a user, a
+# Differences between users and seeds: the standard deviations of the effects of a user, a
 # teacher, a draw of training examples and the rest; and how many teachers ten seeds have.
 NULL = {
     'users': (1.0, 0.02, 0.0, 0.3, 10),
@@ -334,8 +334,8 @@ NULL = {
     'teachers of two students each': (0.02, 1.0, 0.3, 0.3, 5),
     'users, teachers of two students each': (1.0, 0.2, 0.2, 0.3, 5),
 }
-# Users of a split and the spread of their numbers of ratings: half of the ratings by time are of a tenth of
-# the users, so that 150 users are like 50.
+# Users of a split and the spread of their numbers of ratings. In the temporal split a tenth of the users has
+# half of the ratings, so 150 users count as about 50.
 USERS = {'by time': (150, 1.25), 'by user': (400, 0.9)}
 
 
@@ -359,7 +359,7 @@ USERS = {'by time': (150, 1.25), 'by user': (400, 0.9)}
     ],
 )
 def test_differences_of_nothing_are_called_significant_once_in_twenty_times(scenario, users, tail):
-    """Both intervals together, of 1,000 differences of two methods that are equally good: at most 6%.
+    """Of 1,000 differences of two equally good methods, at most 6% are significant by both intervals.
 
     The standard error of such a share is 0.7%.
     """
@@ -377,7 +377,7 @@ def test_differences_of_nothing_are_called_significant_once_in_twenty_times(scen
         + of_draw * rng.normal(size=(sims, 10, 1))
         + rest * rng.normal(size=(sims, 10, num_users)) / np.sqrt(counts)
     )
-    # Small beside the metric, as they are.
+    # Small relative to the metric, as in reality.
     baseline = statistics.Sums(np.broadcast_to(counts, (10, num_users)), counts)
     ours = [statistics.Sums(counts * (1 + 0.01 * effect), counts) for effect in effects]
     compared = [statistics.ComparedPairs([(one, baseline)], clusters) for one in ours]
@@ -392,22 +392,22 @@ def test_differences_of_nothing_are_called_significant_once_in_twenty_times(scen
     called = 1 - verdicts.count(statistics.NOT_SIGNIFICANT) / sims
     assert called <= 0.06
     if scenario == 'users':
-        # What either says alone is no test: seeds know nothing of other users.
+        # Neither interval alone is a test: seeds do not vary the users.
         assert np.mean(of_seeds) > 0.5
 
 
 def test_a_monte_carlo_error_covers_how_far_a_bound_is_from_the_true_quantile():
-    """Normal draws, whose quantiles are known: 95% of 600 errors cover, three standard errors."""
+    """Normal draws with known quantiles: 95% of 600 errors cover, within three standard errors."""
     rng, covered = np.random.default_rng(0), []
     for _ in range(300):
         low, high, low_error, high_error = statistics.percentile_interval(rng.normal(size=1000))
         covered += [abs(low + 1.959964) <= low_error, abs(high - 1.959964) <= high_error]
-    # The longer way to an end of the bound's own interval, on either side, covers somewhat more than 95%.
+    # The longer side of the bound's own interval is used on both sides, so it covers somewhat more than 95%.
     assert 0.95 - 3 * math.sqrt(0.95 * 0.05 / 600) <= np.mean(covered) <= 0.985
 
 
 def test_a_bound_that_another_seed_moves_over_0_is_not_significant():
-    """Draws whose bound is 0 are called significant at no seed, and at half of them without an error."""
+    """A bound of 0 is never significant; without the Monte Carlo error it would be for half of the seeds."""
     without, with_error = [], []
     for seed in range(40):
         draws = np.random.default_rng(seed).normal(-1.959964, 1.0, 20_000)
@@ -424,7 +424,7 @@ def test_a_bound_nearer_to_0_than_its_error_is_not_outside():
     paired = statistics.Estimate(-0.15, 0.1, 3, 3)
     assert statistics.verdict(paired, bootstrap, True) == statistics.NOT_SIGNIFICANT
     assert statistics.verdict(paired, bootstrap._replace(high_error=0.09), True) == statistics.BETTER
-    # The bound on the other side may be as uncertain as it will.
+    # The uncertainty of the other bound does not matter.
     assert (
         statistics.verdict(paired, bootstrap._replace(low_error=9.0, high_error=0.0), True)
         == statistics.BETTER
@@ -432,7 +432,7 @@ def test_a_bound_nearer_to_0_than_its_error_is_not_outside():
 
 
 def test_a_bootstrap_of_several_is_that_of_each():
-    """The same draws for all, in other numbers of clusters, and Sums in common."""
+    """With common draws for all, different numbers of clusters and shared Sums."""
     ours, baseline = draw_sums(4, 30)
     other = draw_sums(4, 30, key=1)[0]._replace(counts=ours.counts)
     clusters = [[0, 1, 0, 1], [0, 1, 2, 3], [0, 1, 0, 1]]
@@ -469,7 +469,7 @@ def test_nothing_is_better_whose_interval_holds_0(interval, bootstrap, of_rmse, 
     bootstrap = bootstrap and statistics.Bootstrap(*bootstrap, 0.0, 0.0)
     assert statistics.verdict(paired, bootstrap, less_is_better=True) == of_rmse
     assert statistics.verdict(paired, bootstrap, less_is_better=False) == of_accuracy
-    # However many students two teachers have.
+    # Two teachers are too few, however many students they have.
     few = paired._replace(clusters=2)
     assert statistics.verdict(few, bootstrap, less_is_better=True) == statistics.TOO_FEW
 

@@ -13,13 +13,13 @@ from td_jax.errors import UserError
 @pytest.mark.skipif(not importlib.util.find_spec('torch'), reason='PyTorch is not installed')
 @pytest.mark.parametrize('name', torch_peer.CASES)
 def test_the_first_steps_have_the_losses_of_pytorch(name, monkeypatch):
-    # Compiled, they take a minute.
+    # Compiling them takes a minute.
     monkeypatch.setenv('TORCHDYNAMO_DISABLE', '1')
     case = torch_peer.make_case(*torch_peer.CASES[name])
     result = torch_peer.run_torch(sys.executable, case)
     assert len(result['losses']) == torch_peer.COMPARED
     assert result['difference'] <= torch_peer.TOLERANCE
-    # Each step changes more than the tolerance.
+    # Each step changes the values by more than the tolerance.
     first, *_, last = result['losses']
     assert abs(first - last) > 10 * torch_peer.TOLERANCE
 

@@ -1,4 +1,4 @@
-"""The command that reports what the TPU compiler says, where it refuses."""
+"""The command that reports on the TPU compiler: what it refuses."""
 
 import pytest
 

@@ -50,7 +50,7 @@ def test_what_cannot_be_tuned_is_one_line(tmp_path):
 
 
 def read_chosen(place):
-    """The choices that a command wrote."""
+    """Reads the choices that a command wrote."""
     return json.loads((place / 'output').read_text())['digits']
 
 
@@ -65,7 +65,7 @@ def test_a_search_over_two_processes_chooses_what_one_does(tmp_path):
         out, err = process.communicate()
         chosen = read_chosen(place)
         at_last = [name for name, record in chosen['searched'].items() if record['at_last_step']]
-        # Both are looked at alone: there is one method.
+        # Both are judged by themselves, because there is one method.
         last = (
             f'td_jax: {", ".join(sorted(at_last, reverse=True))} chose the last step: the step budget binds'
         )
@@ -85,7 +85,7 @@ def test_a_search_over_two_processes_chooses_what_one_does(tmp_path):
 
 @pytest.mark.long
 def test_two_at_once_and_a_kill(tmp_path):
-    """The second call is refused; the first, killed and called again, ends as an uninterrupted one."""
+    """The second call is refused; the first one, killed and called again, ends as if uninterrupted."""
     flags = '--config=digits', '--methods=supervised', '--trials=2', '--seeds=2', '--steps=300'
     alone, place = tmp_path / 'alone', tmp_path / 'place'
     for folder in (alone, place):

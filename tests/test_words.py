@@ -10,7 +10,7 @@ import tokenize
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
-# A phrase -> what to write instead (docs/glossary.md).
+# {retired phrase: what to write instead}, as in docs/glossary.md.
 RETIRED = {
     r'not told( apart)?': 'not significantly different, n.s.',
     r'cannot be told': 'inconclusive',
@@ -63,7 +63,7 @@ def read_words(path):
     source = path.read_text()
     nodes = ast.walk(ast.parse(source))
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-    # A sentence may go over several lines.
+    # A sentence may span several lines.
     comments = ' '.join(token.string.lstrip('#') for token in tokens if token.type == tokenize.COMMENT)
     return [
         comments,
@@ -104,7 +104,7 @@ def test_the_notebook_is_written_in_the_words_of_the_glossary():
     [
         ('TD beside\n LD is not told apart', ['beside', 'not told apart']),
         ('Knobs: images a class, Table 4 in small', ['Knobs', 'images a class', 'Table 4 in small']),
-        # Parts of names and of other words.
+        # Parts of names and of other words are no phrases.
         ('docs/results/images_in_small.npz, knobs_of, besides, amended', []),
         ('  beside: how a teacher is shown the same images', []),
     ],

@@ -1,4 +1,4 @@
-"""What linear CKA compares of a run, and what comes of it."""
+"""Linear CKA of runs: the examples it reads, its values and its table."""
 
 import json
 import pathlib
@@ -26,7 +26,7 @@ def cka_from_features(x, y):
 
 @pytest.fixture(scope='module')
 def runs(small_config, tmp_path_factory):
-    """The workdirs of finished runs by method; the teacher of all of them is the first one's."""
+    """{method: workdir} of finished runs, which all have the teacher of the first one."""
     root, teacher = tmp_path_factory.mktemp('runs'), {}
     for method in ('td', 'ld'):
         config = small_config(method=method, num_steps=2, teacher__num_steps=1, **teacher)
@@ -75,7 +75,7 @@ def test_a_stream_is_read_until_all_classes_are_full():
 
 
 def test_it_is_of_what_both_models_compute(runs):
-    """One pair of one class, from the models themselves."""
+    """One pair of one class, computed from the models themselves."""
     finished = teachers.load_finished_with_teacher(runs / 'td', 1, with_examples=True)
     one_seed = cka.analyse([runs / 'td'], 6, 'biased', seed_index=1)
     rows = np.flatnonzero(finished.source.evaluation['labels'] == 2)[:6]
@@ -101,7 +101,7 @@ def test_it_is_of_what_both_models_compute(runs):
 
 @pytest.fixture
 def leave_few_examples(monkeypatch):
-    """A function ({class: examples}): what is left of the evaluation examples of the digits' runs."""
+    """A function ({class: count}) that leaves so many evaluation examples of each class."""
     load = teachers.load_finished_with_teacher
 
     def leave_examples(counts):
@@ -175,7 +175,7 @@ def test_runs_are_compared_seed_by_seed():
     interval = scipy.stats.ttest_rel(ours, theirs).confidence_interval()
     half = (interval.high - interval.low) / 2
     assert lines[2].endswith(f'| {np.mean(ours - theirs):+.3f} ± {half:.3f} |')
-    # One of them has no messages.
+    # FD has no messages.
     assert lines[3].startswith(f'| m_g, m_h | {theirs.mean():.3f} ± ')
     assert lines[3].endswith('|  |  |')
     assert 'Seeds: td 4, fd 4; ± is the half-width of the 95% t interval over them.' in lines
@@ -201,11 +201,11 @@ def test_runs_of_one_method_go_by_their_folders():
 
 @pytest.mark.long
 def test_runs_that_differ_in_their_seeds_alone_are_one(small_config, tmp_path):
-    """The runs of a table's cell, each with a teacher of its own, give what each of them gives by itself."""
+    """Runs of one cell are joined, and each keeps the values that it has by itself."""
     changes = {
         'a': {},
         'b': {'seed': 1, 'teacher__seed': 1},
-        # Of another knob, and of a seed that is there.
+        # `other` has another number of steps; `again` has a student seed that `a` has, too.
         'other': {'seed': 2, 'num_steps': 3},
         'again': {'teacher__seed': 7},
     }

@@ -87,7 +87,7 @@ def test_independent_noise_has_nothing_in_common_at_twenty_examples(width):
 
 
 def test_one_example_that_differs_says_nothing():
-    """What is left of it, U-centred, is rounding."""
+    """Once U-centred, such a representation is 0 but for rounding."""
     x = np.zeros((6, 4))
     x[2] = [0.1, 0.7, -0.3, 1e3]
     assert linear_cka.linear_cka(x, np.random.default_rng(0).normal(size=(6, 3))) == 0.0
@@ -122,7 +122,7 @@ def test_a_rotation_a_scale_and_a_shift_change_nothing(pair, estimator):
     rotation, _ = np.linalg.qr(np.random.default_rng(1).normal(size=(5, 5)))
     assert of(x, -7 * x @ rotation + 2) == pytest.approx(1, rel=1e-12)
     assert of(0.01 * x @ rotation - 1, y) == pytest.approx(of(x, y), rel=1e-10)
-    # Another map than a rotation does.
+    # A map that is no rotation changes it.
     assert of(x * np.array([9.0, 1, 1, 1, 1]), y) != pytest.approx(of(x, y), rel=1e-3)
     assert of(x, x) == pytest.approx(1, rel=1e-14)
 
@@ -159,7 +159,7 @@ def test_constant_features_have_nothing_in_common_with_anything(pair, value, dty
 
 
 def test_a_difference_of_one_rounding_is_none(pair):
-    """The same number computed in two ways, beside a feature that does differ."""
+    """A number computed in two ways differs by rounding alone, next to a feature that really differs."""
     x = np.full((7, 2), 0.1, np.float32)
     x[3, 0] = np.nextafter(np.float32(0.1), np.float32(1))
     assert linear_cka.linear_cka(x, pair[1]) == 0.0

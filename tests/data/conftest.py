@@ -1,4 +1,4 @@
-"""Prepared data sets that are written by the tests, with what real ones should never hold."""
+"""Writes prepared data sets, with values in them that real ones never hold."""
 
 import pytest
 
@@ -7,7 +7,7 @@ import pytest
 def write_prepared(monkeypatch, tmp_path):
     """A function (name, version, module, features, {split: [example]}) that writes a data set for TFDS.
 
-    TFDS reads it with the features of its own builder: a label that is none is written with more classes.
+    TFDS reads it with the features of its own builder, and is written with more classes for an invalid label.
     """
     import tensorflow_datasets as tfds
 

@@ -21,7 +21,7 @@ def test_padded_batches_count_every_example_once(batch_size):
     assert batches['labels'].shape == mask.shape == (num_batches, batch_size)
     is_real = np.asarray(mask) == 1
     assert set(np.unique(mask)) <= {0, 1}
-    # In their order, each once, and the padding is nothing but padding.
+    # Each once, in order; the padding repeats examples.
     np.testing.assert_array_equal(batches['labels'][is_real], examples['labels'])
     np.testing.assert_array_equal(batches['x'][is_real], examples['x'])
     assert set(batches['labels'][~is_real]) <= set(examples['labels'])
@@ -59,7 +59,7 @@ def test_the_order_depends_on_key_and_epoch_alone():
     }
     assert orders['first'] == orders['again']
     assert len(set(orders.values())) == 3
-    # A traced epoch, as the training loop has it, is the same one.
+    # The order is the same if the epoch is traced, as in the training loop.
     traced = jax.jit(base.epoch_order, static_argnums=2)(key, 1, COUNT)
     assert np.asarray(traced).tobytes() == orders['next epoch']
 
@@ -75,7 +75,7 @@ def test_take_picks_rows_of_every_array():
 
 
 def make_source(task='classification', train=None, evaluation=None, label_names=('a', 'b', 'c')):
-    """A source of four training and two evaluation examples, of which a part has other arrays."""
+    """A source of four training and two evaluation examples, with some arrays replaced."""
     examples = {
         count: {'image': np.zeros((count, 2, 2), np.float32), 'labels': np.arange(count) % 3}
         for count in (4, 2)

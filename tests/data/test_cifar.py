@@ -29,7 +29,7 @@ def load(split='test', classes=(), examples_per_class=0, **changes):
 
 @functools.cache
 def load_plainly(split, is_decoded=True):
-    """(images, labels) in the order of the files; without decoding, which takes long, labels alone."""
+    """(images, labels) in the order of the files; images are None if not decoded, which takes long."""
     import tensorflow_datasets as tfds
 
     decoders = None if is_decoded else tfds.decode.PartialDecoding({'label': True})
@@ -93,7 +93,7 @@ def test_examples_per_class_keeps_the_first_of_each_and_all_of_the_evaluation():
 
 
 def test_a_seed_draws_as_many_of_each_outside_of_the_validation_slice():
-    """What a search is evaluated on is never drawn, and its pool is another one, of the same draws."""
+    """Examples that a search is evaluated on are never drawn; the others are drawn as for a test."""
     tested, searched = (
         load(split, classes=(1, 8), examples_per_class=7, labelled_by='seed').train
         for split in ('test', 'validation')
@@ -137,7 +137,7 @@ def test_inputs_are_varied_with_a_key_alone():
 
 
 def test_a_task_has_its_own_mean_and_deviation():
-    """The student's image is the teacher's, shown otherwise."""
+    """Student and teacher normalise the same image differently."""
     config = common.get_config()
     config.dataset.update({'name': 'cifar10', 'image_size': 21, 'resize': 'bilinear_antialias'})
     config.teacher.dataset.update({'image_mean': (0.1, 0.2, 0.3), 'image_std': (0.4, 0.6, 0.7)})
@@ -206,7 +206,7 @@ def write_images(write_prepared, labels):
 
 @pytest.fixture
 def empty_cache():
-    """Nothing is in the cache before and after."""
+    """Empties the cache before and after a test."""
     cifar.read.cache_clear()
     yield
     cifar.read.cache_clear()

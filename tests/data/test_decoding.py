@@ -1,4 +1,4 @@
-"""What pixels a file has, held against PIL itself, bytes made by hand and colours worked by hand."""
+"""Decoded pixels against PIL, against bytes written by hand and against colours computed by hand."""
 
 import io
 import struct
@@ -26,7 +26,7 @@ def decode_with_pil(content):
 
 
 def encode_png(colour, bits, rows, *chunks):
-    """The bytes of a PNG of some rows of bytes, by its specification."""
+    """A PNG of the given rows, written by its specification."""
 
     def chunk(name, content):
         return (
@@ -74,7 +74,7 @@ def test_pixels_are_those_of_pil(name):
 
 
 def test_a_palette_has_its_colours():
-    """A BMP by hand: two rows of two pixels, from below, with numbers of a palette of blue, green and red."""
+    """A BMP by hand: 2 x 2 pixels, the lowest row first, as numbers of a palette of (blue, green, red)."""
     palette = bytes([10, 20, 30, 0, 40, 50, 60, 0, 70, 80, 90, 0])
     rows = bytes([2, 0, 0, 0]) + bytes([1, 2, 0, 0])  # each filled up to four bytes
     header = struct.pack('<IiiHHIIiiII', 40, 2, 2, 1, 8, 0, len(rows), 0, 0, 3, 3)
@@ -94,7 +94,7 @@ def test_an_image_is_turned_upright(image_format, options, orientation):
     content = encode(COLOURS, image_format, exif=exif, **options)
     pixels = decoding.decode(content)
     np.testing.assert_array_equal(pixels, decode_with_pil(content))
-    # Worked by hand: of a photo taken upright with a camera on its side, the left column is the upper row.
+    # By hand: if the camera lay on its side, the left column of the file is the upper row of the photo.
     if orientation == 6 and image_format != 'JPEG':
         np.testing.assert_array_equal(pixels, np.asarray(COLOURS)[::-1].transpose(1, 0, 2))
 
@@ -195,7 +195,7 @@ def test_the_first_of_several_frames(image_format):
 REFUSED = {
     'empty': (b'', '^it begins as no JPEG, PNG, GIF, BMP, WEBP, TIFF does$'),
     'text': (b'<svg xmlns="http://www.w3.org/2000/svg"/>', 'it begins as no JPEG'),
-    # PIL would start Ghostscript for it.
+    # PIL would run Ghostscript on it.
     'eps': (encode(COLOURS, 'EPS'), 'it begins as no JPEG'),
     'fractions': (
         encode(PIL.Image.fromarray(np.ones((2, 2), np.float32)), 'TIFF'),

@@ -1,4 +1,4 @@
-"""What is kept of a data set: what a student is shown by it, and what is told of two of them."""
+"""The record of a data set: it restores the inputs of a model, and names what differs between two."""
 
 import copy
 import hashlib
@@ -23,7 +23,7 @@ def ratings_source(recommender):
 
 
 def restore(source, config, task=None):
-    """A Source as it is read back, from JSON and arrays alone."""
+    """A Source that is restored from JSON and arrays alone."""
     description_json = json.loads(json.dumps(description.describe(source)))
     assert description.is_description(description_json)
     return description.restore(description_json, description.arrays_of(source), config, task or config)
@@ -75,7 +75,7 @@ def test_images_are_shown_as_they_were(size, monkeypatch):
     float_pixels = pixels[:, :size, :size].astype(np.float32)
     inputs = [s.picture.inputs(float_pixels)['image'] for s in (source, restored_source)]
     np.testing.assert_array_equal(*inputs)
-    # Of an example as it is kept, a model is given one of its own size.
+    # An example is kept at its own size; a model gets one of its input size.
     assert restored_source.inputs((), one_example(restored_source), None)['image'].shape == (1, size, size, 3)
     teacher = config.dataset.copy_and_resolve_references()
     teacher.image_mean = (0.5, 0.5, 0.5)
@@ -127,7 +127,7 @@ def make_description(users=('ann', 'bo'), labels=('cat', 'dog'), **content):
             make_description(**{'training examples': {'count': 9, 'sha256': 'y'}}),
             ['training examples: other content'],
         ),
-        # Where numbers mean something else, so do all examples.
+        # If the numbers of ids change their meaning, so do all examples.
         (
             make_description(labels=('cat',), **{'training examples': {'count': 9, 'sha256': 'y'}}),
             ['class: 1 gone (dog)'],

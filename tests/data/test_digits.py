@@ -11,7 +11,7 @@ from td_jax.data import digits
 from td_jax.errors import UserError
 
 IMAGES, DIGITS = sklearn.datasets.load_digits(return_X_y=True)
-# No two of the images are the same, so an image tells which one it is.
+# No two images are the same, so an image identifies its row.
 ROW_OF = {image.astype(np.float32).tobytes(): row for row, image in enumerate(IMAGES)}
 
 
@@ -23,7 +23,7 @@ def load(split='test', **task):
 
 
 def find_rows(examples):
-    """Which of scikit-learn's images the examples are; 0 to 16 there, 0 to 1 here, exactly."""
+    """The rows of scikit-learn's images that the examples are; pixels are 0 to 16 there and 0 to 1 here."""
     return [ROW_OF[(image * 16).astype(np.float32).tobytes()] for image in examples['image']]
 
 

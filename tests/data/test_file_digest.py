@@ -1,4 +1,4 @@
-"""Whether files are those of another day."""
+"""Digests of files: what changes them, and which files are read again."""
 
 import hashlib
 import os
@@ -41,7 +41,7 @@ def test_what_was_not_touched_is_not_read_again(tmp_path, monkeypatch):
     assert len(paths_read) == 3
     assert file_digest.digest(files, [{}, record]) == record
     assert len(paths_read) == 3
-    # The same content, written again, is read, and is the same; another one is another one.
+    # A file that is written again is read again; its digest depends on its content alone.
     (tmp_path / 'train/a/1.png').write_bytes(b'one')
     assert file_digest.digest(files, [record])['md5'] == record['md5']
     assert len(paths_read) == 6
@@ -71,7 +71,7 @@ def test_a_bucket_tells_the_same_digest_unread(place, tmp_path, monkeypatch):
         record = file_digest.digest(files)
     assert record['md5'] == expected
     assert file_digest.digest(files, [record]) == record
-    # Of what a bucket says nothing, the content is read.
+    # If the bucket has no digest of an object, its content is read.
     monkeypatch.setattr(file_digest, '_md5_of_objects', lambda files: {})
     assert file_digest.digest(files)['md5'] == expected
     before = file_digest.stamp(place / 'train/a/1.png')

@@ -1,4 +1,4 @@
-"""Images in a folder for each class: which files are what, what is decoded of them, and what is refused."""
+"""A folder of images per class: how files are split, decoded and refused."""
 
 import hashlib
 import json
@@ -20,12 +20,12 @@ SIDE = 8
 
 
 def make_picture(number, height=SIDE, width=SIDE):
-    """An image of one colour, which says its number."""
+    """An image of one colour, which encodes a number."""
     return np.full((height, width, 3), (number, 255 - number, 7), np.uint8)
 
 
 def write_folder(folder, counts, suffix='.png', first=0):
-    """Writes {class: count of images} and gives {file within the folder: number}."""
+    """Writes {class: count} images and returns {file within the folder: number}."""
     numbers = {}
     for name, count in counts.items():
         (folder / name).mkdir(parents=True)
@@ -49,7 +49,7 @@ def load(folder, **changes):
 
 
 def read_numbers(examples):
-    """[(number, label)] of examples, in order of numbers."""
+    """[(number, label)] of the examples, sorted by number."""
     pixels = examples['image']
     assert pixels.dtype == np.uint8
     np.testing.assert_array_equal(pixels, pixels[:, :1, :1] * np.ones((1, SIDE, SIDE, 1), np.uint8))
@@ -71,7 +71,7 @@ COUNTS = {'cat': 20, 'ant': 14, 'bee': 4}
 @pytest.mark.parametrize(
     ('split', 'cuts'),
     [
-        # Of 14 images 1 is the test, of 20 there are 2, of 4 it is 1; then of 13, 18 and 3 left 1, 2 and 1.
+        # Test: 1 of 14 images, 2 of 20, 1 of 4. Validation: 1 of the 13 left, 2 of 18, 1 of 3.
         ('test', {'ant': (0, 1, 14), 'bee': (0, 1, 4), 'cat': (0, 2, 20)}),
         ('validation', {'ant': (1, 2, 14), 'bee': (1, 2, 4), 'cat': (2, 4, 20)}),
     ],
@@ -167,7 +167,7 @@ def test_images_of_any_size_colours_and_format_become_one_size(tmp_path):
 
 
 def test_files_become_the_same_pixels_in_memory_streamed_and_predicted(tmp_path):
-    """Of a camera on its side, of a palette, transparent, of 16 bits, and of other formats."""
+    """Files with an orientation, a palette, transparency or 16 bits, and of several formats."""
     exif = PIL.Image.Exif()
     exif[0x0112] = 6
     rng = np.random.default_rng(0)
@@ -195,12 +195,12 @@ def test_files_become_the_same_pixels_in_memory_streamed_and_predicted(tmp_path)
 
 
 def assert_same_images(actual, expected):
-    """In any order."""
+    """Asserts that both hold the same images, in any order."""
     np.testing.assert_array_equal(*(sorted(np.array(images).tolist()) for images in (actual, expected)))
 
 
 def test_random_crops_of_a_stream_are_of_the_image_as_it_is_shown(tmp_path):
-    """Its left half is dark and its right half is light once it is turned upright."""
+    """Turned upright, its left half is dark and its right half is light."""
     exif = PIL.Image.Exif()
     exif[0x0112] = 8
     pixels = np.repeat(np.repeat([[[0], [200]]], 20, axis=1), 30, axis=0).repeat(3, axis=2).astype(np.uint8)
@@ -240,13 +240,13 @@ def test_a_stream_has_the_same_images(tmp_path):
         for name in ('image', 'labels')
     }
     assert read_numbers(joined) == read_numbers(in_memory.evaluation)
-    # One row a step: two epochs, each with each image once, in another order.
+    # One row per step over two epochs: each has every image once, in an order of its own.
     epochs = take_steps(streamed, 0, 2 * count, 1)
     first, second = ({name: a[i : i + count] for name, a in epochs.items()} for i in (0, count))
     assert read_numbers(first) == read_numbers(second) == read_numbers(in_memory.train)
     assert not np.array_equal(first['image'], second['image'])
     assert len(numbers) == count + len(in_memory.evaluation['labels'])
-    # It continues where it is, and processes see their rows of one batch.
+    # A stream continues at any step, and each process sees its rows of the batch.
     rest = take_steps(streamed, 5, 4, 6)
     np.testing.assert_array_equal(rest['image'], take_steps(streamed, 0, 9, 6)['image'][30:])
     np.testing.assert_array_equal(take_steps(streamed, 5, 1, 6, slice(2, 4))['image'], rest['image'][2:4])
@@ -378,7 +378,7 @@ def test_an_image_that_cannot_be_read_is_refused_by_name(tmp_path, name, kept_gb
     write_folder(tmp_path, {'a': 3, 'b': 3}, suffix='.jpg')
     UNREADABLE[name](tmp_path)
     if (name, kept_gb) == ('cut short', 0.0):
-        # It begins as an image does; what is streamed is decoded when it comes.
+        # The file begins as an image does, so a stream only notices when it decodes it.
         with pytest.raises(
             UserError, match=r'/b/003\.jpg cannot be decoded \(image file is truncated[^\n]+\)\.$'
         ):
@@ -421,7 +421,7 @@ SMALL = {
 
 
 def write_coloured(folder):
-    """Two classes that are told apart by a look, and one file that is none of them."""
+    """Two classes that are easy to distinguish, and one file that is no image."""
     write_folder(folder, {'dark things': 30})
     write_folder(folder, {'lights': 30}, first=150)
     (folder / 'README').write_text('mine')

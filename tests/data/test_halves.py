@@ -1,4 +1,4 @@
-"""The half of a test that decisions are made by, and the one that is read once: by what an image holds."""
+"""The two halves of a test set: the content of an image decides which half it belongs to."""
 
 import hashlib
 
@@ -44,7 +44,7 @@ def test_each_image_of_the_digits_is_of_the_half_that_its_content_says():
         counts.append(base.count(source.evaluation))
     assert sum(counts) == base.count(everything.evaluation)
     assert min(counts) > 0.4 * sum(counts)
-    # A search reads none of it.
+    # A search evaluates on the validation slice, whatever the half.
     everything_of_search, held_out = (
         load_digits_part('all', 'validation'),
         load_digits_part('held_out', 'validation'),
@@ -54,7 +54,7 @@ def test_each_image_of_the_digits_is_of_the_half_that_its_content_says():
 
 
 def write_classes(folder):
-    """Two classes with a test of twenty images each, and {a pixel's bytes: half of its file}."""
+    """Writes two classes with twenty test images each; returns {number of an image: its half}."""
     halves = {}
     for part, count in (('train', 2), ('test', 20)):
         for name in ('a', 'b'):

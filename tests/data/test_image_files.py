@@ -10,7 +10,7 @@ from td_jax.data import image_files
 
 @pytest.fixture
 def folder(tmp_path):
-    """Twelve images in two folders, and what systems leave beside them."""
+    """Images in several folders, with the files that operating systems leave next to them."""
     names = [f'{place}/{i:02}{suffix}' for place in ('a', 'b/c') for i, suffix in enumerate(SUFFIXES)]
     unread = [
         '.DS_Store',

@@ -1,4 +1,4 @@
-"""ImageNet as a stream: which examples a step sees, and what is decoded of them."""
+"""ImageNet as a stream: which examples a step sees, and how they are decoded."""
 
 import collections
 import functools
@@ -30,7 +30,7 @@ def load(**changes):
 
 
 def join_batches(source, steps, seed=0, step=0, batch_size=8, rows=None):
-    """Some steps' batches, joined: {name: [steps, rows, ...]}."""
+    """The batches of several steps, stacked: {name: [steps, rows, ...]}."""
     stream = source.train.open(seed, step, batch_size, rows or slice(0, batch_size))
     steps_batches = [next(stream) for _ in range(steps)]
     stream.close()
@@ -184,7 +184,7 @@ def test_the_seed_decides_order_and_variation():
     assert_same(whole, again)
     other = join_batches(load(), 4, seed=2)
     assert not np.array_equal(whole['labels'], other['labels'])
-    # The same example is cropped in another way the next time.
+    # An example is cropped differently in the second epoch.
     both_epochs = join_batches(load(), 17)
     labels = both_epochs['labels'].ravel()
     cropped = both_epochs['image'].reshape(136, 16, 16, 3)
@@ -196,7 +196,7 @@ def test_the_seed_decides_order_and_variation():
 
 @pytest.mark.usefixtures('several_files')
 def test_the_global_seed_of_tensorflow_decides_nothing():
-    """A library or a script may set it, and the process that resumes a run may not."""
+    """A script may set it, and the process that resumes its run may not."""
     import tensorflow as tf
 
     whole = join_batches(load(), 9)
@@ -204,7 +204,7 @@ def test_the_global_seed_of_tensorflow_decides_nothing():
         for global_seed in (1, 2):
             tf.random.set_seed(global_seed)
             assert_same(join_batches(load(), 9), whole)
-            # The script's own random numbers are what they would be without a stream.
+            # A stream does not change the script's own random numbers.
             drawn = tf.random.uniform([]).numpy()
             tf.random.set_seed(global_seed)
             assert drawn == tf.random.uniform([]).numpy()
@@ -228,7 +228,7 @@ def test_what_is_skipped_is_not_decoded(monkeypatch, tmp_path):
     with pytest.raises(UserError, match=r'train_6\.JPEG cannot be decoded'):
         labels_read.extend(batch['labels'][0] for batch in stream)
     assert len(labels_read) < 7
-    # From behind it on, the rest of the epoch is there.
+    # A stream that starts behind the damaged image gives the rest of the epoch.
     left = 6 - len(labels_read)
     rest = join_batches(load(), left, step=7 - left, batch_size=1)['labels'] if left else np.zeros(0)
     assert sorted([*labels_read, *rest.ravel()]) == list(range(6))
@@ -338,7 +338,7 @@ def test_antialiasing_is_that_of_pil():
     assert np.abs(examples['image'] - expected).max() <= 1
     plainly, _ = next(load_real().evaluation.open(16, 0, 1))
     assert np.abs(plainly['image'] - expected).mean() > 5
-    # Training resizes alike: each image of a step is one of all.
+    # Training resizes in the same way: each image of a step is one of these.
     expected = load_resized_by_pil('train')
     for image in join_batches(smooth, 1)['image'][0]:
         assert np.abs(expected - image).max(axis=(1, 2, 3)).min() <= 1
@@ -350,14 +350,14 @@ def test_a_real_epoch_has_each_image_once():
     count = load_real().train.count
     assert count == len(labels)
     epoch = join_batches(load_real(), count // 16, batch_size=16)
-    # Neighbours in this order of all pixels are the same image, but for how halves are rounded.
+    # The nearest image is the same one: pixels differ by at most 1, because halves are rounded differently.
     ours = epoch['image'].reshape(count, -1)
     theirs = np.round(resized).astype(np.uint8).reshape(count, -1)
     distance = np.stack([np.abs(theirs[:, ::7].astype(int) - image[::7]).max(axis=1) for image in ours])
     nearest_rows = distance.argmin(axis=1)
     assert distance.min(axis=1).max() <= 1
     np.testing.assert_array_equal(labels[nearest_rows], epoch['labels'].ravel())
-    # The sample has a few images twice, which nothing tells apart.
+    # The sample has a few images twice, which cannot be distinguished.
     copies = [tuple(np.flatnonzero(row <= 1)) for row in distance]
     assert all(len(group) == times for group, times in collections.Counter(copies).items())
     assert not np.array_equal(nearest_rows, np.sort(nearest_rows))
@@ -567,8 +567,8 @@ from td_jax.data import imagenet
 
 config = common.get_config().dataset
 source = imagenet.load(config, config)
-kept = source.train.open(0, 0, 8, slice(0, 8))
-next(kept)
+unclosed = source.train.open(0, 0, 8, slice(0, 8))
+next(unclosed)
 closed = source.train.open(0, 5, 8, slice(0, 4))
 next(closed)
 closed.close()

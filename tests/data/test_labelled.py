@@ -15,7 +15,7 @@ from td_jax.training import dispatch
 
 
 def test_a_draw_by_hand(monkeypatch):
-    """Of each class the lowest lots, those that a search is evaluated on last."""
+    """The examples with the lowest lots of each class; those of the validation slice come last."""
     monkeypatch.setattr(base, 'derive_seed', lambda number, name: (number, name) == (9, 'labelled') and 123)
     lots = np.random.PCG64(123).random_raw(10) // 10**17
     assert lots.tolist() == [125, 9, 40, 34, 32, 149, 170, 51, 151, 164]
@@ -26,7 +26,7 @@ def test_a_draw_by_hand(monkeypatch):
     held_back = np.array([True, True, False, False, False, False, False])
     assert base.draw_rows(9, labels, 2, places, held_back).tolist() == [2, 3, 4, 5]
     assert base.draw_rows(9, labels, 3, places, held_back).tolist() == [0, 2, 3, 4, 5, 6]
-    # The same places in another part of the data set.
+    # The same examples at other rows have the same lots.
     part = np.array([1, 2, 4, 5, 6])
     assert part[base.draw_rows(9, labels[part], 1, places[part], nobody[part])].tolist() == [1, 2]
 
@@ -39,7 +39,7 @@ def load_digits_source(split, of_each, labelled_by='seed', classes=(5, 6, 7)):
 
 
 def make_image_source(split, of_each, labelled_by='seed', classes=(1, 0), count=40):
-    """Images whose numbers go up, of three classes in turn; a search is evaluated on the last fifth."""
+    """Numbered images of three alternating classes; the last fifth is the validation slice."""
     config = images_config.get_config()
     config.dataset.split, config.dataset.labelled_by = split, labelled_by
     config.dataset.classes, config.dataset.examples_per_class = classes, of_each
@@ -70,7 +70,7 @@ def load(request, tmp_path, monkeypatch):
     """A function (split, of_each, ...) -> Source, of a data set by name."""
     if request.param != 'folder':
         return {'digits': load_digits_source, 'images': make_image_source}[request.param]
-    # Several files a span, as where there are many.
+    # Several files per span, as in a large folder.
     monkeypatch.setattr(folders, 'MAX_SPANS', 4)
     number = 0
     for name in 'ab':
@@ -87,7 +87,7 @@ def load(request, tmp_path, monkeypatch):
 
 
 def draw_examples(source, number):
-    """{bytes of an image: label} of what a seed trains on."""
+    """{bytes of an image: label} of the examples that a seed trains on."""
     examples = base.take(source.train.examples, source.train.rows(number))
     assert source.train.count == base.count(source.train) == len(examples['labels'])
     label_by_image = {
@@ -109,7 +109,7 @@ def test_every_seed_draws_as_many_of_each_class_and_others_than_the_next(load):
     seeds = [draw_examples(source, number) for number in (1, 2)]
     for label_by_image in seeds:
         assert np.bincount(list(label_by_image.values())).tolist() == [5 for _ in classes]
-        # Of the pool, with its label there.
+        # All are of the pool, with the labels that they have there.
         pool = source.train.examples
         everything = {
             image.tobytes(): label for image, label in zip(pool['image'], pool['labels'], strict=True)
@@ -179,7 +179,7 @@ def test_a_stream_draws_what_is_drawn_in_memory(load):
 
 
 def test_what_a_run_keeps_of_a_pool_is_what_its_seeds_draw(small_config):
-    """The draw of a seed is the same alone, among others and for every method, and another for a teacher."""
+    """A seed draws the same alone, among other seeds and for every method; a teacher draws differently."""
     config = small_config(num_seeds=3, dataset__examples_per_class=2)
     source = digits.load(config.dataset, config.dataset)
     examples, rows, _ = dispatch.select_examples(source, config)
@@ -201,7 +201,7 @@ def test_what_a_run_keeps_of_a_pool_is_what_its_seeds_draw(small_config):
     config.role = 'teacher'
     others = dispatch.select_examples(source, config).examples
     assert not np.array_equal(others['image'], examples['image'])
-    # A pool that is smaller than what the seeds draw together is there once.
+    # If the seeds draw more than the pool has, the pool is kept once.
     everything = small_config(num_seeds=3, dataset__examples_per_class=80)
     source = digits.load(everything.dataset, everything.dataset)
     examples_of_all_seeds = dispatch.select_examples(source, everything).examples

@@ -1,4 +1,4 @@
-"""MovieLens: the protocol of the split, held against the ratings as TFDS has them."""
+"""MovieLens: the split and the inputs, against the ratings as TFDS has them."""
 
 import collections
 import functools
@@ -113,9 +113,9 @@ def test_the_vocabulary_is_that_of_the_tasks_own_training(genre, split):
     source = load(genre, split)
     inputs = compute_inputs(source, source.train)
     for name in ('user', 'movie'):
-        # Rows 1, 2, ... all occur in training, and row 0, which is none of them, does not.
+        # Every row from 1 on occurs in training; row 0 is for unknown ids.
         np.testing.assert_array_equal(np.unique(inputs[name]), np.arange(1, source.vocabularies[name]))
-        # One row an id, and no id without its row.
+        # Each known id has one row.
         pairs = set(zip(source.train[name].tolist(), inputs[name].tolist(), strict=True))
         assert len(pairs) == source.vocabularies[name] - 1 == len(np.unique(source.train[name]))
     assert np.sum(inputs['title_words'].sum(axis=0)[1:] == 0) == 0
@@ -254,12 +254,12 @@ def test_an_id_that_is_not_in_the_data_has_a_number_of_its_own(monkeypatch):
         [True, False],
     )
     assert (movies.column, movies.raw.tolist()) == ('movie_id', ['5', '3'])
-    # Movie 0 is no War movie, so that its row is never trained; its title and genre are what they are.
+    # Movie 0 is no War movie, so its row is never trained; its title and genres are known.
     assert movies.is_known.tolist() == [False, True]
     inputs = compute_inputs(source, {'user': np.array([0, 1, 2]), 'movie': np.array([0, 1, 2])})
     np.testing.assert_array_equal(inputs['user'], [1, 0, 0])
     np.testing.assert_array_equal(inputs['movie'], [0, 1, 0])
-    # Of the titles `two` alone is known.
+    # `two` is the only known word of a title.
     np.testing.assert_array_equal(inputs['title_words'], [[1, 0], [0, 1], [1, 0]])
     np.testing.assert_array_equal(inputs['genres'], [[1, 0], [0, 1], [0, 0]])
 
@@ -282,7 +282,7 @@ def test_each_users_own_last_tenth():
     expected = [of_user[user] - int(of_user[user] * 0.9) for user in sorted(of_user)]
     np.testing.assert_array_equal(np.bincount(test_run.units), expected)
     assert test_run.groups['known_users'].all()
-    # The same ratings in all: training of the one is training and validation of the other.
+    # Training of a test run is training and validation of a search.
     both = [validation_run.train, validation_run.evaluation]
     rows = np.concatenate([part['user'] for part in both])
     np.testing.assert_array_equal(np.bincount(rows), np.bincount(test_run.train['user']))
@@ -290,7 +290,7 @@ def test_each_users_own_last_tenth():
 
 @pytest.mark.usefixtures('movielens_data')
 def test_known_users_of_drama():
-    """By the split by time 71% of Drama's test ratings are of users that its training does not know."""
+    """In the temporal split 71% of the test ratings of Drama are by users without a rating in training."""
     source = load('Drama')
     share = source.groups['unknown_users'].mean()
     assert share == pytest.approx(0.71, abs=0.005)
@@ -316,11 +316,11 @@ def test_data_that_is_missing_says_how_to_get_it(monkeypatch, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-# --- Ratings that are none -------------------------------------------------------------------------
+# --- Invalid ratings -------------------------------------------------------------------------------
 
 
 def write_and_read_ratings(write_prepared, changes, count=20, size='100k'):
-    """Writes ratings of which the fourth has some other fields, and reads them."""
+    """Writes ratings, the fourth of them with changed fields, and reads them."""
     import tensorflow_datasets as tfds
 
     has_people = size in ('100k', '1m')
@@ -332,7 +332,7 @@ def write_and_read_ratings(write_prepared, changes, count=20, size='100k'):
         'timestamp': np.int64,
         'user_rating': np.float32,
     }
-    # What is not read: the feature, and what is in it.
+    # Features that are not read, and their values.
     rest = {
         'bucketized_user_age': (np.float32, 1.0),
         'user_gender': (np.bool_, True),
@@ -373,7 +373,7 @@ def test_ratings_that_are_written_are_read(write_prepared):
 
 @pytest.mark.parametrize('size', movielens.SIZES)
 def test_every_size_is_read_by_its_name(write_prepared, monkeypatch, size):
-    """Of ratings whose lowest is half a star where the size has half stars."""
+    """The lowest rating is half a star in the sizes that have half stars."""
     low, _ = movielens.SIZES[size]
     small_set = write_and_read_ratings(write_prepared, {'user_rating': low}, size=size)
     assert small_set.labels[3] == low
@@ -444,7 +444,7 @@ def test_ratings_that_are_damaged_are_refused(write_prepared):
 def test_ratings_that_are_not_what_their_folder_says_are_refused(
     write_prepared, original, replacement, message
 ):
-    """Fewer records than it counts, and another format."""
+    """Fewer records than the folder says, or another format."""
     write_and_read_ratings(write_prepared, {})
     import tensorflow_datasets as tfds
 

@@ -1,4 +1,4 @@
-"""What data sets of ratings share, worked by hand."""
+"""Splits and vocabularies of ratings, by hand."""
 
 import numpy as np
 import pytest
@@ -54,14 +54,14 @@ def test_a_split_by_time_rounds_down(count):
 def test_split_by_user_by_hand(changes, evaluation):
     train, held_out = split_rows(USERS, split_by='user', **changes)
     assert held_out == evaluation
-    # What each user gave before.
+    # Training is what each user rated before.
     first = {user: min(row for row in evaluation if USERS[row] == user) for user in range(3)}
     assert train == [row for row, user in enumerate(USERS) if row < first[user]]
 
 
 def test_a_user_with_too_few_ratings_is_only_evaluated():
     assert split_rows([0] * 10 + [1], split_by='user', split='test') == [list(range(9)), [9, 10]]
-    # int(0.9) is 0: nothing of user 1 is for training or validation. Slices of 1 of the 9 ratings of user 0.
+    # int(0.9) is 0: user 1 has no rating for training or validation. Slices are of 1 of user 0's 9 ratings.
     assert split_rows([0] * 10 + [1], split_by='user', split='validation') == [list(range(8)), [8]]
 
 
@@ -83,8 +83,8 @@ def test_bags_by_hand():
     expected[1, [0, big]] = 1 / 2
     expected[2, [sleep, the]] = 1 / 2
     expected[3, [big, sleep]] = 1 / 2
-    # Item 4 has no values, and the last row is of an item whose values nobody knows.
+    # Item 4 has no values; the last row is an item without known values.
     expected[5, 0] = 1
     np.testing.assert_allclose(bags, expected, rtol=1e-6)
-    # Every value of a seen item is known where one is enough.
+    # With a minimum count of 1, every value of a seen item is known.
     assert ratings.bags_of(values, np.array([1]), 1).shape == (5, 1 + len({'big', 'night', "day's"}))

@@ -1,4 +1,4 @@
-"""Ratings from a CSV or TSV: what is read of it, held against cases worked by hand, and what is refused."""
+"""Ratings from a CSV or TSV: what is read, by hand, and what is refused."""
 
 import csv
 import datetime
@@ -46,7 +46,7 @@ def find_raw_ids(source, examples):
     return list(zip(*names, examples['labels'].tolist(), strict=True))
 
 
-# Ten ratings, the first line is the latest one. By time: ann and bo in turn, then zoe, who is new.
+# Ten ratings, the latest first. In order of time: ann and bo in turn, then zoe, who is new.
 FILM = {
     'x1': ('"Les enfants, du paradis"', 'Drama|War'),
     '7': ('Les Été', 'Drama'),
@@ -84,7 +84,7 @@ def test_four_columns_are_enough_and_others_are_said(tmp_path, name):
     assert source.ids['user'].is_known.tolist() == [True, True, False]
     assert [ids.column for ids in source.ids.values()] == ['user', 'item']
     assert source.vocabularies == {'user': 3, 'item': 4}
-    # 3 is the number of an id that is not in the file.
+    # 3 stands for an id that is not in the file.
     inputs = compute_inputs(source, {'user': np.arange(4), 'item': np.arange(4)})
     np.testing.assert_array_equal(inputs['user'], [1, 2, 0, 0])
     np.testing.assert_array_equal(inputs['item'], [1, 2, 3, 0])
@@ -100,13 +100,13 @@ def test_words_and_categories_by_hand(tmp_path):
         min_title_word_count=1,
     )
     assert source.note == ''
-    # Column 0 is of what training does not show; then du enfants les paradis été, and Drama War.
+    # Column 0 is for values that are not in training; then du enfants les paradis été, and Drama War.
     assert source.vocabularies == {'user': 3, 'item': 4, 'title': 6, 'kinds': 3}
     inputs = compute_inputs(source, {'user': np.zeros(4, int), 'item': np.arange(4)})
     titles = [[0, 0, 0, 1 / 2, 0, 1 / 2], [0, 1 / 4, 1 / 4, 1 / 4, 1 / 4, 0], [0] * 6, [1, 0, 0, 0, 0, 0]]
     np.testing.assert_allclose(inputs['title'], titles)
     np.testing.assert_allclose(inputs['kinds'], [[0, 1, 0], [0, 1 / 2, 1 / 2], [0, 0, 0], [1, 0, 0]])
-    # `les` alone is in two titles.
+    # `les` is the only word in two titles.
     assert load(tmp_path / 'own.csv', words=('title',)).vocabularies['title'] == 2
 
 
@@ -128,7 +128,7 @@ def test_the_filter_comes_after_the_split_and_is_a_tasks_own(tmp_path):
     assert teacher.train['labels'].tolist() == list(range(36))
     assert student.train['labels'].tolist() == list(range(1, 36, 2))
     assert student.evaluation['labels'].tolist() == [37, 39]
-    # The teacher reads the student's examples with rows of its own.
+    # The teacher maps the ids of the student's examples to rows of its own.
     assert student.vocabularies == {'user': 4, 'item': 3}
     teacher_inputs = compute_inputs(teacher, student.evaluation)
     np.testing.assert_array_equal(teacher_inputs['item'], [2, 4])
@@ -139,7 +139,7 @@ def test_the_filter_comes_after_the_split_and_is_a_tasks_own(tmp_path):
     'times', [['2024-05-31', '2024-06-01T10:00:00+02:00', '2024-06-01T08:30:00'], [3, 5e9, 5e9 + 1]]
 )
 def test_time_is_a_number_or_a_date(tmp_path, times):
-    """Lines in the other order; the second date is eight o'clock in UTC, which one without a zone is in."""
+    """Lines in reverse order. The second date is 8:00 UTC; a date without a zone is in UTC."""
     rows = [f'u,i{i},{i},{time}' for i, time in enumerate(times)]
     table = ratings_file._read_file(write_file(tmp_path, '\n'.join([HEADER, *rows[::-1]])), 0, list_columns())
     assert table.labels.tolist() == [0, 1, 2]
@@ -184,7 +184,7 @@ def test_a_number_is_in_plain_digits(tmp_path, text):
 @pytest.mark.parametrize('where', ['rating', 'timestamp', 'first timestamp'])
 @pytest.mark.parametrize(
     'text',
-    # The first eight are numbers to Python's float.
+    # Python's float accepts the first eight.
     ['4_5', '1_700_000_300', '٤', '４', 'inf', '-Infinity', 'nan', '1e400', '0x10', '4,5', '1e', '.', '--4'],
 )
 def test_what_is_a_number_to_python_alone_is_refused_by_its_line(tmp_path, where, text):
@@ -200,14 +200,14 @@ def test_what_is_a_number_to_python_alone_is_refused_by_its_line(tmp_path, where
 
 
 def test_a_tsv_has_no_quotes(tmp_path):
-    """As a CSV, all between the two quotes would be one cell."""
+    """In a CSV, everything between the two quotes would be one cell."""
     rows = [f'u{i}\ti\t{i}\t{i}\t{"5" if i not in (3, 8) else ""}"' for i in range(12)]
     source = load(
         write_file(tmp_path, '\n'.join([HEADER.replace(',', '\t') + '\tinches', *rows, '']), 'own.tsv')
     )
     assert [*source.train['labels'], *source.evaluation['labels']] == list(range(12))
     assert source.note == 'own.tsv has columns that are not read: inches'
-    # Whoever wrote quotes around cells is told that they are a part of them.
+    # A note says that quotes around cells are part of them.
     text = '\n'.join([HEADER, *(f'"u",i,{i},{i}' for i in range(10))]).replace(',', '\t')
     quoted = load(write_file(tmp_path, text, 'quoted.tsv'))
     assert quoted.ids['user'].raw.tolist() == ['"u"']
@@ -229,7 +229,7 @@ def test_a_row_over_several_lines_is_said(tmp_path):
 def test_a_row_that_repeats_an_earlier_one_is_left_out_and_counted(tmp_path):
     rows = [f'u,i,{i % 5},{i}' for i in range(20)]
     once = load(write_file(tmp_path, '\n'.join([HEADER, *rows])), split='test')
-    # The last of training and the first of the test twice more, as the same numbers in other digits.
+    # The last training rating and the first test rating are repeated, with the numbers written differently.
     again = [f'u,i,{i % 5}.0,{i}e0' for i in (17, 18, 18, 17)]
     source = load(write_file(tmp_path, '\n'.join([HEADER, *again[:2], *rows, *again[2:]])), split='test')
     for part, expected in ((source.train, once.train), (source.evaluation, once.evaluation)):
@@ -238,7 +238,7 @@ def test_a_row_that_repeats_an_earlier_one_is_left_out_and_counted(tmp_path):
     assert source.note == (
         'own.csv repeats 4 rows of the same user, item, rating and time, left out (first: line 21)'
     )
-    # Later is another rating.
+    # The same pair at another time is another rating.
     assert len(load(write_file(tmp_path, '\n'.join([HEADER, *rows, 'u,i,4,20']))).train['labels']) == 18
 
 
@@ -253,7 +253,7 @@ def test_two_ratings_at_the_same_time_are_refused_with_both_lines(tmp_path):
 
 
 def test_a_long_id_takes_its_own_length(tmp_path):
-    """An array of type str would take 60,000 characters for each user, 2.4 GB."""
+    """A NumPy array of str would take 60,000 characters for every user, 2.4 GB."""
     rows = [f'u{i},i{i},3,{i}' for i in range(10_000)]
     path = write_file(tmp_path, '\n'.join([HEADER, *rows, f'{"u" * 60_000},{"i" * 60_000},3,0']))
     tracemalloc.start()
@@ -412,7 +412,7 @@ def test_an_item_that_is_two_things_is_refused_with_both_lines(tmp_path):
     text = make_film_table() + 'ann,7,2,5,Les étés,Drama\n'
     message = r"own\.csv, line 12: title of '7' is 'Les étés', but 'Les Été' in line 2; an item has one"
     assert_refused(write_file(tmp_path, text), message, words=('title',))
-    # A column that is not read may say what it likes.
+    # A column that is not read may hold anything.
     assert load(tmp_path / 'own.csv', categories=('kinds',)).vocabularies['kinds'] == 3
 
 
@@ -435,7 +435,7 @@ def test_a_mistake_in_the_teachers_filter_is_told_as_its_own(tmp_path):
 
 
 def write_ratings(tmp_path):
-    """A file of ratings that are of their item and of whether their user is an odd one."""
+    """Writes ratings that depend on the item and on whether the number of the user is odd."""
     rng = np.random.default_rng(0)
     start = datetime.datetime(2024, 1, 1)
     rows = []
@@ -460,7 +460,7 @@ def test_a_run_from_the_command_line(tmp_path):
     completed = forked.run(['-m', 'td_jax.main', '--config=configs/ratings.py', *flags])
     assert completed.returncode == 0, completed.stderr
     assert 'supervised on own.csv b: test rmse ' in completed.stdout
-    # The deviation of a guess at the mean is 1.5.
+    # Predicting the mean has an RMSE of 1.5.
     assert json.loads((tmp_path / 'run' / 'result.json').read_text())['mean'] < 1
 
 

@@ -1,4 +1,4 @@
-"""How images of any size become the squares that a model is shown, against Pillow and TensorFlow."""
+"""Resizing images of any size to the square of a model, against Pillow and TensorFlow."""
 
 import jax
 import numpy as np
@@ -21,7 +21,7 @@ VIEWS = {
 
 
 def make_pixels(height, width):
-    """A photograph's colours change slowly; an edge of black and white goes beyond what there is."""
+    """Slowly changing colours, as in a photograph, and an edge at which bicubic resizing overshoots."""
     rough = np.random.default_rng(height).integers(0, 256, (height // 3 + 2, width // 3 + 2, 3), np.uint8)
     smooth = PIL.Image.fromarray(rough).resize((width, height), PIL.Image.Resampling.BICUBIC)
     pixels = np.array(smooth)
@@ -30,7 +30,7 @@ def make_pixels(height, width):
 
 
 def resize_by_hand(pixels, view):
-    """Resizing, then the middle; the width first, as Pillow did it in any case before version 13."""
+    """Resizes the width, then the height, as Pillow before version 13 always did, and takes the middle."""
     image, side = PIL.Image.fromarray(pixels), round(view.side / view.crop_pct - 0.49)
     width, height = image.size
     if view.crop_mode == 'squash':
@@ -41,7 +41,7 @@ def resize_by_hand(pixels, view):
     at_once = image.resize(size, method)
     image = image.resize((size[0], height), method).resize(size, method)
     if view.crop_mode == 'center':
-        # As Hugging Face and timm write it; no version takes the height first where the shape stays.
+        # As in Hugging Face and timm; if the shape stays, no version of Pillow resizes the height first.
         np.testing.assert_array_equal(at_once, image)
     left, top = (size[0] - view.side) // 2, (size[1] - view.side) // 2
     return np.asarray(image.crop((left, top, left + view.side, top + view.side)))
@@ -50,7 +50,7 @@ def resize_by_hand(pixels, view):
 @pytest.mark.parametrize('shape', SHAPES, ids=str)
 @pytest.mark.parametrize('view', VIEWS.values(), ids=VIEWS)
 def test_pillows_are_those_of_pillow(view, shape):
-    """On a device a sum in float32 may fall on the other side of a half."""
+    """On a device, a sum in float32 may be rounded to the other neighbour."""
     pixels = make_pixels(*shape)
     expected = resize_by_hand(pixels, view)
     np.testing.assert_array_equal(resizing.resize_by_pillow(pixels, view), expected, strict=True)
@@ -61,7 +61,7 @@ def test_pillows_are_those_of_pillow(view, shape):
     assert on_device.dtype == np.float32
     for ours, theirs in zip(on_device, (expected, resize_by_hand(pixels[::-1], view)), strict=True):
         difference = np.abs(ours - theirs)
-        # One more where the first side has fallen on the other side already.
+        # By one more if the first side was rounded differently already.
         assert difference.max() <= 2
         assert np.mean(difference) < 0.15
 

@@ -1,4 +1,4 @@
-"""A teacher that is shown the images of its student at another resolution, in memory and from a stream."""
+"""A teacher at another resolution than its student, with images in memory and from a stream."""
 
 import json
 import pathlib
@@ -19,13 +19,13 @@ from td_jax.training.run import train
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
 
-# Of the student and of its teacher, which is shown the middle.
+# The views of the student and of its teacher, which takes the middle of an image.
 OWN, OTHER = View(16, 'bilinear'), View(40, 'bicubic_antialias', 'center', 0.8)
 
 
 @pytest.fixture
 def make_config(tmp_path):
-    """A function (**changes of config.dataset) -> a config of a folder of photographs of unlike shapes."""
+    """A function (**changes of config.dataset) -> a config on photographs of different shapes."""
     for i in range(12):
         file = tmp_path / 'own' / 'ab'[i % 2] / f'{i:02}.png'
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -43,13 +43,13 @@ def make_config(tmp_path):
 
 
 def load_sources(config):
-    """(the student's, its teacher's)."""
+    """(source of the student, source of its teacher)."""
     source = assembly.load_source(config, config.dataset)
     return source, teachers.source_of(config, source)
 
 
 def to_pixels(inputs):
-    """What a model is given, as bytes."""
+    """The inputs of a model as pixels from 0 to 255."""
     return (np.asarray(inputs['image']) + 1) * 127.5
 
 
@@ -75,9 +75,9 @@ def test_in_an_evaluation_each_model_is_shown_images_as_it_is_alone(make_config,
 @pytest.mark.parametrize('kept_gb', [2.0, 0.0], ids=['in memory', 'streamed'])
 @pytest.mark.parametrize('min_crop_area', [0.3, 1.0], ids=['crops', 'whole'])
 def test_in_training_both_see_the_same_part_of_an_image(make_config, kept_gb, min_crop_area):
-    """Crop and mirror: what the teacher sees, made smaller, is what the student sees."""
+    """Both get the same crop and mirroring: the teacher's image, resized, is the student's."""
     config = make_config(kept_gb=kept_gb, min_crop_area=min_crop_area, mirror_rate=0.5)
-    # Where an image is taken whole, the student's part of it is.
+    # Of a whole image, both see the part that the student's view keeps.
     assert images.training_view(config.dataset, config.teacher.dataset) == View(40, 'bicubic_antialias')
     source, teacher = load_sources(config)
     if kept_gb:
@@ -94,7 +94,7 @@ def test_in_training_both_see_the_same_part_of_an_image(make_config, kept_gb, mi
     assert error.max() < 6
     assert np.mean(error < mirrored) > 0.9
     if kept_gb:
-        # Of another key they see others.
+        # Another key gives other crops.
         assert np.abs(student - to_pixels(source.inputs((), examples, jax.random.key(4)))).mean() > 6
 
 
@@ -123,7 +123,7 @@ def test_a_teacher_of_clean_inputs_is_shown_training_images_as_in_an_evaluation(
 
 
 def test_what_is_kept_as_it_was_taken_is_kept_once(cifar10_data):
-    """Of CIFAR each model resizes the same image; crops have the same corners."""
+    """On CIFAR each model resizes the same image, and crops have the same corners."""
     config = images_config.get_config()
     config.dataset.update({'name': 'cifar10', 'image_size': 16, 'min_crop_area': 0.5})
     config.teacher.dataset.image_size = 64
@@ -158,13 +158,13 @@ SMALL = {
 def test_a_student_learns_from_a_teacher_of_another_resolution(make_config, tmp_path, kept_gb):
     config = make_config(kept_gb=kept_gb)
     config.update_from_flattened_dict(SMALL)
-    # As the checkpoint's code shows it images.
+    # The preprocessing of the checkpoint.
     config.teacher.dataset.update({'resize': 'bilinear', 'crop_mode': 'squash', 'crop_pct': 1.0})
     result = train(config, tmp_path / 'run')
     assert result['steps'] == 2
     stored = json.loads((tmp_path / 'run' / workdir.CONFIG).read_text())
     assert (stored['dataset']['image_size'], stored['teacher']['dataset']['image_size']) == (16, 40)
-    # It goes on where it was, and what is another resolution is another run.
+    # The run continues; with another resolution it is another run.
     assert train(config, tmp_path / 'run') == result
     config.teacher.dataset.image_size = 48
     with pytest.raises(UserError, match=r'teacher\.dataset\.image_size \(40 there, 48 here\)'):
@@ -190,7 +190,7 @@ def test_the_same_resolution_said_or_not_is_the_same_run(make_config):
     assert config_lib.digest(explicit) == config_lib.digest(config)
     stored = json.loads(config_lib.to_json(config))
     for key in ('image_size', 'resize', 'crop_mode', 'crop_pct'):
-        # As an older version stored it.
+        # An older version did not store these keys.
         del stored['teacher']['dataset'][key]
     assert config_lib.differences(explicit, stored) == {}
     run = config_lib.teacher_run(explicit)

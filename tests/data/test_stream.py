@@ -1,4 +1,4 @@
-"""Runs on data that streams: the real ImageNet sample through the same experiment as everything else."""
+"""Training runs on streamed data: the real ImageNet sample."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from td_jax.training.run import train
 from tests import forked
 
 pytestmark = pytest.mark.usefixtures('shared_programs')
-# A ViT of 2 tokens: what is tested is not the model.
+# A ViT of 2 tokens, because the model is not what is tested.
 SMALL = {
     'method': 'supervised',
     'num_steps': 12,
@@ -49,21 +49,21 @@ def make_small_config(**changes):
 
 @pytest.fixture(scope='module')
 def uninterrupted_run(tmp_path_factory, imagenet_data):
-    """The workdir of a run that nothing happened to."""
+    """The workdir of an uninterrupted run."""
     folder = tmp_path_factory.mktemp('undisturbed') / 'run'
     train(make_small_config(), folder)
     return folder
 
 
 def test_what_is_shuffled_at_once_has_to_fit_on_the_machine(imagenet_data, tmp_path, monkeypatch):
-    """Half of the images, and a buffer of more than there are."""
+    """A shuffle buffer of half of the images, and one larger than the data set."""
     config = make_small_config(dataset__shuffle_buffer=120)
     half = assembly.load_source(config, config.dataset).train.host_bytes
     config.dataset.shuffle_buffer = 10**6
     source = assembly.load_source(config, config.dataset).train
     whole = source.host_bytes
     files = pathlib.Path(os.environ['TFDS_DATA_DIR']).glob('imagenet2012/*/imagenet2012-train.tfrecord*')
-    # A record has 16 bytes around it in its file.
+    # A file has 16 bytes in addition per record.
     assert whole == sum(path.stat().st_size for path in files) - 16 * source.count
     assert half == whole * 120 // source.count
     monkeypatch.setattr(memory, 'of_machine', lambda: 10_000_000)
@@ -85,11 +85,11 @@ def test_a_run_reads_every_evaluation_image_once(uninterrupted_run):
 
 
 def run_and_kill(folder, after_steps):
-    """Starts the run in a process of its own and kills it once a checkpoint of a step is there."""
+    """Starts the run in another process and kills it once it has saved the checkpoint of a step."""
     flags = [f'--config.{key}={value}' for key, value in SMALL.items()]
     process = forked.start(
         ['-m', 'td_jax.main', '--config=configs/vit_imagenet.py', f'--workdir={folder}', *flags],
-        # It must not leave what it compiles half written to those after it.
+        # A killed process must not leave half-written programs in the shared compilation cache.
         env={**os.environ, 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '1e9'},
     )
     for line in process.stderr:

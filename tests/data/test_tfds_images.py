@@ -1,4 +1,4 @@
-"""Images of TFDS by name: data sets that the tests write in its format, and what is refused of them."""
+"""Images of TFDS by name: data sets that the tests write in its format, and what is refused."""
 
 import io
 
@@ -15,13 +15,13 @@ NAME = 'own_flowers'
 
 
 def make_picture(number, height=SIDE, width=SIDE, channels=3):
-    """An image of one colour, which says its number."""
+    """An image of one colour, which encodes a number."""
     return np.full((height, width, channels), number, np.uint8)
 
 
 @pytest.fixture
 def write(write_prepared):
-    """A function ({part: count}, ...) that writes images whose numbers go up, of three classes in turn."""
+    """A function ({part: count}, ...) that writes numbered images of three alternating classes."""
     import tensorflow_datasets as tfds
 
     def write_images(counts, shape=(None, None, 3), label=lambda number: number % 3, name=NAME, **more):
@@ -35,7 +35,7 @@ def write(write_prepared):
         for part, count in counts.items():
             splits[part] = []
             for _ in range(count):
-                # Of other sizes where those are not fixed.
+                # Of different sizes, if the feature does not fix the size.
                 size = (SIDE, SIDE) if shape[0] else (SIDE + number % 3, SIDE + number % 2)
                 image = make_picture(number, *size, shape[2])
                 example = {'image': image, 'label': label(number), 'file_name': f'{part}_{number}.png'}
@@ -60,7 +60,7 @@ def load(**changes):
 
 
 def read_numbers(examples):
-    """{number: label} of examples."""
+    """{number: label} of the examples."""
     pixels = examples['image']
     np.testing.assert_array_equal(pixels, pixels[:, :1, :1, :1] * np.ones(pixels.shape[1:], np.uint8))
     return dict(zip(pixels[:, 0, 0, 0].tolist(), examples['labels'].tolist(), strict=True))
@@ -86,7 +86,7 @@ TRAIN, REST, MORE = range(100), range(100, 107), range(107, 112)
 def test_what_is_trained_on_and_what_is_evaluated(write, parts, split, train, evaluation, kept_gb):
     write(dict(zip(parts, (100, 7, 5), strict=False)))
     source = load(split=split, kept_gb=kept_gb)
-    # The class is that of the number; TFDS keeps the order of what is written one after the other.
+    # The number decides the class; TFDS keeps the order of the examples.
     if kept_gb:
         assert read_numbers(source.train) == {number: number % 3 for number in train}
         assert read_numbers(source.evaluation) == {number: number % 3 for number in evaluation}
@@ -125,7 +125,7 @@ def test_classes_of_what_is_kept(write):
 
 @pytest.mark.parametrize('parts', [('train', 'test', 'validation'), ('train', 'test'), ('train',)])
 def test_a_seed_draws_the_same_for_a_search(write, parts):
-    """Whatever a search is evaluated on: a part of its own, or the end of training."""
+    """Whether the validation examples are a part of their own or cut from training."""
     write(dict(zip(parts, (40, 6, 9), strict=False)))
     tested, searched = (
         load(split=split, examples_per_class=3, labelled_by='seed').train for split in ('test', 'validation')
@@ -194,7 +194,7 @@ def test_only_names_of_data_sets_reach_tfds(name, monkeypatch):
 
 
 def test_files_of_a_folder_that_a_name_leads_to_import_nothing(write, tmp_path, monkeypatch):
-    """TFDS imports what the description of features names; it does so from data_dir, wherever that is."""
+    """TFDS would import the class that features.json names, from any folder."""
     description = write({'train': 4}) / 'features.json'
     text = description.read_text()
     kind = 'tensorflow_datasets.core.features.features_dict.FeaturesDict'
@@ -208,7 +208,7 @@ def test_files_of_a_folder_that_a_name_leads_to_import_nothing(write, tmp_path, 
 
 
 def test_every_name_of_tfds_is_one():
-    """And of each TFDS itself reads a name, a config and a version, and nothing else."""
+    """TFDS parses each into a name, a config and a version, and nothing else."""
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core import naming
 

@@ -1,4 +1,4 @@
-"""Training examples without labels: which they are, and how they are read."""
+"""Training examples without labels: which are taken, and how they are read."""
 
 import numpy as np
 import PIL.Image
@@ -65,7 +65,7 @@ def test_the_rest_is_what_has_no_label(some_config, labelled_by):
         np.testing.assert_array_equal(np.sort(np.concatenate(rows)), everything)
         rows_by_seed.append(rows)
     assert np.array_equal(rows_by_seed[0][1], rows_by_seed[1][1]) == (labelled_by == 'first')
-    # Those with labels are the same as without the others, in the same order.
+    # The labelled examples and their order do not change.
     plain_config = some_config.copy_and_resolve_references()
     plain_config.dataset.unlabelled = ''
     plain = load(plain_config)
@@ -73,7 +73,7 @@ def test_the_rest_is_what_has_no_label(some_config, labelled_by):
     expected = plain.train if labelled_by == 'first' else base.take(plain.train.examples, plain.train.rows(1))
     for name, array in expected.items():
         np.testing.assert_array_equal(own[name], array)
-    # They are a choice of training, so that both have the same data.
+    # They are an option of training, so the data are the same.
     if labelled_by == 'seed':
         assert description.digest(description.describe(source)) == description.digest(
             description.describe(plain)
@@ -81,7 +81,7 @@ def test_the_rest_is_what_has_no_label(some_config, labelled_by):
 
 
 def test_a_number_takes_the_lowest_lots_by_hand(monkeypatch):
-    """Of whatever class, those that a search is evaluated on last."""
+    """The lowest lots of all classes together; those of the validation slice come last."""
     monkeypatch.setattr(base, 'derive_seed', lambda number, name: (number, name) == (9, 'labelled') and 123)
     labels, places = np.array([0, 1, 0, 1, 0, 1, 1]), np.array([0, 1, 2, 3, 5, 7, 8])
     # Class 0 has the lots 125, 40 and 149; class 1 has 9, 34, 51 and 151.
@@ -121,7 +121,7 @@ def test_images_of_a_folder_are_resized_as_those_with_labels(photos, more_photos
     expected = np.array([51, 102], np.uint8)[:, None, None, None] * np.ones((1, 4, 4, 3), np.uint8)
     np.testing.assert_array_equal(source.unlabelled.examples['image'], expected)
     assert source.note.endswith('more holds what is not read: notes.txt')
-    # A teacher with a resolution of its own has its own.
+    # A teacher with another resolution gets its own images of them.
     config = make_folder_config(photos, unlabelled=str(more_photos))
     config.teacher.dataset.image_size = 8
     fields = load(config).unlabelled.examples
@@ -129,7 +129,7 @@ def test_images_of_a_folder_are_resized_as_those_with_labels(photos, more_photos
         'image': (2, 4, 4, 3),
         'teacher_image': (2, 8, 8, 3),
     }
-    # Changed files are told.
+    # A changed file is noticed.
     before = description.describe(source)
     PIL.Image.fromarray(np.full((6, 9, 3), 52, np.uint8)).save(more_photos / 'b.png')
     now = description.describe(load(make_folder_config(photos, unlabelled=str(more_photos))), [before])
@@ -202,7 +202,7 @@ def test_drawn_pairs_are_different_and_unrated():
         drawn_pairs = list(zip(*map(np.ndarray.tolist, pairs.values()), strict=True))
         assert len(set(drawn_pairs)) == count
         assert set(drawn_pairs) <= everything
-    # A part of them is spread over users and items.
+    # A few pairs are spread over users and items.
     config.unlabelled = '12'
     pairs = unlabelled.add(source, config).unlabelled.examples
     assert all(len(set(column.tolist())) > 3 for column in pairs.values())
@@ -212,7 +212,7 @@ def test_pairs_of_a_table_are_read_without_their_ratings(monkeypatch, tmp_path):
     path = tmp_path / 'pairs.csv'
     path.write_text('movie_id,rating,user_id\n302,not a number,7\nnew,,196\n')
     source = load(make_ratings_config(monkeypatch, str(path)))
-    # Numbers by the order of the ids; an id that is not there has the number after the last.
+    # Ids are numbered in order; the number after the last stands for an unknown id.
     pairs = {name: array.tolist() for name, array in source.unlabelled.examples.items()}
     assert pairs == {'user': [2, 0], 'movie': [1, 4]}
     assert source.note == 'pairs.csv has columns that are not read: rating'

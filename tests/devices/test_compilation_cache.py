@@ -1,4 +1,4 @@
-"""A folder of compiled programs in which a process left something half written."""
+"""The repair of a compilation cache in which a process left a half-written file."""
 
 import os
 import time
@@ -10,25 +10,25 @@ import pytest
 from td_jax.devices import compilation_cache
 from tests import forked
 
-# Compiles some programs, and says which of them it had to.
+# Compiles some programs in the cache folder.
 PROGRAM = """
 import sys
 import jax
 from td_jax.devices import platform
 
-if sys.argv[1] == 'mends':
+if sys.argv[1] == 'repair':
     platform.start()
 for number in range(3):
     jax.jit(lambda x: x * 3 + number)(jax.numpy.arange(5.0)).block_until_ready()
 """
 
 
-def compile_in(folder, most, mends='mends'):
-    """What a process that compiles into a folder says; its programs as {path: content}."""
+def compile_in(folder, most, mode='repair'):
+    """(stderr of a process that compiles into a folder, {path: content} of the programs there)."""
     settings = {'DIR': str(folder), 'MAX_SIZE': str(most)}
     environment = {f'JAX_COMPILATION_CACHE_{name}': value for name, value in settings.items()}
     environment |= {'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0', 'JAX_PLATFORMS': 'cpu'}
-    completed = forked.run(['-c', PROGRAM, mends], env={**os.environ, **environment})
+    completed = forked.run(['-c', PROGRAM, mode], env={**os.environ, **environment})
     assert completed.returncode == 0, completed.stderr
     return completed.stderr, read_programs(folder)
 
@@ -38,7 +38,7 @@ def read_programs(folder):
 
 
 def list_keys(folder):
-    """The keys that have a program, and those that have a time of last use."""
+    """(keys with a program, keys with a time of last use)."""
     return tuple(
         {path.name.removesuffix(end) for path in folder.glob(f'*{end}')} for end in ('-cache', '-atime')
     )
@@ -54,14 +54,14 @@ def test_what_is_cut_off_is_written_anew(tmp_path, most):
     longest = max(whole, key=lambda path: len(whole[path]))
     longest.write_bytes(whole[longest][:-7])
     if most == UNBOUNDED:
-        # By a process that may still be at it, so nobody touches it.
+        # Another process may still be writing it, so it stays.
         err, _ = compile_in(tmp_path, most)
         assert 'Error reading persistent compilation cache entry' in err
         old = time.time() - 2 * compilation_cache.MIN_AGE_SECONDS
         os.utime(longest, (old, old))
         (tmp_path / compilation_cache.CHECK_MARK).unlink()
     else:
-        err, _ = compile_in(tmp_path, most, 'does not')
+        err, _ = compile_in(tmp_path, most, 'no repair')
         assert 'Error reading persistent compilation cache entry' in err
         longest.write_bytes(whole[longest][:-7])
     err, rewritten = compile_in(tmp_path, most)
@@ -73,15 +73,15 @@ def test_what_is_cut_off_is_written_anew(tmp_path, most):
 
 
 def test_a_program_without_a_time_of_use_gets_one_and_a_time_without_a_program_goes(tmp_path):
-    """A process was killed between the two, when it wrote one or took one away."""
+    """A process was killed between writing, or removing, the program and its time of use."""
     err, whole = compile_in(tmp_path, BOUNDED)
     removed, other, *_ = whole
     removed.unlink()
-    # Of another command, so that this one does not read it.
+    # A program of another command, which this one does not read.
     lonely = tmp_path / 'jit_other-0123-cache'
     lonely.write_bytes(whole[other])
-    # JAX alone writes nothing any more.
-    err, programs_after = compile_in(tmp_path, BOUNDED, 'does not')
+    # JAX alone no longer writes to this folder.
+    err, programs_after = compile_in(tmp_path, BOUNDED, 'no repair')
     assert 'Error writing persistent compilation cache entry' in err and removed not in programs_after
     err, programs_after = compile_in(tmp_path, BOUNDED)
     assert (err, programs_after.keys()) == ('', {*whole, lonely})
@@ -111,7 +111,7 @@ def test_what_was_looked_at_once_is_not_read_again(tmp_path, monkeypatch):
         (zlib.compress(b'program')[:-1], False),
         (b'', False),
         (b'neither', False),
-        # Zstandard is not among what td_jax needs: where it is missing, JAX reads none of these.
+        # td_jax does not require Zstandard; without it JAX cannot read these.
         (compilation_cache.ZSTANDARD_MAGIC + b'...', compilation_cache._zstandard() is None),
     ],
 )

@@ -1,4 +1,4 @@
-"""A program that is called once is compiled quickly, and computes the same."""
+"""Programs that are called once: compiled quickly, with the same results."""
 
 import types
 

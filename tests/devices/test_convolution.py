@@ -1,4 +1,4 @@
-"""Convolutions by channel: the same numbers as XLA's own, which a CPU does not compute."""
+"""Depthwise convolutions: the same numbers as XLA's own, which are not used on a CPU."""
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ def draw(*shape):
     [((3, 3), (2, 2), 'SAME'), ((3, 2), (1, 1), 'VALID'), ((2, 3), (2, 1), ((1, 1), (0, 2)))],
 )
 def test_numbers_are_xlas(size, strides, padding):
-    """Of sides that strides do not divide, for two batches at once, with the gradients of both factors."""
+    """With sides that the strides do not divide, under vmap, with both gradients."""
     x, kernel = draw(2, 3, 11, 7, 5), draw(*size, 1, 5)
 
     def compute(function, x, kernel):
@@ -52,13 +52,13 @@ def test_bfloat16_is_rounded_once():
     actual = jax.jit(lambda x, k: convolution.depthwise(x, k, (1, 1), 'SAME'))(x, kernel)
     exact = convolve_by_xla(x.astype(jnp.float32), kernel.astype(jnp.float32), (1, 1), 'SAME')
     assert actual.dtype == jnp.bfloat16
-    # Half of the distance of neighbouring numbers of bfloat16, and what float32 rounds.
+    # Half of the distance of neighbouring bfloat16 numbers, plus rounding in float32.
     assert np.all(np.abs(actual.astype(jnp.float32) - exact) <= np.abs(exact) * 2**-8 * 1.001 + 1e-6)
 
 
 @pytest.mark.parametrize(('platform', 'count'), [('cpu', 0), ('tpu', 1), ('cuda', 1)])
 def test_only_a_cpu_adds_images(platform, count):
-    """XLA's CPU program of a convolution by channel is much slower than the sum."""
+    """XLA's CPU program of a depthwise convolution is much slower than a sum of shifted images."""
     x, kernel = draw(2, 9, 9, 3), draw(3, 3, 1, 3)
     traced = jax.jit(lambda x, k: convolution.depthwise(x, k, (1, 1), 'SAME')).trace(x, kernel)
     assert traced.lower(lowering_platforms=(platform,)).as_text().count('stablehlo.convolution') == count

@@ -1,4 +1,4 @@
-"""The same arrays have the same fingerprint wherever they are, and others have another."""
+"""Fingerprints: the same for the same arrays on any device, different for different arrays."""
 
 import hashlib
 import os
@@ -17,14 +17,14 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 def mix(x):
-    """The finalizer of MurmurHash3, in numbers of any length."""
+    """The finalizer of MurmurHash3, in Python integers."""
     x = (x ^ (x >> 16)) * 0x85EBCA6B % 2**32
     x = (x ^ (x >> 13)) * 0xC2B2AE35 % 2**32
     return x ^ (x >> 16)
 
 
 def make_expected_line(name, array):
-    """The line of an array, word by word."""
+    """The line that describes an array, computed word by word."""
     array = np.asarray(array)
     words = np.frombuffer(array.tobytes(), f'u{array.dtype.itemsize}')
     sums = [
@@ -36,7 +36,7 @@ def make_expected_line(name, array):
 
 @pytest.fixture(params=['by NumPy', 'compiled'])
 def sum_each_way(request, monkeypatch):
-    """Small arrays are summed by NumPy or, as large ones, by a program."""
+    """Sums small arrays by NumPy, then by a compiled program, as large ones are."""
     if request.param == 'compiled':
         monkeypatch.setattr(small_arrays, 'MAX_ELEMENTS', -1)
 

@@ -1,4 +1,4 @@
-"""Counted operations, against products counted by hand."""
+"""Operation counts against products counted by hand."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ def scan_products(a):
 
 
 def nest_products(a):
-    """Each of two outer turns computes a product once, and one of width 5 in three inner turns."""
+    """Each of two outer iterations computes a product once, and one of width 5 in three inner iterations."""
 
     @jax.jit
     def turn(carry, _):
@@ -76,7 +76,7 @@ def multiply_in_a_branch(a):
             lambda a: jax.lax.while_loop(lambda x: x[0, 0] > 0, lambda x: x @ jnp.ones((5, 5)), a),
             2 * 3 * 5 * 5,
         ),
-        # Forward, and the gradient of a; nobody asks for that of B.
+        # Forward, and the gradient of a; that of B is not needed.
         (jax.grad(lambda a: jnp.sum(jax.checkpoint(lambda x: x @ B)(a) ** 2)), 2 * PRODUCT),
     ],
 )
@@ -85,7 +85,7 @@ def test_products_by_hand(function, expected):
 
 
 def count_step_operations(config):
-    """Of a step of a student of 64 inputs and 5 labels on a batch of 8, the teacher's states given."""
+    """Counts a step of a student of 64 inputs and 5 labels on a batch of 8, given the teacher's states."""
     student = MODELS['mlp'](config.model, {}, 5, 'float32')
     step, numbers = (
         train_step.make_step(student, 'classification', 5, config),
@@ -106,7 +106,7 @@ def count_step_operations(config):
 
 def test_a_step_from_scratch_by_hand(small_config):
     first, rest = 2 * 8 * 64 * 5, 2 * 8 * (5 * 3 + 3 * 5)
-    # Forward, the gradient of every kernel, and of what enters every layer but the first.
+    # Forward, the gradient of every kernel, and that of the input of every layer but the first.
     assert count_step_operations(small_config(method='supervised')) == 2 * first + 3 * rest
 
 
@@ -114,8 +114,8 @@ def test_each_further_round_costs_the_same_as_by_hand(small_config):
     none, one, two, three = [count_step_operations(small_config(td__rounds=rounds)) for rounds in range(4)]
     # Of states 5 and 3 wide, and 7 and 11 wide; hidden layers of 13 and messages of 2.
     speak = (7 + 11) * 13 + 13 * 2 + (5 + 3) * 13 + 13 * 2
-    listen = 2 * 13 + 13 * (5 + 3) + 2 * 13 + 13 * 7  # nobody reads the higher state that the teacher hears
-    # The gradient of every kernel but the teacher's own, and of all that enters a product.
+    listen = 2 * 13 + 13 * (5 + 3) + 2 * 13 + 13 * 7  # the higher state that the teacher decodes is not used
+    # The gradient of every kernel but the teacher's own, and of every input of a product.
     further = 2 * 8 * (3 * (speak + listen + 5 * 3) + 2 * 7 * 11)
     assert none < one
     assert (two - one, three - two) == (further, further)

@@ -1,4 +1,4 @@
-"""Reading the text of compiled programs: a case worked by hand, and what this machine's compiler gives."""
+"""Parsing compiled programs: a case by hand, and a program of this machine's compiler."""
 
 import jax
 import jax.numpy as jnp
@@ -70,7 +70,7 @@ def test_traffic_is_what_instructions_read_and_write_in_hbm():
         'jit(step)/wide/sum': 26624 + 256,
         'jit(step)/while/body/put': 3 * (512 + 512),
         'jit(step)/sums': 2 * (2048 + 256),
-        # It gathers what the sums read, 2048, into vector memory.
+        # It gathers the 2048 bytes that the sums read into vector memory.
         'all-gather-start': 2048,
     }
 
@@ -84,7 +84,7 @@ def test_a_loop_runs_as_often_as_it_turns():
 
 
 def test_collectives_are_counted_without_padding():
-    # 4 * 32 floats and 10 halves; a start counts what it gives, its end not again.
+    # 4 * 32 floats and 10 halves; a start counts its result, and its end counts nothing.
     assert hlo.count_collectives(hlo.parse(PROGRAM)) == {'all-reduce': (1, 532), 'all-gather': (1, 128)}
 
 

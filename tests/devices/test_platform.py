@@ -1,4 +1,4 @@
-"""A platform that JAX cannot start: one line from every command and from Python, which blames no file."""
+"""A platform that JAX cannot start: one line from every command and from Python, which names no file."""
 
 import importlib.util
 import os
@@ -20,7 +20,7 @@ DIGITS = '--config=td_jax/configs/digits.py'
 
 @pytest.fixture(scope='module')
 def good_run(small_config, tmp_path_factory):
-    """The workdir of a run that has finished."""
+    """The workdir of a finished run."""
     folder = tmp_path_factory.mktemp('good') / 'run'
     train(small_config(method='supervised', num_seeds=1, num_steps=1), folder)
     return folder
@@ -52,14 +52,14 @@ def test_a_platform_that_is_none_is_one_line(command, arguments, good_run, tmp_p
     code, out, err = run_on_platform('nonsense', ['-m', f'td_jax.{command}', *words])
     assert (code, out, err.count('\n')) == (2, '', 1), err
     assert err.startswith(UNKNOWN) and err.endswith(f'{WAY_OUT}\n')
-    # Nothing is made, and nothing of the run is touched.
+    # No file is written, and the run is not touched.
     assert list(tmp_path.iterdir()) == []
     assert {path: path.stat().st_mtime_ns for path in good_run.rglob('*')} == before
 
 
 @pytest.mark.parametrize('command', ['main', 'predict'])
 def test_a_platform_whose_plugin_is_missing_is_one_line(command, good_run, tmp_path):
-    """JAX asserts that there is one, without a word."""
+    """JAX fails with an assertion that has no message."""
     if any(importlib.util.find_spec(f'jax_cuda{version}_plugin') for version in (12, 13)):
         pytest.skip('JAX has CUDA here')
     words = {'main': [DIGITS], 'predict': ['--input=.', f'--output={tmp_path / "out.csv"}']}[command]

@@ -1,4 +1,4 @@
-"""Products of float32 are asked of every device as such, wherever they are made, and a CPU's bits stay."""
+"""Products of float32 ask for full precision everywhere, which changes no bit on a CPU."""
 
 import contextlib
 
@@ -22,7 +22,7 @@ EXACT = (jax.lax.Precision.HIGHEST,) * 2
 
 
 def iterate_products(jaxpr):
-    """The products of a program, in whatever is called in it."""
+    """Yields the products of a program and of all that it calls."""
     for equation in jaxpr.eqns:
         if equation.primitive.name in ('dot_general', 'conv_general_dilated'):
             yield equation
@@ -36,7 +36,7 @@ def is_program(value):
 
 
 def assert_exact(function, *arguments, kinds=('dot_general',)):
-    """Each product of float32 in a program is HIGHEST; -> how many there are of each type."""
+    """Asserts that float32 products ask for HIGHEST; returns how many are of float32 and how many are not."""
     products = list(iterate_products(function.trace(*arguments).jaxpr.jaxpr))
     of_float32 = [
         product for product in products if {var.aval.dtype.name for var in product.invars} == {'float32'}
@@ -62,12 +62,12 @@ def make_parts(config):
     ],
 )
 def test_every_product_of_a_run_is_of_float32(small_config, method):
-    """Of training, gradients among them, of diagnostics, of the evaluation and of what is exported."""
+    """Products of training and its gradients, diagnostics, evaluation and exported programs."""
     labels = 'probe' if 'probe' in objectives.METHODS[method].bridges else 'shared'
     config = small_config(method=method, td__rounds=3, td__weights__logits=1.0, teacher__labels=labels)
     source, _, abstract = make_parts(config)
     in_step, _ = assert_exact(abstract.jitted.run, *abstract.arguments)
-    # Forward, and two for the gradient of each layer but the first; the student alone has three.
+    # Forward, and two gradients per layer but the first; the student alone has three layers.
     assert in_step >= 3 + 2 + 3
     progress, order, constants, keys, _ = abstract.arguments
     assert_exact(abstract.jitted.diagnose, constants, progress.state, keys, order)
@@ -84,7 +84,7 @@ def test_every_product_of_a_run_is_of_float32(small_config, method):
 
 @pytest.mark.parametrize('compute_dtype', [pytest.param('float32', marks=pytest.mark.long), 'bfloat16'])
 def test_every_product_of_images_is_of_its_type(compute_dtype):
-    """Attention, convolutions and messages on a grid; in bfloat16 the heads and losses alone are float32."""
+    """Attention, convolutions and messages on a grid; in bfloat16 only heads and losses are float32."""
     config = vit_tiny_cifar10.get_config()
     config.compute_dtype, config.num_seeds, config.batch_size = compute_dtype, 1, 8
     config.dataset.examples_per_class = 0
@@ -128,7 +128,7 @@ def test_on_a_cpu_the_bits_are_as_they_were(small_config, method, compute_dtype,
         compute_dtype=compute_dtype,
         td__rounds=2,
         td__weights__logits=1.0,
-        # Those of the student.
+        # The teacher has the student's labels.
         teacher__dataset__classes=(5, 6, 7, 8, 9),
     )
     source = assembly.load_source(config, config.dataset)
@@ -144,7 +144,7 @@ def test_on_a_cpu_the_bits_are_as_they_were(small_config, method, compute_dtype,
 
 
 def test_a_function_is_exact_alone(small_config):
-    """What is around it, and a precision that it names itself, stay."""
+    """Code around it is not affected, nor a precision that the function sets itself."""
     a = jnp.ones((2, 2))
     assert jax.config.jax_default_matmul_precision is None
     for function, expected in (

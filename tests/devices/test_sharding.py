@@ -1,4 +1,4 @@
-"""The mesh: who has which rows, what is cut, and that the cut of a batch changes nothing."""
+"""The mesh: rows of processes, cut parameters, and micro batches that change nothing."""
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +47,7 @@ def test_a_batch_that_micro_batches_do_not_divide_is_refused(changes):
 
 
 class FakeMesh:
-    """As much of a mesh as says where a parameter is cut."""
+    """The part of a mesh that decides where a parameter is cut."""
 
     def __init__(self, fsdp):
         self.shape = {'data': 1, 'fsdp': fsdp}
@@ -80,7 +80,7 @@ def test_this_process_has_all_rows_of_one_device():
 
 
 def run_step(config):
-    """(parameters before, parameters after, sums of metrics) of one step of a config of digits."""
+    """(parameters before, parameters after, sums of metrics) of one step on digits."""
     source = SOURCES['digits'](config.dataset, config.dataset)
     theirs = SOURCES['digits'](config.dataset, config.teacher.dataset)
     teacher = assembly.untrained_teacher(config, theirs)

@@ -1,4 +1,4 @@
-"""A finished run of each kind, and what its student computes."""
+"""Finished runs of each kind, and the logits of their students."""
 
 import jax
 import numpy as np
@@ -24,7 +24,7 @@ def mlp_run(small_config, tmp_path_factory):
 
 @pytest.fixture
 def images(monkeypatch):
-    """Takes the place of CIFAR: 11 images of each of three classes in both parts."""
+    """Replaces CIFAR by 11 images of each of three classes in both parts."""
     rng = np.random.default_rng(0)
     labels = np.tile(np.arange(3), 11)
     pixels = rng.integers(0, 256, (33, 32, 32, 3), np.uint8)
@@ -85,5 +85,5 @@ def logits_of():
 
 @pytest.fixture
 def model_images():
-    """Five images as a model is shown them."""
+    """Five images as inputs of a model."""
     return np.random.default_rng(1).uniform(-1, 1, (5, 32, 32, 3)).astype(np.float32)

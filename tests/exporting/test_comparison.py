@@ -19,7 +19,7 @@ def test_what_is_timed_needs_no_data_set(mlp_run):
 
 
 def test_a_model_without_a_head_is_timed_whole(monkeypatch):
-    """What is timed computes the states, which no logits of width 0 would ask for."""
+    """The timed program computes the states; XLA would drop them for logits of width 0."""
     compiled = []
     jit = jax.jit
 

@@ -1,4 +1,4 @@
-"""The student alone, as others read it: what is written is what is read back."""
+"""Exported weights of a student: they are read back with identical logits."""
 
 import json
 import pathlib
@@ -18,7 +18,7 @@ from td_jax.training.run import train
 
 
 def import_and_compute(location, images):
-    """What the model computes that the importer makes of a file."""
+    """The logits of the model that is imported from a file."""
     checkpoint = pretrained.read(str(location))
     module = build_module(checkpoint.architecture, split=1)
     return np.asarray(base.activations(base.from_module(module), checkpoint.params, {'image': images}).logits)
@@ -66,7 +66,7 @@ SHOWN = {'image_mean': MEAN, 'image_std': STD}
 
 @pytest.mark.parametrize('dataset', [{}, SHOWN])
 def test_the_folder_says_how_images_are_shown(finished_vit, tmp_path, dataset):
-    """Pixels on their way through the two steps that the folder names are what we make of them."""
+    """The two steps that the folder names turn pixels into the same inputs as ours."""
     finished = finished_vit(dataset=dataset)
     formats.FORMATS['safetensors'].write(tmp_path / 'made', finished)
     how = json.loads((tmp_path / 'made' / 'preprocessor_config.json').read_text())
@@ -79,7 +79,7 @@ def test_the_folder_says_how_images_are_shown(finished_vit, tmp_path, dataset):
 
 @pytest.mark.parametrize('resize', ['bilinear', 'bilinear_antialias'])
 def test_the_folder_promises_no_resize_that_the_student_does_not_know(finished_vit, tmp_path, resize):
-    """Hugging Face resizes by PIL: where the folder says so, an image becomes what we make of it."""
+    """Hugging Face resizes with PIL: if the folder asks for it, the result is the same as ours."""
     finished = finished_vit(dataset={'resize': resize})
     formats.FORMATS['safetensors'].write(tmp_path / 'made', finished)
     written_config = json.loads((tmp_path / 'made' / 'preprocessor_config.json').read_text())
@@ -88,7 +88,7 @@ def test_the_folder_promises_no_resize_that_the_student_does_not_know(finished_v
     ours = finished.source.inputs((), {'image': image[None]}, None)['image'][0]
     difference = np.abs((np.asarray(ours) + 1) * 127.5 - np.asarray(theirs, np.float32))
     assert written_config['do_resize'] == (resize == 'bilinear_antialias') == bool(difference.max() <= 1.01)
-    # The importer takes the folder at its word.
+    # The importer follows the folder.
     imported = pretrained.read(str(tmp_path / 'made')).preprocessing
     resizing = (resize, 'squash', 1.0, 32) if written_config['do_resize'] else (None,)
     assert imported == Preprocessing((0.5,) * 3, (0.5,) * 3, *resizing)
@@ -99,7 +99,7 @@ def test_the_folder_promises_no_resize_that_the_student_does_not_know(finished_v
 
 @pytest.mark.long
 def test_a_trained_vit_goes_out_and_comes_back(vit_config, images, model_images, tmp_path, logits_of):
-    """The whole way, of the second seed, which is not the first."""
+    """From training to a file and back, for the second seed."""
     train(vit_config(), tmp_path / 'run')
     first, second = (finished_runs.load(tmp_path / 'run', i) for i in range(2))
     text = formats.export(tmp_path / 'run', 'safetensors', seed_index=1)
@@ -114,7 +114,7 @@ def test_a_trained_vit_goes_out_and_comes_back(vit_config, images, model_images,
     actual = import_and_compute(location, model_images)
     np.testing.assert_array_equal(actual, logits_of(second, model_images))
     assert (actual != logits_of(first, model_images)).any()
-    # A supervised run has no teacher to show beside it.
+    # A supervised run has no teacher to compare with.
     assert student.startswith('student  ')
     assert where.startswith('(on ')
 

@@ -1,4 +1,4 @@
-"""A student as a program that takes what a person has: it runs alone, and predicts what td_jax predicts."""
+"""A student as a program on raw inputs: it runs without td_jax, with the same predictions."""
 
 import json
 import logging
@@ -48,7 +48,7 @@ NEEDED = {
 
 @pytest.fixture
 def write_program_of(tmp_path):
-    """A function (format, finished run) -> the folder with its student; skips where a library is missing."""
+    """A function (format, finished run) -> the folder with its student; skips if a library is missing."""
 
     def write_program(name, finished):
         for library in NEEDED[name]:
@@ -78,7 +78,7 @@ def make_pixels(shape):
 
 
 def resize(pixels, view, is_rounded):
-    """By Pillow, or by TensorFlow."""
+    """Resizes by Pillow or, for plain bilinear, by TensorFlow."""
     import tensorflow as tf
 
     if view.resize != 'bilinear':
@@ -106,7 +106,7 @@ def test_images_of_any_size_and_number_go_in(name, view, finished_vit, write_pro
         outputs = CALLS[name](folder, {'image': pixels})
         model_pixels = resize(pixels, view, is_rounded=False)
         expected = logits_of(finished, (model_pixels / 127.5 - 1).astype(np.float32))
-        # A sum that falls on the other side of a half is another byte.
+        # A sum that is rounded to the other neighbour is another byte.
         nearly = 1e-4 if view.resize == 'bilinear' else 5e-3
         np.testing.assert_allclose(outputs['logits'], expected, atol=nearly * np.abs(expected).max())
         shares = np.exp(expected - expected.max(axis=1, keepdims=True))
@@ -131,15 +131,15 @@ def test_images_of_any_size_and_number_go_in(name, view, finished_vit, write_pro
 
 
 def check_empty(name, folder):
-    """No images give no predictions or are refused, and an image without pixels is refused."""
+    """Checks that no images give no predictions or are refused, and an image without pixels is refused."""
     none, flat = np.zeros((0, 5, 7, 3), np.uint8), np.zeros((1, 0, 7, 3), np.uint8)
     if name == 'onnx':
-        # Another process, since it was once ended by it.
+        # In another process, because it once crashed the process.
         code = (
             'import numpy, onnxruntime, sys\n'
             'session = onnxruntime.InferenceSession(sys.argv[1])\n'
             'image = numpy.zeros((0, 5, 7, 3), numpy.uint8)\n'
-            'print([found.shape for found in session.run(None, {"image": image})])'
+            'print([output.shape for output in session.run(None, {"image": image})])'
         )
         command = [sys.executable, '-c', code, folder / 'student.onnx']
         completed = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -152,7 +152,7 @@ def check_empty(name, folder):
 
 
 def test_images_that_are_kept_resized_are_rounded(finished_vit, write_program_of, logits_of):
-    """As ImageNet's are, which stream to the device as bytes."""
+    """Images of ImageNet are rounded to bytes, which stream to the device."""
     finished = finished_vit()
     dataset = finished.config.dataset
     picture = images_lib.picture_of(dataset, dataset, is_native=False)
@@ -183,7 +183,7 @@ def test_a_program_of_digits_runs_where_td_jax_is_not(mlp_run, tmp_path, logits_
     formats.export(mlp_run, 'stablehlo', folder)
     digits = make_pixels((3, 8, 8))
     np.save(tmp_path / 'digits.npy', digits)
-    # Another process, which has the file and nothing else.
+    # In another process, which has the file and nothing else.
     code = (
         'import jax.export, json, numpy as np, sys\n'
         'program = jax.export.deserialize(bytearray(open(sys.argv[1], "rb").read()))\n'
@@ -233,7 +233,7 @@ def test_ids_go_in_by_their_numbers(name, recommender, rating_by_hand, write_pro
     assert 'not clipped' in signature['outputs']['rating']['meaning']
 
 
-# --- What a data set says nothing of ---------------------------------------------------------------
+# --- A data set without a description of its inputs -------------------------------------------------
 
 
 @pytest.mark.parametrize('name', ['stablehlo', 'onnx'])

@@ -1,4 +1,4 @@
-"""Arrays that processes share: made once, whole, of what they are described as, and not too many."""
+"""Arrays that processes share: made once, whole, as described, and within a limit of space."""
 
 import json
 import mmap
@@ -20,7 +20,7 @@ ARRAYS = {'lower': NUMBERS, 'upper': NUMBERS.astype(jnp.bfloat16), 'labels': np.
 
 
 def get_or_make(folder, description=None, arrays=ARRAYS, limit=10**6):
-    """(arrays, whether they were made)"""
+    """(arrays, whether they were made)."""
     calls = []
 
     def make():
@@ -41,13 +41,13 @@ def test_arrays_are_made_once_and_come_back_bit_for_bit(tmp_path, capsys):
     assert not was_made and arrays.keys() == ARRAYS.keys()
     for name, array in ARRAYS.items():
         assert (arrays[name].dtype, arrays[name].tobytes()) == (array.dtype, array.tobytes())
-        # On the disk, and nobody can change them.
+        # They are read from disk, and cannot be changed.
         assert not arrays[name].flags.writeable
     base = arrays['lower']
     while isinstance(base, np.ndarray):
         base = base.base
     assert isinstance(base, mmap.mmap)
-    # The file is an array to anybody.
+    # NumPy alone can read the file.
     (entry,) = list_entries(tmp_path / 'new' / 'store')
     np.testing.assert_array_equal(np.load(entry / 'lower.npy'), NUMBERS)
     stored_line, read_line = capsys.readouterr().err.splitlines()
@@ -77,7 +77,7 @@ def cut_file(entry):
 
 
 def replace_entry(entry):
-    """A file that is whole, with its digest, but describes itself as something else."""
+    """Replaces the description by another one; the file is whole, with its digest."""
     about = json.loads((entry / array_store.ABOUT).read_text())
     about['description'] = {'of': 'b'}
     (entry / array_store.ABOUT).write_text(json.dumps(about))
@@ -120,7 +120,7 @@ def test_the_longest_unused_go_where_there_is_too_much(tmp_path, capsys):
     for description in (descriptions[0], descriptions[2]):
         assert not get_or_make(tmp_path, description)[1]
     assert len(list_entries(tmp_path)) == 2
-    # What another process has mapped stays there for it.
+    # Arrays that another process has mapped stay valid.
     shutil.rmtree(tmp_path)
     np.testing.assert_array_equal(mapped_arrays['lower'], NUMBERS)
     capsys.readouterr()
@@ -170,7 +170,7 @@ def test_a_folder_in_a_bucket_is_refused():
         get_or_make('gs://td-jax/outputs')
 
 
-# Says that it makes them, then takes as long as its input stays open.
+# Writes made-NUMBER, and makes the entry once there is a file `go`.
 MAKER = """
 import pathlib, sys
 import numpy as np
@@ -184,8 +184,8 @@ def make():
         pass
     return {'lower': np.full(3, int(number))}
 
-found = array_store.get_or_make(folder / 'store', {'of': 'a'}, make, limit=10**6, what='states')
-print(found['lower'].tolist())
+arrays = array_store.get_or_make(folder / 'store', {'of': 'a'}, make, limit=10**6, what='states')
+print(arrays['lower'].tolist())
 """
 
 
@@ -202,7 +202,7 @@ def test_processes_make_an_entry_once_and_after_a_kill_again(tmp_path):
     second = forked.start(['-c', MAKER, tmp_path, 2])
     first.send_signal(signal.SIGKILL)
     first.communicate()
-    # The second has waited, and now makes it; what the first was writing is in its way no more.
+    # The second process has waited, and makes the entry despite the unfinished files of the first.
     wait_for(tmp_path / 'made-2')
     (tmp_path / 'store' / '.half').mkdir()
     (tmp_path / 'store' / '.half' / 'lower.npy').write_bytes(bytes(100))

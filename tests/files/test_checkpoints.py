@@ -1,4 +1,4 @@
-"""What is saved comes back, and what is damaged is passed over."""
+"""Checkpoints: saved states are restored, and damaged ones are skipped."""
 
 import asyncio
 import gc
@@ -64,7 +64,7 @@ def test_what_is_saved_comes_back(folder):
 
 
 def test_orbax_alone_reads_a_checkpoint(folder):
-    """Without a line of ours."""
+    """Reads a checkpoint with no code of td_jax."""
     with ocp.CheckpointManager(folder) as manager:
         state = manager.restore(2, args=ocp.args.Composite(state=ocp.args.StandardRestore()))['state']
     expected = {
@@ -110,7 +110,7 @@ def delete_file(path):
 
 @pytest.mark.parametrize(
     ('damage', 'with_digests'),
-    # A byte that no array reads is noticed by the digests alone.
+    # Only the digests notice a byte that no array reads.
     [
         (flip_a_byte, True),
         *((damage, has) for damage in (cut_file, empty_file, delete_file) for has in (True, False)),
@@ -125,7 +125,7 @@ def test_a_damaged_newest_one_is_passed_over(folder, caplog, damage, with_digest
     assert step == 1
     assert_same(state, make_state(1))
     assert 'Checkpoint 2' in caplog.text
-    # What was there is kept for a person to look at, and the step can be saved again.
+    # The damaged checkpoint is kept for inspection, and the step can be saved again.
     assert (folder / 'unreadable-2').is_dir()
     save_steps(folder, 2)
     assert restore(folder)[0] == 2
@@ -141,7 +141,7 @@ def test_damaged_twice_is_set_aside_twice(folder):
 
 
 def test_an_array_that_is_not_what_was_saved_is_noticed(folder, caplog):
-    """Damage that every file of a checkpoint agrees on: a content of another run."""
+    """Files that are consistent, but with the content of another run."""
     metadata_file = next((folder / '2' / 'facts').rglob('metadata'))
     content = json.loads(metadata_file.read_text())
     content['fingerprints']['step'] = content['fingerprints']['step'][:-1] + 'x'
@@ -164,12 +164,12 @@ def test_strangers_in_the_folder_do_no_harm(folder, name):
 
 
 def fail_for_memory():
-    """What JAX raises where a device has no room."""
+    """Raises the error of JAX for a device without free memory."""
     jnp.zeros(25 * 10**12, jnp.float32).block_until_ready()
 
 
 def test_a_device_that_fails_is_no_damage(folder, monkeypatch):
-    """Also where Orbax tells it on as an error of its own."""
+    """Even if Orbax raises it as an error of its own."""
 
     def raise_as_its_own(*arguments, **named):
         try:
@@ -289,7 +289,7 @@ def test_a_save_that_orbax_refuses_is_told(folder, monkeypatch):
 
 @pytest.mark.parametrize('make', [np.array, jnp.array])
 def test_a_state_may_change_while_it_is_saved(folder, make):
-    """What is saved is the state at the call, not what the arrays hold when the disk is ready."""
+    """The state at the call is saved, whatever the arrays hold when they are written."""
     state = jax.tree.map(make, make_state(3))
     manager = checkpoints.Checkpoints(folder)
     manager.save(3, state, {})
@@ -297,7 +297,7 @@ def test_a_state_may_change_while_it_is_saved(folder, make):
         for leaf in jax.tree.leaves(state):
             leaf[...] = 0
     else:
-        # The next step is given the buffers.
+        # The next step reuses the buffers.
         step = jax.jit(lambda tree: jax.tree.map(jnp.zeros_like, tree), donate_argnums=0, keep_unused=True)
         jax.block_until_ready(step(state))
         assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
@@ -308,7 +308,7 @@ def test_a_state_may_change_while_it_is_saved(folder, make):
 
 
 def make_changed_state(name, leaf):
-    """The state without a leaf, or with another in its place."""
+    """The state without one leaf, or with another in its place."""
     state = make_state(2)
     del state['params']['student']['kernel']
     if leaf is not None:
@@ -344,7 +344,7 @@ def test_a_checkpoint_of_other_names_or_shapes_is_refused_and_stays(folder, like
 
 
 def test_facts_are_checked_before_the_names(folder):
-    """What is the matter with another teacher is not the shapes that follow from it."""
+    """Another teacher is reported as such, not by the shapes that differ because of it."""
 
     def refuse(metadata):
         raise UserError(f'not {metadata["teacher"]}')
@@ -356,7 +356,7 @@ def test_facts_are_checked_before_the_names(folder):
     assert restore(folder)[0] == 2
 
 
-# --- Reading alone ---------------------------------------------------------------------------------
+# --- Reading without restoring ---------------------------------------------------------------------
 
 
 def test_what_is_there_is_described_without_its_data(folder):
@@ -460,16 +460,16 @@ whole, cut = (NamedSharding(mesh, PartitionSpec(*names)) for names in ((), (None
 values = np.arange(3 * 16, dtype=np.float32).reshape(3, 16)
 if action == 'save':
     state = {'a': jax.device_put(values, cut), 'b': jax.device_put(np.float32(7), whole)}
-    saved = checkpoints.Checkpoints(folder)
-    saved.save(1, state, {})
-    saved.close()
+    manager = checkpoints.Checkpoints(folder)
+    manager.save(1, state, {})
+    manager.close()
 else:
     shapes = checkpoints.read_shapes(folder, 1)
-    wanted = {'a': jax.ShapeDtypeStruct((3, 16), np.float32, sharding=cut)}
-    found = checkpoints.read(folder, 1, wanted)['a']
-    np.testing.assert_array_equal(np.asarray(found), values)
-    shards = {shard.data.shape for shard in found.addressable_shards}
-    print(len(found.sharding.device_set), *shards, max(x.nbytes for x in jax.live_arrays()[:]))
+    cut_shapes = {'a': jax.ShapeDtypeStruct((3, 16), np.float32, sharding=cut)}
+    array = checkpoints.read(folder, 1, cut_shapes)['a']
+    np.testing.assert_array_equal(np.asarray(array), values)
+    shards = {shard.data.shape for shard in array.addressable_shards}
+    print(len(array.sharding.device_set), *shards, max(x.nbytes for x in jax.live_arrays()[:]))
 """
 
 
@@ -496,7 +496,7 @@ def test_one_device_reads_what_eight_saved_and_eight_what_one_saved(tmp_path):
     assert (devices, ' '.join(shard)) == ('8', '(3, 4)')
 
 
-# --- What Orbax says -------------------------------------------------------------------------------
+# --- Messages of Orbax -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -510,7 +510,7 @@ def test_one_device_reads_what_eight_saved_and_eight_what_one_saved(tmp_path):
 )
 @pytest.mark.parametrize('kind', ['Task', 'Future', '_GatheringFuture'])
 def test_a_second_write_of_orbax_that_fails_is_no_traceback(kind, place, error, is_logged, caplog):
-    """Orbax asks the first of its writes that failed, and asyncio logs all others."""
+    """Orbax retrieves the error of the first failed write; asyncio logs the others."""
     namespace = {'error': ValueError(error)}
     exec(compile('async def write():\n  raise error', place, 'exec'), namespace)
 
@@ -558,7 +558,7 @@ def test_a_bucket_keeps_what_a_folder_keeps(place):
 @pytest.mark.parametrize('damage', ['cut', 'delete'])
 def test_a_damaged_newest_one_in_a_bucket_is_passed_over(place, caplog, damage):
     save_steps(place, 1, 2)
-    # A walk in a bucket leaves out the scheme.
+    # Listing a bucket leaves out the scheme.
     inside = [
         epath.Path(f'gs://{folder}/{name}')
         for folder, _, names in (place / '2' / 'state').walk()

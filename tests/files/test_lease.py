@@ -17,7 +17,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 @pytest.fixture
 def use_short_leases(monkeypatch):
-    """Leases that expire in two seconds."""
+    """Makes leases expire after two seconds."""
     monkeypatch.setattr(lease, 'SECONDS', 2.0)
     monkeypatch.setattr(lease, 'RENEWAL', 0.5)
 
@@ -30,7 +30,7 @@ def test_who_holds_a_lease_renews_it_and_frees_it(place, use_short_leases, capsy
         assert first.holder.startswith('process ') and 0 < first.seconds_left <= 2
         renew()
         assert lease.read(path).generation != first.generation
-        # Longer than a lease lasts without its thread.
+        # Longer than a lease lasts without renewal.
         time.sleep(2.5)
         assert lease.read(path).seconds_left > 0
         with (
@@ -51,11 +51,11 @@ def test_a_lease_of_a_dead_process_is_taken_over_when_it_has_expired(place, use_
     path = place / workdir.LOCK
     start = time.monotonic()
     dead = lease._replace(path, '0', 'process 7 on elsewhere', 'dead')
-    # Nobody else can have it now.
+    # No other process can take it now.
     assert lease._replace(path, '0', 'another', 'other') is None
     with workdir.lock(place) as renew:
         assert time.monotonic() - start > 1.5
-        # Should the dead one come back, it changes nothing.
+        # The old holder changes nothing if it comes back.
         late = lease._Lease(path, dead, 'process 7 on elsewhere', 'dead')
         holder = lease.read(path).holder
         for _ in range(2):
@@ -90,12 +90,12 @@ def test_a_process_that_was_killed_on_this_machine_is_not_waited_for(place, caps
 def test_an_answer_that_was_lost_is_no_loss(place):
     path = place / workdir.LOCK
     generation = lease._replace(path, '0', 'me', 'mine')
-    # The same request again, as the client of the bucket sends it.
+    # The client of the bucket repeats the same request.
     assert lease._replace(path, '0', 'me', 'mine') == generation
 
 
 def test_of_many_at_once_one_holds_it(place, use_short_leases):
-    """Each waits for the others, or is refused; no two are ever inside."""
+    """Each waits for the others or is refused; no two hold it at once."""
     inside, most, entered, mutex = 0, 0, 0, threading.Lock()
 
     def enter(_):

@@ -1,4 +1,4 @@
-"""metrics.jsonl and the events hold the same, whatever was there before."""
+"""metrics.jsonl and the TensorBoard events hold the same values, whatever was there before."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Trackers get what metrics.jsonl holds, and no run depends on them. Each is read back by its own format."""
+"""Trackers receive the values of metrics.jsonl; no run depends on them. Each is read in its own format."""
 
 import importlib.util
 import json
@@ -37,7 +37,7 @@ BOTH = [
 
 @pytest.fixture
 def isolate_trackers(monkeypatch, tmp_path):
-    """Weights & Biases offline, MLflow in files, and neither reports how it is used."""
+    """Puts Weights & Biases offline and MLflow into files, without telemetry."""
     settings = {
         **trackers.ENVIRONMENT,
         'WANDB_MODE': 'offline',
@@ -50,7 +50,7 @@ def isolate_trackers(monkeypatch, tmp_path):
         monkeypatch.setenv(variable, value)
     yield
     if 'wandb' in INSTALLED:
-        # It reads the environment once.
+        # wandb reads the environment once.
         importlib.import_module('wandb').teardown()
 
 
@@ -73,7 +73,7 @@ def read_records(path):
         _, length, kind = struct.unpack_from('<IHB', content, position)
         whole += content[position + 7 : position + 7 + length]
         position += 7 + length
-        if kind in (1, 4):  # whole, or the last part
+        if kind in (1, 4):  # a whole record, or the last part of one
             yield wandb_internal_pb2.Record.FromString(whole)
             whole = b''
 
@@ -82,7 +82,7 @@ def read_runs_of_wandb(folder, project):
     """[(name, {(step, metric): value}, options, whether it failed)] of all files of one project."""
     import wandb
 
-    # Its process, which may not have written all yet, ends.
+    # Ends its process, which may not have written everything yet.
     wandb.teardown()
     runs = {}
     for path in sorted(folder.rglob('offline-run-*/*.wandb')):
@@ -107,7 +107,7 @@ def read_runs_of_wandb(folder, project):
             if kind == 'exit':
                 failed = record.exit.exit_code != 0
         if run_record.project == project:
-            # The files of one run, which was continued.
+            # A continued run has several files.
             name, earlier, earlier_options, _ = runs.get(
                 run_record.run_id, (run_record.display_name, {}, {}, None)
             )
@@ -161,18 +161,18 @@ def test_a_tracker_has_the_metrics_and_the_options_of_a_run(tmp_path, capfd, nam
     expected = 'runs/digits', make_values(LINES[:1]), convert_to_stored(name, HPARAMS), True
     assert RUNS[name](tmp_path, 'one') == [expected]
 
-    # The same run of the tracker goes on, with other options at most.
+    # The tracker's run is continued, at most with other options.
     with metric_log.open_log(workdir, LINES[:1], options, {'method': 'ld'}) as log:
         write_lines(log, LINES[1:])
     expected = 'runs/digits', make_values(LINES), convert_to_stored(name, HPARAMS), False
     assert RUNS[name](tmp_path, 'one') == [expected]
 
-    # Another project gets all of it; so does a tracker that was off before.
+    # Another project gets all lines, as does a tracker that was off before.
     with metric_log.open_log(workdir, LINES[:2], make_options(**{name: 'two'}), HPARAMS) as log:
         write_lines(log, LINES[2:])
     assert RUNS[name](tmp_path, 'two') == [expected]
     assert len(RUNS[name](tmp_path, 'one')) == 1
-    # One line for each start.
+    # One line per start.
     out, err = capfd.readouterr()
     assert out == ''
     assert [line.split(':')[0] for line in err.splitlines()] == [trackers.TRACKERS[name].title] * 3
@@ -270,6 +270,6 @@ def test_a_run_and_its_teacher_are_tracked_and_are_the_same_run(small_config, tm
             assert values == make_values(metric_log.read(folder))
             assert options['method'] == methods[folder]
             assert not failed
-    # Without trackers it is the same run, and finished.
+    # Without trackers it is the same run, which is finished.
     config.tracking.update(dict.fromkeys(INSTALLED, ''))
     assert train(config, epath.Path(run)) == result

@@ -1,4 +1,4 @@
-"""The files of a run: whole or not there, and for one process at a time."""
+"""The files of a run: written atomically, and by one process at a time."""
 
 import os
 import pathlib
@@ -163,12 +163,12 @@ def test_json_is_read_or_refused(tmp_path):
         workdir.read_json(path)
 
 
-# --- What becomes whole ----------------------------------------------------------------------------
+# --- Atomic writes ---------------------------------------------------------------------------------
 
 
 @pytest.fixture(params=['folder', 'bucket'])
 def any_folder(request, tmp_path):
-    """A folder, and a place in a bucket."""
+    """A folder, then a place in a bucket."""
     return epath.Path(tmp_path) if request.param == 'folder' else request.getfixturevalue('place')
 
 

@@ -26,7 +26,7 @@ def test_encoder_is_norm_dense_relu_dense(shape):
 
 
 def apply_joined_norm_dense(parts, kernels, epsilon=1e-6):
-    """Dense(LayerNorm({a; b})) in float64 without a bias, and the gradient by the input of a sum of it."""
+    """Dense(LayerNorm({a; b})) in float64 without a bias, and the gradient of its sum by the input."""
     x, kernel = (
         np.concatenate(arrays, axis).astype(np.float64) for arrays, axis in ((parts, -1), (kernels, 0))
     )
@@ -39,7 +39,7 @@ def apply_joined_norm_dense(parts, kernels, epsilon=1e-6):
 
 @pytest.mark.parametrize('case', ['mean 1000', 'mean -20,000', 'first far away', 'one large', 'parts apart'])
 def test_a_norm_is_exact_however_far_the_mean_is(case):
-    """It was 34% off at mean 1000 and standard deviation 1."""
+    """An earlier version was off by 34% at mean 1000 and standard deviation 1."""
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(40, 96)), rng.normal(size=(40, 31))
     if case == 'first far away':
@@ -57,7 +57,7 @@ def test_a_norm_is_exact_however_far_the_mean_is(case):
     kernels = [np.asarray(params['params'][f'kernel_{i}']) for i in (0, 1)]
     expected, gradient = apply_joined_norm_dense((a, b), kernels)
     result, gradient_of = jax.vjp(lambda *parts: layer.apply(params, *parts), a, b)
-    # The product is of the numbers as they are, in float32.
+    # The product is of the unchanged float32 numbers.
     size = np.abs(np.concatenate([a, b], -1)).mean() / np.concatenate([a, b], -1).std(-1).mean()
     np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-5 * (1 + size))
     result_gradient = np.concatenate(gradient_of(jnp.ones_like(result)), -1)
@@ -66,7 +66,7 @@ def test_a_norm_is_exact_however_far_the_mean_is(case):
 
 @pytest.mark.parametrize('mean', [0.0, 1.0, 5.0, 30.0, 100.0])
 def test_bfloat16_is_as_exact_however_far_the_mean_is(mean):
-    """LayerNorm and Dense in float64 on the same rounded input; a bfloat16 has steps of 1/256 of itself."""
+    """LayerNorm and Dense in float64 on the same rounded input; bfloat16 has a relative step of 1/256."""
     x = np.asarray(
         jnp.asarray(np.random.default_rng(0).normal(mean, 1.0, (40, 96)), jnp.bfloat16), np.float64
     )

@@ -1,4 +1,4 @@
-"""Terms that relate the examples of a batch, where it is cut over devices and seeds run side by side."""
+"""Terms that relate the examples of a batch, cut over devices, with seeds side by side."""
 
 import os
 

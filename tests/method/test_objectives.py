@@ -32,7 +32,7 @@ def pool(s, upper):
     return s.reshape(len(s), rows, 2, columns, 2, -1).mean((2, 4))
 
 
-# What the parts of states are divided by, of the student (g) and the teacher (h).
+# The scales of the parts of states, of the student (g) and the teacher (h).
 NO_SCALES = {'g': (1.0, 1.0), 'h': (1.0, 1.0)}
 SCALES = {'g': (0.2, 3.0), 'h': (0.06, 1.3)}
 
@@ -99,7 +99,7 @@ def apply_norm_dense(params, x):
 
 
 def make_stretch_weights(count, new):
-    """[new, count]: the weights of a triangle around each new cell, two old cells wide, or two new ones."""
+    """[new, count]: triangular weights around each new cell, two old or two new cells wide."""
     centres = (np.arange(new)[:, None] + 0.5) * count / new
     weights = np.maximum(0, 1 - np.abs(np.arange(count)[None] + 0.5 - centres) / max(1, count / new))
     return weights / weights.sum(1, keepdims=True)
@@ -117,7 +117,7 @@ def split_pieces(x, registers):
 
 
 def align_pieces(pieces, is_token, registers, side):
-    """Pieces of a state as another has them: a class token or none, so many registers, a grid of a side."""
+    """The pieces in another layout: with a class token or not, so many registers, a grid of a side."""
     token, others, grid = pieces
     mean = grid.mean((1, 2))
     resized = np.einsum('ri,cj,bijw->brcw', *(make_stretch_weights(n, side) for n in grid.shape[1:3]), grid)
@@ -128,7 +128,7 @@ def align_pieces(pieces, is_token, registers, side):
 
 
 def join_pieces(pieces, rank):
-    """The array of pieces."""
+    """Joins the pieces of a state into an array."""
     token, registers, grid = pieces
     if rank == 2:
         return grid[:, 0, 0]
@@ -155,7 +155,7 @@ def describe_message(case):
 
 
 def align_to_grid(case, side, *states):
-    """States of a side joined on the grid of a message, [batch, ..., width]."""
+    """Joins the states of a side on the grid of a message: [batch, ..., width]."""
     *kind, rank = describe_message(case)
     parts = (
         join_pieces(align_pieces(split_pieces(x, case.shapes[side][2]), *kind), rank)
@@ -246,7 +246,7 @@ def numpy_dist(case):
 
 def numpy_td(case):
     def measure_distance(target, prediction, side=None):
-        """The distance, over the variance of its target if that is asked for; with a side, of its states."""
+        """The distance, divided by the target's variance if configured; with a side, of scaled states."""
         if side:
             target, prediction = (divide_by_scales(case, side, state) for state in (target, prediction))
         value = equations.mean_square(target, prediction)
@@ -391,7 +391,7 @@ def test_a_knob_of_a_method_is_that_of_its_equations(method, knob, value):
 
 @pytest.mark.parametrize('method', ['dkd', 'dist'])
 def test_predictions_are_compared_with_those_of_a_probe(method):
-    """As those of a teacher with the same labels that predicts what the probe does."""
+    """The terms are those of a teacher with the same labels and the predictions of the probe."""
     case = make_case(method, teacher__labels='probe')
     case.h = case.h._replace(logits=case.probe_logits)
     assert_terms(case, REFERENCES[method](case))
@@ -462,13 +462,13 @@ def test_different_labels_are_refused_with_the_way_out():
     objectives.check_labels(config, ('7', '8'), tuple('01234'))
 
 
-# --- What a method says that it reads --------------------------------------------------------------
+# --- The parts of a teacher that a method reads ----------------------------------------------------
 
 
 def compute_terms_without(method, parts, **changes):
-    """(config, {term: [batch]}) of a method whose terms all count, with NaN for some parts of its teacher.
+    """(config, {term: [batch]}) of a method with all weights positive, and NaN in some parts of its teacher.
 
-    What its upper layers make of anything is part of its states.
+    The output of the teacher's upper layers counts as its states.
     """
     config = common.get_config()
     config.method = method
@@ -502,7 +502,7 @@ PARTS = {
 @pytest.mark.parametrize('method', objectives.METHODS)
 @pytest.mark.parametrize('part', ['states', 'logits'])
 def test_a_method_reads_what_it_says(method, part):
-    """Whatever a term reads of the teacher, NaN in it reaches the term; and nothing else does."""
+    """NaN in a part of the teacher reaches the terms that read this part, and no others."""
     declared = {
         term
         for declared_part, terms in objectives.METHODS[method].reads.items()
@@ -516,7 +516,7 @@ def test_a_method_reads_what_it_says(method, part):
 
 @pytest.mark.parametrize('method', [m for m, o in objectives.METHODS.items() if 'bridged_logits' in o.reads])
 def test_bridged_logits_are_not_those_of_the_teacher(method):
-    """A probe reads states alone, so what is bridged asks nothing of the teacher's own labels."""
+    """A probe reads states alone, so bridged logits do not depend on the teacher's own labels."""
     _, terms = compute_terms_without(method, PARTS['logits'], teacher__labels='probe')
     assert not any(np.isnan(value).any() for value in terms.values())
     assert {*objectives.METHODS[method].reads['bridged_logits']} <= set(terms)
@@ -535,7 +535,7 @@ def cosine_terms(params, student, teacher, labels, config, key):
 
 @pytest.fixture
 def cosine(monkeypatch):
-    """A function (**changes) -> a config of a method that is added as the README says."""
+    """A function (**changes) -> a config of a method that is added as the documentation says."""
     method = shared.Objective(shared.no_parameters, cosine_terms, {'logits': ('angle',)})
     monkeypatch.setitem(objectives.METHODS, 'cosine', method)
 

@@ -1,4 +1,4 @@
-"""What relates the examples of a batch to each other: symmetries, gradients, and batches that have none."""
+"""Terms that relate the examples of a batch: symmetries, gradients and degenerate batches."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ METHODS = ('rkd', 'crd', 'srd')
 
 
 def make_objective(method, e_g, e_h, **changes):
-    """(config, parameters, terms of any student's representations) of a method."""
+    """(config, parameters, function from the student's representations to the terms) of a method."""
     config = common.get_config()
     config.method, config.communication.message = method, 11
     config.update_from_flattened_dict({key.replace('__', '.'): value for key, value in changes.items()})
@@ -36,13 +36,13 @@ def pair():
 
 
 def move_points(x):
-    """The same points elsewhere: turned around, twice as large, shifted."""
+    """The same points, rotated, scaled by two and shifted."""
     turn, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(x.shape[-1],) * 2))
     return 2 * x @ jnp.asarray(turn, jnp.float32) + 3
 
 
 def test_relations_are_those_of_a_congruent_figure():
-    """Distances over their mean and angles do not see where a figure is, nor its size."""
+    """Relative distances and angles do not depend on the position or size of a figure."""
     x = jax.random.normal(jax.random.key(2), (BATCH, TEACHER))
     _, _, terms = make_objective('rkd', move_points(x), x)
     for name, value in terms(move_points(x)).items():
@@ -52,7 +52,7 @@ def test_relations_are_those_of_a_congruent_figure():
 
 @pytest.mark.parametrize('method', METHODS)
 def test_terms_follow_their_examples(method, pair):
-    """Another order of the batch is the same terms in that order; one example alone is not the same."""
+    """Terms are permuted with the batch; an example alone has other terms."""
     _, _, terms = make_objective(method, *pair)
     order = np.random.default_rng(0).permutation(BATCH)
     original = terms(*pair)

@@ -17,7 +17,7 @@ def draw_state(seed, *widths):
 
 
 def find_reached_by_gradient(term, **changes):
-    """{what: whether the gradient of one term of TD reaches it} of the student's states and all modules."""
+    """{name: whether the gradient of a term of TD reaches it} for the student's states and all modules."""
     config = common.get_config()
     config.communication.hidden, config.communication.message = 13, 11
     for name in config.td.weights:
@@ -43,8 +43,8 @@ def test_what_a_stopped_target_leaves_to_be_learned():
     everything = dict.fromkeys(('student_encoder', 's', 'e'), True)
     free = find_reached_by_gradient('message')
     assert free == {**everything, 'teacher_encoder': True, 'student_decoder': False, 'teacher_decoder': False}
-    # The teacher's message is given.
+    # The teacher's message is the constant target.
     assert find_reached_by_gradient('message', td__stop_target=True) == {**free, 'teacher_encoder': False}
-    # The student's state still moves by what is decoded from its message, of the teacher's state.
+    # The student's state still has a gradient by the teacher's state that is decoded from its message.
     assert find_reached_by_gradient('state', td__stop_target=True) == dict.fromkeys(free, True)
     assert find_reached_by_gradient('interact', td__stop_target=True) == dict.fromkeys(free, True)

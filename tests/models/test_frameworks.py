@@ -1,4 +1,4 @@
-"""Models of Flax NNX, Keras and Linen with state, as their own framework computes them, and as teachers."""
+"""Models of Flax NNX, Keras and Linen with state, against their own frameworks, and as teachers."""
 
 import warnings
 
@@ -19,7 +19,7 @@ OUTPUTS = 5
 
 
 class Convolutional(nnx.Module):
-    """With statistics, a list of layers and dropout."""
+    """A model with batch statistics, a list of layers and dropout."""
 
     def __init__(self, rngs, keeps_statistics=True):
         self.first = nnx.Conv(1, 7, (3, 3), strides=2, rngs=rngs)
@@ -53,7 +53,7 @@ def run_whole(model, params, inputs, key=None):
 
 @pytest.fixture
 def learned():
-    """An NNX module whose statistics are its own."""
+    """An NNX module with statistics that differ from the initial ones."""
     module = Convolutional(nnx.Rngs(0))
     module.norm.mean[...] = jnp.arange(7) / 7
     module.norm.var[...] = 1 + jnp.arange(7)
@@ -69,7 +69,7 @@ def test_an_nnx_module_computes_what_it_computes(learned):
     assert set(params) == {'first', 'norm', 'dense', base.STATE}
     assert params['dense']['0']['kernel'].shape == (112, 11)
     assert model.is_teacher_only
-    # What it is known by has its statistics, too.
+    # Its fingerprint depends on its statistics, too.
     before = fingerprint.of(params)
     learned.norm.var[...] = jnp.ones(7)
     assert fingerprint.of(split_module(learned).init(None, None)) != before
@@ -98,7 +98,7 @@ def test_dropout_of_an_nnx_module_follows_the_key():
     module = nnx.Dropout(0.5, rngs=nnx.Rngs(0))
 
     def drop(key):
-        """Which inputs two layers of dropout, one after the other, leave."""
+        """Applies two layers of dropout, one after the other."""
         model_of_dropout = base.from_nnx(
             lambda rngs: Convolutional(rngs, keeps_statistics=False),
             lambda module, inputs: inputs['image'],
@@ -164,7 +164,7 @@ def test_an_nnx_module_teaches(small_config, tmp_path, learned):
     expected = fingerprint.of(split_module(learned).init(None, None))
     assert result['teacher_fingerprint'] == expected
     assert result['steps'] == 6
-    # It is the same run once more, and another one with other statistics.
+    # With the same statistics it is the same run, and with others another one.
     assert td_jax.train(config, tmp_path / 'run', models=models) == result
     learned.norm.var[...] = 5 * jnp.ones(7)
     with pytest.raises(UserError, match='another teacher'):
@@ -183,7 +183,7 @@ def test_a_teacher_of_other_labels_is_refused(small_config, tmp_path, learned):
 
 @pytest.fixture(scope='module')
 def keras():
-    """Keras, on JAX as conftest.py says."""
+    """Keras on JAX, which conftest.py sets."""
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         import keras
@@ -192,7 +192,7 @@ def keras():
 
 
 def compute_in_keras(model, images):
-    """What Keras computes, which adds as NumPy does."""
+    """The output of Keras, which broadcasts as NumPy does."""
     with jax.numpy_rank_promotion('allow'):
         return np.asarray(model(images, training=False))
 
@@ -223,10 +223,10 @@ def test_a_keras_model_computes_what_it_computes(functional):
     logits = jax.jit(lambda params: run_whole(model, params, {'image': IMAGES}))(params)
     np.testing.assert_allclose(logits, compute_in_keras(functional, IMAGES), rtol=1e-5, atol=1e-6)
     assert params[base.STATE]['norm']['moving_mean'].shape == (7,)
-    # It computes with the tree, and not with what the model holds.
+    # It computes with the given parameters, not with those of the model.
     logits_of_zeros = run_whole(model, jax.tree.map(jnp.zeros_like, params), {'image': IMAGES})
     np.testing.assert_array_equal(logits_of_zeros, np.zeros((5, OUTPUTS)))
-    # A gradient goes through its upper part.
+    # Its upper part has a gradient.
     assert np.abs(jax.grad(lambda s: model.upper(params, s).sum())(s)).max() > 0
 
 
@@ -289,7 +289,7 @@ def test_a_keras_model_teaches(small_config, tmp_path, functional):
 
 @pytest.mark.long
 def test_a_cnn_of_keras_applications_teaches(keras, tmp_path, small_config):
-    """Random weights, of 32 pixels."""
+    """MobileNetV2 with random weights, at 32 pixels."""
     keras.utils.set_random_seed(1)
     cnn = keras.applications.MobileNetV2(
         weights=None, input_shape=(32, 32, 3), alpha=0.35, classes=OUTPUTS, classifier_activation=None
@@ -304,7 +304,7 @@ def test_a_cnn_of_keras_applications_teaches(keras, tmp_path, small_config):
     np.testing.assert_allclose(logits, compute_in_keras(cnn, images), rtol=1e-4, atol=1e-5)
 
     def widen(inputs):
-        """An image of digits, as wide and as colourful as the CNN's."""
+        """Repeats an image of digits to the size and the three colours of the CNN's input."""
         return {'image': jnp.tile(inputs['image'].reshape(-1, 8, 8, 1), (1, 4, 4, 3))}
 
     teacher = model._replace(lower=lambda params, inputs, key=None: model.lower(params, widen(inputs), key))

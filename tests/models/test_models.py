@@ -36,7 +36,7 @@ def apply_dense(params, x):
 
 
 def numpy_mlp(params, inputs, split, depth):
-    """(s, e, y) by the definition."""
+    """(s, e, y) of an MLP by the definition."""
     user = np.asarray(params['user_embedding']['embedding'])[inputs['user']]
     title = np.stack(
         [
@@ -91,7 +91,7 @@ def test_the_parts_in_a_row_are_the_whole(split):
     s = model.lower(params, inputs)
     parts = model.head(params, model.upper(params, s))
     np.testing.assert_array_equal(parts, module.apply(variables, inputs))
-    # A split behind the last layer leaves none for `upper`.
+    # A split after the last layer leaves no layer for `upper`.
     assert np.array_equal(s, model.upper(params, s)) == (split == 3)
 
 
@@ -111,7 +111,7 @@ def test_dropout_acts_with_a_key_alone():
         np.testing.assert_array_equal(ours, expected)
 
     s, e, _ = base.activations(model, params, inputs, jax.random.key(0))
-    # What is kept is larger by 1 / (1 - rate), so that the mean stays; the rest is 0.
+    # Kept units are scaled by 1 / (1 - rate), so that the mean stays; the others are 0.
     is_positive = without.lower > 0
     is_kept = np.asarray(s)[is_positive] > 0
     np.testing.assert_allclose(
@@ -144,7 +144,7 @@ def test_embeddings_that_the_data_does_not_have_are_refused(embeddings):
 
 
 def test_the_papers_teacher_has_the_parameters_counted_by_hand():
-    """300-wide inputs, hidden layers of 512 and 256, one output."""
+    """Inputs of width 300, hidden layers of 512 and 256, one output."""
     config = movielens.get_config().teacher.model
     vocabularies = {'user': 907, 'movie': 1601, 'title_words': 599, 'genres': 19}
     model = MODELS[config.name](config, vocabularies, 1, 'float32')

@@ -1,4 +1,4 @@
-"""The small ResNet against NumPy; what holds for every one; fifty layers: tests/pretrained/test_bit.py."""
+"""A small ResNet against NumPy, and properties of all; test_bit.py compares one of 50 layers with timm."""
 
 import functools
 
@@ -47,7 +47,7 @@ def convolve(params, x, stride=1):
 
 
 def normalize(params, x):
-    """Two channels a group."""
+    """GroupNorm with two channels per group."""
     groups = x.reshape(*x.shape[:-1], -1, 2)
     mean, var = (f(groups, axis=(1, 2, 4), keepdims=True) for f in (np.mean, np.var))
     x = ((groups - mean) / np.sqrt(var + 1e-5)).reshape(x.shape)
@@ -142,7 +142,7 @@ def test_variants(variant, units, width, count):
 
 
 def test_groups():
-    """32 as BiT's, fewer where a group would be of one channel."""
+    """32 groups as in BiT, fewer if a group would have one channel."""
     assert [resnet.count_groups(n) for n in (64, 192, 256, 2048, 16, 4, 5)] == [32, 32, 32, 32, 8, 2, 1]
 
 

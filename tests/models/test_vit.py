@@ -32,7 +32,7 @@ def make_case(**changes):
     model = make_model(**changes)
     inputs = {'image': jax.random.uniform(jax.random.key(0), (BATCH, SIDE, SIDE, 3), minval=-1)}
     params = model.init(jax.random.key(1), inputs)
-    # A head of zeros would hide everything before it.
+    # The initial head is zero, which would hide everything before it.
     params['head_layer']['kernel'] = jax.random.normal(
         jax.random.key(2), params['head_layer']['kernel'].shape
     )
@@ -56,7 +56,7 @@ def test_what_is_kept_changes_memory_alone():
     size_and_arrays = {}
     for policy in POLICIES:
         model, params, inputs = make_case(remat_policy=policy, dropout=0.3, layers=2, split=1)
-        # A backward function holds what the forward pass kept for it.
+        # The backward function holds the residuals of the forward pass.
         logits, backward = jax.vjp(
             lambda params, model=model, inputs=inputs: (
                 base.activations(model, params, inputs, jax.random.key(3)).logits
@@ -87,7 +87,7 @@ def test_every_split_gives_the_same_prediction_and_the_same_parameters():
 
 
 def test_registers_stand_behind_the_class_token():
-    """Without blocks every token is what it is made of, but for the last norm."""
+    """With all blocks in `upper`, the lower state is the embedded tokens."""
     model, params, inputs = make_case(registers=2, split=4)
     assert model.registers == 2
     plain = make_model(split=0).lower(params, inputs)
@@ -160,7 +160,7 @@ def make_golden_config(**changes):
 
 @pytest.mark.long
 def test_a_student_starts_from_a_public_checkpoint_and_learns(cifar10_data, tmp_path, monkeypatch, read_back):
-    # What evaluation says after two steps is worth nothing here, and takes long.
+    # An evaluation after two steps is useless here, and takes long.
     nothing = evaluation.Scores(np.zeros(2), None)
     monkeypatch.setattr(evaluation, 'make_evaluation', lambda *_: lambda params, *_: nothing)
     config = make_golden_config()

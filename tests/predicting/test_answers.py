@@ -1,4 +1,4 @@
-"""What a student says of ids and images, held against NumPy."""
+"""Predictions of a student for ids and images, against NumPy."""
 
 import csv
 
@@ -17,7 +17,7 @@ from td_jax.training.run import train
 
 @pytest.fixture
 def recommender_run(recommender, monkeypatch):
-    """Takes the place of reading the recommender's run."""
+    """The recommender, which replaces any run that is read."""
     monkeypatch.setattr(finished_runs, 'load', lambda folder, seed_index: recommender)
     return recommender
 
@@ -46,7 +46,7 @@ def test_ratings_of_a_table(recommender_run, rating_by_hand, tmp_path, monkeypat
         rating_by_hand(recommender_run, NUMBERS.get(user), NUMBERS.get(movie)) for user, movie in pairs
     ]
     np.testing.assert_allclose([float(row['rating']) for row in rows], expected, atol=1e-5)
-    # Neither user 7 nor movie 50 is in training, though both are in the data.
+    # User 7 and movie 50 are in the data, but not in training.
     unknown = ['', 'user_id', 'movie_id', 'user_id', '', 'user_id movie_id']
     assert [row['unknown'] for row in rows] == unknown
     assert report.splitlines() == [
@@ -59,7 +59,7 @@ def test_ratings_of_a_table(recommender_run, rating_by_hand, tmp_path, monkeypat
 
 def test_the_best_for_a_user_without_what_it_has_rated(recommender_run, rating_by_hand, tmp_path):
     run, target = epath.Path('run'), epath.Path(tmp_path / 'out.csv')
-    # Of the movies that training shows, 0 to 2, user 1 has rated 0 and 1, and user 0 all.
+    # Movies 0 to 2 are in training; user 1 has rated 0 and 1 of them, and user 0 all.
     report = answers.recommend(run, 'ann', 10, target)
     rating = rating_by_hand(recommender_run, 1, 2)
     (row,) = read_rows(tmp_path / 'out.csv')
@@ -70,7 +70,7 @@ def test_the_best_for_a_user_without_what_it_has_rated(recommender_run, rating_b
         'movie_id  rating',
         'user_id 196 has rated all 3 that training shows: there is nothing left to recommend.',
     ]
-    # Who is unknown has rated nothing.
+    # An unknown user has rated nothing.
     ratings = {name: rating_by_hand(recommender_run, None, NUMBERS[name]) for name in ('242', '302', 'x y')}
     best = sorted(ratings, key=ratings.get, reverse=True)
     for user in ('7', 'bob'):
@@ -103,7 +103,7 @@ def digits_run(small_config, tmp_path_factory):
 
 
 def test_classes_of_a_folder_of_images(digits_run, small_config, tmp_path, monkeypatch):
-    """Test images as files, of which a last batch is smaller."""
+    """Test images as files; the last batch is smaller."""
     monkeypatch.setattr(answers, 'IMAGES', 32)
     config = small_config()
     source = SOURCES['digits'](config.dataset, config.dataset)

@@ -1,4 +1,4 @@
-"""Files of ids and of images: what is in them, and one line of what is wrong with them."""
+"""Files of ids and of images: what is read, and the one-line errors."""
 
 import jax
 import numpy as np
@@ -18,7 +18,7 @@ WANTED = ['user_id', 'movie_id']
 
 @pytest.fixture
 def read_table(tmp_path):
-    """A function (content, name) -> what is read of a file with it."""
+    """A function (content, name) -> the table that is read from a file with this content."""
 
     def write_and_read(content, name='a.csv'):
         path = epath.Path(tmp_path / name)
@@ -29,7 +29,7 @@ def read_table(tmp_path):
 
 
 def test_columns_come_by_name_with_their_lines(read_table):
-    # A byte order mark, as spreadsheets write it, other columns, a line break in a cell, and an empty line.
+    # A byte order mark, as spreadsheets write it, another column, a line break in a cell and an empty line.
     text = '\ufeffmovie_id,note,user_id\r\n242,"two\r\nlines",196\r\n\r\n" x,y ",,ann\r\n'
     result = read_table(text)
     assert result.columns == {'user_id': ['196', 'ann'], 'movie_id': ['242', 'x,y']}
@@ -94,7 +94,7 @@ def test_images_of_a_folder_come_in_order_of_their_names(tmp_path):
     listing = reading.find_images(folder)
     assert list(listing.files) == ['a/z.JPG', 'b.png', 'c.jpeg']
     assert listing.ignored == 'a/note.txt'
-    # A file that is named is read, whatever it is called.
+    # A single file is read whatever its name.
     for name in ('b.png', 'a/note.txt'):
         assert reading.find_images(folder / name) == ({name.rpartition('/')[2]: folder / name}, '')
     (tmp_path / 'empty').mkdir()
@@ -108,7 +108,7 @@ def test_images_of_a_folder_come_in_order_of_their_names(tmp_path):
 
 
 def test_pixels_are_those_of_pil(tmp_path):
-    """Of colours and of grey; what Pillow does not make itself is rounded or not."""
+    """Colour and grey images; a resize that is not Pillow's own is rounded or not."""
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 256, (20, 31, 3), np.uint8), rng.integers(0, 256, (40, 13), np.uint8)]
     files = []
@@ -132,7 +132,7 @@ def test_pixels_are_those_of_pil(tmp_path):
 
 @pytest.mark.parametrize('name', ['dinov2_small_saliency'])
 def test_real_photographs_become_what_is_published(foundation, tmp_path, name):
-    """Of the shapes of ImageNet's: resized to 256 pixels, and the middle of 224 cut out."""
+    """Photographs with the shapes of ImageNet's: resized to 256 pixels, of which the middle 224 are taken."""
     folder = foundation(name)
     view = pretrained.read(str(folder)).preprocessing.view()
     files = []
@@ -142,7 +142,7 @@ def test_real_photographs_become_what_is_published(foundation, tmp_path, name):
             files[-1].write_bytes(expected[f'jpeg_{i}'].tobytes())
         pixels = expected['pixels_224']
     np.testing.assert_array_equal(reading.read_pixels(files, data.Picture(view, True, None)), pixels)
-    # An exported program does it, too.
+    # An exported program resizes in the same way.
     for i, file in enumerate(files):
         image = np.asarray(PIL.Image.open(file))[None]
         on_device = np.asarray(jax.jit(resizing.resize_on_device, static_argnums=1)(image, view))[0]

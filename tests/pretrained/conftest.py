@@ -1,4 +1,4 @@
-"""Checkpoints, as they are and changed."""
+"""Checkpoints, and changed copies of them."""
 
 import json
 import pathlib
@@ -27,7 +27,7 @@ def _arrays(path):
 def initial():
     """A function (architecture, image_size, **its changes) -> a tree as `init` would make it.
 
-    Each value is its own, so that a copy is told from what it replaced.
+    All values are 7, which no checkpoint holds, so that copied values can be recognised.
     """
 
     def make(architecture, image_size=None, **changes):
@@ -71,7 +71,7 @@ def change_npz(tmp_path):
 
 @pytest.fixture
 def change_folder(tmp_path):
-    """The same for a Hugging Face folder; `change` also gets the config."""
+    """A function (change, path) -> a changed copy of a Hugging Face folder; `change` also gets the config."""
 
     def make(change, path=BARE):
         shutil.copytree(path, tmp_path / 'changed')

@@ -1,4 +1,4 @@
-"""Architectures and configs."""
+"""Architectures of checkpoints, and configs that fit them."""
 
 import math
 import pathlib
@@ -134,7 +134,7 @@ def test_how_images_are_shown_has_to_fit_too():
     )
     config.update_from_flattened_dict(teacher_overrides(checkpoint, config))
     check_teacher(checkpoint, config)
-    # Who does not resize says nothing of how.
+    # Without resizing, its options are not compared.
     check_teacher(checkpoint._replace(preprocessing=IMAGENET._replace(resize=None)), config)
 
 
@@ -154,7 +154,7 @@ PREPROCESSING = {
 
 
 def complete_and_compare(checkpoint, config, *set_keys):
-    """(what a checkpoint makes of a config otherwise, the config)"""
+    """({key: value} that a checkpoint changes in a config, the changed config)."""
     completed_config = complete_config(checkpoint, config, set_keys.__contains__, common.get_config())
     check_teacher(checkpoint, completed_config)
     return changed_values(config, completed_config), completed_config
@@ -172,12 +172,12 @@ def test_a_checkpoint_says_itself_what_its_teacher_is():
         **{f'teacher.dataset.{key}': value for key, value in PREPROCESSING.items()},
     }
     assert config.teacher.model.name == 'mlp'
-    # Once more changes nothing: what was kept of a run is the run.
+    # Completing it again changes nothing, so the stored config of a run is that of the run.
     assert complete_and_compare(DINOV2, completed_config)[0] == {}
 
 
 def test_a_student_that_starts_from_a_checkpoint_is_of_its_kind():
-    """Of a config of a smaller ViT, whose student has three blocks, its own number of blocks is kept."""
+    """The student gets the checkpoint's width and keeps its own three blocks."""
     config = images.get_config()
     changes, completed_config = complete_and_compare(DINOV2, config)
     of_student = {key: value for key, value in changes.items() if not key.startswith('teacher.')}
@@ -190,13 +190,13 @@ def test_a_student_that_starts_from_a_checkpoint_is_of_its_kind():
     }
     assert vit.sizes_of(completed_config.model) == (vit.VARIANTS['S']._replace(layers=3), 14)
     assert vit.sizes_of(completed_config.teacher.model) == (vit.VARIANTS['S'], 14)
-    # What is set is kept.
+    # Options that are set are kept.
     config.model.layers, config.dataset.image_size = 5, 56
     _, completed_config = complete_and_compare(
         DINOV2, config, 'model.layers', 'dataset.image_size', 'model.initial'
     )
     assert (completed_config.model.layers, completed_config.model.split) == (5, 3)
-    # Positions are copied, so both are shown as much.
+    # Position embeddings are copied, so both have the same image size.
     assert completed_config.dataset.image_size == completed_config.teacher.dataset.image_size == 56
 
 
@@ -207,7 +207,7 @@ def test_a_student_of_sizes_without_a_name(checkpoints):
     config.model.layers = 0
     _, completed_config = complete_and_compare(checkpoints[NPZ], config)
     assert vit.sizes_of(completed_config.model) == (vit.Sizes(48, 6, 96, 4), 8)
-    # Its code says no size of images: the nearest to what there is that patches of 8 divide.
+    # The checkpoint has no image size: the nearest to the config's that patches of 8 divide.
     config.dataset.image_size = 45
     assert complete_and_compare(checkpoints[NPZ], config)[1].dataset.image_size == 48
 
@@ -274,7 +274,7 @@ def test_what_is_set_as_it_is_there_is_taken(checkpoints):
     keys = {'teacher.model.variant': 'S/32', 'teacher.model.patch': 14, 'teacher.model.heads': 6}
     config.update_from_flattened_dict(keys)
     assert not keys.keys() & complete_and_compare(DINOV2, config, *keys)[0].keys()
-    # A variant of other sizes is not what the checkpoint is, where they are said nowhere else.
+    # A variant of other sizes is refused if no other option gives the sizes.
     config = make_config(variant='Ti/8', **TINY)
     keys = [f'teacher.model.{key}' for key in ('variant', *TINY)]
     assert 'teacher.model.variant' not in complete_and_compare(checkpoints[NPZ], config, *keys)[0]

@@ -1,4 +1,4 @@
-"""BiT's .npz: what is computed of it against timm, what is written, and every way it can be wrong."""
+"""BiT's .npz: states against timm, written files, and every kind of invalid file."""
 
 import pathlib
 
@@ -18,7 +18,7 @@ UNITS = 3, 4, 6, 3
 
 
 def make_weights(width, outputs=5, scale=0.1):
-    """The arrays of a BiT file of 50 layers, {name: array}, drawn in this order (tests/golden/README.md)."""
+    """{name: array} of a BiT file of 50 layers, drawn in the order of tests/golden/README.md."""
     rng, arrays = np.random.default_rng(0), {}
 
     def add_kernel(name, side, inputs, outputs):
@@ -60,14 +60,14 @@ def read_golden(name):
 
 @pytest.fixture(scope='module')
 def tiny(tmp_path_factory):
-    """The path of a file of 50 layers, its root 8 wide."""
+    """The path of a file of 50 layers with a root of width 8."""
     path = tmp_path_factory.mktemp('bit') / 'anything.npz'
     np.savez(path, **make_weights(8))
     return path
 
 
 def compute_states(checkpoint, side, count):
-    """(the image after each stage, the last one's norm, the logits), all in one program."""
+    """(the root's and each stage's output, the activations at the last split), computed in one program."""
     module, inputs = build_module(checkpoint.architecture, 4), {'image': make_images(side, count)}
 
     @jax.jit
@@ -104,7 +104,7 @@ def test_every_stage_is_timms(tiny):
 
 @pytest.mark.long
 def test_fifty_layers_are_timms_in_full(tmp_path):
-    """resnetv2_50x1_bit: 23.5 million parameters, 32 groups in each norm."""
+    """resnetv2_50x1_bit has 23.5 million parameters and 32 groups in each norm."""
     np.savez(tmp_path / 'full.npz', **make_weights(64))
     expected = read_golden('bit_r50x1.expected.npz')
     stages, (_, e, logits) = compute_states(pretrained.read(str(tmp_path / 'full.npz')), 64, 2)
@@ -126,7 +126,7 @@ def test_what_is_written_is_what_was_read(tiny, tmp_path):
 
 
 def test_norms_with_all_axes_are_read(tmp_path):
-    """As some of the published files have them."""
+    """Some of the published files have norms of shape [1, 1, 1, width]."""
     arrays = {name: x[None, None, None] if 'group_norm' in name else x for name, x in make_weights(8).items()}
     np.savez(tmp_path / 'wide.npz', **arrays)
     scale = pretrained.read(str(tmp_path / 'wide.npz')).params['final_norm']['norm']['scale']
@@ -190,7 +190,7 @@ def test_a_teacher_that_fits_and_one_that_does_not(tiny):
     config.update_from_flattened_dict(teacher_overrides(checkpoint, config))
     check_teacher(checkpoint, config)
     assert teacher_overrides(checkpoint, config) == {}
-    # And a ViT in the place of a ResNet.
+    # A ViT in place of a ResNet.
     vit = pretrained.read(str(GOLDEN / 'vit_tiny.npz'))
     with pytest.raises(UserError, match=r'name is vit there, resnet here'):
         check_teacher(vit, config)

@@ -1,4 +1,4 @@
-"""Files that are not whole, or hold something else."""
+"""Checkpoint files that are truncated or hold something else."""
 
 import pathlib
 import shutil

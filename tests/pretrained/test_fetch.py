@@ -1,4 +1,4 @@
-"""Where files come from; downloads are from a server of our own."""
+"""Locations of checkpoints; downloads come from a local server."""
 
 import http.server
 import pathlib
@@ -40,7 +40,7 @@ def test_the_home_folder_is_expanded(monkeypatch, tmp_path):
 
 @pytest.fixture
 def server(monkeypatch, tmp_path):
-    """A web server in place of the world, and an empty cache.
+    """A web server that answers all requests, and an empty cache.
 
     Yields a namespace: `files` (path -> bytes, or a status), `requests` (paths so far), `cut` (bytes that are
     promised and never sent) and `cache`.
@@ -155,14 +155,14 @@ def test_a_private_bucket_is_asked_with_credentials(server, monkeypatch):
     monkeypatch.setattr(fetch, '_copy_private', copy_private)
     assert pretrained.read('gs://bucket/ViT.npz').architecture.sizes == SIZES
     assert locations == ['gs://bucket/ViT.npz']
-    # An address that is not of a bucket has no such way.
+    # Credentials are for buckets alone.
     server.files['/example.org/ViT.npz'] = 403
     with pytest.raises(UserError, match='403'):
         pretrained.read('https://example.org/ViT.npz')
 
 
 def test_a_private_object_is_copied_whole_or_is_an_error(tmp_path):
-    """TensorFlow reads any path as it reads a bucket."""
+    """TensorFlow reads a local path in the same way as a bucket."""
     with open(tmp_path / 'copy', 'wb') as file:
         fetch._copy_private(str(NPZ), file)
         assert file.tell() == NPZ.stat().st_size

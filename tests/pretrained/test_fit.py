@@ -1,4 +1,4 @@
-"""How a checkpoint enters a model."""
+"""Fitting a checkpoint to a model."""
 
 import math
 import pathlib
@@ -27,7 +27,7 @@ def test_everything_is_loaded_into_its_own_architecture(checkpoints, initial, fl
 
 
 def test_pre_logits_that_the_model_lacks_take_the_head_along(checkpoints, initial):
-    """A head reads what stands before it."""
+    """The head belongs to the layer before it."""
     checkpoint = checkpoints[PRE_LOGITS]
     params, report = fit.fit(checkpoint, initial(checkpoint.architecture, pre_logits=False))
     assert 'pre_logits_layer' not in params
@@ -102,7 +102,7 @@ def test_a_grid_that_is_not_square_is_refused(old, new):
 
 
 def bilinear(grid, new):
-    """[old, old, width] -> [new, new, width], corners on corners, by the definition."""
+    """Bilinear resizing with aligned corners, by the definition: [old, old, width] -> [new, new, width]."""
     old = len(grid)
     at = np.linspace(0, old - 1, new)
     low = np.minimum(at.astype(int), max(old - 2, 0))
@@ -144,7 +144,7 @@ def test_positions_are_stretched_linearly():
     ],
 )
 def test_positions_are_stretched_by_cubics_as_pytorch_does(stretch, new, first, last):
-    """The first and the last row of torch.nn.functional.interpolate (PyTorch 2.13) for the numbers n²/16."""
+    """The first and last rows of torch.nn.functional.interpolate (PyTorch 2.13) for the numbers n²/16."""
     grid = np.arange(16, dtype=np.float32) ** 2 / 16
     positions = np.concatenate([[7], grid]).astype(np.float32)[None, :, None]
     result = fit.resize_positions(positions, new * new, stretch)[0, :, 0]

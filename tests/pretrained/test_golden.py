@@ -1,4 +1,4 @@
-"""What is computed from a checkpoint, against what its own implementation computes."""
+"""States of a checkpoint against those of its own implementation."""
 
 import pathlib
 
@@ -14,7 +14,7 @@ GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
 NPZ, PRE_LOGITS = GOLDEN / 'vit_tiny.npz', GOLDEN / 'vit_tiny_prelogits.npz'
 BARE, CLASSIFIER = GOLDEN / 'hf_vit_tiny', GOLDEN / 'hf_vit_tiny_classifier'
 SIZES = vit.Sizes(width=48, layers=6, mlp=96, heads=4)
-# Checkpoint, what to expect, side of the images there.
+# name -> (checkpoint, expected states, side of the images).
 CASES = {
     'npz': (NPZ, GOLDEN / 'vit_tiny.expected.npz', 32),
     'npz with pre-logits': (PRE_LOGITS, GOLDEN / 'vit_tiny_prelogits.expected.npz', 32),
@@ -66,9 +66,9 @@ def test_every_state_is_the_originals(checkpoints, case, initial):
     compare('embedding', embedded.reshape(len(embedded), side // 8, side // 8, -1))
     compare('pos_embedding', params['pos_embedding'])
     token = np.asarray(e[:, 0])
-    if architecture.pre_logits and side == 32:  # At 48 the original ran without it.
+    if architecture.pre_logits and side == 32:  # At 48 pixels the original was run without it.
         layer = params['pre_logits_layer']
-        token = token @ layer['kernel'] + layer['bias']  # It is before the tanh there.
+        token = token @ layer['kernel'] + layer['bias']  # The original stores it before the tanh.
     compare('pre_logits', token)
     assert compared_keys == expected.keys() - {'images'}
 

@@ -1,4 +1,4 @@
-"""The .npz of google-research/vision_transformer, and every way it can be wrong."""
+"""The .npz of google-research/vision_transformer, and every kind of invalid file."""
 
 import pathlib
 
@@ -40,7 +40,7 @@ def test_architectures_are_read_from_the_shapes(checkpoints, flat):
 
 
 def rename_to_old(values):
-    """As files from before Linen count: through all modules of a block."""
+    """Renames modules as in files from before Linen, which number all modules of a block together."""
     new = {
         'LayerNorm_1': 'LayerNorm_2',
         'MultiHeadDotProductAttention_0': 'MultiHeadDotProductAttention_1',

@@ -1,4 +1,4 @@
-"""The folder of a Hugging Face ViT, and every way it can be wrong."""
+"""The folder of a Hugging Face ViT, and every kind of invalid folder."""
 
 import json
 import pathlib

@@ -1,4 +1,4 @@
-"""DeiT and DINOv2 against transformers, what is written of them, and every way they can be wrong."""
+"""DeiT and DINOv2: states against transformers, written folders, and every kind of invalid folder."""
 
 import json
 import pathlib
@@ -72,7 +72,7 @@ def test_positions_are_stretched_as_transformers_does(read_checkpoint, initial, 
     params, report = fit.fit(checkpoint, initial(checkpoint.architecture, side))
     assert report.resized == ('pos_embedding',)
     if folder == DEIT:
-        # The position of the distillation token is in the register.
+        # The position of the distillation token is part of the register.
         expected = np.delete(expected, 1, axis=1)
     np.testing.assert_allclose(params['pos_embedding'], expected, rtol=1e-4, atol=1e-5)
     other = fit.resize_positions(checkpoint.params['pos_embedding'], (side // 8) ** 2)
@@ -113,7 +113,7 @@ PLAIN = Architecture(SIZES, 8, 16, 3, 'gelu_tanh', 1e-3, pre_logits=False)
     [
         (1, 'class', 'deit', 'class'),
         (0, 'class_and_mean', 'dinov2', 'class_and_mean'),
-        # A head of the class token alone reads nothing of the mean.
+        # A head on the class token alone gets zero weights for the mean.
         (2, 'class', 'dinov2_with_registers', 'class_and_mean'),
     ],
 )
@@ -238,12 +238,12 @@ def test_a_folder_that_does_not_fit_is_refused_by_name(change_folder, folder, ch
 
 
 def test_how_images_are_shown(change_folder):
-    """Where no file says it, as is usual for the kind; where one says nothing, as its class does it."""
+    """Without a file: the usual of this kind of model; with an empty one: the defaults of its class."""
     folder = pathlib.Path(change_folder(lambda *_: None, DINOV2))
     checkpoint = pretrained.read(str(folder))
     assert checkpoint.preprocessing == IMAGENET
     assert checkpoint.assumed.startswith('no preprocessor_config.json')
-    # One that names no class is that of the kind, whose defaults are others than a ViT's.
+    # A file that names no class has the class of the kind, whose defaults differ from a ViT's.
     (folder / preprocessing.FILE).write_text('{}')
     checkpoint = pretrained.read(str(folder))
     assert (checkpoint.preprocessing[2:], checkpoint.assumed) == (

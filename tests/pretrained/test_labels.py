@@ -1,4 +1,4 @@
-"""Names of labels, and heads whose outputs follow them."""
+"""Names of labels, and heads whose outputs are reordered by them."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from td_jax.pretrained.architecture import Checkpoint
         (('cat', 'dog', 'bird'), ('bird', 'cat', 'dog'), (2, 0, 1)),
         (('Maple Tree', 'aquarium-fish'), ('aquarium_fish', 'maple_tree'), (1, 0)),
         (('tench, Tinca tinca', 'goldfish, Carassius auratus'), ('goldfish', 'tench'), (1, 0)),
-        # As they are written they are apart, and only so.
+        # The names differ only in how they are written.
         (('a', 'A'), ('A', 'a'), (1, 0)),
         (('crane, bird', 'crane, machine'), ('crane, machine', 'crane, bird'), (1, 0)),
         (('crane, bird', 'crane, machine'), ('crane', 'machine'), None),

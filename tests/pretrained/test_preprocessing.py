@@ -1,4 +1,4 @@
-"""How a Hugging Face folder says that images are shown, against its own arithmetic."""
+"""The preprocessing of a Hugging Face folder, against its own arithmetic."""
 
 import json
 
@@ -35,7 +35,7 @@ def test_what_a_file_does_not_say_is_as_in_transformers():
     ],
 )
 def test_pixels_become_what_the_file_says(content):
-    """Its two steps, one after the other, are our one."""
+    """Rescaling and normalising, one after the other, equal our single step."""
     pixels = np.random.default_rng(0).integers(0, 256, (5, 3)).astype(np.float64)
     theirs = pixels * content.get('rescale_factor', 1 / 255) if content.get('do_rescale', True) else pixels
     if content.get('do_normalize', True):
@@ -50,7 +50,7 @@ def test_the_usual_factor_changes_no_digit():
         assert read_preprocessing(**IMAGENET, rescale_factor=factor)[:2] == (MEAN, STD)
 
 
-# As they are published: of facebook/dinov2-small, facebook/deit-small-patch16-224,
+# The published files of facebook/dinov2-small, facebook/deit-small-patch16-224,
 # google/vit-base-patch16-224 and facebook/dinov2-with-registers-small, that as transformers 5 writes it.
 DINOV2 = {
     'crop_size': {'height': 224, 'width': 224},
@@ -104,7 +104,7 @@ CENTER = ('bicubic_antialias', 'center', 0.875, 224)
         (REGISTERS, 'ViTImageProcessor', (MEAN, STD, *CENTER)),
         (DEIT, 'ViTImageProcessor', (MEAN, STD, 'bicubic_antialias', 'squash', 0.875, 224)),
         (VIT, 'ViTImageProcessor', ((0.5,) * 3, (0.5,) * 3, 'bilinear_antialias', 'squash', 1.0, 224)),
-        # What a class takes where the file does not say: of a Bit the mean is CLIP's.
+        # The defaults of a class, for what the file leaves out; BitImageProcessor has CLIP's mean.
         ({**IMAGENET, 'size': 96}, 'BitImageProcessor', None),
         (IMAGENET, 'DeiTImageProcessor', (MEAN, STD, 'bicubic_antialias', 'squash', 0.875, 224)),
         (IMAGENET, 'BitImageProcessor', (MEAN, STD, 'bicubic_antialias', 'center', 1.0, 224)),
@@ -138,7 +138,7 @@ def test_what_is_published_is_honoured(content, processor, expected):
         size = content.get('size', {'DeiTImageProcessor': 256}.get(processor, 224))
         size = size if isinstance(size, int) else max(size.values())
         assert view.scaled_side == size
-        # What is written of it says the same.
+        # It is the same after writing and reading.
         assert preprocessing.read('folder', preprocessing.to_json(result), 32) == result
 
 

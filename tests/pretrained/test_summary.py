@@ -1,4 +1,4 @@
-"""What is said of a checkpoint."""
+"""The report on a checkpoint."""
 
 import ast
 import json
@@ -70,7 +70,7 @@ def test_what_a_checkpoint_is():
     ],
 )
 def test_the_short_flags_and_the_long_ones_make_the_same_teacher(name):
-    """Typed in full, all that is said is what the checkpoint makes of the short ones."""
+    """The long flags of the report set what the checkpoint completes from the short ones."""
     location = str(GOLDEN / name)
     lines = [line for line in summary.report(location).splitlines() if '--config.' in line]
     short, long = ' '.join(lines[::2]), ' '.join(lines[1::2])
@@ -107,7 +107,7 @@ def test_a_published_size_goes_by_its_name(monkeypatch):
     text = summary.report('gs://b/ViT-B_32.npz')
     assert 'variant     B/32\n' in text
     assert 'head        21,843 outputs\n' in text
-    # 88,224,232 less its head of 1,000 outputs.
+    # 88,224,232 parameters without its head of 1,000 outputs.
     assert 'parameters  backbone 87,455,232, head 17,387,859, total 104,843,091\n' in text
     assert 'unused      odd\n' in text
     assert '[batch, 50, 768]  [batch, 50, 768]  [batch, 50, 128]' in text
@@ -121,7 +121,7 @@ def test_a_published_size_goes_by_its_name(monkeypatch):
 
 
 def test_a_block_keeps_its_shape():
-    """The table works shapes out at one split and shows them at all."""
+    """The table computes shapes at one split and shows them for all splits."""
     architecture = pretrained.read(str(GOLDEN / 'vit_tiny.npz')).architecture
     image = np.zeros((3, 32, 32, 3), np.float32)
     for split in range(7):

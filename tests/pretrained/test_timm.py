@@ -1,4 +1,4 @@
-"""The folder of a timm model: what is computed of it against timm, and every way it can be wrong."""
+"""The folder of a timm model: states against timm, and every kind of invalid folder."""
 
 import json
 import math
@@ -68,7 +68,7 @@ def folder(tmp_path, tiny_efficientnet, monkeypatch):
 
 
 def test_every_stage_is_timms(folder, tiny_efficientnet):
-    """Of squeezes, silu and padding by half a kernel, at a size that strides do not divide."""
+    """With squeeze-and-excitation, silu and symmetric padding, at a size that the strides do not divide."""
     checkpoint = pretrained.read(folder())
     assert checkpoint.architecture == EfficientNetArchitecture('b0', 'symmetric', 5)
     assert checkpoint.unused == ()
@@ -184,7 +184,7 @@ def vit_folder(tmp_path):
 
 @pytest.mark.parametrize('name', VITS)
 def test_a_vit_is_timms(vit_folder, name):
-    """Tokens at two sizes of images, for which positions are resized, and logits."""
+    """Tokens at two image sizes, with resized position embeddings, and logits."""
     location, expected = vit_folder(name)
     checkpoint = pretrained.read(location)
     architecture = checkpoint.architecture
@@ -227,7 +227,7 @@ def test_a_vit_that_is_another_is_refused_by_name(vit_folder, change, words):
 
 
 def test_what_there_is_no_place_for_is_refused(vit_folder):
-    """Two heads, of which the mean is the prediction, are not one of them."""
+    """A model with two heads, whose mean is the prediction, is refused, as are other unknown layers."""
     location, _ = vit_folder('distilled', architecture='deit_tiny_patch16_224')
     with pytest.raises(UserError, match='not of a class token and a square grid'):
         pretrained.read(location)
@@ -258,12 +258,12 @@ def test_a_resnet_with_batch_norm_is_timms(tmp_path, monkeypatch, variant, units
         rows = [
             line.split()[:3] for line in summary.report(location).splitlines() if line[:5].strip().isdigit()
         ]
-        # Below the first stage: 64 kernels of 7 by 7 of three colours.
+        # Before the first stage: 64 kernels of 7 x 7 for three colours.
         assert rows[0][:2] == ['0', f'{64 * 7 * 7 * 3 + 64:,}'] and len(rows) == 5
 
 
 def test_a_unit_takes_what_another_model_suggests_as_it_is():
-    """A state that a decoder makes is below 0 in places, as that of an image never is."""
+    """A decoded state is negative in places, as the state of an image never is."""
     unit = resnet_bn.Unit(4, 1, resnet_bn.Sizes((1,), False), 'float32')
     s = -1 - timm_weights.images(8)[..., :1].repeat(4, axis=-1) ** 2
     params = unit.init(jax.random.key(0), s)

@@ -16,7 +16,7 @@ from td_jax.training import finished
 def write_run(small_config):
     """A function that writes the files of a run into a folder, and returns the folder.
 
-    `values` are those of the seeds, or None of a run without a result; `squared` [seeds, examples] are its
+    `values` are those of the seeds, or None for a run without a result; `squared` [seeds, examples] are its
     errors; `lines` those of its metrics; `data` names what it was trained on; other
     arguments are changes of the config.
     """

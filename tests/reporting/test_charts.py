@@ -1,4 +1,4 @@
-"""Charts: what is drawn where, and colours that everybody can tell apart."""
+"""Charts: positions of what is drawn, and colours that everybody can distinguish."""
 
 import importlib.resources
 import itertools
@@ -10,7 +10,7 @@ from td_jax.reporting import charts, curves, markup
 
 
 def find_elements(figure, tag, kind):
-    """The elements of a figure's chart of one tag whose class starts with a word."""
+    """The elements of a figure with a tag whose class starts with `kind`."""
     return [part for part in figure.iter(tag) if part.get('class', '').startswith(kind)]
 
 
@@ -36,11 +36,11 @@ def test_points_are_where_their_numbers_say():
     (band,) = find_elements(figure, 'polygon', 'band s0')
     assert [x for x, _ in read_points(band.get('points'))] == [start, end, end, start]
     assert read_points(band.get('points'))[2][1] == top
-    # What a person who hears the page is told.
+    # The title is read to a person who hears the page.
     (title,) = figure.iter('title')
     assert title.text == 'loss over steps: a ends at 2; b ends at 5.'
     assert [item[0].tail for item in figure.iter('li')] == ['a', 'b']
-    # Ticks beside what they name.
+    # Ticks are at the values that they name.
     ticks = {text.text: float(text.get('y')) for text in figure.iter('text') if text.get('dy')}
     assert ticks['5'] == pytest.approx(top, abs=0.1)
 
@@ -51,7 +51,7 @@ def test_numbers_far_apart_are_drawn_by_their_logarithms():
     (_, first), (_, second), (_, third) = read_points(line.get('points'))
     assert second == pytest.approx((first + third) / 2, abs=0.1)
     assert 'loss, logarithmic' in [part.text for part in figure.iter('strong')]
-    # Not where a number is 0, nor where the axis is given.
+    # No logarithmic axis if a number is 0 or the axis is given.
     for ends, lowest in ((None, 0.0), ((0, 1), 0.01)):
         plain = charts.draw_lines('loss', [curves.Curve('a', ((0, 1.0), (2, lowest)))], ends=ends)
         assert [part.text for part in plain.iter('strong')] == ['loss']

@@ -1,4 +1,4 @@
-"""The numbers of the tables, against SciPy and NumPy."""
+"""Differences and verdicts of the tables, against SciPy and NumPy."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ STEP = 2.0**-8
 
 
 def compare_methods(root):
-    """{method: Compared} of the one setting under a folder."""
+    """{method: ComparedRow} of the only setting under a folder."""
     found_runs = runs.find_runs(epath.Path(root)).runs
     (setting,) = settings.make_settings(found_runs, {})
     return {of_row.row.method: of_row for of_row in comparison.compare_setting(setting)}
@@ -27,7 +27,7 @@ def test_differences_are_paired_where_seeds_agree(write_run, tmp_path):
     def write(name, **changes):
         write_run(tmp_path / name, values[name].tolist(), squared[name], units=units, **changes)
 
-    # Seeds 0 to 3; of TD 0, 1 of one teacher and 3, 5, 7 of another.
+    # No distillation has seeds 0 to 3; TD has 0 and 1 of one teacher, and 3, 5 and 7 of another.
     write('scratch', method='supervised')
     write('td_0', teacher='a')
     write('td_1', teacher='b', seed=3, seed_step=2, teacher__seed=1)
@@ -39,12 +39,12 @@ def test_differences_are_paired_where_seeds_agree(write_run, tmp_path):
     own = [values['td_0'].mean(), values['td_1'].mean()]
     interval = scipy.stats.t.interval(0.95, 1, np.mean(own), scipy.stats.sem(own))
     np.testing.assert_allclose(td.own.interval(), interval)
-    # Seeds 0, 1 and 3, of two teachers.
+    # Both have seeds 0, 1 and 3, of two teachers.
     by_seed = np.array([*values['td_0'], values['td_1'][0]]) - values['scratch'][[0, 1, 3]]
     expected = scipy.stats.ttest_1samp([by_seed[:2].mean(), by_seed[2]], 0).confidence_interval()
     np.testing.assert_allclose(td.paired.interval(), (expected.low, expected.high))
     assert (td.paired.count, td.paired.clusters) == (3, 2)
-    # Which support no verdict.
+    # Two teachers support no verdict.
     assert (td.p_value, td.verdict) == (None, statistics.TOO_FEW)
     errors = np.concatenate([squared['td_0'], squared['td_1'][:1]]), squared['scratch'][[0, 1, 3]]
     counts = np.bincount(units)
@@ -90,7 +90,7 @@ def test_of_accuracies_more_is_better(write_run, tmp_path):
 
 
 def test_one_seed_tells_nothing_apart(write_run, tmp_path):
-    """Though a bootstrap over its examples alone is far from 0."""
+    """Even if the bootstrap over its examples is far from 0."""
     write_run(tmp_path / 'scratch', [1.0], np.ones((1, 9)), method='supervised')
     write_run(tmp_path / 'td', [0.1], np.full((1, 9), 0.01))
     comparison_of_td = compare_methods(tmp_path)['td']

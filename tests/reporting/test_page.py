@@ -1,4 +1,4 @@
-"""The page: what it says of runs of every kind, that what files say is text, and that it stands alone."""
+"""The page: runs of every kind, escaped content of files, and no external resources."""
 
 import html.parser
 import json
@@ -14,7 +14,7 @@ EVIL = '<script>alert("1")</script><img src=x onerror=alert(2)>&amp;\x00'
 
 
 class Page(html.parser.HTMLParser):
-    """Tags and texts of a page, which must be well formed."""
+    """The tags and texts of a page, which must be well formed."""
 
     def __init__(self, text):
         super().__init__()
@@ -96,12 +96,12 @@ def test_a_folder_of_runs_of_every_kind(write_run, tmp_path):
         'Difference in rmse to no distillation',
     ):
         assert title in page_text, title
-    # Titles are the places that the links lead to.
+    # The links lead to the titles.
     assert [address.removeprefix('#') for address in parsed.addresses] == parsed.ids
-    # What differs, and what does not: knobs that are read.
+    # Options that have an effect are listed, and others are not.
     assert 'communication.hidden' in page_text
     assert 'dkd.temperature' not in page_text
-    # The page is the same of the same files.
+    # The same files give the same page.
     assert render_page(tmp_path)[0] == text
 
 
@@ -116,7 +116,7 @@ def test_the_page_stands_alone(write_run, tmp_path):
         '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">' in text
     )
     assert 'prefers-color-scheme: dark' in text
-    # Every table scrolls in itself, and by keys; every chart has words.
+    # Every table scrolls by itself and with the keyboard; every chart has a title.
     assert text.count('<table') == text.count('<div class="scroll" role="region" aria-label=')
     assert text.count('<table') == text.count('tabindex="0"') > 2
     assert text.count('role="img"><title>') == text.count('role="img"') > 2
@@ -184,7 +184,7 @@ def test_more_rows_than_a_chart_tells_apart_are_in_several(write_run, tmp_path):
     for i in range(7):
         write_run(tmp_path / f'td_{i}', [0.5, 0.6], lines=make_lines(), td__rounds=i)
     _, parsed = render_page(tmp_path)
-    # Twice: seven rows and, in each chart, the one from scratch.
+    # Two charts: seven rows, and in each the row without distillation.
     assert parsed.texts.count('training loss') == 2
     assert parsed.texts.count('td, rounds 3') > 4
 
@@ -230,7 +230,7 @@ def test_maps_of_representations(write_run, tmp_path):
     assert 'Representations: figure' in parsed.texts
     # t(0.975, 1) = 12.706 times 0.25.
     assert '0.500 ± 3.177' in parsed.texts
-    # Every third class, 34 rows of four cells, on colours that are lighter the more two have in common.
+    # Every third class: 34 rows of four cells, whose colour is lighter the higher the CKA.
     cells = re.findall(r'<td style="background: (#\w+); color: (#\w+)">([-\d.]+)</td>', text)
     assert len(cells) == 34 * 4
     assert 'class 3' in parsed.texts
@@ -243,7 +243,7 @@ def test_maps_of_representations(write_run, tmp_path):
     greys = [compute_luminance(colour) for colour, _, _ in ordered]
     assert np.all(np.diff(greys) > -2)
     assert (ordered[0][1], ordered[-1][1]) == ('#ffffff', '#000000')
-    # Black from where it is read better than white: once, on the way up.
+    # Text is white on dark cells and black from a certain lightness on.
     inks = [ink for _, ink, _ in ordered]
     assert inks == sorted(inks, reverse=True)
     for damage in ({'cka': {}}, {'by_seed': {'other': by_seed}}, {'cka': {'td': {'a': {'s_g,s_h': 'x'}}}}):

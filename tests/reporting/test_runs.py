@@ -1,4 +1,4 @@
-"""What is found under a folder: every run once, in the state that its files say."""
+"""Finding the runs under a folder: every run once, with the state that its files show."""
 
 import json
 import os
@@ -22,7 +22,7 @@ def test_runs_are_found_wherever_they_lie(write_run, tmp_path):
     write_run(tmp_path / 'deep' / 'er' / 'td', [0.5], lines=LINES)
     write_run(tmp_path / 'deep' / 'er' / 'td' / 'teacher', [0.5], method='supervised')
     write_run(tmp_path / 'ld', [0.25], method='ld')
-    # What is no run: an export, which has a config of another kind, and what lies in checkpoints.
+    # Not runs: an export, which has a config of another kind, and folders in checkpoints.
     (tmp_path / 'ld' / 'student_safetensors').mkdir()
     (tmp_path / 'ld' / 'student_safetensors' / 'config.json').write_text('{}')
     write_run(tmp_path / 'ld' / 'checkpoints' / '6', [0.5])
@@ -34,7 +34,7 @@ def test_runs_are_found_wherever_they_lie(write_run, tmp_path):
     assert [line['step'] for line in listing.runs[0].lines] == [2, 4]
     assert runs.find_teachers(listing.runs) == {'deep/er/td/teacher': ['deep/er/td']}
     assert listing.unreadable == ()
-    # A single run is a folder of runs, too.
+    # The folder of a single run is a folder of runs, too.
     assert list(find_states(tmp_path / 'ld')) == ['.']
     assert list(find_states(tmp_path / 'deep' / 'er' / 'td')) == ['.', 'teacher']
 
@@ -76,7 +76,7 @@ def test_a_run_that_is_not_finished_says_why(write_run, tmp_path):
 
 
 def change_json(path, **changes):
-    """Writes a JSON file again with other values; what is set to None goes."""
+    """Rewrites a JSON file with other values; keys that are set to None are removed."""
     content = {**json.loads(path.read_text()), **changes}
     gone = {key for key, value in changes.items() if value is None}
     path.write_text(json.dumps({key: value for key, value in content.items() if key not in gone}))
@@ -118,7 +118,7 @@ def test_what_is_damaged_is_no_traceback(write_run, tmp_path):
 
 
 def test_what_can_be_read_of_a_run_is(write_run, tmp_path):
-    """A line that is damaged is left out, and a config that td_jax does not know is shown as it is."""
+    """A damaged line is left out, and a config with unknown options is shown as it is."""
     lines = [
         {'step': 2, 'train_loss': 1.5, 'text': 'a', 'list': [1], 'yes': True},
         {'step': -1},
@@ -137,7 +137,7 @@ def test_what_can_be_read_of_a_run_is(write_run, tmp_path):
     assert run.config is None
     assert (run.stored['method'], run.stored['knob'], run.stored['batch_size']) == ('mine', 3, 8)
     assert run.remarks == ('config.json: knob is a key of another version of td_jax.',)
-    # A file whose place is taken by a folder.
+    # A folder in place of a file.
     (folder / 'metrics.jsonl').unlink()
     (folder / 'metrics.jsonl').mkdir()
     (run,) = runs.find_runs(epath.Path(tmp_path)).runs

@@ -20,10 +20,10 @@ def test_runs_that_differ_in_seeds_are_one_row(write_run, tmp_path):
     write_run(tmp_path / 'td_0', [0.5, 0.6], teacher='a')
     write_run(tmp_path / 'td_1', [0.7, 0.8, 0.9], teacher='b', seed=3, seed_step=2, teacher__seed=1)
     write_run(tmp_path / 'td_2', None, seed=100)
-    # The same seeds again, and the same seed of a teacher that is another.
+    # The same seeds again, and another teacher with the same teacher seed.
     write_run(tmp_path / 'td_3', [0.5, 0.6], teacher='a')
     write_run(tmp_path / 'td_4', [0.5], teacher='c', seed=50)
-    # What changes no result tells no rows apart; what does, does.
+    # Options without effect on the result do not separate rows; others do.
     write_run(tmp_path / 'more', [0.5], teacher='a', seed=60, log_every=3, eval_batch_size=7)
     write_run(tmp_path / 'rounds', [0.5], td__rounds=2)
     write_run(tmp_path / 'scratch', [0.5], method='supervised')
@@ -69,7 +69,7 @@ def test_public_teachers_are_known_by_their_parameters(write_run, tmp_path):
 def test_runs_on_other_data_of_the_same_name_are_not_compared(write_run, tmp_path):
     write_run(tmp_path / 'scratch', [0.5, 0.6], method='supervised', data='of may')
     write_run(tmp_path / 'ld', [0.4, 0.5], method='ld', data='of may')
-    # Of an older version, it may be on the same data, as long as there are no others.
+    # A run of an older version does not record its data; it joins if all others have the same data.
     write_run(tmp_path / 'old', [0.7], method='ld', seed=9)
     (setting,) = make_settings(tmp_path)
     assert list_runs_by_label(setting) == {'supervised': ['scratch'], 'ld': ['ld', 'old']}
@@ -119,7 +119,7 @@ def test_a_setting_is_data_and_architecture(write_run, tmp_path):
 
 def test_a_teacher_is_in_a_setting_only_beside_students(write_run, tmp_path):
     write_run(tmp_path / 'td', [0.5])
-    # In the workdir of its student, on the student's own task; elsewhere, on that task, and on another.
+    # A teacher in its student's workdir on the student's task; elsewhere on that task; and on another task.
     write_run(tmp_path / 'td' / 'teacher', [0.5], method='supervised', seed=7)
     write_run(tmp_path / 'twin', [0.5], method='supervised')
     write_run(tmp_path / 'big', [0.5], method='supervised', model__hidden=(99, 3))
@@ -145,7 +145,7 @@ def test_the_nearest_run_from_scratch_is_the_baseline(write_run, tmp_path):
     write_run(tmp_path / 'as_near', [0.5], method='supervised', num_steps=9)
     assert find_nearest() == (None, '2 runs without distillation are equally near')
     write_run(tmp_path / 'exact', [0.5], method='supervised', optimizer__learning_rate=0.5, num_steps=9)
-    # It joins the one of these knobs that is not finished.
+    # It joins the unfinished row with these options.
     assert [run.name for run in find_nearest().row.runs] == ['exact', 'unfinished']
 
 

@@ -1,4 +1,4 @@
-"""What tests of tables share."""
+"""A fixture that several tests of tables use."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from td_jax.reproduction import cells, tables
 
 @pytest.fixture
 def one_table(monkeypatch):
-    """A function (rows, base config) that makes one table of digits all there is, with nothing tuned."""
+    """A function (rows, base config) that replaces all tables by one on digits, without tuned choices."""
 
     def make(rows, base_config):
         table = tables.Table('Tiny', 'digits', {'all': {}}, rows, 'Train from scratch')

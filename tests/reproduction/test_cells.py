@@ -1,4 +1,4 @@
-"""The cells of a table: what each runs, where, and which of them are run again."""
+"""The cells of a table: their configs and folders, and which runs are missing."""
 
 import json
 import os
@@ -70,7 +70,7 @@ def test_a_row_wins_over_what_was_tuned_and_that_over_the_column(monkeypatch):
 
 
 def test_a_variant_is_tuned_under_its_own_name(monkeypatch):
-    """It starts where VARIANTS says; what was chosen for it wins, what was for its method is not its own."""
+    """It starts from VARIANTS and takes the choices under its own name, not those of its method."""
     tuned = {'movielens_by_time': {'td': {'td.rounds': 3, 'td.weights.state': 5.0}}}
     monkeypatch.setattr(cells, 'read_tuned', lambda name: tuned)
     war = tables.TABLES['3x']
@@ -84,7 +84,7 @@ def test_a_variant_is_tuned_under_its_own_name(monkeypatch):
 
 
 def test_a_row_may_have_knobs_chosen_on_other_columns(monkeypatch):
-    """With the teacher that all have; without such a choice the usual knobs do not pass for it."""
+    """The row has the common teacher; without its own choices it is refused, not run with the usual ones."""
     tuned = {
         'movielens_by_user': {
             'teacher': {'teacher.num_steps': 7},
@@ -113,7 +113,7 @@ def test_a_row_may_have_knobs_chosen_on_other_columns(monkeypatch):
 
 
 def test_what_is_not_of_one_search_is_refused(monkeypatch):
-    """Of other trials, another optimizer or teacher, or an earlier version."""
+    """Choices with other trials, another optimizer or teacher, or of an earlier version."""
     record = {'trials': 12, 'seeds': 3, 'steps': 800, 'fixed': {'teacher.num_steps': 7}}
     searched = {
         'supervised': record,
@@ -128,7 +128,7 @@ def test_what_is_not_of_one_search_is_refused(monkeypatch):
     monkeypatch.setattr(cells, 'read_tuned', lambda name: {'movielens_by_user': of_user})
     table = tables.TABLES['3_user']
     assert cells.cell_config(table, 'Genre 8', 'TD').num_steps == 11
-    # What was not searched at all stays at its defaults.
+    # Options that were not searched stay at their defaults.
     assert cells.cell_config(table, 'Genre 8', 'LD').teacher.num_steps == 7
     changes = (
         {'searched': searched | {'td': searched['td'] | {'trials': 40}}},
@@ -233,17 +233,17 @@ def test_controls_of_images_differ_in_one_thing():
 
 
 def count_products(config):
-    """Multiplications and additions of one student's step on digits, by hand: [batch, m] @ [m, n] thrice."""
+    """Multiplications and additions of a student's step on digits, by hand: [batch, m] @ [m, n] thrice."""
     inputs, (first, second), outputs = 64, config.model.hidden, 5
     forward = inputs * first + first * second + second * outputs
-    # Backward there is one product for the kernel and one for the input, which nobody wants of the first.
+    # Backward, one product for the kernel and one for the input, except for the first layer's input.
     return 2 * config.batch_size * config.num_seeds * (3 * forward - inputs * first)
 
 
 def test_operations_are_those_of_the_products(small_config):
     config = small_config(method='supervised')
     assert cells.operations(config) == count_products(config)
-    # RKD relates a batch of 8 by inner products of 3 and 11 numbers, the teacher's states known beforehand.
+    # RKD needs the inner products of 8 examples with 3 and 11 numbers; the teacher's states are precomputed.
     related = count_products(config) + 2 * 2 * 8 * 8 * (3 + 11 + 2 * 3)
     assert cells.operations(small_config(method='rkd')) == related
     varied = 2 * 2 * 8 * (64 * 7 + 7 * 11 + 11 * 5)
@@ -348,7 +348,7 @@ def test_shards_have_each_run_once_and_few_teachers(tmp_path):
 
 
 def test_a_process_gets_runs_of_one_program(monkeypatch, tmp_path):
-    """The runs of a cell, whose teachers differ, are of one; other knobs or other data make another."""
+    """The runs of a cell, whose teachers differ, have one program; other options or data make another."""
     tasks_by_kind = {}
 
     def record_tasks(function, tasks, count, folder, what, kinds=()):
@@ -373,7 +373,7 @@ def test_a_process_gets_runs_of_one_program(monkeypatch, tmp_path):
 
 
 def test_only_teachers_that_are_trained_are_trained_first(small_config):
-    """A public one is there already, and one that stays untrained is none of a run."""
+    """A public teacher exists already, and an untrained one has no run."""
     trained = small_config()
     others = (
         small_config(method='supervised'),
@@ -389,8 +389,8 @@ def test_only_teachers_that_are_trained_are_trained_first(small_config):
 
 @pytest.fixture
 def trained_methods(monkeypatch, small_config, one_table):
-    """The names of the methods that were trained for a table of two rows."""
-    # The teacher is of the student's classes, so that it has a score.
+    """The methods of the runs that were trained for a table of two rows, in order."""
+    # The teacher has the student's classes, and so a score on them.
     one_table(
         {SCRATCH: {'method': 'supervised'}, 'LD': {'method': 'ld'}, 'Teacher': tables.TEACHER},
         lambda: small_config(teacher__dataset__classes=(5, 6, 7, 8, 9), teacher__labels='shared'),
@@ -417,13 +417,13 @@ def test_only_what_is_missing_is_run(trained_methods, tmp_path):
     assert list(tmp_path.iterdir()) == trained_methods == []
 
     text = make_table(tmp_path, only_show=False)
-    # The teacher, a student of it, which takes longer and stands last in the table, and one of no teacher.
+    # The teacher; its student, which takes longer and so is started first; the student without a teacher.
     assert trained_methods == ['supervised', 'ld', 'supervised']
     paths = list(tmp_path.rglob(workdir.RESULT))
     results = {path.parent.name.split('-')[0]: path for path in paths}
     assert len(paths) == 3
     assert set(results) == {'supervised', 'teacher', 'ld'}
-    # The teacher was trained on the student's own task, so that its own run has its score, too.
+    # The teacher was trained on the student's task, so its own run has the same score.
     teacher = json.loads(results['teacher'].read_text())
     assert teacher['seeds'] == [0]
     assert find_cells(text, 'Teacher')[2] == f'{teacher["mean"]:.4f}'
@@ -453,7 +453,7 @@ def test_what_a_file_has_is_not_run_on_another_machine(trained_methods, tmp_path
     errors.write(path, first)
     stored = errors.read(path)
     assert trained_methods == ['supervised', 'ld', 'supervised']
-    # A row that the file does not have needs its teacher; the other one needs nothing.
+    # The row that is missing in the file needs its teacher; the other row needs nothing.
     second = cells.make(['tiny'], *columns, there, only_show=False, stored_results=stored)
     assert trained_methods[3:] == ['supervised', 'ld']
     assert [path.name.split('-')[0] for path in sorted((there / 'digits').iterdir())] == ['ld', 'teacher']
@@ -466,7 +466,7 @@ def test_what_a_file_has_is_not_run_on_another_machine(trained_methods, tmp_path
     assert render.make(['tiny'], third, *columns) == text
     assert not (tmp_path / 'nothing').exists()
 
-    # With other knobs none of it is taken, and the file loses it.
+    # With other options nothing of the file is used, and its cells are replaced.
     monkeypatch.setattr(cells, 'base_config', lambda name: small_config(num_steps=3))
     others = cells.make(['tiny'], *columns, there, only_show=True, stored_results=stored)
     assert others == {'tiny': {'all': {SCRATCH: None, 'LD': None}}}
@@ -475,7 +475,7 @@ def test_what_a_file_has_is_not_run_on_another_machine(trained_methods, tmp_path
 
 
 def make_with_teachers_in_turn(only_show=False, processes=1, root=None):
-    """The results of the tiny table's only column, three students and two teachers a cell."""
+    """The results of the tiny table's only column, with three students and two teachers per cell."""
     table = tables.TABLES['tiny']._replace(students=3, teachers=2)
     tables.TABLES['tiny'] = table
     return cells.make(['tiny'], ['Drama'], ['CIFAR10'], root, only_show, processes)['tiny']['all']
@@ -485,7 +485,7 @@ def make_with_teachers_in_turn(only_show=False, processes=1, root=None):
 def test_students_have_teachers_in_turn(trained_methods, tmp_path):
     root = epath.Path(tmp_path / 'table')
     rows = make_with_teachers_in_turn(root=root)
-    # Students without a teacher are one run; each teacher has a run of its own students.
+    # Students without a teacher are one run; the students of each teacher are one run.
     assert sorted(trained_methods) == ['ld'] * 2 + ['supervised'] * 3
     distilled, scratch = rows['LD'], rows[SCRATCH]
     assert distilled['seeds'] == scratch['seeds'] == [0, 1, 2]
@@ -500,7 +500,7 @@ def test_students_have_teachers_in_turn(trained_methods, tmp_path):
     assert distilled['teacher'] == pytest.approx(np.mean(list(scores)))
     assert distilled['mean'] == pytest.approx(np.mean(distilled['values']))
     assert distilled['stderr'] == pytest.approx(scipy.stats.sem(distilled['values']))
-    # What the bootstrap draws from says the same.
+    # The sums that the bootstrap draws from give the same values.
     errors = distilled['errors']
     np.testing.assert_allclose(errors['sums'].sum(axis=1) / errors['counts'].sum(), distilled['values'])
     assert make_with_teachers_in_turn(only_show=True, root=root)['LD']['values'] == distilled['values']
@@ -528,7 +528,7 @@ def test_a_dry_run_counts_what_is_missing(tmp_path):
     for row in cells_by_row:
         assert float(row[5]) == pytest.approx(float(row[2]) * int(row[3]) * int(row[4]), rel=0.01)
         assert float(row[6]) == pytest.approx(float(row[5]) / 50e12 / 3600, rel=0.01)
-    # Every round costs more; a student of 4 blocks and a teacher of 12, at 384 pixels.
+    # Every round adds operations; a student of 4 blocks and a teacher of 12, at 384 pixels.
     assert 5e17 < operations[0] < operations[1] < operations[2] < 2e18
     assert float(total.split()[3]) == pytest.approx(sum(operations), rel=0.01)
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""The numbers under docs/results are of the knobs of today, and its tables are what their command prints."""
+"""Results under docs/results belong to today's hyperparameters, and tables are what their command prints."""
 
 import pathlib
 import re
@@ -12,19 +12,19 @@ from tests import forked
 
 RESULTS = pathlib.Path(__file__).parents[2] / 'docs' / 'results'
 FILES = sorted(path.name for path in RESULTS.glob('*.npz'))
-# What no run by today's protocol has replaced yet.
+# Files that were not yet measured again by today's protocol.
 BY_FIRST_PROTOCOL = {*FILES}
 SHOWN = sorted(path.stem.removeprefix('table_') for path in RESULTS.glob('table_*.md'))
-# The name of a run, as td_jax.cka is told it.
+# The name of a run, as in the arguments of td_jax.cka.
 RUN = re.compile(r'\b(?:td|fd)-[0-9a-f]{10}\b')
 
 
 @pytest.mark.parametrize('name', FILES)
 def test_cells_are_of_the_runs_that_their_knobs_give(name, request):
     if name.startswith('movielens'):
-        # The number of steps of a genre is that of its ratings.
+        # The number of steps of a genre depends on its number of ratings.
         request.getfixturevalue('movielens_data')
-    # Of each table one column: all have the same knobs, and counting the ratings of a genre takes a while.
+    # One column per table: all have the same hyperparameters, and counting the ratings of a genre takes long.
     first = {
         table: next(iter(columns.items()))
         for table, columns in errors.read(epath.Path(RESULTS / name)).items()

@@ -1,4 +1,4 @@
-"""Errors by unit, and the file of a whole table: small, exact, and refused where it is damaged."""
+"""Errors by unit, and the file of a whole table: small, exact, and refused if it is damaged."""
 
 import json
 
@@ -43,7 +43,7 @@ def test_errors_are_added_up_by_unit():
 
 
 def test_sums_are_rounded_to_a_step_and_the_metric_hardly_moves():
-    """900 users with 4,000 ratings: an error of 1e-5 of the mean is about a standard deviation."""
+    """With 900 users and 4,000 ratings, the rounding has a standard deviation of about 1e-5 in the mean."""
     rng = np.random.default_rng(0)
     units = np.concatenate([np.arange(900), rng.integers(0, 900, 3100)])
     values = rng.gamma(1.0, 1.0, (10, 4000)).astype(np.float32)
@@ -60,7 +60,7 @@ def test_sums_are_rounded_to_a_step_and_the_metric_hardly_moves():
 
 
 def make_results():
-    """Of two tables; a cell is missing, one has no errors, one has other examples, one a long-tailed unit."""
+    """Results of two tables. One cell is missing, one has no errors, one other examples, one large errors."""
     rng = np.random.default_rng(0)
     units = rng.integers(0, 30, 200)
     cells = {row: make_result(rng.gamma(1.0, 1.0, (4, 200)), units) for row in (SCRATCH, 'TD')}
@@ -122,7 +122,7 @@ def test_cells_of_other_tables_stay_in_a_file():
 
 
 def test_a_table_from_a_file_is_that_of_the_runs(tmp_path):
-    """To the last digit: every interval."""
+    """Every interval is the same to the last digit."""
     path, genres = epath.Path(tmp_path / 'a.npz'), ('Drama', 'Comedy')
     rng, units = np.random.default_rng(1), np.random.default_rng(2).integers(0, 30, 200)
     results = {'3': {}}
@@ -141,7 +141,7 @@ def test_a_table_from_a_file_is_that_of_the_runs(tmp_path):
     # Columns that are not in the file are left out.
     every = errors.read_tables([path], ['3'], tables.GENRES, ['CIFAR10'])
     assert render.make(['3'], every, tables.GENRES, ['CIFAR10']) == text
-    # Tables that are made of others, too.
+    # Derived tables, too.
     ours = errors.read_tables([path], ['1'], genres, ['CIFAR10'])
     assert ours['3']['Genre 1']['TD']['values'] == results['3']['Genre 1']['TD']['values']
 
@@ -149,7 +149,7 @@ def test_a_table_from_a_file_is_that_of_the_runs(tmp_path):
 def test_all_tables_of_two_splits_are_small(tmp_path):
     """15 rows of 10 seeds of 900 users, eight genres, two splits: 5 MB at most, a column a sixteenth of it.
 
-    Errors of models that are as unlike as two seeds are: a tenth of the noise of a rating.
+    Errors of models differ as those of two seeds do: by a tenth of the noise of a rating.
     """
     rng, path = np.random.default_rng(0), epath.Path(tmp_path / 'a.npz')
     units = np.concatenate([np.arange(900), rng.integers(0, 900, 3600)])
@@ -289,7 +289,7 @@ def test_a_file_with_the_names_of_before_has_those_of_today(tmp_path):
         'TD',
         "No distillation, TD's hyperparameters",
     }
-    # Every name of today is one of a table.
+    # Every new name is that of a row or column.
     names = {
         name
         for table in tables.TABLES.values()

@@ -1,4 +1,4 @@
-"""The figure of a table: what is drawn, and what is refused."""
+"""Figures of tables: what is drawn, and what is refused."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ SCRATCH = 'Train from scratch'
 
 
 def make_result(values, seeds=(0, 1, 2), wrong=None):
-    """A cell with these values; with `wrong` [seeds, users], squared errors of one rating a user."""
+    """A cell with these values; `wrong` [seeds, users] are squared errors of one rating per user."""
     cell = {'values': list(values), 'mean': float(np.mean(values)), 'seeds': list(seeds), 'metric': 'rmse'}
     return cell | {'errors': None if wrong is None else errors.sum_by_unit(wrong, np.arange(wrong.shape[1]))}
 
@@ -34,7 +34,7 @@ def test_points_are_paired_differences_with_both_intervals():
     points_by_row = figures.points(
         tables.TABLES['3'], {'Genre 8': rows | others, 'Genre 1': {SCRATCH: None, 'LD': rows['LD']}}
     )
-    # TD has other seeds, and the other genre no baseline.
+    # TD has other seeds, and the other genre has no baseline.
     assert points_by_row.keys() == {'LD', 'FitNet'}
     (ld,), (fitnet,) = points_by_row['LD'], points_by_row['FitNet']
     assert ld.column == 'War'
@@ -59,7 +59,7 @@ def test_a_figure_is_drawn_whatever_is_missing(tmp_path):
     assert picture.startswith(b'\x89PNG')
     # Wider than high: two panels side by side.
     assert int.from_bytes(picture[16:20], 'big') > int.from_bytes(picture[20:24], 'big') > 300
-    # Beside another row there is no panel of that row; a picture of its own.
+    # Compared with another row, this row has no panel, and the figure has another name.
     del rows['LD']
     figures.draw_all(['3'], {'3': {'Genre 1': rows}}, epath.Path(tmp_path), 'FD')
     assert sorted(path.name for path in tmp_path.iterdir()) == ['table_3.png', 'table_3_vs_fd.png']
@@ -69,7 +69,7 @@ def test_a_row_far_away_leaves_the_others_to_see(tmp_path, monkeypatch):
     near = [[figures.Point('War', 0.001 * i, 0.002, (-0.0034, 0.001))] for i in range(3)]
     rows = dict(zip('abc', near, strict=True))
     assert figures.linear_limit(rows) is None
-    # The middle row, and the furthest of the near ones, reaches 0.004.
+    # The median row, as the furthest of the near ones, reaches 0.004.
     assert figures.linear_limit(rows | {'d': [figures.Point('War', 0.1, 0.2, None)]}) == pytest.approx(0.004)
     assert figures.linear_limit(rows | {'d': [figures.Point('War', 0.0, 0.013, None)]}) is None
     same = {'same': [figures.Point('War', 0.0, 0.0, None)]}
@@ -106,7 +106,7 @@ def test_the_lowest_panel_names_the_columns(tmp_path, monkeypatch):
 
 
 def read_scales(figure):
-    """The scales of a figure's panels, and whether its title says where one is linear."""
+    """(the scales of a figure's panels, whether its title mentions a logarithmic part)."""
     return {axes.get_yscale() for axes in figure.axes}, 'logarithmic beyond' in figure.get_suptitle()
 
 

@@ -1,4 +1,4 @@
-"""A forest plot: which settings it has, which numbers it shows, what is refused, and the one of the docs."""
+"""Forest plots: their settings and numbers, what is refused, and the plot of the docs."""
 
 import pathlib
 import xml.etree.ElementTree
@@ -17,7 +17,7 @@ SEEDS = [0, 1, 2]
 
 
 def make_result(values, seeds=SEEDS, metric='rmse', **more):
-    """A cell with these values, measured by the rules of today."""
+    """A cell with these values, measured by today's protocol."""
     cell = {'values': list(values), 'mean': float(np.mean(values)), 'seeds': list(seeds), 'metric': metric}
     return cell | {'errors': None, 'protocol': 2} | more
 
@@ -52,13 +52,13 @@ def test_genres_are_one_setting_and_columns_of_images_are_several():
         for column, gain in zip(tables.TABLES['4x_small'].columns, (0.1, -0.1), strict=True)
     }
     ratings, few, many = forest.panels(['3x', '4x_small'], {'3x': make_genres(), '4x_small': images}, None)
-    # No control and no teacher, none with other seeds, none that a genre lacks.
+    # Without controls, teachers, rows with other seeds, and rows that a genre lacks.
     assert (ratings.title, ratings.baseline, list(ratings.rows)) == (
         'MovieLens100k, temporal split',
         'no distillation',
         ['LD'],
     )
-    # Of each seed the mean of its differences in both genres.
+    # For each seed, the mean of its differences in both genres.
     differences = np.mean([[-0.1, -0.2, -0.1], [-0.05, -0.2, -0.15]], axis=0)
     interval = scipy.stats.ttest_1samp(differences, 0).confidence_interval()
     np.testing.assert_allclose(ratings.rows['LD'].mean, differences.mean())
@@ -82,7 +82,7 @@ def test_a_table_of_no_method_shows_all_its_rows():
 
 
 def read_svg(path):
-    """The description and the number of panels of a forest plot."""
+    """(description, number of panels) of a forest plot."""
     tree = xml.etree.ElementTree.fromstring(path.read_text())
     (description,) = tree.iter('{http://purl.org/dc/elements/1.1/}description')
     axes = [group for group in tree.iter('{http://www.w3.org/2000/svg}g') if 'axes_' in group.get('id', '')]
@@ -122,6 +122,6 @@ def test_the_figure_of_the_docs_has_the_numbers_of_the_committed_cells():
     cells = errors.read_tables(files, names, tables.GENRES, list(tables.IMAGES))
     expected = forest.describe(forest.panels(names, cells, None))
     description, count = read_svg(RESULTS / 'forest.svg')
-    # Which sign a difference of nothing has is that of the last bits, which are the processor's.
+    # The sign of a zero difference depends on the last bits, and so on the processor.
     assert description.replace('-0.0000', '+0.0000') == expected.replace('-0.0000', '+0.0000')
     assert count == 4

@@ -1,4 +1,4 @@
-"""Runs side by side, in real processes."""
+"""Tasks side by side, in real processes."""
 
 import os
 import pathlib
@@ -29,7 +29,7 @@ def test_one_after_the_other_in_this_process(capsys, tmp_path):
         'runs: 3 done, 0 running, 0 waiting',
     ]
     assert lines[-1].endswith('about 0 s left')
-    # Another process could not import this function.
+    # A local function cannot be sent to another process, so the only task runs here.
     assert jobs.run_tasks(lambda task: task + 1, [5], 2, epath.Path(tmp_path), 'runs') == [6]
     assert jobs.run_tasks(finished_tasks.append, [], 2, epath.Path(tmp_path), 'runs') == []
 
@@ -173,7 +173,7 @@ def test_a_device_that_one_process_keeps_is_not_shared(monkeypatch, tmp_path):
 
 
 def start(tmp_path, code, **more):
-    """A process that runs a script, which can import the module `work` with the functions of tasks."""
+    """Starts a script that can import the module `work`, which has the functions of tasks."""
     (tmp_path / 'work.py').write_text(
         textwrap.dedent("""
             import os, sys, time
@@ -253,7 +253,7 @@ def test_side_by_side_each_on_its_cores_with_a_log_and_one_folder_of_programs(tm
     ('last', 'place', 'chosen'),
     [
         ((None, None), 0, 0),
-        # What the other one does not do; then what one has done; then what there is.
+        # A kind that the other process does not do; then the kind that it did last; then any.
         (('a', None), 1, 2),
         (('a', 'b'), 0, 0),
         (('c', 'b'), 1, 2),
@@ -291,8 +291,8 @@ def test_processes_try_again_what_another_worker_has_in_use(tmp_path):
         """
         jobs.PAUSE = 0.01
         here = epath.Path('.').absolute()
-        done = lambda number: number == 2
-        print(jobs.run_tasks(work.busy, [1, 2, 3], 2, here, 'runs', kinds=['a', 'a', 'b'], is_done=done))
+        is_done = lambda number: number == 2
+        print(jobs.run_tasks(work.busy, [1, 2, 3], 2, here, 'runs', kinds=['a', 'a', 'b'], is_done=is_done))
         """,
     )
     out, err = process.communicate()
@@ -302,7 +302,7 @@ def test_processes_try_again_what_another_worker_has_in_use(tmp_path):
 
 @two_cores
 def test_what_one_refuses_ends_all(tmp_path):
-    """The task that would sleep for a minute is stopped."""
+    """Another task, which would sleep for a minute, is stopped."""
     process = start(
         tmp_path,
         """
@@ -349,7 +349,7 @@ def test_processes_end_with_the_one_they_work_for(tmp_path):
 
 
 def is_alive(process):
-    """Whether a process runs; one that nobody has buried is dead."""
+    """Whether a process runs; a zombie does not."""
     try:
         state = pathlib.Path(f'/proc/{process}/stat').read_text().rpartition(') ')[2][0]
     except OSError:

@@ -1,4 +1,4 @@
-"""The journal of a search: what is read back, what is cut off, what is refused, and who has it."""
+"""The journal of a search: reading, torn lines, refusals and its lock."""
 
 import os
 import pathlib
@@ -36,10 +36,10 @@ def test_workers_read_each_other(path, tmp_path):
     assert second.curves == CURVES
     third = journal.Journal(tmp_path / 'digits-td.3of3.jsonl')
     third.append('digits/td-3', {20: 2.0}, {'data': 'd'})
-    # Of another method, and a copy that somebody made.
+    # A journal of another method, and a copy.
     journal.Journal(tmp_path / 'digits-td_ld.jsonl').append('digits/td-4', {}, {})
     (tmp_path / 'digits-td.old.jsonl').write_text('damaged\n')
-    # It has begun to write the next line.
+    # Another process is writing the next line.
     with open(tmp_path / 'digits-td.3of3.jsonl', 'a') as file:
         file.write('{"run": "digits/td-5", ')
     for other in (second, journal.Journal(path), journal.Journal(path, is_writer=False)):
@@ -71,7 +71,7 @@ def test_a_torn_last_line_is_cut_off_before_anything_is_appended(path, capsys, t
     assert repaired.curves == CURVES
     repaired.append('digits/td-3', {20: 1.0}, {})
     assert path.read_bytes().startswith(whole)
-    # The next call reads it without a word.
+    # Afterwards it is read without a warning.
     assert journal.Journal(path).curves == CURVES | {'digits/td-3': {20: 1.0}}
     assert capsys.readouterr().err == ''
 
@@ -88,7 +88,7 @@ def test_a_journal_that_is_damaged_in_the_middle_is_refused(path, line):
         with pytest.raises(UserError, match=r'digits-td\.jsonl is damaged in line 2; delete that line'):
             use(path)
     assert path.read_bytes() == content
-    # As it says.
+    # The fix that the message names.
     path.write_text(f'{first}\n{second}\n')
     assert journal.Journal(path).curves == CURVES
 

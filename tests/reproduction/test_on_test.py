@@ -1,4 +1,4 @@
-"""What choosing knobs on the test split would give, from the completed trials of a search."""
+"""Sensitivity check: hyperparameters selected on the test set, from the completed trials of a search."""
 
 import pytest
 from etils import epath
@@ -10,12 +10,12 @@ from td_jax.training.run import train
 
 SCRATCH = 'Train from scratch'
 COLUMNS = ['Drama'], ['CIFAR10']
-# Learning rate -> what the search found on validation data: the one that learns nothing looks best there.
+# {learning rate: validation score}; the one that learns nothing looks best.
 TRIALS = {1e-9: 0.9, 1e-2: 0.8}
 
 
 def make_choices(*names):
-    """Choices that say from which trials they were made."""
+    """Choices with the trials that they were selected from."""
     completed = [
         {'score': score, 'values': {'optimizer.learning_rate': rate, 'num_steps': 20}}
         for rate, score in TRIALS.items()
@@ -27,7 +27,7 @@ def make_choices(*names):
 
 @pytest.fixture
 def use_tiny_table(small_config, one_table, monkeypatch):
-    """A table of a method, and of a control that is not tuned by itself."""
+    """Replaces all tables by one of a method and of a control without a search of its own."""
     rows = {
         SCRATCH: {'method': 'supervised'},
         'LD': {'method': 'ld'},
@@ -39,7 +39,7 @@ def use_tiny_table(small_config, one_table, monkeypatch):
 
 @pytest.fixture
 def use_made_up_searches(monkeypatch):
-    """Choices by user of which only their trials are known, none."""
+    """Replaces the choices of the per-user split by some whose lists of trials are empty."""
     names = *objectives.METHODS, *tables.VARIANTS
     records = {'searched': {name: {'completed': []} for name in names}}
     choices = {'movielens_by_user': records, 'movielens_by_user_War': {name: {} for name in names}}
@@ -59,7 +59,7 @@ def test_rows_that_have_a_search_of_their_own_are_candidates(use_made_up_searche
 
 
 def test_a_row_of_another_search_has_no_best_trial_of_the_usual_one(use_made_up_searches, tmp_path):
-    """Where its knobs are the same its runs are, too."""
+    """Even if it has the same hyperparameters and so the same runs."""
     own = f'{SCRATCH}, chosen on War'
     runs = cells.run_names(cells.runs_of(tables.TABLES['war_user'], 'Genre 8', own))
     assert runs == cells.run_names(cells.runs_of(tables.TABLES['war_user'], 'Genre 8', SCRATCH))
@@ -81,7 +81,7 @@ def test_the_best_trial_on_the_test_split_is_a_column_of_its_own(use_tiny_table,
     rows = results['tiny']['all']
     assert 'on_test' not in rows['Control']
     for row, method in ((SCRATCH, 'supervised'), ('LD', 'ld')):
-        # The same runs, made here.
+        # The same runs, trained here.
         by_hand = [
             train(
                 small_config(method=method, num_steps=20, optimizer__learning_rate=rate),
@@ -106,11 +106,11 @@ def test_the_best_trial_on_the_test_split_is_a_column_of_its_own(use_tiny_table,
     assert best_cell.startswith(f'{ours["mean"]:.4f} ± ') and best_cell.endswith(', best of 2')
     assert difference.startswith(f'{ours["mean"] - scratch["mean"]:+.4f} ± ')
 
-    # From a file of errors, too.
+    # The same from a file of errors.
     errors.write(epath.Path(tmp_path / 'errors.npz'), results)
     stored = errors.read_tables([epath.Path(tmp_path / 'errors.npz')], ['tiny'], *COLUMNS)
     assert stored['tiny']['all']['LD']['on_test'] == ours
-    # Which are then not run again, unless there are more.
+    # Trials in the file are not run again.
     nothing = epath.Path(tmp_path / 'nothing')
     on_test.add(stored, trials, nothing, only_show=False, processes=1)
     assert stored['tiny']['all']['LD']['on_test'] == ours and not nothing.exists()
@@ -121,7 +121,7 @@ def test_the_best_trial_on_the_test_split_is_a_column_of_its_own(use_tiny_table,
 
 def test_a_trial_that_a_cell_has_is_not_run_again(use_tiny_table, tmp_path, monkeypatch):
     trials = on_test.candidates(['tiny'], *COLUMNS)
-    # As from a file of errors: the first trial of each, run on another machine.
+    # As if read from a file: the first trial of each row was run on another machine.
     numbers = {'metric': 'accuracy', 'values': [0.5, 0.7], 'seeds': [0, 1], 'mean': 0.6}
     rows = {row: {**numbers, 'runs': cells.run_names(of_cell[0])} for (_, _, row), of_cell in trials.items()}
     results, configs_run = {'tiny': {'all': {**rows, 'Control': None}}}, []
@@ -138,7 +138,7 @@ def test_a_trial_that_a_cell_has_is_not_run_again(use_tiny_table, tmp_path, monk
 
 
 def test_choices_that_do_not_say_their_trials_are_one_line(use_tiny_table, monkeypatch):
-    """Those of an earlier version, or of one method alone."""
+    """Choices of an earlier version, or of one method alone."""
     for choices in (make_choices('supervised'), {'digits': {'ld': {'num_steps': 20}}}):
         monkeypatch.setattr(cells, 'read_tuned', lambda name, choices=choices: choices)
         with pytest.raises(

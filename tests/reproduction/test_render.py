@@ -1,4 +1,4 @@
-"""Tables as Markdown: what is missing, what is a difference, and the paper's numbers beside ours."""
+"""Tables as Markdown: missing cells, differences, and the paper's numbers."""
 
 import json
 
@@ -143,7 +143,7 @@ UNITS = np.array([4, 4, 9, 9, 9, 2, 2, 2, 2, 7, 7, 7])
 
 
 def make_measured_cell(values, teachers=None, groups=None):
-    """A result of squared errors, [seeds, examples]."""
+    """A cell of squared errors, [seeds, examples]."""
     values = np.asarray(values, float)
     metric = np.sqrt(values.mean(axis=1))
     return make_cell(float(metric.mean()), seeds=range(len(values))) | {
@@ -155,19 +155,19 @@ def make_measured_cell(values, teachers=None, groups=None):
 
 
 def draw_rounded(shape, low=0.0, high=2.0, key=0):
-    """Values that are rounded already."""
+    """Random values that need no rounding."""
     return np.rint(np.random.default_rng(key).uniform(low, high, shape) * 64) / 64
 
 
 @pytest.mark.parametrize(
     ('ours', 'baseline', 'clusters'),
     [
-        # One teacher is none that could be drawn: seeds are.
+        # With one teacher, seeds are drawn, not teachers.
         ([0, 0, 0, 0], [0, 0, 0, 0], [0, 1, 2, 3]),
         (None, None, [0, 1, 2, 3]),
         ([0, 1, 0, 1], [0, 0, 0, 0], [0, 1, 0, 1]),
         ([0, 0, 0, 0], [2, 3, 3, 3], [2, 3, 3, 3]),
-        # What two students have in common in either is in common in the difference.
+        # Students that share a teacher in either row are one cluster in the difference.
         ([0, 1, 2, 1], [5, 6, 5, 7], [0, 1, 0, 1]),
     ],
 )
@@ -192,14 +192,14 @@ def test_errors_of_other_examples_have_no_bootstrap():
 
 
 def render_table_3(cells):
-    """Table 3 as text of {genre's number: {row: result}}."""
+    """Table 3 as text, from {number of a genre: {row: result}}."""
     table = tables.TABLES['3']
     columns = {f'Genre {i}': dict.fromkeys(table.rows) | rows for i, rows in cells.items()}
     return render.render_runs('3', table, columns)
 
 
 def test_p_values_are_corrected_over_all_comparisons_of_a_table():
-    """Every row in every column, and the mean over the columns: 3 + 3 + 2."""
+    """Two rows in three columns, and their means over the columns: 3 + 3 + 2 comparisons."""
     cells, p_values, differences = {}, {}, {}
     for genre in (1, 2, 3):
         base, *others = (draw_rounded((5, 12), high=high, key=10 * genre + high) for high in (2, 1, 3))
@@ -220,7 +220,7 @@ def test_p_values_are_corrected_over_all_comparisons_of_a_table():
     for (place, row), p in expected.items():
         block = blocks[place] if place != 'mean' else blocks[-1]
         assert find_cells(block, row)[5 if place != 'mean' else 4] == f'{p:.4f}', (place, row)
-    # A row that is there in one column alone has no mean, a column without a row is no part of it.
+    # A row in one column alone has no mean; columns without a row are left out of its mean.
     del cells[2]['LD'], cells[3]['LD']
     cells[4] = {SCRATCH: make_measured_cell(draw_rounded((5, 12)))}
     blocks = render_table_3(cells).split('### ')
@@ -234,7 +234,7 @@ def test_p_values_are_corrected_over_all_comparisons_of_a_table():
 
 
 def test_students_of_one_teacher_are_one():
-    """Six students of three teachers: intervals and p-values are those of the means of the teachers."""
+    """Intervals and p-values of six students of three teachers are those of the three teachers' means."""
     teachers = [0, 1, 2] * 2
     base, ours = draw_rounded((6, 12), key=1), draw_rounded((6, 12), key=2)
     cells = {SCRATCH: make_measured_cell(base, [0] * 6), 'TD': make_measured_cell(ours, teachers)}
@@ -253,7 +253,7 @@ def test_students_of_one_teacher_are_one():
     assert cells_of_td[3] == f'{(low + high) / 2:+.4f} ± {(high - low) / 2:.4f}'
     assert cells_of_td[5] == f'{expected.pvalue:.4f}'
     assert cells_of_td[6:9] == [cells_of_td[2], cells_of_td[2], f'{cells_of_td[2]}, best of 4']
-    # The students from scratch have no teacher: they are six.
+    # The students without distillation have no teacher, so they are six.
     assert find_cells(render_table_3({1: cells}), SCRATCH)[1] == '6'
 
 
@@ -289,7 +289,7 @@ def test_verdicts_are_counted_over_the_columns():
         4: {SCRATCH: make_measured_cell(base), 'TD': make_shifted_cell([-0.125] * 5, shifts_of_examples)},
     }
     compared = comparison.compare(cells[4]['TD'], cells[4][SCRATCH])
-    # All seeds agree, but with other users the sign is another.
+    # All seeds agree, but the bootstrap over users does not.
     assert compared.paired.interval().high < 0 or compared.paired.interval().low > 0
     assert compared.bootstrap.low < 0 < compared.bootstrap.high
     _, counted = render_table_3(cells).split(f'### Compared with {SCRATCH}, in 4 columns\n')
@@ -300,7 +300,7 @@ def test_verdicts_are_counted_over_the_columns():
 
 
 def test_the_mean_over_columns_is_that_of_each_seeds_differences(unwidened):
-    """Two genres with other users, some of them the same; a third has no baseline."""
+    """Two genres with partly different users; a third has no baseline."""
     teachers, units = [0, 1, 2, 2], {1: np.array([4, 4, 9, 9, 2, 2]), 2: np.array([9, 9, 9, 7, 2, 2, 2])}
     cells, values, sums = {}, {}, {}
     for genre, of_genre in units.items():
@@ -312,17 +312,17 @@ def test_the_mean_over_columns_is_that_of_each_seeds_differences(unwidened):
             cells.setdefault(genre, {})[row] = cell
             sums[row, genre] = [squared[:, of_genre == unit].sum(axis=1) for unit in (2, 4, 7, 9)]
     cells[3] = {'TD': cells[1]['TD']}
-    # In one of them alone.
+    # LD is in one column alone.
     cells[1]['LD'] = cells[1]['TD']
     _, text = render_table_3(cells).split('### Mean over 2 columns\n')
     of_seeds = {row: np.mean([values[row, genre] for genre in units], axis=0) for row in ('TD', SCRATCH)}
 
     def run_t_test(ours, theirs):
-        """Teacher 2 has the last two students."""
+        """A paired t-test of the teachers' means; teacher 2 has the last two students."""
         return scipy.stats.ttest_rel(*([*of_row[:2], of_row[2:].mean()] for of_row in (ours, theirs)))
 
     expected = run_t_test(of_seeds['TD'], of_seeds[SCRATCH])
-    # Those of TD in both columns and of LD, which is TD, in one are of the same family.
+    # TD in both columns and LD (the cell of TD) in one are of the same family of tests.
     of_columns = [run_t_test(values['TD', genre], values[SCRATCH, genre]).pvalue for genre in (1, 2, 1)]
     p_value = statistics.holm([expected.pvalue, *of_columns])[0]
     low, high = expected.confidence_interval()
@@ -332,12 +332,12 @@ def test_the_mean_over_columns_is_that_of_each_seeds_differences(unwidened):
     counts = {genre: [np.sum(of_genre == unit) for unit in (2, 4, 7, 9)] for genre, of_genre in units.items()}
     users = of_users.integers(0, 4, (20_000, 4))
     drawn_teachers = of_teachers.integers(0, 3, (20_000, 3))
-    # Three users of four are in each genre, so that some draws leave a genre without a rating.
+    # Each genre has three of the four users, so some draws leave a genre without ratings.
     ratings = {genre: np.array(counts[genre])[users].sum(axis=1) for genre in units}
     is_draw = np.all([ratings[genre] > 0 for genre in units], axis=0)
 
     def draw_rmse(row, genre):
-        """[seeds, draws]"""
+        """The RMSE of each bootstrap draw, [seeds, draws]."""
         by_seed = np.array(sums[row, genre]).T
         return np.sqrt(by_seed[:, users[is_draw]].sum(axis=2) / ratings[genre][is_draw])
 
@@ -357,7 +357,7 @@ def test_the_mean_over_columns_is_that_of_each_seeds_differences(unwidened):
         statistics.BETTER if max(high, bootstrap[1]) < 0 else statistics.NOT_SIGNIFICANT,
     ]
     assert '| LD |' not in text
-    # Of one column there is no mean.
+    # One column has no mean.
     del cells[2]
     assert 'Mean over' not in render_table_3(cells)
 
@@ -381,7 +381,7 @@ def test_the_mean_over_columns_is_also_that_of_knobs_chosen_on_the_test_split():
     assert (low + high) / 2 == pytest.approx(-0.375)
     assert find_cells(text, 'TD')[6] == f'-0.3750 ± {(high - low) / 2:.4f}'
     assert 'test set (sensitivity check, not a result)' in text
-    # A column without it leaves no mean.
+    # If a column lacks it, there is no mean.
     del cells[2]['TD']['on_test']
     _, text = render_table_3(cells).split('### Mean over 2 columns\n')
     assert len(find_cells(text, 'TD')) == 6 and 'test set' not in text
@@ -396,7 +396,7 @@ def test_images_of_two_data_sets_are_not_the_same_because_their_numbers_are(unwi
         for name, x in values.items()
     }
     counts = np.array([4, 2, 3, 3])
-    # Each data set has its own draws, of the same seeds.
+    # Each data set has its own draws of images, with common draws of seeds.
     drawn_images = [np.random.default_rng((0, 0, place)).integers(0, 4, (20_000, 4)) for place in (0, 1)]
     of_seeds = np.random.default_rng((0, 1))
     shares = np.array([2.0, -1.0])
@@ -418,7 +418,7 @@ def test_images_of_two_data_sets_are_not_the_same_because_their_numbers_are(unwi
     by_column = [[pair[0]['values'][seed] - pair[1]['values'][seed] for seed in range(3)] for pair in pairs]
     of_shares = statistics.estimate_mean(shares @ by_column)
     assert shared.paired == pytest.approx(of_shares)
-    # The users of two genres are.
+    # Users of two genres are the same, unlike images.
     people = [tuple(cell | {'metric': 'rmse'} for cell in pair) for pair in pairs]
     assert comparison.compare_over_columns(people).bootstrap[:2] != pytest.approx(expected)
 
@@ -430,7 +430,7 @@ def test_columns_of_other_seeds_teachers_or_errors_have_no_mean_or_no_bootstrap(
     assert comparison.compare_over_columns([pair, (one | {'seeds': [0, 1, 2, 9]}, other)]) is None
     compared = comparison.compare_over_columns([pair, (one | {'errors': None}, other)])
     assert compared.bootstrap is None and compared.paired.count == 4
-    # Student 0 has a teacher with 2 in the one and with 3 in the other: all four hang together.
+    # Student 0 shares a teacher with 2 in one column and with 3 in the other, so all four are one cluster.
     compared = comparison.compare_over_columns([pair, (one | {'teachers': [0, 1, 1, 0]}, other)])
     assert (compared.paired.count, compared.paired.clusters, compared.p_value) == (4, 1, None)
     assert compared.verdict(True) == statistics.TOO_FEW
@@ -446,7 +446,7 @@ def test_another_row_may_be_the_baseline():
     text, counted = text.split('### Compared with LD, in 1 column\n')
     assert find_cells(text, 'TD')[3] == '-0.0200 ± 0.0000'
     assert find_cells(text, 'FD')[3] == '+0.0000, not paired'
-    # The paper's differences are beside the same row.
+    # The paper's differences are to the same row.
     assert (
         find_cells(text, 'TD')[-1]
         == f'{PAPER["3"]["rows"]["TD"][0][0] - PAPER["3"]["rows"]["LD"][0][0]:+.4f}'
@@ -499,7 +499,7 @@ def test_known_and_unknown_users_have_columns_where_both_are_there():
     )
     assert 'examples: 5 of known users, 7 of unknown users.' in both
     assert 'known' not in one_alone
-    # Those of some seeds alone say nothing of the others.
+    # Groups of only some seeds are left out.
     groups['known_users']['values'] = [0.9]
     assert 'known' not in render_table_3(cells)
 
@@ -545,7 +545,7 @@ def test_a_derived_table_is_the_mean_improvement(name):
         if not of_paper:
             continue
         assert ours['CIFAR10'] == f'+20.00 ± {image:.2f} (3)'
-        # A higher RMSE is a lower improvement: of the five columns two go the other way.
+        # A higher RMSE is a lower improvement, so two of the five columns move the other way.
         assert ours['Avg.'] == f'{(10 + 7.5 + 3 * 20) / 5:+.2f} ± {(3 * image - 2 * dense) / 5:.2f} (3)'
         paper = [value for value, _ in PAPER[name]['rows'][row]]
         assert cells[1::2] == [f'{value:+.2f}' for value in (*paper, paper[1] - paper[0])]
@@ -609,7 +609,7 @@ def test_a_search_is_compared_with_its_own_baseline_and_its_spread_is_shown():
         ('LD', '-0.0200'),
         ('LD (sampler seed 1)', '+0.0100'),
         ('LD (sampler seed 2)', '-0.0300'),
-        # That of another search of no distillation is compared with the usual one.
+        # No distillation with another search is compared with the usual no distillation.
         (f'{SCRATCH} (sampler seed 1)', '-0.0400'),
     ):
         assert find_cells(of_drama, row)[3].startswith(difference)

@@ -1,4 +1,4 @@
-"""What is put beside each other was trained on the same data."""
+"""Runs that are compared were trained on the same data."""
 
 import json
 
@@ -22,7 +22,7 @@ def test_the_part_of_the_data_is_what_the_config_says_of_it(small_config):
         small_config(method='ld', seed=4, model__hidden=(9, 9), teacher__num_steps=1),
     )
     others = small_config(dataset__split='validation'), small_config(dataset__classes=(0, 1))
-    # No distillation reads no examples without labels, and is compared with what does.
+    # No distillation ignores examples without labels, but is compared with methods that read them.
     unlabelled_options = {'dataset__examples_per_class': 3, 'dataset__unlabelled': 'rest'}
     for methods in (
         same,
@@ -43,7 +43,7 @@ def test_runs_of_one_part_agree():
 
 @pytest.fixture
 def table(one_table, small_config, monkeypatch, tmp_path):
-    """A table of two rows and its folder of runs, of which nothing may be trained."""
+    """The folder of runs of a table of two rows, in which nothing may be trained."""
     one_table({SCRATCH: {'method': 'supervised'}, LD: {'method': 'ld'}}, small_config)
 
     def fail_if_trained(self):
@@ -54,7 +54,7 @@ def table(one_table, small_config, monkeypatch, tmp_path):
 
 
 def write_run(root, row, change=None):
-    """Writes what a finished run of a row leaves, on digits that may be changed; -> its folder."""
+    """Writes the files of a finished run of a row, on digits that `change` may alter; returns its folder."""
     (config,) = cells.runs_of(tables.TABLES['tiny'], 'all', row)
     folder = cells.run_folder(root, config)
     folder.mkdir(parents=True)
@@ -107,7 +107,7 @@ def test_what_is_missing_is_not_run_on_other_data(table, place, tmp_path, monkey
         UserError, match=r'^digits/supervised-\w+ was trained on other data than digits 5, 6, 7, 8, 9 is now'
     ):
         cells.make(['tiny'], *COLUMNS, root, False, stored_results=stored)
-    # What is there may be shown.
+    # Existing results may still be shown.
     assert (
         cells.make(['tiny'], *COLUMNS, root, True, stored_results=stored)['tiny']['all'][SCRATCH]['mean']
         == 0.55
@@ -115,7 +115,7 @@ def test_what_is_missing_is_not_run_on_other_data(table, place, tmp_path, monkey
 
 
 def test_a_search_does_not_go_on_on_other_data(monkeypatch, tmp_path):
-    """Its journals say what their trials were trained on."""
+    """The journals record what their trials were trained on."""
     search = tuning.Search(tuning.CONFIGS['digits'], {}, tables.USUAL, 4, 1, 60)
     folders = [epath.Path(tmp_path / name) for name in ('runs', 'journals', 'o.json')]
     config = tuning.start_config(search, 'supervised', 'digits', 0)
@@ -123,7 +123,7 @@ def test_a_search_does_not_go_on_on_other_data(monkeypatch, tmp_path):
     ran = []
 
     def run(root, config, name):
-        """Leaves what a run leaves of its data; is interrupted in the third."""
+        """Records the data of a run; is interrupted in the third run."""
         ran.append(config)
         if len(ran) == 3:
             raise KeyboardInterrupt
@@ -149,6 +149,6 @@ def test_a_search_does_not_go_on_on_other_data(monkeypatch, tmp_path):
         with pytest.raises(UserError, match=r'^digits/supervised-\w+ was trained on other data than digits'):
             list(tuning.tune(search, ['supervised'], *folders, 1))
     assert (len(ran), path.read_bytes()) == (3, before)
-    # Of 4, 2 and 1 trials, and the one that was interrupted.
+    # 4 + 2 + 1 trials, and the interrupted one.
     ((name, _),) = tuning.tune(search, ['supervised'], *folders, 1)
     assert (name, len(ran)) == ('supervised', 8)

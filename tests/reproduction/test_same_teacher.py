@@ -80,7 +80,7 @@ def test_a_table_says_who_taught_and_takes_no_other_teacher(table, base, other_c
     shutil.copytree(TINY, moved_checkpoint)
     del table.rows['FD']
     results = cells.make(['tiny'], *COLUMNS, root, only_show=False, teacher=moved_checkpoint)
-    # Computed again from the file where it was.
+    # The fingerprint, computed from the original file.
     source = teachers.source_of(base, assembly.load_source(base, base.dataset))
     params = teachers.load(base, root, source).params
     fingerprint = same_teacher.fingerprint.of(params)
@@ -106,7 +106,7 @@ def test_a_table_says_who_taught_and_takes_no_other_teacher(table, base, other_c
     assert f'(fingerprint of its parameters: `{fingerprint[:12]}`). Each student counts once.' in text
     assert find_cells(text, PROBE)[1] == '2'
     assert find_cells(text, PROBE)[2].startswith(f'{np.mean(probes):.4f}')
-    # Two students of one teacher are two.
+    # Two students of one public teacher count as two.
     assert find_cells(text, 'LD')[1] == '2'
 
     table.rows['FD'] = {'method': 'fd'}
@@ -153,7 +153,7 @@ def test_a_search_records_its_teacher_and_takes_no_other(base, other_checkpoint,
 
 
 def make_choices(teacher, methods):
-    """A file of choices, made by one trial with a teacher of this fingerprint."""
+    """Choices of one trial with a teacher of this fingerprint."""
     record = {'trials': 1, 'seeds': 2, 'steps': 2, 'fixed': {}, 'completed': [], 'at_last_step': False}
     records = {method: record | {'public_teacher': teacher} for method in methods}
     values = {method: {'num_steps': 2} for method in methods}
@@ -162,7 +162,7 @@ def make_choices(teacher, methods):
 
 
 def test_choices_of_another_teacher_are_refused(table, base, other_checkpoint, tmp_path, monkeypatch):
-    """By a table, before anything is trained; those of this teacher, and of none that is known, are not."""
+    """A table refuses them before training; choices of this teacher or of an unknown one are accepted."""
     root = epath.Path(tmp_path / 'runs')
     source = teachers.source_of(base, assembly.load_source(base, base.dataset))
     fingerprint = same_teacher.fingerprint.of(teachers.load(base, root, source).params)
@@ -181,7 +181,7 @@ def test_choices_of_another_teacher_are_refused(table, base, other_checkpoint, t
 
 
 def test_a_search_on_top_of_choices_of_another_teacher_is_refused(base, tmp_path):
-    """TD + LD starts from what was chosen for TD and for LD."""
+    """TD + LD starts from the choices of TD and of LD."""
     ranges = searches.IMAGE_WEIGHTS
     space = tuning.SearchSpace(lambda: base, 'classification', {'all': {}}, ('all',), 1, ranges)
     search = tuning.Search(space, {}, tables.USUAL, 1, 2, 2, str(TINY))

@@ -1,4 +1,4 @@
-"""The tables as data: what they are made of, and the cells that they need."""
+"""The tables as data: rows, columns, and the cells that they need."""
 
 import json
 
@@ -27,7 +27,7 @@ def test_a_table_is_made_of_what_there_is(name, monkeypatch):
     others = *table.compute_matched_to.values(), *table.hyperparameters_of.values(), *table.baselines.values()
     assert {*others, *(row for rows in table.repeated.values() for row in rows)} <= table.rows.keys()
     if any(by.sampler_seed for by in table.chosen_by.values()):
-        # As if what was chosen by other draws were the usual choice.
+        # As if the choices of other sampler seeds were the usual ones.
         tuned = cells.read_tuned
 
         def repeat_choices(module):
@@ -37,7 +37,7 @@ def test_a_table_is_made_of_what_there_is(name, monkeypatch):
             }
 
         monkeypatch.setattr(cells, 'read_tuned', repeat_choices)
-    # Counted from the data, which need not be there.
+    # Operations are counted from the data, which may be missing here.
     monkeypatch.setattr(cells, 'operations', lambda config: 3 if config.method == 'td' else 2)
     for change in (*table.columns.values(), *table.rows.values()):
         if change not in (tables.TEACHER, tables.PROBE):
@@ -53,7 +53,7 @@ def test_a_table_is_made_of_what_there_is(name, monkeypatch):
 
 @pytest.mark.parametrize('name', WITH_RUNS)
 def test_students_have_one_teacher_or_each_its_own(name):
-    """Students who share one of several teachers are not independent; on MovieLens there are ten of each."""
+    """Students that share a teacher are not independent; on MovieLens there are ten of each."""
     table = WITH_RUNS[name]
     assert table.teachers in (1, table.students)
     if table.config == 'movielens':
@@ -67,7 +67,7 @@ def test_every_method_has_a_row():
 
 
 def test_a_table_with_more_rows_has_those_of_the_table():
-    """And the same runs for them, so that nothing is trained twice."""
+    """The common rows have the same runs, so nothing is trained twice."""
     for name, other in (('3', '3x'), ('4', '4x'), ('digits', 'digits_x'), ('4_small', '4x_small')):
         less, more = tables.TABLES[name], tables.TABLES[other]
         assert less.rows.items() <= more.rows.items()
@@ -81,7 +81,7 @@ def test_a_table_with_more_rows_has_those_of_the_table():
 
 @pytest.mark.parametrize('name', ['public_vit', 'public_cnn'])
 def test_a_table_of_a_public_teacher_has_five_searches_and_another_has_all(name):
-    """Rows without a search of their own are controls, and TD by rounds."""
+    """Rows without a search of their own are controls and numbers of rounds of TD."""
     less, more = tables.TABLES[name], tables.TABLES[f'{name}_x']
     assert less.rows.items() <= more.rows.items()
     assert less.columns == more.columns
@@ -95,7 +95,7 @@ def test_a_table_of_a_public_teacher_has_five_searches_and_another_has_all(name)
 
 
 def test_knobs_chosen_on_war_stand_beside_the_cells_of_the_other_table():
-    """The usual rows have the runs of Table 3; the others differ from them in their knobs alone."""
+    """The usual rows have the runs of Table 3; the others have other hyperparameters."""
     war, other = tables.TABLES['war_user'], tables.TABLES['3x_user']
     assert war.columns == {'Genre 8': {'dataset.genre': 'War', 'dataset.split_by': 'user'}}
     usual = [row for row in war.rows if row not in war.chosen_by]
@@ -138,7 +138,7 @@ def test_a_public_teacher_has_all_students_with_and_without_unlabelled_images(na
                 'all',
             )
             assert run.teacher.pretrained
-        # The same students without distillation stand in both.
+        # Both have the same students without distillation.
         assert (
             len(
                 {
@@ -222,7 +222,7 @@ def test_an_unknown_name_is_refused_with_the_known_ones(names, genres, datasets,
 
 
 def test_three_searches_are_those_of_the_main_rows(monkeypatch):
-    """The usual rows have the runs of Table 3; the others their search's choice and its own baseline."""
+    """The usual rows have the runs of Table 3; the others the choices and the baseline of their search."""
     settings = ('movielens_by_user', 'movielens_by_user_sampler_seed_1', 'movielens_by_user_sampler_seed_2')
     choices = {
         setting: {name: {'num_steps': 100 + place} for name in ('supervised', 'ld', 'td', 'td_ld')}
@@ -240,7 +240,7 @@ def test_three_searches_are_those_of_the_main_rows(monkeypatch):
         assert cells.run_names(runs[:1]) == cells.run_names([cells.cell_config(other, 'Genre 8', row)])
         baselines = [SCRATCH, *(f'{SCRATCH} (sampler seed {seed})' for seed in (1, 2))]
         assert [table.baseline_of(one) for one in rows] == ([SCRATCH] * 3 if row == SCRATCH else baselines)
-    # All beside one row.
+    # All are compared with one row.
     beside = tables.with_baseline('3_searches_user', 'LD')
     assert {beside.baseline_of(row) for row in beside.rows} == {'LD'}
 
@@ -253,7 +253,7 @@ def test_a_sweep_has_every_weight_with_every_number_of_rounds():
     ]
     assert rounds_and_weights == [(rounds, 10.0**power) for rounds in (1, 2, 3) for power in range(-1, 4)]
     assert runs[table.baseline].td.rounds == 0
-    # All else is as it was chosen, on validation data.
+    # All other hyperparameters are as chosen, and runs are on validation data.
     alike = [{**config_lib.flatten(run), 'td.rounds': 0, 'td.weights.interact': 0} for run in runs.values()]
     assert all(one == alike[0] for one in alike)
     assert alike[0]['dataset.split'] == 'validation'

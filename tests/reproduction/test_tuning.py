@@ -1,4 +1,4 @@
-"""How the hyperparameters of a method are chosen, on made-up curves and on one real search."""
+"""Searching hyperparameters, with made-up curves and one real search."""
 
 import collections
 import json
@@ -32,10 +32,10 @@ RATINGS = tuning.Search(
     [
         ('movielens', 'teacher', OPTIMIZER),
         ('movielens', 'supervised', OPTIMIZER),
-        # On top of what was chosen of the optimizer.
+        # In addition to the chosen optimizer.
         ('movielens', 'ld', {'ld.weights.logits'}),
         ('movielens', 'hybrid', {'hybrid.weights.logits', 'hybrid.weights.feature'}),
-        # What a module or a variant leaves at 0 stays there.
+        # A weight that is 0 in the config or the variant stays 0.
         ('movielens', 'rkd', {'rkd.weights.distance'}),
         ('digits', 'rkd', {'rkd.weights.distance', 'rkd.weights.angle'}),
         ('digits', 'td', {*(f'td.weights.{term}' for term in ('interact', 'message', 'state')), 'td.rounds'}),
@@ -87,7 +87,7 @@ def test_a_draw_is_that_of_its_name_its_trial_and_its_seed():
 
 
 def make_earlier_choices(search, **names):
-    """Choices of a search as far as others are searched on top of them."""
+    """The part of a search's choices on top of which other methods are searched."""
     optimizer = {'optimizer.learning_rate': 1e-3, 'optimizer.weight_decay': 0.1, 'model.dropout': 0.2}
     record = {key: getattr(search, key) for key in cells.BUDGET}
     under = {
@@ -121,13 +121,13 @@ def test_methods_share_the_draws_of_what_they_have_in_common():
         assert fitnet['fitnet.weights.state'] == td['td.weights.state']
     assert trials['teacher'] == trials['supervised']
     assert {trial['td.rounds'] for trial in trials['td'][:4]} == {0, 1, 2, 3}
-    # The optimizer that was chosen without distillation, and then that of its trials of the same numbers.
+    # First the optimizer chosen without distillation, then those of its trials with the same numbers.
     chosen = {'optimizer.learning_rate': 1e-3, 'optimizer.weight_decay': 0.1, 'model.dropout': 0.2}
     for name in ('td', 'td_ld', 'ld', 'hybrid', 'fd', 'fitnet'):
         for number in range(3, 8):
             expected = chosen if number < 4 else trials['supervised'][number]
             assert trials[name][number].items() >= expected.items()
-    # Another sampler seed has others, and more trials have these and more.
+    # Another sampler seed gives other trials; a larger number of trials begins with these.
     by = EIGHT._replace(chosen_by=tables.ChosenBy((), 1))
     others = tuning.make_plan(by, 'supervised', {}).trials
     assert all(one != other for one, other in zip(others, trials['supervised'], strict=True))
@@ -144,7 +144,7 @@ def test_td_with_ld_begins_with_what_was_chosen_for_both():
         optimizer | TD | {'td.weights.logits': 0.001},
         optimizer | weak | {'td.rounds': 0, 'td.weights.logits': 7.0},
     ]
-    # With an optimizer of its own each starts with that; both together with that of LD.
+    # If TD and LD have optimizers of their own, each starts with its own, and TD + LD with LD's.
     own = [{'model.dropout': rate} for rate in (0.0, 0.4)]
     choices = make_earlier_choices(EIGHT, td=TD | own[0], ld=LD | own[1])
     starts = tuning.make_plan(EIGHT, 'td_ld', choices).trials[:3]
@@ -154,7 +154,7 @@ def test_td_with_ld_begins_with_what_was_chosen_for_both():
 
 
 def test_what_both_chose_alike_is_not_tried_twice():
-    """Where the same trial is the best one of TD and of LD, TD + LD draws another in its place."""
+    """If TD and LD have chosen the same trial, TD + LD draws another one instead."""
     trials = {
         name: tuning.make_plan(EIGHT, name, make_earlier_choices(EIGHT)).trials for name in ('td', 'ld')
     }
@@ -176,7 +176,7 @@ def test_methods_have_the_optimizer_of_the_student_without_distillation():
     assert (run.optimizer.learning_rate, run.optimizer.weight_decay, run.model.dropout) == (1e-3, 0.1, 0.2)
     assert (run.teacher.num_steps, run.num_steps, run.num_seeds) == (77, STEPS, 2)
     assert config_lib.flatten(run).items() >= of.trials[3].items()
-    # All that was chosen for the teacher is that of the student's run, too.
+    # The student's run has all choices of the teacher.
     assert tuning.make_plan(RATINGS, 'supervised', choices).fixed == {'teacher.num_steps': 77}
 
 
@@ -191,8 +191,8 @@ def test_ranks_by_hand():
     curves = {
         0: [{20: 3.0, 40: 1.0}, {20: 1.0, 40: 2.0}],  # 2.0 and 1.5
         1: [{20: 1.0, 40: 9.0}, {20: 1.0, 40: 9.0}],  # 1.0 and 9.0
-        2: [{20: 1.0}, {40: 0.1}],  # No step of both.
-        3: [{20: 0.5, 40: 0.1}, {20: 1.5}],  # Of the step of both 1.0, as trial 1.
+        2: [{20: 1.0}, {40: 0.1}],  # No common step.
+        3: [{20: 0.5, 40: 0.1}, {20: 1.5}],  # 1.0 at the common step, as trial 1.
         4: [{20: 0.1, 40: 0.1}, {}],
     }
     assert tuning.rank(curves, less_is_better=True) == [
@@ -204,7 +204,7 @@ def test_ranks_by_hand():
 
 
 def test_the_number_of_steps_is_larger_than_the_warm_up(tmp_path):
-    """A run of fewer would be refused. The journals have all runs of a search, which is better at first."""
+    """Fewer steps would be refused. The journals hold all runs of a search, whose score is best at first."""
     search = tuning.make_search('public_cnn_cifar10', 'time', None, 2, 2, 24)
     plan, less_is_better = tuning.make_plan(search, 'supervised', {}), False
     path = tmp_path / 'cifar10_unlabelled-supervised.jsonl'
@@ -285,7 +285,7 @@ def test_the_teacher_is_searched_on_its_own_task():
 
 
 class MadeUpRuns:
-    """Stands where a run would: its curve is a function of its config."""
+    """Replaces training: the curve of a run is a function of its config."""
 
     def __init__(self, score, fails_at=None):
         self.score, self.fails_at, self.runs = score, fails_at, []
@@ -299,20 +299,20 @@ class MadeUpRuns:
 
 
 def measure_distance(config):
-    """How far the rate and the weights of a run are from the best ones, in orders of magnitude."""
+    """The distance of a run's learning rate and weights from the best ones, in orders of magnitude."""
     weights = objectives.weights_of(config)
     far = [abs(math.log10(weight)) for term, weight in weights.items() if weight and term != 'probe']
     return abs(math.log10(config.optimizer.learning_rate) + 3) + sum(far)
 
 
 def make_curve(config):
-    """Better at step 40 than before and after."""
+    """A curve that is best at step 40."""
     worse = 0.1 * config.dataset.validation_slice
     return {20: 2 + measure_distance(config), 40: 1 + measure_distance(config) + worse, 60: 30.0}
 
 
 def search_made_up_runs(monkeypatch, folder, made_runs, search=RATINGS, names=('supervised', 'ld')):
-    """{name: what is recorded of its choice} with made-up runs, and the choices that are written."""
+    """({name: record of its choice}, choices in the file) of a search with made-up runs."""
     monkeypatch.setattr(tuning, '_curve', made_runs)
     monkeypatch.setattr(cells, 'train_teachers', lambda root, configs, count: None)
     monkeypatch.setattr(tuning, 'describe_program', lambda config: '')
@@ -408,7 +408,7 @@ def test_td_with_ld_is_searched_after_both(monkeypatch, tmp_path):
 
 
 def test_every_column_counts(monkeypatch, tmp_path):
-    """War alone would choose the other rates."""
+    """War alone would choose other learning rates."""
 
     def score(config):
         high = config.optimizer.learning_rate > 1e-3
@@ -443,7 +443,7 @@ NAMES = ['supervised', 'ld', 'td', 'td_ld']
 
 @pytest.fixture(scope='module')
 def uninterrupted(tmp_path_factory):
-    """What a search comes to that nothing interrupts, and the names of its runs."""
+    """(result, names of runs) of an uninterrupted search."""
     made_runs = MadeUpRuns(make_curve)
     with pytest.MonkeyPatch.context() as monkeypatch:
         result = search_made_up_runs(monkeypatch, tmp_path_factory.mktemp('whole'), made_runs, DIGITS, NAMES)
@@ -452,7 +452,7 @@ def uninterrupted(tmp_path_factory):
 
 @pytest.mark.parametrize('fails_at', [0, 4, 11, 20])
 def test_an_interrupted_search_ends_as_another(monkeypatch, tmp_path, uninterrupted, fails_at):
-    """From its journals alone, and what was run is not run again."""
+    """It resumes from its journals, and no run is repeated."""
     made_runs = MadeUpRuns(make_curve, fails_at)
     with pytest.raises(KeyboardInterrupt):
         search_made_up_runs(monkeypatch, tmp_path, made_runs, DIGITS, NAMES)
@@ -490,7 +490,7 @@ def test_a_damaged_journal_is_refused_before_anything_is_written(monkeypatch, tm
 
 
 def test_two_searches_at_once(monkeypatch, tmp_path):
-    """The second one of the same setting is refused and leaves the first alone; another setting is none."""
+    """A second search of the same setting is refused and leaves the first alone; another setting may run."""
     records_of_other = []
 
     def search_again(config):
@@ -511,7 +511,7 @@ def test_two_searches_at_once(monkeypatch, tmp_path):
         monkeypatch, tmp_path / 'alone', MadeUpRuns(make_curve), DIGITS, ['supervised']
     )
     assert records == expected
-    # The file has what the other one chose in the meantime.
+    # The file also has the choices of the other search.
     assert choices['movielens_by_user_Drama_War']['supervised'] == records_of_other[1]['supervised']['chosen']
 
 
@@ -537,7 +537,7 @@ def test_more_trials_or_steps_take_nothing_of_another_search(monkeypatch, tmp_pa
     made_runs = MadeUpRuns(make_curve)
     expected = search_made_up_runs(monkeypatch, tmp_path / 'whole', MadeUpRuns(make_curve), more)
     assert search_made_up_runs(monkeypatch, tmp_path, made_runs, more) == expected
-    # The four more trials of the first rung, and what climbs now.
+    # The four additional trials of the first rung, and those that are promoted now.
     assert not set(cells.run_names(made_runs.runs)) & set(cells.run_names(first.runs))
     longer = MadeUpRuns(make_curve)
     search_made_up_runs(monkeypatch, tmp_path, longer, DIGITS._replace(steps=2 * STEPS))
@@ -568,7 +568,7 @@ def test_other_columns_are_filed_under_their_names_with_the_usual_teacher(monkey
     assert choices.keys() == {'movielens_by_user', 'movielens_by_user_Drama_War', 'movielens_by_user_War'}
     assert choices['movielens_by_user'].keys() == {'teacher', 'searched'}
     assert all(key.startswith('teacher.') for key in choices['movielens_by_user']['teacher'])
-    # The second search runs no teacher, which is there, and takes it.
+    # The second search uses the chosen teacher and runs none.
     assert not any(run.dataset.genre == 'all' for run in made_runs.runs)
     fixed = choices['movielens_by_user_War']['searched']['supervised']['fixed']
     assert fixed == choices['movielens_by_user']['teacher']
@@ -595,7 +595,7 @@ def test_the_teacher_of_a_search_is_the_same_in_every_column(module):
 
 
 def test_who_chose_the_last_step(monkeypatch, tmp_path):
-    """More than half of the methods: 2 of 4 are not, 3 of 4 are; the teacher is looked at alone."""
+    """A warning needs more than half of the methods: 3 of 4, not 2. The teacher is judged by itself."""
     names, search = ['supervised', 'ld', 'td', 'fd'], DIGITS._replace(trials=1)
     for late, expected in (({'ld', 'td'}, []), ({'ld', 'td', 'fd'}, ['fd', 'ld', 'td'])):
         made_runs = MadeUpRuns(lambda config, late=late: {20: 1.0, 40: 2.0 if config.method in late else 0.1})
@@ -603,7 +603,7 @@ def test_who_chose_the_last_step(monkeypatch, tmp_path):
         records, choices = search_made_up_runs(monkeypatch, folder, made_runs, search, names)
         assert {name for name, record in records.items() if record['at_last_step']} == late
         assert sorted(tuning.at_last_step(search, names, choices)) == expected
-    # One method alone has no say for the four, and a search with another budget has none.
+    # All methods of the search count, whatever names are given; a search with another budget does not.
     assert sorted(tuning.at_last_step(search, ['supervised'], choices)) == ['fd', 'ld', 'td']
     assert tuning.at_last_step(search._replace(steps=7), ['supervised'], choices) == []
     teacher = RATINGS._replace(trials=1)
@@ -684,7 +684,7 @@ def test_best(task):
 
 @pytest.mark.long
 def test_a_real_search(tmp_path):
-    """Its score is the mean of what its runs logged."""
+    """The score is the mean of the values that its runs logged."""
     search = DIGITS._replace(trials=2, steps=4)
     places = epath.Path(tmp_path / 'runs'), epath.Path(tmp_path / 'journals'), epath.Path(tmp_path / 'o.json')
     (result,) = tuning.tune(search, ['supervised'], *places, 1)
@@ -702,7 +702,7 @@ def test_a_real_search(tmp_path):
     means = {step: sum(values) / 3 for step, values in curves.items()}
     assert result[1]['completed'][0]['score'] == pytest.approx(max(means.values()))
     assert means[chosen['num_steps']] == max(means.values())
-    # From the runs alone, and from the journal alone.
+    # It can be repeated from the runs alone, and from the journal alone.
     journals = tmp_path / 'journals'
     content = (journals / 'digits-supervised.jsonl').read_bytes()
     assert len(journal.read(journals / 'digits-supervised.jsonl')[0]) == 4

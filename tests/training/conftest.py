@@ -1,4 +1,4 @@
-"""A run that several tests look at."""
+"""A run that several test files use."""
 
 import pytest
 
@@ -7,12 +7,12 @@ from td_jax.training.run import train
 
 @pytest.fixture(scope='module', autouse=True)
 def programs_of_module(shared_programs):
-    """All of these tests are of td_jax's own models and methods."""
+    """Shares programs, because these tests use only td_jax's own models and methods."""
 
 
 @pytest.fixture(scope='module')
 def td_config(small_config):
-    """A run with all that may differ between two starts: dropout, noise, moments, an odd epoch."""
+    """A run with everything that an interruption could change: dropout, noise, moments, a partial epoch."""
     return small_config(
         optimizer__weight_decay=0.1,
         model__dropout=0.2,
@@ -24,7 +24,7 @@ def td_config(small_config):
 
 @pytest.fixture(scope='module')
 def finished(td_config, tmp_path_factory):
-    """The workdir of a finished run of td_config; copy it before anything is done to it."""
+    """The workdir of a finished run of td_config; copy it before changing it."""
     folder = tmp_path_factory.mktemp('runs') / 'finished'
     train(td_config, folder)
     return folder

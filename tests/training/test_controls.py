@@ -1,4 +1,4 @@
-"""Teachers that know nothing of use, through the step of a run; and what relates the examples of a batch."""
+"""Control teachers without useful knowledge, in the step of a run."""
 
 import functools
 import os
@@ -19,7 +19,7 @@ from tests import forked
 
 
 class Case:
-    """A run of digits with one seed before its first step, its teacher untrained or as given."""
+    """A run on digits with one seed before its first step, with an untrained teacher that may be changed."""
 
     def __init__(self, config, path, change_teacher=lambda params: params):
         self.config, self.path = config, path
@@ -45,7 +45,7 @@ class Case:
         self.before = jax.tree.map(np.array, self.state)
 
     def examples(self):
-        """Those of the first step."""
+        """The examples of the first step."""
         rows = np.arange(self.config.batch_size)
         if self.path != 'stream':
             (order,) = self.run.feed(self.keys, 0).labelled
@@ -54,7 +54,7 @@ class Case:
 
     @functools.cached_property
     def step(self):
-        """A function (state, key, batch, hyperparameters) that knows nothing of the control."""
+        """The step (state, key, batch, hyperparameters) of the same run without the control."""
         plain = self.config.copy_and_resolve_references()
         plain.teacher.control = 'none'
         student = assembly.build_model(plain, plain.model, self.source)
@@ -66,14 +66,14 @@ class Case:
         return jax.jit(lambda state, key, *others: step.update(state, key, upper, *others))
 
     def stepped(self):
-        """(parameters after a step, {metric: value})."""
+        """Runs a step: (parameters after it, {metric: value})."""
         progress, _ = self.run.run(self.run.begin(self.state), self.run.feed(self.keys, 0), self.keys, 0, 1)
         assert progress.finite
         return jax.tree.map(lambda x: np.array(x)[0], (progress.state.params, progress.sums))
 
 
 def compute_expected_step(case, shift, keeps_predictions=False):
-    """The same of a step on a batch made by hand, the teacher's rows shifted, or all but its predictions."""
+    """The same on a batch made by hand, with shifted rows of the teacher, or all but its predictions."""
     config, examples = case.config, case.examples()
     inputs = case.teacher.source.inputs(case.teacher.source.tables, examples, None)
     activations = base.activations(case.teacher.model, case.teacher.params, inputs)
@@ -115,7 +115,7 @@ def assert_same_step(actual, expected):
     ],
 )
 def test_a_shuffled_teacher_speaks_of_the_next_example(comparable_config, method, path, micro_batches):
-    """Its states and predictions are; its layers, in the conversation, are what they were."""
+    """Its states and predictions are those of the next example; its layers are unchanged."""
     config = comparable_config(
         method=method,
         num_seeds=1,
@@ -153,7 +153,7 @@ def test_shuffled_states_leave_an_example_its_predictions(comparable_config, met
 
 @pytest.mark.long
 def test_a_teacher_who_says_the_same_of_all_cannot_be_shuffled(comparable_config):
-    """All of its states are 0 where all of its parameters are."""
+    """If all of its parameters are 0, so are its states."""
     ends = []
     for control in ('none', 'shuffled'):
         config = comparable_config(num_seeds=1, teacher__control=control)
@@ -174,7 +174,7 @@ def test_seeds_shuffle_within_their_own_batches(comparable_config):
 
 @pytest.mark.long
 def test_an_untrained_teacher_is_that_of_its_runs_beginning(small_config, tmp_path):
-    """Nothing is trained for it; another seed is another teacher."""
+    """It is not trained, and depends on its seed."""
     prints = {}
     for seed in (0, 1):
         config = small_config(teacher__control='untrained', teacher__seed=seed, num_steps=2)
@@ -187,7 +187,7 @@ def test_an_untrained_teacher_is_that_of_its_runs_beginning(small_config, tmp_pa
         initial = jax.tree.map(lambda x: x[0], run.init(dispatch.seed_keys(run_config)).params['student'])
         assert result['teacher_fingerprint'] == fingerprint.of(initial)
         prints[seed] = result['teacher_fingerprint']
-        # It is there again when the run is read.
+        # It is made again when the run is read.
         finished = teachers.load_finished_with_teacher(folder)
         assert fingerprint.of(finished.teacher.params) == prints[seed]
         assert train(config, folder) == result
@@ -200,7 +200,7 @@ def test_an_untrained_teacher_is_another_run(small_config):
 
     untrained = digest(teacher__control='untrained')
     assert len({digest(), untrained, digest(teacher__control='shuffled')}) == 3
-    # What it is not trained by.
+    # Options of its training have no effect.
     assert digest(teacher__control='untrained', teacher__num_steps=99) == untrained
     assert digest(teacher__control='untrained', teacher__seed=5) != untrained
 
@@ -219,7 +219,7 @@ def test_ratings_have_no_classes_to_compare(method, tmp_path):
     assert not (tmp_path / 'run').exists()
 
 
-# Steps of two seeds, on one device and on two: the sums of their metrics and the parameters.
+# Compares two steps on one device with two steps on two devices: sums of metrics and parameters.
 ON_TWO_DEVICES = """
 import json, sys
 import jax
@@ -231,13 +231,13 @@ from td_jax.training import assembly, dispatch
 assert len(jax.devices()) == 2
 config = config_lib.from_json(json.loads(sys.argv[1]))
 source, theirs = (assembly.load_source(config, x) for x in (config.dataset, config.teacher.dataset))
-teacher, keys, found = assembly.untrained_teacher(config, theirs), dispatch.seed_keys(config), []
+teacher, keys, results = assembly.untrained_teacher(config, theirs), dispatch.seed_keys(config), []
 for count in (1, 2):
     mesh = sharding.make_mesh(config, jax.devices()[:count])
     run = assembly.assemble(config, source, teacher, mesh)
     progress, _ = run.run(run.begin(run.init(keys)), run.feed(keys, 0), keys, 0, 2)
-    found.append(jax.tree.map(np.asarray, (progress.sums, progress.state.params)))
-for one, two in zip(*map(jax.tree.leaves, found), strict=True):
+    results.append(jax.tree.map(np.asarray, (progress.sums, progress.state.params)))
+for one, two in zip(*map(jax.tree.leaves, results), strict=True):
     np.testing.assert_allclose(two, one, rtol=1e-4, atol=1e-6)
 """
 

@@ -1,4 +1,4 @@
-"""A run knows the data it was trained on: what it answers without them, and what is refused on others."""
+"""The record of a run's data: predictions without the data, and refusals on other data."""
 
 import csv
 import json
@@ -65,13 +65,13 @@ def write_table(path, rows=ROWS, header=HEADER):
 
 
 def rename_in_rows(rows=ROWS):
-    """u3 has another name, which comes last, so that the numbers of all after it are others."""
+    """Renames u3 so that it sorts last, which changes the numbers of all users after it."""
     return [row.replace('u3,', 'zed,') for row in rows]
 
 
 @pytest.fixture(scope='module')
 def recommender_run(tmp_path_factory):
-    """(config, workdir, table) of a finished recommender of crime, whose teacher knows all items."""
+    """(config, workdir, table) of a finished recommender of crime books, whose teacher knows all books."""
     folder = tmp_path_factory.mktemp('ratings')
     write_table(folder / 'own.csv')
     config = ratings_config.get_config()
@@ -90,14 +90,14 @@ def recommender_run(tmp_path_factory):
 
 @pytest.fixture
 def copied_run(recommender_run, tmp_path):
-    """The same in a folder that may be changed; so may the table, which is then as it was."""
+    """A copy of recommender_run that may be changed, as may the table, which is restored afterwards."""
     config, folder, table = recommender_run
     yield config, shutil.copytree(folder, tmp_path / 'run'), table
     write_table(table)
 
 
 def predict_and_recommend(folder, target):
-    """What a run says of all pairs of some users and items, and of what it offers u3."""
+    """(predictions for all pairs of some users and items, recommendations for u3)."""
     pairs = [f'{user},{item}' for user in ('u0', 'u3', 'u6', 'zed') for item in ('i1', 'i3', 'i4', 'new')]
     input_file, output_file = target.with_suffix('.asked.csv'), target.with_suffix('.csv')
     input_file.write_text('\n'.join(['user,item', *pairs]))
@@ -133,7 +133,7 @@ def test_a_student_predicts_as_it_was_trained_whatever_the_table_says_now(
     rows, offered = predict_and_recommend(folder, tmp_path / 'after')
     assert (rows, offered) == predictions_before
     assert len({row['rating'] for row in rows}) > 4
-    # u3 is known as in training, and nobody else is.
+    # u3 is known as in training, and zed is unknown.
     assert {row['user'] for row in rows if 'user' in row['unknown'].split()} == {'zed'}
     assert len(offered.splitlines()) < 4 or 'unknown' not in offered
 
@@ -149,7 +149,7 @@ def test_an_export_has_the_ids_of_training(copied_run, change, tmp_path):
         'user': {name: number for number, name in enumerate(sorted(users))},
         'item': {name: number for number, name in enumerate(sorted(items))},
     }
-    # The teacher is beside it, whose data are not there either.
+    # The teacher is reported, too, although its data are missing.
     assert [line.split()[0] for line in report.splitlines() if line.startswith(('student', 'teacher'))] == [
         'student',
         'teacher',
@@ -230,7 +230,7 @@ def test_a_finished_run_whose_data_are_gone_says_so(copied_run, capsys):
 
 
 def test_a_teacher_does_not_teach_on_other_data(copied_run, tmp_path):
-    """Neither one that is named nor one that lies in the student's workdir."""
+    """Neither a named teacher nor one in the student's workdir."""
     config, folder, table = copied_run
     rename_users(table)
     named = copy_with(config, teacher__checkpoint=str(folder / 'teacher'))
@@ -244,7 +244,7 @@ def test_a_teacher_does_not_teach_on_other_data(copied_run, tmp_path):
 
 def test_a_new_user_does_not_blame_the_teachers_checkpoint(copied_run, tmp_path):
     config, folder, table = copied_run
-    # Early enough to be in training.
+    # The rating is early enough to be in training.
     write_table(table, ['a new one,i3,4,-1,crime|city,0', *ROWS])
     named = copy_with(config, teacher__checkpoint=str(folder / 'teacher'))
     assert_refused(
@@ -273,9 +273,9 @@ def test_a_run_of_an_older_version_says_so_and_goes_on(copied_run, predictions_b
     assert capsys.readouterr().err.count(warning) == 1
     rename_users(table)
     assert train(config, folder) == finished.read_result(epath.Path(folder))
-    # Its ids are those of the table as it is: that is what a record is for.
+    # Without a record, ids are those of the changed table.
     assert predict_and_recommend(folder, tmp_path / 'others') != predictions_before
-    # Steps that nobody knows the data of are not said to be of those of today.
+    # A run with steps on unknown data gets no record of today's data.
     assert train(copy_with(config, num_steps=3), folder)['steps'] == 3
     assert not (folder / 'data.json').exists()
     assert f'{folder / "teacher"} does not say what it was trained on' in capsys.readouterr().err
@@ -348,7 +348,7 @@ def image_run(tmp_path_factory):
 
 @pytest.fixture
 def copied_image_run(image_run, tmp_path):
-    """The same in a folder that may be changed; so may the images, which are then as they were."""
+    """A copy of image_run that may be changed, as may the images, which are restored afterwards."""
     config, folder, own = image_run
     yield config, shutil.copytree(folder, tmp_path / 'run'), own
     shutil.rmtree(own, ignore_errors=True)
@@ -387,7 +387,7 @@ def test_an_image_of_the_same_name_size_and_time_is_another_one(copied_image_run
     before = file.stat()
     with PIL.Image.open(file) as image:
         pixels = np.asarray(image)
-    # Stored without compression, so that sizes agree.
+    # Without compression, so that the sizes of the files agree.
     PIL.Image.fromarray(pixels).save(file, compress_level=0)
     size = file.stat().st_size
     assert_refused(config, folder, 'is now: images of cat: other content')

@@ -1,4 +1,4 @@
-"""Shares and spreads against NumPy and hand-written losses; what is warned of, and when."""
+"""Gradient shares and spreads against NumPy and hand-written losses; warnings."""
 
 import functools
 import json
@@ -49,7 +49,7 @@ def mlp(params, x):
 
 
 def decode(params, s, e):
-    """What FitNet's decoder makes of states: LayerNorm, Dense, relu and two Dense."""
+    """Applies FitNet's decoder to states: LayerNorm, Dense, relu and two Dense."""
     x = np.concatenate([s, e], axis=-1)
     x = (x - x.mean(axis=-1, keepdims=True)) / np.sqrt(x.var(axis=-1, keepdims=True) + 1e-6)
     hidden = params['hidden']
@@ -143,7 +143,7 @@ def test_where_no_distance_has_a_weight_there_are_no_messages(small_config):
 
 
 def one_seed(config, rows=slice(None)):
-    """(Step, TrainState, its other arguments) of a batch of eight examples, or of some of its rows."""
+    """(Step, TrainState, other arguments of diagnose) for a batch of eight examples, or some of its rows."""
     source = SOURCES['digits'](config.dataset, config.dataset)
     theirs = SOURCES['digits'](config.dataset, config.teacher.dataset)
     teacher = assembly.untrained_teacher(config, theirs)
@@ -190,7 +190,7 @@ def test_of_several_micro_batches_the_first_is_looked_at(comparable_config):
 
 
 def compute_states(run, state, teacher, batches):
-    """{side: [(s, e) of each batch]} of the first seed, by NumPy."""
+    """{side: [(s, e) of each batch]} of the first seed."""
     student = jax.tree.map(lambda x: np.asarray(x)[0], state.params['student'])
     both = {'student': student, 'teacher': teacher.params}
     return {
@@ -211,7 +211,7 @@ def test_scales_are_the_deviations_of_states_over_the_first_examples(
     scaled = run.add_scales(state, order, keys)
     examples, rows_of_seeds, _ = dispatch.select_examples(source, config)
     rows = rows_of_seeds[0][np.asarray(order.labelled)[0]]
-    # Three batches, or the first halves of six.
+    # The scales are of three batches, or of the first halves of six.
     batches = [examples['image'][rows[8 * i : 8 * (i + 1) : micro_batches]] for i in range(3 * micro_batches)]
     actual = jax.tree.map(np.asarray, scaled.scales)
     for side, states in compute_states(run, state, teacher, batches).items():
@@ -279,7 +279,7 @@ def test_a_run_with_scales_continues_with_the_same_ones(small_config, tmp_path, 
 
 
 def measure_spread_by_svd(x):
-    """(std, effective rank) in float64, from the singular values themselves."""
+    """(std, effective rank) in float64, from the singular values."""
     x = np.asarray(x, np.float64)
     x = x - x.mean(axis=0)
     std = np.sqrt(x.reshape(len(x), -1).var(axis=0).mean())
@@ -312,13 +312,13 @@ def test_spread_is_that_of_the_singular_values(x):
 
 
 def test_spread_of_directions_by_hand():
-    """Directions of one length are as many as they are; what all examples have in common is none."""
+    """The effective rank is the number of directions of equal length; a common offset does not count."""
     corners = np.array([[1, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0]], np.float32)
     np.testing.assert_allclose(diagnostics.measure_spread(corners), [np.sqrt(1 / 3), 2], rtol=1e-6)
     np.testing.assert_allclose(diagnostics.measure_spread(np.full((5, 3), 7.0)), [0, 0])
     by_token = np.broadcast_to(make_examples(1, 4, 3), (6, 4, 3))
     np.testing.assert_allclose(diagnostics.measure_spread(by_token), [0, 0])
-    # What only rounding tells apart is the same.
+    # Examples that differ by rounding alone have rank 0.
     np.testing.assert_allclose(diagnostics.measure_spread(corners * 1e-6 + 100), [0, 0])
 
 
@@ -383,7 +383,7 @@ def test_a_term_that_is_constant_by_definition_gets_no_advice_to_raise_its_weigh
     line = f'{method}.weights.{term} has no effect: with two classes its term is constant\n'
     assert err.count(line) == 1
     assert f'the term {term}' not in err
-    # It is 0 by the method's own formula, or 0 or 2 T^2 an example, with no gradient to speak of.
+    # The term is 0, or 0 or 2 T^2 per example, so its gradient is negligible.
     shares = [record[f'share_{term}'] for record in metric_log.read(tmp_path) if f'share_{term}' in record]
     assert len(shares) == 4 and max(shares) < 1e-4
 
@@ -407,7 +407,7 @@ def test_while_weights_warm_up_no_term_is_called_inert(small_config, capsys):
     'known_records', [[], [{'step': 0, 'student_message_std': 0.5, 'teacher_message_std': 0.3}]]
 )
 def test_collapsed_messages_are_warned_of_once_a_side(small_config, capsys, known_records):
-    """Measured by the first line, that of a run that is continued, too."""
+    """Relative to the first line, which may be that of a run that is continued."""
     monitor = diagnostics.ProgressMonitor(small_config(method='fd'), 'digits', known_records)
     for step, student, teacher in ((0, 0.5, 0.3), (2, 0.051, 0.031), (4, 0.049, 0.031), (6, 0.01, 0.02)):
         if step or not known_records:
@@ -453,7 +453,7 @@ def test_while_a_ramp_up_rests_a_part_no_term_is_called_inert(small_config, caps
         state = state._replace(step=jnp.full(1, step, jnp.int32))
         metrics.append({name: float(value[0]) for name, value in run.diagnose(state, feed, keys).items()})
         shares = [metrics[-1][f'share_{term}'] for term in ('task', 'message', 'state')]
-        # A number over itself is 1 but for rounding.
+        # A number divided by itself is 1 up to rounding.
         assert (shares == [pytest.approx(1.0, abs=1e-6), 0.0, 0.0]) == (step < 2)
         monitor.check(step, {**metrics[-1], 'share_state': 0.0})
         assert len(read_warnings(capsys)) == (step == 4)
@@ -464,7 +464,7 @@ def test_while_a_ramp_up_rests_a_part_no_term_is_called_inert(small_config, caps
 
 @pytest.fixture(scope='module')
 def td_config(td_config):
-    """The run of other tests, diagnosed."""
+    """The run of other tests, with diagnostics."""
     return copy_with(td_config, diagnostics=True)
 
 
@@ -492,7 +492,7 @@ def test_a_run_ends_bit_for_bit_as_without_diagnostics(finished, td_config, tmp_
     for line in (first, *lines[:-1]):
         assert sum(value for name, value in line.items() if name.startswith('share_')) == pytest.approx(1)
     assert mine == theirs
-    # The teacher has one term.
+    # The teacher's run has one term.
     assert not [name for line in metric_log.read(finished / 'teacher') for name in line if 'share' in name]
 
 
@@ -500,7 +500,7 @@ def test_a_run_ends_bit_for_bit_as_without_diagnostics(finished, td_config, tmp_
 def test_a_run_that_is_continued_writes_the_same_lines(
     damaged, finished, td_config, tmp_path, outcome, capsys
 ):
-    """From a step in the middle, and from the beginning."""
+    """Continued from a step in the middle, and from the beginning."""
     folder = shutil.copytree(finished, tmp_path / 'run')
     (folder / 'result.json').unlink()
     for step in damaged:
@@ -537,7 +537,7 @@ source, theirs = (
 )
 teacher = assembly.untrained_teacher(config, theirs)
 for method in sys.argv[2:]:
-    config.method, found = method, []
+    config.method, metrics = method, []
     for devices, fsdp in ((1, 1), (4, 2)):
         config.mesh.fsdp = fsdp
         mesh = sharding.make_mesh(config, jax.devices()[:devices])
@@ -545,9 +545,9 @@ for method in sys.argv[2:]:
         keys = dispatch.seed_keys(config)
         values = run.diagnose(run.init(keys), run.feed(keys, 0), keys)
         assert all(value.sharding.is_fully_replicated for value in values.values())
-        found.append(jax.tree.map(np.asarray, values))
-    for name, value in found[0].items():
-        np.testing.assert_allclose(found[1][name], value, rtol=1e-3, atol=1e-5, err_msg=f'{method} {name}')
+        metrics.append(jax.tree.map(np.asarray, values))
+    for name, value in metrics[0].items():
+        np.testing.assert_allclose(metrics[1][name], value, rtol=1e-3, atol=1e-5, err_msg=f'{method} {name}')
 """
 
 
@@ -582,7 +582,7 @@ def test_what_was_looked_at_is_still_there():
 
 @pytest.mark.long
 def test_a_stream_loses_no_example_to_diagnostics(imagenet_data, tmp_path, outcome):
-    """Ends as without them, and cut and continued, with the same lines; a ViT's states are of tokens."""
+    """With, without, and after an interruption, a run ends the same; the states of a ViT are of tokens."""
     config = vit_imagenet.get_config()
     changes = {
         'method': 'td',

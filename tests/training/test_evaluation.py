@@ -68,7 +68,7 @@ def test_metrics_are_those_of_sklearn_for_every_batch_size(task):
         # Counts are exact, so these are the same to the last bit.
         assert len({value.tobytes() for value in values.values()}) == 1
         np.testing.assert_array_equal(values[1], expected)
-    # What a product is rounded to may differ by what is computed at once.
+    # Rounding of products may depend on the batch size.
     for value in values.values():
         np.testing.assert_allclose(value, values[1], rtol=3e-7)
 
@@ -178,7 +178,7 @@ def test_one_value_has_no_standard_error():
 @pytest.mark.parametrize('value', [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize('task', ['regression', 'classification'])
 def test_a_prediction_that_is_not_finite_leaves_its_seed_without_a_score(task, value):
-    """One of 47 examples, in a batch that is filled up, of one of two seeds."""
+    """It is one of 47 examples, in a padded batch, for one of two seeds."""
     model, source, params, _ = make_case(task)
     features = source.evaluation['x'].copy()
     # A feature that the second seed alone reads.

@@ -1,4 +1,4 @@
-"""A finished run is read on any machine, whatever devices it was trained on."""
+"""Reading a finished run on any devices, whatever devices it was trained on."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from tests import forked
 
 
 def run_on_devices(count, script, *arguments):
-    """Runs a script where there are so many devices; -> what it printed."""
+    """Runs a script on `count` devices; returns its output."""
     process = forked.run(
         ['-c', script, *map(str, arguments)],
         env={**os.environ, 'JAX_NUM_CPU_DEVICES': str(count), 'JAX_PLATFORMS': 'cpu'},
@@ -54,7 +54,7 @@ def test_a_run_that_was_cut_over_devices_is_read_on_one(small_config, tmp_path):
     kernel = run.params[train_step.STUDENT]['hidden_layers_0']['kernel']
     assert kernel.shape == (64, 6)
     assert run.teacher.params['hidden_layers_0']['kernel'].shape == (64, 8)
-    # The accuracy of what was read, in NumPy, is the one that the run measured on its two devices.
+    # The accuracy of the loaded parameters, in NumPy, is the one that the run measured on two devices.
     x, params = run.source.evaluation['image'], run.params[train_step.STUDENT]
     for name in ('hidden_layers_0', 'hidden_layers_1'):
         x = np.maximum(x @ params[name]['kernel'] + params[name]['bias'], 0)
@@ -108,7 +108,7 @@ VALUES = np.array([[0.25, 4, 1], [1, 0, 2.25]], np.float32)
 
 
 def write_run(folder, values=VALUES, units=None, **changes):
-    """A folder with errors and the result of a run, of which some keys are changed after the errors."""
+    """Writes the errors and the result of a run, with some keys of the result changed afterwards."""
     finished.write_errors(folder, values, units, RESULT)
     workdir.write(folder / workdir.RESULT, json.dumps(RESULT | changes))
 

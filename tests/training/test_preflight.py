@@ -1,4 +1,4 @@
-"""What is refused of a run before anything is written or trained."""
+"""What is refused before anything is written or trained."""
 
 import contextlib
 import pathlib
@@ -23,7 +23,7 @@ GOLDEN = pathlib.Path(__file__).parents[1] / 'golden' / 'vit_tiny.npz'
 
 
 def read_refusal(config, folder):
-    """The line in which a run is refused that has written nothing."""
+    """The one-line error of a refused run, which has written nothing."""
     with pytest.raises(UserError) as error_info:
         train(config, folder)
     assert len(str(error_info.value).splitlines()) == 1
@@ -57,7 +57,7 @@ PARAMETERS = 64 * 5 + 5 + 5 * 3 + 3 + 3 * 5 + 5
             ('parameters of the teacher', 'lower the sizes of teacher.model'),
         ),
         ({'communication__hidden': 2**31 - 1}, None, ('optimizer state', 'communication')),
-        # What a round starts from: 5 and 3 of the student and 7 of the teacher, of two seeds' eight examples.
+        # Each round keeps states of widths 5 and 3 (student) and 7 (teacher), for 2 seeds and 8 examples.
         (
             {'td__rounds': 10**9},
             (10**9 - 1) * 2 * 8 * 4 * (5 + 3 + 7) / 1e9,
@@ -76,9 +76,9 @@ def test_what_cannot_fit_is_refused_with_its_size(changes, gigabytes, words, sma
 
 
 def test_a_run_fits_to_the_byte(small_config, tmp_path, monkeypatch):
-    """Students, two moments each, the counts of both groups; fifty images of each, with label and place."""
+    """Students, two moments each, two step counts; fifty images per seed, with labels and places."""
     config = small_config(method='supervised')
-    # 2 seeds; a count of steps for each of the two groups of parameters.
+    # 2 seeds; a step count for each of the two groups of parameters.
     needed = 4 * (2 * 3 * PARAMETERS + 2 * 2 + 2 * 50 * (64 + 1 + 1))
     monkeypatch.setattr(devices_memory, 'of_device', lambda device: needed)
     assert preflight.check(config, tmp_path / 'run', Programs()).source.name == 'digits 5, 6, 7, 8, 9'
@@ -88,7 +88,7 @@ def test_a_run_fits_to_the_byte(small_config, tmp_path, monkeypatch):
 
 
 def test_the_states_that_a_teacher_keeps_are_counted(small_config, tmp_path, monkeypatch):
-    """Of fifty images of each of two seeds: 7, 11 and 5 numbers."""
+    """For fifty images of each of two seeds: 7, 11 and 5 numbers."""
     monkeypatch.setattr(devices_memory, 'of_device', lambda device: 10)
     monkeypatch.setattr(memory, 'check_parameters', lambda *arguments, **named: None)
     with pytest.raises(UserError) as error_info:
@@ -110,7 +110,7 @@ def test_a_checkpoint_has_to_fit_on_the_machine(small_config, tmp_path, monkeypa
 
 
 def test_a_device_that_is_full_after_all_is_one_line():
-    """A hundred terabytes, as JAX refuses them."""
+    """JAX refuses to allocate a hundred terabytes."""
     with (
         pytest.raises(UserError, match=r'^a device has too little memory for this run') as error_info,
         memory.oom_as_user_error(),
@@ -137,7 +137,7 @@ def test_one_class_is_nothing_to_learn(small_config, tmp_path):
     )
 
 
-# --- Models of unlike shapes -----------------------------------------------------------------------
+# --- Models with different shapes of states --------------------------------------------------------
 
 VIT = {'name': 'vit', 'width': 8, 'layers': 2, 'mlp': 8, 'heads': 2, 'split': 1, 'patch': 8}
 MLP = {'name': 'mlp', 'hidden': (6, 4), 'split': 1}
@@ -160,7 +160,7 @@ PAIRS = {
 
 @pytest.fixture(scope='module')
 def few_images(tmp_path_factory):
-    """The folder of twelve images of each of ten classes: CIFAR takes long to read and to evaluate."""
+    """A folder of twelve images of each of ten classes; reading and evaluating CIFAR would take long."""
     folder = tmp_path_factory.mktemp('images')
     for number in range(120):
         file = folder / f'{number % 10}' / f'{number}.png'
@@ -188,7 +188,7 @@ def make_pair_config(folder, method, pair, **changes):
     return config
 
 
-# Pairs that train, and whether with diagnostics, which compile as long again.
+# Pairs that are trained, and whether with diagnostics, which double the time to compile.
 TRAINED = [
     *(('td', 'a smaller patch', True), ('td', 'ResNet and ViT', False)),
     *(('srd', 'same patch, other widths', True), ('dkd', 'ViT and MLP', True)),
@@ -206,7 +206,7 @@ TRAINED_BY_TD = {pair for method, pair, _ in TRAINED if method == 'td'}
     ],
 )
 def test_states_of_any_two_models_can_be_compared(pair, few_images, tmp_path):
-    """The whole step is traced: it can be compiled."""
+    """The whole step can be traced."""
     config = make_pair_config(few_images, 'td', pair)
     assert preflight.check(config, tmp_path / 'run', Programs()).source.task == 'classification'
     assert not (tmp_path / 'run').exists()
@@ -247,7 +247,7 @@ def test_what_jax_refuses_to_trace_is_one_line(small_config, tmp_path, monkeypat
 
 
 def make_golden_config(folder, checkpoint, **changes):
-    """A student of the golden ViT, which knows ten classes."""
+    """The config of a student of the golden ViT, which has ten classes."""
     config = make_pair_config(folder, 'ld', 'same patch, other depths')
     config.dataset.image_size = 32
     config.teacher.pretrained = str(checkpoint)
@@ -273,7 +273,7 @@ def test_a_teacher_that_is_not_finite_is_refused_by_parameter(small_config, tmp_
 
 @pytest.mark.long
 def test_a_teacher_whose_predictions_are_not_finite_is_refused(few_images, tmp_path):
-    """Finite parameters, whose products overflow."""
+    """Its parameters are finite, but their products overflow."""
     arrays = {
         name: np.full_like(array, 3e38) if name == 'head/kernel' else array
         for name, array in np.load(GOLDEN).items()
@@ -284,9 +284,9 @@ def test_a_teacher_whose_predictions_are_not_finite_is_refused(few_images, tmp_p
     assert not (tmp_path / 'run' / 'config.json').exists()
 
 
-# --- What a refused run leaves ---------------------------------------------------------------------
+# --- After a refusal -------------------------------------------------------------------------------
 
-# The first loss is finite; the second is that of parameters near 1e30.
+# The first loss is finite; at the second the parameters are near 1e30.
 EXPLODING = {'optimizer__name': 'sgd', 'optimizer__learning_rate': 1e30, 'save_every': 6}
 
 
@@ -307,7 +307,7 @@ def test_after_a_refusal_the_mended_command_works(changes, small_config, tmp_pat
     with pytest.raises(UserError):
         train(small_config(**changes), tmp_path / 'run')
     assert not (tmp_path / 'run' / 'config.json').exists()
-    # Another config than the one that was refused, in more than what was wrong.
+    # The new config differs from the refused one in more than the error.
     other_config = small_config(method='fitnet', model__hidden=(6, 3), log_every=3)
     assert train(other_config, tmp_path / 'run')['steps'] == 6
 

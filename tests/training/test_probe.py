@@ -21,7 +21,7 @@ from td_jax.training.run import train
 
 
 def fit_reference(x, labels):
-    """scikit-learn's logistic regression at its default penalty, on representations of the stated scale."""
+    """(scikit-learn's logistic regression with its default penalty, the scaled representations)."""
     x = x.astype(np.float64)
     scaled = (x - x.mean(axis=0)) / np.sqrt(x.var(axis=0).mean())
     return sklearn.linear_model.LogisticRegression(tol=1e-9, max_iter=20_000).fit(scaled, labels), scaled
@@ -35,7 +35,7 @@ def compute_probabilities(params, x):
 
 @pytest.fixture(scope='module')
 def digits_representations(small_config, tmp_path_factory):
-    """(config, teacher, what it makes of training and of test images of 5 to 9, x and labels each)."""
+    """(config, teacher, training (x, labels), test (x, labels)) for images of 5 to 9."""
     config = small_config(method='ld', num_seeds=2, batch_size=50, teacher__num_steps=300)
     config.teacher.model.hidden = (64, 32)
     folder = tmp_path_factory.mktemp('digits')
@@ -55,7 +55,7 @@ def digits_representations(small_config, tmp_path_factory):
 
 @pytest.mark.parametrize('count', [60, 400])
 def test_a_probe_is_scikit_learns_logistic_regression(digits_representations, count):
-    """Few examples, which a plane separates, and many, which none does."""
+    """With few examples, which are linearly separable, and with many, which are not."""
     _, _, (x, labels), (test_x, test_labels) = digits_representations
     rows = np.random.default_rng(0).permutation(len(x))[:count]
     x, labels = x[rows], labels[rows]
@@ -69,7 +69,7 @@ def test_a_probe_is_scikit_learns_logistic_regression(digits_representations, co
     scaled_test = (test_x - x.mean(axis=0, dtype=np.float64)) / scale
     score = expected.score(scaled_test, test_labels)
     assert abs(probe.accuracy(fitted_probe.params, test_x, test_labels) - score) <= 1 / len(test_labels)
-    # It knows more than chance, of digits that the teacher has never seen.
+    # It is better than chance on digits that the teacher has never seen.
     assert score > 0.5
 
 
@@ -83,7 +83,7 @@ def test_representations_that_say_nothing_give_the_shares_of_the_classes():
 
 
 def test_the_scale_of_representations_changes_nothing(digits_representations):
-    """A teacher whose states are small, or far from 0, as those of real ones are."""
+    """Real teachers may have states that are small or far from 0."""
     _, _, (x, labels), _ = digits_representations
     plain, other = probe.fit(x[:80], labels[:80], 5), probe.fit(x[:80] * 1e-3 + 5, labels[:80], 5)
     np.testing.assert_allclose(
@@ -135,7 +135,7 @@ def test_each_seed_has_the_probe_of_its_own_examples_and_keeps_it(digits_represe
 
 
 def test_what_is_compared_is_what_the_probe_says(digits_representations):
-    """LD's term of the first step, with the whole of the few examples in its batch, by hand."""
+    """LD's term in the first step, whose batch has all examples, by hand."""
     config, teacher, _, _ = digits_representations
     source, run = build(config, teacher)
     keys = dispatch.seed_keys(config)
@@ -190,7 +190,7 @@ def test_a_run_says_what_its_probe_knows_and_goes_on_with_it(
     np.testing.assert_allclose(first['probe_train_accuracy'], np.mean([fit.accuracy for fit in fits]))
     np.testing.assert_allclose(first['probe_validation_accuracy'], np.mean(scores))
     assert f'accuracy of the probe: train {first["probe_train_accuracy"]:.4f}, validation ' in err
-    # It is in the checkpoint: a run that becomes longer fits nothing, and ends as one that was as long.
+    # The probe is in the checkpoint: a longer run does not fit it again, and ends as one of that length.
     shutil.copytree(tmp_path / 'run', tmp_path / 'again')
     config.num_steps = 4
     whole = train(config, tmp_path / 'whole')
@@ -221,7 +221,7 @@ def test_what_a_probe_reads_is_refused_where_it_is_too_large(digits_representati
     assert not (tmp_path / 'run').exists()
 
 
-# --- What streams ----------------------------------------------------------------------------------
+# --- Streams ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -238,7 +238,7 @@ def folder(tmp_path):
 
 @pytest.mark.parametrize('of_each', [0, 6])
 def test_a_stream_gives_the_probe_of_what_is_kept(folder, of_each):
-    """All examples, or each seed's own; from one pass without random variation."""
+    """With all examples, or each seed's own, in one pass without random variation."""
     probes = []
     for kept_gb in (1.0, 0.0):
         config = images_config.get_config()

@@ -1,4 +1,4 @@
-"""Runs of one process that compile the same share what is traced, and compute what each computes alone."""
+"""Runs in one process share traced programs, with the results that each has alone."""
 
 import pytest
 from etils import epath
@@ -11,7 +11,7 @@ from td_jax.training import assembly, dispatch, preflight, programs
 from td_jax.training.programs import Programs
 from td_jax.training.run import train
 
-# What a compiled step is given: another run of the same program.
+# Changes of arguments of a compiled step: other runs of the same program.
 GIVEN = {
     'seed': 7,
     'seed_step': 3,
@@ -25,7 +25,7 @@ GIVEN = {
 
 @pytest.fixture
 def traced_methods(monkeypatch):
-    """The method of every step that is traced, in their order."""
+    """The methods of the steps that are traced, in order."""
     methods, update = [], dispatch._Parts.update_all_seeds
 
     def update_and_record(self, *inputs):
@@ -44,7 +44,7 @@ def test_a_run_with_the_programs_of_another_computes_what_it_computes_alone(
     first = small_config(optimizer__weight_decay=0.1, **settings)
     second = small_config(**settings, **GIVEN)
     train(first, epath.Path(tmp_path / 'first'), programs=shared)
-    # The teacher's is checked before anything is written, and is that of its own run.
+    # The teacher's step is traced in the checks, and used by its own run.
     assert sorted(traced_methods) == ['hybrid', 'supervised']
     traced_methods.clear()
     train(second, epath.Path(tmp_path / 'second'), programs=shared)
@@ -57,7 +57,7 @@ def test_a_run_with_the_programs_of_another_computes_what_it_computes_alone(
 
 
 def get_programs(shared, config, source=None):
-    """What the programs have for a config whose parts are made here; nothing is traced."""
+    """The entry of the Programs for a config; nothing is traced."""
     source = source or assembly.load_source(config, config.dataset)
     teacher_source = assembly.load_source(config, config.teacher.dataset)
     return shared.get_or_make(config, source, teacher_source, sharding.make_mesh(config), object)
@@ -94,7 +94,7 @@ def test_the_length_of_a_run_is_part_of_it_where_the_learning_rate_decays(small_
 
 
 def change_value(value):
-    """A value of the same type."""
+    """Another value of the same type."""
     if isinstance(value, bool):
         return not value
     return f'{value}x' if isinstance(value, str) else value + (1 if isinstance(value, int | float) else (1,))
@@ -114,7 +114,7 @@ def test_any_knob_that_is_read_is_part_of_it_if_it_is_not_known_to_be_given(smal
         config = small_config(**settings)
         with config.unlocked(), config.ignore_type():
             config.update_from_flattened_dict({name: change_value(flat[name])})
-        # A teacher that is named is not trained, of which some knobs are.
+        # A named teacher is not trained, so options of its training do not count.
         if name != 'teacher.checkpoint':
             assert (programs.describe_program(config) == before) == (name in given_keys), name
 
@@ -150,13 +150,13 @@ def test_no_more_are_kept_than_fit(small_config, monkeypatch):
 
 
 def count_mappings():
-    """How many mappings of memory this process has."""
+    """The number of memory mappings of this process."""
     return programs.MAPPINGS.read_text().count('\n')
 
 
 @pytest.mark.skipif(not programs.MAPPINGS.exists(), reason='this system does not count mappings of memory')
 def test_programs_are_let_go_of_before_the_mappings_of_memory_run_out(small_config, tmp_path, monkeypatch):
-    """A process that has all that its system allows cannot compile, and dies."""
+    """A process that reaches the system's limit cannot compile, and dies."""
     limit = tmp_path / 'limit'
     limit.write_text(f'{10**6}\n')
     monkeypatch.setattr(programs, 'MOST_MAPPINGS', limit)
@@ -164,7 +164,7 @@ def test_programs_are_let_go_of_before_the_mappings_of_memory_run_out(small_conf
     first, second, third = (small_config(method='supervised', batch_size=size) for size in (4, 5, 6))
     train(first, epath.Path(tmp_path / 'run'), programs=shared)
     second_programs, mappings_before = get_programs(shared, second), count_mappings()
-    # A third of it is taken, and then two thirds.
+    # A third of the limit is used, and then two thirds.
     limit.write_text(str(3 * mappings_before))
     get_programs(shared, third)
     assert get_programs(shared, second) is second_programs

@@ -1,4 +1,4 @@
-"""A public checkpoint that configures its teacher: what is taken and refused, and the run that it makes."""
+"""A public checkpoint that configures its teacher: what it sets, what is refused, and a run with it."""
 
 import json
 import pathlib
@@ -41,7 +41,7 @@ def photos(tmp_path_factory):
 
 @pytest.fixture
 def complete_config(photos, tmp_path):
-    """A function (checkpoint, **typed, keys with __ for dots) -> configs/images.py in full."""
+    """A function (checkpoint, **options, keys with __ for dots) -> the completed configs/images.py."""
 
     def make(checkpoint, *, any_method=False, **changes):
         config = images.get_config()
@@ -116,10 +116,10 @@ def test_the_command_says_what_it_takes_and_goes_on(run_command, complete_config
         **{'width': 48, 'layers': 6, 'split': 3, 'patch': 8}
     }
     assert stored['teacher']['labels'] == 'probe'
-    # What is kept is the config in full: nothing more is to be taken.
+    # The stored config is complete: nothing more is set.
     full = config_lib.from_json(stored)
     assert public_teacher.complete(full, tmp_path / 'run') == full
-    # The same command is the same run, and so is what was kept.
+    # The short and the stored config are the same run.
     result = json.loads((tmp_path / 'run' / workdir.RESULT).read_text())
     short = complete_config(BARE, method='ld')
     assert config_lib.differences(short, stored) == {}
@@ -132,12 +132,12 @@ def test_labels_that_differ_take_a_probe(complete_config, tmp_path, capsys):
     other_labels = copy_with_names(tmp_path / 'others', 'abcdefg')
     assert complete_config(other_labels, method='ld').teacher.labels == 'probe'
     assert 'the checkpoint predicts 7 labels, and the student 2 others (cat, dog);' in capsys.readouterr().err
-    # No term compares predictions.
+    # FitNet has no term that compares predictions.
     assert complete_config(other_labels, method='fitnet').teacher.labels == 'shared'
-    # Others that are compared with it may.
+    # Methods that it is compared with may have one.
     assert complete_config(other_labels, method='fitnet', any_method=True).teacher.labels == 'probe'
     capsys.readouterr()
-    # It is said otherwise.
+    # The config says otherwise.
     for labels in ('shared', 'auxiliary'):
         assert complete_config(other_labels, method='ld', teacher__labels=labels).teacher.labels == labels
     assert 'teacher.labels' not in capsys.readouterr().err
@@ -164,7 +164,7 @@ def test_a_run_that_has_lost_its_data_is_still_the_same(complete_config, tmp_pat
 
 
 def test_a_config_that_names_its_checkpoint_says_what_it_changes(photos, tmp_path):
-    """What is not the default is set; a split is, too, where a model is named."""
+    """Options other than the defaults count as set, and so does the split of a named model."""
     config = images.get_config()
     config.teacher.pretrained = str(BARE)
     with pytest.raises(UserError, match=r'teacher\.model\.width is 48 there, 128 here'):
@@ -231,7 +231,7 @@ def test_a_run_without_a_teacher_reads_no_checkpoint(complete_config, tmp_path):
 @pytest.mark.long
 @pytest.mark.parametrize('name', ['dinov2_small_saliency', 'efficientnet_lite0'])
 def test_a_real_model_teaches(foundation, complete_config, tmp_path, name):
-    """Both as their authors publish them, at small images for the sake of time."""
+    """Both as published by their authors, at a small image size to save time."""
     config = complete_config(
         foundation(name), method='ld', teacher__dataset__image_size=56, dataset__image_size=56
     )
@@ -242,7 +242,7 @@ def test_a_real_model_teaches(foundation, complete_config, tmp_path, name):
     assert config.teacher.labels == 'probe'
     result = own.train(config, tmp_path / 'run')
     assert result['steps'] == 2 and np.isfinite(result['values']).all()
-    # At the size that it is published for, it only has to be what can be computed.
+    # At its published size it only has to pass the checks.
     config = complete_config(foundation(name))
     assert config.teacher.dataset.image_size == 224
     check_preflight(config, tmp_path / 'run')
@@ -251,7 +251,7 @@ def test_a_real_model_teaches(foundation, complete_config, tmp_path, name):
 @pytest.mark.long
 @pytest.mark.usefixtures('imagenet_data')
 def test_the_config_of_imagenet_trains_with_a_real_teacher(foundation, tmp_path):
-    """As it stands, in micro batches, but for its size; the teacher has no head."""
+    """The config as it is, in micro batches, but smaller; the teacher has no head."""
     changes = {
         **{'num_steps': 2, 'batch_size': 8, 'eval_batch_size': 80, 'optimizer.warmup_steps': 1},
         **{'dataset.image_size': 28, 'dataset.shuffle_buffer': 64, 'diagnostics': False},

@@ -1,4 +1,4 @@
-"""A run from its config to its workdir: what is there, how it continues and what it refuses."""
+"""A run from its config to its workdir: files, continuation and refusals."""
 
 import json
 import shutil
@@ -29,7 +29,7 @@ def copied_run(finished, tmp_path):
 
 @pytest.fixture
 def copied_teacher(finished, td_config, tmp_path):
-    """(config, workdir) of a finished run without a teacher, of 4 steps with a checkpoint every 2."""
+    """(config, workdir) of a finished run without a teacher: 4 steps, a checkpoint every 2."""
     return config.teacher_run(td_config), shutil.copytree(finished / 'teacher', tmp_path / 'run')
 
 
@@ -69,7 +69,7 @@ def test_a_workdir_holds_these_files_and_no_other(finished):
 
 def test_config_json_is_the_resolved_config(finished, td_config):
     stored = json.loads((finished / 'config.json').read_text())
-    # As JSON has it: pairs are lists there.
+    # In JSON, pairs are lists.
     assert stored == json.loads(json.dumps(td_config.to_dict()))
     assert stored['td']['noise_std'] == 0.1
 
@@ -109,7 +109,7 @@ def test_the_learning_rate_that_is_logged_is_the_mean_of_those_used(small_config
     settings = {'optimizer__warmup_steps': 4, 'optimizer__learning_rate': 0.4}
     train(small_config(method='supervised', **settings), tmp_path)
     rates = [line['train_learning_rate'] for line in metric_log.read(tmp_path)[:-1]]
-    # 0, 0.1, 0.2, 0.3 while it rises, two steps a line.
+    # 0, 0.1, 0.2, 0.3 during the warm-up, two steps per line.
     np.testing.assert_allclose(rates, [0.05, 0.25, 0.4], rtol=1e-5)
 
 
@@ -147,7 +147,7 @@ def test_result_json_says_what_was_measured(finished, td_config, restore):
         'stderr': pytest.approx(abs(values[0] - values[1]) / 2),
         'steps': 6,
         'seeds': [0, 1],
-        'teacher': None,  # it tells other digits apart
+        'teacher': None,  # it classifies other digits
         'versions': {
             'jax': jax.__version__,
             'flax': flax.__version__,
@@ -166,7 +166,7 @@ def test_result_json_says_what_was_measured(finished, td_config, restore):
 
 
 def test_values_are_those_of_the_saved_students(finished, td_config, restore):
-    """The accuracy of the arrays on disk, computed in NumPy."""
+    """The accuracy of the saved parameters, computed in NumPy."""
     _, arrays, _ = restore(finished)
     source = SOURCES['digits'](td_config.dataset, td_config.dataset)
     values = json.loads((finished / 'result.json').read_text())['values']
@@ -332,7 +332,7 @@ def test_a_teacher_that_changed_since_is_refused(finished, td_config, tmp_path):
     assert read_files(tmp_path / 'run') == before
 
 
-# --- Calling again ---------------------------------------------------------------------------------
+# --- Calling train again ---------------------------------------------------------------------------
 
 
 def test_a_finished_run_gives_its_result_and_is_left_alone(copied_run, td_config):
@@ -377,7 +377,7 @@ def test_more_steps_train_the_difference(copied_run, td_config, tmp_path, outcom
     train(longer, tmp_path / 'at_once')
     assert 'continues' not in capsys.readouterr().err
     extended, at_once = outcome(copied_run), outcome(tmp_path / 'at_once')
-    # What the shorter run measured stays in its place.
+    # The evaluation at the end of the shorter run stays in the log.
     (earlier_evaluation,) = (
         line for line in extended['metrics'] if line['step'] == 6 and 'test_accuracy' in line
     )
@@ -469,7 +469,7 @@ def test_a_damaged_newest_checkpoint_is_skipped(damage, copied_teacher, outcome,
     assert 'continues at step 2 of 4' in err
     assert 'Traceback' not in err
     assert outcome(folder) == outcome(finished / 'teacher')
-    # The save of step 4 landed although there was one of this step.
+    # Step 4 was saved again, although a checkpoint of this step existed.
     assert (folder / 'checkpoints' / '4' / 'state').is_dir()
 
 
@@ -505,7 +505,7 @@ def test_a_workdir_that_is_deep_and_relative(small_config, tmp_path, monkeypatch
 
 
 def test_a_result_is_there_only_after_its_errors(copied_teacher, monkeypatch):
-    """A disk that is full then leaves a run that is not finished."""
+    """If the disk is full when errors are written, the run is not finished."""
     alone, folder = copied_teacher
     (folder / 'result.json').unlink()
     (folder / 'errors.npz').unlink()
@@ -558,7 +558,7 @@ def test_groups_are_in_the_result_and_in_the_one_line(small_config, tmp_path, mo
 
 @pytest.fixture
 def evaluations(monkeypatch):
-    """The number of training steps that each evaluation of a student saw, by what it was measured on."""
+    """A list to which each evaluation of a student appends the number of its examples."""
     counts = []
     build = evaluation.make_evaluation
 
@@ -604,7 +604,7 @@ def test_a_validation_run_has_a_curve(small_config, tmp_path, evaluations):
 
 
 def test_a_line_ends_where_something_else_happens(small_config, tmp_path):
-    """Each line is the mean over the steps since the line before, so none is counted twice."""
+    """Each line is the mean over the steps since the line before, so no step is counted twice."""
     settings = {'method': 'supervised', 'save_every': 3, 'num_steps': 8, 'optimizer__warmup_steps': 7}
     train(small_config(log_every=4, **settings), tmp_path / 'cut')
     train(small_config(log_every=1, **settings), tmp_path / 'single')
@@ -619,7 +619,7 @@ def test_a_line_ends_where_something_else_happens(small_config, tmp_path):
 
 
 def assert_refused(bad, folder, message):
-    """Asserts one line for a person, and that a run in a new folder wrote nothing."""
+    """Asserts that the error has one line, and that the run wrote nothing."""
     with pytest.raises(UserError, match=message) as error_info:
         train(bad, folder)
     assert len(str(error_info.value).splitlines()) == 1
@@ -727,7 +727,7 @@ def test_a_workdir_that_cannot_be_made_is_refused(path, small_config, tmp_path):
 # --- When training goes wrong ----------------------------------------------------------------------
 
 
-# The learning rate is 0 in the first step; the third loss is that of parameters near 1e30.
+# The learning rate is 0 in the first step; at the third loss the parameters are near 1e30.
 EXPLODING = {
     'optimizer__name': 'sgd',
     'optimizer__learning_rate': 1e30,
@@ -745,7 +745,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(small_config, tmp_path, restore
     assert step == 2
     assert all(np.isfinite(array).all() for array in arrays.values())
     assert [line['step'] for line in metric_log.read(tmp_path / 'run')] == [1, 2]
-    # The same command says the same.
+    # The same command gives the same error.
     with pytest.raises(UserError, match='is not finite at step 3') as error_info:
         train(bad, tmp_path / 'run')
     assert restore(tmp_path / 'run')[0] == 2
@@ -763,7 +763,7 @@ def test_a_teacher_whose_loss_is_not_finite_is_named(small_config, tmp_path):
     assert not (tmp_path / 'result.json').exists()
     assert not (tmp_path / 'teacher' / 'result.json').exists()
     assert not (tmp_path / 'checkpoints').exists()
-    # The student's run says it, too.
+    # The student's run reports it, too.
     notes = [place / 'diverged.json' for place in (tmp_path, tmp_path / 'teacher')]
     assert notes[0].read_text() == notes[1].read_text()
 
@@ -777,7 +777,7 @@ def test_what_is_noted_of_a_divergence_goes_when_the_run_is_started_again(tmp_pa
         assert not note.exists()
         raise UserError('something else')
     assert not note.exists()
-    # One that nobody can write is no reason to say something else.
+    # If it cannot be written, the error is still the same.
     note.mkdir()
     with pytest.raises(Diverged), run_lib._lock_workdir(tmp_path):
         raise Diverged('not finite')
@@ -787,7 +787,7 @@ def test_what_is_noted_of_a_divergence_goes_when_the_run_is_started_again(tmp_pa
 def test_parameters_that_overflow_in_the_last_step_are_not_saved(
     most, small_config, tmp_path, restore, monkeypatch
 ):
-    """The loss of the last step is finite; its update is not."""
+    """The loss of the last step is finite, but its update is not."""
     monkeypatch.setattr(small_arrays, 'MAX_ELEMENTS', most)
     bad = small_config(
         method='supervised',

@@ -1,4 +1,4 @@
-"""What makes two runs the same: what may change between two calls, and what is refused."""
+"""The identity of a run: what may change between two calls, and what is refused."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from td_jax.training import assembly, loop, teachers
 from td_jax.training.run import train
 from tests import forked
 
-# What is the same run has the same program, by what these tests are about.
+# Shared programs would hide what these tests check, because the same run has the same program.
 pytestmark = pytest.mark.usefixtures('own_programs')
 
 SMALL = {'model__dropout': 0.2, 'teacher__num_steps': 2, 'num_steps': 4}
@@ -30,7 +30,7 @@ def copy_with(config, **changes):
 
 
 def fail_if_trained(self):
-    """In the place of a Loop's `finish`, where nothing is to be trained."""
+    """Replaces the `finish` of a Loop, which must not train."""
     raise AssertionError(f'{self.workdir} is trained')
 
 
@@ -50,12 +50,12 @@ def copied_run(finished_run, tmp_path):
 
 @pytest.fixture
 def copied_teacher(finished_run, tmp_path):
-    """The same of its teacher's run, of two steps."""
+    """(config, workdir) of a copy of its teacher's run, of two steps."""
     config, folder = finished_run
     return config_lib.teacher_run(config), shutil.copytree(folder / 'teacher', tmp_path / 'run')
 
 
-# What has no effect, at values that it does not have in the small config.
+# Options without effect, with other values than in the small config.
 ANOTHER_WAY = {
     'save_every': 3,
     'log_every': 1,
@@ -85,7 +85,7 @@ SETTINGS = {
 
 @pytest.mark.parametrize('setting', SETTINGS)
 def test_a_seed_has_the_same_random_numbers_whatever_jax_is_set_to(setting, finished_run, tmp_path, outcome):
-    """Of the first parameters, the order of examples, dropout and the rounds."""
+    """For initial parameters, the order of examples, dropout and the rounds."""
     config, folder = finished_run
     with SETTINGS[setting]():
         train(config, tmp_path / 'run')
@@ -94,7 +94,7 @@ def test_a_seed_has_the_same_random_numbers_whatever_jax_is_set_to(setting, fini
 
 @pytest.mark.parametrize('setting', SETTINGS)
 def test_an_untrained_teacher_is_the_same_whatever_jax_is_set_to(setting, small_config, tmp_path):
-    """Also where no run reads it: for its fingerprint, for CKA, next to an export."""
+    """Also outside of a run: for its fingerprint, for CKA and for an export."""
     config = small_config(teacher__control='untrained')
     source = teachers.source_of(config, assembly.load_source(config, config.dataset))
     expected = fingerprint.of(teachers.load(config, epath.Path(tmp_path), source).params)
@@ -110,7 +110,7 @@ def test_what_has_no_effect_may_change_between_two_calls(copied_run, monkeypatch
         assert train(other, folder)['steps'] == 4
     assert train(copy_with(other, num_steps=6), folder)['steps'] == 6
     assert 'continues at step 4 of 6' in capsys.readouterr().err
-    # The config that is there is then the one that was called last.
+    # The stored config is then that of the last call.
     assert json.loads((folder / 'config.json').read_text())['save_every'] == 3
 
 
@@ -162,7 +162,7 @@ def test_a_key_that_is_not_known_is_refused_by_name(copied_run):
         train(config, folder)
 
 
-# --- The teacher's place ---------------------------------------------------------------------------
+# --- The location of the teacher -------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -202,7 +202,7 @@ def test_a_folder_of_runs_may_be_moved(small_config, tmp_path, monkeypatch):
     monkeypatch.setattr(loop.Loop, 'finish', fail_if_trained)
     assert cells.run_one(there, config) == result
     assert cells.read_cell(there, [config]).items() >= result.items()
-    # What reads a finished run back finds the teacher beside it.
+    # Reading a finished run finds the teacher in its workdir.
     run = teachers.load_finished_with_teacher(cells.run_folder(there, config))
     assert run.config.teacher.checkpoint == str(there / teacher.relative_to(root))
 
@@ -216,7 +216,7 @@ def test_a_run_is_not_read_back_with_another_teacher(run_with_named_teacher, tmp
         teachers.load_finished_with_teacher(epath.Path(folder))
 
 
-# --- Checkpoints that are none of this run ---------------------------------------------------------
+# --- Checkpoints of another run --------------------------------------------------------------------
 
 
 def test_a_checkpoint_beyond_the_last_step_is_refused(copied_teacher):

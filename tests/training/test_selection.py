@@ -1,4 +1,4 @@
-"""The step that a run keeps, and the end that comes early."""
+"""Keeping the best step, and early stopping."""
 
 import json
 import shutil
@@ -15,13 +15,13 @@ from td_jax.training import assembly, loop, selection, teachers, train_step
 from td_jax.training import finished as finished_runs
 from td_jax.training.run import describe, train
 
-# --- What validations say --------------------------------------------------------------------------
+# --- Scores ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ('less_is_better', 'scores', 'best', 'since'),
     [
-        (True, [3.0, 2.0, 2.5, 2.0, 4.0], 4, 3),  # as good again is not better
+        (True, [3.0, 2.0, 2.5, 2.0, 4.0], 4, 3),  # an equal score is not better
         (False, [3.0, 2.0, 2.5, 4.0, 4.0], 8, 1),
         (False, [1.0], 2, 0),
     ],
@@ -31,7 +31,7 @@ def test_the_first_of_the_best_scores_is_kept(small_config, less_is_better, scor
     for i, score in enumerate(scores):
         best_so_far = selection.update(best_so_far, 2 * (i + 1), score, less_is_better, small_config())
     assert (best_so_far.step, best_so_far.since, best_so_far.validated) == (best, since, 2 * len(scores))
-    # The same validation again, as of a run that is continued.
+    # A continued run may validate the same step again.
     assert (
         selection.update(best_so_far, best_so_far.validated, 0.0, less_is_better, small_config())
         == best_so_far
@@ -45,7 +45,7 @@ def test_a_ramp_up_does_not_wear_out_the_patience(small_config):
     for step in range(2, 14, 2):
         best_so_far = selection.update(best_so_far, step, 1.0, True, config)
         has_ended.append(selection.ends(best_so_far, config))
-    # At step 6 the student begins to move again.
+    # From step 6 on the student is trained again.
     assert has_ended == [False, False, False, False, True, True]
 
 
@@ -56,7 +56,7 @@ EVERY = 2
 
 @pytest.fixture(scope='module')
 def curve_config(small_config):
-    """A function (**changes) -> the config of two students whose validation goes up and down."""
+    """A function (**changes) -> the config of two students whose validation score rises and falls."""
 
     def make(**changes):
         settings = {
@@ -82,13 +82,13 @@ def best_run(curve_config, tmp_path_factory):
 
 
 def read_curve(folder):
-    """{step: mean over the seeds} of the validations."""
+    """{step: validation score, mean over the seeds}."""
     lines = metric_log.read(folder)
     return {line['step']: line['validation_accuracy'] for line in lines if 'validation_accuracy' in line}
 
 
 def assert_same_parameters(folder, other):
-    """Of all seeds."""
+    """Asserts that two runs have the same parameters of all seeds."""
     for seed in range(2):
         one, two = (finished_runs.read_parameters(path, seed) for path in (folder, other))
         for layer, arrays in one[train_step.STUDENT].items():
@@ -101,11 +101,11 @@ def test_the_best_step_is_what_a_finished_run_gives(best_run, curve_config, tmp_
     scores = read_curve(folder)
     assert list(scores) == [2, 4, 6, 8, 10, 11]
     best_step = max(scores, key=scores.get)
-    # Else this would be a test of nothing.
+    # Otherwise this test would be empty.
     assert best_step not in (2, 11)
     assert (result['steps'], result['kept_step'], result['mean']) == (11, best_step, scores[best_step])
     assert f'11 steps, kept is step {best_step})' in describe(result)
-    # The same students by a run that ends there.
+    # A run that ends there has the same students.
     short = train(curve_config(num_steps=best_step), tmp_path)
     assert short['values'] == result['values']
     assert 'kept_step' not in short
@@ -124,7 +124,7 @@ def test_a_last_step_that_is_best_is_kept(best_run, curve_config, tmp_path):
 
 @pytest.mark.parametrize('step', [5, 7, 11])
 def test_a_run_that_is_killed_keeps_its_step(best_run, curve_config, tmp_path, outcome, monkeypatch, step):
-    """Killed after the step is trained and before anything more is saved."""
+    """It is killed after the best step is trained and before anything else is saved."""
     log = loop.Loop._log
 
     def log_and_kill(self, file, at, *rest):
@@ -140,11 +140,11 @@ def test_a_run_that_is_killed_keeps_its_step(best_run, curve_config, tmp_path, o
 
 
 def test_a_longer_run_is_the_run_at_once(best_run, curve_config, tmp_path, outcome):
-    """Also of a validation at the end, which then is one of many."""
+    """Also with a validation at its old end, which then is one of many."""
     for steps in (6, 7, 11):
         train(curve_config(keep='best', num_steps=steps), tmp_path)
     longer, at_once = outcome(tmp_path), outcome(best_run[0])
-    # What the shorter run measured beside the others stays in its place.
+    # The additional validation of the shorter run stays in the log.
     longer['metrics'] = [line for line in longer['metrics'] if line['step'] != 7]
     at_once['metrics'] = [line for line in at_once['metrics'] if line['step'] != 7]
     longer['metrics'] = [line for line in longer['metrics'] if 'validation_accuracy' in line]
@@ -152,12 +152,12 @@ def test_a_longer_run_is_the_run_at_once(best_run, curve_config, tmp_path, outco
     assert longer == at_once
 
 
-# --- Its end ---------------------------------------------------------------------------------------
+# --- Early stopping --------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope='module')
 def early_run(curve_config, tmp_path_factory):
-    """(workdir, result) of a run that loses its patience."""
+    """(workdir, result) of a run that stops early."""
     folder = tmp_path_factory.mktemp('early') / 'run'
     return folder, train(curve_config(keep='best', patience=2, num_steps=60), folder)
 
@@ -170,10 +170,10 @@ def test_a_run_ends_where_its_patience_does(early_run, best_run, curve_config, t
     assert (result['steps'], result['ended_early']) == (last, True)
     best_step = max(scores, key=scores.get)
     assert (result['kept_step'], last) == (best_step, best_step + 2 * EVERY)
-    # It was the same run before.
+    # Until then it is the same run.
     for step, score in read_curve(best_run[0]).items():
         assert step > last or step % EVERY or scores[step] == score
-    # With the last step kept, it is the shorter run.
+    # If it keeps the last step, it is the same as the shorter run.
     last_kept_result = train(curve_config(patience=2, num_steps=60), tmp_path / 'ended')
     train(curve_config(num_steps=last), tmp_path / 'short')
     assert 'kept_step' not in last_kept_result
@@ -185,7 +185,7 @@ def test_a_run_that_ended_early_is_finished(early_run, curve_config, tmp_path, o
     copied_run = shutil.copytree(early_run[0], tmp_path / 'run')
     for steps in (60, 80):
         assert train(curve_config(keep='best', patience=2, num_steps=steps), copied_run) == early_run[1]
-    # Killed before its result was there, it does not go on training.
+    # If it was killed before its result was written, it does not train further.
     (copied_run / 'result.json').unlink()
     train(curve_config(keep='best', patience=2, num_steps=60), copied_run)
     assert outcome(copied_run) == outcome(early_run[0])
@@ -198,7 +198,7 @@ def test_a_run_that_is_stopped_does_not_begin_its_patience_anew(
     stop = early_run[1]['steps'] - 1
     calls = []
     with monkeypatch.context() as patch, pytest.raises(Stopped):
-        # Asked after each dispatch; one of them may be of several steps.
+        # The criterion is checked after each dispatch, which may have several steps.
         patch.setattr(loop._Pace, 'measure', lambda *arguments: None)
         patch.setattr(processes, 'is_asked_to_stop', lambda: calls.append(1) or len(calls) == stop)
         train(config, tmp_path)
@@ -208,7 +208,7 @@ def test_a_run_that_is_stopped_does_not_begin_its_patience_anew(
 
 
 def test_a_teacher_teaches_with_what_it_kept(early_run, curve_config, tmp_path):
-    """And one that is trained for a run keeps its last step."""
+    """A teacher that is trained for a run keeps its last step."""
     folder, result = early_run
     changes = {'method': 'fitnet', 'teacher__dataset__classes': (5, 6, 7, 8, 9)}
     changes |= {'teacher__model__hidden': (5, 3), 'teacher__dataset__examples_per_class': 10}

@@ -1,4 +1,4 @@
-"""A student and a teacher of one seed have no random numbers in common, and neither have their parts."""
+"""Random streams: a student and a teacher of one seed, and their parts, have no random numbers in common."""
 
 import itertools
 import json
@@ -37,7 +37,7 @@ def flatten_kernels(params):
 
 
 def test_a_student_and_a_teacher_of_one_seed_start_from_unlike_parameters(small_config):
-    """Two of the same architecture, on the same data: all that could tell them apart is their role."""
+    """With the same architecture and data, only their roles differ."""
     config = small_config(method='supervised', model__hidden=(64, 32), num_seeds=2)
     config.teacher.model.hidden, config.teacher.seed = config.model.hidden, config.seed + 1
     config.teacher.dataset.update({key: config.dataset[key] for key in config.teacher.dataset})
@@ -48,14 +48,14 @@ def test_a_student_and_a_teacher_of_one_seed_start_from_unlike_parameters(small_
     for name, kernel in student.items():
         (correlation,) = np.corrcoef(kernel, teacher[name])[:1, 1]
         assert abs(correlation) < 4 / np.sqrt(kernel.size), name
-    # The role alone does it.
+    # With the same role the parameters are the same.
     teacher_config.role = 'student'
     for name, kernel in flatten_kernels(draw_initial_params(teacher_config)).items():
         np.testing.assert_array_equal(kernel, student[name])
 
 
 def test_every_key_of_a_run_is_another_one(small_config):
-    """Of all seeds of both roles: for parameters, modules, the order of examples, variation and dropout."""
+    """For all seeds of both roles: parameters, modules, the order of examples, variation and dropout."""
     keys = []
     for role in ('student', 'teacher'):
         seed_keys = dispatch.seed_keys(small_config(role=role, num_seeds=3))
@@ -76,7 +76,7 @@ def test_a_seed_is_the_same_among_others(small_config):
 
 
 def test_a_module_starts_alike_in_every_method_that_has_it(small_config):
-    """Its name, and not what is learned beside it, says from which numbers: rows of a table differ less."""
+    """The name of a module decides its random numbers, so methods with common modules differ less."""
     shapes = {'lower': (1, 5), 'upper': (1, 3), 'logits': (1, 5)}
     student = base.Activations(*(np.zeros(shape, np.float32) for shape in shapes.values()))
     teacher = base.Activations(*(np.zeros((1, n), np.float32) for n in (7, 11, 5)))
@@ -128,7 +128,7 @@ def test_a_run_of_the_first_protocol_is_neither_continued_nor_taken_for_one_of_t
     path = tmp_path / workdir.CONFIG
     stored = json.loads(path.read_text())
     assert stored['protocol'] == config_lib.PROTOCOL > 1
-    # As a version had it that did not know of protocols.
+    # The config of a version without protocols.
     for key in ('protocol', 'role'):
         del stored[key]
     path.write_text(json.dumps(stored))
@@ -155,7 +155,7 @@ def test_a_config_that_does_not_say_its_protocol_is_of_the_first(small_config):
 
 
 def test_the_digest_of_the_first_protocol_is_what_it_was():
-    """`docs/results` knows its runs by it; that of a config was computed by the version before."""
+    """docs/results identifies its runs by it; the expected digest was computed by the version before."""
     config = movielens.get_config()
     config.protocol = 1
     assert config_lib.digest(config) == '2d346aa990'

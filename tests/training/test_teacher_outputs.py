@@ -1,4 +1,4 @@
-"""Teacher outputs on disk: a run with them is the run without them, and no other outputs are used."""
+"""Teacher outputs on disk: a run with them is the run without them, and other outputs are never used."""
 
 import json
 
@@ -16,7 +16,7 @@ from td_jax.training.run import train
 
 @pytest.fixture
 def own_programs():
-    """Nothing: what is patched here, an environment variable, is in no program."""
+    """Does nothing: the environment variable that is patched here is in no traced program."""
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def store(tmp_path, monkeypatch):
 
 
 def list_entries(store):
-    """{about.json: its folder} of each entry with states, those without are what a probe reads."""
+    """{text of about.json: folder} of each entry with states; the others are for probes."""
     folders = [path.parent for path in store.glob('*/logits.npy')]
     return {(folder / array_store.ABOUT).read_text(): folder for folder in folders}
 
@@ -44,7 +44,7 @@ def test_a_run_with_them_is_the_run_without_them(small_config, tmp_path, monkeyp
     for end in ends:
         del end['config']  # where the teacher lies
     assert ends[0] == ends[1] == ends[2]
-    # What is there is what the teacher says of the examples that the seeds have drawn.
+    # The stored outputs are those of the teacher for the examples that the seeds have drawn.
     ((about, entry),) = list_entries(tmp_path / 'outputs').items()
     source = assembly.load_source(config, config.dataset)
     rows = np.unique([source.train.rows(number) for number in assembly.dispatch.data_seeds(config)])
@@ -69,7 +69,7 @@ def test_a_probe_reads_its_representations_there(
     train(config, tmp_path / 'without')
     monkeypatch.setenv(teacher_outputs.FOLDER, str(tmp_path / 'outputs'))
     config.teacher.checkpoint = str(tmp_path / 'without' / 'teacher')
-    # States; representations of training and of validation examples, which are read at the end again.
+    # States; representations of training and validation examples, the latter read again at the end.
     states_made, states_read = counts_of_states
     for name, counts in (('first', (2 + states_made, 1)), ('second', (0, 3 + states_read))):
         train(config, tmp_path / name)
@@ -160,7 +160,7 @@ def test_the_flag_of_a_command_is_that_of_its_processes(small_config, tmp_path, 
         assert code == 0 and f"the teacher's outputs: {word}" in err, err
     results = [json.loads((tmp_path / name / 'result.json').read_text()) for name in ('first', 'second')]
     assert results[0] == results[1]
-    # It is said before what is refused.
+    # It is reported before the error.
     others = ['--config.method=supervised', '--config.dataset.classes=(99,)', f'--workdir={tmp_path / "no"}']
     code, _, err = run_command('main', *flags[:2], *others, f'--teacher_outputs={tmp_path / "outputs"}')
     assert code == 2
@@ -168,7 +168,7 @@ def test_the_flag_of_a_command_is_that_of_its_processes(small_config, tmp_path, 
 
 
 def test_a_folder_that_no_run_uses_is_said(small_config, store, monkeypatch):
-    """Of a search or a table, one run that uses it is enough."""
+    """For a search or a table, one run that uses it is enough."""
     none, clean = small_config(method='supervised'), small_config()
     varied = small_config(method='fd', teacher__inputs='varied')
     message = (
@@ -190,7 +190,7 @@ def test_a_folder_that_no_run_uses_is_said(small_config, store, monkeypatch):
     ],
 )
 def test_a_search_says_it(command, flags, tmp_path, run_command):
-    """Before what is refused: there is nothing to show."""
+    """It is reported before the error that there is nothing to show."""
     flags = [flag.format(tmp_path) for flag in flags]
     flags += [f'--workdir={tmp_path / "runs"}', f'--teacher_outputs={tmp_path / "outputs"}']
     code, _, err = run_command(command, *flags, '--methods=supervised', '--only_show')

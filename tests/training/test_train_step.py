@@ -1,4 +1,4 @@
-"""The step: what moves, what does not, and that seeds side by side are seeds one by one."""
+"""The training step: which parameters it changes, and that seeds side by side equal seeds one by one."""
 
 import flax
 import jax
@@ -26,14 +26,14 @@ def build(config):
 
 
 def advance(run, keys, state, stop):
-    """Progress of training from a state until a step."""
+    """Trains from a state until a step; returns the Progress."""
     step = int(state.step[0])
     progress, _ = run.run(run.begin(state), run.feed(keys, step), keys, step, stop)
     return progress
 
 
 def train(config, steps=3):
-    """(state before, state after, sums of metrics, finite) of a few steps."""
+    """Trains a few steps: (state before, state after, sums of metrics, finite)."""
     run, teacher, keys = build(config)
     state = run.init(keys)
     before = jax.tree.map(np.array, state)
@@ -81,7 +81,7 @@ def test_no_gradient_of_the_teacher_is_computed(small_config):
         assert leaf.shape[1:] not in teacher_shapes
     arguments = run.begin(state), run.feed(keys, 0), run.constants, keys, 1
     text = str(jax.make_jaxpr(run.jitted)(*arguments))
-    # Its kernels enter products as inputs; a gradient of one would be a product with its shape.
+    # Its kernels are inputs of products; a gradient of one would be an output with its shape.
     for rows, columns in ((7, 11), (11, 5)):
         assert f'f32[{columns},{rows}] = dot_general' not in text
         assert f'f32[{rows},{columns}] = dot_general' not in text
@@ -108,7 +108,7 @@ def test_seeds_side_by_side_are_seeds_one_by_one(comparable_config, method):
     changes = {'method': method, 'communication__dropout': 0.2, 'model__dropout': 0.2, 'td__noise_std': 0.1}
     before, together, _, _, _ = train(comparable_config(num_seeds=3, seed=3, **changes))
     for i in range(3):
-        # Each on the examples that it draws.
+        # Each seed trains on the examples that it draws.
         _, alone, _, finite, _ = train(comparable_config(num_seeds=1, seed=3 + i, **changes))
         assert finite
         for a, b in zip(jax.tree.leaves(together.params), jax.tree.leaves(alone.params), strict=True):
@@ -126,7 +126,7 @@ def test_seeds_differ_in_parameters_order_and_noise(small_config):
 
 @pytest.mark.parametrize('method', ['fitnet', pytest.param('td', marks=pytest.mark.long)])
 def test_the_cut_of_the_steps_does_not_change_a_bit(method, small_config):
-    """Of 50 examples with labels an epoch has 6 steps, of 20 without 4."""
+    """An epoch of the 50 labelled examples has 6 steps, one of the 20 others has 4."""
     changes = {'method': method, 'dataset__unlabelled': '20', 'unlabelled_batch_size': 5}
     config = small_config(model__dropout=0.3, **changes)
     run, _, keys = build(config)
@@ -150,7 +150,7 @@ def test_training_stops_at_the_step_whose_loss_is_not_finite(small_config):
 
 
 def make_linear_step(config, task='regression'):
-    """A step on a linear student of one number, for hand-worked cases."""
+    """A step of a linear student with one weight, for cases by hand."""
     student = base.Model(
         init=lambda key, inputs: {'w': jnp.ones(())},
         lower=lambda params, inputs, key: inputs['x'] * params['w'],
@@ -202,7 +202,7 @@ def test_the_gradient_is_clipped_by_its_norm(small_config, clip, expected):
 
 
 def test_numbers_are_arguments_of_one_program(small_config):
-    """Runs that differ in weights, learning rate and decay alone have one program, and each its own end."""
+    """Runs that differ only in weights, learning rate and decay share a program, with their own results."""
     changes = {
         'td__weights__interact': 30.0,
         'td__weights__state': 0.3,
@@ -280,7 +280,7 @@ def test_learning_rates(small_config):
 
 
 def compute_first_update(config, params, grads):
-    """What the first step of an optimizer adds to parameters."""
+    """The first update of an optimizer."""
     tx, rate = optimizer.make_optimizer(config.optimizer, 5)
     directions, _ = tx.update(grads, tx.init(params), params)
     return jax.tree.map(lambda direction: -rate(0) * direction, directions)
@@ -320,7 +320,7 @@ def test_the_decay_of_sgd_is_decoupled_from_its_momentum(small_config):
 
 
 def test_decay_acts_on_kernels_alone(small_config):
-    """Of a ViT, an embedding of ids and a communication module: what a gradient of 0 leaves in motion."""
+    """Without a gradient, only decay changes parameters of a ViT, an embedding and a communication module."""
     config = small_config(optimizer__name='sgd', optimizer__weight_decay=0.5, optimizer__learning_rate=1.0)
     names = {
         'block_0/mlp_in/kernel': True,
@@ -353,7 +353,7 @@ def test_decay_acts_on_kernels_alone(small_config):
     ],
 )
 def test_a_method_without_weights_trains_the_student_from_scratch(small_config, method):
-    """Bit for bit, with clipping, decay, dropout and a schedule on."""
+    """Bit for bit, with clipping, decay, dropout and a schedule."""
     changes = {
         'model__dropout': 0.3,
         'optimizer__clip_norm': 0.1,
@@ -374,7 +374,7 @@ def test_a_method_without_weights_trains_the_student_from_scratch(small_config, 
 
 
 def test_the_communication_modules_do_not_scale_the_students_gradient(small_config):
-    """With a huge loss of the modules beside it, a clipped student moves as far as it may, not less."""
+    """A huge loss of the modules does not reduce the clipped update of the student."""
     config = small_config(
         method='fd',
         optimizer__name='sgd',
@@ -393,7 +393,7 @@ def test_the_communication_modules_do_not_scale_the_students_gradient(small_conf
 
 
 def test_the_learning_rate_of_the_log_is_that_of_the_step_after_a_ramp_up(small_config):
-    """SGD on a gradient that is known: the distance moved, over the gradient, is the rate that is logged."""
+    """With SGD, the update divided by the known gradient is the logged learning rate."""
     config = small_config(
         td__ramp_up=(2, 2),
         num_steps=9,
@@ -412,7 +412,7 @@ def test_the_learning_rate_of_the_log_is_that_of_the_step_after_a_ramp_up(small_
             np.sum(np.square(a - np.asarray(b), dtype=np.float64))
             for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(state.params), strict=True)
         ]
-        moving = stop > 4  # Before, one of the two groups rests, but the norm is of both.
+        moving = stop > 4  # During the ramp-up one of the two groups is not trained, but the norm is of both.
         if moving:
             np.testing.assert_allclose(
                 np.sqrt(sum(moves)), sums['learning_rate'][0] * sums['gradient_norm'][0], rtol=1e-3

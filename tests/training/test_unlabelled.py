@@ -1,4 +1,4 @@
-"""Examples without labels in a step and in a run: what reads them, and that nothing reads their labels."""
+"""Unlabelled examples in a step and in a run: the terms read them, and nothing reads their labels."""
 
 import shutil
 
@@ -17,7 +17,7 @@ from td_jax.training import assembly, dispatch, train_step
 from td_jax.training.run import train
 from tests.conftest import RATED
 
-# Classes of its own: the terms read a probe, which sees labels.
+# The teacher has other classes, so the terms read a probe, which is fitted to labels.
 CHANGES = {'dataset__unlabelled': 'rest', 'unlabelled_batch_size': 12}
 
 
@@ -69,7 +69,7 @@ def test_the_terms_read_both_and_the_task_those_with_labels(comparable_config, i
 
 
 def test_pairs_without_a_rating_are_compared_with_what_the_teacher_says(small_config, monkeypatch):
-    """A first step of LD on ratings, by hand; of the four examples of a batch the last one has no label."""
+    """A first step of LD on ratings, by hand; the last of the four examples of a batch has no label."""
     monkeypatch.setattr(movielens, 'read_ratings', lambda *size: RATED)
     changes = {'batch_size': 3, 'unlabelled_batch_size': 1, 'teacher__labels': 'shared', 'num_seeds': 1}
     config = small_config(method='ld', dataset__name='movielens', dataset__unlabelled='1', **changes)
@@ -82,7 +82,7 @@ def test_pairs_without_a_rating_are_compared_with_what_the_teacher_says(small_co
     _, sums = advance(run, keys, state, 1)
     rows = order.labelled[0][:3]
     examples = {name: source.train[name][rows] for name in ('user', 'movie')}
-    # The only pair of known ids that nobody has rated.
+    # The only unrated pair of known ids.
     examples = {name: np.append(array, {'user': 1, 'movie': 2}[name]) for name, array in examples.items()}
     inputs = source.inputs(source.tables, examples, None)
     params = jax.tree.map(lambda x: x[0], before.params['student'])
@@ -106,7 +106,7 @@ def test_the_probe_is_that_of_a_run_without_them(small_config):
 
 
 def test_parts_of_a_batch_have_both(comparable_config):
-    """Four micro batches end where one batch does."""
+    """Four micro batches give the result of one batch."""
     ends = []
     for micro_batches in (1, 4):
         config = comparable_config(method='ld', num_seeds=1, micro_batches=micro_batches, **CHANGES)
@@ -117,7 +117,7 @@ def test_parts_of_a_batch_have_both(comparable_config):
 
 
 def change_unread_labels(monkeypatch, config):
-    """Gives all examples without a label for any seed the label of another class."""
+    """Gives the examples that are unlabelled for all seeds the label of another class."""
     source = digits.load(config.dataset, config.dataset)
     read_rows = np.unique([source.train.rows(number) for number in dispatch.data_seeds(config)])
 
@@ -128,7 +128,7 @@ def change_unread_labels(monkeypatch, config):
         labels = (loaded.train.examples['labels'] + 1) % len(loaded.label_names)
         labels[read_rows] = loaded.train.examples['labels'][read_rows]
         assert (labels != loaded.train.examples['labels']).sum() > 300
-        # Its draw has seen the right ones.
+        # The draw was made with the correct labels.
         pool = loaded.train._replace(examples={**loaded.train.examples, 'labels': labels})
         return loaded._replace(train=pool)
 
@@ -139,12 +139,12 @@ def change_unread_labels(monkeypatch, config):
     'method', ['ld', *(pytest.param(name, marks=pytest.mark.long) for name in ('td', 'dkd'))]
 )
 def test_their_labels_are_read_nowhere(method, small_config, monkeypatch, tmp_path, outcome):
-    """Nonsense in their place, after the draw of those with labels, ends with the same bits."""
+    """Wrong labels, set after the labelled examples are drawn, do not change a bit."""
     config = small_config(method=method, diagnostics=True, **CHANGES)
     config.td.weights.logits = 1.0
     train(config, tmp_path / 'right')
     change_unread_labels(monkeypatch, config)
-    # Its labels are those of another task.
+    # The teacher's task is another one, so its run is reused.
     shutil.copytree(tmp_path / 'right' / 'teacher', tmp_path / 'nonsense' / 'teacher')
     train(config, tmp_path / 'nonsense')
     right, nonsense = (outcome(tmp_path / name) for name in ('right', 'nonsense'))
@@ -153,7 +153,7 @@ def test_their_labels_are_read_nowhere(method, small_config, monkeypatch, tmp_pa
 
 
 def test_a_run_without_terms_is_that_without_them(small_config, tmp_path):
-    """It is the same run, which is then finished."""
+    """It is the same run, which is therefore finished."""
     config = small_config(method='supervised', num_steps=2, **CHANGES)
     plain = small_config(method='supervised', num_steps=2)
     result = train(config, tmp_path)
@@ -187,7 +187,7 @@ def test_every_method_is_traced_with_them(method, small_config):
 
 
 def test_a_step_is_compiled_without_their_images():
-    """Of five classes of CIFAR-10, 50 of 5,000 images each have labels."""
+    """In each of five classes of CIFAR-10, 50 of 5,000 images are labelled."""
     config = vit_tiny_cifar10.get_config()
     config.num_seeds, config.dataset.unlabelled = 1, 'rest'
     for model in (config.model, config.teacher.model):

@@ -24,12 +24,12 @@ VIEWS = 3
 
 @pytest.fixture
 def own_programs():
-    """Nothing: what is patched here, an environment variable, is in no program."""
+    """Does nothing: the environment variable that is patched here is in no traced program."""
 
 
 @pytest.fixture
 def config(tmp_path):
-    """A ViT of 16 pixels teaches one of 8; twelve images of two classes."""
+    """A config in which a ViT of 16 pixels teaches one of 8, on twelve images of two classes."""
     for i in range(12):
         file = tmp_path / 'own' / 'ab'[i % 2] / f'{i:02}.png'
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -77,7 +77,7 @@ def test_both_models_see_one_of_the_views_of_each_example(config):
 
     @jax.jit
     def draw_step(number):
-        """({name: [seeds, batch, ...]}, the Batch of each seed) of a step."""
+        """({name: [seeds, batch, ...]}, the Batch of each seed) of step `number`."""
         batch = parts.draw_batch(run.constants, run.feed(keys, number), keys, number)
         batches = [
             parts.make_arguments(
@@ -96,13 +96,13 @@ def test_both_models_see_one_of_the_views_of_each_example(config):
         for seed, i in itertools.product(range(2), range(4)):
             image, view = examples['image'][seed, i], int(examples[dispatch.VIEW][seed, i, 1])
             one = {name: examples[name][seed, i][None] for name in ('image', data.TEACHER_IMAGE)}
-            # Which view it is depends on the student's image alone.
+            # The view depends on the student's image alone.
             pixels, activations = compute_by_hand(one, make_view_key(np.asarray(image), view))
             np.testing.assert_allclose(batches[seed].student_inputs['image'][i], pixels, atol=1e-5)
             for actual, expected in zip(batches[seed].teacher, activations, strict=True):
                 np.testing.assert_allclose(actual[i], expected[0], rtol=1e-3, atol=1e-4)
             pixels_by_image.setdefault(np.asarray(image).tobytes(), {})[view] = np.asarray(pixels).tobytes()
-    # All examples and all views come up, and each view of an example is another image.
+    # All examples and all views occur, and the views of an example differ.
     assert len(pixels_by_image) == count and {
         view for views in pixels_by_image.values() for view in views
     } == {0, 1, 2}
@@ -111,7 +111,7 @@ def test_both_models_see_one_of_the_views_of_each_example(config):
 
 
 def test_runs_share_the_outputs_for_views_and_are_as_without(config, tmp_path, monkeypatch, capsys, outcome):
-    """Seeds that draw other labels, too, where the others have none."""
+    """Also seeds that draw other labelled examples, if the remaining ones are used unlabelled."""
     for model in (config.model, config.teacher.model):
         model.update({'name': 'mlp', 'hidden': (6, 4), 'split': 1})
     config.dataset.examples_per_class, config.dataset.unlabelled = 3, 'rest'
@@ -138,7 +138,7 @@ def test_views_of_a_stream_are_refused_and_of_clean_inputs_have_no_effect(config
 
 
 def test_equal_views_are_not_computed(config):
-    """Without random variation a run is as without views; with either kind of it, it has them."""
+    """Without random variation a run is the same as without views; crops or mirroring make views differ."""
     for area, rate, count in ((1.0, 0.0, 0), (0.5, 0.0, VIEWS), (1.0, 0.5, VIEWS)):
         config.dataset.min_crop_area, config.dataset.mirror_rate = area, rate
         assert dispatch.count_views(config, object()) == count
