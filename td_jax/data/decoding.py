@@ -27,6 +27,8 @@ RULE = (
     'upright as its EXIF says, in the colours of its palette, on white where it is transparent, '
     'the upper 8 of 16 bits, the first of several frames'
 )
+# Tags of a TIFF, and a value of the second.
+BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0
 # The EXIF tag of an image's orientation, and the transposition that undoes it.
 ORIENTATION = 0x0112
 UPRIGHT = {
@@ -96,8 +98,11 @@ def _convert_to_rgb(image):
     """Converts an image of any mode to RGB, on white where it is transparent."""
     transparent_value = image.info.get('transparency')
     if image.mode.startswith('I;16'):
-        values = np.asarray(image)
-        upper_bits = (values >> 8).astype(np.uint8)
+        values, tags = np.asarray(image), getattr(image, 'tag_v2', {})
+        # Pillow reads 12 bits of a TIFF as they are, and does not invert one of 16 whose 0 is white.
+        upper_bits = (values >> (tags.get(BITS_PER_SAMPLE, (16,))[0] - 8)).astype(np.uint8)
+        if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:
+            upper_bits = WHITE - upper_bits
         if transparent_value is not None:
             upper_bits[values == transparent_value] = WHITE
         return PIL.Image.fromarray(upper_bits).convert('RGB')

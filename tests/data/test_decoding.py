@@ -181,6 +181,30 @@ def test_of_16_bits_the_upper_8_are_kept():
     np.testing.assert_array_equal(decoding.decode(colours), [[[0x12, 0x80, 0xFF], [0, 0xFF, 0]]])
 
 
+def tiff(width, bits, photometric, row):
+    """The bytes of a grey TIFF of one row, by its specification."""
+    entries = [(256, width), (257, 1), (258, bits), (259, 1), (262, photometric), (277, 1), (278, 1)]
+    start = 8 + 2 + 12 * (len(entries) + 2) + 4
+    entries = sorted([*entries, (273, start), (279, len(row))])
+    fields = b''.join(struct.pack('<HHIHxx', tag, 3, 1, value) for tag, value in entries)
+    return struct.pack('<2sHIH', b'II', 42, 8, len(entries)) + fields + struct.pack('<I', 0) + row
+
+
+def test_of_a_tiff_0_may_be_white_and_12_bits_are_12():
+    sixteen = struct.pack('<4H', 0, 0x12FF, 0x8000, 0xFFFF)
+    upper = np.array([0, 0x12, 0x80, 0xFF])
+    twelve = bytes.fromhex('0FF123800FFF')
+    cases = {
+        'of 16 bits': (tiff(4, 16, 1, sixteen), upper),
+        'of 16 bits, 0 is white': (tiff(4, 16, 0, sixteen), 255 - upper),
+        'of 8 bits, 0 is white': (tiff(4, 8, 0, bytes([0, 1, 128, 255])), [255, 254, 127, 0]),
+        'of 12 bits': (tiff(4, 12, 1, twelve), [0x0F, 0x12, 0x80, 0xFF]),
+    }
+    for name, (content, grey) in cases.items():
+        expected = np.repeat(np.array([grey])[..., None], 3, axis=2)
+        np.testing.assert_array_equal(decoding.decode(content), expected, name)
+
+
 @pytest.mark.parametrize('image_format', ['GIF', 'TIFF', 'PNG', 'WEBP'])
 def test_the_first_of_several_frames(image_format):
     frames = [PIL.Image.new('RGB', (4, 3), colour) for colour in ((200, 0, 0), (0, 200, 0), (0, 0, 200))]
