@@ -129,6 +129,9 @@ def from_nnx(module, lower: Callable, upper: Callable, head: Callable, registers
     Returns:
       A Model. Variables other than nnx.Param, such as the statistics of nnx.BatchNorm, become STATE in its
       tree; such a model can only teach.
+
+    Raises:
+      UserError: a function makes a module with an array that is no nnx.Variable.
     """
     # Importing it takes a while.
     from flax import nnx
@@ -140,13 +143,18 @@ def from_nnx(module, lower: Callable, upper: Callable, head: Callable, registers
     def make(key):
         return module if isinstance(module, nnx.Module) else module(nnx.Rngs(key))
 
-    template = nnx.eval_shape(lambda: make(0))
     graphs = {}
-    for is_training in (False, True):
-        copy = nnx.merge(*parts(template))
+
+    def trace_parts(is_training):
+        made = make(0)
+        _refuse_bare_arrays(nnx, made)
+        copy = nnx.merge(*parts(made))
         copy.train() if is_training else copy.eval()
-        graphs[is_training] = parts(copy)[0]
-    _, *shapes = parts(template)
+        graphs[is_training], *others = parts(copy)
+        return others
+
+    # Split where its arrays still are some: a shape in the place of an array would count as an option.
+    shapes, _ = (jax.eval_shape(lambda x=x: trace_parts(x)) for x in (False, True))
     structures = [jax.tree_util.tree_structure(part) for part in shapes]
     names = [[_name_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(part)] for part in shapes]
     streams = jax.tree_util.tree_leaves(shapes[1])
@@ -176,6 +184,17 @@ def from_nnx(module, lower: Callable, upper: Callable, head: Callable, registers
         registers,
         is_teacher_only=bool(names[2]),
     )
+
+
+def _refuse_bare_arrays(nnx, module):
+    """Refuses traced arrays outside of variables, which NNX takes for options of a module."""
+    for _, part in nnx.iter_graph(module):
+        for name, value in vars(part).items() if isinstance(part, nnx.Module) else ():
+            if isinstance(value, jax.core.Tracer):
+                raise UserError(
+                    f'{type(part).__name__} has {name}, an array that is no variable: make it an '
+                    'nnx.Variable, or give from_nnx the module itself.'
+                )
 
 
 def _name_of(path):
@@ -209,8 +228,8 @@ def from_keras(
       dropout and BatchNorm uses its moving statistics; functions have to pass `training=False` themselves.
 
     Raises:
-      UserError: Keras does not run on JAX or has its channels first, a layer that is not there, or one that
-        does not cut the model in two.
+      UserError: Keras does not run on JAX or has its channels first, a layer that is not there, one that does
+        not cut the model in two, or a model without a head that ends in a softmax or in several outputs.
     """
     # Only those who bring such a model need it.
     import keras
@@ -224,18 +243,20 @@ def from_keras(
     if are_names[0] != are_names[1] or (head is None and not are_names[0]):
         raise UserError('from_keras takes the names of two layers, or three functions.')
     if are_names[0]:
-        s, e = (_keras_layer(model, name).output for name in (lower, upper))
+        s, e = (_keras_output(model, name) for name in (lower, upper))
         if head is None:
-            if getattr(getattr(model.layers[-1], 'activation', None), '__name__', '') == 'softmax':
+            if len(model.outputs) != 1:
+                raise UserError(f'{model.name} has {len(model.outputs)} outputs: name a head, which has one.')
+            if _ends_in_softmax(keras, model):
                 raise UserError(
                     f'{model.name} ends in a softmax, but predictions are compared before it: make it with '
                     'classifier_activation=None, or name a head.'
                 )
-            head = _keras_part(keras, model, e, model.output)
+            head = _keras_part(keras, model, e, model.outputs[0])
         upper = _keras_part(keras, model, s, e)
-        first = _keras_part(keras, model, model.input, s)
         # A model of one input is given it by itself.
         is_single = len(model.inputs) == 1
+        first = _keras_part(keras, model, model.inputs[0] if is_single else model.input, s)
 
         def lower(inputs):
             return first(next(iter(inputs.values())) if is_single and len(inputs) == 1 else inputs)
@@ -265,13 +286,29 @@ def from_keras(
     return Model(init, bind(lower), bind(upper), bind(head), registers, is_teacher_only=True)
 
 
-def _keras_layer(model, name):
+def _keras_output(model, name):
+    """The tensor that a layer makes, by its name."""
     layers = {layer.name: layer for layer in model.layers}
     if name not in layers:
         nearest = difflib.get_close_matches(name, layers, n=3)
         hint = f' Did you mean {" or ".join(nearest)}?' if nearest else ''
         raise UserError(f'{model.name} has no layer {name}.{hint}')
-    return layers[name]
+    try:
+        return layers[name].output
+    except AttributeError as error:
+        raise UserError(
+            f'{model.name} cannot be cut at the layer {name}, which is called never or more than once in it: '
+            'take a functional model with an input, or give three functions.'
+        ) from error
+
+
+def _ends_in_softmax(keras, model):
+    """Whether a functional model ends in a softmax, of a layer, an operation or a model in it."""
+    last = model
+    while isinstance(last, keras.Sequential) or hasattr(last, 'operations'):
+        last = (last.layers if isinstance(last, keras.Sequential) else last.operations)[-1]
+    activation = getattr(getattr(last, 'activation', None), '__name__', '')
+    return activation == 'softmax' or type(last).__name__ == 'Softmax'
 
 
 def _keras_part(keras, model, inputs, outputs):

@@ -91,6 +91,41 @@ def test_what_makes_an_nnx_module_makes_one_for_each_key():
     np.testing.assert_allclose(logits, module(IMAGES), rtol=1e-5, atol=1e-6)
 
 
+class WithConstants(nnx.Module):
+    """With an array that is no variable, and options."""
+
+    def __init__(self, rngs, offset, factor=2.0):
+        self.dense, self.offset, self.factor = nnx.Linear(64, OUTPUTS, rngs=rngs), offset, factor
+
+    def __call__(self, x):
+        return self.factor * self.dense(x) + jnp.broadcast_to(self.offset, (1, OUTPUTS))
+
+
+def as_head(module):
+    """A Model whose head is all of a module."""
+    return base.from_nnx(
+        module,
+        lambda module, inputs: inputs['image'],
+        lambda module, s: s,
+        lambda module, e: module(e),
+    )
+
+
+@pytest.mark.parametrize('offset', [jnp.arange(5.0), np.arange(5.0), 3.0])
+def test_an_nnx_module_keeps_arrays_that_are_no_variables(offset):
+    module = WithConstants(nnx.Rngs(0), offset)
+    model = as_head(module)
+    params = jax.jit(model.init)(jax.random.key(0), None)
+    np.testing.assert_allclose(model.head(params, IMAGES), module(IMAGES), rtol=1e-5, atol=1e-6)
+    assert model.is_teacher_only == (base.STATE in params) == isinstance(offset, (jax.Array, np.ndarray))
+
+
+def test_an_array_that_nnx_takes_for_an_option_is_refused():
+    words = 'WithConstants has offset, an array that is no variable: make it an nnx.Variable, or'
+    with pytest.raises(UserError, match=words):
+        as_head(lambda rngs: WithConstants(rngs, jnp.arange(5.0)))
+
+
 def test_dropout_of_an_nnx_module_follows_the_key():
     model = split_module(lambda rngs: Convolutional(rngs, keeps_statistics=False))
     params = model.init(jax.random.key(0), None)
@@ -257,10 +292,42 @@ def test_what_is_no_part_of_a_keras_model_is_refused(functional, lower, upper, w
         base.from_keras(functional, lower, upper)
 
 
-def test_probabilities_are_no_logits(keras, functional):
-    softmax = keras.layers.Dense(OUTPUTS, activation='softmax')(functional.get_layer('pool').output)
+@pytest.mark.parametrize('how', ['activation', 'layer', 'operation', 'sequential', 'model'])
+def test_probabilities_are_no_logits(keras, functional, how):
+    layers = keras.layers
+    own = keras.Input((OUTPUTS,))
+    softmax = {
+        'activation': layers.Activation('softmax'),
+        'layer': layers.Softmax(),
+        'operation': keras.ops.softmax,
+        'sequential': keras.Sequential([layers.Dense(OUTPUTS, activation='softmax')]),
+        'model': keras.Model(own, layers.Softmax()(own)),
+    }[how]
+    model = keras.Model(functional.input, softmax(functional.output))
     with pytest.raises(UserError, match='ends in a softmax'):
-        base.from_keras(keras.Model(functional.input, softmax), 'norm', 'pool')
+        base.from_keras(model, 'norm', 'pool')
+    # A head that is named may end where it likes.
+    base.from_keras(model, 'norm', 'pool', softmax)
+
+
+def test_a_sequential_model_is_cut_at_layers(keras):
+    layers = [keras.layers.Dense(width, name=name) for name, width in (('a', 7), ('b', 3), ('c', OUTPUTS))]
+    sequential = keras.Sequential(layers, name='row')
+    with pytest.raises(
+        UserError, match='row cannot be cut at the layer a, which is called never or more than'
+    ):
+        base.from_keras(sequential, 'a', 'b')
+    sequential = keras.Sequential([keras.Input((64,)), *layers])
+    model = base.from_keras(sequential, 'a', 'b')
+    found = whole(model, model.init(None, None), {'image': IMAGES})
+    np.testing.assert_allclose(found, in_keras(sequential, IMAGES), rtol=1e-5, atol=1e-6)
+
+
+def test_a_keras_model_of_two_outputs_needs_a_head(keras, functional):
+    both = [functional.output, functional.get_layer('pool').output]
+    model = keras.Model(functional.input, both, name='two')
+    with pytest.raises(UserError, match='two has 2 outputs: name a head'):
+        base.from_keras(model, 'norm', 'pool')
 
 
 def test_keras_with_channels_first_is_refused(keras, functional):
