@@ -1,6 +1,7 @@
 """Reads and writes the folder of a Hugging Face ViT, DeiT or DINOv2."""
 
 import json
+import math
 import re
 
 from td_jax.errors import UserError, failure_as_user_error
@@ -149,13 +150,13 @@ def _read_config(path, config, kind):
     ):
         value = fields[key]
         is_number = isinstance(value, (number_type, int)) and not isinstance(value, bool)
-        if not is_number or value < 0 or (value == 0 and key in config):
+        # JSON may hold NaN and infinity.
+        if not is_number or not 0 <= value < math.inf or (value == 0 and key in config):
             raise UserError(f'{path}: {key} is {value!r}; it is a number above 0.')
-    if fields['hidden_act'] not in ACTIVATIONS:
-        raise UserError(
-            f'{path}: hidden_act {fields["hidden_act"]!r} is not known. Known: {", ".join(ACTIVATIONS)}.'
-        )
-    return {**fields, 'hidden_act': ACTIVATIONS[fields['hidden_act']]}
+    activation = fields['hidden_act']
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
+        raise UserError(f'{path}: hidden_act {activation!r} is not known. Known: {", ".join(ACTIVATIONS)}.')
+    return {**fields, 'hidden_act': ACTIVATIONS[activation]}
 
 
 def places(

@@ -56,7 +56,7 @@ _DINOV2 = {
 _SCALES = {'attention/out': 'layer_scale1.lambda1', 'mlp_out': 'layer_scale2.lambda1'}
 # Both have pixels normalized by ImageNet's mean and standard deviation, at several sizes.
 _IMAGENET = Preprocessing((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), None)
-_VIT_KIND = Kind('vit', ('ViTForImageClassification',), _VIT, {}, 1e-12, 'linear', 'ViTImageProcessor', None)
+_VIT_KIND = Kind('vit', ('ViTForImageClassification',), _VIT, {}, 1e-12, 'bicubic', 'ViTImageProcessor', None)
 _DINOV2_KIND = Kind(
     model_type='dinov2',
     classes=('Dinov2ForImageClassification',),
@@ -74,7 +74,6 @@ KINDS = {
         _VIT_KIND._replace(
             model_type='deit',
             classes=('DeiTForImageClassification', 'DeiTForImageClassificationWithTeacher'),
-            positions='bicubic',
             processor='DeiTImageProcessor',
             preprocessing=_IMAGENET,
         ),

@@ -45,6 +45,8 @@ WAY_OUT = (
 RESAMPLES = ('nearest', 'lanczos', 'bilinear', 'bicubic', 'box', 'hamming')
 # The numbers that td_jax supports -> names of td_jax.data.resizing.RESIZES.
 RESIZES = {2: 'bilinear_antialias', 3: 'bicubic_antialias'}
+# Keys with which other classes change images, apart from those that begin with do_.
+OF_OTHERS = 'crop_pct', 'offset', 'rescale_offset', 'size_divisor'
 # Steps that td_jax always does: conversion to three colours.
 HARMLESS = ('do_convert_rgb',)
 
@@ -106,6 +108,9 @@ def _read_fields(path, content, processor):
             f'{path}: {kind} is not known, and what it takes for {", ".join(missing)} is not said; known: '
             f'{", ".join(PROCESSORS)}. Write these keys into the file.'
         )
+    for key in OF_OTHERS if not is_known else ():
+        if content.get(key):
+            raise UserError(f'{path}: {key} is {content[key]!r}, a step of {kind} that td_jax does not take.')
     return {**(PROCESSORS[kind] if is_known else DEFAULTS), **content_fields}
 
 
@@ -119,8 +124,8 @@ def _read_resize(path, fields, image_size):
             )
         return None, 'squash', 1.0, 0
     number = fields['resample']
-    if isinstance(number, bool) or number not in RESIZES:
-        is_known = not isinstance(number, bool) and number in range(len(RESAMPLES))
+    if not _is_number(number) or number not in RESIZES:
+        is_known = _is_number(number) and number in range(len(RESAMPLES))
         name = f', {RESAMPLES[number]}' if is_known else ''
         known = ' or '.join(f'{known}, {RESAMPLES[known]}' for known in RESIZES)
         raise UserError(f'{path}: resample is {number!r}{name}; td_jax resizes by {known}. {WAY_OUT}')
@@ -189,7 +194,7 @@ INTERPOLATIONS = {'bilinear': 'bilinear_antialias', 'bicubic': 'bicubic_antialia
 
 
 def read_timm(path, config: dict) -> Preprocessing:
-    """Makes a Preprocessing from the pretrained_cfg of timm's config.json.
+    """Makes a Preprocessing from timm's config.json.
 
     Args:
       path: of the file, for messages.
@@ -198,16 +203,19 @@ def read_timm(path, config: dict) -> Preprocessing:
     Raises:
       UserError: a step that td_jax does not have, or an invalid value; names the key.
     """
-    content = config.get('pretrained_cfg', {})
-    if not isinstance(content, dict):
-        raise UserError(f'{path}: pretrained_cfg is {content!r}; it is an object.')
+    content = timm_fields(path, config)
     fields = {key: default if content.get(key) is None else content[key] for key, default in TIMM.items()}
     size = fields['input_size']
     if not isinstance(size, list) or len(size) != 3 or size[0] != 3:
         raise UserError(f'{path}: input_size is {size!r}; it is [3, height, width], of three colours.')
     side = _read_square(path, 'input_size', {'height': size[1], 'width': size[2]})
+    size = (config.get('model_args') or {}).get('img_size')
+    if size is not None and content.get('fixed_input_size'):
+        # The size that the model was made for; the other one may be that of the model it was tuned from.
+        pair = {'height': size[0], 'width': size[1]} if isinstance(size, list) and len(size) == 2 else size
+        side = _read_square(path, 'img_size', pair)
     for key, known in (('interpolation', INTERPOLATIONS), ('crop_mode', CROP_MODES)):
-        if fields[key] not in known:
+        if not isinstance(fields[key], str) or fields[key] not in known:
             raise UserError(f'{path}: {key} is {fields[key]!r}; td_jax knows {", ".join(known)}.')
     share = fields['crop_pct']
     if not _is_number(share) or not 0 < share <= 1:
@@ -217,6 +225,20 @@ def read_timm(path, config: dict) -> Preprocessing:
         raise UserError(f'{path}: mean is {mean} and std {std}; these are from 0 to 1 and above 0.')
     resize = INTERPOLATIONS[fields['interpolation']]
     return Preprocessing(mean, std, resize, fields['crop_mode'], float(share), side)
+
+
+def timm_fields(path, config: dict) -> dict:
+    """The content of pretrained_cfg in timm's config.json, or all of a config.json without one.
+
+    Early versions of timm wrote both in one.
+
+    Raises:
+      UserError: it is not an object.
+    """
+    content = config.get('pretrained_cfg', config)
+    if not isinstance(content, dict):
+        raise UserError(f'{path}: pretrained_cfg is {content!r}; it is an object.')
+    return content
 
 
 def to_json(preprocessing: Preprocessing) -> dict:

@@ -81,7 +81,10 @@ def _check_arguments(path, config, known, pool):
 
 def _read_label_names(path, config, count):
     """Reads the names of the head's outputs; None without a head or names."""
-    names = config.get('label_names')
+    fields = preprocessing.timm_fields(path, config)
+    # Early versions of timm called them labels.
+    candidates = config.get('label_names'), fields.get('label_names'), fields.get('labels')
+    names = next((names for names in candidates if names is not None), None)
     if not count or names is None:
         return None
     if not isinstance(names, list) or len(names) != count:

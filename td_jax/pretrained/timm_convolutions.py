@@ -22,8 +22,8 @@ KNOWN = (
 
 def read_efficientnet(path, config: dict, match: re.Match, raw: dict):
     """Reads a file of an EfficientNet; arguments and result as for `timm_vit.read`."""
-    count = len(raw.get('classifier.weight', ()))
-    architecture = EfficientNetArchitecture(match['variant'], 'same' if match['tf'] else 'symmetric', count)
+    count, padding = _count_outputs(path, raw, 'classifier.weight'), 'same' if match['tf'] else 'symmetric'
+    architecture = EfficientNetArchitecture(match['variant'], padding, count)
     names = list(_efficientnet_names(architecture))
     epsilon = EPSILON_OF_TENSORFLOW if match['tf'] else EPSILON
     arrays = fold_batch_norms(path, raw, {conv: norm for _, conv, norm in names}, epsilon)
@@ -33,10 +33,15 @@ def read_efficientnet(path, config: dict, match: re.Match, raw: dict):
 
 def read_resnet(path, config: dict, match: re.Match, raw: dict):
     """Reads a file of a ResNet; arguments and result as for `timm_vit.read`."""
-    architecture = FoldedResNetArchitecture(match[0], len(raw.get('fc.weight', ())))
+    architecture = FoldedResNetArchitecture(match[0], _count_outputs(path, raw, 'fc.weight'))
     names = list(_resnet_names(architecture))
     arrays = fold_batch_norms(path, raw, {conv: norm for _, conv, norm in names}, EPSILON)
     return architecture, arrays, places(architecture, names, {}, 'fc')
+
+
+def _count_outputs(path, raw, key):
+    """The number of outputs of a head; 0 without one."""
+    return len(convert.get_array(raw, path, key, 2, 'timm model')) if key in raw else 0
 
 
 def fold_batch_norms(path, raw: dict, norms: dict[str, str], epsilon: float) -> dict:
@@ -57,20 +62,21 @@ def fold_batch_norms(path, raw: dict, norms: dict[str, str], epsilon: float) -> 
     arrays = dict(raw)
     for conv, norm in norms.items():
         kernel = convert.get_array(raw, path, f'{conv}.weight', 4, 'timm model').astype(np.float64)
-        scale, offset, mean, variance = (
-            convert.get_array(raw, path, f'{norm}.{leaf}', 1, 'timm model').astype(np.float64)
-            for leaf in ('weight', 'bias', 'running_mean', 'running_var')
-        )
-        for leaf, value in (('weight', scale), ('running_var', variance)):
+        names = [f'{norm}.{leaf}' for leaf in ('weight', 'bias', 'running_mean', 'running_var')]
+        names += [f'{conv}.bias'] if f'{conv}.bias' in raw else []
+        values = [convert.get_array(raw, path, name, 1, 'timm model').astype(np.float64) for name in names]
+        for name, value in zip(names, values, strict=True):
+            # One number alone would be taken for all channels.
             if value.shape != kernel.shape[:1]:
                 raise UserError(
-                    f'{path}: {norm}.{leaf} is {format_shape(value)}; with {conv}.weight it would be '
+                    f'{path}: {name} is {format_shape(value)}; with {conv}.weight it would be '
                     f'{[kernel.shape[0]]}.'
                 )
+        scale, offset, mean, variance, *biases = values
         if not (variance >= 0).all():
             raise UserError(f'{path}: {norm}.running_var holds a variance that is not 0 or more.')
         factor = scale / np.sqrt(variance + epsilon)
-        bias = raw.get(f'{conv}.bias', np.zeros(1))
+        bias = biases[0] if biases else 0.0
         arrays[f'{conv}.weight'] = kernel * factor[:, None, None, None]
         arrays[f'{conv}.bias'] = offset + (bias - mean) * factor
         for leaf in ('weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked'):

@@ -63,13 +63,21 @@ def read(path, config: dict, match: re.Match, raw: dict):
             f'{path}: patch_embed.proj.weight is {format_shape(projection)}; that of a ViT is [width, 3, '
             'patch, patch].'
         )
-    arguments = config.get('model_args') or {}
+    arguments, default = config.get('model_args') or {}, HEADS[match['size']]
+    heads = default if arguments.get('num_heads') is None else arguments['num_heads']
+    if not isinstance(heads, int) or isinstance(heads, bool) or heads < 1:
+        raise UserError(f'{path.parent}: num_heads is {heads!r}; it is a whole number above 0.')
     sizes = vit.Sizes(
         width=width,
         layers=convert.count_numbered({'blocks.0.': None, **raw}, r'blocks\.(\d+)\.'),
         mlp=convert.get_array(raw, path, 'blocks.0.mlp.fc1.weight', 2, 'timm ViT').shape[0],
-        heads=arguments.get('num_heads') or HEADS[match['size']],
+        heads=heads,
     )
+    if arguments.get('depth') not in (None, sizes.layers):
+        # A file that is not whole is no smaller model.
+        raise UserError(
+            f'{path.parent}: depth is {arguments["depth"]!r}, but there are {sizes.layers} blocks.'
+        )
     convert.check_heads(path, sizes)
     arrays = dict(raw)
     registers = _move_registers(path, match, arrays, width)
@@ -83,7 +91,7 @@ def read(path, config: dict, match: re.Match, raw: dict):
         sizes=sizes,
         patch=patch,
         image_size=convert.image_size(path, arrays['pos_embed'], patch),
-        num_outputs=len(raw['head.weight']) if has_head else 0,
+        num_outputs=len(convert.get_array(raw, path, 'head.weight', 2, 'timm ViT')) if has_head else 0,
         activation='gelu',
         epsilon=EPSILON,
         pre_logits=False,

@@ -181,7 +181,7 @@ def test_of_16_bits_the_upper_8_are_kept():
     np.testing.assert_array_equal(decoding.decode(colours), [[[0x12, 0x80, 0xFF], [0, 0xFF, 0]]])
 
 
-def tiff(width, bits, photometric, row):
+def encode_tiff(width, bits, photometric, row):
     """The bytes of a grey TIFF of one row, by its specification."""
     entries = [(256, width), (257, 1), (258, bits), (259, 1), (262, photometric), (277, 1), (278, 1)]
     start = 8 + 2 + 12 * (len(entries) + 2) + 4
@@ -195,10 +195,10 @@ def test_of_a_tiff_0_may_be_white_and_12_bits_are_12():
     upper = np.array([0, 0x12, 0x80, 0xFF])
     twelve = bytes.fromhex('0FF123800FFF')
     cases = {
-        'of 16 bits': (tiff(4, 16, 1, sixteen), upper),
-        'of 16 bits, 0 is white': (tiff(4, 16, 0, sixteen), 255 - upper),
-        'of 8 bits, 0 is white': (tiff(4, 8, 0, bytes([0, 1, 128, 255])), [255, 254, 127, 0]),
-        'of 12 bits': (tiff(4, 12, 1, twelve), [0x0F, 0x12, 0x80, 0xFF]),
+        'of 16 bits': (encode_tiff(4, 16, 1, sixteen), upper),
+        'of 16 bits, 0 is white': (encode_tiff(4, 16, 0, sixteen), 255 - upper),
+        'of 8 bits, 0 is white': (encode_tiff(4, 8, 0, bytes([0, 1, 128, 255])), [255, 254, 127, 0]),
+        'of 12 bits': (encode_tiff(4, 12, 1, twelve), [0x0F, 0x12, 0x80, 0xFF]),
     }
     for name, (content, grey) in cases.items():
         expected = np.repeat(np.array([grey])[..., None], 3, axis=2)

@@ -101,7 +101,7 @@ class WithConstants(nnx.Module):
         return self.factor * self.dense(x) + jnp.broadcast_to(self.offset, (1, OUTPUTS))
 
 
-def as_head(module):
+def make_head(module):
     """A Model whose head is all of a module."""
     return base.from_nnx(
         module,
@@ -114,7 +114,7 @@ def as_head(module):
 @pytest.mark.parametrize('offset', [jnp.arange(5.0), np.arange(5.0), 3.0])
 def test_an_nnx_module_keeps_arrays_that_are_no_variables(offset):
     module = WithConstants(nnx.Rngs(0), offset)
-    model = as_head(module)
+    model = make_head(module)
     params = jax.jit(model.init)(jax.random.key(0), None)
     np.testing.assert_allclose(model.head(params, IMAGES), module(IMAGES), rtol=1e-5, atol=1e-6)
     assert model.is_teacher_only == (base.STATE in params) == isinstance(offset, (jax.Array, np.ndarray))
@@ -123,7 +123,7 @@ def test_an_nnx_module_keeps_arrays_that_are_no_variables(offset):
 def test_an_array_that_nnx_takes_for_an_option_is_refused():
     words = 'WithConstants has offset, an array that is no variable: make it an nnx.Variable, or'
     with pytest.raises(UserError, match=words):
-        as_head(lambda rngs: WithConstants(rngs, jnp.arange(5.0)))
+        make_head(lambda rngs: WithConstants(rngs, jnp.arange(5.0)))
 
 
 def test_dropout_of_an_nnx_module_follows_the_key():
@@ -319,8 +319,8 @@ def test_a_sequential_model_is_cut_at_layers(keras):
         base.from_keras(sequential, 'a', 'b')
     sequential = keras.Sequential([keras.Input((64,)), *layers])
     model = base.from_keras(sequential, 'a', 'b')
-    found = whole(model, model.init(None, None), {'image': IMAGES})
-    np.testing.assert_allclose(found, in_keras(sequential, IMAGES), rtol=1e-5, atol=1e-6)
+    logits = run_whole(model, model.init(None, None), {'image': IMAGES})
+    np.testing.assert_allclose(logits, compute_in_keras(sequential, IMAGES), rtol=1e-5, atol=1e-6)
 
 
 def test_a_keras_model_of_two_outputs_needs_a_head(keras, functional):

@@ -44,11 +44,14 @@ def test_what_a_config_leaves_out_is_as_in_transformers(change_folder):
     ('changes', 'text'),
     [
         ({'hidden_act': 'relu'}, "hidden_act 'relu' is not known. Known: gelu, gelu_new"),
+        ({'hidden_act': ['gelu']}, r"hidden_act \['gelu'\] is not known"),
         ({'model_type': 'beit'}, "model_type 'beit' is not known. Known: vit, deit, dinov2, "),
         ({'pooler_act': 'relu'}, "pooler_act 'relu'"),
         ({'num_attention_heads': 5}, '5 attention heads do not divide the width, 48'),
         ({'num_attention_heads': 0}, 'num_attention_heads is 0'),
         ({'layer_norm_eps': '1e-6'}, "layer_norm_eps is '1e-6'"),
+        ({'layer_norm_eps': float('nan')}, 'layer_norm_eps is nan'),
+        ({'layer_norm_eps': float('inf')}, 'layer_norm_eps is inf'),
         ({'num_hidden_layers': 7}, r'encoder\.layer\.6\.\S+ is missing'),
     ],
 )

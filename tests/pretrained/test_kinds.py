@@ -79,6 +79,21 @@ def test_positions_are_stretched_as_transformers_does(read_checkpoint, initial, 
     assert np.abs(other - expected).max() > 0.01
 
 
+@pytest.mark.parametrize('side', [24, 48])
+def test_positions_of_a_vit_are_stretched_as_those_of_a_dinov2(change_folder, initial, side):
+    """The two have one function in transformers; here with the same positions, twice as wide."""
+    positions = load_file(DINOV2 / 'model.safetensors')['embeddings.position_embeddings']
+
+    def change(values, _):
+        values['embeddings.position_embeddings'] = np.tile(positions, (1, 1, 2))
+
+    checkpoint = pretrained.read(change_folder(change))
+    params, report = fit.fit(checkpoint, initial(checkpoint.architecture, side))
+    assert report.resized == ('pos_embedding',)
+    expected = np.tile(read_expected(DINOV2)[f'position_embeddings_at{side}'], (1, 1, 2))
+    np.testing.assert_allclose(params['pos_embedding'], expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize('folder', [DEIT, REGISTERS], ids=['deit', 'dinov2 with registers'])
 def test_what_is_written_has_the_names_and_shapes_of_the_original(read_checkpoint, tmp_path, folder):
     checkpoint = read_checkpoint(folder)

@@ -167,6 +167,7 @@ def test_images_that_are_not_resized_have_no_resize():
         ({'resample': 1}, 'resample is 1, lanczos; td_jax resizes by 2, bilinear or 3, bicubic'),
         ({'resample': 'x'}, "resample is 'x'; "),
         ({'resample': True}, 'resample is True; '),
+        ({'resample': [3]}, r'resample is \[3\]; '),
         ({'do_pad': True}, 'do_pad is True, a step'),
         ({'do_center_crop': True, 'do_resize': False}, 'do_center_crop is True and do_resize is False'),
         ({'do_center_crop': True, 'crop_size': 33}, 'crop_size is 33, larger than size'),
@@ -199,6 +200,11 @@ def test_another_processor_that_says_everything_is_taken_at_its_word():
     del content['default_to_square']
     with pytest.raises(UserError, match='what it takes for crop_size is not said'):
         read_preprocessing(**content)
+    content |= {'size': 24, 'default_to_square': True, 'do_center_crop': False}
+    with pytest.raises(UserError, match=r'crop_pct is 0\.875, a step of CLIPImageProcessor that td_jax does'):
+        read_preprocessing(**content, crop_pct=0.875)
+    # A ViT's own class does not look at it.
+    assert read_preprocessing(crop_pct=0.875) == read_preprocessing()
 
 
 @pytest.mark.parametrize('resize', ['bilinear_antialias', 'bilinear'])

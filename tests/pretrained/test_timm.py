@@ -127,8 +127,20 @@ def test_sizes_are_the_published_ones(variant, count):
         (lambda a, c: a.pop('blocks.1.0.bn2.running_var'), r'blocks\.1\.0\.bn2\.running_var is missing'),
         (lambda a, c: a['bn1.running_var'].__isub__(9), r'bn1\.running_var holds a variance'),
         (lambda a, c: a.update({'bn1.weight': np.ones(3, 'f')}), r'bn1\.weight is \[3\]; with conv_stem'),
+        (lambda a, c: a.update({'bn1.bias': np.ones(3, 'f')}), r'bn1\.bias is \[3\]; with conv_stem'),
+        # NumPy would take it for all channels.
+        (
+            lambda a, c: a.update({'bn1.running_mean': np.ones(1, 'f')}),
+            r'bn1\.running_mean is \[1\]; with conv',
+        ),
+        (lambda a, c: a.update({'conv_stem.bias': np.ones(1, 'f')}), r'conv_stem\.bias is \[1\]; with conv'),
+        (lambda a, c: a.update({'classifier.weight': np.ones((), 'f')}), r'classifier\.weight is \[\]; in'),
         (lambda a, c: a['conv_head.weight'].fill(np.nan), r'conv_head\.weight holds \d+ numbers'),
         (lambda a, c: c['pretrained_cfg'].update(interpolation='lanczos'), "interpolation is 'lanczos'"),
+        (
+            lambda a, c: c['pretrained_cfg'].update(interpolation=['bicubic']),
+            r"interpolation is \['bicubic'\]",
+        ),
         (lambda a, c: c['pretrained_cfg'].update(crop_mode='border'), "crop_mode is 'border'"),
         (lambda a, c: c['pretrained_cfg'].update(crop_pct=1.5), 'crop_pct is 1.5'),
         (lambda a, c: c['pretrained_cfg'].update(input_size=[1, 28, 28]), r'input_size is \[1, 28, 28\]'),
@@ -214,6 +226,9 @@ def test_a_vit_is_timms(vit_folder, name):
         ({'model_args': {'global_pool': 'max'}}, "global_pool is 'max', but"),
         ({'model_args': {'pre_norm': True}}, 'model_args has pre_norm True, which td_jax does not know'),
         ({'model_args': {'num_heads': 5}}, '5 attention heads do not divide the width, 24'),
+        ({'model_args': {'num_heads': '3'}}, "num_heads is '3'; it is a whole number above 0"),
+        ({'model_args': {'num_heads': -3}}, 'num_heads is -3; it is a whole number above 0'),
+        ({'model_args': {'num_heads': 3, 'depth': 3}}, 'depth is 3, but there are 2 blocks'),
         ({'architecture': 'deit_tiny_distilled_patch16_224'}, 'dist_token is missing'),
         ({'architecture': 'resnet18', 'global_pool': 'max', 'model_args': {}}, "global_pool is 'max', but"),
         ({'architecture': 'resnet18', 'global_pool': 'avg', 'model_args': None}, r'conv1\.weight is missing'),
@@ -303,6 +318,39 @@ def test_labels_and_what_the_file_leaves_open(folder):
     assert checkpoint.label_names == tuple('abcde')
     imagenet = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     assert checkpoint.preprocessing == Preprocessing(*imagenet, 'bicubic_antialias', 'center', 0.875, 224)
+
+
+def test_a_file_of_an_early_timm_has_everything_at_the_top(folder):
+    def change(arrays, config):
+        config |= config.pop('pretrained_cfg') | {'interpolation': 'bilinear', 'labels': list('abcde')}
+
+    checkpoint = pretrained.read(folder(change))
+    assert checkpoint.preprocessing == Preprocessing(
+        (0.5,) * 3, (0.5,) * 3, 'bilinear_antialias', 'center', 0.875, 224
+    )
+    assert checkpoint.label_names == tuple('abcde')
+
+
+@pytest.mark.parametrize('top', [None, 'vwxyz'])
+def test_labels_of_the_whole_file_come_before_those_of_its_source(folder, top):
+    def change(arrays, config):
+        config['pretrained_cfg']['label_names'] = list('abcde')
+        config |= {'label_names': list(top)} if top else {}
+
+    assert pretrained.read(folder(change)).label_names == tuple(top or 'abcde')
+
+
+@pytest.mark.parametrize(
+    ('is_fixed', 'size', 'expected'),
+    [(True, 32, 32), (True, [32, 32], 32), (False, 32, 224), (True, None, 224)],
+)
+def test_a_model_for_images_of_one_size_is_shown_that(vit_folder, is_fixed, size, expected):
+    """As timm reads it: what a model was made for comes before what its source was."""
+    arguments = {'num_heads': 3, 'img_size': size}
+    location, _ = vit_folder(
+        'vit', model_args=arguments, pretrained_cfg={**CFG, 'fixed_input_size': is_fixed}
+    )
+    assert pretrained.read(location).preprocessing.image_size == expected
 
 
 def test_the_overrides_make_the_teacher_fit(folder):
