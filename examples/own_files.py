@@ -62,8 +62,8 @@ def write(output):
         pixels, labels = sklearn.datasets.load_digits(return_X_y=True)
         for number, (image, label) in enumerate(zip(pixels, labels, strict=True)):
             (temporary / 'images' / str(label)).mkdir(parents=True, exist_ok=True)
-            small = PIL.Image.fromarray(np.uint8(image.reshape(8, 8) * 255 / 16))
-            small.resize((SIDE, SIDE)).save(temporary / 'images' / str(label) / f'{number}.png')
+            picture = PIL.Image.fromarray(np.uint8(image.reshape(8, 8) * 255 / 16))
+            picture.resize((SIDE, SIDE)).save(temporary / 'images' / str(label) / f'{number}.png')
     print(folder)
 
 

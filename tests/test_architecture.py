@@ -461,9 +461,9 @@ def test_every_config_trains(request, tmp_path, name):
             file.parent.mkdir(parents=True, exist_ok=True)
             PIL.Image.new('RGB', (40, 30), (i, i, i)).save(file)
     if name.startswith('public_'):
-        small = SMALL_PUBLIC | {'teacher.pretrained': str(ROOT / 'tests' / 'golden' / 'hf_dinov2_tiny')}
-        config.update_from_flattened_dict(small)
-        config = public_teacher.complete_architecture(config, list(small))
+        changes = SMALL_PUBLIC | {'teacher.pretrained': str(ROOT / 'tests' / 'golden' / 'hf_dinov2_tiny')}
+        config.update_from_flattened_dict(changes)
+        config = public_teacher.complete_architecture(config, list(changes))
     elif config.model.name == 'vit':
         config.update_from_flattened_dict(SMALL_VIT)
     result = train(config, tmp_path / 'run')

@@ -36,8 +36,8 @@ def settings(small_config):
 @pytest.fixture(scope='module')
 def flags(settings):
     """The command line that sets `settings`."""
-    plain = config.flatten(digits.get_config())
-    overrides = {key: value for key, value in config.flatten(settings).items() if value != plain[key]}
+    defaults = config.flatten(digits.get_config())
+    overrides = {key: value for key, value in config.flatten(settings).items() if value != defaults[key]}
     return ['--config=configs/digits.py', *(f'--config.{key}={value}' for key, value in overrides.items())]
 
 
@@ -147,10 +147,10 @@ def test_a_teacher_is_read_from_a_bucket(bucket_run, folder_run, settings, tmp_p
     other = settings.copy_and_resolve_references()
     other.teacher.checkpoint = f'{bucket_run}/teacher'
     train(other, tmp_path / 'run')
-    mine, theirs = outcome(tmp_path / 'run'), outcome(folder_run[0])
-    assert mine.pop('config')['teacher'].pop('checkpoint') == f'{bucket_run}/teacher'
+    ours, theirs = outcome(tmp_path / 'run'), outcome(folder_run[0])
+    assert ours.pop('config')['teacher'].pop('checkpoint') == f'{bucket_run}/teacher'
     del theirs['config']
-    assert mine == theirs
+    assert ours == theirs
 
 
 def test_a_student_is_exported_to_the_bucket(bucket_run, place):

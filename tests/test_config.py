@@ -62,8 +62,8 @@ def test_every_knob_is_checked(key):
     if isinstance(value, bool):
         # ml_collections checks their type, and both values are valid.
         return
-    bad = tuple(-2 for _ in value) or (-2,) if isinstance(value, tuple) else type(value)(-2)
-    config.update_from_flattened_dict({key: bad})
+    negative = tuple(-2 for _ in value) or (-2,) if isinstance(value, tuple) else type(value)(-2)
+    config.update_from_flattened_dict({key: negative})
     assert_refused(config, key, '-2', 'must be')
 
 
@@ -568,7 +568,7 @@ def test_views_of_examples_that_vary_have_an_effect(changes):
 
 def test_every_knob_has_an_effect_in_some_run():
     """No option is reported as without effect in every config."""
-    silent = set(config_lib.flatten(common.get_config()))
+    never_effective = set(config_lib.flatten(common.get_config()))
     for changes in (
         {'td.rounds': 2, 'dataset.split': 'validation', 'td.weights.logits': 1.0, 'logits.distance': 'kl'},
         {'dataset.name': 'imagenet', 'model.name': 'vit', 'teacher.model.name': 'vit'},
@@ -587,9 +587,9 @@ def test_every_knob_has_an_effect_in_some_run():
     ):
         config = common.get_config()
         config.update_from_flattened_dict(changes)
-        silent &= config_lib.explain_without_effect(config, silent).keys()
+        never_effective &= config_lib.explain_without_effect(config, never_effective).keys()
     # The teacher's task has the options of a task.
-    assert silent == set()
+    assert never_effective == set()
 
 
 @pytest.mark.parametrize('key', ['dataset.image_mean', 'teacher.dataset.image_std'])

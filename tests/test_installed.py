@@ -45,13 +45,13 @@ def python(request, tmp_path_factory):
     (packages,) = (folder / 'venv').glob('lib/*/site-packages')
     (packages / 'others.pth').write_text(sysconfig.get_path('purelib') + '\n')
     options = '--quiet', '--no-deps', '--no-build-isolation', '--disable-pip-version-check'
-    what = '-e', source
+    target = '-e', source
     if request.param == 'wheel':
         pip('wheel', *options, '--wheel-dir', folder / 'dist', source)
         # Only the wheel is left.
         shutil.rmtree(source)
-        what = (folder / 'dist').glob('td_jax-*-py3-none-any.whl')
-    pip('--python', folder / 'venv', 'install', *options, *what)
+        target = (folder / 'dist').glob('td_jax-*-py3-none-any.whl')
+    pip('--python', folder / 'venv', 'install', *options, *target)
     return folder / 'venv' / 'bin' / 'python'
 
 

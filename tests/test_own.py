@@ -88,9 +88,14 @@ def test_a_run_says_what_it_is_made_of(run_of_own_parts):
 def test_the_example_trains_a_teacher_of_its_own(tmp_path, monkeypatch, capsys):
     """The accuracy of its student is that of the saved parameters, applied by hand."""
     example = load_module(ROOT / 'examples' / 'own_teacher.py', 'own_teacher')
-    small = example.digits.get_config()
-    small.num_seeds, small.num_steps, small.teacher.num_steps, small.diagnostics = 1, 20, 20, False
-    monkeypatch.setattr(example.digits, 'get_config', lambda: small)
+    short_config = example.digits.get_config()
+    (
+        short_config.num_seeds,
+        short_config.num_steps,
+        short_config.teacher.num_steps,
+        short_config.diagnostics,
+    ) = 1, 20, 20, False
+    monkeypatch.setattr(example.digits, 'get_config', lambda: short_config)
     example.train(tmp_path / 'run')
     run = td_jax.load(tmp_path / 'run', models={'convolutional': example.build})
     params, examples = run.params['student'], run.source.evaluation

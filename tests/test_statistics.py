@@ -470,8 +470,8 @@ def test_nothing_is_better_whose_interval_holds_0(interval, bootstrap, of_rmse, 
     assert statistics.verdict(paired, bootstrap, less_is_better=True) == of_rmse
     assert statistics.verdict(paired, bootstrap, less_is_better=False) == of_accuracy
     # Two teachers are too few, however many students they have.
-    few = paired._replace(clusters=2)
-    assert statistics.verdict(few, bootstrap, less_is_better=True) == statistics.TOO_FEW
+    two_clusters = paired._replace(clusters=2)
+    assert statistics.verdict(two_clusters, bootstrap, less_is_better=True) == statistics.TOO_FEW
 
 
 def test_the_bounds_of_an_estimate():

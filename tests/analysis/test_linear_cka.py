@@ -117,14 +117,14 @@ def test_what_two_rows_and_three_give_by_hand():
 
 @pytest.mark.parametrize('estimator', linear_cka.ESTIMATORS)
 def test_a_rotation_a_scale_and_a_shift_change_nothing(pair, estimator):
-    of = functools.partial(linear_cka.linear_cka, estimator=estimator)
+    compute_cka = functools.partial(linear_cka.linear_cka, estimator=estimator)
     x, y = pair
     rotation, _ = np.linalg.qr(np.random.default_rng(1).normal(size=(5, 5)))
-    assert of(x, -7 * x @ rotation + 2) == pytest.approx(1, rel=1e-12)
-    assert of(0.01 * x @ rotation - 1, y) == pytest.approx(of(x, y), rel=1e-10)
+    assert compute_cka(x, -7 * x @ rotation + 2) == pytest.approx(1, rel=1e-12)
+    assert compute_cka(0.01 * x @ rotation - 1, y) == pytest.approx(compute_cka(x, y), rel=1e-10)
     # A map that is no rotation changes it.
-    assert of(x * np.array([9.0, 1, 1, 1, 1]), y) != pytest.approx(of(x, y), rel=1e-3)
-    assert of(x, x) == pytest.approx(1, rel=1e-14)
+    assert compute_cka(x * np.array([9.0, 1, 1, 1, 1]), y) != pytest.approx(compute_cka(x, y), rel=1e-3)
+    assert compute_cka(x, x) == pytest.approx(1, rel=1e-14)
 
 
 def test_examples_must_be_paired(pair):
@@ -144,9 +144,9 @@ def test_tokens_are_flattened(pair):
 @pytest.mark.parametrize('scale', [1e-42, 1e-30, 1e30])
 def test_no_scale_is_too_small_or_large(pair, scale):
     x, y = pair
-    small = x * scale
-    assert linear_cka.linear_cka(small, y) == pytest.approx(linear_cka.linear_cka(x, y), rel=1e-10)
-    assert linear_cka.linear_cka(small, small) == pytest.approx(1, rel=1e-14)
+    scaled_x = x * scale
+    assert linear_cka.linear_cka(scaled_x, y) == pytest.approx(linear_cka.linear_cka(x, y), rel=1e-10)
+    assert linear_cka.linear_cka(scaled_x, scaled_x) == pytest.approx(1, rel=1e-14)
 
 
 @pytest.mark.parametrize('value', [0.0, 0.1, -1e30, 1e-40])

@@ -51,8 +51,10 @@ def encode(pixels, image_format='JPEG', mode='RGB', **options):
 
 def make_smooth_noise(seed, height=24, width=20):
     """An image whose colours change slowly, as in photographs."""
-    rough = np.random.default_rng(seed).integers(0, 256, (3, 3, 3), np.uint8)
-    return np.asarray(PIL.Image.fromarray(rough).resize((width, height), PIL.Image.Resampling.BICUBIC))
+    coarse_pixels = np.random.default_rng(seed).integers(0, 256, (3, 3, 3), np.uint8)
+    return np.asarray(
+        PIL.Image.fromarray(coarse_pixels).resize((width, height), PIL.Image.Resampling.BICUBIC)
+    )
 
 
 def write_dataset(folder, splits, a_file=A_FILE, file_format='tfrecord', first_label=0):
@@ -214,9 +216,11 @@ def test_the_global_seed_of_tensorflow_decides_nothing():
 
 @pytest.mark.usefixtures('several_files')
 def test_epochs_that_are_skipped_are_not_read():
-    far = join_batches(load(), 2, step=10**12)
-    assert far['labels'].shape == (2, 8)
-    assert_same(join_batches(load(), 1, step=10**12 + 1), {name: array[1:] for name, array in far.items()})
+    late_batches = join_batches(load(), 2, step=10**12)
+    assert late_batches['labels'].shape == (2, 8)
+    assert_same(
+        join_batches(load(), 1, step=10**12 + 1), {name: array[1:] for name, array in late_batches.items()}
+    )
 
 
 def test_what_is_skipped_is_not_decoded(monkeypatch, tmp_path):

@@ -96,9 +96,12 @@ def test_boxes_lie_inside_and_are_spread_as_promised():
     assert np.all(start + extent <= np.array([height, width]) * (1 + 1e-6))
     # Of small boxes none is cut to fit: all areas and, on a log scale, all ratios are equally likely.
     area, ratio = extent.prod(axis=1) / (height * width), extent[:, 1] / extent[:, 0]
-    small = area < 0.5
-    assert abs(small.mean() - 0.3 / 0.8) < 4 * np.sqrt(0.375 * 0.625 / count)
-    for values, low, high in ((area[small], min_area, 0.5), (np.log(ratio[small]), *np.log([3 / 4, 4 / 3]))):
+    is_small = area < 0.5
+    assert abs(is_small.mean() - 0.3 / 0.8) < 4 * np.sqrt(0.375 * 0.625 / count)
+    for values, low, high in (
+        (area[is_small], min_area, 0.5),
+        (np.log(ratio[is_small]), *np.log([3 / 4, 4 / 3])),
+    ):
         quantiles = np.quantile(values, [0, 0.25, 0.5, 0.75, 1])
         np.testing.assert_allclose(quantiles, np.linspace(low, high, 5), rtol=0, atol=0.02)
     # Every place that a box has room for is equally likely.

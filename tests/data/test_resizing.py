@@ -22,8 +22,10 @@ VIEWS = {
 
 def make_pixels(height, width):
     """Slowly changing colours, as in a photograph, and an edge at which bicubic resizing overshoots."""
-    rough = np.random.default_rng(height).integers(0, 256, (height // 3 + 2, width // 3 + 2, 3), np.uint8)
-    smooth = PIL.Image.fromarray(rough).resize((width, height), PIL.Image.Resampling.BICUBIC)
+    coarse_pixels = np.random.default_rng(height).integers(
+        0, 256, (height // 3 + 2, width // 3 + 2, 3), np.uint8
+    )
+    smooth = PIL.Image.fromarray(coarse_pixels).resize((width, height), PIL.Image.Resampling.BICUBIC)
     pixels = np.array(smooth)
     pixels[: height // 4], pixels[height // 4 : height // 3] = 255, 0
     return pixels

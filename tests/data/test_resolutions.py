@@ -29,8 +29,8 @@ def make_config(tmp_path):
     for i in range(12):
         file = tmp_path / 'own' / 'ab'[i % 2] / f'{i:02}.png'
         file.parent.mkdir(parents=True, exist_ok=True)
-        rough = np.random.default_rng(i).integers(0, 256, (5, 6, 3), np.uint8)
-        PIL.Image.fromarray(rough).resize((64 + i, 80), PIL.Image.Resampling.BICUBIC).save(file)
+        coarse_pixels = np.random.default_rng(i).integers(0, 256, (5, 6, 3), np.uint8)
+        PIL.Image.fromarray(coarse_pixels).resize((64 + i, 80), PIL.Image.Resampling.BICUBIC).save(file)
 
     def make(**changes):
         config = images_config.get_config()
@@ -86,7 +86,10 @@ def test_in_training_both_see_the_same_part_of_an_image(make_config, kept_gb, mi
         batch_iterator = source.train.open(5, 0, 8, slice(0, 8))
         examples, key = next(batch_iterator), None
         batch_iterator.close()
-    student, other = (to_pixels(of.inputs(of.tables, examples, key)) for of in (source, teacher))
+    student, other = (
+        to_pixels(model_source.inputs(model_source.tables, examples, key))
+        for model_source in (source, teacher)
+    )
     assert (student.shape[1:3], other.shape[1:3]) == ((16, 16), (40, 40))
     smaller = np.asarray(resizing.resize_on_device(other, View(16, 'bilinear_antialias')))
     error = np.abs(smaller - student).mean(axis=(1, 2, 3))
@@ -131,7 +134,9 @@ def test_what_is_kept_as_it_was_taken_is_kept_once(cifar10_data):
     assert source.train.keys() == {'image', 'labels'}
     examples = {name: array[:6] for name, array in source.train.items()}
     for key in (None, jax.random.key(1)):
-        student, other = (to_pixels(of.inputs((), examples, key)) for of in (source, teacher))
+        student, other = (
+            to_pixels(model_source.inputs((), examples, key)) for model_source in (source, teacher)
+        )
         assert other.shape == (6, 64, 64, 3)
         smaller = np.asarray(resizing.resize_on_device(other, View(16, 'bilinear_antialias')))
         plain = np.asarray(resizing.resize_on_device(student, View(16, 'bilinear_antialias')))

@@ -78,14 +78,14 @@ def test_a_program_without_a_time_of_use_gets_one_and_a_time_without_a_program_g
     removed, other, *_ = whole
     removed.unlink()
     # A program of another command, which this one does not read.
-    lonely = tmp_path / 'jit_other-0123-cache'
-    lonely.write_bytes(whole[other])
+    other_program = tmp_path / 'jit_other-0123-cache'
+    other_program.write_bytes(whole[other])
     # JAX alone no longer writes to this folder.
     err, programs_after = compile_in(tmp_path, BOUNDED, 'no repair')
     assert 'Error writing persistent compilation cache entry' in err and removed not in programs_after
     err, programs_after = compile_in(tmp_path, BOUNDED)
-    assert (err, programs_after.keys()) == ('', {*whole, lonely})
-    assert programs_after[lonely] == whole[other]
+    assert (err, programs_after.keys()) == ('', {*whole, other_program})
+    assert programs_after[other_program] == whole[other]
     programs, used = list_keys(tmp_path)
     assert programs == used
 

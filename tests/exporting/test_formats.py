@@ -61,10 +61,10 @@ def test_registers_come_back_with_identical_logits(finished_vit, model_images, t
 
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-SHOWN = {'image_mean': MEAN, 'image_std': STD}
+NORMALIZATION = {'image_mean': MEAN, 'image_std': STD}
 
 
-@pytest.mark.parametrize('dataset', [{}, SHOWN])
+@pytest.mark.parametrize('dataset', [{}, NORMALIZATION])
 def test_the_folder_says_how_images_are_shown(finished_vit, tmp_path, dataset):
     """The two steps that the folder names turn pixels into the same inputs as ours."""
     finished = finished_vit(dataset=dataset)
@@ -137,7 +137,7 @@ def test_a_trained_vit_goes_out_and_comes_back(vit_config, images, model_images,
         ),
         ({'registers': 2}, 'safetensors', 'multiple of the width, and that of this student is 7 of 10; use '),
         (
-            {'dataset': SHOWN},
+            {'dataset': NORMALIZATION},
             'npz',
             'dataset.image_mean (0.5, 0.5, 0.5), and that of this student is (0.485',
         ),

@@ -56,12 +56,12 @@ def test_a_lease_of_a_dead_process_is_taken_over_when_it_has_expired(place, use_
     with workdir.lock(place) as renew:
         assert time.monotonic() - start > 1.5
         # The old holder changes nothing if it comes back.
-        late = lease._Lease(path, dead, 'process 7 on elsewhere', 'dead')
+        expired_lease = lease._Lease(path, dead, 'process 7 on elsewhere', 'dead')
         holder = lease.read(path).holder
         for _ in range(2):
             with pytest.raises(InUse, match=f'^workdir {place} was taken over by {holder}, because this'):
-                late.renew()
-        late.release()
+                expired_lease.renew()
+        expired_lease.release()
         assert lease.read(path).holder == holder
         renew()
 

@@ -149,8 +149,8 @@ def describe_message(case):
     )
     is_token = any(token is not None for token, _, _ in sides.values())
     registers = {len(others) for _, others, _ in sides.values()}
-    alike = case.g.lower.ndim == case.g.upper.ndim == case.h.lower.ndim == case.h.upper.ndim == 2
-    rank = 2 if alike else 3 if is_token else 4
+    are_vectors = case.g.lower.ndim == case.g.upper.ndim == case.h.lower.ndim == case.h.upper.ndim == 2
+    rank = 2 if are_vectors else 3 if is_token else 4
     return is_token, registers.pop() if len(registers) == 1 else 0, side, rank
 
 
@@ -315,8 +315,8 @@ def test_terms_are_those_of_the_equations(method):
 def test_parts_of_states_are_read_and_compared_over_their_scales(method, changes, shapes):
     case = make_case(method, shapes, SCALES, **changes)
     assert_terms(case, REFERENCES[method](case))
-    plain = make_case(method, shapes, **changes)
-    assert all(np.all(np.abs(plain.terms[name] - case.terms[name]) > 1e-3) for name in case.terms)
+    unscaled_case = make_case(method, shapes, **changes)
+    assert all(np.all(np.abs(unscaled_case.terms[name] - case.terms[name]) > 1e-3) for name in case.terms)
 
 
 # States of a vector, of tokens with a grid of 2, of 3 and of 3 with registers, and of feature maps.
@@ -371,8 +371,8 @@ def test_td_terms_for_any_number_of_rounds(rounds, reference):
 def test_scaled_distances_are_over_the_variance_of_their_targets(rounds, reference):
     case = make_case('td', td__rounds=rounds, td__reference=reference, td__scale='variance')
     assert_terms(case, numpy_td(case))
-    plain = make_case('td', td__rounds=rounds, td__reference=reference)
-    assert not np.allclose(plain.terms['interact'], case.terms['interact'], rtol=0.1)
+    plain_case = make_case('td', td__rounds=rounds, td__reference=reference)
+    assert not np.allclose(plain_case.terms['interact'], case.terms['interact'], rtol=0.1)
 
 
 @pytest.mark.parametrize(

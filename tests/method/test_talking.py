@@ -41,10 +41,15 @@ def find_reached_by_gradient(term, **changes):
 @pytest.mark.long
 def test_what_a_stopped_target_leaves_to_be_learned():
     everything = dict.fromkeys(('student_encoder', 's', 'e'), True)
-    free = find_reached_by_gradient('message')
-    assert free == {**everything, 'teacher_encoder': True, 'student_decoder': False, 'teacher_decoder': False}
+    reached = find_reached_by_gradient('message')
+    assert reached == {
+        **everything,
+        'teacher_encoder': True,
+        'student_decoder': False,
+        'teacher_decoder': False,
+    }
     # The teacher's message is the constant target.
-    assert find_reached_by_gradient('message', td__stop_target=True) == {**free, 'teacher_encoder': False}
+    assert find_reached_by_gradient('message', td__stop_target=True) == {**reached, 'teacher_encoder': False}
     # The student's state still has a gradient by the teacher's state that is decoded from its message.
-    assert find_reached_by_gradient('state', td__stop_target=True) == dict.fromkeys(free, True)
-    assert find_reached_by_gradient('interact', td__stop_target=True) == dict.fromkeys(free, True)
+    assert find_reached_by_gradient('state', td__stop_target=True) == dict.fromkeys(reached, True)
+    assert find_reached_by_gradient('interact', td__stop_target=True) == dict.fromkeys(reached, True)

@@ -143,7 +143,7 @@ def test_a_student_of_images_knows_no_users(digits_run):
 
 
 def test_a_data_set_that_says_nothing_of_what_goes_in_is_refused(recommender, tmp_path, monkeypatch):
-    silent = recommender._replace(source=recommender.source._replace(ids={}))
-    monkeypatch.setattr(finished_runs, 'load', lambda folder, seed_index: silent)
+    run_without_ids = recommender._replace(source=recommender.source._replace(ids={}))
+    monkeypatch.setattr(finished_runs, 'load', lambda folder, seed_index: run_without_ids)
     with pytest.raises(UserError, match=r'^the data set of run, movielens.*, says nothing of ids or images'):
         answers.predict(epath.Path('run'), epath.Path('in.csv'), epath.Path(tmp_path / 'out.csv'))

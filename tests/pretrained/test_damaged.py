@@ -16,21 +16,21 @@ BARE, CLASSIFIER = GOLDEN / 'hf_vit_tiny', GOLDEN / 'hf_vit_tiny_classifier'
 
 @pytest.mark.parametrize('share', [0, 0.01, 0.5, 0.999])
 def test_a_truncated_file_is_refused(tmp_path, share):
-    whole = NPZ.read_bytes()
-    (tmp_path / 'part.npz').write_bytes(whole[: int(share * len(whole))])
+    content = NPZ.read_bytes()
+    (tmp_path / 'part.npz').write_bytes(content[: int(share * len(content))])
     with pytest.raises(UserError, match=r'part\.npz is damaged or no \.npz'):
         pretrained.read(str(tmp_path / 'part.npz'))
     shutil.copytree(BARE, tmp_path / 'folder')
-    whole = (BARE / 'model.safetensors').read_bytes()
-    (tmp_path / 'folder/model.safetensors').write_bytes(whole[: int(share * len(whole))])
+    content = (BARE / 'model.safetensors').read_bytes()
+    (tmp_path / 'folder/model.safetensors').write_bytes(content[: int(share * len(content))])
     with pytest.raises(UserError, match=r'model\.safetensors is damaged or no \.safetensors'):
         pretrained.read(str(tmp_path / 'folder'))
 
 
 def test_a_flipped_bit_is_noticed(tmp_path):
-    whole = bytearray(NPZ.read_bytes())
-    whole[len(whole) // 2] ^= 1
-    (tmp_path / 'flipped.npz').write_bytes(whole)
+    content = bytearray(NPZ.read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / 'flipped.npz').write_bytes(content)
     with pytest.raises(UserError, match='is damaged'):
         pretrained.read(str(tmp_path / 'flipped.npz'))
 

@@ -54,7 +54,7 @@ def make_lines(split='validation', terms=('task', 'state')):
     for step in (0, 2, 4, 6):
         records.append({'step': step, **{f'share_{term}': 1 / len(terms) for term in terms}})
         records[-1] |= {
-            f'{side}_message_{what}': 0.5 for side in ('student', 'teacher') for what in ('std', 'rank')
+            f'{side}_message_{measure}': 0.5 for side in ('student', 'teacher') for measure in ('std', 'rank')
         }
         if step:
             records[-1] |= {'train_loss': 1 / step, 'train_task': 0.5 / step}

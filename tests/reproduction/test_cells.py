@@ -104,11 +104,11 @@ def test_a_row_may_have_knobs_chosen_on_other_columns(monkeypatch):
     with pytest.raises(UserError, match=message):
         cells.runs_of(war, 'Genre 8', own)
     tuned['movielens_by_user_War']['td'] = {'td.rounds': 2, 'num_steps': 13}
-    usual, config = (cells.cell_config(war, 'Genre 8', row) for row in ('TD', own))
-    assert (usual.td.rounds, usual.td.weights.state, usual.num_steps) == (3, 5.0, 11)
+    usual_config, config = (cells.cell_config(war, 'Genre 8', row) for row in ('TD', own))
+    assert (usual_config.td.rounds, usual_config.td.weights.state, usual_config.num_steps) == (3, 5.0, 11)
     default = cells.base_config('movielens').td.weights.state
     assert (config.td.rounds, config.td.weights.state, config.num_steps) == (2, default, 13)
-    assert usual.teacher.num_steps == config.teacher.num_steps == 7
+    assert usual_config.teacher.num_steps == config.teacher.num_steps == 7
     assert (config.dataset.genre, config.dataset.split_by) == ('War', 'user')
 
 
@@ -152,8 +152,8 @@ def test_controls_differ_from_their_method_in_their_teacher_alone():
         for row in table.rows:
             method, _, control = row.partition(', ')
             if control and method in ('TD', 'LD'):
-                usual = json.loads(config_lib.to_json(cells.cell_config(table, column, method)))
-                changed = config_lib.differences(cells.cell_config(table, column, row), usual)
+                usual_config = json.loads(config_lib.to_json(cells.cell_config(table, column, method)))
+                changed = config_lib.differences(cells.cell_config(table, column, row), usual_config)
                 changes_by_row[column, row] = {key: value for key, (_, value) in changed.items()}
     assert changes_by_row == {
         (column, row): changes

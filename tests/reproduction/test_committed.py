@@ -14,7 +14,7 @@ RESULTS = pathlib.Path(__file__).parents[2] / 'docs' / 'results'
 FILES = sorted(path.name for path in RESULTS.glob('*.npz'))
 # Files that were not yet measured again by today's protocol.
 BY_FIRST_PROTOCOL = {*FILES}
-SHOWN = sorted(path.stem.removeprefix('table_') for path in RESULTS.glob('table_*.md'))
+COMMITTED_TABLES = sorted(path.stem.removeprefix('table_') for path in RESULTS.glob('table_*.md'))
 # The name of a run, as in the arguments of td_jax.cka.
 RUN = re.compile(r'\b(?:td|fd)-[0-9a-f]{10}\b')
 
@@ -65,7 +65,7 @@ def test_the_runs_that_docs_name_are_those_of_the_cells():
 
 
 @pytest.mark.long
-@pytest.mark.parametrize('name', SHOWN)
+@pytest.mark.parametrize('name', COMMITTED_TABLES)
 def test_a_table_is_what_its_command_prints(name):
     (file_name,) = [file for file in FILES if name in errors.read(epath.Path(RESULTS / file))]
     command = ['-m', 'td_jax.reproduce', f'--tables={name}', f'--from_errors={RESULTS / file_name}']

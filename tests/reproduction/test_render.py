@@ -224,9 +224,9 @@ def test_p_values_are_corrected_over_all_comparisons_of_a_table():
     del cells[2]['LD'], cells[3]['LD']
     cells[4] = {SCRATCH: make_measured_cell(draw_rounded((5, 12)))}
     blocks = render_table_3(cells).split('### ')
-    there = [('mean', 'TD'), (1, 'LD'), *((genre, 'TD') for genre in (1, 2, 3))]
+    comparisons = [('mean', 'TD'), (1, 'LD'), *((genre, 'TD') for genre in (1, 2, 3))]
     del p_values['mean', 'TD']
-    p_values_there = {key: p_values[key] for key in there[1:]}
+    p_values_there = {key: p_values[key] for key in comparisons[1:]}
     adjusted = dict(zip(p_values_there, statistics.holm(list(p_values_there.values())), strict=True))
     for (genre, row), p in adjusted.items():
         assert find_cells(blocks[genre], row)[5] == f'{p:.4f}'

@@ -69,27 +69,32 @@ def test_every_method_has_a_row():
 def test_a_table_with_more_rows_has_those_of_the_table():
     """The common rows have the same runs, so nothing is trained twice."""
     for name, other in (('3', '3x'), ('4', '4x'), ('digits', 'digits_x'), ('4_small', '4x_small')):
-        less, more = tables.TABLES[name], tables.TABLES[other]
-        assert less.rows.items() <= more.rows.items()
-        for column in less.columns:
-            assert less.columns[column] == more.columns[column]
-            for row, change in less.rows.items():
+        smaller_table, larger_table = tables.TABLES[name], tables.TABLES[other]
+        assert smaller_table.rows.items() <= larger_table.rows.items()
+        for column in smaller_table.columns:
+            assert smaller_table.columns[column] == larger_table.columns[column]
+            for row, change in smaller_table.rows.items():
                 if change != tables.TEACHER:
-                    configs = (cells.cell_config(table, column, row) for table in (less, more))
+                    configs = (
+                        cells.cell_config(table, column, row) for table in (smaller_table, larger_table)
+                    )
                     assert len({config_lib.digest(config) for config in configs}) == 1
 
 
 @pytest.mark.parametrize('name', ['public_vit', 'public_cnn'])
 def test_a_table_of_a_public_teacher_has_five_searches_and_another_has_all(name):
     """Rows without a search of their own are controls and numbers of rounds of TD."""
-    less, more = tables.TABLES[name], tables.TABLES[f'{name}_x']
-    assert less.rows.items() <= more.rows.items()
-    assert less.columns == more.columns
-    searched = {cells.tuned_name(less, row) for row in less.rows if less.is_run(row)}
+    smaller_table, larger_table = tables.TABLES[name], tables.TABLES[f'{name}_x']
+    assert smaller_table.rows.items() <= larger_table.rows.items()
+    assert smaller_table.columns == larger_table.columns
+    searched = {
+        cells.tuned_name(smaller_table, row) for row in smaller_table.rows if smaller_table.is_run(row)
+    }
     assert searched == {'supervised', 'ld', 'fitnet', 'td', 'td_ld'}
     for row in ('LD', 'TD, 1 round', 'TD + LD'):
         runs = [
-            cells.run_names(cells.runs_of(table, '50 labels per class', row, {})) for table in (less, more)
+            cells.run_names(cells.runs_of(table, '50 labels per class', row, {}))
+            for table in (smaller_table, larger_table)
         ]
         assert runs[0] == runs[1]
 
@@ -98,10 +103,10 @@ def test_knobs_chosen_on_war_stand_beside_the_cells_of_the_other_table():
     """The usual rows have the runs of Table 3; the others have other hyperparameters."""
     war, other = tables.TABLES['war_user'], tables.TABLES['3x_user']
     assert war.columns == {'Genre 8': {'dataset.genre': 'War', 'dataset.split_by': 'user'}}
-    usual = [row for row in war.rows if row not in war.chosen_by]
-    assert usual == [SCRATCH, 'LD', 'FD', 'FitNet', 'Hybrid', 'TD', 'TD + LD']
-    assert [f'{row}, chosen on War' for row in usual] == list(war.chosen_by)
-    for row in usual:
+    usual_rows = [row for row in war.rows if row not in war.chosen_by]
+    assert usual_rows == [SCRATCH, 'LD', 'FD', 'FitNet', 'Hybrid', 'TD', 'TD + LD']
+    assert [f'{row}, chosen on War' for row in usual_rows] == list(war.chosen_by)
+    for row in usual_rows:
         own = f'{row}, chosen on War'
         assert war.rows[own] == war.rows[row] == other.rows[row]
         assert cells.tuned_name(war, own) == cells.tuned_name(war, row)
@@ -111,13 +116,13 @@ def test_knobs_chosen_on_war_stand_beside_the_cells_of_the_other_table():
 
 def test_images_in_small_are_those_of_the_paper_with_few_labels():
     for name in ('4', '4x', '6', '9'):
-        small, rows = tables.TABLES[f'{name}_small'], tables.TABLES[name].rows
-        assert small.rows == rows
+        reduced_table, rows = tables.TABLES[f'{name}_small'], tables.TABLES[name].rows
+        assert reduced_table.rows == rows
         for count in (50, 500):
-            run = cells.cell_config(small, f'{count} images per class', list(rows)[-1])
+            run = cells.cell_config(reduced_table, f'{count} images per class', list(rows)[-1])
             assert (run.dataset.name, run.dataset.examples_per_class) == ('cifar10', count)
             assert not set(run.dataset.classes) & set(run.teacher.dataset.classes)
-            runs = cells.runs_of(small, f'{count} images per class', list(rows)[-1])
+            runs = cells.runs_of(reduced_table, f'{count} images per class', list(rows)[-1])
             assert [(run.seed, run.teacher.seed, run.num_seeds) for run in runs] == [
                 (i, i, 1) for i in range(5)
             ]

@@ -149,8 +149,11 @@ def test_td_with_ld_begins_with_what_was_chosen_for_both():
     choices = make_earlier_choices(EIGHT, td=TD | own[0], ld=LD | own[1])
     starts = tuning.make_plan(EIGHT, 'td_ld', choices).trials[:3]
     assert [start['model.dropout'] for start in starts] == [0.4, 0.0, 0.4]
-    few = EIGHT._replace(trials=2)
-    assert tuning.make_plan(few, 'td_ld', make_earlier_choices(few, td=TD, ld=LD)).trials == trials[:2]
+    two_trials = EIGHT._replace(trials=2)
+    assert (
+        tuning.make_plan(two_trials, 'td_ld', make_earlier_choices(two_trials, td=TD, ld=LD)).trials
+        == trials[:2]
+    )
 
 
 def test_what_both_chose_alike_is_not_tried_twice():
@@ -171,11 +174,11 @@ def test_methods_have_the_optimizer_of_the_student_without_distillation():
     choices = make_earlier_choices(RATINGS)
     choices['movielens_by_user'] = {'teacher': {'teacher.num_steps': 77}}
     choices['movielens_by_user_Drama_War']['searched']['supervised']['fixed'] = {'teacher.num_steps': 77}
-    of = tuning.make_plan(RATINGS, 'td', choices)
-    run = tuning.run_of(RATINGS, of, 3, 1, 'War')
+    plan = tuning.make_plan(RATINGS, 'td', choices)
+    run = tuning.run_of(RATINGS, plan, 3, 1, 'War')
     assert (run.optimizer.learning_rate, run.optimizer.weight_decay, run.model.dropout) == (1e-3, 0.1, 0.2)
     assert (run.teacher.num_steps, run.num_steps, run.num_seeds) == (77, STEPS, 2)
-    assert config_lib.flatten(run).items() >= of.trials[3].items()
+    assert config_lib.flatten(run).items() >= plan.trials[3].items()
     # The student's run has all choices of the teacher.
     assert tuning.make_plan(RATINGS, 'supervised', choices).fixed == {'teacher.num_steps': 77}
 
@@ -245,8 +248,8 @@ def test_each_rung_has_other_seeds_and_another_slice_of_time():
 
 def test_images_are_searched_with_few_labels_and_with_more():
     search = tuning.make_search('vit_tiny_cifar10', 'time', None, 4, 2, 600)
-    of = tuning.make_plan(search, 'supervised', {})
-    runs = [tuning.run_of(search, of, 0, 1, column) for column in of.columns]
+    plan = tuning.make_plan(search, 'supervised', {})
+    runs = [tuning.run_of(search, plan, 0, 1, column) for column in plan.columns]
     assert [run.dataset.examples_per_class for run in runs] == [50, 500]
     assert {(run.dataset.split, run.num_steps, run.eval_every) for run in runs} == {('validation', 600, 100)}
     assert {run.teacher.dataset.examples_per_class for run in runs} == {0}
@@ -301,8 +304,8 @@ class MadeUpRuns:
 def measure_distance(config):
     """The distance of a run's learning rate and weights from the best ones, in orders of magnitude."""
     weights = objectives.weights_of(config)
-    far = [abs(math.log10(weight)) for term, weight in weights.items() if weight and term != 'probe']
-    return abs(math.log10(config.optimizer.learning_rate) + 3) + sum(far)
+    distances = [abs(math.log10(weight)) for term, weight in weights.items() if weight and term != 'probe']
+    return abs(math.log10(config.optimizer.learning_rate) + 3) + sum(distances)
 
 
 def make_curve(config):

@@ -126,7 +126,7 @@ def test_every_term_has_a_share_and_every_state_a_spread(small_config, method):
     if method in ('td', 'fd', 'hybrid'):
         signals |= {'student_message', 'teacher_message'}
     terms = {'task', *small_config()[method].weights}
-    expected = {f'{signal}_{what}' for signal in signals for what in ('std', 'rank')}
+    expected = {f'{signal}_{measure}' for signal in signals for measure in ('std', 'rank')}
     if 'states' in objectives.METHODS[method].reads:
         expected |= {f'{signal}_share' for signal in signals if 'message' not in signal}
     assert metrics.keys() == expected | {f'share_{term}' for term in terms}
@@ -478,12 +478,15 @@ def copy_with(config, **changes):
 def test_a_run_ends_bit_for_bit_as_without_diagnostics(finished, td_config, tmp_path, outcome):
     shutil.copytree(finished / 'teacher', tmp_path / 'run' / 'teacher')
     train(copy_with(td_config, diagnostics=False), tmp_path / 'run')
-    mine, theirs = outcome(finished), outcome(tmp_path / 'run')
-    assert (mine.pop('config')['diagnostics'], theirs.pop('config')['diagnostics']) == (True, False)
-    first, *lines = mine.pop('metrics')
+    with_diagnostics, without_diagnostics = outcome(finished), outcome(tmp_path / 'run')
+    assert (
+        with_diagnostics.pop('config')['diagnostics'],
+        without_diagnostics.pop('config')['diagnostics'],
+    ) == (True, False)
+    first, *lines = with_diagnostics.pop('metrics')
     assert first['step'] == 0
     assert all(name.startswith(('step', 'share_', 'student_', 'teacher_')) for name in first)
-    plain = theirs.pop('metrics')
+    plain = without_diagnostics.pop('metrics')
     assert [{name: line[name] for name in other} for line, other in zip(lines, plain, strict=True)] == plain
     assert all(
         line.keys() - other.keys() == first.keys() - {'step'}
@@ -491,7 +494,7 @@ def test_a_run_ends_bit_for_bit_as_without_diagnostics(finished, td_config, tmp_
     )
     for line in (first, *lines[:-1]):
         assert sum(value for name, value in line.items() if name.startswith('share_')) == pytest.approx(1)
-    assert mine == theirs
+    assert with_diagnostics == without_diagnostics
     # The teacher's run has one term.
     assert not [name for line in metric_log.read(finished / 'teacher') for name in line if 'share' in name]
 

@@ -12,7 +12,7 @@ from td_jax.training.programs import Programs
 from td_jax.training.run import train
 
 # Changes of arguments of a compiled step: other runs of the same program.
-GIVEN = {
+OTHER_ARGUMENTS = {
     'seed': 7,
     'seed_step': 3,
     'teacher__seed': 5,
@@ -42,7 +42,7 @@ def test_a_run_with_the_programs_of_another_computes_what_it_computes_alone(
 ):
     shared, settings = Programs(), {'method': 'hybrid', 'diagnostics': True, 'model__dropout': 0.2}
     first = small_config(optimizer__weight_decay=0.1, **settings)
-    second = small_config(**settings, **GIVEN)
+    second = small_config(**settings, **OTHER_ARGUMENTS)
     train(first, epath.Path(tmp_path / 'first'), programs=shared)
     # The teacher's step is traced in the checks, and used by its own run.
     assert sorted(traced_methods) == ['hybrid', 'supervised']

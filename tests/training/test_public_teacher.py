@@ -34,8 +34,8 @@ def photos(tmp_path_factory):
     for i in range(12):
         file = folder / ('cat', 'dog')[i % 2] / f'{i:02}.png'
         file.parent.mkdir(exist_ok=True)
-        rough = np.random.default_rng(i).integers(0, 256, (5, 6, 3), np.uint8)
-        PIL.Image.fromarray(rough).resize((40 + i, 36), PIL.Image.Resampling.BICUBIC).save(file)
+        coarse_pixels = np.random.default_rng(i).integers(0, 256, (5, 6, 3), np.uint8)
+        PIL.Image.fromarray(coarse_pixels).resize((40 + i, 36), PIL.Image.Resampling.BICUBIC).save(file)
     return folder
 
 

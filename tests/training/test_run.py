@@ -245,10 +245,10 @@ def test_a_teacher_of_another_workdir_gives_the_same_and_stays_as_it_is(
     train(other, tmp_path / 'run')
     assert read_files(teacher) == before
     assert not (tmp_path / 'run' / 'teacher').exists()
-    mine, theirs = outcome(tmp_path / 'run'), outcome(finished)
-    assert mine.pop('config')['teacher'].pop('checkpoint') == str(teacher)
+    ours, theirs = outcome(tmp_path / 'run'), outcome(finished)
+    assert ours.pop('config')['teacher'].pop('checkpoint') == str(teacher)
     del theirs['config']
-    assert mine == theirs
+    assert ours == theirs
 
 
 @pytest.mark.long
@@ -322,13 +322,13 @@ def test_a_student_is_no_teacher(finished, td_config, tmp_path):
 @pytest.mark.long
 def test_a_teacher_that_changed_since_is_refused(finished, td_config, tmp_path):
     teacher = shutil.copytree(finished / 'teacher', tmp_path / 'teacher')
-    mine = copy_with(td_config, teacher__checkpoint=str(teacher))
-    train(mine, tmp_path / 'run')
+    config_with_teacher = copy_with(td_config, teacher__checkpoint=str(teacher))
+    train(config_with_teacher, tmp_path / 'run')
     before = read_files(tmp_path / 'run')
     shutil.rmtree(teacher)
     train(copy_with(config.teacher_run(td_config), seed=5), teacher)
     with pytest.raises(UserError, match='was trained with another teacher than the one at hand now'):
-        train(copy_with(mine, num_steps=8), tmp_path / 'run')
+        train(copy_with(config_with_teacher, num_steps=8), tmp_path / 'run')
     assert read_files(tmp_path / 'run') == before
 
 
@@ -618,10 +618,10 @@ def test_a_line_ends_where_something_else_happens(small_config, tmp_path):
 # --- Refusals --------------------------------------------------------------------------------------
 
 
-def assert_refused(bad, folder, message):
+def assert_refused(config, folder, message):
     """Asserts that the error has one line, and that the run wrote nothing."""
     with pytest.raises(UserError, match=message) as error_info:
-        train(bad, folder)
+        train(config, folder)
     assert len(str(error_info.value).splitlines()) == 1
     assert not folder.exists()
 
@@ -662,21 +662,27 @@ def test_a_bad_value_is_refused_before_anything_is_written(changes, message, sma
 
 
 def test_a_small_batch_of_the_teacher_is_refused(small_config, tmp_path):
-    few = {'dataset__examples_per_class': 100, 'batch_size': 100, 'teacher__dataset__examples_per_class': 10}
+    changes = {
+        'dataset__examples_per_class': 100,
+        'batch_size': 100,
+        'teacher__dataset__examples_per_class': 10,
+    }
     assert_refused(
-        small_config(**few), tmp_path / 'run', r'^batch_size is 100, but digits 0, 1, 2, 3, 4 has 50'
+        small_config(**changes), tmp_path / 'run', r'^batch_size is 100, but digits 0, 1, 2, 3, 4 has 50'
     )
 
 
 def test_unknown_and_missing_keys_are_refused(small_config, tmp_path):
-    bad = small_config()
-    bad.optimizer.learning_rat = 0.1
+    bad_config = small_config()
+    bad_config.optimizer.learning_rat = 0.1
     assert_refused(
-        bad, tmp_path / 'run', r'^optimizer\.learning_rat is not a key.*mean optimizer\.learning_rate\?'
+        bad_config,
+        tmp_path / 'run',
+        r'^optimizer\.learning_rat is not a key.*mean optimizer\.learning_rate\?',
     )
-    bad = small_config()
-    del bad.td.rounds
-    assert_refused(bad, tmp_path / 'run', r'^td\.rounds is missing')
+    bad_config = small_config()
+    del bad_config.td.rounds
+    assert_refused(bad_config, tmp_path / 'run', r'^td\.rounds is missing')
 
 
 def make_movielens_config(**changes):
@@ -737,9 +743,9 @@ EXPLODING = {
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(small_config, tmp_path, restore):
-    bad = small_config(method='supervised', **EXPLODING)
+    exploding_config = small_config(method='supervised', **EXPLODING)
     with pytest.raises(UserError, match=r'is not finite at step 3; .*Lower optimizer\.learning_rate, with'):
-        train(bad, tmp_path / 'run')
+        train(exploding_config, tmp_path / 'run')
     assert not (tmp_path / 'run' / 'result.json').exists()
     step, arrays, _ = restore(tmp_path / 'run')
     assert step == 2
@@ -747,7 +753,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(small_config, tmp_path, restore
     assert [line['step'] for line in metric_log.read(tmp_path / 'run')] == [1, 2]
     # The same command gives the same error.
     with pytest.raises(UserError, match='is not finite at step 3') as error_info:
-        train(bad, tmp_path / 'run')
+        train(exploding_config, tmp_path / 'run')
     assert restore(tmp_path / 'run')[0] == 2
     note = json.loads((tmp_path / 'run' / 'diverged.json').read_text())
     assert note == {'reason': str(error_info.value)}
