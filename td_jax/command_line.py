@@ -37,14 +37,14 @@ class _ConfigFile(config_flags.ConfigFileFlagParser):
 def _find_config(path):
     """Finds the file of a --config that is part of td_jax; returns any other path unchanged."""
     name, colon, argument = path.partition(':')
-    shipped = pathlib.Path(__file__).parent / 'configs' / pathlib.PurePath(name).name
-    if not name.endswith('.py') or os.path.exists(name) or not shipped.is_file():
+    shipped_file = pathlib.Path(__file__).parent / 'configs' / pathlib.PurePath(name).name
+    if not name.endswith('.py') or os.path.exists(name) or not shipped_file.is_file():
         return path
-    if pathlib.PurePosixPath(name) == SHIPPED / shipped.name:
-        return f'{shipped}{colon}{argument}'
+    if pathlib.PurePosixPath(name) == SHIPPED / shipped_file.name:
+        return f'{shipped_file}{colon}{argument}'
     raise UserError(
         f'--config={name} is not there; the config of that name that td_jax ships is '
-        f'--config={SHIPPED / shipped.name}.'
+        f'--config={SHIPPED / shipped_file.name}.'
     )
 
 

@@ -49,11 +49,12 @@ def _write_cells(target, stored_results, results):
     """Writes results to the file of `stored_results`, if any, and reports cells that are removed from it."""
     if not target:
         return
-    if replaced := cells.cells_of_other_runs(results, stored_results):
-        table, column, row = replaced[0]
+    if unused_cells := cells.cells_of_other_runs(results, stored_results):
+        table, column, row = unused_cells[0]
         print(
-            f'td_jax: {target} had {len(replaced)} of these cells, such as table {table}, {column}, {row}, '
-            'from runs with other options than those of today; they are not used, and are removed from it.',
+            f'td_jax: {target} had {len(unused_cells)} of these cells, such as table {table}, {column}, '
+            f'{row}, from runs with other options than those of today; they are not used, and are removed '
+            'from it.',
             file=sys.stderr,
         )
     errors.write(target, errors.merge(stored_results, results))

@@ -107,13 +107,13 @@ def report(config, name: str) -> dict:
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
     program = hlo.parse(compiled.as_text())
     collectives, traffic = hlo.count_collectives(program), hlo.count_traffic(program)
-    communicated, transferred = sum(size for _, size in collectives.values()), traffic.total()
+    bytes_reduced, bytes_moved = sum(size for _, size in collectives.values()), traffic.total()
     times = {
         # Losses are always float32, but have few operations.
         'operations': operations * PASSES[config.compute_dtype] / chip.operations,
-        'bytes': transferred / chip.bandwidth,
+        'bytes': bytes_moved / chip.bandwidth,
         # Each device sends and receives about twice the bytes that it reduces.
-        'communication': 2 * communicated / chip.links,
+        'communication': 2 * bytes_reduced / chip.links,
     }
     bound = max(times, key=times.get)
     return {
@@ -134,7 +134,7 @@ def report(config, name: str) -> dict:
         'memory_of_chip': chip.memory,
         'operations': operations,
         'operations_by_compiler': cost['flops'],
-        'bytes': transferred,
+        'bytes': bytes_moved,
         'bytes_by_compiler': cost['bytes accessed'],
         'bytes_by_source': dict(_sum_by_part(traffic).most_common()),
         'collectives': {kind: list(value) for kind, value in collectives.items()},

@@ -53,8 +53,13 @@ def _explain_npz_misfit(config):
         return f'is for a ViT or a ResNet, and this student is of model.name {model.name}'
     if model.name == 'resnet' and not resnet.sizes_of(model).bottleneck:
         return f'is for the ResNets of BiT, and this student is of model.variant {model.variant}'
-    implied = {'activation': google.ACTIVATION, 'epsilon': google.EPSILON, 'registers': 0, 'pooling': 'class'}
-    for key, value in implied.items() if model.name == 'vit' else ():
+    fixed_options = {
+        'activation': google.ACTIVATION,
+        'epsilon': google.EPSILON,
+        'registers': 0,
+        'pooling': 'class',
+    }
+    for key, value in fixed_options.items() if model.name == 'vit' else ():
         if model[key] != value:
             return f'means model.{key} {value}, and that of this student is {model[key]}'
     for key, value in google.PREPROCESSING.task_options().items():

@@ -103,7 +103,7 @@ def set_values(config, values: dict):
 
 def _check_same_search(setting_name, chosen, teacher, name):
     """Refuses a choice that is not of the same search as that of the student without distillation."""
-    ours, basis = (chosen[SEARCHED].get(of, {}) for of in (name, 'supervised'))
+    ours, basis = (chosen[SEARCHED].get(variant, {}) for variant in (name, 'supervised'))
     current = chosen.get('supervised', {}) | teacher
     if (
         not ours

@@ -145,10 +145,10 @@ def draw(name: str, table: tables.Table, results: dict, path: pathlib.Path):
 def _draw_rows(figure, table, points_by_row):
     """Draws a panel for each row, columns from left to right; returns a note on the axis for the title."""
     columns = list(dict.fromkeys(point.column for row in points_by_row.values() for point in row))
-    across = min(ACROSS, len(points_by_row))
-    down = -(-len(points_by_row) // across)
-    figure.set_size_inches(1.2 + across * (1.1 + 0.35 * len(columns)), 1.0 + 2.6 * down)
-    all_axes = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True)
+    num_columns = min(ACROSS, len(points_by_row))
+    num_rows = -(-len(points_by_row) // num_columns)
+    figure.set_size_inches(1.2 + num_columns * (1.1 + 0.35 * len(columns)), 1.0 + 2.6 * num_rows)
+    all_axes = figure.subplots(num_rows, num_columns, squeeze=False, sharex=True, sharey=True)
     axis_note = _scale_axis(all_axes[0, 0], points_by_row)
     for axes, (row, row_points) in zip(all_axes.flat, points_by_row.items(), strict=False):
         places = [columns.index(point.column) for point in row_points]
@@ -165,7 +165,7 @@ def _draw_rows(figure, table, points_by_row):
     for place in range(len(points_by_row), all_axes.size):
         all_axes.flat[place].set_axis_off()
         # The panel above is the last one in its column, and needs the labels.
-        all_axes.flat[place - across].tick_params(axis='x', labelbottom=True)
+        all_axes.flat[place - num_columns].tick_params(axis='x', labelbottom=True)
     return axis_note
 
 

@@ -136,11 +136,11 @@ def draw(names, results: dict, path: epath.Path, baseline: str | None):
 
     figure = Figure(layout='constrained')
     FigureCanvasSVG(figure)
-    across = min(2, len(panels_of_all))
-    down = -(-len(panels_of_all) // across)
+    num_columns = min(2, len(panels_of_all))
+    num_rows = -(-len(panels_of_all) // num_columns)
     most = max(len(panel.rows) for panel in panels_of_all)
-    figure.set_size_inches(4.4 * across, 0.4 + down * (0.8 + 0.2 * most))
-    all_axes = figure.subplots(down, across, squeeze=False).flat
+    figure.set_size_inches(4.4 * num_columns, 0.4 + num_rows * (0.8 + 0.2 * most))
+    all_axes = figure.subplots(num_rows, num_columns, squeeze=False).flat
     for axes, panel in zip(all_axes, panels_of_all, strict=False):
         _draw_panel(axes, panel)
     for axes in all_axes[len(panels_of_all) :]:

@@ -436,7 +436,7 @@ def render_derived(name: str, table: tables.Derived, results: dict) -> str:
 def _paper_gain(table, paper, column, row):
     """The paper's relative improvement, or the difference of two in a contrast."""
     if column in table.contrasts:
-        first, second = (_paper_gain(table, paper, of, row) for of in table.contrasts[column])
+        first, second = (_paper_gain(table, paper, part, row) for part in table.contrasts[column])
         return first - second
     return paper['rows'][row][paper['columns'].index(column)][0]
 

@@ -97,9 +97,9 @@ def check(
             batch_size = config.batch_size + dispatch.unlabelled_batch_size(source, config)
             rows = batch_size // (mesh.devices.size * config.micro_batches)
             # The backward pass of a round needs the states that the round started from.
-            carried = config.num_seeds * rows * _count_bytes((own.lower, own.upper, states.lower))
+            bytes_per_round = config.num_seeds * rows * _count_bytes((own.lower, own.upper, states.lower))
             parts['conversation'] = (
-                max(config.td.rounds - 1, 0) * carried,
+                max(config.td.rounds - 1, 0) * bytes_per_round,
                 'lower td.rounds or num_seeds, or raise micro_batches',
             )
     _compare(mesh, parts)

@@ -358,8 +358,13 @@ def _check_start(config, student_source, teacher_source):
     changed = {key: (flat[f'teacher.{key}'], flat[key]) for key in keys}
     changed = {key: values for key, values in changed.items() if values[0] != values[1]}
     if changed:
-        different = ', '.join(f'{key} is {own} and teacher.{key} {of}' for key, (of, own) in changed.items())
-        settings = ' '.join(f'{key}={str(of).replace(" ", "")}' for key, (of, _) in changed.items())
+        different = ', '.join(
+            f'{key} is {own} and teacher.{key} {teacher_value}'
+            for key, (teacher_value, own) in changed.items()
+        )
+        settings = ' '.join(
+            f'{key}={str(teacher_value).replace(" ", "")}' for key, (teacher_value, _) in changed.items()
+        )
         raise UserError(
             f'model.initial is teacher, but {different}, with which the same parameters compute something '
             f'else; set {settings}, or model.initial=random.'
