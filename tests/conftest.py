@@ -202,14 +202,14 @@ def imagenet_data():
 def foundation():
     """A function (name of a real pretrained model) -> its folder; skips a test where it is not there.
 
-    It lies in `foundation`, beside the folder of prepared data sets.
+    It lies in `foundation`, next to the folder of prepared data sets.
     """
     folder = pathlib.Path(os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets')).expanduser().parent
 
     def find(name):
         path = folder / 'foundation' / name
         if not path.is_dir():
-            pytest.skip(f'the pretrained model {name} is not in foundation beside TFDS_DATA_DIR')
+            pytest.skip(f'the pretrained model {name} is not in foundation next to TFDS_DATA_DIR')
         return path
 
     return find

@@ -356,26 +356,26 @@ def list_names_read(source):
     return attributes | {key for key in keys if isinstance(key, str)}
 
 
-def find_unread(knobs, sources):
+def find_unread(keys, sources):
     """The options whose name no source reads."""
     names = set().union(*map(list_names_read, sources))
-    return {key for key in knobs if key.split('.')[-1] not in names}
+    return {key for key in keys if key.split('.')[-1] not in names}
 
 
-def test_every_knob_is_read():
+def test_every_option_is_read():
     sources = [
         path.read_text()
         for name, path in MODULES.items()
         if not lies_in(name, 'td_jax.config') and not lies_in(name, 'td_jax.reproduction')
     ]
     # Weights are read by the name of their term; the tests of the methods check those.
-    knobs = {key for key in config_lib.flatten(common.get_config()) if '.weights.' not in key}
+    keys = {key for key in config_lib.flatten(common.get_config()) if '.weights.' not in key}
     teachers = {'teacher.seed', 'teacher.num_steps'}
-    assert find_unread(knobs - teachers, sources) == set()
+    assert find_unread(keys - teachers, sources) == set()
     assert find_unread(teachers, [MODULES['td_jax.config.tree'].read_text()]) == set()
 
 
-def test_a_knob_that_nothing_reads_is_found():
+def test_an_option_that_nothing_reads_is_found():
     sources = ['x = config.read\n# config.only_said\n"""config.only_said"""\ny = config["by_key"]']
     assert find_unread({'a.read', 'by_key', 'only_said'}, sources) == {'only_said'}
 
@@ -530,7 +530,7 @@ def test_everything_public_says_what_it_is(name):
             assert ast.get_docstring(node) or node.name == 'main', f'{name}.{node.name}'
 
 
-def test_digits_is_the_papers_setting_in_small():
+def test_digits_is_the_papers_setting_at_reduced_scale():
     """The teacher's labels and the student's have nothing in common."""
     config = digits.get_config()
     assert not set(config.dataset.classes) & set(config.teacher.dataset.classes)

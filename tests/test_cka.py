@@ -75,7 +75,7 @@ def test_the_command_writes_numbers_and_a_picture(run_command, runs, tmp_path):
         (['--workdir=RUN/teacher'], 'is a run of supervised without a teacher'),
     ],
 )
-def test_a_mistake_is_one_line(run_command, runs, tmp_path, arguments, text):
+def test_invalid_input_is_one_line(run_command, runs, tmp_path, arguments, text):
     folder = runs / 'td'
     before = sorted(folder.rglob('*'))
     code, out, err = run_command('cka', *(argument.replace('RUN', str(folder)) for argument in arguments))

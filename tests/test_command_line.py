@@ -33,7 +33,7 @@ command_line.run(lambda: print('ran'), required=('tables',))
         ('tables', 'tables is not a flag; every flag starts with --.'),
     ],
 )
-def test_a_mistake_is_one_line(flag, text):
+def test_invalid_input_is_one_line(flag, text):
     completed = subprocess.run(
         [sys.executable, '-c', COMMAND, flag],
         cwd=ROOT,
@@ -96,13 +96,13 @@ def test_what_is_right_is_run():
     assert (completed.returncode, completed.stdout, completed.stderr) == (0, 'ran\n', '')
 
 
-def test_a_typed_knob_without_effect_is_said():
+def test_an_option_without_effect_is_reported():
     """The line comes before any other; the run is then refused because of its batch size."""
-    knobs = {'method': 'ld', 'td.rounds': 3, 'num_steps': 5, 'batch_size': 10_000}
+    options = {'method': 'ld', 'td.rounds': 3, 'num_steps': 5, 'batch_size': 10_000}
     completed = subprocess.run(
         [
             *(sys.executable, '-m', 'td_jax.main', '--config=configs/digits.py', '--workdir=never'),
-            *(f'--config.{key}={value}' for key, value in knobs.items()),
+            *(f'--config.{key}={value}' for key, value in options.items()),
         ],
         cwd=ROOT,
         env=os.environ,

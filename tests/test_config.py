@@ -23,9 +23,9 @@ FREE_TEXT = {
     ),
     *('tracking.wandb', 'tracking.mlflow'),
     *(
-        f'{side}dataset.{knob}'
+        f'{side}dataset.{option}'
         for side in ('', 'teacher.')
-        for knob in ('genre', 'filter_column', 'filter_value')
+        for option in ('genre', 'filter_column', 'filter_value')
     ),
     *(f'dataset.{of}_column' for of in ('user', 'item', 'rating', 'timestamp')),
 }
@@ -51,7 +51,7 @@ def test_defaults_are_accepted():
 
 
 @pytest.mark.parametrize('key', [*config_lib.flatten(common.get_config()), 'model.embeddings.user'])
-def test_every_knob_is_checked(key):
+def test_every_option_is_checked(key):
     config = common.get_config()
     config.model.embeddings.user = 4
     value = config_lib.flatten(config)[key]
@@ -363,7 +363,7 @@ OF_SOME = tuple(
     ('key', 'method'),
     [(key, method) for key in KEYS for method in (objectives.METHODS if key.startswith(OF_SOME) else OF_ALL)],
 )
-def test_every_option_is_part_of_a_run_unless_it_is_said_why_not(key, method):
+def test_every_option_is_part_of_a_run_unless_a_reason_is_given(key, method):
     """A new option is part of the identity."""
     config = common.get_config()
     config.method, config.dataset.split = method, 'validation'
@@ -393,7 +393,7 @@ def test_methods_differ():
     assert len(digests) == len(objectives.METHODS)
 
 
-def test_a_new_knob_changes_no_digest(monkeypatch):
+def test_a_new_option_changes_no_digest(monkeypatch):
     config = movielens.get_config()
     before, stored = config_lib.digest(config), json.loads(config_lib.to_json(config))
     declared = common.get_config
@@ -452,7 +452,7 @@ def test_the_curve_on_the_validation_slice_is_part_of_a_run_that_has_one():
     assert config_lib.digest(validation) != before[1]
 
 
-def test_the_teachers_run_has_the_teachers_knobs():
+def test_the_teachers_run_has_the_teachers_options():
     config = movielens.get_config()
     config.teacher.seed, config.teacher.num_steps = 5, 77
     config.teacher.dataset.genre = 'Comedy'
@@ -545,7 +545,7 @@ def test_flatten_joins_keys_with_dots():
         ),
     ],
 )
-def test_a_knob_without_effect_is_said_with_the_reason(changes, key, reason):
+def test_an_option_without_effect_is_reported_with_the_reason(changes, key, reason):
     config = common.get_config()
     config.update_from_flattened_dict(changes)
     assert config_lib.explain_without_effect(config, [key, 'num_steps']) == {key: reason}
@@ -566,7 +566,7 @@ def test_views_of_examples_that_vary_have_an_effect(changes):
     assert config_lib.explain_without_effect(config, ['teacher.views']) == {}
 
 
-def test_every_knob_has_an_effect_in_some_run():
+def test_every_option_has_an_effect_in_some_run():
     """No option is reported as without effect in every config."""
     never_effective = set(config_lib.flatten(common.get_config()))
     for changes in (
@@ -580,9 +580,9 @@ def test_every_knob_has_an_effect_in_some_run():
         *({'method': method} for method in objectives.METHODS),
         {'num_seeds': 2},
         {
-            f'{prefix}optimizer.{knob}': value
+            f'{prefix}optimizer.{option}': value
             for prefix in ('', 'teacher.')
-            for knob, value in (('name', 'sgd'), ('weight_decay', 0.1))
+            for option, value in (('name', 'sgd'), ('weight_decay', 0.1))
         },
     ):
         config = common.get_config()

@@ -13,7 +13,7 @@ def mlp_run(small_config, tmp_path_factory):
     return folder
 
 
-def test_the_command_says_size_and_speed_beside_the_teachers(run_command, mlp_run, tmp_path):
+def test_the_command_reports_size_and_speed_next_to_the_teachers(run_command, mlp_run, tmp_path):
     """Counts by hand: 64 pixels; layers of 5 and 3 units (student) and 7 and 11 (teacher); 5 labels each."""
     path = tmp_path / 'student.bin'
     code, out, err = run_command('export', f'--workdir={mlp_run}', '--format=stablehlo', f'--output={path}')
@@ -37,7 +37,7 @@ def test_the_command_says_size_and_speed_beside_the_teachers(run_command, mlp_ru
         (['--workdir=RUN/no', '--format=stablehlo'], 'is not the workdir of a finished run'),
     ],
 )
-def test_a_mistake_is_one_line(run_command, mlp_run, arguments, text):
+def test_invalid_input_is_one_line(run_command, mlp_run, arguments, text):
     before = sorted(mlp_run.rglob('*'))
     code, out, err = run_command('export', *(argument.replace('RUN', str(mlp_run)) for argument in arguments))
     assert (code, out, err.count('\n')) == (2, '', 1)

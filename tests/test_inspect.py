@@ -44,7 +44,7 @@ def test_the_command_prints_the_report():
         (['hf://owner/name'], 'preprocessor_config.json from https://huggingface.co/owner/name'),
     ],
 )
-def test_a_mistake_is_one_line(tmp_path, arguments, text):
+def test_invalid_input_is_one_line(tmp_path, arguments, text):
     code, out, err = run(*arguments, HF_HUB_OFFLINE='1', HF_HOME=str(tmp_path))
     assert (code, out, err.count('\n')) == (2, '', 1)
     assert err.startswith('td_jax: ')

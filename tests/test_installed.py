@@ -74,7 +74,7 @@ def run_in_folder(python, arguments, folder):
 
 
 @pytest.mark.long
-def test_td_jax_works_beside_a_package_called_configs(python, project):
+def test_td_jax_works_next_to_a_package_called_configs(python, project):
     code, out, err = run_in_folder(python, ['-c', OWN], project)
     assert (code, out) == (0, ''), err
     flags = ['--config=td_jax/configs/digits.py', '--workdir=run', *FLAGS]

@@ -559,7 +559,7 @@ def test_run_calls_again_what_was_told_to_stop(cloud):
     assert 'the connection was lost' not in err
 
 
-def test_run_makes_a_preempted_vm_again_and_goes_on(tmp_path, checkout):
+def test_run_makes_a_preempted_vm_again_and_continues(tmp_path, checkout):
     cloud = Cloud(tmp_path, checkout, workers=1)
     # As often as needed: more often than workers without an answer are retried.
     cloud.trains(*['preempted'] * 7, '75', '0')
@@ -765,7 +765,7 @@ def test_create_finds_what_is_there(cloud):
     assert (code, 'vit is STOPPED; start it with gcloud, or delete it' in err) == (1, True)
 
 
-def test_trouble_with_gcloud_is_told_in_its_own_words(cloud):
+def test_errors_of_gcloud_are_reported_in_its_own_words(cloud):
     cloud.script('trouble', *['You do not currently have an active account selected.'] * 5)
     code, _, err = cloud('status', 'vit', *PLACE)
     assert code == 1

@@ -367,7 +367,7 @@ DIGITS = '--config=configs/digits.py'
         ([DIGITS, '--config.batch_size=51'], ['batch_size is 51, but digits 5, 6, 7, 8, 9 has 50 training']),
     ],
 )
-def test_a_mistake_is_one_line(arguments, parts, tmp_path):
+def test_invalid_input_is_one_line(arguments, parts, tmp_path):
     for name, text in CONFIGS.items():
         (tmp_path / name).write_text(text)
     (tmp_path / 'configs').symlink_to(ROOT / 'configs')

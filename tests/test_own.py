@@ -290,7 +290,7 @@ def test_a_method_that_is_brought_without_weights_is_refused(config_of_own_parts
     assert not (tmp_path / 'run').exists()
 
 
-def test_a_model_that_is_brought_may_read_any_knob(config_of_own_parts):
+def test_a_callers_model_may_read_any_option(config_of_own_parts):
     """So every option is part of the identity of its runs."""
 
     def make_changed_config(**values):

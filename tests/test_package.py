@@ -28,7 +28,7 @@ def test_every_command_of_the_package_is_one_of_td_jax():
     assert 'main' in modules
 
 
-def test_version_and_dependencies_are_said_once():
+def test_version_and_dependencies_are_declared_once():
     dynamic = PYPROJECT['tool']['setuptools']['dynamic']
     assert set(PYPROJECT['project']['dynamic']) == {'version', 'dependencies'}
     assert dynamic['version'] == {'attr': 'td_jax.__version__'}

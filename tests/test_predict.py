@@ -35,7 +35,7 @@ def test_an_image_goes_in_and_a_class_comes_out(run_command, run_folder, tmp_pat
         (['--input=a.csv', '--output=NEW/out.csv', '--top=3'], '--top is for --user'),
     ],
 )
-def test_a_mistake_is_one_line(run_command, run_folder, tmp_path, arguments, text):
+def test_invalid_input_is_one_line(run_command, run_folder, tmp_path, arguments, text):
     arguments = [argument.replace('NEW', str(tmp_path)) for argument in arguments]
     code, out, err = run_command('predict', f'--workdir={run_folder}', *arguments)
     assert (code, out, err.count('\n')) == (2, '', 1)

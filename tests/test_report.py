@@ -41,7 +41,7 @@ def test_the_command_writes_a_page(run_command, tmp_path):
     assert 'nothing is saved yet, at step 3' in text
 
 
-def test_a_mistake_is_one_line(run_command, tmp_path):
+def test_invalid_input_is_one_line(run_command, tmp_path):
     target = tmp_path / 'page.html'
     code, out, err = run_command('report', f'--workdir={tmp_path}', f'--output={target}')
     assert (code, out) == (2, '')

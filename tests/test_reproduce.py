@@ -104,26 +104,26 @@ def test_tables_are_shown_from_a_file_of_errors_alone(tmp_path):
     }
     running = {name: start(f'--tables={t}', f'--from_errors={p}') for name, (t, p) in arguments.items()}
     running['no folder to run in'] = start('--tables=digits', f'--workdir={path}')
-    running['beside TD'] = start('--tables=digits', f'--from_errors={path}', '--baseline=TD')
-    running['beside no row'] = start('--tables=digits', f'--from_errors={path}', '--baseline=SRD')
+    running['baseline TD'] = start('--tables=digits', f'--from_errors={path}', '--baseline=TD')
+    running['unknown baseline'] = start('--tables=digits', f'--from_errors={path}', '--baseline=SRD')
     running['no workdir'] = start('--tables=digits', f'--errors={path}')
     running['no folder'] = start('--tables=digits', f'--workdir={tmp_path}', f'--errors={tmp_path}/a/b.npz')
     outputs = {name: process.communicate() for name, process in running.items()}
     text, shown_err = outputs.pop('shown')
-    beside, _ = outputs.pop('beside TD')
-    assert (running.pop('shown').returncode, running.pop('beside TD').returncode, shown_err) == (0, 0, '')
+    with_td_baseline, _ = outputs.pop('baseline TD')
+    assert (running.pop('shown').returncode, running.pop('baseline TD').returncode, shown_err) == (0, 0, '')
     assert {process.returncode for process in running.values()} == {2}
     rows = {row: None for row in tables.TABLES['digits'].rows} | results['digits']['5 to 9']
     arguments = ['digits'], {'digits': {'5 to 9': rows}}, tables.GENRES, ['CIFAR10']
-    assert (text, beside) == (render.make(*arguments) + '\n', render.make(*arguments, 'TD') + '\n')
-    assert find_cells(beside, 'TD')[3] == '' != find_cells(text, 'TD')[3]
+    assert (text, with_td_baseline) == (render.make(*arguments) + '\n', render.make(*arguments, 'TD') + '\n')
+    assert find_cells(with_td_baseline, 'TD')[3] == '' != find_cells(text, 'TD')[3]
     assert ' to ' in find_cells(text, 'TD')[4]
     messages = {name: err for name, (out, err) in outputs.items() if not out}
     assert messages == {
         'of another table': (
             f'td_jax: {path} has nothing of table 3 in these columns; it holds digits: 5 to 9.\n'
         ),
-        'beside no row': messages['beside no row'],
+        'unknown baseline': messages['unknown baseline'],
         'damaged': messages['damaged'],
         'missing': f'td_jax: {tmp_path}/none.npz does not exist.\n',
         'no folder to run in': (
@@ -133,8 +133,8 @@ def test_tables_are_shown_from_a_file_of_errors_alone(tmp_path):
         'no folder': f'td_jax: --errors {tmp_path}/a/b.npz cannot be written: its folder is missing.\n',
     }
     assert messages['damaged'].startswith(f'td_jax: {damaged} cannot be read as arrays (')
-    assert messages['beside no row'].startswith("td_jax: --baseline 'SRD' is not known.")
-    assert [messages[name].count('\n') for name in ('damaged', 'beside no row')] == [1, 1]
+    assert messages['unknown baseline'].startswith("td_jax: --baseline 'SRD' is not known.")
+    assert [messages[name].count('\n') for name in ('damaged', 'unknown baseline')] == [1, 1]
     assert sorted(p.name for p in tmp_path.iterdir()) == ['damaged.npz', 'errors.npz']
 
 

@@ -12,7 +12,7 @@ from tests import forked
         (['--topology=v5e:2x2', '--config.batch_size=0'], 'batch_size is 0; it must be more than 0'),
     ],
 )
-def test_a_mistake_is_one_line(flags, text):
+def test_invalid_input_is_one_line(flags, text):
     completed = forked.run(['-m', 'td_jax.tpu_report', '--config=configs/vit_tiny_cifar10.py', *flags])
     assert (completed.returncode, completed.stdout, completed.stderr.count('\n')) == (2, '', 1)
     assert completed.stderr.startswith(f'td_jax: {text}')

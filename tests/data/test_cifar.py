@@ -172,7 +172,7 @@ def test_the_files_are_read_once():
 
 
 @pytest.mark.parametrize('name', ['cifar10', 'movielens/100k-ratings'])
-def test_data_that_is_missing_is_told_with_the_folder_that_was_searched(monkeypatch, tmp_path, name):
+def test_missing_data_is_reported_with_the_folder_that_was_searched(monkeypatch, tmp_path, name):
     import tensorflow_datasets as tfds
 
     def fail_to_resolve(*_):

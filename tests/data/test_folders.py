@@ -115,7 +115,7 @@ def test_train_and_test_are_taken_as_they_are(tmp_path, split):
         assert len(source.train['labels']) == 13
 
 
-def test_what_is_not_read_is_said(tmp_path):
+def test_what_is_not_read_is_reported(tmp_path):
     write_folder(tmp_path / 'own', {'a': 5, 'b': 5})
     for folder in ('__MACOSX', '.ipynb_checkpoints', 'b/deeper'):
         (tmp_path / 'own' / folder).mkdir()
@@ -387,7 +387,7 @@ def test_an_image_that_cannot_be_read_is_refused_by_name(tmp_path, name, kept_gb
     assert_refused(tmp_path, r'/b/003\.jpg', kept_gb=kept_gb)
 
 
-def test_a_teachers_classes_are_told_as_its_own(tmp_path):
+def test_a_teachers_classes_are_reported_as_its_own(tmp_path):
     write_folder(tmp_path / 'own', {'a': 20, 'b': 20})
     config = make_config(tmp_path / 'own')
     config.update_from_flattened_dict({**SMALL, 'method': 'td', 'teacher.dataset.classes': (0, 7)})

@@ -30,7 +30,7 @@ SUFFIXES = '.jpg', '.JPEG', '.png', '.webp', '.tif', '.Tiff'
 NAMES = [f'{place}/{i:02}{suffix}' for place in ('a', 'b/c') for i, suffix in enumerate(SUFFIXES)]
 
 
-def test_hidden_files_are_left_out_and_what_is_left_out_is_said(folder):
+def test_hidden_files_are_left_out_and_what_is_left_out_is_reported(folder):
     listing = image_files.find_images(folder)
     assert listing.files == {name: folder / name for name in NAMES}
     assert listing.ignored == 'a/notes.txt, b/x.heic, 4 hidden'

@@ -482,7 +482,7 @@ def test_an_image_that_cannot_be_decoded_is_named(monkeypatch, tmp_path, damaged
         list(load().evaluation.open(2, 0, 1))
 
 
-def test_a_damaged_file_is_told(monkeypatch, tmp_path):
+def test_a_damaged_file_is_reported(monkeypatch, tmp_path):
     write_dataset(
         tmp_path,
         {

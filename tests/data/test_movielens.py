@@ -122,7 +122,7 @@ def test_the_vocabulary_is_that_of_the_tasks_own_training(genre, split):
 
 
 @pytest.mark.usefixtures('movielens_data')
-def test_movies_are_told_apart_by_id_and_not_by_title():
+def test_movies_are_distinguished_by_id_and_not_by_title():
     ratings = movielens.read_ratings('100k')
     assert len(ratings.titles) == 1_682
     movies_of = collections.defaultdict(set)

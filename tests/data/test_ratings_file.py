@@ -71,7 +71,7 @@ def make_film_table(separator=','):
 
 
 @pytest.mark.parametrize('name', ['own.csv', 'own.TSV'])
-def test_four_columns_are_enough_and_others_are_said(tmp_path, name):
+def test_four_columns_are_enough_and_others_are_reported(tmp_path, name):
     path = write_file(tmp_path, make_film_table(',' if name == 'own.csv' else '\t'), name)
     source = load(path)
     assert (source.name, source.task, source.label_names) == (f'{name} all', 'regression', ('rating',))
@@ -217,7 +217,7 @@ def test_a_tsv_has_no_quotes(tmp_path):
     )
 
 
-def test_a_row_over_several_lines_is_said(tmp_path):
+def test_a_row_over_several_lines_is_reported(tmp_path):
     rows = [f'u,i{i},{i},{i},a' for i in range(10)]
     text = '\n'.join([f'{HEADER},note', *rows, 'u,x,1,20,"5', 'u,y,1,21,"', 'u,z,1,22,"6', '\n', '"', ''])
     assert load(write_file(tmp_path, text)).note == (
@@ -422,7 +422,7 @@ def test_words_that_are_more_than_the_machine_holds_are_refused(tmp_path, monkey
     assert_refused(write_file(tmp_path, make_film_table()), message, words=('title',))
 
 
-def test_a_mistake_in_the_teachers_filter_is_told_as_its_own(tmp_path):
+def test_an_error_in_the_teachers_filter_is_reported_as_its_own(tmp_path):
     config = make_config(write_file(tmp_path, make_film_table()), split='test')
     config.batch_size = 4
     config.teacher.dataset.update({'filter_column': 'kinds', 'filter_value': 'Dramma'})

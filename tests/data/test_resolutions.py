@@ -185,7 +185,7 @@ def test_a_side_that_patches_do_not_divide_is_named(make_config):
         config_lib.check(config)
 
 
-def test_the_same_resolution_said_or_not_is_the_same_run(make_config):
+def test_the_same_resolution_set_or_not_is_the_same_run(make_config):
     config = make_config()
     config.teacher.dataset.update(images_config.get_config().teacher.dataset)
     explicit = config.copy_and_resolve_references()

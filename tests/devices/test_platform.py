@@ -123,7 +123,7 @@ def test_from_python_it_is_a_user_error(good_run, tmp_path):
         ),
     ],
 )
-def test_what_jax_says_is_said_in_one_line(platforms, error, expected, monkeypatch):
+def test_an_error_of_jax_is_reported_in_one_line(platforms, error, expected, monkeypatch):
     def raise_error():
         raise error
 

@@ -165,7 +165,7 @@ def test_images_that_are_kept_resized_are_rounded(finished_vit, write_program_of
         np.testing.assert_allclose(logits, expected, atol=1e-4 * np.abs(expected).max())
 
 
-def test_bfloat16_stays_or_is_said(finished_vit, write_program_of, logits_of):
+def test_bfloat16_stays_or_is_reported(finished_vit, write_program_of, logits_of):
     finished = finished_vit('bfloat16')
     pixels = make_pixels((2, 32, 32))
     expected = logits_of(finished, (pixels / 127.5 - 1).astype(np.float32))
@@ -302,7 +302,7 @@ def test_a_library_that_is_missing_is_one_line(mlp_run, tmp_path, monkeypatch, n
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_a_broken_library_logs_is_dropped_and_logging_goes_on(caplog, tmp_path, monkeypatch):
+def test_what_a_broken_library_logs_is_dropped_and_logging_continues(caplog, tmp_path, monkeypatch):
     (tmp_path / 'loud_and_broken.py').write_text(
         'import logging\nlogging.warning("part")\nraise ValueError("x")'
     )

@@ -262,7 +262,7 @@ def test_a_save_that_fails_leaves_the_older_ones(folder, monkeypatch):
     assert restore(folder)[0] == 2
 
 
-def test_a_save_that_failed_is_told_at_the_next_one(folder, monkeypatch):
+def test_a_save_that_failed_is_reported_at_the_next_one(folder, monkeypatch):
     manager = checkpoints.Checkpoints(folder)
 
     def fail_to_digest(*_):
@@ -278,7 +278,7 @@ def test_a_save_that_failed_is_told_at_the_next_one(folder, monkeypatch):
     assert restore(folder)[0] == 5
 
 
-def test_a_save_that_orbax_refuses_is_told(folder, monkeypatch):
+def test_a_save_that_orbax_refuses_is_reported(folder, monkeypatch):
     manager = checkpoints.Checkpoints(folder)
     monkeypatch.setattr(manager._manager, 'save', lambda *_, **__: False)
     with pytest.raises(UserError, match='refused to write the checkpoint of step 3'):

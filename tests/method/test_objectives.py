@@ -376,7 +376,7 @@ def test_scaled_distances_are_over_the_variance_of_their_targets(rounds, referen
 
 
 @pytest.mark.parametrize(
-    ('method', 'knob', 'value'),
+    ('method', 'option', 'value'),
     [
         ('crd', 'temperature', 0.5),
         ('srd', 'alpha', 2.0),
@@ -384,8 +384,8 @@ def test_scaled_distances_are_over_the_variance_of_their_targets(rounds, referen
         ('dist', 'temperature', 4.0),
     ],
 )
-def test_a_knob_of_a_method_is_that_of_its_equations(method, knob, value):
-    case = make_case(method, **{f'{method}__{knob}': value})
+def test_an_option_of_a_method_is_that_of_its_equations(method, option, value):
+    case = make_case(method, **{f'{method}__{option}': value})
     assert_terms(case, REFERENCES[method](case))
 
 

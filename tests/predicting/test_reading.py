@@ -67,7 +67,7 @@ def test_columns_come_by_name_with_their_lines(read_table):
         ('user_id,movie_id\n1,"2\n3,4\n', 'a.csv, lines 2 to 3: unexpected end of data.'),
     ],
 )
-def test_what_is_wrong_with_a_table_is_said_with_its_line(read_table, content, message):
+def test_what_is_wrong_with_a_table_is_reported_with_its_line(read_table, content, message):
     with pytest.raises(UserError) as error_info:
         read_table(content)
     assert message in str(error_info.value)

@@ -208,7 +208,7 @@ def test_its_parameters_are_those_of_a_model_of_the_config(tiny):
     assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, initial)
 
 
-def test_what_a_checkpoint_is_is_said(tiny):
+def test_a_checkpoint_is_described(tiny):
     report = summary.report(str(tiny))
     values_by_name = dict(line.split(maxsplit=1) for line in report.splitlines()[2:9])
     total = sum(x.size for x in make_weights(8).values())

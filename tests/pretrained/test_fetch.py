@@ -138,7 +138,7 @@ def test_a_page_in_place_of_a_file_is_not_kept(server):
     assert list_cached(server.cache) == []
 
 
-def test_a_file_that_is_not_published_is_told_in_one_line(server):
+def test_a_file_that_is_not_published_is_one_line(server):
     with pytest.raises(UserError, match=r'cannot be downloaded \(404') as error_info:
         pretrained.read('gs://bucket/ViT.npz')
     assert '\n' not in str(error_info.value)
@@ -188,7 +188,7 @@ def test_without_a_network_one_line_says_what_to_do(monkeypatch, tmp_path):
     assert pretrained.read('gs://vit_models/imagenet21k/ViT-B_32.npz').architecture.sizes == SIZES
 
 
-def test_a_cache_that_cannot_be_written_is_told(server, tmp_path):
+def test_a_cache_that_cannot_be_written_is_reported(server, tmp_path):
     server.cache.write_text('a file')
     with pytest.raises(UserError, match=r'cannot be downloaded \(Not a directory|File exists'):
         pretrained.read('https://example.org/ViT.npz')

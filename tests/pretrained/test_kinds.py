@@ -162,7 +162,7 @@ def test_a_student_comes_back_as_it_was(tmp_path, initial, registers, pooling, m
         ({'pooling': 'class_and_mean', 'sizes': SIZES._replace(mlp=50)}, 'DINOv2 alone'),
     ],
 )
-def test_what_no_kind_has_is_said(changes, words):
+def test_what_no_kind_has_is_reported(changes, words):
     kind, reason = kinds.kind_of(PLAIN._replace(**changes))
     assert kind is None
     assert re.search(words, reason)

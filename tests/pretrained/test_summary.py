@@ -93,7 +93,7 @@ def test_the_short_flags_and_the_long_ones_make_the_same_teacher(name):
     assert changed_values(config, configs[-1]) == {}
 
 
-def test_registers_and_what_the_head_reads_are_said():
+def test_registers_and_the_input_of_the_head_are_reported():
     text = summary.report(str(GOLDEN / 'hf_dinov2_registers_tiny'))
     assert 'a class token and 3 registers\n' in text
     assert 'head reads  class_and_mean\n' in text
@@ -133,7 +133,7 @@ def test_a_block_keeps_its_shape():
         assert s.shape == (3, 17, 48)
 
 
-def test_how_images_are_shown_and_labels_are_called_is_said(tmp_path):
+def test_preprocessing_and_names_of_labels_are_reported(tmp_path):
     folder = tmp_path / 'folder'
     shutil.copytree(GOLDEN / 'hf_vit_tiny_classifier', folder)
     text = summary.report(str(folder))

@@ -89,7 +89,7 @@ def test_of_accuracies_more_is_better(write_run, tmp_path):
     assert compare_methods(tmp_path)['td'].verdict == 'better'
 
 
-def test_one_seed_tells_nothing_apart(write_run, tmp_path):
+def test_one_seed_gives_no_verdict(write_run, tmp_path):
     """Even if the bootstrap over its examples is far from 0."""
     write_run(tmp_path / 'scratch', [1.0], np.ones((1, 9)), method='supervised')
     write_run(tmp_path / 'td', [0.1], np.full((1, 9), 0.01))

@@ -163,7 +163,7 @@ def test_runs_on_the_test_have_no_curve_of_it(write_run, tmp_path):
     assert 'validation rmse' not in titles
 
 
-def test_why_there_is_no_difference_is_said_once(write_run, tmp_path):
+def test_why_there_is_no_difference_is_reported_once(write_run, tmp_path):
     write_run(tmp_path / 'td', [0.5, 0.6], np.ones((2, 3)))
     write_run(tmp_path / 'ld', [0.5, 0.6], method='ld')
     notes = [text for text in render_page(tmp_path)[1].texts if text.startswith('No difference')]
@@ -179,7 +179,7 @@ def test_why_there_is_no_difference_is_said_once(write_run, tmp_path):
     assert [text for text in texts if text.startswith('fd: ') and 'errors.npz cannot be read' in text]
 
 
-def test_more_rows_than_a_chart_tells_apart_are_in_several(write_run, tmp_path):
+def test_more_rows_than_a_chart_can_show_are_in_several(write_run, tmp_path):
     write_run(tmp_path / 'scratch', [0.5, 0.6], lines=make_lines(), method='supervised')
     for i in range(7):
         write_run(tmp_path / f'td_{i}', [0.5, 0.6], lines=make_lines(), td__rounds=i)

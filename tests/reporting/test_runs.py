@@ -127,7 +127,7 @@ def test_what_can_be_read_of_a_run_is(write_run, tmp_path):
     folder = pathlib.Path(write_run(tmp_path / 'run', [0.5], lines=lines))
     with (folder / 'metrics.jsonl').open('a') as file:
         file.write('{"step": 4, "train_loss": 1.0, "train_task": NaN}\n[]\n{"step": true}\n{"step": 5, "tr')
-    change_json(folder / 'config.json', method='mine', knob=3)
+    change_json(folder / 'config.json', method='mine', option=3)
     (run,) = runs.find_runs(epath.Path(tmp_path)).runs
     assert run.state == runs.FINISHED
     assert [line.keys() for line in run.lines] == [
@@ -135,8 +135,8 @@ def test_what_can_be_read_of_a_run_is(write_run, tmp_path):
         {'step', 'train_loss', 'train_task'},
     ]
     assert run.config is None
-    assert (run.stored['method'], run.stored['knob'], run.stored['batch_size']) == ('mine', 3, 8)
-    assert run.remarks == ('config.json: knob is a key of another version of td_jax.',)
+    assert (run.stored['method'], run.stored['option'], run.stored['batch_size']) == ('mine', 3, 8)
+    assert run.remarks == ('config.json: option is a key of another version of td_jax.',)
     # A folder in place of a file.
     (folder / 'metrics.jsonl').unlink()
     (folder / 'metrics.jsonl').mkdir()
@@ -174,7 +174,7 @@ def test_a_folder_without_runs_is_refused(tmp_path):
         runs.find_runs(epath.Path(tmp_path / 'file'))
 
 
-def test_a_folder_that_cannot_be_read_is_said(write_run, tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_read_is_reported(write_run, tmp_path, monkeypatch):
     write_run(tmp_path / 'run', [0.5])
     (tmp_path / 'closed').mkdir()
     plain = type(epath.Path(tmp_path)).iterdir

@@ -117,7 +117,7 @@ def test_a_setting_is_data_and_architecture(write_run, tmp_path):
     }
 
 
-def test_a_teacher_is_in_a_setting_only_beside_students(write_run, tmp_path):
+def test_a_teacher_is_in_a_setting_only_with_students(write_run, tmp_path):
     write_run(tmp_path / 'td', [0.5])
     # A teacher in its student's workdir on the student's task; elsewhere on that task; and on another task.
     write_run(tmp_path / 'td' / 'teacher', [0.5], method='supervised', seed=7)

@@ -28,7 +28,7 @@ def find_cells(text, row):
 
 
 @pytest.mark.parametrize('path', sorted(cells.TUNED.glob('*.json')), ids=lambda path: path.stem)
-def test_tuned_values_are_of_known_knobs(path):
+def test_tuned_values_are_of_known_options(path):
     declared = config_lib.flatten(common.get_config())
     config = cells.base_config(path.stem)
     for setting, chosen in cells.read_tuned(path.stem).items():
@@ -83,7 +83,7 @@ def test_a_variant_is_tuned_under_its_own_name(monkeypatch):
     assert (config.td.weights.logits, config.td.rounds, config.td.weights.state) == (0.0, 3, 5.0)
 
 
-def test_a_row_may_have_knobs_chosen_on_other_columns(monkeypatch):
+def test_a_row_may_have_hyperparameters_chosen_on_other_columns(monkeypatch):
     """The row has the common teacher; without its own choices it is refused, not run with the usual ones."""
     tuned = {
         'movielens_by_user': {
@@ -185,7 +185,7 @@ def test_controls_of_td_with_logits_differ_from_it_in_one_thing():
     }
 
 
-def test_a_row_may_have_the_knobs_of_another_but_its_weights():
+def test_a_row_may_have_the_hyperparameters_of_another_but_its_weights():
     tuned = {
         'movielens_by_user': {
             'supervised': {'model.dropout': 0.4, 'num_steps': 5},

@@ -20,7 +20,7 @@ RUN = re.compile(r'\b(?:td|fd)-[0-9a-f]{10}\b')
 
 
 @pytest.mark.parametrize('name', FILES)
-def test_cells_are_of_the_runs_that_their_knobs_give(name, request):
+def test_cells_are_of_the_runs_of_todays_hyperparameters(name, request):
     if name.startswith('movielens'):
         # The number of steps of a genre depends on its number of ratings.
         request.getfixturevalue('movielens_data')

@@ -154,7 +154,7 @@ def test_a_sweep_has_a_panel_a_column_and_a_line_for_each_number_of_rounds(tmp_p
         )
 
 
-def test_a_search_is_drawn_beside_its_own_baseline():
+def test_a_search_is_drawn_relative_to_its_own_baseline():
     table = tables.TABLES['3_searches']
     row = 'TD (sampler seed 1)'
     rows = {

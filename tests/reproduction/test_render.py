@@ -362,7 +362,7 @@ def test_the_mean_over_columns_is_that_of_each_seeds_differences(unwidened):
     assert 'Mean over' not in render_table_3(cells)
 
 
-def test_the_mean_over_columns_is_also_that_of_knobs_chosen_on_the_test_split():
+def test_the_mean_over_columns_is_also_given_for_the_sensitivity_check():
     ours, theirs = (
         np.array([[0.5, 0.75, 0.5], [1.0, 1.5, 1.0]]),
         np.array([[1.0, 1.0, 1.25], [1.0, 1.25, 2.0]]),
@@ -558,7 +558,7 @@ def test_a_derived_table_is_the_mean_improvement(name):
     assert ours['ML(Dense)'].startswith('+10.00 ± ')
 
 
-def test_an_improvement_is_beside_the_same_seeds_of_a_table_with_more():
+def test_an_improvement_is_relative_to_the_same_seeds_of_a_table_with_more():
     few, many = draw_rounded((2, 12), low=0.5, key=3), draw_rounded((4, 12), low=0.5, key=4)
     results = {
         '5_user': {GENRE: {'1 iteration': make_measured_cell(few, [0, 1])}},

@@ -75,7 +75,7 @@ def find_cells(text, row):
 
 
 @pytest.mark.long
-def test_a_table_says_who_taught_and_takes_no_other_teacher(table, base, other_checkpoint, tmp_path):
+def test_a_table_names_its_teacher_and_accepts_no_other(table, base, other_checkpoint, tmp_path):
     root, moved_checkpoint = epath.Path(tmp_path / 'runs'), str(tmp_path / 'moved')
     shutil.copytree(TINY, moved_checkpoint)
     del table.rows['FD']

@@ -99,7 +99,7 @@ def test_a_table_of_a_public_teacher_has_five_searches_and_another_has_all(name)
         assert runs[0] == runs[1]
 
 
-def test_knobs_chosen_on_war_stand_beside_the_cells_of_the_other_table():
+def test_hyperparameters_chosen_on_war_are_compared_with_the_cells_of_the_other_table():
     """The usual rows have the runs of Table 3; the others have other hyperparameters."""
     war, other = tables.TABLES['war_user'], tables.TABLES['3x_user']
     assert war.columns == {'Genre 8': {'dataset.genre': 'War', 'dataset.split_by': 'user'}}
@@ -114,7 +114,7 @@ def test_knobs_chosen_on_war_stand_beside_the_cells_of_the_other_table():
         assert runs[0] == runs[1]
 
 
-def test_images_in_small_are_those_of_the_paper_with_few_labels():
+def test_reduced_scale_images_are_those_of_the_paper_with_few_labels():
     for name in ('4', '4x', '6', '9'):
         reduced_table, rows = tables.TABLES[f'{name}_small'], tables.TABLES[name].rows
         assert reduced_table.rows == rows
@@ -246,8 +246,8 @@ def test_three_searches_are_those_of_the_main_rows(monkeypatch):
         baselines = [SCRATCH, *(f'{SCRATCH} (sampler seed {seed})' for seed in (1, 2))]
         assert [table.baseline_of(one) for one in rows] == ([SCRATCH] * 3 if row == SCRATCH else baselines)
     # All are compared with one row.
-    beside = tables.with_baseline('3_searches_user', 'LD')
-    assert {beside.baseline_of(row) for row in beside.rows} == {'LD'}
+    with_ld_baseline = tables.with_baseline('3_searches_user', 'LD')
+    assert {with_ld_baseline.baseline_of(row) for row in with_ld_baseline.rows} == {'LD'}
 
 
 def test_a_sweep_has_every_weight_with_every_number_of_rounds():

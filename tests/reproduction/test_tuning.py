@@ -331,7 +331,7 @@ def read_lines(folder, name):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_all_of_a_rung_are_run_before_the_best_half_goes_on(monkeypatch, tmp_path):
+def test_all_of_a_rung_are_run_before_the_best_half_is_promoted(monkeypatch, tmp_path):
     made_runs = MadeUpRuns(make_curve)
     records, _ = search_made_up_runs(monkeypatch, tmp_path, made_runs)
     slices = [run.dataset.validation_slice for run in made_runs.runs if run.method == 'ld']

@@ -214,7 +214,7 @@ def test_a_run_is_not_continued_on_other_data(copied_run, state, more_steps):
         (change_category, r'own\.csv crime is now: bags/about: other content'),
     ],
 )
-def test_what_has_changed_is_said(copied_run, change, message):
+def test_what_has_changed_is_reported(copied_run, change, message):
     config, folder, table = copied_run
     change(table)
     assert_refused(config, folder, message)
@@ -263,7 +263,7 @@ def test_examples_are_read_from_the_data_set_that_was_trained_on_alone(copied_ru
         teachers.load_finished_with_teacher(epath.Path(folder), with_examples=True)
 
 
-def test_a_run_of_an_older_version_says_so_and_goes_on(copied_run, predictions_before, tmp_path, capsys):
+def test_a_run_of_an_older_version_says_so_and_continues(copied_run, predictions_before, tmp_path, capsys):
     config, folder, table = copied_run
     for place in (folder, folder / 'teacher'):
         for name in ('data.json', 'data.npz'):

@@ -303,7 +303,7 @@ EXPLODING = {'optimizer__name': 'sgd', 'optimizer__learning_rate': 1e30, 'save_e
         ),
     ],
 )
-def test_after_a_refusal_the_mended_command_works(changes, small_config, tmp_path):
+def test_after_a_refusal_the_corrected_command_works(changes, small_config, tmp_path):
     with pytest.raises(UserError):
         train(small_config(**changes), tmp_path / 'run')
     assert not (tmp_path / 'run' / 'config.json').exists()
@@ -333,6 +333,6 @@ def test_a_refusal_after_a_save_keeps_what_was_saved(small_config, tmp_path):
         train(small_config(method='supervised'), tmp_path)
 
 
-def test_nothing_saved_is_said(small_config, tmp_path):
+def test_nothing_saved_is_reported(small_config, tmp_path):
     with pytest.raises(UserError, match=r'; nothing is saved\. Lower .*, with the same --workdir\.$'):
         train(small_config(method='supervised', **EXPLODING), tmp_path)

@@ -93,7 +93,7 @@ def test_the_scale_of_representations_changes_nothing(digits_representations):
     )
 
 
-def test_a_class_without_examples_is_never_said(digits_representations):
+def test_a_class_without_examples_is_never_predicted(digits_representations):
     _, _, (x, labels), _ = digits_representations
     fitted_probe = probe.fit(x[:80], labels[:80], 6)
     assert fitted_probe.gradient <= probe.GRADIENT

@@ -100,7 +100,7 @@ def change_value(value):
     return f'{value}x' if isinstance(value, str) else value + (1 if isinstance(value, int | float) else (1,))
 
 
-def test_any_knob_that_is_read_is_part_of_it_if_it_is_not_known_to_be_given(small_config):
+def test_any_option_that_is_read_is_part_of_it_unless_it_is_an_argument(small_config):
     settings = {'method': 'hybrid', 'optimizer__schedule': 'cosine', 'optimizer__weight_decay': 0.5}
     flat = config_lib.flatten(small_config(**settings))
     given_keys = {'hybrid.weights.logits', 'hybrid.weights.feature'}

@@ -93,7 +93,7 @@ def test_a_config_for_another_teacher_takes_any_checkpoint(
 
 
 @pytest.mark.long
-def test_the_command_says_what_it_takes_and_goes_on(run_command, complete_config, photos, tmp_path):
+def test_the_command_reports_what_it_sets_and_trains(run_command, complete_config, photos, tmp_path):
     arguments = [
         '--config=td_jax/configs/images.py',
         f'--config.dataset.path={photos}',

@@ -171,7 +171,7 @@ def test_a_protocol_is_not_to_be_chosen(small_config, tmp_path):
     assert not (tmp_path / 'run').exists()
 
 
-def test_a_teacher_with_the_random_numbers_of_a_student_is_said(small_config, tmp_path, capsys):
+def test_a_teacher_with_the_random_numbers_of_a_student_is_reported(small_config, tmp_path, capsys):
     config = small_config(method='ld', num_seeds=2, num_steps=2, teacher__num_steps=2)
     for role in ('student', 'teacher'):
         teacher_config = config_lib.teacher_run(config)

@@ -167,7 +167,7 @@ def test_the_flag_of_a_command_is_that_of_its_processes(small_config, tmp_path, 
     assert '--teacher_outputs has no effect: method is supervised\n' in err
 
 
-def test_a_folder_that_no_run_uses_is_said(small_config, store, monkeypatch):
+def test_a_folder_that_no_run_uses_is_reported(small_config, store, monkeypatch):
     """For a search or a table, one run that uses it is enough."""
     none, clean = small_config(method='supervised'), small_config()
     varied = small_config(method='fd', teacher__inputs='varied')
