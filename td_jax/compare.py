@@ -92,6 +92,8 @@ def run(
         raise UserError('--trials and --hours both say how long the search is; leave one of them out.')
     if hours is not None and not math.isfinite(hours):
         raise UserError(f'--hours is {hours}; name a number of hours.')
+    if steps and trials == 0:
+        raise UserError('--steps has no effect with --trials=0; leave one of them out.')
     if jobs != 1 and (models or sources or own_methods):
         raise UserError(f'jobs is {jobs}, but models, sources and methods of your own need jobs=1.')
     with own.use_parts(models, sources, own_methods):
@@ -107,13 +109,13 @@ def run(
             seeds=seeds,
             teachers=teachers,
         )
+        for line in engine.describe_without_effect(plan, fixed):
+            _print_message(line)
         if line := teacher_outputs.describe_unused(tuning.first_configs(plan.search, plan.names)):
             _print_message(line)
-        processes = jobs_lib.prepare(jobs, root)
+        processes = 1 if only_show else jobs_lib.prepare(jobs, root)
         if hours is not None:
-            if only_show and workdir.read_json(root / engine.HOURS) is None:
-                raise UserError(f'{root / engine.HOURS} is missing; call this without --only_show first.')
-            plan = engine.fit_trials(plan, root, hours, processes, worker)
+            plan = engine.fit_trials(plan, root, hours, processes, worker, only_show)
             _print_message(f'{plan.search.trials} trials per variant fit into {hours:g} hours')
         _print_message(_describe_cost(engine.estimate_cost(plan)))
         rows = engine.run(plan, root, processes, worker, only_show)
@@ -200,6 +202,7 @@ def main():
         # Imported here: it takes seconds, and invalid flags are reported without it.
         from td_jax.training import teacher_outputs
 
+        command_line.refuse_without_effect({'only_show': ('teacher_outputs',)})
         teacher_outputs.use(*(flag.value for flag in outputs))
         run(
             config.value,

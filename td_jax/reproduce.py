@@ -16,6 +16,7 @@ check: the scores with hyperparameters selected on the test set.
 With --shard=I/N several machines share a workdir, and --only_show shows what all of them have done.
 """
 
+import hashlib
 import itertools
 import sys
 
@@ -30,11 +31,13 @@ from td_jax.training import teacher_outputs
 _SHOWN = 'figures', 'forest', 'baseline'
 # Flags -> the flags that have no effect with them.
 WITHOUT_EFFECT = {
-    'from_errors': ('on_test', 'errors', 'teacher_outputs', 'teacher'),
-    'only_show': ('teacher_outputs',),
-    'dry_run': ('on_test', 'teacher_outputs', 'teacher', *_SHOWN),
+    'from_errors': ('on_test', 'errors', 'teacher_outputs', 'teacher', 'dry_run', 'only_show', 'workdir'),
+    'only_show': ('teacher_outputs', 'teacher'),
+    'dry_run': ('on_test', 'teacher_outputs', 'teacher', 'only_show', *_SHOWN),
     'shard': ('only_show', 'from_errors', 'dry_run', *_SHOWN),
 }
+# The most letters of the names of tables in the name of a file, which has at most 255 bytes.
+LONGEST = 200
 
 
 def _read_cells(target):
@@ -58,6 +61,21 @@ def _write_cells(target, stored_results, results):
             file=sys.stderr,
         )
     errors.write(target, errors.merge(stored_results, results))
+
+
+def _check_flags():
+    """Refuses flags without effect."""
+    command_line.refuse_without_effect(WITHOUT_EFFECT)
+    if flags.FLAGS['device_tflops'].present and not flags.FLAGS['dry_run'].value:
+        raise UserError('--device_tflops is for --dry_run; leave it out, or add --dry_run.')
+
+
+def _file_name(names):
+    """The name of the file of some tables; where a file system could not hold it, cut, with a digest."""
+    joined = '_'.join(names)
+    if len(joined) > LONGEST:
+        joined = f'{joined[:LONGEST]}_{hashlib.sha256(joined.encode()).hexdigest()[:10]}'
+    return f'tables_{joined}.md'
 
 
 def _check_figures(names, folder, plot, baseline):
@@ -123,7 +141,7 @@ def main():
         columns = genres.value, datasets.value
         tables.check_names(names.value, *columns)
         comparison.check_baseline(names.value, baseline.value)
-        command_line.refuse_without_effect(WITHOUT_EFFECT)
+        _check_flags()
         pictures = [flag.value and workdir.resolve(flag.value) for flag in (figures_folder, forest_file)]
         _check_figures(names.value, *pictures, baseline.value)
         if errors_files.value:
@@ -163,7 +181,7 @@ def main():
             text = render.make(names.value, results, *columns)
             # The folder is missing if a file of errors has all cells.
             workdir.make_folder('workdir', root)
-            workdir.write(root / f'tables_{"_".join(names.value)}.md', text)
+            workdir.write(root / _file_name(names.value), text)
         _write_cells(target, stored_results, results)
         return results
 

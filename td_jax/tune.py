@@ -56,7 +56,9 @@ def main():
     teacher = command_line.define_teacher()
 
     def command():
-        command_line.refuse_without_effect({'shard': ('only_show',)})
+        command_line.refuse_without_effect(
+            {'shard': ('only_show',), 'only_show': ('teacher_outputs', 'teacher')}
+        )
         search = tuning.make_search(
             name.value,
             split_by.value,

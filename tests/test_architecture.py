@@ -209,7 +209,7 @@ ALLOWED = {
         'td_jax.training',
     },
     'td_jax.statistics': set(),
-    'td_jax.reproduction.tables': {'td_jax.config', 'td_jax.configs.searches'},
+    'td_jax.reproduction.tables': {'td_jax.config', 'td_jax.configs.searches', 'td_jax.errors'},
     'td_jax.reproduction': {
         'td_jax.text_tables',
         'td_jax.configs',

@@ -13,8 +13,8 @@ from td_jax import config as config_lib
 from td_jax.configs import searches
 from td_jax.errors import UserError
 from td_jax.files import workdir
-from td_jax.reproduction import jobs, summary, tuning, variants
-from td_jax.training import finished
+from td_jax.reproduction import cells, jobs, summary, tuning, variants
+from td_jax.training import dispatch, finished
 from td_jax.training.run import train
 from tests import forked
 
@@ -48,6 +48,24 @@ def plan_of(config, methods=('ld',), own=None, fixed=(), **effort):
         ({}, {'own': {'wide': {'batch_size': 0}}}, r'^batch_size is 0'),
         ({}, {'teachers': 4}, r'^--teachers is 4, but only 3 students have one'),
         ({'dataset__examples_per_class': 500}, {}, r'^dataset\.examples_per_class is 500; only'),
+        # Of the two splits that a comparison has, a teacher of the one cannot teach on the other.
+        ({'teacher__checkpoint': 'a'}, {}, r'^teacher\.checkpoint is a, but the search needs a teacher that'),
+        ({}, {'methods': (), 'teachers': 2}, r'^--teachers is 2, but no variant trains a teacher; leave it'),
+        (
+            {},
+            {'own': {'wide': {'method': 'td', 'communication.grid': None}}},
+            r"^communication\.grid is None; it must be a value like 'student'",
+        ),
+        *(
+            ({}, {'own': {'wide': {key: value}}}, rf'^--variants: wide: {key} is the same for all variants')
+            for key, value in {
+                'dataset.split': 'test',
+                'num_seeds': 3,
+                'role': 'teacher',
+                'seed': 1,
+                'seed_step': 2,
+            }.items()
+        ),
     ],
 )
 def test_what_cannot_be_compared_is_refused(small_config, changes, arguments, message):
@@ -70,6 +88,8 @@ def test_what_the_command_refuses(tmp_path):
     for hours in (float('inf'), float('nan')):
         with pytest.raises(UserError, match=r'^--hours is (inf|nan); name a number of hours'):
             compare.run(None, tmp_path, hours=hours)
+    with pytest.raises(UserError, match=r'^--steps has no effect with --trials=0; leave one of them out'):
+        compare.run(None, tmp_path, trials=0, steps=5)
     with pytest.raises(UserError, match=r'^jobs is 2, but models'):
         compare.run(None, tmp_path, jobs=2, models={'own': None})
 
@@ -96,6 +116,74 @@ def test_what_a_person_or_a_variant_sets_is_not_searched(small_config):
     config = tuning.run_of(plan.search, tuning.make_plan(plan.search, 'wide', choices), 0, 0, '')
     assert (config.optimizer.learning_rate, config.model.dropout, config.td.rounds) == (1.0, 0.2, 2)
     assert (config.communication.message, config.dataset.split) == (9, 'validation')
+
+
+def test_td_with_ld_starts_from_the_weight_that_a_person_sets(small_config):
+    methods, config = ('ld', 'td', 'td_ld'), small_config(td__weights__logits=0.25)
+    weights = {}
+    for fixed in ((), ('td.weights.logits',)):
+        plan = plan_of(config, methods, fixed=fixed)
+        weights[fixed] = variants._start_config(plan, 'td_ld').td.weights.logits
+    assert weights == {(): 1.0, ('td.weights.logits',): 0.25}
+
+
+def test_options_that_no_student_reads_are_named(small_config):
+    config, keys = small_config(method='ld'), ('method', 'num_seeds', 'seed', 'td.rounds', 'eval_every')
+    about = dict(
+        line.split(' has no effect: ')
+        for line in variants.describe_without_effect(plan_of(config), (*keys, 'teacher.num_steps'))
+    )
+    assert about.keys() == {*keys, 'teacher.num_steps'} - {'seed'}
+    assert about['td.rounds'] == 'method is supervised; method is ld'
+    assert about['teacher.num_steps'] == 'the search chooses it, up to 6 (--steps)'
+    # A variant without a method has that of the config, and nothing chooses steps without a search.
+    plan = plan_of(config, own={'wide': {'communication.message': 3}, 'td_wide': {'method': 'td'}}, trials=0)
+    about = variants.describe_without_effect(plan, (*keys, 'teacher.num_steps'))
+    assert [line.split()[0] for line in about] == ['num_seeds', 'eval_every']
+
+
+def test_without_a_search_the_score_is_that_of_the_last_step(small_config):
+    """No student is of an earlier step, however good that was."""
+    for trials, chosen in ((0, 0.6), (2, 0.7)):
+        space = plan_of(small_config(), trials=trials).search.space
+        assert space.chooses_step == bool(trials)
+        curves = {0: [{2: 0.7, 4: 0.5, 6: 0.6}]}
+        warmup = tuning.warmup_of(space, small_config())
+        ((score, *_),) = tuning.rank(curves, False, warmup)
+        assert score == chosen
+
+
+def test_students_of_several_teachers_have_the_seeds_of_those_without(small_config):
+    """All are paired by seed, whatever the step between two seeds is."""
+    seeds = []
+    for method in ('supervised', 'ld'):
+        plan = plan_of(small_config(seed=3, seed_step=2), seeds=5, teachers=2)
+        runs = variants._student_runs(plan, small_config(method=method, seed=3, seed_step=2))
+        seeds.append(sorted(seed for run in runs for seed in dispatch.seeds(run)))
+    assert seeds == [[3, 5, 7, 9, 11]] * 2
+
+
+def test_a_variant_with_examples_without_labels_has_its_own_choice(small_config):
+    own = {'ld_rest': {'method': 'ld', 'dataset.unlabelled': 'rest'}}
+    plan = plan_of(small_config(method='ld', teacher__labels='probe'), own=own)
+    record = {key: getattr(plan.search, key) for key in ('trials', 'seeds', 'steps')} | {'fixed': {}}
+    choices = {
+        'digits': {
+            'teacher': {'teacher.num_steps': 3},
+            'ld': {'num_steps': 4, 'ld.weights.logits': 1.5},
+            'searched': {'supervised': record, 'ld': record},
+        },
+        'digits_unlabelled': {
+            'ld_rest': {'num_steps': 5, 'ld.weights.logits': 2.5},
+            'searched': {'ld_rest': record},
+        },
+    }
+    configs = [variants.config_of(plan, name, choices) for name in ('ld', 'ld_rest')]
+    values = [
+        (config.teacher.num_steps, config.num_steps, config.ld.weights.logits, config.dataset.unlabelled)
+        for config in configs
+    ]
+    assert values == [(3, 4, 1.5, ''), (3, 5, 2.5, 'rest')]
 
 
 def test_a_model_without_dropout_has_none_searched(small_config):
@@ -203,6 +291,31 @@ def test_a_worker_waits_for_the_number_of_trials_of_the_one_that_times(small_con
         assert waiting.result(timeout=60).search.trials == 7
 
 
+def test_hours_of_other_searches_are_not_read(small_config, tmp_path):
+    plan, root = plan_of(small_config(method='ld')), epath.Path(tmp_path)
+    runs = {
+        name: cells.run_name(tuning.start_config(plan.search, name, '', 0))
+        for name in ('teacher', 'supervised', 'ld')
+    }
+    stored = {'hours': 2.0, 'trials': 7, 'seconds': {}, 'runs': runs}
+    workdir.write(root / variants.HOURS, json.dumps(stored))
+    assert variants.fit_trials(plan, root, 2.0, 1, only_show=True).search.trials == 7
+    others = plan_of(small_config(method='ld'), ('ld', 'fd')), plan_of(small_config(method='ld', num_steps=9))
+    for other, hours in ((plan, 3.0), *((other, 2.0) for other in others)):
+        with pytest.raises(UserError, match=r'hours\.json has no number of trials for --hours=[23] '):
+            variants.fit_trials(other, root, hours, 1, only_show=True)
+    assert json.loads((root / variants.HOURS).read_text()) == stored
+
+
+@pytest.mark.long
+def test_a_run_with_a_warm_up_is_timed(small_config, tmp_path):
+    config = small_config(method='td', optimizer__warmup_steps=2, td__ramp_up=(1, 2), num_steps=5)
+    task = str(tmp_path), config_lib.to_json(config)
+    assert 0 < variants._time_run(task) < 600
+    (folder,) = (path.parent for path in tmp_path.rglob(workdir.RESULT) if 'teacher' not in path.parent.name)
+    assert finished.read_result(epath.Path(folder))['steps'] == 5
+
+
 # --- What is said ----------------------------------------------------------------------------------
 
 
@@ -232,7 +345,16 @@ def test_the_sentence_says_what_the_intervals_allow(small_config):
         'No variant differs significantly from no distillation.'
     )
     two = [made_row(row.name, row.result['values'][:2]) for row in rows[:2]]
-    assert summary.sentence(plan, two, summary.compare(two)).startswith('Fewer than 3 students')
+    assert summary.sentence(plan._replace(seeds=2), two, summary.compare(two)) == (
+        'Fewer than 3 students or teachers support no verdict; raise --seeds.'
+    )
+    of_two_teachers = [
+        row._replace(result=row.result | {'teachers': [0, 0, 0, 1, 1]}) if row.name == 'ld' else row
+        for row in rows[:2]
+    ]
+    assert summary.sentence(plan, of_two_teachers, summary.compare(of_two_teachers)) == (
+        'Fewer than 3 students or teachers support no verdict; raise --teachers.'
+    )
 
 
 def test_the_best_is_that_of_validation_data(small_config):

@@ -7,6 +7,7 @@ import pytest
 from etils import epath
 
 from td_jax import config as config_lib
+from td_jax import reproduce
 from td_jax.files import workdir
 from td_jax.reproduction import cells, errors, render, tables
 from td_jax.training import dispatch, finished
@@ -66,12 +67,31 @@ def test_flags_without_effect_are_one_line(tmp_path):
             ['--only_show', '--teacher_outputs=kept'],
             '--teacher_outputs has no effect with --only_show; leave one of them out.',
         ),
+        (
+            ['--only_show', '--teacher=vit.npz'],
+            '--teacher has no effect with --only_show; leave one of them out.',
+        ),
+        (
+            ['--noon_test', '--from_errors=kept.npz'],
+            '--workdir has no effect with --from_errors; leave one of them out.',
+        ),
+        (
+            ['--noon_test', '--device_tflops=3'],
+            '--device_tflops is for --dry_run; leave it out, or add --dry_run.',
+        ),
     ):
         flags = ['--tables=digits', f'--workdir={tmp_path / "t"}', '--on_test', *more]
         process = start(*flags)
         out, err = process.communicate()
         assert (process.returncode, out, err) == (2, '', f'td_jax: {message}\n')
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_of_many_tables_has_a_name_that_a_file_system_holds():
+    assert reproduce._file_name(['3', '5_user']) == 'tables_3_5_user.md'
+    names = list(tables.TABLES)
+    file_names = {reproduce._file_name(names), reproduce._file_name(names[:-1])}
+    assert len(file_names) == 2 and max(map(len, file_names)) <= 255
 
 
 def write_errors_file(path, tables_of=('digits',)):

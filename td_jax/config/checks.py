@@ -225,6 +225,10 @@ def check_names(config):
         )
     flat = flatten(config)
     _check_keys(flat)
+    for key, default in flatten(common.get_config()).items():
+        # ml_collections takes None for a value of any type.
+        if flat[key] is None:
+            raise UserError(f'{key} is None; it must be a value like {default!r}.')
     for key, known in CHOICES.items():
         check_choice(key, flat[key], known)
 

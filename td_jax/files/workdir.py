@@ -165,7 +165,7 @@ def write(path: epath.Path, text: str):
       UserError: the disk is full, or the place cannot be written.
     """
     with atomic_write(path) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding='utf-8')
 
 
 def write_arrays(path: epath.Path, arrays: dict[str, np.ndarray]):

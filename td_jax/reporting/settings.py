@@ -107,7 +107,12 @@ def make_settings(runs, teacher_names) -> list[Setting]:
 
 def _split_by_data(group):
     """Splits runs of one setting by the data that they were trained on."""
-    if len({run.data for run, _ in group if run.data}) <= 1:
+    digests = {}
+    for run, read in group:
+        # The first examples are recorded with the rest where that is read, too.
+        has_rest = read.get('dataset.labelled_by') == 'first' and bool(read.get('dataset.unlabelled'))
+        digests.setdefault(has_rest, set()).add(run.data)
+    if all(len(of_part - {''}) <= 1 for of_part in digests.values()):
         return [group]
     parts = {}
     for run, options in group:

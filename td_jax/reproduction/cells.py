@@ -187,7 +187,8 @@ def split_by_teacher(config, teachers: int) -> list:
     runs = []
     for i in range(teachers):
         run = config.copy_and_resolve_references()
-        run.teacher.seed, run.seed, run.seed_step = config.teacher.seed + i, config.seed + i, teachers
+        run.teacher.seed, run.seed = config.teacher.seed + i, config.seed + i * config.seed_step
+        run.seed_step = teachers * config.seed_step
         run.num_seeds = len(range(i, config.num_seeds, teachers))
         runs.append(run)
     return runs
@@ -470,7 +471,7 @@ def results_of(
     if shard:
         return [None] * len(cell_runs)
     results = [
-        read_cell(root, configs) or stored_cells.get(name)
+        _prefer_runs(read_cell(root, configs), stored_cells.get(name))
         for name, configs in zip(names, cell_runs, strict=True)
     ]
     same_data.check(
@@ -484,6 +485,13 @@ def results_of(
         if cell
     )
     return results
+
+
+def _prefer_runs(cell, stored_cell):
+    """A cell from its runs, with the sensitivity check of the stored one; without runs the stored one."""
+    if cell and stored_cell and stored_cell.get('on_test'):
+        return cell | {'on_test': stored_cell['on_test']}
+    return cell or stored_cell
 
 
 def _check_current_teacher(root, named_runs, stored_cells, needed):

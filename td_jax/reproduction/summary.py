@@ -81,7 +81,8 @@ def sentence(plan: variants.Plan, rows: list, compared: dict) -> str:
     if any(
         difference.verdict(plan.less_is_better()) == statistics.TOO_FEW for difference in compared.values()
     ):
-        return f'Fewer than {statistics.FEWEST} students or teachers support no verdict; raise --seeds.'
+        flag = 'seeds' if plan.seeds < statistics.FEWEST else 'teachers'
+        return f'Fewer than {statistics.FEWEST} students or teachers support no verdict; raise --{flag}.'
     if not differences:
         return 'No variant differs significantly from no distillation.'
     rest = ''

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from td_jax import config as config_lib
 from td_jax.configs import searches
+from td_jax.errors import UserError
 
 GENRES, LABELLED = searches.GENRES, searches.LABELLED
 PAPER = pathlib.Path(__file__).parent / 'paper_tables.json'
@@ -524,7 +525,11 @@ def paper(name: str) -> dict | None:
 
 
 def check_names(names, genres, datasets):
-    """Refuses an unknown table, genre or data set with a UserError."""
+    """Refuses unknown tables, genres and data sets, and a table without a column of these.
+
+    Raises:
+      UserError: names it.
+    """
     for flag, values, known in (
         ('--tables', names, TABLES),
         ('--genres', genres, GENRES),
@@ -532,6 +537,12 @@ def check_names(names, genres, datasets):
     ):
         for value in values:
             config_lib.check_choice(flag, value, known)
+    for name in names:
+        if not wanted_cells([name], genres, datasets):
+            raise UserError(
+                f'table {name} has no column of --genres={",".join(genres)} and '
+                f'--datasets={",".join(datasets)}; leave it out, or name more.'
+            )
 
 
 def with_baseline(name: str, baseline: str | None) -> Table | Derived:

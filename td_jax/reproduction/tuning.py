@@ -61,6 +61,7 @@ class SearchSpace(NamedTuple):
     variants: Mapping[str, dict] = tables.VARIANTS
     fixed: frozenset[str] = frozenset()  # keys that are not searched
     optimizer: Mapping[str, searches.LogUniform] = MappingProxyType({})  # ranges in place of OPTIMIZER's
+    chooses_step: bool = True  # whether the number of steps is chosen; if not, the last step counts
 
     def changes(self, name: str) -> dict:
         """The config changes of a variant or a method."""
@@ -335,6 +336,11 @@ def make_plan(search: Search, name: str, choices: dict) -> Plan:
     return Plan(name, columns, fixed, trials)
 
 
+def warmup_of(space: SearchSpace, config) -> int:
+    """The steps of a run of some config that cannot be chosen: its warm-up, or all but the last."""
+    return config.optimizer.warmup_steps if space.chooses_step else config.num_steps - 1
+
+
 def rank(curves: dict[int, list[dict]], less_is_better: bool, warmup_steps: int = 0) -> list[Ranked]:
     """Ranks trials, best first, without those that diverged.
 
@@ -436,7 +442,7 @@ def _run_rungs(search, plans, journals_by_name, root, processes, shard, only_sho
     less_is_better = evaluation.METRICS[search.space.task][3]
     climbing = {plan.name: {number: [] for number in range(len(plan.trials))} for plan in plans}
     starts = {plan.name: start_config(search, plan.name, plan.columns[0], 0) for plan in plans}
-    warmups = {name: config.optimizer.warmup_steps for name, config in starts.items()}
+    warmups = {name: warmup_of(search.space, config) for name, config in starts.items()}
     for rung, quota in enumerate([*quotas(search.trials)[1:], search.trials]):
         runs, missing, known, known_teachers = [], {}, [], []
         for plan in plans:
@@ -584,6 +590,18 @@ def score_of(search: Search, name: str, choices: dict) -> float:
       choices: in the form of `cells.read_tuned`.
     """
     return _find_record(search, name, choices)['completed'][0]['score']
+
+
+def values_of(search: Search, name: str, choices: dict) -> dict:
+    """The values that this search chose for the teacher and for a method, {config key: value}.
+
+    Args:
+      search: its options.
+      name: of the method or the variant.
+      choices: in the form of `cells.read_tuned`.
+    """
+    teacher = choices.get(_setting_name(search, TEACHER), {}).get(TEACHER, {})
+    return teacher | choices[_setting_name(search, name)][name]
 
 
 def _find_record(search, name, choices):

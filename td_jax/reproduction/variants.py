@@ -38,6 +38,8 @@ SEARCH, JOURNALS, CHOICES, STUDENTS, BEST = 'search', 'journals', 'choices.json'
 HOURS = 'hours.json'
 # Number of validations in a run of a search.
 POINTS = 20
+# Keys that a variant cannot set: the comparison sets them, or pairs students by them.
+OF_ALL_VARIANTS = 'dataset.split', 'num_seeds', 'role', 'seed', 'seed_step'
 
 
 class Plan(NamedTuple):
@@ -111,7 +113,6 @@ def make_plan(
             f'dataset.split is {config.dataset.split}; leave it out: variants are searched on validation '
             'data and compared on the test split.'
         )
-    teachers = teachers or seeds
     if teachers > seeds:
         raise UserError(f'--teachers is {teachers}, but only {seeds} students have one (--seeds).')
     task = assembly.load_source(config, config.dataset).task
@@ -124,8 +125,9 @@ def make_plan(
         score_columns=('',),
         points=points,
         weights=searches.WEIGHTS_BY_TASK[task],
-        variants={**tables.VARIANTS, **own_variants},
+        variants={**_without_values(tables.VARIANTS, fixed), **own_variants},
         fixed=frozenset({*fixed, *_unread_keys(config)} if trials else config_lib.flatten(config)),
+        chooses_step=bool(trials),
     )
     names = tuple(dict.fromkeys((tuning.NO_DISTILLATION, *methods, *own_variants)))
     for name in own_variants:
@@ -142,12 +144,23 @@ def make_plan(
     search = tuning.Search(
         space, {}, tables.USUAL, max(1, trials), search_seeds, (trials and steps) or config.num_steps
     )
-    plan = Plan(config, names, search, bool(trials), seeds, teachers, {})
+    plan = Plan(config, names, search, bool(trials), seeds, teachers or seeds, {})
     for rung in range(searches.RUNGS):
         # Each rung has another slice of time, of ratings.
         rung_config = tuning.start_config(search, tuning.NO_DISTILLATION, '', rung)
         assembly.load_source(rung_config, rung_config.dataset)
-    return plan._replace(operations={name: _check_variant(plan, name) for name in names})
+    plan = plan._replace(operations={name: _check_variant(plan, name) for name in names})
+    if teachers > 1 and all(len(_student_runs(plan, _start_config(plan, name))) == 1 for name in names):
+        raise UserError(f'--teachers is {teachers}, but no variant trains a teacher; leave it out.')
+    return plan
+
+
+def _without_values(all_changes, keys):
+    """{name: changes} without the start values of some keys, which a person has set."""
+    return {
+        name: {key: value for key, value in changes.items() if key == 'method' or key not in keys}
+        for name, changes in all_changes.items()
+    }
 
 
 def _unread_keys(config):
@@ -163,6 +176,8 @@ def _check_variant(plan: Plan, name) -> float:
     changes, keys = plan.search.space.changes(name), config_lib.flatten(plan.config).keys()
     for key in changes:
         config_lib.check_choice(f'--variants: {name}:', key, list(keys))
+        if key in OF_ALL_VARIANTS:
+            raise UserError(f'--variants: {name}: {key} is the same for all variants; leave it out.')
     for key, value in changes.items():
         try:
             cells.set_values(plan.config.copy_and_resolve_references(), {key: value})
@@ -173,6 +188,12 @@ def _check_variant(plan: Plan, name) -> float:
             ) from error
     config = _start_config(plan, name)
     config_lib.check(config)
+    if config.teacher.checkpoint and config_lib.has_teacher(config):
+        raise UserError(
+            f'teacher.checkpoint is {config.teacher.checkpoint}, but the search needs a teacher that was '
+            'trained without the validation data, and the students one that was trained with them; leave it '
+            'out, and both are trained, or name a public checkpoint in teacher.pretrained.'
+        )
     first_run = _student_runs(plan, config)[0]
     step = preflight.check(first_run, epath.Path('/nowhere') / name, cells.PROGRAMS).compiled.step
     return flops.of(step.jitted.run, *step.arguments) / first_run.num_seeds
@@ -183,6 +204,26 @@ def _start_config(plan: Plan, name):
     config = plan.config.copy_and_resolve_references()
     cells.set_values(config, plan.search.space.changes(name))
     return config
+
+
+def describe_without_effect(plan: Plan, keys: Iterable[str]) -> list[str]:
+    """Makes a line for a person about each of some keys of the config that no run of a comparison reads.
+
+    Args:
+      plan: by `make_plan`.
+      keys: such as those that were set on the command line.
+    """
+    reasons = {'num_seeds': '--seeds and --search_seeds say how many students there are'}
+    if all('method' in plan.search.space.changes(name) for name in plan.names):
+        reasons['method'] = 'every variant names its own'
+    if tuning.TEACHER in plan.searched():
+        reasons['teacher.num_steps'] = f'the search chooses it, up to {plan.search.steps} (--steps)'
+    keys = list(keys)
+    unread = [config_lib.explain_without_effect(_start_config(plan, name), keys) for name in plan.names]
+    for key in keys:
+        if all(key in of_variant for of_variant in unread):
+            reasons.setdefault(key, '; '.join(dict.fromkeys(of_variant[key] for of_variant in unread)))
+    return [f'{key} has no effect: {reasons[key]}' for key in keys if key in reasons]
 
 
 def _student_runs(plan: Plan, config) -> list:
@@ -223,13 +264,19 @@ def count_parameters(config) -> int:
 
 
 def fit_trials(
-    plan: Plan, root: epath.Path, hours: float, processes: int, shard: jobs.Shard | None = None
+    plan: Plan,
+    root: epath.Path,
+    hours: float,
+    processes: int,
+    shard: jobs.Shard | None = None,
+    only_show: bool = False,
 ) -> Plan:
     """Sets the number of trials to the most whose search takes some hours, the same for every variant.
 
     A run of each variant is timed at first. Every variant has an equal share of the hours, and the variant
     with the slowest runs sets the number for all: a faster one ends before its share is over. No search is
-    cut off, so that all have as many trials on every rung. A later call with the same hours reads the number.
+    cut off, so that all have as many trials on every rung. A later call with the same hours for the same
+    searches reads the number.
 
     Args:
       plan: by `make_plan`; its number of trials is not read.
@@ -237,31 +284,42 @@ def fit_trials(
       hours: for all searches together.
       processes: number of runs at once, of one worker.
       shard: which of several workers this is, if there are several; one of them decides for all.
+      only_show: whether to run nothing.
 
     Raises:
-      UserError: the hours are too few for a single trial.
+      UserError: the hours are too few for a single trial, or, with `only_show`, there is no number yet.
     """
+    configs = {name: tuning.start_config(plan.search, name, '', 0) for name in plan.searched()}
+    runs = {name: cells.run_name(config) for name, config in configs.items()}
+
+    def read():
+        stored = workdir.read_json(root / HOURS) or {}
+        is_same = stored.get('hours') == hours and stored.get('runs', runs) == runs
+        return stored['trials'] if is_same else None
 
     def decide(_):
         with workdir.lock(root / HOURS.removesuffix('.json')):
-            stored = workdir.read_json(root / HOURS) or {}
-            if stored.get('hours') != hours:
-                stored = _time_searches(plan, hours, processes, shard.count if shard else 1)
-                workdir.write(root / HOURS, json.dumps(stored, indent=2) + '\n')
-            return stored['trials']
+            if read() is None:
+                stored = _time_searches(configs, hours, processes, shard.count if shard else 1)
+                workdir.write(root / HOURS, json.dumps(stored | {'runs': runs}, indent=2) + '\n')
+            return read()
 
+    if only_show and read() is None:
+        raise UserError(
+            f'{root / HOURS} has no number of trials for --hours={hours:g} and these searches; call this '
+            'without --only_show first.'
+        )
     # Waits while another worker decides.
     (trials,) = jobs.run_tasks(decide, [None], 1, root, 'number of trials')
     return plan._replace(search=plan.search._replace(trials=trials))
 
 
-def _time_searches(plan, hours, processes, workers):
-    """Times a run of each search; returns the content of HOURS."""
-    start, names = time.monotonic(), plan.searched()
+def _time_searches(configs, hours, processes, workers):
+    """Times a run of each search, {name: its config}; returns the content of HOURS, without the runs."""
+    start, names = time.monotonic(), list(configs)
     with tempfile.TemporaryDirectory() as folder:
-        configs = [tuning.start_config(plan.search, name, '', 0) for name in names]
-        cells.train_teachers(epath.Path(folder), configs, processes)
-        tasks = [(folder, config_lib.to_json(config)) for config in configs]
+        cells.train_teachers(epath.Path(folder), configs.values(), processes)
+        tasks = [(folder, config_lib.to_json(config)) for config in configs.values()]
         seconds = jobs.run_tasks(_time_run, tasks, processes, epath.Path(folder), 'timed runs')
     seconds = dict(zip(names, seconds, strict=True))
     left = 3600 * hours - (time.monotonic() - start)
@@ -278,9 +336,12 @@ def _time_searches(plan, hours, processes, workers):
 def _time_run(task) -> float:
     """The seconds of a run whose program this process has compiled before."""
     root, text = task
-    for steps in (1, None):
+    for is_first in (True, False):
         config = config_lib.from_json(json.loads(text))
-        config.num_steps = steps or config.num_steps
+        if is_first:
+            # The fewest that are allowed.
+            fewest = 1 + max(config.optimizer.warmup_steps, sum(config.td.ramp_up))
+            config.num_steps = min(fewest, config.num_steps)
         start = time.monotonic()
         with contextlib.suppress(Diverged):
             cells.run_one(epath.Path(root), config)
@@ -379,7 +440,7 @@ def config_of(plan: Plan, name: str, choices: dict):
     """The config of a variant with the chosen values, if there was a search."""
     config = _start_config(plan, name)
     if plan.is_searched:
-        cells.apply_tuned(config, choices, name)
+        cells.set_values(config, tuning.values_of(plan.search, name, choices))
     return config
 
 

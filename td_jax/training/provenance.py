@@ -121,7 +121,7 @@ def _describe_part(part) -> dict:
             raise OSError('the source of a string is not kept')
         # The whole file, because a function depends on what surrounds it. A notebook's cell has no file.
         sources = [
-            file.read_text() if file.is_file() else inspect.getsource(f)
+            file.read_text(encoding='utf-8', errors='replace') if file.is_file() else inspect.getsource(f)
             for file, f in zip(files, definitions, strict=True)
         ]
     except (OSError, TypeError) as error:

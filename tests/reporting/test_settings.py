@@ -57,6 +57,17 @@ def test_examples_without_labels_are_an_option_of_training(write_run, tmp_path):
         assert settings.find_baseline(row, setting.rows).row is setting.rows[0]
 
 
+def test_the_first_examples_are_the_same_with_and_without_the_rest(write_run, tmp_path):
+    """Where the rest is read, it is recorded with the first ones, in a digest of its own."""
+    first = {'dataset__labelled_by': 'first', 'dataset__examples_per_class': 3}
+    write_run(tmp_path / 'scratch', [0.5, 0.6], method='supervised', data='the first', **first)
+    write_run(tmp_path / 'ld', [0.4, 0.5], method='ld', data='all', dataset__unlabelled='rest', **first)
+    (setting,) = make_settings(tmp_path)
+    assert list_runs_by_label(setting) == {'supervised': ['scratch'], 'ld': ['ld']}
+    write_run(tmp_path / 'td', [0.4, 0.5], data='changed', dataset__unlabelled='rest', **first)
+    assert len(make_settings(tmp_path)) == 3
+
+
 def test_public_teachers_are_known_by_their_parameters(write_run, tmp_path):
     for name, teacher, seed in (('a', 'one', 0), ('b', 'one', 1), ('c', 'two', 2)):
         write_run(

@@ -218,6 +218,8 @@ def test_genres_leave_their_columns():
         (['33'], ['Drama'], ['CIFAR10'], "--tables '33' is not known. Did you mean 3? Known: "),
         (['3'], ['Drama', 'Wra'], ['CIFAR10'], "--genres 'Wra' is not known. Did you mean War? Known: Drama"),
         (['3'], ['Drama'], ['CIFAR1'], "--datasets 'CIFAR1' is not known. Did you mean CIFAR10"),
+        (['3', 'war_user'], ['Drama'], ['CIFAR10'], 'table war_user has no column of --genres=Drama and '),
+        (['needs'], ['Comedy'], ['CIFAR10'], 'table needs has no column of --genres=Comedy and --datasets='),
     ],
 )
 def test_an_unknown_name_is_refused_with_the_known_ones(names, genres, datasets, text):
