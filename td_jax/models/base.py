@@ -215,6 +215,10 @@ def from_keras(
 ) -> Model:
     """Makes a Model from a Keras model on JAX, which teaches as it is.
 
+    Images come as image_mean and image_std of teacher.dataset say, whatever the model was trained on: with a
+    mean of 0 and a standard deviation of 1 / 255, for one, from 0 to 255, as EfficientNet of
+    keras.applications takes them.
+
     Args:
       model: a keras.Model with weights; of a functional one, layers may be named below.
       lower: the layer whose output is s, by name; or inputs -> s, where inputs are {name: array}.

@@ -18,7 +18,7 @@ from etils import epath
 from td_jax.errors import UserError, reason
 from td_jax.files import workdir
 from td_jax.pretrained import preprocessing
-from td_jax.pretrained.hugging_face import CONFIG, WEIGHTS
+from td_jax.pretrained.hugging_face import CONFIG, INDEX, WEIGHTS
 
 # The published checkpoints of the ViT paper and of BiT.
 PUBLIC, PUBLIC_BIT = 'gs://vit_models/imagenet21k', 'gs://bit_models'
@@ -151,7 +151,9 @@ def _download_snapshot(location):
 
     try:
         return epath.Path(
-            huggingface_hub.snapshot_download(name, allow_patterns=[CONFIG, WEIGHTS, preprocessing.FILE])
+            huggingface_hub.snapshot_download(
+                name, allow_patterns=[CONFIG, WEIGHTS, INDEX, preprocessing.FILE]
+            )
         )
     except Exception as error:  # Its errors and those of its network library have no common base.
         raise UserError(

@@ -13,6 +13,8 @@ from td_jax.pretrained.convert import Place, format_shape
 from td_jax.pretrained.kinds import Kind
 
 CONFIG, WEIGHTS = 'config.json', 'model.safetensors'
+# Present where the weights are in several files.
+INDEX = f'{WEIGHTS}.index.json'
 # Name of an activation in a config.json -> ours; its `gelu` is the exact one.
 ACTIVATIONS = {'gelu': 'gelu', 'gelu_new': 'gelu_tanh', 'gelu_pytorch_tanh': 'gelu_tanh'}
 
@@ -29,6 +31,7 @@ def read(location: str, folder) -> Checkpoint:
         a wrong shape.
     """
     config = workdir.read_json(folder / CONFIG)
+    refuse_parts(folder)
     for name, exists in ((CONFIG, config is not None), (WEIGHTS, (folder / WEIGHTS).is_file())):
         if not exists:
             raise UserError(f'{folder} holds no {name}; a Hugging Face ViT has {CONFIG} and {WEIGHTS} in it.')
@@ -190,6 +193,15 @@ def places(
     return places_by_name | convert.block_places(
         architecture.sizes, kind.block, f'{prefix}encoder.layer.', optional
     )
+
+
+def refuse_parts(folder):
+    """Refuses a folder whose weights are in several files."""
+    if (folder / INDEX).is_file() and not (folder / WEIGHTS).is_file():
+        raise UserError(
+            f'{folder} holds {WEIGHTS} in several parts ({INDEX}), which td_jax does not join: save the '
+            'model again in one file (max_shard_size of save_pretrained).'
+        )
 
 
 def tensors(path):

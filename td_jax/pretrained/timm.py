@@ -39,6 +39,7 @@ def read(location: str, folder) -> Checkpoint:
     path = folder / hugging_face.CONFIG
     config = workdir.read_json(path)
     weights = folder / hugging_face.WEIGHTS
+    hugging_face.refuse_parts(folder)
     if not weights.is_file():
         raise UserError(f'{folder} holds no {weights.name}; a timm model has {path.name} and {weights.name}.')
     name = config['architecture']

@@ -81,9 +81,12 @@ def read(path, config: dict, match: re.Match, raw: dict):
     convert.check_heads(path, sizes)
     arrays = dict(raw)
     registers = _move_registers(path, match, arrays, width)
+    # All blocks have both, or none has any.
+    has_scales = any(name.endswith(tuple(SCALES)) for name in raw)
     for i in range(sizes.layers):
         _split_attention(path, arrays, f'blocks.{i}', width)
-        _fold_scales(path, arrays, f'blocks.{i}', width)
+        if has_scales:
+            _fold_scales(path, arrays, f'blocks.{i}', width)
     has_head = 'head.weight' in raw and raw['head.weight'].any()
     if has_head and match['distilled']:
         _join_heads(path, arrays, width)
@@ -115,7 +118,7 @@ def _move_registers(path, match, arrays, width):
         # Only patches have positions.
         arrays['pos_embed'] = np.concatenate([np.zeros((1, 1, width), positions.dtype), positions], axis=1)
     elif match['distilled']:
-        tokens = tokens + positions[:, 1:2]
+        tokens = tokens.astype(np.float32) + positions[:, 1:2]
         arrays['pos_embed'] = np.delete(positions, 1, axis=1)
     if name:
         arrays['registers'] = tokens
@@ -134,10 +137,8 @@ def _split_attention(path, arrays, block, width):
 
 
 def _fold_scales(path, arrays, block, width):
-    """Folds layer scales, if any, into the Dense before them."""
+    """Folds layer scales into the Dense before them."""
     for scale, dense in SCALES.items():
-        if f'{block}.{scale}' not in arrays:
-            continue
         factor = _get_shaped(path, arrays, f'{block}.{scale}', (width,)).astype(np.float32)
         kernel = convert.get_array(arrays, path, f'{block}.{dense}.weight', 2, 'timm ViT')
         if len(kernel) != width:
@@ -153,9 +154,12 @@ def _fold_scales(path, arrays, block, width):
 
 def _join_heads(path, arrays, width):
     """Joins DeiT's two heads, whose mean is the prediction, to one over both tokens."""
-    count = len(arrays['head.weight'])
+    count = len(convert.get_array(arrays, path, 'head.weight', 2, 'timm ViT'))
     for leaf, shape in (('weight', (count, width)), ('bias', (count,))):
-        parts = [_get_shaped(path, arrays, f'{name}.{leaf}', shape) for name in ('head', 'head_dist')]
+        parts = [
+            _get_shaped(path, arrays, f'{name}.{leaf}', shape).astype(np.float32)
+            for name in ('head', 'head_dist')
+        ]
         arrays[f'head.{leaf}'] = np.concatenate(parts, axis=1) / 2 if leaf == 'weight' else sum(parts) / 2
         del arrays[f'head_dist.{leaf}']
 

@@ -216,7 +216,12 @@ def test_what_is_no_address_is_refused(server, location):
 def test_a_hub_model_is_its_folder(monkeypatch):
     def snapshot_download(name, allow_patterns):
         assert name == 'owner/na-me.1'
-        assert allow_patterns == ['config.json', 'model.safetensors', 'preprocessor_config.json']
+        assert allow_patterns == [
+            'config.json',
+            'model.safetensors',
+            'model.safetensors.index.json',
+            'preprocessor_config.json',
+        ]
         return str(CLASSIFIER)
 
     monkeypatch.setattr(huggingface_hub, 'snapshot_download', snapshot_download)

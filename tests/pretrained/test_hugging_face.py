@@ -110,6 +110,14 @@ def test_a_folder_with_a_file_missing_says_which(tmp_path, name):
         pretrained.read(str(tmp_path / 'folder'))
 
 
+@pytest.mark.parametrize('content', [{}, {'architecture': 'resnet18'}], ids=['hugging face', 'timm'])
+def test_weights_in_parts_are_refused(tmp_path, content):
+    (tmp_path / 'config.json').write_text(json.dumps(content))
+    (tmp_path / 'model.safetensors.index.json').write_text('{}')
+    with pytest.raises(UserError, match=r'in several parts \(model\.safetensors\.index\.json\), which'):
+        pretrained.read(str(tmp_path))
+
+
 def test_a_config_that_is_no_json_is_refused(tmp_path):
     shutil.copytree(BARE, tmp_path / 'folder')
     (tmp_path / 'folder/config.json').write_text('{"hidden_act": ')

@@ -254,6 +254,36 @@ def test_what_there_is_no_place_for_is_refused(vit_folder):
 
 
 @pytest.mark.parametrize(
+    ('change', 'words'),
+    [
+        # A block without a scale is another block.
+        (lambda arrays: arrays.pop('blocks.1.ls2.gamma'), r'blocks\.1\.ls2\.gamma is missing'),
+        (lambda arrays: arrays.update({'head.weight': np.ones((), 'f')}), r'head\.weight is \[\]; in'),
+    ],
+)
+def test_a_vit_that_lacks_a_part_is_refused(vit_folder, change, words):
+    name = 'dinov2_registers' if 'ls2' in words else 'distilled'
+    location, _ = vit_folder(name)
+    arrays = load_file(f'{location}/model.safetensors')
+    change(arrays)
+    save_file(arrays, f'{location}/model.safetensors')
+    with pytest.raises(UserError, match=words):
+        pretrained.read(location)
+
+
+def test_halves_are_added_as_exactly_as_whole_numbers(vit_folder):
+    """The sums of DeiT's two tokens and two heads are rounded to float32, whatever the file has."""
+    location, _ = vit_folder('distilled')
+    arrays = load_file(f'{location}/model.safetensors')
+    params = []
+    for dtype in (np.float16, np.float32):
+        halves = {name: array.astype(np.float16).astype(dtype) for name, array in arrays.items()}
+        save_file(halves, f'{location}/model.safetensors')
+        params.append(pretrained.read(location).params)
+    jax.tree.map(np.testing.assert_array_equal, *params)
+
+
+@pytest.mark.parametrize(
     ('variant', 'units'),
     [('resnet18', (1, 2, 1, 1)), ('resnet50', (1, 2, 1, 1)), ('wide_resnet50_2', (1,) * 4)],
 )
