@@ -23,7 +23,7 @@ def test_a_mean_is_over_seeds_and_a_band_from_the_lowest_to_the_highest(write_ru
         [0.5, 0.5],
         lines=[make_line(2, 1.0, 3.0), make_line(4, 1.0, 1.0), make_line(6, 9.0, 9.0)],
     )
-    # Without numbers per seed, with NaN and a huge number; steps that it lacks are left out.
+    # With NaN, a huge number, and steps that it lacks, which are left out.
     lines = [
         make_line(2, 8.0),
         {**make_line(4, 4.0), 'share_task': 0.5, 'share_state': 0.5},
