@@ -1,9 +1,9 @@
-"""Processes that have imported what td_jax imports, so that tests wait for runs and not for imports.
+"""Processes in which td_jax's dependencies are already imported, so that tests do not wait for imports.
 
-`start` and `run` are for a command, a script or a program what subprocess.Popen and subprocess.run are. Each
-process that runs tests has one that has imported TensorFlow and has not begun to use JAX; others are forked
-off it. They differ from a fresh one in what it says while it imports, and in what Python and TensorFlow read
-from the environment as they start; where a test is about these, it starts a fresh one.
+`start` and `run` correspond to subprocess.Popen and subprocess.run, for a module, a script or a program. Each
+process that runs tests has a server that has imported TensorFlow and not yet used JAX; processes are forked
+off it. They differ from a fresh one in the output of imports and in what Python and TensorFlow read
+from the environment at their start; tests of these start a fresh process.
 """
 
 import atexit
@@ -25,14 +25,14 @@ import warnings
 
 ROOT = pathlib.Path(__file__).parents[1]
 IMPORTED = (
-    'td_jax',  # first: it says what TensorFlow may say
+    'td_jax',  # first: it sets what TensorFlow may print
     'tensorflow',
     'clu.metric_writers',
     'sklearn.datasets',
     'td_jax.command_line',
     'td_jax.training.run',
 )
-# What JAX reads as it is imported -> what it makes of the text.
+# {variable that JAX reads at its import: function that converts its text}.
 READ_BY_JAX = {
     'JAX_COMPILATION_CACHE_DIR': str,
     'JAX_COMPILATION_CACHE_MAX_SIZE': int,
@@ -41,73 +41,73 @@ READ_BY_JAX = {
     'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': float,
     'JAX_PLATFORMS': str,
 }
-HEADER = 8  # bytes of the length of a request
+HEADER = 8  # bytes that hold the length of a request
 
 
-# --- Who asks --------------------------------------------------------------------------------------
+# --- The client ------------------------------------------------------------------------------------
 
 
 def start(arguments, cwd=ROOT, env=None):
-    """A Process of `python ARGUMENTS`, where they are -m MODULE, -c PROGRAM or SCRIPT and what these get."""
+    """Starts `python ARGUMENTS` as a Process; ARGUMENTS begin with -m MODULE, -c PROGRAM or SCRIPT."""
     return Process([str(argument) for argument in arguments], cwd, dict(os.environ if env is None else env))
 
 
 def run(arguments, env=None):
-    """The subprocess.CompletedProcess of `start`, with what it printed."""
+    """Runs `start` to its end; returns a subprocess.CompletedProcess with the output."""
     process = start(arguments, env=env)
     out, err = process.communicate()
     return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
 
 class Process:
-    """What tests use of subprocess.Popen, with stdout and stderr as text."""
+    """The part of subprocess.Popen that tests use, with stdout and stderr as text."""
 
     def __init__(self, arguments, cwd, env):
         request = json.dumps({'arguments': arguments, 'cwd': str(cwd), 'env': env}).encode()
         (out, out_end), (err, err_end), (self._state, state_end) = os.pipe(), os.pipe(), os.pipe()
         ends = [out_end, err_end, state_end]
-        server = _server()
+        server = _connect()
         socket.send_fds(server, [len(request).to_bytes(HEADER, 'big')], ends)
         server.sendall(request)
         for end in ends:
             os.close(end)
         self.stdout, self.stderr = open(out), open(err)
-        self._told = b''
+        self._status_text = b''
         self.returncode = None
-        while b'\n' not in self._told:
-            self._hear()
-        self.pid = int(self._told.split(b'\n')[0])
+        while b'\n' not in self._status_text:
+            self._read_status()
+        self.pid = int(self._status_text.split(b'\n')[0])
 
-    def _hear(self):
-        heard = os.read(self._state, 100)
-        if not heard:
+    def _read_status(self):
+        message = os.read(self._state, 100)
+        if not message:
             raise RuntimeError('the process that others are forked off has died')
-        self._told += heard
+        self._status_text += message
 
     def poll(self):
-        """The exit code, negative for a signal, or None while it runs."""
+        """The exit code, negative for a signal, or None while the process runs."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.wait(0)
         return self.returncode
 
     def wait(self, timeout=None):
-        """The exit code."""
+        """Waits for the process to end; returns its exit code."""
         while self.returncode is None:
             if not select.select([self._state], [], [], timeout)[0]:
                 raise subprocess.TimeoutExpired('python', timeout)
-            self._hear()
-            _, code, *more = self._told.split(b'\n')
+            self._read_status()
+            _, code, *more = self._status_text.split(b'\n')
             if more:
                 self.returncode = int(code)
                 os.close(self._state)
         return self.returncode
 
     def communicate(self, timeout=None):
-        """(stdout, stderr), what is left of them, of a process that ends by itself in so many seconds."""
-        found = {}
+        """The rest of (stdout, stderr) of a process that ends by itself within `timeout` seconds."""
+        texts = {}
 
         def read(name):
-            found[name] = getattr(self, name).read()
+            texts[name] = getattr(self, name).read()
 
         readers = [threading.Thread(target=read, args=(name,), daemon=True) for name in ('stdout', 'stderr')]
         for reader in readers:
@@ -117,7 +117,7 @@ class Process:
             reader.join()
         self.stdout.close()
         self.stderr.close()
-        return found['stdout'], found['stderr']
+        return texts['stdout'], texts['stderr']
 
     def send_signal(self, number):
         if self.poll() is None:
@@ -127,15 +127,15 @@ class Process:
         self.send_signal(signal.SIGKILL)
 
 
-def _server():
-    """The socket to the process that others are forked off, which is started now if there is none."""
+def _connect():
+    """The socket of the server, which is started if there is none."""
     if _running.get('pid') != os.getpid():
         ours, theirs = socket.socketpair()
         _running.update(pid=os.getpid(), socket=ours)
         command = [sys.executable, __file__, str(theirs.fileno())]
         process = subprocess.Popen(command, pass_fds=[theirs.fileno()], cwd=ROOT)
         theirs.close()
-        # It ends where there is nobody left to ask.
+        # The server ends when the socket is closed.
         atexit.register(lambda: (ours.close(), process.wait()))
     return _running['socket']
 
@@ -143,17 +143,17 @@ def _server():
 _running = {}
 
 
-# --- Who forks -------------------------------------------------------------------------------------
+# --- The server ------------------------------------------------------------------------------------
 
 
-def serve(asked):
+def serve(requests):
     """Forks a process for each request.
 
     Args:
-      asked: the socket that requests come from; it ends with them.
+      requests: the socket that requests come from; the server ends when it is closed.
 
     Returns:
-      the arguments of a request, in a process that was forked for it, or None
+      the arguments of a request in a process that was forked for it; None in the server
     """
     states = {}
     # A signal wakes `select`, and a child that has ended sends one.
@@ -162,40 +162,40 @@ def serve(asked):
     signal.set_wakeup_fd(wakes)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     while True:
-        ready, _, _ = select.select([asked, woken], [], [])
+        ready, _, _ = select.select([requests, woken], [], [])
         if woken in ready:
             os.read(woken, 1000)
-            _tell_of_the_dead(states)
-        if asked in ready:
-            header, ends, _, _ = socket.recv_fds(asked, HEADER, 3)
+            _report_ended(states)
+        if requests in ready:
+            header, ends, _, _ = socket.recv_fds(requests, HEADER, 3)
             if not header:
                 return None
             out, err, state = ends
-            request = json.loads(_exactly(asked, int.from_bytes(header, 'big')))
+            request = json.loads(_receive(requests, int.from_bytes(header, 'big')))
             with warnings.catch_warnings():
-                # Python warns since TensorFlow has threads; they wait for work that never comes here.
+                # Python warns because TensorFlow has threads; they are idle here.
                 warnings.simplefilter('ignore', DeprecationWarning)
                 child = os.fork()
             if child == 0:
                 signal.set_wakeup_fd(-1)
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                for file in (asked, *states.values(), state, woken, wakes):
+                for file in (requests, *states.values(), state, woken, wakes):
                     file.close() if isinstance(file, socket.socket) else os.close(file)
-                return _become(request, out, err)
+                return _set_up_child(request, out, err)
             os.close(out)
             os.close(err)
             states[child] = state
             os.write(state, f'{child}\n'.encode())
 
 
-def _exactly(asked, count):
-    found = b''
-    while len(found) < count:
-        found += asked.recv(count - len(found))
-    return found
+def _receive(requests, count):
+    content = b''
+    while len(content) < count:
+        content += requests.recv(count - len(content))
+    return content
 
 
-def _tell_of_the_dead(states):
+def _report_ended(states):
     while states:
         child, status = os.waitpid(-1, os.WNOHANG)
         if not child:
@@ -206,17 +206,17 @@ def _tell_of_the_dead(states):
         os.close(state)
 
 
-def _become(request, out, err):
-    """Makes of this process what a request asks for; -> its arguments."""
+def _set_up_child(request, out, err):
+    """Sets this process up as a request asks; returns its arguments."""
     import fsspec
     import jax
 
-    # A fresh process hears it unless a shell has started it in the background.
+    # A fresh process handles SIGINT unless a shell has started it in the background.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number, file in ((1, out), (2, err)):
         os.dup2(file, number)
         os.close(file)
-    # As of a fresh process whose output is no terminal.
+    # As in a fresh process whose output is no terminal.
     sys.stdout = io.TextIOWrapper(open(1, 'wb', closefd=False))
     sys.stderr = io.TextIOWrapper(
         open(2, 'wb', closefd=False), errors='backslashreplace', line_buffering=True
@@ -235,7 +235,7 @@ def _become(request, out, err):
 
 
 def execute(arguments):
-    """What `python ARGUMENTS` does."""
+    """Does what `python ARGUMENTS` does."""
     what, *others = arguments
     if what == '-m':
         sys.path.insert(0, os.getcwd())
@@ -254,12 +254,12 @@ def execute(arguments):
 if __name__ == '__main__':
     sys.path[0] = str(ROOT)
     with open(os.devnull, 'w') as nowhere:
-        said = os.dup(2)
+        stderr_copy = os.dup(2)
         os.dup2(nowhere.fileno(), 2)
         for name in IMPORTED:
             importlib.import_module(name)
-        os.dup2(said, 2)
-        os.close(said)
+        os.dup2(stderr_copy, 2)
+        os.close(stderr_copy)
     sys.path.remove(str(ROOT))
     # A collection would touch, and so copy, all that a child shares with this process: seconds at its end.
     gc.freeze()

@@ -1,4 +1,4 @@
-"""A worker of several that share a folder of runs, on a table or a comparison that trains in seconds.
+"""One of several workers that share a folder of runs, on a table or a comparison that trains in seconds.
 
     python tests/sharded.py WHAT ROOT [SHARD [MOMENT]]
 
@@ -19,7 +19,7 @@ from td_jax.reproduction import cells, jobs, tables
 ROWS = {'Train from scratch': {'method': 'supervised'}, 'LD': {'method': 'ld'}, 'FD': {'method': 'fd'}}
 
 
-def small():
+def make_small_config():
     """A config that trains in a second."""
     config = digits.get_config()
     config.update_from_flattened_dict(
@@ -41,19 +41,21 @@ def small():
 
 
 def make_table(root, only_show, shard=None):
-    """Runs the tiny table, or reads it."""
+    """Runs or reads the tiny table."""
     tables.TABLES = {
         'tiny': tables.Table(
             'Tiny', 'digits', {'all': {}}, ROWS, 'Train from scratch', students=4, teachers=2
         )
     }
-    cells.read_tuned, cells.base_config = lambda name: {}, lambda name: small()
+    cells.read_tuned, cells.base_config = lambda name: {}, lambda name: make_small_config()
     return cells.make(['tiny'], ('Drama',), ('CIFAR10',), root, only_show, shard=shard)['tiny']['all']
 
 
 def make_comparison(root, **options):
-    """Runs a comparison with a search of two trials per variant, or joins it."""
-    return compare.run(small(), root, methods=('ld',), trials=2, seeds=2, search_seeds=1, **options)
+    """Runs a comparison with two trials per variant, or joins its parts."""
+    return compare.run(
+        make_small_config(), root, methods=('ld',), trials=2, seeds=2, search_seeds=1, **options
+    )
 
 
 def die_before(moment):
@@ -62,25 +64,25 @@ def die_before(moment):
 
     opens = gcsfs.GCSFileSystem._open
 
-    def opened(system, path, *arguments, **named):
+    def open_or_die(system, path, *arguments, **named):
         if moment in path:
             os.kill(os.getpid(), signal.SIGKILL)
         return opens(system, path, *arguments, **named)
 
-    gcsfs.GCSFileSystem._open = opened
+    gcsfs.GCSFileSystem._open = open_or_die
 
 
 def main():
-    what, root, shard, moment = [*sys.argv[1:], '', ''][:4]
-    # Leases of the dead expire soon, and what another worker has is looked at often.
+    action, root, shard, moment = [*sys.argv[1:], '', ''][:4]
+    # Short leases, so that those of killed workers expire soon, and frequent checks of other workers' tasks.
     lease.SECONDS, lease.RENEWAL, jobs.PAUSE = 8.0, 1.0, 0.2
     if moment:
         die_before(moment)
-    if what == 'table':
+    if action == 'table':
         make_table(workdir.resolve(root), False, jobs.read_shard(shard))
     else:
-        made = make_comparison(root, **({'shard': shard} if shard else {}))
-        print(json.dumps(made))
+        record = make_comparison(root, **({'shard': shard} if shard else {}))
+        print(json.dumps(record))
 
 
 if __name__ == '__main__':

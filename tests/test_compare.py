@@ -1,4 +1,4 @@
-"""Variants of one config that are searched, trained, compared and kept: rules by hand, a real comparison."""
+"""Comparing variants of one config: rules by hand, and a real comparison."""
 
 import concurrent.futures
 import json
@@ -21,11 +21,11 @@ from tests import forked
 EFFORT = {'trials': 2, 'steps': 0, 'search_seeds': 2, 'seeds': 3, 'teachers': 0}
 
 
-def plan_of(config, methods=('ld',), own=None, fixed=(), **effort):
+def make_plan(config, methods=('ld',), own=None, fixed=(), **effort):
     return variants.make_plan(config, methods, own or {}, fixed, **{**EFFORT, **effort})
 
 
-# --- What is refused -------------------------------------------------------------------------------
+# --- Refusals --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def plan_of(config, methods=('ld',), own=None, fixed=(), **effort):
 )
 def test_what_cannot_be_compared_is_refused(small_config, changes, arguments, message):
     with pytest.raises(UserError, match=message):
-        plan_of(small_config(**changes), **arguments)
+        make_plan(small_config(**changes), **arguments)
 
 
 def test_what_the_command_refuses(tmp_path):
@@ -94,14 +94,14 @@ def test_what_the_command_refuses(tmp_path):
         compare.run(None, tmp_path, jobs=2, models={'own': None})
 
 
-# --- What is searched ------------------------------------------------------------------------------
+# --- The search ------------------------------------------------------------------------------------
 
 
 def test_what_a_person_or_a_variant_sets_is_not_searched(small_config):
     own = {
         'wide': {'method': 'td', 'communication.message': 9, 'td.rounds': 2, 'optimizer.learning_rate': 1.0}
     }
-    plan = plan_of(small_config(), ('ld',), own, fixed=['optimizer.weight_decay', 'td.weights.state'])
+    plan = make_plan(small_config(), ('ld',), own, fixed=['optimizer.weight_decay', 'td.weights.state'])
     assert plan.names == ('supervised', 'ld', 'wide')
     spaces = {name: set(tuning.ranges_of(plan.search.space, name)) for name in ('teacher', *plan.names)}
     assert spaces == {
@@ -122,7 +122,7 @@ def test_td_with_ld_starts_from_the_weight_that_a_person_sets(small_config):
     methods, config = ('ld', 'td', 'td_ld'), small_config(td__weights__logits=0.25)
     weights = {}
     for fixed in ((), ('td.weights.logits',)):
-        plan = plan_of(config, methods, fixed=fixed)
+        plan = make_plan(config, methods, fixed=fixed)
         weights[fixed] = variants._start_config(plan, 'td_ld').td.weights.logits
     assert weights == {(): 1.0, ('td.weights.logits',): 0.25}
 
@@ -131,13 +131,15 @@ def test_options_that_no_student_reads_are_named(small_config):
     config, keys = small_config(method='ld'), ('method', 'num_seeds', 'seed', 'td.rounds', 'eval_every')
     about = dict(
         line.split(' has no effect: ')
-        for line in variants.describe_without_effect(plan_of(config), (*keys, 'teacher.num_steps'))
+        for line in variants.describe_without_effect(make_plan(config), (*keys, 'teacher.num_steps'))
     )
     assert about.keys() == {*keys, 'teacher.num_steps'} - {'seed'}
     assert about['td.rounds'] == 'method is supervised; method is ld'
     assert about['teacher.num_steps'] == 'the search chooses it, up to 6 (--steps)'
     # A variant without a method has that of the config, and nothing chooses steps without a search.
-    plan = plan_of(config, own={'wide': {'communication.message': 3}, 'td_wide': {'method': 'td'}}, trials=0)
+    plan = make_plan(
+        config, own={'wide': {'communication.message': 3}, 'td_wide': {'method': 'td'}}, trials=0
+    )
     about = variants.describe_without_effect(plan, (*keys, 'teacher.num_steps'))
     assert [line.split()[0] for line in about] == ['num_seeds', 'eval_every']
 
@@ -145,7 +147,7 @@ def test_options_that_no_student_reads_are_named(small_config):
 def test_without_a_search_the_score_is_that_of_the_last_step(small_config):
     """No student is of an earlier step, however good that was."""
     for trials, chosen in ((0, 0.6), (2, 0.7)):
-        space = plan_of(small_config(), trials=trials).search.space
+        space = make_plan(small_config(), trials=trials).search.space
         assert space.chooses_step == bool(trials)
         curves = {0: [{2: 0.7, 4: 0.5, 6: 0.6}]}
         warmup = tuning.warmup_of(space, small_config())
@@ -157,7 +159,7 @@ def test_students_of_several_teachers_have_the_seeds_of_those_without(small_conf
     """All are paired by seed, whatever the step between two seeds is."""
     seeds = []
     for method in ('supervised', 'ld'):
-        plan = plan_of(small_config(seed=3, seed_step=2), seeds=5, teachers=2)
+        plan = make_plan(small_config(seed=3, seed_step=2), seeds=5, teachers=2)
         runs = variants._student_runs(plan, small_config(method=method, seed=3, seed_step=2))
         seeds.append(sorted(seed for run in runs for seed in dispatch.seeds(run)))
     assert seeds == [[3, 5, 7, 9, 11]] * 2
@@ -165,7 +167,7 @@ def test_students_of_several_teachers_have_the_seeds_of_those_without(small_conf
 
 def test_a_variant_with_examples_without_labels_has_its_own_choice(small_config):
     own = {'ld_rest': {'method': 'ld', 'dataset.unlabelled': 'rest'}}
-    plan = plan_of(small_config(method='ld', teacher__labels='probe'), own=own)
+    plan = make_plan(small_config(method='ld', teacher__labels='probe'), own=own)
     record = {key: getattr(plan.search, key) for key in ('trials', 'seeds', 'steps')} | {'fixed': {}}
     choices = {
         'digits': {
@@ -193,45 +195,45 @@ def test_a_model_without_dropout_has_none_searched(small_config):
 
 
 def test_sgd_has_larger_learning_rates(small_config):
-    plan = plan_of(small_config(optimizer__name='sgd'))
+    plan = make_plan(small_config(optimizer__name='sgd'))
     assert tuning.ranges_of(plan.search.space, 'supervised')['optimizer.learning_rate'] == (3e-3, 0.3)
     assert tuning.ranges_of(plan.search.space, 'teacher')['optimizer.learning_rate'] == (1e-4, 3e-3)
 
 
 def test_weights_fit_the_loss_of_the_task(small_config, recommender):
-    """A cross-entropy is outweighed by less than squared errors of ratings are."""
+    """The weights for cross-entropy are smaller than those for squared errors of ratings."""
     ratings = recommender.config
     ratings.batch_size, ratings.teacher.labels = 2, 'shared'
     ratings.teacher.model.embeddings.update(ratings.model.embeddings)
     for config, bounds in ((small_config(), (1e-3, 100.0)), (ratings, (0.1, 1000.0))):
-        ranges = tuning.ranges_of(plan_of(config).search.space, 'td')
+        ranges = tuning.ranges_of(make_plan(config).search.space, 'td')
         assert {ranges[f'td.weights.{term}'] for term in ('interact', 'message', 'state')} == {bounds}
 
 
 def test_a_schedule_is_validated_at_its_end_alone(small_config):
-    assert plan_of(small_config()).search.space.points > 1
-    assert plan_of(small_config(optimizer__schedule='cosine')).search.space.points == 1
+    assert make_plan(small_config()).search.space.points > 1
+    assert make_plan(small_config(optimizer__schedule='cosine')).search.space.points == 1
 
 
 def test_a_teacher_that_is_named_is_not_searched(small_config, tmp_path):
     config = small_config(method='ld')
-    assert tuning.TEACHER in tuning.searchable_names(plan_of(config).search.space)
-    searched = plan_of(config).search.space
+    assert tuning.TEACHER in tuning.searchable_names(make_plan(config).search.space)
+    space = make_plan(config).search.space
     config.teacher.checkpoint = str(tmp_path)
-    named = searched._replace(config=config.copy_and_resolve_references)
-    assert tuning.TEACHER not in tuning.searchable_names(named)
+    space_with_named_teacher = space._replace(config=config.copy_and_resolve_references)
+    assert tuning.TEACHER not in tuning.searchable_names(space_with_named_teacher)
 
 
 def test_the_cost_by_hand(small_config):
     config = small_config(model__hidden=(5, 3), batch_size=8, num_steps=6)
-    plan = plan_of(config, ('ld',), trials=4, seeds=3)
+    plan = make_plan(config, ('ld',), trials=4, seeds=3)
     cost = variants.estimate_cost(plan)
-    # 4, 2 and 1 trials on the three rungs; three students of no distillation are one run, of LD three.
+    # 4 + 2 + 1 trials; the three students without distillation are one run, those of LD three.
     assert cost.runs == 7 + 1 + 7 + 3
     parameters = 64 * 5 + 5 + 5 * 3 + 3 + 3 * 5 + 5
     assert variants.count_parameters(config) == parameters
     assert cost.size == 2 * 2 * 3 * 4 * 3 * parameters
-    # A product forward and two backward, but for the one to the inputs.
+    # One product forward and two backward, except that of the first layer's input.
     products = 2 * 8 * (2 * 64 * 5 + 3 * (5 * 3 + 3 * 5))
     assert plan.operations['supervised'] == products
     steps = 6 * (7 * 2 + 3)
@@ -241,15 +243,15 @@ def test_the_cost_by_hand(small_config):
 @pytest.mark.parametrize(
     ('seconds', 'left', 'processes', 'trials'),
     [
-        # Two searches of 7 and 8 runs of 4 seconds, with 4 and 5 trials.
+        # Two searches, of 7 runs of 4 seconds with 4 trials, and of 8 runs with 5 trials.
         ({'supervised': 1.0, 'td': 4.0}, 56, 1, 4),
         ({'supervised': 1.0, 'td': 4.0}, 64, 1, 5),
         ({'supervised': 1.0, 'td': 4.0}, 55.9, 1, 3),
         ({'supervised': 1.0, 'td': 4.0}, 28, 2, 4),
-        # Three of them, and a teacher for each of three rungs.
+        # Three searches, and a teacher for each of the three rungs.
         ({'teacher': 2.0, 'supervised': 1.0, 'td': 4.0}, 84 + 6, 1, 4),
         ({'supervised': 1.0, 'td': 4.0}, 23, 1, 0),
-        # By runs of 1 + 1/2 + 1/4 of the trials.
+        # A search has 1 + 1/2 + 1/4 runs per trial.
         ({'td': 1.0}, 7e12, 1, 4 * 10**12),
     ],
 )
@@ -259,40 +261,40 @@ def test_the_slowest_variant_says_how_many_trials_fit(seconds, left, processes, 
 
 @pytest.mark.long
 def test_hours_are_the_same_number_of_trials_for_every_variant(small_config, tmp_path):
-    plan, root = plan_of(small_config(method='ld', teacher__labels='probe')), epath.Path(tmp_path / 'here')
+    plan, root = make_plan(small_config(method='ld', teacher__labels='probe')), epath.Path(tmp_path / 'here')
     with pytest.raises(UserError, match=r'^--hours=1e-06 is too short: a trial of each of 3 searches'):
         variants.fit_trials(plan, root, 1e-6, 1)
     assert not (root / variants.HOURS).exists()
-    fitted = variants.fit_trials(plan, root, 1.0, 1)
+    fitted_plan = variants.fit_trials(plan, root, 1.0, 1)
     stored = workdir.read_json(root / variants.HOURS)
     assert stored['seconds'].keys() == {'teacher', 'supervised', 'ld'}
-    assert fitted.search.trials == stored['trials'] > 2
-    # Timing took a part of the hour.
+    assert fitted_plan.search.trials == stored['trials'] > 2
+    # The timing used a part of the hour.
     assert stored['trials'] <= variants.count_trials(stored['seconds'], 3600, 1)
-    # What is written is what counts, on a machine that is faster, too.
+    # The stored number applies, even on a faster machine.
     workdir.write(root / variants.HOURS, json.dumps(stored | {'trials': 2}))
-    fitted = variants.fit_trials(plan, root, 1.0, 1)
-    rows = variants.run(fitted, root, 1)
+    fitted_plan = variants.fit_trials(plan, root, 1.0, 1)
+    rows = variants.run(fitted_plan, root, 1)
     record = workdir.read_json(root / variants.CHOICES)['digits']['searched']
     assert {name: len(record[name]['completed']) for name in record} == dict.fromkeys(stored['seconds'], 1)
     assert [row.name for row in rows] == ['supervised', 'ld']
 
 
 def test_a_worker_waits_for_the_number_of_trials_of_the_one_that_times(small_config, tmp_path):
-    plan, root = plan_of(small_config()), epath.Path(tmp_path)
+    plan, root = make_plan(small_config()), epath.Path(tmp_path)
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        # As the worker that times does.
+        # The worker that times the trials holds the lock.
         with workdir.lock(root / 'hours'):
             waiting = pool.submit(variants.fit_trials, plan, root, 2.0, 1, jobs.Shard(1, 2))
             with pytest.raises(TimeoutError):
                 waiting.result(timeout=0.5)
             workdir.write(root / variants.HOURS, json.dumps({'hours': 2.0, 'trials': 7, 'seconds': {}}))
-        # It has timed nothing itself.
+        # The other worker has timed nothing.
         assert waiting.result(timeout=60).search.trials == 7
 
 
 def test_hours_of_other_searches_are_not_read(small_config, tmp_path):
-    plan, root = plan_of(small_config(method='ld')), epath.Path(tmp_path)
+    plan, root = make_plan(small_config(method='ld')), epath.Path(tmp_path)
     runs = {
         name: cells.run_name(tuning.start_config(plan.search, name, '', 0))
         for name in ('teacher', 'supervised', 'ld')
@@ -300,7 +302,10 @@ def test_hours_of_other_searches_are_not_read(small_config, tmp_path):
     stored = {'hours': 2.0, 'trials': 7, 'seconds': {}, 'runs': runs}
     workdir.write(root / variants.HOURS, json.dumps(stored))
     assert variants.fit_trials(plan, root, 2.0, 1, only_show=True).search.trials == 7
-    others = plan_of(small_config(method='ld'), ('ld', 'fd')), plan_of(small_config(method='ld', num_steps=9))
+    others = (
+        make_plan(small_config(method='ld'), ('ld', 'fd')),
+        make_plan(small_config(method='ld', num_steps=9)),
+    )
     for other, hours in ((plan, 3.0), *((other, 2.0) for other in others)):
         with pytest.raises(UserError, match=r'hours\.json has no number of trials for --hours=[23] '):
             variants.fit_trials(other, root, hours, 1, only_show=True)
@@ -316,23 +321,23 @@ def test_a_run_with_a_warm_up_is_timed(small_config, tmp_path):
     assert finished.read_result(epath.Path(folder))['steps'] == 5
 
 
-# --- What is said ----------------------------------------------------------------------------------
+# --- Messages --------------------------------------------------------------------------------------
 
 
-def made_row(name, values, validation=0.5):
+def make_row(name, values, validation=0.5):
     result = {'values': values, 'seeds': list(range(len(values))), 'mean': float(np.mean(values))}
     return variants.Row(name, None, validation, result | {'metric': 'accuracy', 'runs': []}, [], 10)
 
 
 def test_the_sentence_says_what_the_intervals_allow(small_config):
-    plan = plan_of(small_config(), seeds=5)
+    plan = make_plan(small_config(), seeds=5)
     base = np.array([0.5, 0.6, 0.55, 0.52, 0.58])
     gain = np.array([0.02, 0.03, 0.025, 0.02, 0.03])
     rows = [
-        made_row('supervised', base),
-        made_row('ld', base + gain),
-        made_row('td', base + [0.05, -0.05, 0.02, -0.01, 0.0]),
-        made_row('fd', base - gain),
+        make_row('supervised', base),
+        make_row('ld', base + gain),
+        make_row('td', base + [0.05, -0.05, 0.02, -0.01, 0.0]),
+        make_row('fd', base - gain),
     ]
     low, high = 100 * np.array(scipy.stats.t.interval(0.95, 4, gain.mean(), scipy.stats.sem(gain)))
     assert summary.sentence(plan, rows, summary.compare(rows)) == (
@@ -344,7 +349,7 @@ def test_the_sentence_says_what_the_intervals_allow(small_config):
     assert summary.sentence(plan, none, summary.compare(none)) == (
         'No variant differs significantly from no distillation.'
     )
-    two = [made_row(row.name, row.result['values'][:2]) for row in rows[:2]]
+    two = [make_row(row.name, row.result['values'][:2]) for row in rows[:2]]
     assert summary.sentence(plan._replace(seeds=2), two, summary.compare(two)) == (
         'Fewer than 3 students or teachers support no verdict; raise --seeds.'
     )
@@ -358,11 +363,11 @@ def test_the_sentence_says_what_the_intervals_allow(small_config):
 
 
 def test_the_best_is_that_of_validation_data(small_config):
-    plan = plan_of(small_config())
+    plan = make_plan(small_config())
     rows = [
-        made_row('supervised', [0.9, 0.9], 0.6),
-        made_row('ld', [0.1, 0.1], 0.7),
-        made_row('td', [1.0], 0.7),
+        make_row('supervised', [0.9, 0.9], 0.6),
+        make_row('ld', [0.1, 0.1], 0.7),
+        make_row('td', [1.0], 0.7),
     ]
     assert variants.choose_best(plan, rows).name == 'ld'
 
@@ -371,29 +376,29 @@ def test_the_best_is_that_of_validation_data(small_config):
 
 
 @pytest.fixture(scope='module')
-def compared(small_config, tmp_path_factory):
-    """(folder, config, what was returned) of a comparison on digits."""
+def comparison_on_digits(small_config, tmp_path_factory):
+    """(folder, config, function that repeats the call, record) of a comparison on digits."""
     folder = tmp_path_factory.mktemp('compared') / 'digits'
     config = small_config(method='ld', num_steps=20, optimizer__weight_decay=0.3, teacher__labels='probe')
-    # Most of the time of runs this short would go into what they write.
+    # Runs this short would spend most of their time writing.
     config.eval_every, config.log_every, config.save_every = 5, 10, 20
     own = {'td_quiet': {'method': 'td', 'td.rounds': 0}}
     options = {'variants': own, 'fixed': ['optimizer.weight_decay'], 'trials': 2, 'seeds': 3}
-    made = compare.run(config, folder, methods=('ld',), **options)
-    return folder, config, (lambda: compare.run(config, folder, methods=('ld',), **options)), made
+    record = compare.run(config, folder, methods=('ld',), **options)
+    return folder, config, (lambda: compare.run(config, folder, methods=('ld',), **options)), record
 
 
 @pytest.mark.long
-def test_the_rows_are_runs_of_the_chosen_configs(compared, tmp_path):
-    """A run of one row, trained by itself with the config that the JSON says, has its values."""
-    folder, _, _, made = compared
-    assert [row['variant'] for row in made['rows']] == ['supervised', 'ld', 'td_quiet']
-    assert json.loads((folder / compare.COMPARISON).read_text()) == json.loads(json.dumps(made))
-    for row in made['rows']:
+def test_the_rows_are_runs_of_the_chosen_configs(comparison_on_digits, tmp_path):
+    """A run of a row, trained by itself with the config in the JSON, has the row's values."""
+    folder, _, _, record = comparison_on_digits
+    assert [row['variant'] for row in record['rows']] == ['supervised', 'ld', 'td_quiet']
+    assert json.loads((folder / compare.COMPARISON).read_text()) == json.loads(json.dumps(record))
+    for row in record['rows']:
         assert row['config']['optimizer.weight_decay'] == 0.3
         assert row['config']['dataset.split'] == 'test'
         assert row['seeds'] == [0, 1, 2]
-    first, *others = made['rows']
+    first, *others = record['rows']
     config = config_lib.from_json(
         json.loads((folder / 'students' / first['runs'][0] / workdir.CONFIG).read_text())
     )
@@ -406,8 +411,8 @@ def test_the_rows_are_runs_of_the_chosen_configs(compared, tmp_path):
 
 
 @pytest.mark.long
-def test_the_test_split_is_read_by_the_students_alone(compared):
-    folder, *_ = compared
+def test_the_test_split_is_read_by_the_students_alone(comparison_on_digits):
+    folder, *_ = comparison_on_digits
     splits = {
         part: {
             json.loads(path.read_text())['dataset']['split'] for path in (folder / part).rglob('config.json')
@@ -418,11 +423,11 @@ def test_the_test_split_is_read_by_the_students_alone(compared):
 
 
 @pytest.mark.long
-def test_the_best_student_predicts(compared, tmp_path):
-    folder, _, _, made = compared
-    scores = {row['variant']: row['validation_accuracy'] for row in made['rows']}
-    assert made['best'] == max(scores, key=scores.get)
-    (best,) = (row for row in made['rows'] if row['variant'] == made['best'])
+def test_the_best_student_predicts(comparison_on_digits, tmp_path):
+    folder, _, _, record = comparison_on_digits
+    scores = {row['variant']: row['validation_accuracy'] for row in record['rows']}
+    assert record['best'] == max(scores, key=scores.get)
+    (best,) = (row for row in record['rows'] if row['variant'] == record['best'])
     run = finished.load(folder / variants.BEST, with_examples=True)
     assert run.config.seed == 0
     result = finished.read_result(folder / variants.BEST)
@@ -430,17 +435,17 @@ def test_the_best_student_predicts(compared, tmp_path):
 
 
 @pytest.mark.long
-def test_the_same_call_trains_nothing_again(compared, monkeypatch, capsys):
-    folder, _, again, made = compared
+def test_the_same_call_trains_nothing_again(comparison_on_digits, monkeypatch, capsys):
+    folder, _, compare_again, record = comparison_on_digits
     times = {path: path.stat().st_mtime_ns for path in (folder / 'students').rglob('*') if path.is_file()}
-    found = again()
+    second_record = compare_again()
     assert {path: path.stat().st_mtime_ns for path in times} == times
-    for each in (found, made):
-        each.pop('best_seconds_per_example')
-    assert found == made
+    for each_record in (second_record, record):
+        each_record.pop('best_seconds_per_example')
+    assert second_record == record
     out = capsys.readouterr().out
     assert out.startswith('| variant | n | test accuracy |')
-    assert made['sentence'] in out
+    assert record['sentence'] in out
 
 
 @pytest.mark.long
@@ -455,9 +460,9 @@ def test_the_command_keeps_the_hyperparameters_of_the_config(tmp_path):
         '--jobs=2',
         f'--workdir={tmp_path / "runs"}',
     ]
-    done = forked.run(['-m', 'td_jax.compare', *flags])
-    assert done.returncode == 0, done.stderr
-    assert 'Fewer than 3 students or teachers support no verdict; raise --seeds.' in done.stdout
-    made = json.loads((tmp_path / 'runs' / compare.COMPARISON).read_text())
-    assert {row['config']['num_steps'] for row in made['rows']} == {6}
+    completed = forked.run(['-m', 'td_jax.compare', *flags])
+    assert completed.returncode == 0, completed.stderr
+    assert 'Fewer than 3 students or teachers support no verdict; raise --seeds.' in completed.stdout
+    record = json.loads((tmp_path / 'runs' / compare.COMPARISON).read_text())
+    assert {row['config']['num_steps'] for row in record['rows']} == {6}
     assert (tmp_path / 'runs' / compare.REPORT).stat().st_size > 10_000

@@ -1,4 +1,4 @@
-"""How often a run that gets nowhere is started: by the count in its workdir, and by a launcher."""
+"""The limit on restarts of a run without progress: the count in its workdir, and a launcher."""
 
 import json
 import os
@@ -16,13 +16,13 @@ from td_jax.training import restarts
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-def lose(folder):
-    """A start that ends because another process is gone, after which this one takes down nothing."""
+def start_and_lose(folder):
+    """Starts a run that ends because another process is lost."""
     with pytest.raises(jax.errors.JaxRuntimeError), restarts.count_start(folder, True):
         raise jax.errors.JaxRuntimeError('UNAVAILABLE: another process is gone')
 
 
-def save(folder, step):
+def make_checkpoint(folder, step):
     (folder / 'checkpoints' / str(step)).mkdir(parents=True)
 
 
@@ -33,25 +33,25 @@ def folder(tmp_path):
 
 def test_a_run_that_gets_nowhere_is_refused_after_three_restarts(folder):
     for _ in range(1 + restarts.MOST):
-        lose(folder)
+        start_and_lose(folder)
     for _ in range(2):
-        with pytest.raises(UserError) as raised, restarts.count_start(folder, True):
+        with pytest.raises(UserError) as error_info, restarts.count_start(folder, True):
             pytest.fail('it was started')
-        assert str(raised.value) == (
+        assert str(error_info.value) == (
             f'{folder} was started 4 times without a new checkpoint in between, and lost a process each '
             f'time; what the processes printed may say why. Delete {folder}/restarts.json to start it again.'
         )
     (folder / 'restarts.json').unlink()
-    lose(folder)
+    start_and_lose(folder)
 
 
 @pytest.mark.parametrize('part', ['.', 'teacher'])
 def test_a_new_checkpoint_is_a_new_beginning(folder, part):
     for step in (5, 10, 15):
         for _ in range(1 + restarts.MOST):
-            lose(folder)
-        save(folder / part, step)
-    lose(folder)
+            start_and_lose(folder)
+        make_checkpoint(folder / part, step)
+    start_and_lose(folder)
     assert json.loads((folder / 'restarts.json').read_text())['starts'] == 1
 
 
@@ -61,17 +61,17 @@ def test_a_new_checkpoint_is_a_new_beginning(folder, part):
 @pytest.mark.parametrize('is_there', [False, True])
 def test_what_ends_otherwise_leaves_nothing(folder, error, is_there, tmp_path):
     if is_there:
-        save(folder, 5)
-        lose(folder)
+        make_checkpoint(folder, 5)
+        start_and_lose(folder)
     try:
         with restarts.count_start(folder, True):
             assert json.loads((folder / 'restarts.json').read_text())['starts'] == 1 + is_there
             if error:
                 raise error
-    except BaseException as raised:
-        assert raised is error
-    left = sorted(path.name for path in tmp_path.rglob('*'))
-    assert left == (['5', 'checkpoints', 'new', 'runs'] if is_there else [])
+    except BaseException as caught_error:
+        assert caught_error is error
+    names = sorted(path.name for path in tmp_path.rglob('*'))
+    assert names == (['5', 'checkpoints', 'new', 'runs'] if is_there else [])
 
 
 def test_a_folder_in_which_something_came_to_be_stays(folder):
@@ -97,7 +97,7 @@ def test_a_count_that_is_none_is_refused(folder):
 
 def test_a_count_is_kept_in_a_bucket(place):
     for _ in range(1 + restarts.MOST):
-        lose(place)
+        start_and_lose(place)
     with pytest.raises(UserError, match='was started 4 times'), restarts.count_start(place, True):
         pytest.fail('it was started')
     (place / 'restarts.json').unlink()
@@ -106,8 +106,8 @@ def test_a_count_is_kept_in_a_bucket(place):
     assert not (place / 'restarts.json').exists()
 
 
-# Python whose data lose a process in every start: what td_jax.main is called with goes on to it.
-LOSES = """#!{python}
+# A Python that runs td_jax.main with data that lose a process in every start.
+LOSING_PYTHON = """#!{python}
 import sys
 
 sys.path.insert(0, {root!r})
@@ -127,14 +127,14 @@ main.main()
 @pytest.mark.long
 def test_a_launcher_that_calls_again_comes_to_an_end(tmp_path):
     python = tmp_path / 'python'
-    python.write_text(LOSES.format(python=sys.executable, root=str(ROOT)))
+    python.write_text(LOSING_PYTHON.format(python=sys.executable, root=str(ROOT)))
     python.chmod(0o755)
     flags = [
         '--config=td_jax/configs/digits.py',
         '--config.method=supervised',
         f'--workdir={tmp_path / "run"}',
     ]
-    done = subprocess.run(
+    completed = subprocess.run(
         ['bash', 'launch/local.sh', '-n', '2', '--restart', '--', *flags],
         cwd=ROOT,
         env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'PYTHON': str(python)},
@@ -143,10 +143,13 @@ def test_a_launcher_that_calls_again_comes_to_an_end(tmp_path):
         check=False,
         timeout=1800,
     )
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert done.stderr.count('lost a process; calling it again') == 4
+    assert completed.returncode == 2, completed.stdout + completed.stderr
+    assert completed.stderr.count('lost a process; calling it again') == 4
     assert (
-        done.stdout.count('[0] td_jax: another process of the run is gone; the same command continues.') == 4
+        completed.stdout.count('[0] td_jax: another process of the run is gone; the same command continues.')
+        == 4
     )
-    (line,) = {line for line in done.stdout.splitlines() if 'was started' in line and line.startswith('[0]')}
+    (line,) = {
+        line for line in completed.stdout.splitlines() if 'was started' in line and line.startswith('[0]')
+    }
     assert line.startswith(f'[0] td_jax: {tmp_path}/run was started 4 times without a new checkpoint')
