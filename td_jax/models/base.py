@@ -146,9 +146,9 @@ def from_nnx(module, lower: Callable, upper: Callable, head: Callable, registers
     graphs = {}
 
     def trace_parts(is_training):
-        made = make(0)
-        _refuse_bare_arrays(nnx, made)
-        copy = nnx.merge(*parts(made))
+        instance = make(0)
+        _refuse_bare_arrays(nnx, instance)
+        copy = nnx.merge(*parts(instance))
         copy.train() if is_training else copy.eval()
         graphs[is_training], *others = parts(copy)
         return others

@@ -112,8 +112,11 @@ def test_the_best_trial_on_the_test_split_is_a_column_of_its_own(use_tiny_table,
     assert stored['tiny']['all']['LD']['on_test'] == ours
     # A table made without trials keeps them, although its cells are read from their runs.
     of_file = errors.read(epath.Path(tmp_path / 'errors.npz'))
-    made = cells.make(['tiny'], *COLUMNS, root, only_show=True, stored_results=of_file)
-    assert made['tiny']['all']['LD']['on_test'] == ours and 'on_test' not in made['tiny']['all']['Control']
+    results_from_runs = cells.make(['tiny'], *COLUMNS, root, only_show=True, stored_results=of_file)
+    assert (
+        results_from_runs['tiny']['all']['LD']['on_test'] == ours
+        and 'on_test' not in results_from_runs['tiny']['all']['Control']
+    )
     # Trials in the file are not run again.
     nothing = epath.Path(tmp_path / 'nothing')
     on_test.add(stored, trials, nothing, only_show=False, processes=1)
