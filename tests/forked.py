@@ -263,5 +263,7 @@ if __name__ == '__main__':
     sys.path.remove(str(ROOT))
     # A collection would touch, and so copy, all that a child shares with this process: seconds at its end.
     gc.freeze()
+    # As in tests/conftest.py; a child has it from here.
+    gc.set_threshold(50_000, 20, 20)
     if (found := serve(socket.socket(fileno=int(sys.argv[1])))) is not None:
         execute(found)
