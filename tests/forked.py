@@ -265,5 +265,5 @@ if __name__ == '__main__':
     gc.freeze()
     # As in tests/conftest.py; a child has it from here.
     gc.set_threshold(50_000, 20, 20)
-    if (found := serve(socket.socket(fileno=int(sys.argv[1])))) is not None:
-        execute(found)
+    if (arguments := serve(socket.socket(fileno=int(sys.argv[1])))) is not None:
+        execute(arguments)
