@@ -41,11 +41,10 @@ def read(location: str, path, raw: dict) -> Checkpoint:
         raise UserError(
             f'{path}: its blocks have {units} units, which is no ResNet that td_jax knows: {known}.'
         )
-    # A head of zeros was never trained.
-    has_head = f'{HEAD}/kernel' in raw and raw[f'{HEAD}/kernel'].any()
+    has_head = convert.has_head(raw, path, f'{HEAD}/kernel', f'{HEAD}/bias', 4, 'BiT')
     architecture = ResNetArchitecture(
         resnet.Sizes(kernel.shape[-1], units, bottleneck=True),
-        convert.get_array(raw, path, f'{HEAD}/kernel', 4, 'BiT').shape[-1] if has_head else 0,
+        raw[f'{HEAD}/kernel'].shape[-1] if has_head else 0,
     )
     if kernel.shape[:3] != (7, 7, 3):
         raise UserError(

@@ -151,6 +151,19 @@ def get_array(raw, path, key, rank, kind='ViT'):
     return value
 
 
+def has_head(raw, path, kernel, bias, rank, kind='ViT') -> bool:
+    """Whether a file has a head, by the names of its arrays; one of zeros was never trained.
+
+    Raises:
+      UserError: it has the bias alone, or the kernel has not `rank` axes.
+    """
+    if kernel in raw and not raw[kernel].any():
+        return False
+    if kernel in raw or bias in raw:
+        get_array(raw, path, kernel, rank, kind)
+    return kernel in raw
+
+
 def count_numbered(raw, pattern):
     """One more than the largest number that a pattern matches at the start of a name."""
     return 1 + max(int(match[1]) for name in raw if (match := re.match(pattern, name)))

@@ -43,16 +43,15 @@ def read(location: str, path, raw: dict) -> Checkpoint:
         heads=query.shape[1],
     )
     convert.check_heads(path, sizes)
-    # A head of zeros was never trained.
-    has_head = 'head/kernel' in raw and raw['head/kernel'].any()
+    has_head = convert.has_head(raw, path, 'head/kernel', 'head/bias', 2)
     architecture = Architecture(
         sizes=sizes,
         patch=kernel.shape[0],
         image_size=convert.image_size(path, position, kernel.shape[0]),
-        num_outputs=convert.get_array(raw, path, 'head/kernel', 2).shape[1] if has_head else 0,
+        num_outputs=raw['head/kernel'].shape[1] if has_head else 0,
         activation=ACTIVATION,
         epsilon=EPSILON,
-        pre_logits='pre_logits/kernel' in raw,
+        pre_logits=any(f'pre_logits/{leaf}' in raw for leaf in ('kernel', 'bias')),
     )
     return convert.to_checkpoint(location, path, architecture, PREPROCESSING, raw, places(architecture))
 

@@ -61,16 +61,17 @@ def read(location: str, folder) -> Checkpoint:
     registers = _count_registers(folder / CONFIG, path, config, kind, raw, prefix)
     raw = kinds.fold(kind, path, raw, prefix, sizes.width, layers)
     head, pooling = kinds.head_of(kind, raw)
-    has_head = f'{head}.weight' in raw and raw[f'{head}.weight'].any()
+    has_head = convert.has_head(raw, path, f'{head}.weight', f'{head}.bias', 2)
+    has_pooler = any(f'{prefix}pooler.dense.{leaf}' in raw for leaf in ('weight', 'bias'))
     architecture = Architecture(
         sizes=sizes,
         patch=kernel.shape[2],
         image_size=image_size,
-        num_outputs=convert.get_array(raw, path, f'{head}.weight', 2).shape[0] if has_head else 0,
+        num_outputs=len(raw[f'{head}.weight']) if has_head else 0,
         activation=config['hidden_act'],
         epsilon=config['layer_norm_eps'],
         # A classifier reads the class token and not the pooler.
-        pre_logits=f'{prefix}pooler.dense.weight' in raw and not has_head,
+        pre_logits=has_pooler and not has_head,
         registers=registers,
         pooling=pooling if has_head else 'class',
     )

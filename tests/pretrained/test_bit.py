@@ -154,6 +154,7 @@ UNIT = 'resnet/block2/unit03'
             r'group_norm/gamma is \[9\]; .*\[256\]',
         ),
         (lambda x: x['resnet/head/conv2d/bias'].fill(np.nan), 'head/conv2d/bias holds 5 numbers of 5'),
+        (lambda x: x.pop('resnet/head/conv2d/kernel'), 'head/conv2d/kernel is missing'),
         (
             lambda x: x.update({'resnet/head/conv2d/kernel': np.ones((256, 5), 'f')}),
             r'head/conv2d/kernel is \[256, 5\]; in a BiT it has 4 axes',

@@ -112,12 +112,16 @@ def test_a_head_that_was_never_trained_is_none(change_npz, change, initial):
         f'{BLOCK}/MultiHeadDotProductAttention_0/query/kernel',
         f'{BLOCK}/MlpBlock_0/Dense_0/kernel',
         'Transformer/encoderblock_3/MlpBlock_0/Dense_1/bias',
+        'pre_logits/kernel',
+        'pre_logits/bias',
+        'head/kernel',
         'head/bias',
     ],
 )
 def test_a_missing_key_is_named(change_npz, key):
+    path = PRE_LOGITS if key.startswith('pre_logits') else NPZ
     with pytest.raises(UserError, match=rf'{key} is missing'):
-        pretrained.read(change_npz(lambda values: values.pop(key)))
+        pretrained.read(change_npz(lambda values: values.pop(key), path))
 
 
 @pytest.mark.parametrize('norm', [0, 1])

@@ -67,6 +67,12 @@ def test_a_missing_tensor_is_named_as_in_the_file(change_folder, path, prefix):
         pretrained.read(change_folder(lambda values, _: values.pop(key), path))
 
 
+@pytest.mark.parametrize(('path', 'key'), [(BARE, 'pooler.dense.weight'), (CLASSIFIER, 'classifier.weight')])
+def test_a_layer_without_its_kernel_is_refused(change_folder, path, key):
+    with pytest.raises(UserError, match=f' {key} is missing'):
+        pretrained.read(change_folder(lambda values, _: values.pop(key), path))
+
+
 def test_a_transposed_tensor_is_refused(change_folder):
     key = f'{LAYER}.intermediate.dense.weight'
     other = f'{LAYER}.output.dense.weight'
