@@ -45,6 +45,7 @@ from td_jax.files import metric_log, workdir
 from td_jax.method import objectives
 from td_jax.reproduction import cells, jobs, journal, same_data, same_teacher, tables
 from td_jax.training import evaluation, finished
+from td_jax.training import optimizer as optimizer_lib
 from td_jax.training.programs import describe_program
 
 
@@ -337,8 +338,12 @@ def make_plan(search: Search, name: str, choices: dict) -> Plan:
 
 
 def warmup_of(space: SearchSpace, config) -> int:
-    """The steps of a run of some config that cannot be chosen: its warm-up, or all but the last."""
-    return config.optimizer.warmup_steps if space.chooses_step else config.num_steps - 1
+    """The steps of a run of some config that cannot be chosen: its warm-up, or all but the last.
+
+    With a schedule, only the last step has the score of a run of that length.
+    """
+    is_free = space.chooses_step and not optimizer_lib.depends_on_length(config.optimizer)
+    return config.optimizer.warmup_steps if is_free else config.num_steps - 1
 
 
 def rank(curves: dict[int, list[dict]], less_is_better: bool, warmup_steps: int = 0) -> list[Ranked]:
@@ -356,8 +361,9 @@ def rank(curves: dict[int, list[dict]], less_is_better: bool, warmup_steps: int 
         steps = {step for step in common_steps if step > warmup_steps}
         mean = {step: sum(curve[step] for curve in trial_curves) / len(trial_curves) for step in steps}
         if mean:
-            step, score = best(mean, less_is_better)
-            ranked.append(Ranked(score, step, number, step == max(map(max, trial_curves))))
+            (step, score), last_step = best(mean, less_is_better), max(map(max, trial_curves))
+            # Where no other step can be chosen, the choice says nothing.
+            ranked.append(Ranked(score, step, number, step == last_step > warmup_steps + 1))
     return sorted(ranked, key=lambda trial: (trial.score if less_is_better else -trial.score, trial.number))
 
 

@@ -36,6 +36,8 @@ from td_jax.training import assembly, evaluation, finished, preflight
 SEARCH, JOURNALS, CHOICES, STUDENTS, BEST = 'search', 'journals', 'choices.json', 'students', 'best'
 # The number of trials that fit into the hours of a search, and the seconds per run that decided it.
 HOURS = 'hours.json'
+# The folder whose lock the worker holds that decides it; a report reads none whose name begins with a point.
+HOURS_LOCK = '.hours'
 # Number of validations in a run of a search.
 POINTS = 20
 # Keys that a variant cannot set: the comparison sets them, or pairs students by them.
@@ -298,7 +300,7 @@ def fit_trials(
         return stored['trials'] if is_same else None
 
     def decide(_):
-        with workdir.lock(root / HOURS.removesuffix('.json')):
+        with workdir.lock(root / HOURS_LOCK):
             if read() is None:
                 stored = _time_searches(configs, hours, processes, shard.count if shard else 1)
                 workdir.write(root / HOURS, json.dumps(stored | {'runs': runs}, indent=2) + '\n')

@@ -30,7 +30,8 @@ def complete(
 
     Args:
       config: of a run. folder: its workdir. typed: the keys that were set on the command line. any_method:
-      whether to choose labels for methods that compare predictions, even if the config's does not.
+      whether to complete it for methods that read a teacher and compare predictions, even if the config's
+      does not.
 
     Returns:
       A config; the same one if no public checkpoint is its teacher.
@@ -38,7 +39,7 @@ def complete(
     Raises:
       UserError: an option contradicts the checkpoint, or `config.check` refuses the config.
     """
-    full, checkpoint, set_keys = _complete_architecture(config, typed)
+    full, checkpoint, set_keys = _complete_architecture(config, typed, any_method)
     if checkpoint and 'teacher.labels' not in set_keys:
         full.teacher.labels, why = _choose_labels(full, checkpoint, folder, any_method)
         if why:
@@ -54,11 +55,11 @@ def complete_architecture(config, typed: list[str] | tuple[str, ...] = ()):
     return _complete_architecture(config, typed)[0]
 
 
-def _complete_architecture(config, typed):
+def _complete_architecture(config, typed, any_method=False):
     """-> (config, checkpoint or None, the keys that the user set)."""
     config_lib.check_names(config)
     location = config.teacher.pretrained
-    if not location or not config_lib.has_teacher(config):
+    if not location or not (any_method or config_lib.has_teacher(config)):
         config_lib.check(config)
         return config, None, set()
     set_keys = _find_set_keys(config, typed)

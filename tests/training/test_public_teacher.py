@@ -136,6 +136,11 @@ def test_labels_that_differ_take_a_probe(complete_config, tmp_path, capsys):
     assert complete_config(other_labels, method='fitnet').teacher.labels == 'shared'
     # Methods that it is compared with may have one.
     assert complete_config(other_labels, method='fitnet', any_method=True).teacher.labels == 'probe'
+    # The methods of a comparison may read the teacher where that of the config does not.
+    of_ld = complete_config(other_labels, method='ld')
+    of_any = complete_config(other_labels, method='supervised', any_method=True)
+    assert of_any.teacher.to_dict() == of_ld.teacher.to_dict()
+    assert of_ld.teacher.to_dict() != complete_config(other_labels, method='supervised').teacher.to_dict()
     capsys.readouterr()
     # The config says otherwise.
     for labels in ('shared', 'auxiliary'):
