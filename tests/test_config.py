@@ -250,6 +250,23 @@ def test_a_key_that_is_not_declared_is_refused_with_the_nearest():
     assert_refused(config, 'num_step ', 'Did you mean num_steps?')
 
 
+def test_a_grid_of_messages_is_a_model_or_a_number():
+    config = common.get_config()
+    for grid in ('student', 'teacher', '1', '1024'):
+        config.communication.grid = grid
+        config_lib.check(config)
+    for grid in ('0', '1025', '7.0', 'both', '1' * 5000):
+        config.communication.grid = grid
+        assert_refused(config, f'communication.grid {grid!r} is not known', 'a number from 1 to 1024')
+
+
+@pytest.mark.parametrize('key', ['communication.grid', 'dataset.unlabelled', 'num_steps', 'td.rounds'])
+def test_none_is_a_value_of_no_option(key):
+    config = common.get_config()
+    config.update_from_flattened_dict({key: None})
+    assert_refused(config, f'{key} is None; it must be a value like ')
+
+
 def test_a_key_that_is_missing_is_refused():
     config = common.get_config()
     with config.unlocked():

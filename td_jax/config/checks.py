@@ -263,7 +263,7 @@ def _check_control(config):
 
 def _check_grid(side):
     """Refuses a grid of messages that is neither a model's nor a number."""
-    is_number = side.isascii() and side.isdecimal() and 1 <= int(side) <= MAX_GRID
+    is_number = side in map(str, range(1, MAX_GRID + 1))
     if not is_number and side not in ('student', 'teacher'):
         raise UserError(
             f'communication.grid {side!r} is not known. Known: student, teacher, or a number from 1 to '

@@ -324,11 +324,27 @@ def rows_of_part(contents: Iterable[bytes], config) -> np.ndarray | slice:
 
 
 REST = 'rest'
+# The most digits of a number of examples.
+MOST_DIGITS = 18
 
 
 def is_of_training(unlabelled: str) -> bool:
     """Whether a dataset.unlabelled names training examples of the data set: 'rest', or a number of them."""
     return unlabelled == REST or (unlabelled.isascii() and unlabelled.isdecimal())
+
+
+def read_count(unlabelled: str, left: int) -> int:
+    """The number of training examples that a dataset.unlabelled names, of `left` without labels.
+
+    Raises:
+      UserError: it has too many digits for any number of examples.
+    """
+    if unlabelled == REST:
+        return left
+    # Python refuses to convert thousands of digits.
+    if len(unlabelled) > MOST_DIGITS:
+        raise UserError(f'dataset.unlabelled has {len(unlabelled)} digits; name fewer examples.')
+    return int(unlabelled)
 
 
 def makes_pool(config, task) -> bool:

@@ -363,6 +363,6 @@ def _abstract_unlabelled(config, task, num_labelled):
         raise UserError(
             f'dataset.unlabelled is {task.unlabelled}, whose number of examples is known when they are read.'
         )
-    num_unlabelled = left if task.unlabelled == data.REST else int(task.unlabelled)
+    num_unlabelled = data.read_count(task.unlabelled, left)
     pixels = np.broadcast_to(np.zeros((), np.uint8), (num_unlabelled, side, side, 3))
     return data.Unlabelled(num_unlabelled, {IMAGE: pixels})

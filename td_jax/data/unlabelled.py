@@ -72,7 +72,7 @@ def _take_rest(source, config):
             'dataset.examples_per_class, or name a folder of images.'
         )
     left = data.count(pool.examples) - pool.count
-    count = left if config.unlabelled == data.REST else int(config.unlabelled)
+    count = data.read_count(config.unlabelled, left)
     _check_count(count, left, f'dataset.examples_per_class leaves {left} training examples of {source.name}')
     return data.Unlabelled(count, rows=functools.partial(_select_rest, pool.rest, count))
 
@@ -141,7 +141,8 @@ def _draw_pairs(source, config):
     users, items = (np.flatnonzero(ids.is_known) for ids in source.ids.values())
     rated = [_find_codes(part[user], part[item], users, items) for part in (source.train, source.evaluation)]
     rated, total = np.unique(np.concatenate(rated)), len(users) * len(items)
-    count, available = int(config.unlabelled), total - len(rated)
+    available = total - len(rated)
+    count = data.read_count(config.unlabelled, available)
     _check_count(count, available, f'{available} pairs of known users and items of {source.name} are unrated')
     ranks = _draw_ranks(count, available)
     # A rank counts pairs without a rating: before the i-th rated one are rated[i] - i of them.

@@ -236,6 +236,7 @@ def test_pairs_of_a_table_are_read_without_their_ratings(monkeypatch, tmp_path):
             r'takes 9999 examples, but dataset.examples_per_class leaves \d+ .* from 1 to',
         ),
         ({'unlabelled': '0'}, r'takes 0 examples, but .*; name a number from 1 to \d+\.$'),
+        ({'unlabelled': '9' * 5000}, r'has 5000 digits; name fewer examples\.$'),
         (
             {'unlabelled': 'no/folder'},
             "no/folder is not there; name 'rest', a number of examples, or a folder",
