@@ -1,8 +1,11 @@
-"""Results under docs/results belong to today's hyperparameters, and tables are what their command prints."""
+"""The numbers under docs/results are of the configs of today; commands give the tables and choices again."""
 
+import collections
+import json
 import pathlib
 import re
 
+import numpy as np
 import pytest
 from etils import epath
 
@@ -73,3 +76,35 @@ def test_a_table_is_what_its_command_prints(name):
     # Which sign a difference of nothing has is that of the last bits, which are the processor's.
     committed = (RESULTS / f'table_{name}.md').read_text().replace('-0.0000', '+0.0000')
     assert (out.replace('-0.0000', '+0.0000'), err) == (committed, '')
+
+
+@pytest.mark.usefixtures('movielens_data')
+def test_the_choices_follow_from_the_journals_of_their_search(tmp_path):
+    """Journals of another search than today's would be refused, or leave trials to run."""
+    journals = sorted((RESULTS / 'search').glob('movielens_by_user-*.jsonl'))
+    methods = [path.stem.rpartition('-')[2] for path in journals]
+    output = tmp_path / 'choices.json'
+    completed = forked.run(
+        [
+            *('-m', 'td_jax.tune', '--config=movielens', '--split_by=user', '--trials=12', '--steps=800'),
+            f'--methods={",".join(methods)}',
+            *(f'--workdir={tmp_path}', f'--journals={RESULTS / "search"}', f'--output={output}'),
+            '--only_show',
+        ]
+    )
+    assert completed.returncode == 0, completed.stderr
+    choices = json.loads(output.read_text())['movielens_by_user']
+    assert choices.keys() == {*methods, 'searched'}
+    for method, path in zip(methods, journals, strict=True):
+        curves, values, on_last_rung = collections.defaultdict(list), {}, set()
+        for line in map(json.loads, path.read_text().splitlines()):
+            curves[line['trial']].append(list(line['curve'].values()))
+            steps, values[line['trial']] = list(map(int, line['curve'])), line['values']
+            if line['rung'] == 2:
+                on_last_rung.add(line['trial'])
+        assert len(on_last_rung) == 3
+        means = {trial: np.mean(curves[trial], axis=0) for trial in on_last_rung}
+        best = min(means, key=lambda trial: means[trial].min())
+        expected = values[best] | {'num_steps': steps[means[best].argmin()]}
+        prefix = 'teacher.' if method == 'teacher' else ''
+        assert choices[method] == {f'{prefix}{key}': value for key, value in expected.items()}
