@@ -185,17 +185,33 @@ def test_a_folder_that_no_run_uses_is_reported(small_config, store, monkeypatch)
 @pytest.mark.parametrize(
     ('command', 'flags'),
     [
-        ('tune', ['--config=digits', '--journals={}/journals', '--output={}/choices.json']),
-        ('compare', ['--config=configs/digits.py']),
+        (
+            'tune',
+            [
+                *('--config=digits', '--journals={}/journals', '--output={}/choices.json'),
+                *('--trials=1', '--seeds=2', '--steps=10'),
+            ],
+        ),
+        (
+            'compare',
+            [
+                *('--config=configs/digits.py', '--config.num_steps=10', '--config.eval_every=10'),
+                *('--trials=0', '--seeds=2'),
+            ],
+        ),
     ],
 )
 def test_a_search_says_it(command, flags, tmp_path, run_command):
-    """It is reported before the error that there is nothing to show."""
     flags = [flag.format(tmp_path) for flag in flags]
     flags += [f'--workdir={tmp_path / "runs"}', f'--teacher_outputs={tmp_path / "outputs"}']
+    message = '--teacher_outputs has no effect'
+    code, _, err = run_command(command, *flags, '--methods=supervised')
+    # Ten steps are too few, which ends a search with 2.
+    assert code == (2 if command == 'tune' else 0)
+    assert f'td_jax: {message}: method is supervised\n' in err
     code, _, err = run_command(command, *flags, '--methods=supervised', '--only_show')
     assert code == 2
-    assert 'td_jax: --teacher_outputs has no effect: method is supervised\n' in err
+    assert f'td_jax: {message} with --only_show; leave one of them out.\n' in err
 
 
 @pytest.mark.parametrize('size', ['inf', 'nan'])
