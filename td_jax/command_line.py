@@ -193,6 +193,11 @@ def _check_value(name, value):
         raise UserError(f'--{name} is {value}; it must be a finite number.')
 
 
+def print_message(line: str):
+    """Prints a line about a command on stderr."""
+    print(f'td_jax: {line}', file=sys.stderr, flush=True)
+
+
 def fail(error: Exception):
     """Prints an error in one line and ends the process with exit code 2."""
     print(f'td_jax: {_format_error(error)}', file=sys.stderr)

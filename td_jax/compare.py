@@ -14,7 +14,6 @@ machines share the work, and --only_show joins it.
 import json
 import math
 import pathlib
-import sys
 
 from absl import flags
 
@@ -110,17 +109,19 @@ def run(
             teachers=teachers,
         )
         for line in engine.describe_without_effect(plan, fixed):
-            _print_message(line)
+            command_line.print_message(line)
         if line := teacher_outputs.describe_unused(tuning.first_configs(plan.search, plan.names)):
-            _print_message(line)
+            command_line.print_message(line)
         processes = 1 if only_show else jobs_lib.prepare(jobs, root)
         if hours is not None:
             plan = engine.fit_trials(plan, root, hours, processes, worker, only_show)
-            _print_message(f'{plan.search.trials} trials per variant fit into {hours:g} hours')
-        _print_message(_describe_cost(engine.estimate_cost(plan)))
+            command_line.print_message(f'{plan.search.trials} trials per variant fit into {hours:g} hours')
+        command_line.print_message(_describe_cost(engine.estimate_cost(plan)))
         rows = engine.run(plan, root, processes, worker, only_show)
         if worker:
-            _print_message(f'the part of --shard={shard} is done; --only_show joins the parts of all')
+            command_line.print_message(
+                f'the part of --shard={shard} is done; --only_show joins the parts of all'
+            )
             return None
         compared = summary.compare(rows)
         best = engine.choose_best(plan, rows)
@@ -143,10 +144,6 @@ def _describe_cost(cost):
         f'{cost.runs} runs, {cost.operations / 1e12:.3g}e12 operations of matrix products, up to '
         f'{cost.size / 1e6:.0f} MB of checkpoints, teachers not counted; finished runs are read back'
     )
-
-
-def _print_message(line):
-    print(f'td_jax: {line}', file=sys.stderr, flush=True)
 
 
 def _read_variants(path):

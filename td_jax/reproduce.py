@@ -99,7 +99,7 @@ def _prepare(count, root, outputs, names, columns):
     teacher_outputs.use(*(flag.value for flag in outputs))
     configs = itertools.chain(*cells.wanted_runs(names, *columns).values()) if outputs[0].value else ()
     if line := teacher_outputs.describe_unused(configs):
-        print(f'td_jax: {line}', file=sys.stderr, flush=True)
+        command_line.print_message(line)
     return jobs.prepare(count, root)
 
 

@@ -9,7 +9,6 @@ choices are stored under that name, next to those of the usual columns and draws
 """
 
 import json
-import sys
 
 from absl import flags
 
@@ -77,7 +76,7 @@ def main():
         tuning.check(search, names, folder, target)
         teacher_outputs.use(*(flag.value for flag in outputs))
         if line := teacher_outputs.describe_unused(tuning.first_configs(search, names)):
-            print(f'td_jax: {line}', file=sys.stderr, flush=True)
+            command_line.print_message(line)
         processes = 1 if only_show else jobs.prepare(runs.count.value, root)
         if shard:
             # Several workers make the same choices; --only_show writes them to --output.

@@ -108,9 +108,9 @@ def make_settings(runs, teacher_names) -> list[Setting]:
 def _split_by_data(group):
     """Splits runs of one setting by the data that they were trained on."""
     digests = {}
-    for run, read in group:
+    for run, options in group:
         # The first examples are recorded with the rest where that is read, too.
-        has_rest = read.get('dataset.labelled_by') == 'first' and bool(read.get('dataset.unlabelled'))
+        has_rest = options.get('dataset.labelled_by') == 'first' and bool(options.get('dataset.unlabelled'))
         digests.setdefault(has_rest, set()).add(run.data)
     if all(len(of_part - {''}) <= 1 for of_part in digests.values()):
         return [group]
