@@ -123,6 +123,7 @@ class Checkpoint(NamedTuple):
     assumed: str = ''  # a note on defaults for what its files leave out
     unused: tuple[str, ...] = ()  # names in the file that are not used
     positions: str = 'linear'  # how its position embeddings are resized, a name of fit.STRETCHES
+    has_zero_head: bool = False  # whether the file's head is all zeros, which counts as none
 
 
 def teacher_overrides(checkpoint: Checkpoint, config) -> dict:

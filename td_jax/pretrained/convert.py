@@ -98,7 +98,8 @@ def to_checkpoint(
         used_keys.add(place.key)
     unused = tuple(sorted(raw.keys() - used_keys))
     tree = flax.traverse_util.unflatten_dict(params, sep='/')
-    return Checkpoint(location, architecture, tree, preprocessing, unused=unused)
+    has_zero_head = not architecture.num_outputs and places['head_layer/kernel'].key in raw
+    return Checkpoint(location, architecture, tree, preprocessing, unused=unused, has_zero_head=has_zero_head)
 
 
 def as_finite(path, key, value):
@@ -152,7 +153,7 @@ def get_array(raw, path, key, rank, kind='ViT'):
 
 
 def has_head(raw, path, kernel, bias, rank, kind='ViT') -> bool:
-    """Whether a file has a head, by the names of its arrays; one of zeros was never trained.
+    """Whether a file has a head, by the names of its arrays; one of zeros was never trained and is none.
 
     Raises:
       UserError: it has the bias alone, or the kernel has not `rank` axes.

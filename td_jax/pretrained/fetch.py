@@ -17,8 +17,8 @@ from etils import epath
 
 from td_jax.errors import UserError, reason
 from td_jax.files import workdir
-from td_jax.pretrained import preprocessing
-from td_jax.pretrained.hugging_face import CONFIG, INDEX, WEIGHTS
+from td_jax.pretrained import preprocessing, weights
+from td_jax.pretrained.hugging_face import CONFIG
 
 # The published checkpoints of the ViT paper and of BiT.
 PUBLIC, PUBLIC_BIT = 'gs://vit_models/imagenet21k', 'gs://bit_models'
@@ -146,18 +146,30 @@ def _download_snapshot(location):
     name = location.removeprefix('hf://')
     if not re.fullmatch(r'[\w.-]+/[\w.-]+', name):
         raise UserError(f'{location} is no name of a Hugging Face model; it is hf://OWNER/NAME.')
-    # Imported here, because only hf:// needs it.
-    import huggingface_hub
-
     try:
-        return epath.Path(
-            huggingface_hub.snapshot_download(
-                name, allow_patterns=[CONFIG, WEIGHTS, INDEX, preprocessing.FILE]
-            )
-        )
+        return _download_parts(name)
+    except UserError:
+        raise
     except Exception as error:  # Its errors and those of its network library have no common base.
         raise UserError(
-            f'{location} cannot be downloaded ({reason(error)}). Get {CONFIG}, {WEIGHTS} and '
+            f'{location} cannot be downloaded ({reason(error)}). Get {CONFIG}, {weights.FILE} and '
             f'{preprocessing.FILE} from {HUB}/{name} where there is a network, put them into a folder and '
             'give its path instead.'
         ) from error
+
+
+def _download_parts(name):
+    """Downloads the files of a model, those that its index names included."""
+    # Imported here, because only hf:// needs it.
+    import huggingface_hub
+
+    files = [CONFIG, weights.FILE, weights.INDEX, preprocessing.FILE]
+    folder = epath.Path(huggingface_hub.snapshot_download(name, allow_patterns=files))
+    path = weights.find(folder)
+    if path is None or path.name == weights.FILE:
+        return folder
+    # The name of the folder is the commit; a newer one may have another index.
+    folder = huggingface_hub.snapshot_download(
+        name, revision=folder.name, allow_patterns=[*files, *weights.read_index(path)]
+    )
+    return epath.Path(folder)

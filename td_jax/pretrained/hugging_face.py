@@ -4,17 +4,15 @@ import json
 import math
 import re
 
-from td_jax.errors import UserError, failure_as_user_error
+from td_jax.errors import UserError
 from td_jax.files import workdir
 from td_jax.models import vit
-from td_jax.pretrained import convert, kinds, preprocessing
+from td_jax.pretrained import convert, kinds, preprocessing, weights
 from td_jax.pretrained.architecture import Architecture, Checkpoint, Preprocessing
 from td_jax.pretrained.convert import Place, format_shape
 from td_jax.pretrained.kinds import Kind
 
-CONFIG, WEIGHTS = 'config.json', 'model.safetensors'
-# Present where the weights are in several files.
-INDEX = f'{WEIGHTS}.index.json'
+CONFIG = 'config.json'
 # Name of an activation in a config.json -> ours; its `gelu` is the exact one.
 ACTIVATIONS = {'gelu': 'gelu', 'gelu_new': 'gelu_tanh', 'gelu_pytorch_tanh': 'gelu_tanh'}
 
@@ -24,21 +22,22 @@ def read(location: str, folder) -> Checkpoint:
 
     Args:
       location: as the user wrote it.
-      folder: contains CONFIG and WEIGHTS.
+      folder: contains CONFIG and the files of `weights`.
 
     Raises:
       UserError: a file is missing or damaged, or it is not a ViT; names the first key that is missing or has
         a wrong shape.
     """
     config = workdir.read_json(folder / CONFIG)
-    refuse_parts(folder)
-    for name, exists in ((CONFIG, config is not None), (WEIGHTS, (folder / WEIGHTS).is_file())):
+    path = weights.find(folder)
+    for name, exists in ((CONFIG, config is not None), (weights.FILE, path is not None)):
         if not exists:
-            raise UserError(f'{folder} holds no {name}; a Hugging Face ViT has {CONFIG} and {WEIGHTS} in it.')
-    path = folder / WEIGHTS
+            raise UserError(
+                f'{folder} holds no {name}; a Hugging Face ViT has {CONFIG} and {weights.FILE} in it.'
+            )
     kind = _find_kind(folder / CONFIG, config)
     config = _read_config(folder / CONFIG, config, kind)
-    raw = tensors(path)
+    raw = weights.read_arrays(path)
     prefix = f'{kind.model_type}.'
     prefix = prefix if any(name.startswith(prefix) for name in raw) else ''
     kernel = convert.get_array(raw, path, f'{prefix}embeddings.patch_embeddings.projection.weight', 4)
@@ -196,24 +195,6 @@ def places(
     )
 
 
-def refuse_parts(folder):
-    """Refuses a folder whose weights are in several files."""
-    if (folder / INDEX).is_file() and not (folder / WEIGHTS).is_file():
-        raise UserError(
-            f'{folder} holds {WEIGHTS} in several parts ({INDEX}), which td_jax does not join: save the '
-            'model again in one file (max_shard_size of save_pretrained).'
-        )
-
-
-def tensors(path):
-    """Reads the arrays of a .safetensors file, by name."""
-    # Imported here, because only such files need it.
-    from safetensors import numpy as safetensors_numpy
-
-    with failure_as_user_error(f'{path} is damaged or no .safetensors', 'delete it and get it once more'):
-        return safetensors_numpy.load_file(path)
-
-
 def write(path, architecture: Architecture, image_options: Preprocessing, params, label_names):
     """Writes parameters of a vit.ViT to a new folder, as a classifier of the kind by `kinds.kind_of`.
 
@@ -256,4 +237,4 @@ def write(path, architecture: Architecture, image_options: Preprocessing, params
     for name, content in ((CONFIG, config), (preprocessing.FILE, preprocessing.to_json(image_options))):
         (path / name).write_text(json.dumps(content, indent=2) + '\n')
     # transformers refuses a file without this entry.
-    (path / WEIGHTS).write_bytes(safetensors_numpy.save(arrays, metadata={'format': 'pt'}))
+    (path / weights.FILE).write_bytes(safetensors_numpy.save(arrays, metadata={'format': 'pt'}))

@@ -68,7 +68,7 @@ def report(location: str) -> str:
     }
     properties = {
         **describe.get(type(architecture), _describe_vit)(architecture),
-        'head': f'{architecture.num_outputs:,} outputs' if architecture.num_outputs else 'none',
+        'head': _describe_head(checkpoint),
         'parameters': f'backbone {total - head:,}, head {head:,}, total {total:,}',
     }
     properties['pixels'] = _describe_preprocessing(checkpoint.preprocessing, side)
@@ -131,6 +131,13 @@ def _describe_teacher_use(checkpoint, defaults):
         '',
         _format_flags(student_changes),
     )
+
+
+def _describe_head(checkpoint):
+    if checkpoint.has_zero_head:
+        return "none (the weights of the file's are all zeros: it knows nothing)"
+    count = checkpoint.architecture.num_outputs
+    return f'{count:,} outputs' if count else 'none'
 
 
 def _describe_preprocessing(preprocessing, side):

@@ -2,7 +2,7 @@
 
 from td_jax.errors import UserError
 from td_jax.files import workdir
-from td_jax.pretrained import convert, hugging_face, preprocessing, timm_convolutions, timm_vit
+from td_jax.pretrained import convert, hugging_face, preprocessing, timm_convolutions, timm_vit, weights
 from td_jax.pretrained.architecture import Checkpoint
 
 # Names of architectures -> function that reads a file, arguments that it supports, and timm's name for the
@@ -30,7 +30,7 @@ def read(location: str, folder) -> Checkpoint:
 
     Args:
       location: as the user wrote it.
-      folder: contains config.json and model.safetensors.
+      folder: contains config.json and the files of `weights`.
 
     Raises:
       UserError: a missing or damaged file, or an unknown architecture, argument or preprocessing; names the
@@ -38,10 +38,9 @@ def read(location: str, folder) -> Checkpoint:
     """
     path = folder / hugging_face.CONFIG
     config = workdir.read_json(path)
-    weights = folder / hugging_face.WEIGHTS
-    hugging_face.refuse_parts(folder)
-    if not weights.is_file():
-        raise UserError(f'{folder} holds no {weights.name}; a timm model has {path.name} and {weights.name}.')
+    file = weights.find(folder)
+    if file is None:
+        raise UserError(f'{folder} holds no {weights.FILE}; a timm model has {path.name} and {weights.FILE}.')
     name = config['architecture']
     matches = {pattern: pattern.fullmatch(name) if isinstance(name, str) else None for pattern in READERS}
     pattern = next((pattern for pattern, match in matches.items() if match), None)
@@ -51,12 +50,15 @@ def read(location: str, folder) -> Checkpoint:
     read_file, arguments, pool = READERS[pattern]
     _check_arguments(path, config, (*arguments, *HARMLESS), pool)
     image_options = preprocessing.read_timm(path, config)
-    raw = hugging_face.tensors(weights)
-    architecture, arrays, places = read_file(weights, config, matches[pattern], raw)
+    raw = weights.read_arrays(file)
+    architecture, arrays, places = read_file(file, config, matches[pattern], raw)
     names = _read_label_names(path, config, architecture.num_outputs)
-    checkpoint = convert.to_checkpoint(location, weights, architecture, image_options, arrays, places)
-    if checkpoint.unused:
-        raise UserError(f'{weights}: {checkpoint.unused[0]} is not part of {name} as td_jax knows it.')
+    checkpoint = convert.to_checkpoint(location, file, architecture, image_options, arrays, places)
+    # Of an architecture without outputs, a head of zeros is not used.
+    heads = {places[f'head_layer/{leaf}'].key for leaf in ('kernel', 'bias')}
+    unknown = [key for key in checkpoint.unused if key not in heads]
+    if unknown:
+        raise UserError(f'{file}: {unknown[0]} is not part of {name} as td_jax knows it.')
     return checkpoint._replace(label_names=names, positions=timm_vit.POSITIONS)
 
 

@@ -22,7 +22,7 @@ KNOWN = (
 
 def read_efficientnet(path, config: dict, match: re.Match, raw: dict):
     """Reads a file of an EfficientNet; arguments and result as for `timm_vit.read`."""
-    count, padding = _count_outputs(path, raw, 'classifier.weight'), 'same' if match['tf'] else 'symmetric'
+    count, padding = _count_outputs(path, raw, 'classifier'), 'same' if match['tf'] else 'symmetric'
     architecture = EfficientNetArchitecture(match['variant'], padding, count)
     names = list(_efficientnet_names(architecture))
     epsilon = EPSILON_OF_TENSORFLOW if match['tf'] else EPSILON
@@ -33,15 +33,17 @@ def read_efficientnet(path, config: dict, match: re.Match, raw: dict):
 
 def read_resnet(path, config: dict, match: re.Match, raw: dict):
     """Reads a file of a ResNet; arguments and result as for `timm_vit.read`."""
-    architecture = FoldedResNetArchitecture(match[0], _count_outputs(path, raw, 'fc.weight'))
+    architecture = FoldedResNetArchitecture(match[0], _count_outputs(path, raw, 'fc'))
     names = list(_resnet_names(architecture))
     arrays = fold_batch_norms(path, raw, {conv: norm for _, conv, norm in names}, EPSILON)
     return architecture, arrays, places(architecture, names, {}, 'fc')
 
 
-def _count_outputs(path, raw, key):
-    """The number of outputs of a head; 0 without one."""
-    return len(convert.get_array(raw, path, key, 2, 'timm model')) if key in raw else 0
+def _count_outputs(path, raw, head):
+    """The number of outputs of a head; 0 without one, or if it is all zeros."""
+    kernel = f'{head}.weight'
+    has_head = convert.has_head(raw, path, kernel, f'{head}.bias', 2, 'timm model')
+    return len(raw[kernel]) if has_head else 0
 
 
 def fold_batch_norms(path, raw: dict, norms: dict[str, str], epsilon: float) -> dict:
@@ -143,9 +145,7 @@ def places(architecture, names, denses, head) -> dict[str, Place]:
         inputs, outputs = shapes[f'{ours}/kernel']
         places_by_name[f'{ours}/kernel'] = Place(f'{theirs}.weight', (outputs, inputs, 1, 1), (2, 3, 1, 0))
         places_by_name[f'{ours}/bias'] = Place(f'{theirs}.bias')
-    if architecture.num_outputs:
-        places_by_name['head_layer/kernel'] = Place(
-            f'{head}.weight', shapes['head_layer/kernel'][::-1], (1, 0)
-        )
-        places_by_name['head_layer/bias'] = Place(f'{head}.bias')
+    kernel = shapes.get('head_layer/kernel', ())
+    places_by_name['head_layer/kernel'] = Place(f'{head}.weight', kernel[::-1], (1, 0))
+    places_by_name['head_layer/bias'] = Place(f'{head}.bias')
     return places_by_name

@@ -87,14 +87,14 @@ def read(path, config: dict, match: re.Match, raw: dict):
         _split_attention(path, arrays, f'blocks.{i}', width)
         if has_scales:
             _fold_scales(path, arrays, f'blocks.{i}', width)
-    has_head = convert.has_head(raw, path, 'head.weight', 'head.bias', 2, 'timm ViT')
-    if has_head and match['distilled']:
+    if match['distilled'] and 'head.weight' in raw:
         _join_heads(path, arrays, width)
+    has_head = convert.has_head(arrays, path, 'head.weight', 'head.bias', 2, 'timm ViT')
     architecture = Architecture(
         sizes=sizes,
         patch=patch,
         image_size=convert.image_size(path, arrays['pos_embed'], patch),
-        num_outputs=len(raw['head.weight']) if has_head else 0,
+        num_outputs=len(arrays['head.weight']) if has_head else 0,
         activation='gelu',
         epsilon=EPSILON,
         pre_logits=False,
@@ -154,7 +154,7 @@ def _fold_scales(path, arrays, block, width):
 
 def _join_heads(path, arrays, width):
     """Joins DeiT's two heads, whose mean is the prediction, to one over both tokens."""
-    count = len(arrays['head.weight'])
+    count = len(convert.get_array(arrays, path, 'head.weight', 2, 'timm ViT'))
     for leaf, shape in (('weight', (count, width)), ('bias', (count,))):
         parts = [
             _get_shaped(path, arrays, f'{name}.{leaf}', shape).astype(np.float32)

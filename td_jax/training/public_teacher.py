@@ -95,7 +95,8 @@ def _choose_labels(config, checkpoint, folder, any_method):
         return labels_are, ''
     count = checkpoint.architecture.num_outputs
     if not count:
-        return 'probe', 'the checkpoint has no head'
+        is_zero = checkpoint.has_zero_head
+        return 'probe', f'the checkpoint has {"a head of zeros" if is_zero else "no head"}'
     try:
         names = _label_names(config)
     except Missing:

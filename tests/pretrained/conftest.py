@@ -5,12 +5,14 @@ import pathlib
 import shutil
 
 import flax
+import huggingface_hub
 import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
 from td_jax import pretrained
+from td_jax.pretrained import weights
 from td_jax.pretrained.architecture import build_module
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
@@ -85,3 +87,27 @@ def change_folder(tmp_path):
         return str(tmp_path / 'changed')
 
     return make
+
+
+@pytest.fixture
+def write_in_parts():
+    """A function (folder, new one) -> its copy with four files of arrays, as save_pretrained writes them."""
+
+    def write(source, folder):
+        arrays = load_file(source / weights.FILE)
+        size = sum(array.nbytes for array in arrays.values())
+        parts = huggingface_hub.split_state_dict_into_shards_factory(
+            arrays,
+            get_storage_size=lambda array: array.nbytes,
+            filename_pattern='model{suffix}.safetensors',
+            max_shard_size=size // 3,
+        )
+        folder.mkdir()
+        shutil.copy(source / 'config.json', folder)
+        for name, keys in parts.filename_to_tensors.items():
+            save_file({key: arrays[key] for key in keys}, folder / name, metadata={'format': 'pt'})
+        index = {'metadata': parts.metadata, 'weight_map': parts.tensor_to_filename}
+        (folder / weights.INDEX).write_text(json.dumps(index, indent=2))
+        return folder
+
+    return write

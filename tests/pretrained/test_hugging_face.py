@@ -80,6 +80,18 @@ def test_a_transposed_tensor_is_refused(change_folder):
         pretrained.read(change_folder(lambda values, _: values.update({other: values[key]})))
 
 
+@pytest.mark.parametrize('name', ['weight', 'both'])
+def test_a_head_of_zeros_is_none(change_folder, name):
+    def change(values, config):
+        values['classifier.weight'][:] = 0
+        values['classifier.bias'][:] = 0 if name == 'both' else 1
+
+    checkpoint = pretrained.read(change_folder(change, CLASSIFIER))
+    assert (checkpoint.architecture.num_outputs, checkpoint.has_zero_head) == (0, True)
+    assert 'head_layer' not in checkpoint.params
+    assert checkpoint.unused == ('classifier.bias', 'classifier.weight')
+
+
 def test_attention_without_biases_has_zeros(change_folder):
     def change(values, config):
         config['qkv_bias'] = False
@@ -114,14 +126,6 @@ def test_a_folder_with_a_file_missing_says_which(tmp_path, name):
     (tmp_path / 'folder' / name).unlink()
     with pytest.raises(UserError, match=f'holds no {name}'):
         pretrained.read(str(tmp_path / 'folder'))
-
-
-@pytest.mark.parametrize('content', [{}, {'architecture': 'resnet18'}], ids=['hugging face', 'timm'])
-def test_weights_in_parts_are_refused(tmp_path, content):
-    (tmp_path / 'config.json').write_text(json.dumps(content))
-    (tmp_path / 'model.safetensors.index.json').write_text('{}')
-    with pytest.raises(UserError, match=r'in several parts \(model\.safetensors\.index\.json\), which'):
-        pretrained.read(str(tmp_path))
 
 
 def test_a_config_that_is_no_json_is_refused(tmp_path):

@@ -241,6 +241,48 @@ def test_a_vit_that_is_another_is_refused_by_name(vit_folder, change, words):
     assert '\n' not in str(error_info.value)
 
 
+def test_a_vit_in_several_files_is_the_whole(vit_folder, write_in_parts, tmp_path):
+    whole = pretrained.read(vit_folder('vit')[0])
+    parts = pretrained.read(str(write_in_parts(tmp_path, tmp_path / 'parts')))
+    jax.tree.map(np.testing.assert_array_equal, parts.params, whole.params)
+    assert parts.architecture == whole.architecture
+
+
+@pytest.mark.parametrize('name', ['vit', 'distilled'])
+def test_a_head_of_zeros_is_none(vit_folder, name):
+    """A model that is about to be tuned has one; as it is, all its predictions are alike."""
+    location, _ = vit_folder(name)
+    arrays, whole = load_file(f'{location}/model.safetensors'), pretrained.read(location)
+    heads = [key for key in arrays if key.startswith('head')]
+    arrays |= {key: np.zeros_like(arrays[key]) for key in heads}
+    save_file(arrays, f'{location}/model.safetensors')
+    checkpoint = pretrained.read(location)
+    assert (checkpoint.architecture.num_outputs, checkpoint.has_zero_head) == (0, True)
+    expected = {key: value for key, value in whole.params.items() if key != 'head_layer'}
+    jax.tree.map(np.testing.assert_array_equal, checkpoint.params, expected)
+    lines = summary.report(location).splitlines()
+    assert "head        none (the weights of the file's are all zeros: it knows nothing)" in lines
+    assert 'unused      head.bias, head.weight' in lines
+
+
+def test_a_head_is_one_if_half_of_it_is_zeros(vit_folder):
+    location, _ = vit_folder('distilled')
+    arrays = load_file(f'{location}/model.safetensors')
+    arrays['head.weight'][:] = 0
+    save_file(arrays, f'{location}/model.safetensors')
+    kernel = pretrained.read(location).params['head_layer']['kernel']
+    np.testing.assert_array_equal(kernel[:24], 0)
+    np.testing.assert_array_equal(kernel[24:], arrays['head_dist.weight'].T / 2)
+
+
+def test_a_head_of_zeros_of_a_cnn_is_none(folder):
+    location = folder(lambda arrays, config: arrays['classifier.weight'].fill(0))
+    checkpoint = pretrained.read(location)
+    assert (checkpoint.architecture.num_outputs, checkpoint.has_zero_head) == (0, True)
+    assert 'head_layer' not in checkpoint.params
+    assert checkpoint.unused == ('classifier.bias', 'classifier.weight')
+
+
 def test_what_there_is_no_place_for_is_refused(vit_folder):
     """A model with two heads, whose mean is the prediction, is refused, as are other unknown layers."""
     location, _ = vit_folder('distilled', architecture='deit_tiny_patch16_224')

@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import PIL.Image
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from td_jax import compare, own
 from td_jax import config as config_lib
@@ -155,6 +156,16 @@ def test_labels_that_are_the_same_are_compared(complete_config, tmp_path, photos
     same_labels = copy_with_names(tmp_path / 'checkpoint', 'abcdefg')
     assert complete_config(same_labels, method='ld', dataset__path=str(folder)).teacher.labels == 'shared'
     assert complete_config(CLASSIFIER, method='ld', dataset__path=str(folder)).teacher.labels == 'shared'
+
+
+def test_a_head_of_zeros_takes_a_probe_as_none_does(complete_config, tmp_path, capsys):
+    shutil.copytree(CLASSIFIER, tmp_path / 'zeros')
+    file = tmp_path / 'zeros/model.safetensors'
+    arrays = load_file(file)
+    arrays['classifier.weight'][:] = 0
+    save_file(arrays, file)
+    assert complete_config(tmp_path / 'zeros', method='ld').teacher.labels == 'probe'
+    assert 'teacher.labels=probe: the checkpoint has a head of zeros; a linear' in capsys.readouterr().err
 
 
 def test_a_run_that_has_lost_its_data_is_still_the_same(complete_config, tmp_path):
