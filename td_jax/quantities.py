@@ -1,4 +1,7 @@
-"""How messages write numbers with a unit."""
+"""How messages write numbers with a unit, and how long the numbers are that people write."""
+
+# The most digits of a count in a text. Python refuses to convert thousands of them.
+MOST_DIGITS = 18
 
 
 def describe_rate(per_second: float) -> str:

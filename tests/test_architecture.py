@@ -62,7 +62,7 @@ ALLOWED = {
     'td_jax.command_line': {'td_jax.errors', 'td_jax.files.quiet'},
     'td_jax.devices': {'td_jax.errors'},
     'td_jax.files': {'td_jax.errors', 'td_jax.devices'},
-    'td_jax.data': {'td_jax.errors', 'td_jax.devices.memory', 'td_jax.randomness'},
+    'td_jax.data': {'td_jax.errors', 'td_jax.quantities', 'td_jax.devices.memory', 'td_jax.randomness'},
     'td_jax.models': {'td_jax.errors', 'td_jax.devices.convolution', 'td_jax.devices.remat'},
     'td_jax.losses': set(),
     'td_jax.method.communication': set(),

@@ -52,6 +52,17 @@ def make_plan(config, methods=('ld',), own=None, fixed=(), **effort):
         # Of the two splits that a comparison has, a teacher of the one cannot teach on the other.
         ({'teacher__checkpoint': 'a'}, {}, r'^teacher\.checkpoint is a, but the search needs a teacher that'),
         ({}, {'methods': (), 'teachers': 2}, r'^--teachers is 2, but no variant trains a teacher; leave it'),
+        # The runs of the search are shorter than those of the config.
+        (
+            {'teacher__optimizer__warmup_steps': 3},
+            {'steps': 3},
+            r'^teacher\.optimizer\.warmup_steps takes 3 steps, but a run of the search has 3: raise',
+        ),
+        (
+            {'num_steps': 20},
+            {'steps': 5, 'own': {'late': {'method': 'td', 'td.ramp_up': (2, 4)}}},
+            r'^td\.ramp_up takes 6 steps, but a run of the search has 5: raise --steps or lower td\.ramp_up',
+        ),
         (
             {},
             {'own': {'wide': {'method': 'td', 'communication.grid': None}}},

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from td_jax import quantities
 from td_jax.data.resizing import View
 from td_jax.errors import UserError
 from td_jax.randomness import derive_seed
@@ -324,8 +325,6 @@ def rows_of_part(contents: Iterable[bytes], config) -> np.ndarray | slice:
 
 
 REST = 'rest'
-# The most digits of a number of examples.
-MOST_DIGITS = 18
 
 
 def is_of_training(unlabelled: str) -> bool:
@@ -341,8 +340,7 @@ def read_count(unlabelled: str, left: int) -> int:
     """
     if unlabelled == REST:
         return left
-    # Python refuses to convert thousands of digits.
-    if len(unlabelled) > MOST_DIGITS:
+    if len(unlabelled) > quantities.MOST_DIGITS:
         raise UserError(f'dataset.unlabelled has {len(unlabelled)} digits; name fewer examples.')
     return int(unlabelled)
 

@@ -238,7 +238,7 @@ def sizes_of(config) -> tuple[Sizes, int]:
       UserError: an unknown variant, or heads that do not divide the width.
     """
     name, _, patch = config.variant.partition('/')
-    if name not in VARIANTS or not patch.isdecimal() or int(patch) not in PATCHES:
+    if name not in VARIANTS or patch not in map(str, PATCHES):
         patches = ', '.join(map(str, PATCHES))
         raise UserError(
             f'model.variant {config.variant!r} is not known. Known: {", ".join(VARIANTS)}, with a slash and '

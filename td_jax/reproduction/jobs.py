@@ -78,8 +78,7 @@ def read_shard(text: str | None, environment: Mapping[str, str] = os.environ) ->
             (environment[name], first, step, count or environment[count_name]),
             f' ({name} is {environment[name]})',
         )
-    # Python refuses to convert thousands of digits.
-    if all(number.isdecimal() and len(number) < 20 for number in numbers):
+    if all(number.isdecimal() and len(number) <= quantities.MOST_DIGITS for number in numbers):
         number, first, step, total = map(int, numbers)
         place, rest = divmod(number - first, step)
         if not rest and 0 <= place < total:

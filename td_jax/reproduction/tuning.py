@@ -233,6 +233,7 @@ def check(search: Search, names, journals: epath.Path, target: epath.Path):
             f'--sampler_seed is {search.chosen_by.sampler_seed}, but the teacher is that of --sampler_seed=0 '
             f'for all; leave {TEACHER} out of --methods.'
         )
+    check_steps(search, names)
     workdir.check_target('--output', target)
     for name in names:
         journal.read(_journal_path(search, name, journals))
@@ -241,6 +242,21 @@ def check(search: Search, names, journals: epath.Path, target: epath.Path):
         for other in _prerequisites(name):
             if other not in names:
                 _find_choice(search, name, other, choices)
+
+
+def check_steps(search: Search, names: Iterable[str]):
+    """Refuses runs of a search that end before their warm-up, or before TD trains its parts together."""
+    for name in names:
+        config = start_config(search, name, search.space.score_columns[0], 0)
+        for key, steps in (
+            ('teacher.' * (name == TEACHER) + 'optimizer.warmup_steps', config.optimizer.warmup_steps),
+            ('td.ramp_up', sum(config.td.ramp_up) if config.method == 'td' else 0),
+        ):
+            if steps >= config.num_steps:
+                raise UserError(
+                    f'{key} takes {steps} steps, but a run of the search has {config.num_steps}: raise '
+                    f'--steps or lower {key}.'
+                )
 
 
 def first_configs(search: Search, names: Iterable[str]) -> list:
@@ -572,7 +588,8 @@ def at_last_step(search: Search, names, choices: dict) -> list[str]:
 
     Args:
       search: its options.
-      names: whether TEACHER is among them decides whether it is checked.
+      names: of this search; TEACHER is checked if it is among them. Of methods, others that have a choice in
+        the setting of no distillation count, too.
       choices: in the form of `cells.read_tuned`.
     """
 
@@ -581,10 +598,10 @@ def at_last_step(search: Search, names, choices: dict) -> list[str]:
         chosen = [name for name, record in records.items() if record and record['at_last_step']]
         return chosen if 2 * len(chosen) > sum(map(bool, records.values())) else []
 
-    methods = choices.get(_setting_name(search, NO_DISTILLATION), {}).get(cells.SEARCHED, {})
-    return with_last_step([TEACHER] if TEACHER in names else []) + with_last_step(
-        name for name in methods if name != TEACHER
-    )
+    others = choices.get(_setting_name(search, NO_DISTILLATION), {}).get(cells.SEARCHED, {})
+    # A variant may have a setting of its own, such as one with examples without labels.
+    methods = dict.fromkeys(name for name in (*others, *names) if name != TEACHER)
+    return with_last_step([TEACHER] if TEACHER in names else []) + with_last_step(methods)
 
 
 def score_of(search: Search, name: str, choices: dict) -> float:

@@ -151,6 +151,7 @@ def make_plan(
         # Each rung has another slice of time, of ratings.
         rung_config = tuning.start_config(search, tuning.NO_DISTILLATION, '', rung)
         assembly.load_source(rung_config, rung_config.dataset)
+    tuning.check_steps(search, [name for name in plan.searched() if name == tuning.TEACHER])
     plan = plan._replace(operations={name: _check_variant(plan, name) for name in names})
     if teachers > 1 and all(len(_student_runs(plan, _start_config(plan, name))) == 1 for name in names):
         raise UserError(f'--teachers is {teachers}, but no variant trains a teacher; leave it out.')
@@ -190,6 +191,8 @@ def _check_variant(plan: Plan, name) -> float:
             ) from error
     config = _start_config(plan, name)
     config_lib.check(config)
+    if plan.is_searched:
+        tuning.check_steps(plan.search, [name])
     if config.teacher.checkpoint and config_lib.has_teacher(config):
         raise UserError(
             f'teacher.checkpoint is {config.teacher.checkpoint}, but the search needs a teacher that was '

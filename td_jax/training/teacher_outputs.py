@@ -23,7 +23,7 @@ from td_jax.devices import fingerprint, sharding
 from td_jax.errors import UserError
 from td_jax.files import array_store, workdir
 from td_jax.method import objectives
-from td_jax.training import dispatch
+from td_jax.training import assembly, dispatch
 
 # Environment variables, which the processes of --jobs inherit.
 FOLDER, GIGABYTES = 'TD_JAX_TEACHER_OUTPUTS', 'TD_JAX_TEACHER_OUTPUTS_GB'
@@ -67,7 +67,10 @@ def _read_limit():
 
 
 def explain_unused(config) -> str:
-    """Why a run of a checked config keeps no teacher outputs, for a person; '' where it keeps them."""
+    """Why a run of a checked config keeps no teacher outputs, for a person; '' where it keeps them.
+
+    Representations that a probe reads are kept of examples in memory only, which `describe_unused` checks.
+    """
     if not objectives.reads_teacher(config):
         return f'method is {config.method}'
     # A probe reads the teacher's representations of images without variation, whatever a step does.
@@ -78,9 +81,32 @@ def explain_unused(config) -> str:
 
 
 def describe_unused(configs: Iterable) -> str:
-    """A line for a person if a folder is set and none of some runs, of checked configs, uses it; else ''."""
-    reasons = dict.fromkeys(map(explain_unused, configs) if os.environ.get(FOLDER) else ())
-    return f'--teacher_outputs has no effect: {"; ".join(reasons)}' if reasons and all(reasons) else ''
+    """A line for a person if a folder is set and none of some runs, of checked configs, uses it; else ''.
+
+    Raises:
+      UserError: data that decide it cannot be read.
+    """
+    reasons, reasons_by_data = {}, {}
+    for config in configs if os.environ.get(FOLDER) else ():
+        reason = explain_unused(config)
+        if not reason and not dispatch.keeps_states(config):
+            # Only the data say whether they stream.
+            part = config.dataset.to_json(), config.teacher.dataset.to_json()
+            if part not in reasons_by_data:
+                reasons_by_data[part] = _explain_unused_representations(config)
+            reason = reasons_by_data[part]
+        if not reason:
+            return ''
+        reasons[reason] = None
+    return f'--teacher_outputs has no effect: {"; ".join(reasons)}' if reasons else ''
+
+
+def _explain_unused_representations(config):
+    """Why a run keeps no representations that its probe reads, '' where it keeps them; reads the data."""
+    source = assembly.load_source(config, config.dataset)
+    parts = source.train, source.evaluation
+    is_streamed = all(data.arrays_in_memory(examples) is None for examples in parts)
+    return f'{source.name} streams from disk' if is_streamed else ''
 
 
 def make_keep(config, teacher, teacher_fingerprint: str | None):

@@ -127,6 +127,8 @@ def test_bfloat16_is_near_float32_and_predicts_in_float32():
         ({'variant': 'B'}, 'B/'),
         ({'variant': 'X/16'}, "'X/16'"),
         ({'variant': 'B/7'}, "'B/7'"),
+        # More digits than Python converts.
+        ({'variant': f'B/{"9" * 5000}'}, "99' is not known"),
         ({'heads': 5}, 'model.heads'),
         ({'split': 5}, 'model.split'),
         ({'pooling': 'class_and_register'}, 'model.registers is 0'),

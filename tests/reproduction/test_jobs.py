@@ -98,6 +98,7 @@ def test_shards_are_counted_from_one_and_by_schedulers_as_they_do(text, environm
         ('0/2', {}, '--shard=0/2 is none of N shards; write --shard=I/N with I from 1 to N.'),
         ('3/2', {}, '--shard=3/2 is none of N shards; '),
         (f'1/{"9" * 5000}', {}, f'--shard=1/{"9" * 5000} is none of N shards; '),
+        (f'1/{10**18}', {}, '--shard=1/1000000000000000000 is none of N shards; '),
         ('1', {}, '--shard=1 is none of N shards; '),
         ('a/b', {}, '--shard=a/b is none of N shards; '),
         (

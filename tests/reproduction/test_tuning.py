@@ -617,6 +617,20 @@ def test_who_chose_the_last_step(monkeypatch, tmp_path):
     assert tuning.at_last_step(teacher, ['supervised'], choices) == []
 
 
+def test_variants_with_a_setting_of_their_own_count_at_the_last_step():
+    """Two of three chose it, one of them filed under the setting of examples without labels."""
+    rest = {'rest': {'method': 'ld', 'dataset.unlabelled': 'rest'}}
+    search = DIGITS._replace(space=DIGITS.space._replace(variants={**DIGITS.space.variants, **rest}))
+    record = {key: getattr(search, key) for key in cells.BUDGET}
+    early, late = ({**record, 'at_last_step': is_late} for is_late in (False, True))
+    choices = {
+        'digits': {'searched': {'supervised': early, 'ld': late}},
+        'digits_unlabelled': {'searched': {'rest': late}},
+    }
+    assert tuning.at_last_step(search, ['supervised', 'ld', 'rest'], choices) == ['ld', 'rest']
+    assert tuning.at_last_step(search, ['supervised', 'ld'], choices) == []
+
+
 @pytest.mark.parametrize(
     ('change', 'names', 'message'),
     [
@@ -625,6 +639,11 @@ def test_who_chose_the_last_step(monkeypatch, tmp_path):
         ({'chosen_by': tables.ChosenBy(('Drama', 'Horror'))}, ['td'], "--columns 'Horror' is not known."),
         ({}, ['td', 'ld', 'td_ld'], 'td is searched on top of supervised, for which --output has no choice'),
         ({}, ['supervised', 'td_ld'], 'td_ld is searched on top of td, for which --output has no choice'),
+        (
+            {'space': tuning.CONFIGS['vit_tiny_cifar10'], 'setting': {}, 'chosen_by': tables.USUAL},
+            ['teacher'],
+            'teacher.optimizer.warmup_steps takes 200 steps, but a run of the search has 60: raise',
+        ),
     ],
 )
 def test_what_cannot_be_searched_is_refused(tmp_path, change, names, message):

@@ -3,9 +3,11 @@
 import json
 
 import numpy as np
+import PIL.Image
 import pytest
 from etils import epath
 
+from td_jax.configs import images
 from td_jax.devices import sharding
 from td_jax.errors import UserError
 from td_jax.files import array_store
@@ -179,6 +181,32 @@ def test_a_folder_that_no_run_uses_is_reported(small_config, store, monkeypatch)
     assert teacher_outputs.describe_unused([none, varied, clean]) == ''
     monkeypatch.delenv(teacher_outputs.FOLDER)
     assert teacher_outputs.describe_unused([none]) == ''
+
+
+@pytest.mark.parametrize('kept_gb', [1.0, 0.0])
+def test_a_probe_of_streamed_images_keeps_nothing_and_says_so(kept_gb, small_config, store, tmp_path):
+    random = np.random.default_rng(0)
+    for name in ('a', 'b'):
+        (tmp_path / 'photos' / name).mkdir(parents=True)
+        for i in range(3):
+            pixels = random.integers(0, 256, (8, 8, 3), np.uint8)
+            PIL.Image.fromarray(pixels).save(tmp_path / 'photos' / name / f'{i}.png')
+    config = images.get_config()
+    config.method, config.teacher.labels, config.teacher.inputs = 'ld', 'probe', 'varied'
+    config.batch_size, config.dataset.image_size = 2, 8
+    config.dataset.path, config.dataset.kept_gb = str(tmp_path / 'photos'), kept_gb
+    for model in (config.model, config.teacher.model):
+        model.layers, model.width, model.heads, model.mlp, model.patch, model.split = 1, 8, 2, 8, 4, 0
+    source = assembly.load_source(config, config.dataset)
+    teacher = assembly.untrained_teacher(config, assembly.load_source(config, config.teacher.dataset))
+    keep = teacher_outputs.make_keep(config, teacher, 'its fingerprint')
+    assembly.assemble(config, source, teacher, sharding.make_mesh(config), keep=keep).fit_probe()
+    is_kept = any(store.glob('*/representations.npy'))
+    assert is_kept == (kept_gb > 0)
+    reason = '' if is_kept else f'--teacher_outputs has no effect: {source.name} streams from disk'
+    assert teacher_outputs.describe_unused([config]) == reason
+    # One run that keeps something is enough.
+    assert teacher_outputs.describe_unused([config, small_config()]) == ''
 
 
 @pytest.mark.long
