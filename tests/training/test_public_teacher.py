@@ -1,22 +1,26 @@
 """A public checkpoint that configures its teacher: what it sets, what is refused, and a run with it."""
 
+import functools
 import json
 import pathlib
 import shutil
 
+import jax
 import numpy as np
 import PIL.Image
 import pytest
+import scipy.ndimage
 from safetensors.numpy import load_file, save_file
 
 from td_jax import compare, own
 from td_jax import config as config_lib
-from td_jax.configs import images, vit_imagenet
+from td_jax.configs import images, vit_imagenet, vit_imagenet_352
+from td_jax.data import images as image_data
 from td_jax.devices import sharding
 from td_jax.errors import Missing, UserError
 from td_jax.files import workdir
-from td_jax.models import resnet_bn
-from td_jax.training import preflight, public_teacher
+from td_jax.models import base, resnet_bn
+from td_jax.training import assembly, preflight, public_teacher, teachers
 from td_jax.training.programs import Programs
 from tests.pretrained import test_bit, test_timm
 
@@ -210,6 +214,31 @@ def test_what_only_compiles_takes_the_checkpoint_without_its_data(tmp_path):
         completed_config.dataset.image_size,
         completed_config.teacher.labels,
     ) == (4, 32, 'probe')
+
+
+def test_the_config_of_352_pixels_takes_a_checkpoint_of_384(tmp_path):
+    """It is the config of 384 with one other value; the original resizes positions by scipy.ndimage.zoom."""
+    config = vit_imagenet_352.get_config()
+    flat, other = map(config_lib.flatten, (config, vit_imagenet.get_config()))
+    assert {key: value for key, value in flat.items() if value != other[key]} == {'dataset.image_size': 352}
+
+    arrays = dict(np.load(GOLDEN / 'vit_tiny_prelogits.npz'))
+    rng = np.random.default_rng(0)
+    positions = rng.normal(size=(1, 145, 48)).astype(np.float32)
+    arrays |= {'Transformer/posembed_input/pos_embedding': positions}
+    arrays |= {'embedding/kernel': rng.normal(size=(32, 32, 3, 48)).astype(np.float32)}
+    np.savez(tmp_path / 'at384.npz', **arrays)
+    config.teacher.pretrained = str(tmp_path / 'at384.npz')
+    config = public_teacher.complete_architecture(config, ['teacher.pretrained'])
+    assert (config.model.width, config.model.layers, config.dataset.image_size) == (48, 4, 352)
+
+    source = image_data.abstract_source(config.dataset, config.dataset)
+    model, source, params = teachers.load(config, tmp_path, teachers.source_of(config, source))
+    expected = scipy.ndimage.zoom(positions[0, 1:].reshape(12, 12, 48), (11 / 12, 11 / 12, 1), order=1)
+    np.testing.assert_array_equal(params['pos_embedding'][0, 1:], expected.reshape(121, 48))
+    represent = functools.partial(base.activations, model)
+    upper = jax.eval_shape(represent, params, assembly.one_input(source)).upper
+    assert upper.shape == (1, 122, 48)
 
 
 @pytest.mark.long
