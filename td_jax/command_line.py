@@ -1,5 +1,6 @@
 """Parses flags of the commands of td_jax, and reports invalid input in one line."""
 
+import io
 import math
 import os
 import pathlib
@@ -172,6 +173,9 @@ def _complete_help(name):
 
 def execute(command):
     """Calls `command()`; failures give one line on stderr and an exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # As stderr does: a terminal without the letters of a name is no reason to fail.
+        sys.stdout.reconfigure(errors='backslashreplace')
     quiet.silence_failed_saves()
     try:
         command()

@@ -159,13 +159,14 @@ def check_target(flag: str, path: epath.Path):
 
 
 def write(path: epath.Path, text: str):
-    """Writes a file whole or not at all, even if the machine stops.
+    """Writes a text as UTF-8, whole or not at all, even if the machine stops.
 
     Raises:
       UserError: the disk is full, or the place cannot be written.
     """
     with atomic_write(path) as temporary:
-        temporary.write_text(text, encoding='utf-8')
+        # In a file's name, Python reads bytes that it cannot decode as surrogates, which become bytes again.
+        temporary.write_text(text, encoding='utf-8', errors='surrogateescape')
 
 
 def write_arrays(path: epath.Path, arrays: dict[str, np.ndarray]):
