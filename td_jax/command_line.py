@@ -1,5 +1,6 @@
 """Parses flags of the commands of td_jax, and reports invalid input in one line."""
 
+import difflib
 import io
 import math
 import os
@@ -16,6 +17,11 @@ from ml_collections.config_flags import config_flags
 from td_jax.errors import CALL_AGAIN, Stopped, UserError
 from td_jax.files import quiet
 
+# What stands between a command and a person's config file, and is no place of a mistake.
+_BETWEEN = (
+    __file__,
+    *(f'{pathlib.Path(module.__file__).parent}{os.sep}' for module in (app, ml_collections)),
+)
 # The prefix of names of configs that are part of td_jax, in a checkout and when installed.
 SHIPPED = pathlib.PurePosixPath('td_jax/configs')
 
@@ -36,11 +42,19 @@ class _ConfigFile(config_flags.ConfigFileFlagParser):
 
 
 def _find_config(path):
-    """Finds the file of a --config that is part of td_jax; returns any other path unchanged."""
+    """Finds the file of a --config that is part of td_jax; returns any other path unchanged.
+
+    Raises:
+      UserError: there is no such file.
+    """
     name, colon, argument = path.partition(':')
     shipped_file = pathlib.Path(__file__).parent / 'configs' / pathlib.PurePath(name).name
-    if not name.endswith('.py') or os.path.exists(name) or not shipped_file.is_file():
+    if not name.endswith('.py') or os.path.exists(name):
         return path
+    if not shipped_file.is_file():
+        names = [str(other) for other in pathlib.Path(name).parent.glob('*.py')]
+        guess = difflib.get_close_matches(name, names, 1)
+        raise UserError(f'--config={name} is not there.' + (f' Did you mean {guess[0]}?' if guess else ''))
     if pathlib.PurePosixPath(name) == SHIPPED / shipped_file.name:
         return f'{shipped_file}{colon}{argument}'
     raise UserError(
@@ -222,8 +236,10 @@ def _format_error(error):
     """Formats an error in one line, with its place if a config file raised it."""
     place = ''
     if not isinstance(error, (UserError, flags.Error, OSError, SyntaxError)):
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        place = f' ({type(error).__name__} in {frame.filename}, line {frame.lineno})'
+        frames = traceback.extract_tb(error.__traceback__)
+        places = [frame for frame in frames if not frame.filename.startswith(_BETWEEN)]
+        if places:
+            place = f' ({type(error).__name__} in {places[-1].filename}, line {places[-1].lineno})'
     # ml_collections wraps the KeyError of an unknown key, whose text would be its repr.
     while error.args and isinstance(error.args[0], Exception):
         error, place = error.args[0], ''

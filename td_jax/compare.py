@@ -17,7 +17,7 @@ import pathlib
 
 from absl import flags
 
-from td_jax import command_line
+from td_jax import command_line, quantities
 from td_jax.errors import UserError
 from td_jax.files import workdir
 
@@ -76,6 +76,7 @@ def run(
     """
     # Imported here: it takes seconds, and invalid flags are reported without it.
     from td_jax import own
+    from td_jax.devices import flops
     from td_jax.predicting import speed
     from td_jax.reporting import page
     from td_jax.reproduction import jobs as jobs_lib
@@ -87,14 +88,14 @@ def run(
     worker = jobs_lib.read_shard(shard)
     if worker and only_show:
         raise UserError('--only_show has no effect with --shard; leave one of them out.')
-    if hours is not None and trials is not None:
-        raise UserError('--trials and --hours both say how long the search is; leave one of them out.')
-    if hours is not None and not math.isfinite(hours):
-        raise UserError(f'--hours is {hours}; name a number of hours.')
-    if steps and trials == 0:
-        raise UserError('--steps has no effect with --trials=0; leave one of them out.')
+    _check_effort(trials, hours, steps)
     if jobs != 1 and (models or sources or own_methods):
         raise UserError(f'jobs is {jobs}, but models, sources and methods of your own need jobs=1.')
+    if (root / workdir.CONFIG).exists():
+        raise UserError(f'{root} holds a run, by its {workdir.CONFIG}; choose another --workdir.')
+    if not only_show:
+        # Before the checks of the config, which may take minutes.
+        jobs_lib.count_processes(jobs)
     with own.use_parts(models, sources, own_methods):
         config = public_teacher.complete(config, root, fixed, any_method=True)
         plan = engine.make_plan(
@@ -116,7 +117,9 @@ def run(
         if hours is not None:
             plan = engine.fit_trials(plan, root, hours, processes, worker, only_show)
             command_line.print_message(f'{plan.search.trials} trials per variant fit into {hours:g} hours')
-        command_line.print_message(_describe_cost(engine.estimate_cost(plan)))
+        if not only_show:
+            rate = flops.measure_rate(plan.config.compute_dtype)
+            command_line.print_message(_describe_cost(engine.estimate_cost(plan), rate))
         rows = engine.run(plan, root, processes, worker, only_show)
         if worker:
             command_line.print_message(
@@ -139,10 +142,23 @@ def run(
     return record
 
 
-def _describe_cost(cost):
+def _check_effort(trials, hours, steps):
+    """Refuses numbers of a search that exclude each other or are none."""
+    if hours is not None and trials is not None:
+        raise UserError('--trials and --hours both say how long the search is; leave one of them out.')
+    if hours is not None and not (math.isfinite(hours) and hours > 0):
+        raise UserError(f'--hours is {hours:g}; name a number of hours, more than 0.')
+    if steps and trials == 0:
+        raise UserError('--steps has no effect with --trials=0; leave one of them out.')
+
+
+def _describe_cost(cost, rate):
+    """Describes a Cost in one line, with a lower bound on its time at a rate of operations per second."""
+    seconds = cost.operations / rate
+    time = f', at least {quantities.describe_duration(seconds)} of this machine' if seconds >= 1 else ''
     return (
-        f'{cost.runs} runs, {cost.operations / 1e12:.3g}e12 operations of matrix products, up to '
-        f'{cost.size / 1e6:.0f} MB of checkpoints, teachers not counted; finished runs are read back'
+        f'{cost.runs} runs, {cost.operations:.3g} operations of matrix products{time}, up to '
+        f'{math.ceil(cost.size / 1e6)} MB of checkpoints; finished runs are read back'
     )
 
 
@@ -183,7 +199,6 @@ def main():
         'hours',
         None,
         'Hours of the search in place of --trials, divided evenly between the variants.',
-        lower_bound=0,
     )
     steps = flags.DEFINE_integer(
         'steps', 0, 'Steps of a run of the search, the most that can be chosen; 0: num_steps.', lower_bound=0

@@ -204,6 +204,14 @@ def test_a_divergence_is_noted_in_the_bucket(place):
         assert workdir.read_json(place / workdir.DIVERGED) is None
 
 
+def test_a_comparison_in_the_bucket_is_no_run(small_config, place):
+    for name in (workdir.SEARCH, workdir.JOURNALS):
+        assert not workdir.holds_comparison(place)
+        workdir.write(place / name / 'a file', '')
+    with pytest.raises(UserError, match=r' is a workdir of td_jax\.compare; choose another --workdir'):
+        train(small_config(method='supervised'), place)
+
+
 @pytest.mark.parametrize(
     'address',
     [

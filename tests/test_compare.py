@@ -52,6 +52,17 @@ def make_plan(config, methods=('ld',), own=None, fixed=(), **effort):
         # Of the two splits that a comparison has, a teacher of the one cannot teach on the other.
         ({'teacher__checkpoint': 'a'}, {}, r'^teacher\.checkpoint is a, but the search needs a teacher that'),
         ({}, {'methods': (), 'teachers': 2}, r'^--teachers is 2, but no variant trains a teacher; leave it'),
+        # A search has 493 of the 627 training images, and 494 of the teacher's 630.
+        (
+            {'batch_size': 494, 'dataset__examples_per_class': 0},
+            {},
+            r'^batch_size is 494, but digits 5, 6, 7, 8, 9 has 493 training examples; lower',
+        ),
+        (
+            {'batch_size': 495, 'dataset__classes': (), 'dataset__examples_per_class': 0},
+            {},
+            r'^batch_size is 495, but digits 0, 1, 2, 3, 4 has 494 training examples; lower',
+        ),
         # The runs of the search are shorter than those of the config.
         (
             {'teacher__optimizer__warmup_steps': 3},
@@ -97,13 +108,42 @@ def test_what_the_command_refuses(tmp_path):
         compare.run(None, tmp_path, shard='1/2', only_show=True)
     with pytest.raises(UserError, match=r'^--trials and --hours both say'):
         compare.run(None, tmp_path, trials=8, hours=2.0)
-    for hours in (float('inf'), float('nan')):
-        with pytest.raises(UserError, match=r'^--hours is (inf|nan); name a number of hours'):
+    for hours in (float('inf'), float('nan'), 0.0, -1.0):
+        with pytest.raises(
+            UserError, match=r'^--hours is (inf|nan|0|-1); name a number of hours, more than 0'
+        ):
             compare.run(None, tmp_path, hours=hours)
     with pytest.raises(UserError, match=r'^--steps has no effect with --trials=0; leave one of them out'):
         compare.run(None, tmp_path, trials=0, steps=5)
     with pytest.raises(UserError, match=r'^jobs is 2, but models'):
         compare.run(None, tmp_path, jobs=2, models={'own': None})
+    # Before the config is checked, which may take minutes.
+    with pytest.raises(UserError, match=r'^--jobs is 9999, but this process has'):
+        compare.run(None, tmp_path, jobs=9999)
+    (tmp_path / 'config.json').write_text('{}')
+    with pytest.raises(UserError, match=r' holds a run, by its config\.json; choose another --workdir'):
+        compare.run(None, tmp_path)
+
+
+def test_a_folder_without_a_comparison_is_not_shown_and_nothing_is_made(small_config, tmp_path):
+    plan, root = make_plan(small_config()), epath.Path(tmp_path / 'none')
+    with pytest.raises(UserError, match=r'/none holds no comparison; call this without --only_show first'):
+        variants.run(plan, root, 1, only_show=True)
+    assert not root.exists()
+
+
+def test_a_comparison_is_no_run(small_config, tmp_path):
+    """What trains or reads a run names the folder that the best student is in, and makes nothing there."""
+    for name in ('search', 'journals', 'best'):
+        (tmp_path / name).mkdir()
+    with pytest.raises(UserError, match=r' is a workdir of td_jax\.compare; choose another --workdir'):
+        train(small_config(method='supervised'), epath.Path(tmp_path))
+    with pytest.raises(UserError, match=r'config\.json or result\.json is missing\.$'):
+        finished.load(epath.Path(tmp_path))
+    (tmp_path / 'best' / 'result.json').write_text('{}')
+    with pytest.raises(UserError, match=rf'of td_jax\.compare, whose best student is in {tmp_path}/best\.$'):
+        finished.load(epath.Path(tmp_path))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['best', 'journals', 'search']
 
 
 # --- The search ------------------------------------------------------------------------------------
@@ -252,16 +292,38 @@ def test_the_cost_by_hand(small_config):
     config = small_config(model__hidden=(5, 3), batch_size=8, num_steps=6)
     plan = make_plan(config, ('ld',), trials=4, seeds=3)
     cost = variants.estimate_cost(plan)
-    # 4 + 2 + 1 trials; the three students without distillation are one run, those of LD three.
-    assert cost.runs == 7 + 1 + 7 + 3
+    # 4 + 2 + 1 trials; the three students without distillation are one run, those of LD three. Of teachers,
+    # the search has as many runs and one for each rung, and the students have three.
+    assert cost.runs == 7 + 1 + 7 + 3 + 7 + 3 + 3
     parameters = 64 * 5 + 5 + 5 * 3 + 3 + 3 * 5 + 5
+    parameters_of_teacher = 64 * 7 + 7 + 7 * 11 + 11 + 11 * 5 + 5
     assert variants.count_parameters(config) == parameters
-    assert cost.size == 2 * 2 * 3 * 4 * 3 * parameters
+    assert cost.size == 2 * 3 * 4 * (2 * 3 * parameters + 6 * parameters_of_teacher)
     # One product forward and two backward, except that of the first layer's input.
     products = 2 * 8 * (2 * 64 * 5 + 3 * (5 * 3 + 3 * 5))
     assert plan.operations['supervised'] == products
-    steps = 6 * (7 * 2 + 3)
-    assert cost.operations == pytest.approx(steps * sum(plan.operations.values()))
+    products_of_teacher = 2 * 8 * (2 * 64 * 7 + 3 * (7 * 11 + 11 * 5))
+    steps, steps_of_teachers = 6 * (7 * 2 + 3), 6 * (7 * 2 + 6)
+    operations = steps * sum(plan.operations.values()) + steps_of_teachers * products_of_teacher
+    assert cost.operations == pytest.approx(operations)
+    # No student of a search has more steps than its runs.
+    shorter = variants.estimate_cost(plan._replace(search=plan.search._replace(steps=3)))
+    assert shorter.operations == pytest.approx(operations / 2)
+    # Without a search, three runs of each variant choose the best, and teachers have the steps of the config.
+    plan = make_plan(config, ('ld',), trials=0, seeds=3)
+    steps, steps_of_teachers = 6 * (3 * 2 + 3), 4 * 6
+    assert variants.estimate_cost(plan).operations == pytest.approx(
+        steps * sum(plan.operations.values()) + steps_of_teachers * products_of_teacher
+    )
+
+
+def test_the_cost_is_said_with_the_time_that_it_takes_at_least():
+    cost = variants.Cost(12, 3e12, 1.5e6)
+    assert compare._describe_cost(cost, 1e10) == (
+        '12 runs, 3e+12 operations of matrix products, at least 5 min of this machine, up to 2 MB of '
+        'checkpoints; finished runs are read back'
+    )
+    assert 'at least' not in compare._describe_cost(cost, 1e13)
 
 
 @pytest.mark.parametrize(
@@ -445,7 +507,7 @@ def test_the_test_split_is_read_by_the_students_alone(comparison_on_digits):
         part: {
             json.loads(path.read_text())['dataset']['split'] for path in (folder / part).rglob('config.json')
         }
-        for part in (variants.SEARCH, variants.STUDENTS)
+        for part in (workdir.SEARCH, variants.STUDENTS)
     }
     assert splits == {'search': {'validation'}, 'students': {'test'}}
 
@@ -456,9 +518,9 @@ def test_the_best_student_predicts(comparison_on_digits, tmp_path):
     scores = {row['variant']: row['validation_accuracy'] for row in record['rows']}
     assert record['best'] == max(scores, key=scores.get)
     (best,) = (row for row in record['rows'] if row['variant'] == record['best'])
-    run = finished.load(folder / variants.BEST, with_examples=True)
+    run = finished.load(folder / workdir.BEST, with_examples=True)
     assert run.config.seed == 0
-    result = finished.read_result(folder / variants.BEST)
+    result = finished.read_result(folder / workdir.BEST)
     assert result['values'][0] == best['test_accuracy'][0]
 
 

@@ -348,13 +348,18 @@ DIGITS = '--config=configs/digits.py'
     [
         ([DIGITS, '--config.nun_steps=3'], ['unknown key: \'nun_steps\' Did you mean "num_steps"']),
         ([DIGITS, '--config.td.weights.interac=3'], ['\'interac\' Did you mean "interact"']),
+        ([DIGITS, '--config.optimiser.name=sgd'], ['\'optimiser\' Did you mean "optimizer"']),
         ([DIGITS, '--config.num_steps=many'], ['--config.num_steps=many', "'many'"]),
         ([DIGITS, '--config.model.hidden=(3,'], ['--config.model.hidden=(3,']),
         ([DIGITS, '--workdri=runs'], ["Unknown command line flag 'workdri'. Did you mean: workdir"]),
         ([DIGITS, 'stray'], ['stray is not a flag; every flag starts with --.']),
         ([], ['--config is missing.']),
         ([DIGITS, '--workdir='], ['--workdir is missing.']),
-        (['--config=none.py'], ["No such file or directory: 'none.py'"]),
+        (['--config=none.py'], ['--config=none.py is not there.']),
+        (
+            ['--config=configs/digit.py'],
+            ['--config=configs/digit.py is not there. Did you mean configs/digits'],
+        ),
         (['--config=raises.py'], ['division by zero (ZeroDivisionError in ', 'raises.py, line 2)']),
         (['--config=wrong.py'], ['--config=', 'wrong.py', "Could not override field 'seed'"]),
         (['--config=broken.py'], ['invalid syntax', 'broken.py, line 1']),
@@ -374,6 +379,7 @@ def test_invalid_input_is_one_line(arguments, parts, tmp_path):
     message = read_refusal(start([f'--workdir={tmp_path / "run"}', *arguments], cwd=tmp_path))
     for part in parts:
         assert part in message
+    assert 'ml_collections' not in message
     assert not (tmp_path / 'run').exists()
 
 

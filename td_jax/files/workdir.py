@@ -28,6 +28,8 @@ DATA, DATA_ARRAYS = 'data.json', 'data.npz'
 # Why a run diverged, until it is started again.
 DIVERGED = 'diverged.json'
 LOCK = '.lock'
+# Folders of a comparison: the workdirs of its search and their journals, and a copy of the best student.
+SEARCH, JOURNALS, BEST = 'search', 'journals', 'best'
 _BUCKETS = 'gs://'
 
 # Another process may have written files since a bucket was last listed.
@@ -97,6 +99,11 @@ def refuse_in_use(path: epath.Path):
     """
     if is_in_bucket(path) and (state := lease.read(path / LOCK)).seconds_left:
         raise InUse(f'workdir {path} is in use by {state.holder}.')
+
+
+def holds_comparison(path: epath.Path) -> bool:
+    """Whether a folder is the workdir of a comparison, from its search on."""
+    return (path / SEARCH).exists() and (path / JOURNALS).exists()
 
 
 def make_folder(name: str, path: epath.Path):

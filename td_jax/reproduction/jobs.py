@@ -207,17 +207,11 @@ def _cores():
     return sorted(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else []
 
 
-def prepare(count: int, folder: epath.Path) -> int:
-    """Checks how many tasks can run at once, and caches compiled programs in a folder `compiled`.
-
-    If JAX_COMPILATION_CACHE_DIR is set, that is the cache; with runs in a bucket, there is none.
+def count_processes(count: int) -> int:
+    """The number of tasks that can run at once, from what was requested.
 
     Args:
       count: requested number; 0 for one per core, or a single one if runs use another device than the CPU.
-      folder: of all runs.
-
-    Returns:
-      the number of tasks at once
 
     Raises:
       UserError: there are fewer cores, or the device cannot be started or cannot be shared by processes.
@@ -233,6 +227,25 @@ def prepare(count: int, folder: epath.Path) -> int:
             f'--jobs is {count}, but runs are on {jax.default_backend()}, which one process keeps for '
             'itself; leave --jobs out, or set JAX_PLATFORMS=cpu.'
         )
+    return count
+
+
+def prepare(count: int, folder: epath.Path) -> int:
+    """Counts as `count_processes` does, and caches compiled programs in a folder `compiled`.
+
+    If JAX_COMPILATION_CACHE_DIR is set, that is the cache; with runs in a bucket, there is none.
+
+    Args:
+      count: as of `count_processes`.
+      folder: of all runs.
+
+    Returns:
+      the number of tasks at once
+
+    Raises:
+      UserError: as of `count_processes`.
+    """
+    count = count_processes(count)
     if jax.config.jax_compilation_cache_dir or workdir.is_in_bucket(folder):
         return count
     # This process reads jax.config, and a new one the environment.

@@ -415,7 +415,7 @@ def tune(
       UserError: journals that are damaged or in use, every trial of a method diverged, or raised by a run; or
         with `only_show`, a run is missing.
     """
-    for name, folder in (('workdir', root), ('journals', journals)):
+    for name, folder in () if only_show else (('workdir', root), ('journals', journals)):
         workdir.make_folder(name, folder)
     groups = _group_names(search, names)
     with contextlib.ExitStack() as locks:
@@ -481,8 +481,9 @@ def _run_rungs(search, plans, journals_by_name, root, processes, shard, only_sho
                     known.append((same_data.part_of(config), run, of_method.data[run]))
                     known_teachers.append((same_teacher.part_of(config), run, of_method.teachers[run]))
         if missing and only_show:
+            are_missing = 'run of the search is' if len(missing) == 1 else 'runs of the search are'
             raise UserError(
-                f'{len(missing)} runs of the search are missing, such as {next(iter(missing))}; call this '
+                f'{len(missing)} {are_missing} missing in {root}, such as {next(iter(missing))}; call this '
                 'without --only_show first.'
             )
         same_data.check_current(same_data.check(known), [config for config, _ in missing.values()])

@@ -33,7 +33,7 @@ from td_jax.reproduction import cells, jobs, tables, tuning
 from td_jax.training import assembly, evaluation, finished, preflight
 
 # Names of folders and files of a comparison.
-SEARCH, JOURNALS, CHOICES, STUDENTS, BEST = 'search', 'journals', 'choices.json', 'students', 'best'
+CHOICES, STUDENTS = 'choices.json', 'students'
 # The number of trials that fit into the hours of a search, and the seconds per run that decided it.
 HOURS = 'hours.json'
 # The folder whose lock the worker holds that decides it; a report reads none whose name begins with a point.
@@ -54,6 +54,9 @@ class Plan(NamedTuple):
     seeds: int  # students of each variant
     teachers: int  # that the students of a variant share
     operations: Mapping[str, float]  # variant -> operations per training step of one student
+    teachers_of: Mapping[
+        str, 'Trained'
+    ]  # variant -> its teacher if it trains one; TEACHER -> that of the search
 
     def metric(self) -> str:
         """The name of the metric."""
@@ -67,6 +70,14 @@ class Plan(NamedTuple):
         """The names that are searched: those of the variants, after the teacher if one is trained."""
         has_teacher = self.is_searched and tuning.TEACHER in tuning.searchable_names(self.search.space)
         return [*[tuning.TEACHER] * has_teacher, *self.names]
+
+
+class Trained(NamedTuple):
+    """A teacher that is trained."""
+
+    identity: str  # the same for variants with the same teacher
+    operations: float  # per training step
+    parameters: int
 
 
 class Row(NamedTuple):
@@ -146,13 +157,15 @@ def make_plan(
     search = tuning.Search(
         space, {}, tables.USUAL, max(1, trials), search_seeds, (trials and steps) or config.num_steps
     )
-    plan = Plan(config, names, search, bool(trials), seeds, teachers or seeds, {})
+    plan = Plan(config, names, search, bool(trials), seeds, teachers or seeds, {}, {})
     for rung in range(searches.RUNGS):
         # Each rung has another slice of time, of ratings.
-        rung_config = tuning.start_config(search, tuning.NO_DISTILLATION, '', rung)
-        assembly.load_source(rung_config, rung_config.dataset)
+        for name in (tuning.NO_DISTILLATION, *[tuning.TEACHER] * (tuning.TEACHER in plan.searched())):
+            rung_config = tuning.start_config(search, name, '', rung)
+            preflight.check_batch(rung_config, assembly.load_source(rung_config, rung_config.dataset))
     tuning.check_steps(search, [name for name in plan.searched() if name == tuning.TEACHER])
     plan = plan._replace(operations={name: _check_variant(plan, name) for name in names})
+    plan = plan._replace(teachers_of=_describe_teachers(plan))
     if teachers > 1 and all(len(_student_runs(plan, _start_config(plan, name))) == 1 for name in names):
         raise UserError(f'--teachers is {teachers}, but no variant trains a teacher; leave it out.')
     return plan
@@ -199,9 +212,29 @@ def _check_variant(plan: Plan, name) -> float:
             'trained without the validation data, and the students one that was trained with them; leave it '
             'out, and both are trained, or name a public checkpoint in teacher.pretrained.'
         )
-    first_run = _student_runs(plan, config)[0]
-    step = preflight.check(first_run, epath.Path('/nowhere') / name, cells.PROGRAMS).compiled.step
-    return flops.of(step.jitted.run, *step.arguments) / first_run.num_seeds
+    return _count_operations(_student_runs(plan, config)[0], name)
+
+
+def _count_operations(config, name):
+    """Checks a run; returns the operations of the products in a training step of one of its seeds."""
+    step = preflight.check(config, epath.Path('/nowhere') / name, cells.PROGRAMS).compiled.step
+    return flops.of(step.jitted.run, *step.arguments) / config.num_seeds
+
+
+def _describe_teachers(plan):
+    """{variant: its Trained} of the variants that train a teacher, and of TEACHER if it is searched."""
+    teachers, described = {}, {}
+    for name in plan.searched():
+        # The search trains the teacher of the config, whatever its method is.
+        config = _start_config(plan, 'ld' if name == tuning.TEACHER else name)
+        if cells.shares_teacher(config):
+            run = config_lib.teacher_run(config)
+            identity = config_lib.digest(run)
+            if identity not in described:
+                operations = _count_operations(run, tuning.TEACHER)
+                described[identity] = Trained(identity, operations, count_parameters(run))
+            teachers[name] = described[identity]
+    return teachers
 
 
 def _start_config(plan: Plan, name):
@@ -238,27 +271,46 @@ def _student_runs(plan: Plan, config) -> list:
 
 
 class Cost(NamedTuple):
-    """The cost of a comparison without its teachers, including runs that are finished already."""
+    """The cost of a comparison, including runs that are finished already."""
 
-    runs: int  # of the search and of the students
+    runs: int  # of the search, of the students and of their teachers
     operations: float  # of matrix products
     size: float  # of the checkpoints, in bytes
 
 
 def estimate_cost(plan: Plan) -> Cost:
-    """Counts the runs of a plan, their operations and bytes; TD has the rounds of the config."""
-    runs, operations, size = 0, 0.0, 0.0
+    """Counts the runs of a plan, their operations and bytes, as if every run had all steps of the search.
+
+    TD has the rounds of the config.
+    """
+    runs, operations, parameters = 0, 0.0, 0
+    # The steps that a search chooses are at most its own.
+    steps_chosen = plan.search.steps if plan.is_searched else 0
     for name in plan.names:
         config = _start_config(plan, name)
-        # If nothing is drawn, there is a single trial.
-        trials = plan.search.trials if tuning.ranges_of(plan.search.space, name) else 1
-        searched, students = sum(tuning.quotas(trials)), plan.seeds * config.num_steps
-        steps = searched * plan.search.seeds * plan.search.steps + students
-        operations += plan.operations[name] * steps
+        searched = _count_searched(plan, name)
+        students = plan.seeds * (steps_chosen or config.num_steps)
+        operations += plan.operations[name] * (searched * plan.search.seeds * plan.search.steps + students)
         runs += searched + len(_student_runs(plan, config))
-        # Parameters and two moments of each; two checkpoints are kept.
-        size += 2 * 3 * 4 * plan.seeds * count_parameters(config)
-    return Cost(runs, operations, size)
+        parameters += plan.seeds * count_parameters(config)
+    if tuning.TEACHER in plan.searched():
+        searched, teacher = _count_searched(plan, tuning.TEACHER), plan.teachers_of[tuning.TEACHER]
+        operations += teacher.operations * searched * plan.search.seeds * plan.search.steps
+        runs += searched
+    of_variants = (teacher for name, teacher in plan.teachers_of.items() if name in plan.names)
+    for teacher in {teacher.identity: teacher for teacher in of_variants}.values():
+        # Each rung has one of its own, which is trained without the data that its students are validated on.
+        count = searches.RUNGS + plan.teachers
+        operations += teacher.operations * count * (steps_chosen or plan.config.teacher.num_steps)
+        parameters += count * teacher.parameters
+        runs += count
+    # Parameters and two moments of each; two checkpoints are kept.
+    return Cost(runs, operations, 2 * 3 * 4 * parameters)
+
+
+def _count_searched(plan, name):
+    """The runs of a search; a single trial if nothing is drawn."""
+    return sum(tuning.quotas(plan.search.trials if tuning.ranges_of(plan.search.space, name) else 1))
 
 
 def count_parameters(config) -> int:
@@ -395,10 +447,13 @@ def run(
       UserError: journals that are damaged or in use, every trial of a variant diverged, or raised by a run;
         or with `only_show`, a run is missing.
     """
-    workdir.make_folder('workdir', root)
+    if not only_show:
+        workdir.make_folder('workdir', root)
+    elif not workdir.holds_comparison(root):
+        raise UserError(f'{root} holds no comparison; call this without --only_show first.')
     names, choices = list(plan.names), shard_file(root / CHOICES, shard)
     searched = plan.searched()
-    folders = root / SEARCH, root / JOURNALS, choices
+    folders = root / workdir.SEARCH, root / workdir.JOURNALS, choices
     tuning.check(plan.search, searched, *folders[1:])
     for name, record in tuning.tune(plan.search, searched, *folders, processes, shard, only_show):
         score = record['completed'][0]['score']
@@ -456,8 +511,8 @@ def choose_best(plan: Plan, rows: list[Row]) -> Row:
 
 
 def keep_best(row: Row, root: epath.Path) -> epath.Path:
-    """Copies the first run of a row to the folder BEST, replacing a former one; returns the folder."""
-    source, target = row.folders[0], root / BEST
+    """Copies the first run of a row to the folder `best`, replacing a former one; returns the folder."""
+    source, target = row.folders[0], root / workdir.BEST
     if target.exists():
         if _identify(target) == _identify(source):
             return target

@@ -89,7 +89,7 @@ def check(config, folder: epath.Path, programs: Programs) -> Plan:
 
 def _check_alone(config, folder, mesh, programs) -> Plan:
     source = assembly.load_source(config, config.dataset)
-    _check_batch(config, source)
+    check_batch(config, source)
     _check_unlabelled(config, source, mesh)
     _check_task(config, source)
     assembly.build_model(config, config.model, source)
@@ -158,6 +158,8 @@ def check_workdir(config, folder: epath.Path, record: Mapping[str, dict] | None 
                 f'{folder} holds {finished.CHECKPOINTS} but no {workdir.CONFIG} to say of what; '
                 'choose another --workdir.'
             )
+        if workdir.holds_comparison(folder):
+            raise UserError(f'{folder} is a workdir of td_jax.compare; choose another --workdir.')
         return None
     before = config_lib.complete(stored)
     if before['protocol'] != config.protocol:
@@ -238,7 +240,12 @@ def _check_teacher_of_result(config, folder, stored, result):
     )
 
 
-def _check_batch(config, source):
+def check_batch(config, source: data.Source):
+    """Refuses a batch that is larger than the training data of a run.
+
+    Raises:
+      UserError: it is.
+    """
     count = data.count(source.train)
     if config.batch_size > count:
         raise UserError(
@@ -321,7 +328,7 @@ def _check_teacher(config, folder, student_source) -> data.Source:
         teachers.check_run(config, place)
         _warn_of_same_start(config, place)
     elif config_lib.trains_teacher(config):
-        _check_batch(config_lib.teacher_run(config), _own_source(config, source))
+        check_batch(config_lib.teacher_run(config), _own_source(config, source))
     if config.model.initial == 'teacher':
         _check_start(config, student_source, source)
     return source

@@ -1,5 +1,7 @@
 """Operation counts against products counted by hand."""
 
+import time
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -119,3 +121,11 @@ def test_each_further_round_costs_the_same_as_by_hand(small_config):
     further = 2 * 8 * (3 * (speak + listen + 5 * 3) + 2 * 7 * 11)
     assert none < one
     assert (two - one, three - two) == (further, further)
+
+
+def test_a_rate_is_that_of_products_in_the_time_that_they_take(monkeypatch):
+    monkeypatch.setattr(flops, 'SIDE', 256)
+    start = time.perf_counter()
+    rate = flops.measure_rate('float32', repeats=4)
+    # The fastest of four takes at most a quarter of the time of all.
+    assert 4 * 2 * 256**3 / rate < time.perf_counter() - start
