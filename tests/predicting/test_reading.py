@@ -130,7 +130,7 @@ def test_pixels_are_those_of_pil(tmp_path):
     np.testing.assert_array_equal(rounded, np.floor(resized + np.float32(0.5)))
 
 
-@pytest.mark.parametrize('name', ['dinov2_small_saliency'])
+@pytest.mark.parametrize('name', ['dinov2_small_saliency', 'efficientnet_lite0'])
 def test_real_photographs_become_what_is_published(foundation, tmp_path, name):
     """Photographs with the shapes of ImageNet's: resized to 256 pixels, of which the middle 224 are taken."""
     folder = foundation(name)

@@ -4,6 +4,7 @@ import json
 import pathlib
 import re
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -63,6 +64,24 @@ def test_every_state_is_that_of_transformers(read_checkpoint, folder, registers,
     assert (
         states.keys() | {'images', 'position_embeddings_at24', 'position_embeddings_at48'} == expected.keys()
     )
+
+
+def test_a_real_one_is_that_of_onnxruntime(foundation):
+    """The file has float16, and what is expected was computed of float32."""
+    path = foundation('dinov2_small_saliency')
+    checkpoint = pretrained.read(str(path))
+    assert (checkpoint.architecture.patch, checkpoint.architecture.num_outputs) == (14, 0)
+    module = build_module(checkpoint.architecture._replace(image_size=224), 6)
+    with np.load(path / 'expected.npz') as expected:
+        mean, std = (np.array(values, 'f') for values in checkpoint.preprocessing[:2])
+        image = (expected['pixels_224'][:1] / np.float32(255) - mean) / std
+        initial = jax.eval_shape(module.init, jax.random.key(0), {'image': image})['params']
+        params = {'params': fit.fit(checkpoint, initial)[0]}
+        s = jax.jit(lambda params, x: module.apply(params, {'image': x}, method='lower'))(params, image)
+        e = jax.jit(lambda params, s: module.apply(params, s, method='upper'))(params, s)
+        for actual, name in ((s, 'after_block_6'), (e, 'tokens_224')):
+            difference = np.linalg.norm(actual - expected[name][:1]) / np.linalg.norm(expected[name][:1])
+            assert difference < 2e-3, name
 
 
 @pytest.mark.parametrize('folder', [DEIT, DINOV2, REGISTERS], ids=['deit', 'dinov2', 'dinov2 with registers'])
