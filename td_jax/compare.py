@@ -77,7 +77,6 @@ def run(
     # Imported here: it takes seconds, and invalid flags are reported without it.
     from td_jax import own
     from td_jax.devices import flops
-    from td_jax.predicting import speed
     from td_jax.reporting import page
     from td_jax.reproduction import jobs as jobs_lib
     from td_jax.reproduction import summary, tuning
@@ -129,15 +128,15 @@ def run(
         compared = summary.compare(rows)
         best = engine.choose_best(plan, rows)
         best_folder = engine.keep_best(best, root)
-        seconds = speed.time_per_example(best_folder)
-        record = summary.record(plan, rows, compared, best) | {'best_seconds_per_example': seconds}
+        seconds = _time_rows(rows)
+        record = summary.record(plan, rows, compared, best) | {'seconds_per_example': seconds}
         workdir.write(root / COMPARISON, json.dumps(record, indent=2) + '\n')
         page.write(root / engine.STUDENTS, root / REPORT)
-        print(summary.table(plan, rows, compared))
+        print(summary.table(plan, rows, compared, seconds))
         print(f'\n{record["sentence"]}')
         print(
             f'{best_folder} is a student of {best.name}, the best on validation data: {best.parameters:,} '
-            f'parameters, {1e6 * seconds:.3g} µs per example in batches of 64 on this machine.'
+            f'parameters, {summary.describe_microseconds(seconds[best.name])} µs per example.'
         )
     return record
 
@@ -150,6 +149,23 @@ def _check_effort(trials, hours, steps):
         raise UserError(f'--hours is {hours:g}; name a number of hours, more than 0.')
     if steps and trials == 0:
         raise UserError('--steps has no effect with --trials=0; leave one of them out.')
+
+
+def _time_rows(rows):
+    """{variant: seconds per example of a student here}; students that compute the same are timed once."""
+    # Imported here as in `run`.
+    from td_jax.predicting import speed
+
+    times, seconds = {}, {}
+    for row in rows:
+        options = {key: value for key, value in row.config.model.to_dict().items() if key != 'dropout'}
+        program = json.dumps(
+            [options, row.config.dataset.to_dict(), row.config.compute_dtype], sort_keys=True
+        )
+        if program not in times:
+            times[program] = speed.time_per_example(row.folders[0])
+        seconds[row.name] = times[program]
+    return seconds
 
 
 def _describe_cost(cost, rate):

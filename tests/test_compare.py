@@ -452,6 +452,27 @@ def test_the_sentence_says_what_the_intervals_allow(small_config):
     )
 
 
+def test_a_table_has_a_row_for_each_variant(small_config):
+    plan = make_plan(small_config(), seeds=3)
+    rows = [make_row('supervised', [0.5, 0.6, 0.55], 0.625), make_row('ld', [0.6, 0.71, 0.65], 0.75)]
+    seconds = {'supervised': 1.5e-6, 'ld': 1.234e-3}
+    head, _, *lines = summary.table(plan, rows, summary.compare(rows), seconds).splitlines()
+    cells_by_row = [
+        dict(
+            zip(*([cell.strip() for cell in line.strip('|').split('|')] for line in (head, row)), strict=True)
+        )
+        for row in lines[:2]
+    ]
+    keys = 'variant', 'n', 'validation accuracy', 'parameters', 'µs per example'
+    assert [[cells_of_row[key] for key in keys] for cells_of_row in cells_by_row] == [
+        ['supervised', '3', '0.6250', '10', '1.5'],
+        ['ld', '3', '0.7500', '10', '1,234'],
+    ]
+    assert cells_by_row[0]['Δ to no distillation'] == ''
+    # (0.1 + 0.11 + 0.1) / 3
+    assert cells_by_row[1]['Δ to no distillation'].startswith('+0.1033 ± ')
+
+
 def test_the_best_is_that_of_validation_data(small_config):
     plan = make_plan(small_config())
     rows = [
@@ -531,7 +552,7 @@ def test_the_same_call_trains_nothing_again(comparison_on_digits, monkeypatch, c
     second_record = compare_again()
     assert {path: path.stat().st_mtime_ns for path in times} == times
     for each_record in (second_record, record):
-        each_record.pop('best_seconds_per_example')
+        each_record.pop('seconds_per_example')
     assert second_record == record
     out = capsys.readouterr().out
     assert out.startswith('| variant | n | test accuracy |')

@@ -10,8 +10,8 @@ import pytest
 from etils import epath
 
 import td_jax
+from td_jax import compare, own
 from td_jax import config as config_lib
-from td_jax import own
 from td_jax.data import digits
 from td_jax.errors import UserError
 from td_jax.files import workdir
@@ -82,6 +82,24 @@ def test_a_run_says_what_it_is_made_of(run_of_own_parts):
         f'digits.py; read it from Python, with td_jax.load({str(folder)!r}, '
         "methods={'hints': ...}, models={'perceptron': ...}, sources={'numerals': ...})."
     )
+
+
+@pytest.mark.long
+def test_what_is_brought_is_compared(config_of_own_parts, tmp_path, capsys):
+    """A caller's method that is FitNet under another name has FitNet's draws, choice and results."""
+    config = config_of_own_parts.copy_and_resolve_references()
+    brought = {'models': BROUGHT['models'], 'sources': BROUGHT['sources'], 'own_methods': BROUGHT['methods']}
+    effort = {'trials': 1, 'search_seeds': 1, 'seeds': 2}
+    record = compare.run(config, tmp_path, methods=('fitnet', 'hints'), **effort, **brought)
+    _, fitnet, hints = record['rows']
+    assert [fitnet['variant'], hints['variant']] == ['fitnet', 'hints']
+    for key in ('test_accuracy', 'validation_accuracy', 'parameters'):
+        assert fitnet[key] == hints[key]
+    weight = fitnet['config']['fitnet.weights.state']
+    assert weight == hints['config']['own.hints.weights.state'] != 3.0
+    assert '| hints ' in capsys.readouterr().out
+    run = td_jax.load(tmp_path / 'best', **BROUGHT)
+    assert run.config.method == record['best']
 
 
 @pytest.mark.long

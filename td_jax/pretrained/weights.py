@@ -48,7 +48,7 @@ def read_index(path) -> dict[str, list[str]]:
     """Reads INDEX: {name of a file: names of the arrays in it}.
 
     Raises:
-      UserError: it has no weight_map, or one that names something else than files beside it.
+      UserError: it has no weight_map, or one that names something else than files in its folder.
     """
     weight_map = (workdir.read_json(path) or {}).get('weight_map')
     if not isinstance(weight_map, dict) or not weight_map:
