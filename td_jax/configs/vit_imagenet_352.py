@@ -3,8 +3,8 @@
     python -m td_jax.main --config=configs/vit_imagenet_352.py --workdir=runs/vit_imagenet_352
 
 Score: not measured; the paper has no number at this size.
-Cost: 4.8e17 operations without rounds. On four v5e chips and with a batch at once, 2.9 GB per chip and 67 ms
-per step, by the compiler's report (docs/tpu.md), not by a run; at 384 pixels 3.8 GB and 105 ms.
+Cost: 1.1e18 operations for TD with two rounds. On four v5e chips, 3.5 GB per chip and 0.4 to 0.9 hours by the
+compiler's report (docs/tpu.md), not by a run; at 384 pixels 3.9 GB and 0.5 to 1.1 hours.
 
 This is configs/vit_imagenet.py at another image size, which both models have; the checkpoint's position
 embeddings are resized to it. 352 pixels are 11 by 11 patches, with the class token 122 tokens, which fit in
