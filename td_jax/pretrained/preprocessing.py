@@ -159,13 +159,15 @@ def _read_size(path, fields, image_size):
     return 'squash' if is_square else 'center', _read_square(path, 'size', size)
 
 
-def _read_square(path, key, value):
+def _read_square(path, key, value, way_out=WAY_OUT):
     """Reads the side of a square, a positive number or equal height and width."""
     sides = value if isinstance(value, dict) else {'height': value, 'width': value}
     side = sides.get('height')
     is_count = isinstance(side, int) and not isinstance(side, bool) and side > 0
     if not is_count or sides != {'height': side, 'width': side}:
-        raise UserError(f'{path}: {key} is {value!r}; a model is shown squares, of whole pixels. {WAY_OUT}')
+        raise UserError(
+            f'{path}: {key} is {value!r}; a model is shown squares, of whole pixels. {way_out}'.rstrip()
+        )
     return side
 
 
@@ -208,12 +210,12 @@ def read_timm(path, config: dict) -> Preprocessing:
     size = fields['input_size']
     if not isinstance(size, list) or len(size) != 3 or size[0] != 3:
         raise UserError(f'{path}: input_size is {size!r}; it is [3, height, width], of three colours.')
-    side = _read_square(path, 'input_size', {'height': size[1], 'width': size[2]})
+    side = _read_square(path, 'input_size', {'height': size[1], 'width': size[2]}, way_out='')
     size = (config.get('model_args') or {}).get('img_size')
     if size is not None and content.get('fixed_input_size'):
         # The size that the model was made for; the other one may be that of the model it was tuned from.
         pair = {'height': size[0], 'width': size[1]} if isinstance(size, list) and len(size) == 2 else size
-        side = _read_square(path, 'img_size', pair)
+        side = _read_square(path, 'img_size', pair, way_out='')
     for key, known in (('interpolation', INTERPOLATIONS), ('crop_mode', CROP_MODES)):
         if not isinstance(fields[key], str) or fields[key] not in known:
             raise UserError(f'{path}: {key} is {fields[key]!r}; td_jax knows {", ".join(known)}.')

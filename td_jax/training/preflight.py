@@ -16,7 +16,7 @@ from td_jax.devices import processes, sharding
 from td_jax.errors import Missing, UserError
 from td_jax.files import checkpoints, trackers, workdir
 from td_jax.method import objectives
-from td_jax.models import base
+from td_jax.models import base, vit
 from td_jax.training import (
     assembly,
     data_record,
@@ -302,9 +302,8 @@ def _check_task(config, source):
 def _check_teacher(config, folder, student_source) -> data.Source:
     """Refuses a teacher that cannot be used; -> its data."""
     source = teachers.source_of(config, student_source)
-    if not config.teacher.pretrained:
-        with teachers.prefix_errors('teacher.'):
-            assembly.build_model(config, config.teacher.model, source)
+    with teachers.prefix_errors('teacher.'):
+        assembly.build_model(config, config.teacher.model, source)
     objectives.check_labels(config, student_source.label_names, source.label_names)
     if dispatch.keeps_states(config) and isinstance(student_source.train, data.TrainStream):
         is_clean = config.teacher.inputs == 'clean'
@@ -376,6 +375,18 @@ def _check_start(config, student_source, teacher_source):
             f'model.initial is teacher, but {different}, with which the same parameters compute something '
             f'else; set {settings}, or model.initial=random.'
         )
+    _warn_of_more_blocks(config)
+
+
+def _warn_of_more_blocks(config):
+    """Warns of a ViT that starts from one with fewer blocks."""
+    if config.model.name == config.teacher.model.name == 'vit':
+        own, count = (vit.sizes_of(model)[0].layers for model in (config.model, config.teacher.model))
+        if own > count:
+            processes.say(
+                f'warning: the student has {own} blocks and the teacher that it starts from {count}. The '
+                'others start from random parameters; lower model.layers or set model.initial to random.'
+            )
 
 
 def _check_step(config, source, teacher_source, mesh, name, programs) -> Compiled:

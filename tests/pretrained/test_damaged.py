@@ -41,6 +41,12 @@ def test_what_could_run_code_is_not_read(tmp_path):
         pretrained.read(str(tmp_path / 'objects.npz'))
 
 
+def test_no_advice_is_to_run_what_is_in_a_file(tmp_path):
+    (tmp_path / 'photo.jpg').write_bytes(b'\xff\xd8\xff\xe0' + bytes(100))
+    with pytest.raises(UserError, match=r'photo\.jpg is damaged or no \.npz \(it is no zip archive\)'):
+        pretrained.read(str(tmp_path / 'photo.jpg'))
+
+
 def test_a_lone_array_is_no_checkpoint(tmp_path):
     np.save(tmp_path / 'lone.npy', np.zeros(3))
     with pytest.raises(UserError, match=r'lone\.npy is damaged or no \.npz'):

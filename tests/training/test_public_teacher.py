@@ -133,6 +133,28 @@ def test_the_command_reports_what_it_sets_and_trains(run_command, complete_confi
         assert own.train(config, tmp_path / 'run') == result
 
 
+@pytest.mark.parametrize(
+    ('key', 'text'),
+    [
+        ('teacher__model__split', r'^teacher\.model\.split is 9; with 6 blocks'),
+        ('model__split', r'^model\.split is 9; with \d blocks'),
+    ],
+)
+def test_a_split_outside_the_blocks_is_refused(complete_config, tmp_path, key, text):
+    config = complete_config(BARE, **{key: 9})
+    with pytest.raises(UserError, match=text):
+        check_preflight(config, tmp_path / 'run')
+
+
+@pytest.mark.parametrize(('layers', 'text'), [(6, ''), (9, 'the student has 9 blocks and the teacher that')])
+def test_more_blocks_than_the_checkpoint_has_are_reported(complete_config, photos, layers, text, capsys):
+    config = complete_config(BARE, model__layers=layers)
+    source = assembly.load_source(config, config.dataset)
+    preflight._check_start(config, source, source)
+    err = capsys.readouterr().err
+    assert text in err and ('warning' in err) == bool(text)
+
+
 def test_labels_that_differ_take_a_probe(complete_config, tmp_path, capsys):
     other_labels = copy_with_names(tmp_path / 'others', 'abcdefg')
     assert complete_config(other_labels, method='ld').teacher.labels == 'probe'
