@@ -39,7 +39,7 @@ def make_plan(config, methods=('ld',), own=None, fixed=(), **effort):
         (
             {},
             {'own': {'wide': {'td.round': 2}}},
-            r"^--variants: wide: 'td\.round' is not known\. Did you mean",
+            r'^--variants: wide: td\.round is not a key of the config\. Did you mean td\.rounds\?$',
         ),
         (
             {},

@@ -9,6 +9,7 @@ test split.
 
 import bisect
 import contextlib
+import difflib
 import json
 import shutil
 import sys
@@ -158,13 +159,16 @@ def make_plan(
         space, {}, tables.USUAL, max(1, trials), search_seeds, (trials and steps) or config.num_steps
     )
     plan = Plan(config, names, search, bool(trials), seeds, teachers or seeds, {}, {})
+    tuning.check_steps(search, [name for name in plan.searched() if name == tuning.TEACHER])
+    for name in names:
+        _check_variant(plan, name)
     for rung in range(searches.RUNGS):
         # Each rung has another slice of time, of ratings.
         for name in (tuning.NO_DISTILLATION, *[tuning.TEACHER] * (tuning.TEACHER in plan.searched())):
             rung_config = tuning.start_config(search, name, '', rung)
             preflight.check_batch(rung_config, assembly.load_source(rung_config, rung_config.dataset))
-    tuning.check_steps(search, [name for name in plan.searched() if name == tuning.TEACHER])
-    plan = plan._replace(operations={name: _check_variant(plan, name) for name in names})
+    first_runs = {name: _student_runs(plan, _start_config(plan, name))[0] for name in names}
+    plan = plan._replace(operations={name: _count_operations(run, name) for name, run in first_runs.items()})
     plan = plan._replace(teachers_of=_describe_teachers(plan))
     if teachers > 1 and all(len(_student_runs(plan, _start_config(plan, name))) == 1 for name in names):
         raise UserError(f'--teachers is {teachers}, but no variant trains a teacher; leave it out.')
@@ -187,11 +191,14 @@ def _unread_keys(config):
     return config_lib.explain_without_effect(config, keys)
 
 
-def _check_variant(plan: Plan, name) -> float:
-    """Refuses a variant that cannot be trained; returns the operations per step of one student."""
+def _check_variant(plan: Plan, name):
+    """Refuses a variant whose config cannot be trained, whatever the data are."""
     changes, keys = plan.search.space.changes(name), config_lib.flatten(plan.config).keys()
     for key in changes:
-        config_lib.check_choice(f'--variants: {name}:', key, list(keys))
+        if key not in keys:
+            nearest = difflib.get_close_matches(key, keys, n=1)
+            hint = f' Did you mean {nearest[0]}?' if nearest else ''
+            raise UserError(f'--variants: {name}: {key} is not a key of the config.{hint}')
         if key in OF_ALL_VARIANTS:
             raise UserError(f'--variants: {name}: {key} is the same for all variants; leave it out.')
     for key, value in changes.items():
@@ -212,7 +219,6 @@ def _check_variant(plan: Plan, name) -> float:
             'trained without the validation data, and the students one that was trained with them; leave it '
             'out, and both are trained, or name a public checkpoint in teacher.pretrained.'
         )
-    return _count_operations(_student_runs(plan, config)[0], name)
 
 
 def _count_operations(config, name):
