@@ -112,12 +112,13 @@ def run(
             command_line.print_message(line)
         if line := teacher_outputs.describe_unused(tuning.first_configs(plan.search, plan.names)):
             command_line.print_message(line)
+        # Before programs are cached in the workdir, which is made later.
+        rate = None if only_show else flops.measure_rate(plan.config.compute_dtype)
         processes = 1 if only_show else jobs_lib.prepare(jobs, root)
         if hours is not None:
             plan = engine.fit_trials(plan, root, hours, processes, worker, only_show)
             command_line.print_message(f'{plan.search.trials} trials per variant fit into {hours:g} hours')
         if not only_show:
-            rate = flops.measure_rate(plan.config.compute_dtype)
             command_line.print_message(_describe_cost(engine.estimate_cost(plan), rate))
         rows = engine.run(plan, root, processes, worker, only_show)
         if worker:

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import json
+import os
 
 import numpy as np
 import pytest
@@ -557,6 +558,19 @@ def test_the_same_call_trains_nothing_again(comparison_on_digits, monkeypatch, c
     out = capsys.readouterr().out
     assert out.startswith('| variant | n | test accuracy |')
     assert record['sentence'] in out
+
+
+@pytest.mark.long
+def test_a_workdir_that_cannot_be_made_is_one_line(tmp_path):
+    """Nothing is compiled for a cache in that folder before."""
+    (tmp_path / 'file').write_text('')
+    env = {name: value for name, value in os.environ.items() if name != 'JAX_COMPILATION_CACHE_DIR'}
+    flags = '--config=configs/digits.py', '--methods=ld', '--trials=1', f'--workdir={tmp_path / "file"}'
+    completed = forked.run(['-m', 'td_jax.compare', *flags], env)
+    assert (completed.returncode, completed.stdout) == (2, '')
+    lines = completed.stderr.splitlines()
+    assert [line for line in lines if not line.startswith('td_jax: ')] == []
+    assert lines[-1].startswith(f'td_jax: workdir {tmp_path / "file"} cannot be written (File exists); ')
 
 
 @pytest.mark.long
