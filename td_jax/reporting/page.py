@@ -337,8 +337,8 @@ def _read_options(run):
 def _options_section(setting):
     reads = {row.label: [_read_options(run) for run in row.runs] for row in setting.rows}
     keys = settings.differing_keys([options for row_reads in reads.values() for options in row_reads])
-    # It is in the label.
-    keys = [key for key in keys if key != 'method']
+    in_label = 'method'
+    keys = [key for key in keys if key != in_label]
 
     def cell(label, key):
         values = dict.fromkeys(
@@ -356,7 +356,7 @@ def _options_section(setting):
         for row in setting.rows
     ]
     all_options = [pair for row_reads in reads.values() for options in row_reads for pair in options.items()]
-    same = {key: value for key, value in all_options if key not in keys}
+    same = {key: value for key, value in all_options if key not in (in_label, *keys)}
     return [
         element('h3', 'Options'),
         table(
