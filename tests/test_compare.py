@@ -470,6 +470,13 @@ def test_a_table_has_a_row_for_each_variant(small_config):
         ['ld', '3', '0.7500', '10', '1,234'],
     ]
     assert cells_by_row[0]['Δ to no distillation'] == ''
+    for teachers, words in (
+        (3, '3 students'),
+        (2, '3 students of 2 teachers'),
+        (1, '3 students of 1 teacher'),
+    ):
+        text = summary.table(plan._replace(teachers=teachers), rows, summary.compare(rows), seconds)
+        assert f't interval over {words}. A difference' in text
     # (0.1 + 0.11 + 0.1) / 3
     assert cells_by_row[1]['Δ to no distillation'].startswith('+0.1033 ± ')
 

@@ -66,7 +66,8 @@ def describe_microseconds(seconds: float) -> str:
 
 def _describe_students(plan):
     """Describes the students and teachers that an interval is over."""
-    return f'{plan.seeds} students' + (f' of {plan.teachers} teachers' if plan.teachers < plan.seeds else '')
+    teachers = '1 teacher' if plan.teachers == 1 else f'{plan.teachers} teachers'
+    return f'{plan.seeds} students' + (f' of {teachers}' if plan.teachers < plan.seeds else '')
 
 
 def sentence(plan: variants.Plan, rows: list, compared: dict) -> str:
