@@ -586,6 +586,7 @@ def test_the_command_keeps_the_hyperparameters_of_the_config(tmp_path):
         '--config=configs/digits.py',
         '--config.num_steps=6',
         '--config.teacher.num_steps=4',
+        '--config.diagnostics=False',
         '--methods=fd',
         '--trials=0',
         '--seeds=2',

@@ -17,7 +17,7 @@ LEGEND = (
     'Difference to {baselines}. Thin lines: 95% t interval over seeds; broad bands: 95% bootstrap interval.\n'
     'Blue: significantly better; orange: significantly worse; gray, open: not significant.'
 )
-EARLIER = ' Measured with an earlier protocol.'
+EARLIER = ' (earlier protocol)'
 
 
 class Panel(NamedTuple):
@@ -27,7 +27,6 @@ class Panel(NamedTuple):
     metric: str
     baseline: str
     rows: dict[str, comparison.Comparison]
-    has_current_protocol: bool  # whether no cell was measured with an earlier protocol
 
     def verdict(self, row: str) -> str:
         """The verdict of a row, by statistics.verdict."""
@@ -38,7 +37,8 @@ def panels(names, results: dict, baseline: str | None) -> list[Panel]:
     """The settings of some tables, each with the paired differences of its methods.
 
     The genres of a table are one setting, of which the mean over the genres is shown; every other column is a
-    setting of its own. Rows are those of tables.METHODS, or all of a table that has none of them.
+    setting of its own. Rows are those of tables.METHODS, or all of a table that has none of them. The title
+    says if a cell was measured with an earlier protocol.
 
     Args:
       names: of the tables.
@@ -59,11 +59,11 @@ def panels(names, results: dict, baseline: str | None) -> list[Panel]:
             if rows:
                 metric = columns[0][table.baseline]['metric']
                 cells = [of_column[row] for of_column in columns for row in (table.baseline, *rows)]
-                has_current_protocol = all(cell.get('protocol', 1) not in render.EARLIER for cell in cells)
+                is_earlier = any(cell.get('protocol', 1) in render.EARLIER for cell in cells)
                 # Tables have the paper's name for it.
                 is_plain = table.rows[table.baseline] == {'method': 'supervised'}
                 baseline_name = 'no distillation' if is_plain else table.baseline
-                panels_of_all.append(Panel(title, metric, baseline_name, rows, has_current_protocol))
+                panels_of_all.append(Panel(title + EARLIER * is_earlier, metric, baseline_name, rows))
     return panels_of_all
 
 
@@ -146,8 +146,7 @@ def draw(names, results: dict, path: epath.Path, baseline: str | None):
     for axes in all_axes[len(panels_of_all) :]:
         axes.set_axis_off()
     baselines = ' or '.join(dict.fromkeys(panel.baseline for panel in panels_of_all))
-    earlier = '' if all(panel.has_current_protocol for panel in panels_of_all) else EARLIER
-    figure.suptitle(LEGEND.format(baselines=baselines) + earlier, fontsize=8)
+    figure.suptitle(LEGEND.format(baselines=baselines), fontsize=8)
     about = {'Date': None, 'Description': describe(panels_of_all)}
     with matplotlib.rc_context({'svg.hashsalt': 'td_jax'}), workdir.atomic_write(path) as file:
         figure.savefig(file, format='svg', metadata=about)

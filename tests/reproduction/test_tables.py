@@ -26,15 +26,14 @@ def test_a_table_is_made_of_what_there_is(name, monkeypatch):
     assert {column for by in table.chosen_by.values() for column in by.columns} <= set(tables.GENRES)
     others = *table.compute_matched_to.values(), *table.hyperparameters_of.values(), *table.baselines.values()
     assert {*others, *(row for rows in table.repeated.values() for row in rows)} <= table.rows.keys()
-    if any(by.sampler_seed for by in table.chosen_by.values()):
-        # As if the choices of other sampler seeds were the usual ones.
+    if any(by.sampler_seed or by.columns for by in table.chosen_by.values()):
+        # As if the choices of other sampler seeds, and of War alone, were the usual ones.
         tuned = cells.read_tuned
 
         def repeat_choices(module):
             choices = tuned(module)
-            return choices | {
-                f'{key}_sampler_seed_{seed}': choices[key] for key in choices for seed in (1, 2)
-            }
+            others = ('sampler_seed_1', 'sampler_seed_2', 'War')
+            return choices | {f'{key}_{other}': choices[key] for key in choices for other in others}
 
         monkeypatch.setattr(cells, 'read_tuned', repeat_choices)
     # Operations are counted from the data, which may be missing here.
