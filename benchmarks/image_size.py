@@ -27,8 +27,8 @@ from td_jax.files import array_store
 from td_jax.models import base
 from td_jax.training import assembly, probe, public_teacher, teachers
 
-# Images whose representations are kept together, and images of a batch.
-KEPT, BATCH = 250, 25
+# Images of a file of representations, and of a batch.
+IMAGES_PER_FILE, BATCH = 250, 25
 FEATURES_BYTES = 10**9
 
 
@@ -55,8 +55,8 @@ def compute_features(location: str, side: int, pixels: np.ndarray, folder: pathl
         return probe.representations(base.activations(model, params, inputs).upper)
 
     parts = []
-    for start in range(0, len(pixels), KEPT):
-        part = pixels[start : start + KEPT]
+    for start in range(0, len(pixels), IMAGES_PER_FILE):
+        part = pixels[start : start + IMAGES_PER_FILE]
         about = {
             'teacher': fingerprint.of(params),
             'task': config.teacher.dataset.to_dict(),
@@ -68,8 +68,8 @@ def compute_features(location: str, side: int, pixels: np.ndarray, folder: pathl
             batches = [part[i : i + BATCH] for i in range(0, len(part), BATCH)]
             return {'features': np.concatenate([represent(params, batch) for batch in batches])}
 
-        kept = array_store.get_or_make(folder, about, compute, limit=FEATURES_BYTES, what='the features')
-        parts.append(kept['features'])
+        arrays = array_store.get_or_make(folder, about, compute, limit=FEATURES_BYTES, what='the features')
+        parts.append(arrays['features'])
     return np.concatenate(parts)
 
 

@@ -24,7 +24,10 @@ CASES = {
         for name, method in objectives.METHODS.items()
         if name != 'td' and 'regression' in method.tasks
     },
-    **{f'td, {rounds} rounds': {'method': 'td', 'td.rounds': rounds} for rounds in range(4)},
+    **{
+        f'td, {rounds} round{"s" * (rounds != 1)}': {'method': 'td', 'td.rounds': rounds}
+        for rounds in range(4)
+    },
 }
 
 

@@ -3,23 +3,19 @@
 import time
 
 import jax
-import jax.numpy as jnp
 
-SIDE = 2048
+from td_jax.devices import flops
 
 
 def rate(repeats: int) -> float:
     """Operations per second of one product of two square float32 matrices; the fastest of some."""
-    a = jax.random.normal(jax.random.key(0), (SIDE, SIDE))
-    multiply = jax.jit(jnp.matmul)
-    multiply(a, a).block_until_ready()
-    return 2 * SIDE**3 / min(seconds(lambda: multiply(a, a)) for _ in range(3 * repeats))
+    return flops.measure_rate('float32', 3 * repeats)
 
 
 def describe(of_product: float) -> str:
     """The devices of this machine and a rate by `rate`, as text."""
     kind = f'{jax.device_count()} {jax.devices()[0].device_kind} device(s)'
-    return f'{kind}; one {SIDE}³ product: {of_product / 1e9:.0f} GFLOP/s'
+    return f'{kind}; one {flops.SIDE}³ product: {of_product / 1e9:.0f} GFLOP/s'
 
 
 def seconds(function) -> float:

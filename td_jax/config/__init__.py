@@ -1,6 +1,6 @@
 """The config of a run: its checks, what makes two configs the same, and which options have an effect."""
 
-from td_jax.config.checks import check, check_choice, check_names
+from td_jax.config.checks import check, check_choice, check_key, check_names
 from td_jax.config.effect import MODEL_OPTIONS, describe_without_effect, explain_without_effect
 from td_jax.config.identity import complete, describe, differences, digest
 from td_jax.config.tree import (
@@ -21,6 +21,7 @@ __all__ = [
     'PROTOCOL',
     'check',
     'check_choice',
+    'check_key',
     'check_names',
     'complete',
     'describe',

@@ -371,20 +371,27 @@ def _check_keys(flat):
     # Names of inputs with an embedding, and a caller's options, are free.
     free = {key for key in flat if '.embeddings.' in key or key.startswith('own.')}
     for key in sorted(flat.keys() - known.keys() - free):
-        nearest = difflib.get_close_matches(key, known, n=1)
-        hint = f' Did you mean {nearest[0]}?' if nearest else ''
-        raise UserError(f'{key} is not a key of the config.{hint}')
+        check_key(key, known)
     for key in sorted(known.keys() - flat.keys()):
         raise UserError(f'{key} is missing in the config; start from what common.get_config() returns.')
 
 
+def check_key(key, known, place=''):
+    """Raises a UserError that begins with `place` and names the nearest key, unless key is a known one."""
+    if key not in known:
+        raise UserError(f'{place}{key} is not a key of the config.{_suggest(key, known)}')
+
+
 def check_choice(key, value, known):
     """Raises a UserError that lists the known names, the nearest one first, unless value is among them."""
-    if value in known:
-        return
-    nearest = difflib.get_close_matches(str(value), known, n=1)
-    hint = f' Did you mean {nearest[0]}?' if nearest else ''
-    raise UserError(f'{key} {value!r} is not known.{hint} Known: {", ".join(known)}.')
+    if value not in known:
+        hint = _suggest(str(value), known)
+        raise UserError(f'{key} {value!r} is not known.{hint} Known: {", ".join(known)}.')
+
+
+def _suggest(name, known):
+    nearest = difflib.get_close_matches(name, known, n=1)
+    return f' Did you mean {nearest[0]}?' if nearest else ''
 
 
 def _check_numbers(key, value):

@@ -9,7 +9,6 @@ test split.
 
 import bisect
 import contextlib
-import difflib
 import json
 import shutil
 import sys
@@ -55,9 +54,8 @@ class Plan(NamedTuple):
     seeds: int  # students of each variant
     teachers: int  # that the students of a variant share
     operations: Mapping[str, float]  # variant -> operations per training step of one student
-    teachers_of: Mapping[
-        str, 'Trained'
-    ]  # variant -> its teacher if it trains one; TEACHER -> that of the search
+    # variant -> its teacher if it trains one; TEACHER -> that of the search
+    teachers_of: Mapping[str, 'Trained']
 
     def metric(self) -> str:
         """The name of the metric."""
@@ -195,10 +193,7 @@ def _check_variant(plan: Plan, name):
     """Refuses a variant whose config cannot be trained, whatever the data are."""
     changes, keys = plan.search.space.changes(name), config_lib.flatten(plan.config).keys()
     for key in changes:
-        if key not in keys:
-            nearest = difflib.get_close_matches(key, keys, n=1)
-            hint = f' Did you mean {nearest[0]}?' if nearest else ''
-            raise UserError(f'--variants: {name}: {key} is not a key of the config.{hint}')
+        config_lib.check_key(key, keys, f'--variants: {name}: ')
         if key in OF_ALL_VARIANTS:
             raise UserError(f'--variants: {name}: {key} is the same for all variants; leave it out.')
     for key, value in changes.items():
