@@ -34,6 +34,8 @@ def make_config(method: str, seeds: int):
     config.method = 'ld' if method == TEACHER else method
     config.num_seeds = seeds
     config.dataset.examples_per_class = 50
+    # The teacher is a part of the step here; a run reads what it computed once for fixed views.
+    config.teacher.views = 0
     return config
 
 
