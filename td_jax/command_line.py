@@ -25,6 +25,9 @@ _BETWEEN = (
 # The prefix of names of configs that are part of td_jax, in a checkout and when installed.
 SHIPPED = pathlib.PurePosixPath('td_jax/configs')
 
+# Where a person finds the keys.
+OPTIONS = 'td_jax/configs/common.py declares every option.'
+
 
 class _ConfigFile(config_flags.ConfigFileFlagParser):
     """Reads a config file, and refuses one that returns no config."""
@@ -38,7 +41,33 @@ class _ConfigFile(config_flags.ConfigFileFlagParser):
                 f'--{self.name}={path}: get_config returns {kind}; it has to return a ConfigDict that '
                 'common.get_config() gave it.'
             )
+        if not is_unread:
+            # Both --config.key and -config.key are flags.
+            parts = [argument.lstrip('-').split('=')[0] for argument in sys.argv[1:] if argument[:1] == '-']
+            for part in parts:
+                if part.startswith(f'{self.name}.'):
+                    _check_override(config, part.removeprefix(f'{self.name}.'))
         return config
+
+
+def _check_override(config, key):
+    """Refuses an override of what a config does not have, or of a part of a tuple.
+
+    Raises:
+      UserError: names the key, and the nearest one if there is one.
+    """
+    place, what = '', key or "''"
+    for part in key.split('.'):
+        name = part.split('[')[0]
+        if not isinstance(config, ml_collections.ConfigDict):
+            raise UserError(f'{what} is not a key of the config: {place} has no keys. Write {place}=VALUE.')
+        if name not in config:
+            nearest = difflib.get_close_matches(name, config, n=1)
+            hint = f'Did you mean {".".join(filter(None, (place, *nearest)))}?' if nearest else OPTIONS
+            raise UserError(f'{what} is not a key of the config. {hint}')
+        config, place = config[name], f'{place}.{name}' if place else name
+        if part != name:
+            raise UserError(f'{what} cannot be set by itself; set all of {place}, as in {place}={config}.')
 
 
 def _find_config(path):

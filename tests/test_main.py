@@ -346,9 +346,19 @@ DIGITS = '--config=configs/digits.py'
 @pytest.mark.parametrize(
     ('arguments', 'parts'),
     [
-        ([DIGITS, '--config.nun_steps=3'], ['unknown key: \'nun_steps\' Did you mean "num_steps"']),
-        ([DIGITS, '--config.td.weights.interac=3'], ['\'interac\' Did you mean "interact"']),
-        ([DIGITS, '--config.optimiser.name=sgd'], ['\'optimiser\' Did you mean "optimizer"']),
+        ([DIGITS, '--config.nun_steps=3'], ['nun_steps is not a key of the config. Did you mean num_steps?']),
+        (
+            [DIGITS, '--config.td.weights.interac', '3'],
+            ['td.weights.interac is not a key of the config. Did you mean td.weights.interact?'],
+        ),
+        ([DIGITS, '-config.optimiser.name=sgd'], ['optimiser.name is not a key', 'Did you mean optimizer?']),
+        (
+            [DIGITS, '--config.dataset.zebra=0.1'],
+            ['dataset.zebra is not a key', 'td_jax/configs/common.py declares every option.'],
+        ),
+        ([DIGITS, '--config.num_steps.most=3'], ['num_steps.most is not a key of the config: num_steps has']),
+        ([DIGITS, '--config.model.hidden[0]=3'], ['model.hidden[0] cannot be set by itself', '=(32, 16)']),
+        ([DIGITS, '--config.=3'], ["'' is not a key of the config."]),
         ([DIGITS, '--config.num_steps=many'], ['--config.num_steps=many', "'many'"]),
         ([DIGITS, '--config.model.hidden=(3,'], ['--config.model.hidden=(3,']),
         ([DIGITS, '--workdri=runs'], ["Unknown command line flag 'workdri'. Did you mean: workdir"]),
