@@ -171,8 +171,13 @@ _PUBLIC_ROWS = {
     _COMPUTE_MATCHED: {'method': 'supervised'},
 }
 _PUBLIC_RECENT = {**_PUBLIC_ROWS, **_DISTILLED, **_RECENT, **_CLASSIFICATION}
-_UNTRAINED = {
+_FIXED_VIEWS = 'No distillation, fixed views'
+# Of a student that is no part of its teacher, with the config's teacher.views.
+_PUBLIC_CNN_CONTROLS = {
     'TD, untrained teacher': {**_CONTROLS['TD, untrained teacher'], 'teacher.pretrained': ''},
+    # A method whose only weight is 0: the views of a student with a teacher, and the loss of one without. No
+    # distillation itself has a new view of an image in each step.
+    _FIXED_VIEWS: {'method': 'ld', 'ld.weights.logits': 0.0},
 }
 
 _DENSE_OR_SPARSE = {'ML(Sparse) minus ML(Dense)': ('ML(Sparse)', 'ML(Dense)')}
@@ -232,7 +237,8 @@ def _with_public_teacher(title, config, rows, unlabelled):
         'No distillation',
         variants={_WITH_LD: 'td_ld'},
         compute_matched_to={_COMPUTE_MATCHED: 'TD'},
-        hyperparameters_of=_IMAGE_HYPERPARAMETERS_OF,
+        hyperparameters_of=_IMAGE_HYPERPARAMETERS_OF
+        | ({_FIXED_VIEWS: 'No distillation'} if _FIXED_VIEWS in rows else {}),
         setting=f'CIFAR-10, {config.split("_")[1].upper()}, {others}',
         students=5,
     )
@@ -508,7 +514,7 @@ TABLES |= {
             'public_cnn',
             'CIFAR-10: a public EfficientNet-lite0 teaches a small ViT',
             'public_cnn_cifar10',
-            _UNTRAINED,
+            _PUBLIC_CNN_CONTROLS,
         ),
     )
     for kind, more, rows in (('', '', _PUBLIC_ROWS), ('_x', ', with recent methods', _PUBLIC_RECENT))

@@ -9,6 +9,7 @@ from td_jax.configs import common
 from td_jax.errors import UserError
 from td_jax.method import objectives
 from td_jax.reproduction import cells, tables
+from td_jax.training import dispatch
 
 PAPER = json.loads(tables.PAPER.read_text())['tables']
 WITH_RUNS = {name: t for name, t in tables.TABLES.items() if isinstance(t, tables.Table)}
@@ -178,6 +179,29 @@ def test_an_untrained_public_teacher_is_its_architecture():
     config_lib.check(run)
     # The students of the other start from the teacher's blocks.
     assert not any('untrained' in row for row in tables.TABLES['public_vit'].rows)
+
+
+def test_no_distillation_also_has_the_views_of_students_with_a_teacher():
+    """All else is as without them: no term has a weight, and the hyperparameters are the same."""
+    table = tables.TABLES['public_cnn']
+    choices = {
+        'cifar10_unlabelled': {
+            'supervised': {'model.dropout': 0.4, 'num_steps': 5},
+            'ld': {'ld.weights.logits': 7.0, 'num_steps': 9},
+        }
+    }
+    control, plain, ld = (
+        cells.cell_config(table, '50 labels per class', row, choices)
+        for row in ('No distillation, fixed views', 'No distillation', 'LD')
+    )
+    assert (control.num_steps, control.model.dropout, ld.num_steps) == (5, 0.4, 9)
+    changed = config_lib.differences(control, json.loads(config_lib.to_json(plain)))
+    assert {key: value for key, (_, value) in changed.items()} == {'method': 'ld', 'ld.weights.logits': 0.0}
+    assert objectives.active_terms(control) == []
+    teacher = object()
+    assert dispatch.count_views(control, teacher) == dispatch.count_views(ld, teacher) == 4
+    assert not objectives.reads_teacher(plain) and dispatch.count_views(plain, None) == 0
+    assert 'No distillation, fixed views' not in tables.TABLES['public_vit'].rows
 
 
 def test_the_papers_numbers_are_the_papers():

@@ -57,7 +57,10 @@ def make_view_key(image, view):
     return jax.random.fold_in(jax.random.fold_in(key, np.uint32(zlib.crc32(image.tobytes()))), view)
 
 
-def test_both_models_see_one_of_the_views_of_each_example(config):
+@pytest.mark.parametrize('changes', [{}, {'method': 'ld', 'ld.weights.logits': 0.0}], ids=['fitnet', 'none'])
+def test_both_models_see_one_of_the_views_of_each_example(config, changes):
+    """Also where no term has a weight, so that the student is trained alone."""
+    config.update_from_flattened_dict(changes)
     source = assembly.load_source(config, config.dataset)
     teacher = assembly.untrained_teacher(config, teachers.source_of(config, source))
     mesh, keys = sharding.make_mesh(config), dispatch.seed_keys(config)
