@@ -40,8 +40,15 @@ HOURS = 'hours.json'
 HOURS_LOCK = '.hours'
 # Number of validations in a run of a search.
 POINTS = 20
-# Keys that a variant cannot set: the comparison sets them, or pairs students by them.
-OF_ALL_VARIANTS = 'dataset.split', 'num_seeds', 'role', 'seed', 'seed_step'
+# Keys of the examples that a score is of, and of their labels.
+_OF_SCORES = (
+    *('name', 'path', 'tfds', 'movielens', 'genre', 'filter_column', 'filter_value', 'classes', 'split'),
+    *('test_part', 'split_by', 'validation_slice'),
+    *('user_column', 'item_column', 'rating_column', 'timestamp_column'),
+)
+# Keys that a variant cannot set: the comparison sets them, or pairs students by them; or scores would be of
+# different examples.
+OF_ALL_VARIANTS = 'num_seeds', 'role', 'seed', 'seed_step', *(f'dataset.{key}' for key in _OF_SCORES)
 
 
 class Plan(NamedTuple):
