@@ -187,7 +187,7 @@ def run(command, required):
                 # The first access to a config raises the reason why its file could not be read.
                 hasattr(value, 'items')
             for name in flags.FLAGS:
-                _check_value(name, flags.FLAGS[name].value)
+                _check_value(flags.FLAGS[name])
         except KeyboardInterrupt:
             end_interrupted()
         except Exception as error:  # A config file is the user's code and may raise anything.
@@ -231,8 +231,11 @@ def execute(command):
         end_interrupted()
 
 
-def _check_value(name, value):
-    """Refuses an empty name in a list, and a number that is not finite."""
+def _check_value(flag):
+    """Refuses an empty list, an empty name in one, and a number that is not finite."""
+    name, value = flag.name, flag.value
+    if flag.present and value == []:
+        raise UserError(f'--{name} is empty; name something, or leave it out.')
     if isinstance(value, list) and not all(str(part).strip() for part in value):
         text = ','.join(map(str, value))
         raise UserError(f'--{name}={text} has an empty name in its list; take a comma away.')

@@ -12,6 +12,7 @@ COMMAND = """
 from absl import flags
 from td_jax import command_line
 flags.DEFINE_list('tables', ['3'], '')
+flags.DEFINE_list('methods', None, '')
 flags.DEFINE_float('device_tflops', 1.0, '', lower_bound=1e-6)
 flags.DEFINE_integer('examples', 1, '')
 command_line.run(lambda: print('ran'), required=('tables',))
@@ -26,6 +27,7 @@ command_line.run(lambda: print('ran'), required=('tables',))
         ('--tables=3, ,4', '--tables=3,,4 has an empty name in its list; take a comma away.'),
         ('--tables=,', '--tables=, has an empty name in its list; take a comma away.'),
         ('--tables=', '--tables is missing.'),
+        ('--methods=', '--methods is empty; name something, or leave it out.'),
         ('--device_tflops=nan', '--device_tflops is nan; it must be a finite number.'),
         ('--device_tflops=inf', '--device_tflops is inf; it must be a finite number.'),
         ('--device_tflops=0', 'flag --device_tflops=0: 0.0 is not number >= 1e-06'),
