@@ -21,6 +21,7 @@ def draw(values: dict[str, dict[str, dict[str, float]]], path: pathlib.Path, lab
     from matplotlib.figure import Figure
 
     classes = list(next(iter(values.values())))
+    names = [_make_drawable(name[:20]) for name in classes]
     sides = {run: _split_pairs(rows) for run, rows in values.items()}
     tallest = max(len(ours) for ours, _ in sides.values())
     in_detail = len(classes) <= NAMED_CLASSES
@@ -35,11 +36,11 @@ def draw(values: dict[str, dict[str, dict[str, float]]], path: pathlib.Path, lab
         # [classes * ours, theirs]
         grid = np.array([[rows[c][f'{g},{h}'] for h in theirs] for c in classes for g in ours])
         image = axes.imshow(grid, vmin=lowest, vmax=1, cmap='viridis', aspect='auto', interpolation='nearest')
-        axes.set_title(run, fontsize=9)
+        axes.set_title(_make_drawable(run), fontsize=9, parse_math=False)
         axes.set_xticks(range(len(theirs)), theirs)
         if in_detail:
-            labels = [f'{c[:20]}  {g}' if g == ours[0] else g for c in classes for g in ours]
-            axes.set_yticks(range(len(labels)), labels, fontsize=7)
+            labels = [f'{c}  {g}' if g == ours[0] else g for c in names for g in ours]
+            axes.set_yticks(range(len(labels)), labels, fontsize=7, parse_math=False)
             for i in range(1, len(classes)):
                 axes.axhline(i * len(ours) - 0.5, color='white', linewidth=1.5)
             for (i, j), value in np.ndenumerate(grid):
@@ -48,11 +49,16 @@ def draw(values: dict[str, dict[str, dict[str, float]]], path: pathlib.Path, lab
         else:
             labelled = range(0, len(classes), -(-len(classes) // 60))
             middles = [i * len(ours) + (len(ours) - 1) / 2 for i in labelled]
-            axes.set_yticks(middles, [classes[i][:20] for i in labelled], fontsize=7)
+            axes.set_yticks(middles, [names[i] for i in labelled], fontsize=7, parse_math=False)
     figure.colorbar(image, ax=list(all_axes), label=label)
     figure.supxlabel('teacher', fontsize=9)
     figure.supylabel('student, by class', fontsize=9)
     figure.savefig(path, dpi=150, format='png')
+
+
+def _make_drawable(name):
+    """Replaces what Python could not decode in the name of a file or a folder, and no font has."""
+    return name.encode(errors='surrogateescape').decode(errors='replace')
 
 
 def _split_pairs(rows):

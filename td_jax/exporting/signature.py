@@ -37,4 +37,6 @@ def _describe_port(port):
 
 
 def _write_json(path, content):
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + '\n', encoding='utf-8')
+    text = json.dumps(content, indent=2, ensure_ascii=False) + '\n'
+    # Of a folder's name, Python reads bytes that it cannot decode as surrogates, which have codes in JSON.
+    path.write_text(text, encoding='utf-8', errors='backslashreplace')
