@@ -126,7 +126,8 @@ def _read_resize(path, fields, image_size):
     number = fields['resample']
     if not _is_number(number) or number not in RESIZES:
         is_known = _is_number(number) and number in range(len(RESAMPLES))
-        name = f', {RESAMPLES[number]}' if is_known else ''
+        # JSON may hold 1.0.
+        name = f', {RESAMPLES[int(number)]}' if is_known else ''
         known = ' or '.join(f'{known}, {RESAMPLES[known]}' for known in RESIZES)
         raise UserError(f'{path}: resample is {number!r}{name}; td_jax resizes by {known}. {WAY_OUT}')
     crop_mode, scaled = _read_size(path, fields, image_size)

@@ -165,6 +165,7 @@ def test_images_that_are_not_resized_have_no_resize():
     ('content', 'words'),
     [
         ({'resample': 1}, 'resample is 1, lanczos; td_jax resizes by 2, bilinear or 3, bicubic'),
+        ({'resample': 1.0}, r'resample is 1\.0, lanczos; td_jax resizes by 2'),
         ({'resample': 'x'}, "resample is 'x'; "),
         ({'resample': True}, 'resample is True; '),
         ({'resample': [3]}, r'resample is \[3\]; '),
