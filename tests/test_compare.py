@@ -194,6 +194,10 @@ def test_options_that_no_student_reads_are_named(small_config):
     assert about.keys() == {*keys, 'teacher.num_steps'} - {'seed'}
     assert about['td.rounds'] == 'method is supervised; method is ld'
     assert about['teacher.num_steps'] == 'the search chooses it, up to 6 (--steps)'
+    # The steps of the config are the most that can be chosen, unless --steps says how many those are.
+    expected = ['num_steps has no effect: the search chooses it, up to --steps=4']
+    for steps, lines in ((0, []), (4, expected)):
+        assert variants.describe_without_effect(make_plan(config, steps=steps), ['num_steps']) == lines
     # A variant without a method has that of the config, and nothing chooses steps without a search.
     plan = make_plan(
         config, own={'wide': {'communication.message': 3}, 'td_wide': {'method': 'td'}}, trials=0

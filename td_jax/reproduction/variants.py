@@ -264,6 +264,9 @@ def describe_without_effect(plan: Plan, keys: Iterable[str]) -> list[str]:
         reasons['method'] = 'every variant names its own'
     if tuning.TEACHER in plan.searched():
         reasons['teacher.num_steps'] = f'the search chooses it, up to {plan.search.steps} (--steps)'
+    if plan.is_searched and plan.search.steps != plan.config.num_steps:
+        # Without --steps it is the most that can be chosen.
+        reasons['num_steps'] = f'the search chooses it, up to --steps={plan.search.steps}'
     keys = list(keys)
     unread = [config_lib.explain_without_effect(_start_config(plan, name), keys) for name in plan.names]
     for key in keys:
