@@ -63,9 +63,12 @@ def _write_cells(target, stored_results, results):
     errors.write(target, errors.merge(stored_results, results))
 
 
-def _check_flags():
+def _check_flags(names):
     """Refuses flags without effect."""
     command_line.refuse_without_effect(WITHOUT_EFFECT)
+    for flag in tables.flags_without_columns(names):
+        if flags.FLAGS[flag].present:
+            raise UserError(f'--{flag} has no effect on --tables={",".join(names)}; leave it out.')
     if flags.FLAGS['device_tflops'].present and not flags.FLAGS['dry_run'].value:
         raise UserError('--device_tflops is for --dry_run; leave it out, or add --dry_run.')
 
@@ -141,7 +144,7 @@ def main():
         columns = genres.value, datasets.value
         tables.check_names(names.value, *columns)
         comparison.check_baseline(names.value, baseline.value)
-        _check_flags()
+        _check_flags(names.value)
         pictures = [flag.value and workdir.resolve(flag.value) for flag in (figures_folder, forest_file)]
         _check_figures(names.value, *pictures, baseline.value)
         if errors_files.value:

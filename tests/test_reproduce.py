@@ -75,6 +75,7 @@ def test_flags_without_effect_are_one_line(tmp_path):
             ['--noon_test', '--from_errors=kept.npz'],
             '--workdir has no effect with --from_errors; leave one of them out.',
         ),
+        (['--genres=War'], '--genres has no effect on --tables=digits; leave it out.'),
         (
             ['--noon_test', '--device_tflops=3'],
             '--device_tflops is for --dry_run; leave it out, or add --dry_run.',

@@ -573,6 +573,16 @@ def selected_columns(table: Table, genres, datasets=tuple(IMAGES)) -> list[str]:
     ]
 
 
+def flags_without_columns(names) -> list[str]:
+    """Lists which of the flags `genres` and `datasets` select no column of any of some tables."""
+    columns = {(name, column) for name, column, _ in wanted_cells(names, GENRES, tuple(IMAGES))}
+    has_columns = {
+        'genres': any('dataset.genre' in TABLES[name].columns[column] for name, column in columns),
+        'datasets': any(column in IMAGES for _, column in columns),
+    }
+    return [flag for flag, is_used in has_columns.items() if not is_used]
+
+
 def wanted_cells(names, genres, datasets):
     """Lists each cell that some tables need once, as (table, column, row), in order."""
     cells = {}

@@ -251,6 +251,21 @@ def test_an_unknown_name_is_refused_with_the_known_ones(names, genres, datasets,
     assert str(error_info.value).startswith(text)
 
 
+@pytest.mark.parametrize(
+    ('names', 'flags'),
+    [
+        (['3'], ['datasets']),
+        (['2_user', 'war_user'], ['datasets']),
+        (['4'], ['genres']),
+        (['1'], []),
+        (['3', '4'], []),
+        (['digits', '4_small'], ['genres', 'datasets']),
+    ],
+)
+def test_flags_that_select_no_column_are_known(names, flags):
+    assert tables.flags_without_columns(names) == flags
+
+
 def test_three_searches_are_those_of_the_main_rows(monkeypatch):
     """The usual rows have the runs of Table 3; the others the choices and the baseline of their search."""
     settings = ('movielens_by_user', 'movielens_by_user_sampler_seed_1', 'movielens_by_user_sampler_seed_2')
