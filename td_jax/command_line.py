@@ -5,6 +5,8 @@ import io
 import math
 import os
 import pathlib
+import select
+import signal
 import sys
 import threading
 import traceback
@@ -222,6 +224,13 @@ def execute(command):
     quiet.silence_failed_saves()
     try:
         command()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if not _is_output_closed():
+            raise
+        # As for other programs before `| head`. Python flushes once more when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _end(128 + signal.SIGPIPE)
     except UserError as error:
         fail(error)
     except Stopped as stopped:
@@ -281,6 +290,13 @@ def _format_error(error):
         # ml_collections wraps a TypeError or ValueError; the first line names the file.
         lines = [lines[0], lines[-1]]
     return (' '.join(lines) or type(error).__name__) + place
+
+
+def _is_output_closed():
+    """Whether whoever read stdout has gone."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)  # errors alone
+    return bool(poll.poll(0))
 
 
 def end_interrupted():

@@ -25,6 +25,8 @@ from td_jax.files import workdir
 METHODS = ('supervised', 'ld', 'td', 'td_ld')
 # The default number of trials per variant.
 TRIALS = 8
+# A search has to end; far above it, the number of trials is no longer a machine's integer.
+MOST_HOURS = 1e5
 REPORT, COMPARISON = 'report.html', 'comparison.json'
 
 
@@ -146,8 +148,8 @@ def _check_effort(trials, hours, steps):
     """Refuses numbers of a search that exclude each other or are none."""
     if hours is not None and trials is not None:
         raise UserError('--trials and --hours both say how long the search is; leave one of them out.')
-    if hours is not None and not (math.isfinite(hours) and hours > 0):
-        raise UserError(f'--hours is {hours:g}; name a number of hours, more than 0.')
+    if hours is not None and not 0 < hours <= MOST_HOURS:
+        raise UserError(f'--hours is {hours:g}; it must be more than 0 and at most {MOST_HOURS:,.0f}.')
     if steps and trials == 0:
         raise UserError('--steps has no effect with --trials=0; leave one of them out.')
 

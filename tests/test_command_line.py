@@ -98,6 +98,32 @@ def test_what_is_right_is_run():
     assert (completed.returncode, completed.stdout, completed.stderr) == (0, 'ran\n', '')
 
 
+@pytest.mark.parametrize('lines', [1, 100_000])
+def test_a_reader_that_goes_ends_a_command_without_a_traceback(lines):
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = COMMAND.replace("lambda: print('ran')", f"lambda: print('ran\\n' * {lines})")
+    completed = subprocess.run(
+        [sys.executable, '-c', command],
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    )
+    os.close(writing)
+    assert (completed.returncode, completed.stderr) == (141, '')
+
+
+def test_another_broken_pipe_is_raised():
+    command = COMMAND.replace("lambda: print('ran')", 'lambda: exec("raise BrokenPipeError(32)")')
+    completed = subprocess.run(
+        [sys.executable, '-c', command], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert completed.returncode == 1
+    assert completed.stderr.splitlines()[-1] == 'BrokenPipeError: 32'
+
+
 def test_an_option_without_effect_is_reported():
     """The line comes before any other; the run is then refused because of its batch size."""
     options = {'method': 'ld', 'td.rounds': 3, 'num_steps': 5, 'batch_size': 10_000}

@@ -378,6 +378,7 @@ DIGITS = '--config=configs/digits.py'
         (['--config=forgotten.py', '--config.seed=3'], ['--config=forgotten.py: get_config returns None']),
         # Errors that need JAX are as short.
         ([DIGITS, '--config.seed=2147483648'], ['seed is 2147483648; it must be at most 2147483647.']),
+        ([DIGITS, f'--config.num_steps={10**400}'], ['num_steps is 1000', 'it must be at most 2147483647.']),
         ([DIGITS, '--config.optimizer.learning_rate=1e308'], ['optimizer.learning_rate is 1e+308']),
         ([DIGITS, '--config.batch_size=51'], ['batch_size is 51, but digits 5, 6, 7, 8, 9 has 50 training']),
     ],

@@ -411,7 +411,8 @@ def _check_numbers(key, value):
     kind = numbers.Integral if is_count else numbers.Real
     for number in value if is_sequence else (value,):
         is_number = isinstance(number, kind) and not isinstance(number, bool)
-        if not is_number or not math.isfinite(number) or not is_right(number):
+        # math.isfinite raises an OverflowError for an int that is larger than any float.
+        if not is_number or not abs(number) < math.inf or not is_right(number):
             integers = ', a whole number' if kind is numbers.Integral else ''
             raise UserError(f'{key} is {value}; it must be {what}{integers}.')
         if isinstance(number, numbers.Integral) and number > MAX_INT32:

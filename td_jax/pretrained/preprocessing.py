@@ -2,6 +2,7 @@
 
 import math
 import numbers
+import sys
 
 from td_jax.data.resizing import CROP_MODES
 from td_jax.errors import UserError
@@ -181,7 +182,9 @@ def _read_colours(path, key, value):
 
 
 def _is_number(value):
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+    # An int may be larger than any float.
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    return is_number and abs(value) <= sys.float_info.max
 
 
 # timm's defaults of pretrained_cfg.

@@ -183,6 +183,7 @@ def test_images_that_are_not_resized_have_no_resize():
         ({'image_mean': [123.7, 116.3, 103.5]}, 'from 0 to 1'),
         ({'rescale_factor': 0}, 'rescale_factor is 0; it is a number above 0'),
         ({'rescale_factor': float('nan')}, 'rescale_factor is nan'),
+        ({'rescale_factor': 10**400}, 'rescale_factor is 1000'),
         ({'do_normalize': 'yes'}, "do_normalize is 'yes'; it is true or false"),
         ({'image_processor_type': 'CLIPImageProcessor'}, 'CLIPImageProcessor is not known, and .* do_resize'),
     ],
