@@ -1,10 +1,10 @@
 """Parses flags of the commands of td_jax, and reports invalid input in one line."""
 
-import difflib
 import io
 import math
 import os
 import pathlib
+import re
 import select
 import signal
 import sys
@@ -16,7 +16,7 @@ import ml_collections
 from absl import app, flags, logging
 from ml_collections.config_flags import config_flags
 
-from td_jax.errors import CALL_AGAIN, Stopped, UserError
+from td_jax.errors import CALL_AGAIN, Stopped, UserError, suggest
 from td_jax.files import quiet
 
 # What stands between a command and a person's config file, and is no place of a mistake.
@@ -44,11 +44,11 @@ class _ConfigFile(config_flags.ConfigFileFlagParser):
                 'common.get_config() gave it.'
             )
         if not is_unread:
-            # Both --config.key and -config.key are flags.
-            parts = [argument.lstrip('-').split('=')[0] for argument in sys.argv[1:] if argument[:1] == '-']
-            for part in parts:
-                if part.startswith(f'{self.name}.'):
-                    _check_override(config, part.removeprefix(f'{self.name}.'))
+            # --config.key, -config.key, and --noconfig.key for a bool.
+            for argument in sys.argv[1:]:
+                flag = re.match(rf'--?(?:no)?{self.name}\.([^=]*)', argument)
+                if flag:
+                    _check_override(config, flag[1])
         return config
 
 
@@ -64,9 +64,8 @@ def _check_override(config, key):
         if not isinstance(config, ml_collections.ConfigDict):
             raise UserError(f'{what} is not a key of the config: {place} has no keys. Write {place}=VALUE.')
         if name not in config:
-            nearest = difflib.get_close_matches(name, config, n=1)
-            hint = f'Did you mean {".".join(filter(None, (place, *nearest)))}?' if nearest else OPTIONS
-            raise UserError(f'{what} is not a key of the config. {hint}')
+            hint = suggest(name, config, place and f'{place}.') or f' {OPTIONS}'
+            raise UserError(f'{what} is not a key of the config.{hint}')
         config, place = config[name], f'{place}.{name}' if place else name
         if part != name:
             raise UserError(f'{what} cannot be set by itself; set all of {place}, as in {place}={config}.')
@@ -84,8 +83,7 @@ def _find_config(path):
         return path
     if not shipped_file.is_file():
         names = [str(other) for other in pathlib.Path(name).parent.glob('*.py')]
-        guess = difflib.get_close_matches(name, names, 1)
-        raise UserError(f'--config={name} is not there.' + (f' Did you mean {guess[0]}?' if guess else ''))
+        raise UserError(f'--config={name} is not there.{suggest(name, names)}')
     if pathlib.PurePosixPath(name) == SHIPPED / shipped_file.name:
         return f'{shipped_file}{colon}{argument}'
     raise UserError(

@@ -1,6 +1,8 @@
 """The exceptions that end a command early with one line, without a traceback."""
 
 import contextlib
+import difflib
+from collections.abc import Iterable
 
 # Exit code of a run that was stopped and can be resumed: EX_TEMPFAIL, call again.
 CALL_AGAIN = 75
@@ -43,6 +45,12 @@ def failure_as_user_error(what: str, remedy: str = ''):
     except Exception as error:
         why = f' ({reason(error)}); {remedy}.' if remedy else f': {reason(error)}.'
         raise UserError(f'{what}{why}') from error
+
+
+def suggest(name: str, known: Iterable[str], place: str = '') -> str:
+    """' Did you mean X?', where X is `place` and the known name nearest to an unknown one; '' without one."""
+    nearest = difflib.get_close_matches(name, list(known), n=1)
+    return f' Did you mean {place}{nearest[0]}?' if nearest else ''
 
 
 def reason(error: BaseException) -> str:

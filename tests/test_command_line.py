@@ -19,6 +19,19 @@ command_line.run(lambda: print('ran'), required=('tables',))
 """
 
 
+def run_command(code, *arguments, stdout=subprocess.PIPE, timeout=None):
+    """Runs a program in the repository's root."""
+    return subprocess.run(
+        [sys.executable, '-c', code, *arguments],
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        check=False,
+        timeout=timeout,
+    )
+
+
 @pytest.mark.parametrize(
     ('flag', 'text'),
     [
@@ -36,14 +49,7 @@ command_line.run(lambda: print('ran'), required=('tables',))
     ],
 )
 def test_invalid_input_is_one_line(flag, text):
-    completed = subprocess.run(
-        [sys.executable, '-c', COMMAND, flag],
-        cwd=ROOT,
-        env=os.environ,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    completed = run_command(COMMAND, flag)
     assert (completed.returncode, completed.stdout, completed.stderr.count('\n')) == (2, '', 1)
     assert completed.stderr.startswith(f'td_jax: {text}')
 
@@ -70,15 +76,7 @@ command_line.END
 def test_a_process_that_ends_does_not_wait_for_orbax(module, seconds, end, code, message):
     """A process does not wait for unfinished threads of Orbax, but for all others."""
     program = WAITS.replace('MODULE', repr(module)).replace('SECONDS', str(seconds)).replace('END', end)
-    completed = subprocess.run(
-        [sys.executable, '-c', program],
-        cwd=ROOT,
-        env=os.environ,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
+    completed = run_command(program, timeout=60)
     assert (completed.returncode, completed.stdout, completed.stderr) == (
         code,
         'told\n',
@@ -87,14 +85,7 @@ def test_a_process_that_ends_does_not_wait_for_orbax(module, seconds, end, code,
 
 
 def test_what_is_right_is_run():
-    completed = subprocess.run(
-        [sys.executable, '-c', COMMAND, '--tables=3,4', '--device_tflops=2.5'],
-        cwd=ROOT,
-        env=os.environ,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    completed = run_command(COMMAND, '--tables=3,4', '--device_tflops=2.5')
     assert (completed.returncode, completed.stdout, completed.stderr) == (0, 'ran\n', '')
 
 
@@ -103,23 +94,14 @@ def test_a_reader_that_goes_ends_a_command_without_a_traceback(lines):
     reading, writing = os.pipe()
     os.close(reading)
     command = COMMAND.replace("lambda: print('ran')", f"lambda: print('ran\\n' * {lines})")
-    completed = subprocess.run(
-        [sys.executable, '-c', command],
-        stdout=writing,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-        check=False,
-    )
+    completed = run_command(command, stdout=writing)
     os.close(writing)
     assert (completed.returncode, completed.stderr) == (141, '')
 
 
 def test_another_broken_pipe_is_raised():
     command = COMMAND.replace("lambda: print('ran')", 'lambda: exec("raise BrokenPipeError(32)")')
-    completed = subprocess.run(
-        [sys.executable, '-c', command], capture_output=True, text=True, cwd=ROOT, check=False
-    )
+    completed = run_command(command)
     assert completed.returncode == 1
     assert completed.stderr.splitlines()[-1] == 'BrokenPipeError: 32'
 

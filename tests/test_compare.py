@@ -11,7 +11,7 @@ from etils import epath
 
 from td_jax import compare
 from td_jax import config as config_lib
-from td_jax.configs import searches
+from td_jax.configs import common, searches
 from td_jax.errors import UserError
 from td_jax.files import workdir
 from td_jax.reporting import runs
@@ -100,6 +100,10 @@ def make_plan(config, methods=('ld',), own=None, fixed=(), **effort):
 def test_what_cannot_be_compared_is_refused(small_config, changes, arguments, message):
     with pytest.raises(UserError, match=message):
         make_plan(small_config(**changes), **arguments)
+
+
+def test_what_a_variant_cannot_set_are_keys_of_the_config():
+    assert set(variants.OF_ALL_VARIANTS) <= config_lib.flatten(common.get_config()).keys()
 
 
 def test_what_the_command_refuses(tmp_path):

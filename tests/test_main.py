@@ -358,6 +358,7 @@ DIGITS = '--config=configs/digits.py'
         ),
         ([DIGITS, '--config.num_steps.most=3'], ['num_steps.most is not a key of the config: num_steps has']),
         ([DIGITS, '--config.model.hidden[0]=3'], ['model.hidden[0] cannot be set by itself', '=(32, 16)']),
+        ([DIGITS, '--noconfig.dataset.zebra'], ['dataset.zebra is not a key of the config.']),
         ([DIGITS, '--config.=3'], ["'' is not a key of the config."]),
         ([DIGITS, '--config.num_steps=many'], ['--config.num_steps=many', "'many'"]),
         ([DIGITS, '--config.model.hidden=(3,'], ['--config.model.hidden=(3,']),

@@ -1,6 +1,5 @@
 """Refuses values of a config that cannot work, before anything is built."""
 
-import difflib
 import math
 import numbers
 
@@ -20,7 +19,7 @@ from td_jax.configs import common
 from td_jax.data import SOURCES, images, movielens, ratings, resizing
 from td_jax.data import base as data
 from td_jax.devices.remat import POLICIES
-from td_jax.errors import UserError
+from td_jax.errors import UserError, suggest
 from td_jax.method import objectives, shared
 from td_jax.models import MODELS, efficientnet, resnet, resnet_bn, vit
 from td_jax.training import optimizer
@@ -379,19 +378,14 @@ def _check_keys(flat):
 def check_key(key, known, place=''):
     """Raises a UserError that begins with `place` and names the nearest key, unless key is a known one."""
     if key not in known:
-        raise UserError(f'{place}{key} is not a key of the config.{_suggest(key, known)}')
+        raise UserError(f'{place}{key} is not a key of the config.{suggest(key, known)}')
 
 
 def check_choice(key, value, known):
     """Raises a UserError that lists the known names, the nearest one first, unless value is among them."""
     if value not in known:
-        hint = _suggest(str(value), known)
+        hint = suggest(str(value), known)
         raise UserError(f'{key} {value!r} is not known.{hint} Known: {", ".join(known)}.')
-
-
-def _suggest(name, known):
-    nearest = difflib.get_close_matches(name, known, n=1)
-    return f' Did you mean {nearest[0]}?' if nearest else ''
 
 
 def _check_numbers(key, value):

@@ -214,9 +214,9 @@ def teacher_config():
     teacher.inputs = 'varied'
     # Varied inputs of training examples in memory: fixed views of each example, with a random variation that
     # is drawn once. The teacher's states of all views are computed once for the whole data set, and a step
-    # shows both models one of them. 0 draws a new view of an example in each step, as a method without a
-    # teacher does whatever this is: with few labelled examples, fixed views give it the more varied data.
-    # Without effect on data without random variation.
+    # shows both models one of them. 0 draws a new view of an example in each step. A method without a teacher
+    # always does, so that with few labelled examples its data are more varied than those of a method with
+    # fixed views. Without effect on data without random variation.
     teacher.views = 0
     # What a logits term compares: 'shared' (both models predict the same labels), 'probe' (a linear head on
     # the frozen teacher, fitted to the student's training labels before the student starts) or 'auxiliary' (a

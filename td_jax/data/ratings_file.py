@@ -8,7 +8,6 @@ cell may hold several. What a teacher and what a student are trained on is a fil
 
 import array
 import datetime
-import difflib
 import functools
 import re
 from typing import NamedTuple
@@ -17,7 +16,7 @@ import numpy as np
 
 from td_jax.data import file_digest, paths, ratings, table
 from td_jax.data.base import Source
-from td_jax.errors import UserError
+from td_jax.errors import UserError, suggest
 
 # The names of users and items in examples and inputs.
 FIELDS = 'user', 'item'
@@ -263,11 +262,9 @@ def _select_items(path, contents, task, separator):
     is_chosen = np.array([task.filter_value in item_values for item_values in values])
     if not is_chosen.any():
         known = sorted({value for item_values in values for value in item_values})
-        nearest = difflib.get_close_matches(task.filter_value, known, n=1)
-        hint = f' Did you mean {nearest[0]}?' if nearest else ''
         more = f' and {len(known) - MAX_LISTED} more' if len(known) > MAX_LISTED else ''
         raise UserError(
             f'dataset.filter_value {task.filter_value!r} is not in the column {task.filter_column} of '
-            f'{path}.{hint} It has {", ".join(known[:MAX_LISTED]):.1000}{more}.'
+            f'{path}.{suggest(task.filter_value, known)} It has {", ".join(known[:MAX_LISTED]):.1000}{more}.'
         )
     return is_chosen
