@@ -13,6 +13,7 @@ draws, and over images, each of which counts by its mean over the draws that lea
 """
 
 import pathlib
+import re
 
 import jax
 import numpy as np
@@ -120,6 +121,9 @@ def main():
     draws = flags.DEFINE_integer('draws', 4, 'Draws of labels.', lower_bound=2)
 
     def command():
+        for side in sides.value:
+            if not re.fullmatch('[1-9][0-9]{0,4}', side):
+                raise UserError(f'--image_sizes has {side!r}; each is a number of pixels, as in 168,154.')
         pixels, labels, _ = cifar.read('cifar10')
         pixels, labels = pixels['train'][: count.value], labels['train'][: count.value]
         rows = draw_rows(labels, per_class.value, draws.value)

@@ -27,6 +27,8 @@ METHODS = ('supervised', 'ld', 'td', 'td_ld')
 TRIALS = 8
 # A search has to end; far above it, the number of trials is no longer a machine's integer.
 MOST_HOURS = 1e5
+# The most trials of a variant, and the most students and teachers; every run of them is planned in advance.
+MOST_TRIALS, MOST_SEEDS = 10_000, 1_000
 REPORT, COMPARISON = 'report.html', 'comparison.json'
 
 
@@ -90,9 +92,10 @@ def run(
     if worker and only_show:
         raise UserError('--only_show has no effect with --shard; leave one of them out.')
     _check_effort(trials, hours, steps)
+    _check_counts(trials=trials or 0, seeds=seeds, search_seeds=search_seeds, teachers=teachers)
     if jobs != 1 and (models or sources or own_methods):
         raise UserError(f'jobs is {jobs}, but models, sources and methods of your own need jobs=1.')
-    if (root / workdir.CONFIG).exists():
+    if workdir.holds_run(root):
         raise UserError(f'{root} holds a run, by its {workdir.CONFIG}; choose another --workdir.')
     if not only_show:
         # Before the checks of the config, which may take minutes.
@@ -152,6 +155,13 @@ def _check_effort(trials, hours, steps):
         raise UserError(f'--hours is {hours:g}; it must be more than 0 and at most {MOST_HOURS:,.0f}.')
     if steps and trials == 0:
         raise UserError('--steps has no effect with --trials=0; leave one of them out.')
+
+
+def _check_counts(**counts):
+    """Refuses counts of runs that nobody could wait for, {flag: count}."""
+    for name, count in counts.items():
+        if count > (most := MOST_TRIALS if name == 'trials' else MOST_SEEDS):
+            raise UserError(f'--{name} must be at most {most:,}.')
 
 
 def _time_rows(rows):

@@ -45,7 +45,7 @@ def _read_cells(target):
     if not target:
         return {}
     workdir.check_target('--errors', target)
-    return errors.read(target) if target.exists() else {}
+    return errors.read(target) if workdir.is_there(target) else {}
 
 
 def _write_cells(target, stored_results, results):

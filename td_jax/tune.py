@@ -38,8 +38,10 @@ def main():
         'Images: whether a column uses the examples that it has no labels of: rest, or none; by default as '
         'in the config.',
     )
-    trials = flags.DEFINE_integer('trials', 16, 'Trials per method.', lower_bound=1)
-    seeds = flags.DEFINE_integer('seeds', 3, 'Students per run, each with its own seed.', lower_bound=2)
+    trials = flags.DEFINE_integer('trials', 16, 'Trials per method.', lower_bound=1, upper_bound=10_000)
+    seeds = flags.DEFINE_integer(
+        'seeds', 3, 'Students per run, each with its own seed.', lower_bound=2, upper_bound=1_000
+    )
     steps = flags.DEFINE_integer(
         'steps', 1500, 'Steps per run: the most that can be selected.', lower_bound=1
     )

@@ -3,6 +3,8 @@
 import concurrent.futures
 import json
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -116,6 +118,11 @@ def test_what_the_command_refuses(tmp_path):
         compare.run(None, tmp_path, shard='0/2')
     with pytest.raises(UserError, match=r'^--only_show has no effect with --shard'):
         compare.run(None, tmp_path, shard='1/2', only_show=True)
+    for changes in ({'seeds': 10**30}, {'teachers': 1001}, {'search_seeds': 1001}):
+        with pytest.raises(UserError, match=rf'^--{next(iter(changes))} must be at most 1,000\.$'):
+            compare.run(None, tmp_path, **changes)
+    with pytest.raises(UserError, match=r'^--trials must be at most 10,000\.$'):
+        compare.run(None, tmp_path, trials=10**30)
     with pytest.raises(UserError, match=r'^--trials and --hours both say'):
         compare.run(None, tmp_path, trials=8, hours=2.0)
     for hours in (float('inf'), float('nan'), 0.0, -1.0, 1e18):
@@ -613,3 +620,19 @@ def test_the_command_keeps_the_hyperparameters_of_the_config(tmp_path):
     record = json.loads((tmp_path / 'runs' / compare.COMPARISON).read_text())
     assert {row['config']['num_steps'] for row in record['rows']} == {6}
     assert (tmp_path / 'runs' / compare.REPORT).stat().st_size > 10_000
+
+
+@pytest.mark.long
+def test_a_bucket_that_cannot_be_looked_at_is_one_line(tmp_path):
+    """In a process of its own, because fsspec reads the environment when it is imported."""
+    (tmp_path / 'credentials.json').write_text('none')
+    completed = subprocess.run(
+        [sys.executable, '-m', 'td_jax.compare', '--config=configs/digits.py', '--workdir=gs://b/run'],
+        env=os.environ | {'FSSPEC_GCS': json.dumps({'token': str(tmp_path / 'credentials.json')})},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (completed.returncode, completed.stdout) == (2, '')
+    (line,) = completed.stderr.splitlines()
+    assert line.startswith('td_jax: gs://b/run/config.json cannot be read: ')

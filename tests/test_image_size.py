@@ -6,6 +6,7 @@ import scipy.stats
 
 from benchmarks import image_size
 from td_jax.errors import UserError
+from tests import forked
 
 LABELS = np.arange(60) % 3
 DRAWS = image_size.draw_rows(LABELS, 2, 5)
@@ -41,3 +42,10 @@ def test_differences_have_paired_intervals_over_draws_and_over_images():
         expected = scipy.stats.ttest_rel(*means).confidence_interval(0.95)
         interval = image_size.compare(ours, baseline)[name].interval()
         np.testing.assert_allclose(interval, expected)
+
+
+def test_a_size_that_is_no_number_is_one_line():
+    command = ['-m', 'benchmarks.image_size', '--teacher=t', '--features=f']
+    completed = forked.run([*command, '--image_sizes=168,-14'])
+    assert (completed.returncode, completed.stdout) == (2, '')
+    assert completed.stderr == "td_jax: --image_sizes has '-14'; each is a number of pixels, as in 168,154.\n"

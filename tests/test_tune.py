@@ -19,6 +19,7 @@ def test_what_cannot_be_tuned_is_one_line(tmp_path):
         ('--config=digit',): "--config 'digit' is not known. Did you mean digits? Known: ",
         ('--config=digits', '--trials=0'): 'flag --trials=0: ',
         ('--config=digits', '--seeds=1'): 'flag --seeds=1: ',
+        ('--config=digits', f'--trials={10**30}'): f'flag --trials={10**30}: ',
         (
             '--config=digits',
             '--methods=td',

@@ -101,9 +101,32 @@ def refuse_in_use(path: epath.Path):
         raise InUse(f'workdir {path} is in use by {state.holder}.')
 
 
+def is_there(path: epath.Path) -> bool:
+    """Whether there is a file or a folder.
+
+    Raises:
+      UserError: its bucket cannot be read.
+    """
+    with failure_as_user_error(f'{path} cannot be read'):
+        return path.exists()
+
+
+def holds_run(path: epath.Path) -> bool:
+    """Whether a folder is the workdir of a run, from its first checkpoint on.
+
+    Raises:
+      UserError: its bucket cannot be read.
+    """
+    return is_there(path / CONFIG)
+
+
 def holds_comparison(path: epath.Path) -> bool:
-    """Whether a folder is the workdir of a comparison, from its search on."""
-    return (path / SEARCH).exists() and (path / JOURNALS).exists()
+    """Whether a folder is the workdir of a comparison, from its search on.
+
+    Raises:
+      UserError: its bucket cannot be read.
+    """
+    return is_there(path / SEARCH) and is_there(path / JOURNALS)
 
 
 def make_folder(name: str, path: epath.Path):

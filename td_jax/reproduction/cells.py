@@ -15,6 +15,7 @@ from typing import NamedTuple
 from etils import epath
 
 from td_jax import config as config_lib
+from td_jax.data import images
 from td_jax.devices import flops, platform, sharding
 from td_jax.errors import UserError
 from td_jax.files import workdir
@@ -612,7 +613,7 @@ def plan(
     """The runs that `make` needs for the same arguments, each once, with their cost; runs nothing.
 
     Raises:
-      UserError: an unknown name, a table whose runs cannot be counted without their data, or no device.
+      UserError: an unknown name, a table with runs on other data than known images, or no device.
     """
     platform.start()
     planned, counts, stored_cells = {}, {}, index_by_runs(stored_results)
@@ -622,6 +623,11 @@ def plan(
             folder = run_folder(root, config)
             if folder in planned:
                 continue
+            if config.dataset.name not in images.KNOWN_SIZES:
+                raise UserError(
+                    f'--dry_run counts runs on {", ".join(images.KNOWN_SIZES)}; table {cell[0]} has runs on '
+                    f'{config.dataset.name}. Leave it out of --tables, or --dry_run out.'
+                )
             config_lib.check(config)
             key = _key_of_step(config)
             if key not in counts:

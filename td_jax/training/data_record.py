@@ -84,7 +84,7 @@ def read(folder: epath.Path) -> dict | None:
     """
     path = folder / workdir.DATA
     # A record without a config was left by a run that was killed before its first checkpoint.
-    record = workdir.read_json(path) if (folder / workdir.CONFIG).exists() else None
+    record = workdir.read_json(path) if workdir.holds_run(folder) else None
     if record is None:
         return None
     descriptions = {who: record[who] for who in (STUDENT, TEACHER) if who in record}

@@ -137,7 +137,7 @@ def load(folder: epath.Path, seed_index: int = 0, with_examples: bool = False) -
     stored, result = workdir.read_json(folder / workdir.CONFIG), read_result(folder)
     if stored is None or result is None:
         best = folder / workdir.BEST
-        is_compared = workdir.holds_comparison(folder) and (best / workdir.RESULT).exists()
+        is_compared = workdir.holds_comparison(folder) and workdir.is_there(best / workdir.RESULT)
         raise UserError(
             f'{folder} is not the workdir of a finished run: {workdir.CONFIG} or {workdir.RESULT} is missing.'
             + (f' It is one of td_jax.compare, whose best student is in {best}.' if is_compared else '')

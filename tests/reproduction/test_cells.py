@@ -534,6 +534,12 @@ def test_a_dry_run_counts_what_is_missing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_dry_run_of_a_table_without_images_is_refused(tmp_path):
+    for name in ('3', 'digits'):
+        with pytest.raises(UserError, match=rf'^--dry_run counts runs on cifar10, .*; table {name} has runs'):
+            cells.plan([name], ['Drama'], ['CIFAR10'], tmp_path)
+
+
 def test_an_unknown_genre_is_refused_with_the_known_ones(tmp_path):
     with pytest.raises(UserError, match=r'--genres .Wra. is not known\. Did you mean War\?.*Drama'):
         cells.make(['3'], ['Drama', 'Wra'], ['CIFAR10'], tmp_path, only_show=False)
