@@ -358,6 +358,7 @@ def list_effective_changes(key):
         ('classes', 'examples_per_class'): {'dataset.name': 'digits'},
         ('labelled_by',): {'dataset.name': 'digits', 'dataset.examples_per_class': 5},
         ('unlabelled_batch_size',): {'dataset.unlabelled': 'rest'},
+        ('unlabelled_views',): {'dataset.unlabelled': 'rest', 'teacher.views': 4},
         ('test_part',): {'dataset.name': 'digits', 'dataset.split': 'test'},
         ('tfds', 'kept_gb'): {'dataset.name': 'tfds'},
         effect.DATASET_OPTIONS['ratings'][:10]: {'dataset.name': 'ratings'},
@@ -552,8 +553,20 @@ def test_flatten_joins_keys_with_dots():
             'the task is the only term',
         ),
         ({}, 'unlabelled_batch_size', 'dataset.unlabelled is empty'),
+        ({'teacher.views': 4}, 'teacher.unlabelled_views', 'dataset.unlabelled is empty'),
+        ({'dataset.unlabelled': 'rest'}, 'teacher.unlabelled_views', 'teacher.views is 0'),
+        (
+            {'dataset.unlabelled': 'rest', 'teacher.views': 4, 'teacher.inputs': 'clean'},
+            'teacher.unlabelled_views',
+            'teacher.inputs is clean',
+        ),
         *(
-            (changes | {'teacher.views': 4}, 'teacher.views', 'training examples have no random variation')
+            (
+                changes | {'teacher.views': 4, 'dataset.unlabelled': 'rest'},
+                key,
+                'training examples have no random variation',
+            )
+            for key in ('teacher.views', 'teacher.unlabelled_views')
             for changes in (
                 {'dataset.name': 'digits'},
                 {'dataset.name': 'cifar10', 'dataset.min_crop_area': 1.0, 'dataset.mirror_rate': 0.0},
@@ -596,6 +609,7 @@ def test_every_option_has_an_effect_in_some_run():
         {'dataset.name': 'tfds', 'model.name': 'efficientnet', 'teacher.model.name': 'efficientnet'},
         *({'method': method} for method in objectives.METHODS),
         {'num_seeds': 2},
+        {'dataset.unlabelled': 'rest', 'teacher.views': 4},
         {
             f'{prefix}optimizer.{option}': value
             for prefix in ('', 'teacher.')

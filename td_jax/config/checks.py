@@ -120,6 +120,7 @@ NUMBERS = {
     'kept_gb': _NOT_NEGATIVE,
     'probe_gb': _POSITIVE,
     'views': _NOT_NEGATIVE,
+    'unlabelled_views': _NOT_NEGATIVE,
     'data': _DEVICES,
     'fsdp': _DEVICES,
     'layers': (f'from 0 to {MAX_LAYERS}', lambda x: 0 <= x <= MAX_LAYERS),

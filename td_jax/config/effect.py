@@ -92,10 +92,11 @@ def find_unread(config) -> dict[str, str]:
     elif keeps_initial_teacher(config):
         reasons['teacher.optimizer.'] = 'teacher.num_steps is 0'
     if not objectives.active_terms(config):
-        keys = 'diagnostics', 'dataset.unlabelled', 'unlabelled_batch_size'
+        keys = 'diagnostics', 'dataset.unlabelled', 'unlabelled_batch_size', 'teacher.unlabelled_views'
         reasons |= dict.fromkeys(keys, 'the task is the only term')
     elif not config.dataset.unlabelled:
-        reasons['unlabelled_batch_size'] = 'dataset.unlabelled is empty'
+        keys = 'unlabelled_batch_size', 'teacher.unlabelled_views'
+        reasons |= dict.fromkeys(keys, 'dataset.unlabelled is empty')
     if config.num_seeds == 1:
         reasons['seed_step'] = 'num_seeds is 1'
     if config.method == 'td':
@@ -140,12 +141,15 @@ def _find_unread_of_method(config):
         reasons['logits.'] = method
     elif config.logits.distance == 'l2':
         reasons['logits.temperature'] = 'logits.distance is l2'
+    views = 'teacher.views', 'teacher.unlabelled_views'
     if config.teacher.inputs == 'clean':
-        reasons['teacher.views'] = 'teacher.inputs is clean'
+        reasons |= dict.fromkeys(views, 'teacher.inputs is clean')
     elif not has_variation(config):
-        reasons['teacher.views'] = 'training examples have no random variation'
+        reasons |= dict.fromkeys(views, 'training examples have no random variation')
+    elif not config.teacher.views:
+        reasons['teacher.unlabelled_views'] = 'teacher.views is 0'
     if not reads:
-        reasons['teacher.views'] = reasons['teacher.inputs'] = method
+        reasons |= dict.fromkeys((*views, 'teacher.inputs'), method)
         if config.teacher.control == 'shuffled':
             reasons['teacher.control'] = method
     if config.teacher.control == 'shuffled_states' and not reads.keys() - objectives.PREDICTIONS:

@@ -218,6 +218,8 @@ def teacher_config():
     # always does, so that with few labelled examples its data are more varied than those of a method with
     # fixed views. Without effect on data without random variation.
     teacher.views = 0
+    # The number of fixed views of an example without a label, which a run shows less often; 0: teacher.views.
+    teacher.unlabelled_views = 0
     # What a logits term compares: 'shared' (both models predict the same labels), 'probe' (a linear head on
     # the frozen teacher, fitted to the student's training labels before the student starts) or 'auxiliary' (a
     # second head of the student predicts the teacher's labels).

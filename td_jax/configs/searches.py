@@ -82,7 +82,14 @@ SPACES = {
     },
     # A student that is fine-tuned needs a lower learning rate.
     'public_vit_cifar10': _PUBLIC | {'optimizer': {'optimizer.learning_rate': LogUniform(1e-5, 1e-3)}},
-    'public_cnn_cifar10': _PUBLIC,
+    # Fixed views, as many as 600 steps of 32 labelled images show each of them.
+    'public_cnn_cifar10': _PUBLIC
+    | {
+        'columns': {
+            str(count): {'dataset.examples_per_class': count, 'teacher.views': 600 * 32 // (10 * count) + 1}
+            for count in FEW_LABELS
+        }
+    },
 }
 
 # Variant -> the methods that it joins, whose choices are its first trials.

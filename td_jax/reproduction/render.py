@@ -21,6 +21,8 @@ EARLIER = {
     'methods unequal chances. Measured again, numbers may move by more than their intervals say.'
 }
 # The explanations of a table's columns, and of its count of verdicts.
+# What the heading of a column says besides its name, of what it changes in the config.
+NAMED_KEYS = 'dataset.genre', 'dataset.split_by', 'dataset.split'
 COMPARED = (
     'The bootstrap resamples {units} and seeds, the students of one teacher together; its bounds are widened '
     "to allow for small numbers of them. p is the p-value of the paired t-test, with Holm's correction for "
@@ -144,7 +146,7 @@ def render_runs(name: str, table: tables.Table, results: dict) -> str:
     if metrics:
         lines += [f'{INTERVALS} {COMPARED.format(units=_UNITS[metrics[0]])}', '']
     for column, rows in results.items():
-        change = ' '.join(str(value) for value in table.columns[column].values())
+        change = ' '.join(table.columns[column].get(key, '') for key in NAMED_KEYS).strip()
         finished = [result for result in rows.values() if comparison.is_run(result)]
         groups = _find_groups(finished)
         lines += [f'### {column} {f"({change})" if change else ""}'.rstrip(), '']

@@ -228,7 +228,7 @@ def _with_public_teacher(title, config, rows, unlabelled):
         config,
         {
             f'{count} label{"s" * (count > 1)} per class': {
-                'dataset.examples_per_class': count,
+                **searches.SPACES[config]['columns'][str(count)],
                 'dataset.unlabelled': unlabelled,
             }
             for count in searches.FEW_LABELS

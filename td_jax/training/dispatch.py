@@ -52,6 +52,8 @@ class Constants(NamedTuple):
     teacher_params: Any
     # On all of `train`, where they are computed once; with fixed views [views, examples, ...].
     teacher_states: base.Activations | None
+    # On the labelled examples, where they have other views than the rest: [views, seeds or 1, examples, ...].
+    labelled_states: base.Activations | None
     content_numbers: jax.Array | None  # [examples] of `train`, for a run with fixed views
     hyperparameters: train_step.Hyperparameters
 
@@ -166,22 +168,15 @@ def make_dispatch(
     jitted, whole = abstract.jitted, sharding.replicated_sharding(mesh)
     constants = _place_constants(source, teacher, config, mesh, sharding.place)
     if abstract.constants.teacher_states is not None:
-        examples = select_examples(source, config).examples
-        numbered = examples
-        if constants.content_numbers is not None:
-            numbered = {**examples, VIEW: np.asarray(constants.content_numbers)}
-        batches, _ = data.padded_batches(numbered, min(TEACHER_BATCH, data.count(examples)))
-        shapes = sharding.abstract_arrays(batches, whole)
-
-        def compute():
-            return jitted.states(constants, sharding.place(batches, whole))
-
-        def describe_program():
-            return jitted.states.lower(constants, shapes).as_text()
-
-        like = abstract.constants.teacher_states
-        states = keep(like, describe_program, examples, compute) if keep else compute()
-        constants = constants._replace(teacher_states=states)
+        selection = select_examples(source, config)
+        views, like = count_unlabelled_views(config, source, teacher), abstract.constants.teacher_states
+        states = _compute_states(jitted, constants, selection.examples, views, like, keep)
+        labelled_states = abstract.constants.labelled_states
+        if labelled_states is not None:
+            views, like = count_views(config, teacher), jax.tree.map(_merge_seeds, labelled_states)
+            flat = _compute_states(jitted, constants, _select_labelled(selection, source), views, like, keep)
+            labelled_states = jax.tree.map(lambda x, y: x.reshape(y.shape), flat, labelled_states)
+        constants = constants._replace(teacher_states=states, labelled_states=labelled_states)
     if start is not None:
         # On all devices; a run that reads its teacher, too, uses the same arrays.
         shardings = sharding.parameter_shardings(mesh, start)
@@ -261,7 +256,7 @@ class Jitted(NamedTuple):
     diagnose: _Parts.diagnose_in_order, or _Parts.diagnose where examples stream
     measure: _Parts.measure_in_order, or _Parts.measure where examples stream
     order(keys, step): _Parts.draw_order
-    states(constants, batches): _Parts.compute_states
+    states(constants, batches, count, views): _Parts.compute_states
     represent(constants, examples, mask): _Parts.represent
     """
 
@@ -301,11 +296,16 @@ def make_abstract(
     # Where they never change, they are computed once.
     if teacher and keeps_states(config) and not parts.is_streamed:
         states = jax.eval_shape(parts.compute_teacher_activations, constants, constants.train, None)
-        if parts.num_views:
-            states = jax.tree.map(
-                lambda x: jax.ShapeDtypeStruct((parts.num_views, *x.shape), x.dtype), states
-            )
-        constants = constants._replace(teacher_states=sharding.abstract_arrays(states, whole))
+
+        def with_axes(*axes, skip=0):
+            shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct((*axes, *x.shape[skip:]), x.dtype), states)
+            return sharding.abstract_arrays(shapes, whole)
+
+        constants = constants._replace(teacher_states=with_axes(*parts.axes_of_views))
+        if parts.has_labelled_states:
+            num_draws = 1 if constants.rows is None else config.num_seeds
+            axes = parts.num_views, num_draws, parts.num_examples
+            constants = constants._replace(labelled_states=with_axes(*axes, skip=1))
     keys = sharding.abstract_arrays(jax.eval_shape(lambda: seed_keys(config)), whole)
     shapes = parts.progress_shapes(constants, start)
     progress = sharding.abstract_arrays(shapes, parts.shardings(shapes))
@@ -326,6 +326,10 @@ class _Parts:
         self.is_streamed = isinstance(source.train, data.TrainStream)
         self.teacher = teacher and (teacher.model, teacher.source.inputs)
         self.num_views = 0 if self.is_streamed else count_views(config, teacher)
+        unlabelled_views = 0 if self.is_streamed else count_unlabelled_views(config, source, teacher)
+        self.has_labelled_states = unlabelled_views != self.num_views
+        # Of the states of all training examples; of their own, labelled ones have `num_views`.
+        self.axes_of_views = (unlabelled_views,) if self.num_views else ()
         self.num_examples = data.count(source.train)
         self.steps_per_epoch = self.num_examples // config.batch_size
         self.num_unlabelled = source.unlabelled.count if source.unlabelled else 0
@@ -384,7 +388,7 @@ class _Parts:
             diagnose=jax.jit(diagnose, out_shardings=whole),
             measure=jax.jit(measure, out_shardings=whole),
             order=jax.jit(self.draw_order, out_shardings=whole),
-            states=jax.jit(self.compute_states),
+            states=jax.jit(self.compute_states, static_argnums=(2, 3)),
             represent=jax.jit(self.represent, out_shardings=whole),
         )
 
@@ -399,8 +403,11 @@ class _Parts:
         teacher_inputs = self.make_inputs(inputs, constants.teacher_tables, examples, key)
         return base.activations(model, constants.teacher_params, teacher_inputs)
 
-    def compute_states(self, constants, batches) -> base.Activations:
-        """The teacher's Activations on all examples in memory, from padded {name: [batches, batch, ...]}."""
+    def compute_states(self, constants, batches, count, views) -> base.Activations:
+        """The teacher's Activations on `count` examples, from padded {name: [batches, batch, ...]}.
+
+        [views, examples, ...], or [examples, ...] where `views` is 0.
+        """
 
         def of_batches(view):
             def of_batch(examples):
@@ -408,11 +415,10 @@ class _Parts:
                 return self.compute_teacher_activations(constants, examples, key)
 
             states = jax.lax.map(of_batch, batches)
-            count = data.count(constants.train)
             # [batches, batch, ...] -> [examples, ...]; logits without a head have the width 0.
             return jax.tree.map(lambda x: x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])[:count], states)
 
-        return jax.lax.map(of_batches, jnp.arange(self.num_views)) if self.num_views else of_batches(None)
+        return jax.lax.map(of_batches, jnp.arange(views)) if views else of_batches(None)
 
     def make_view_keys(self, content_numbers, views):
         """The keys of the views of examples; they depend on an example's content and the view alone."""
@@ -540,18 +546,20 @@ class _Parts:
         unlabelled = jax.lax.cond(is_new, lambda: self.draw_unlabelled(keys, step), lambda: order.unlabelled)
         return Orders(labelled, unlabelled)
 
-    def draw_views(self, keys, step, count):
-        """The number of a view for each example of a step, [seeds, count]."""
+    def draw_views(self, keys, step):
+        """The number of a view for each example of a step, labelled ones first, [seeds, examples]."""
+        counts = [self.num_views] * self.config.batch_size
+        counts += [*self.axes_of_views] * self.unlabelled_batch_size
         return jax.vmap(
             lambda key: jax.random.randint(
-                jax.random.fold_in(split_key(key).inputs, step), (count,), 0, self.num_views
+                jax.random.fold_in(split_key(key).inputs, step), (len(counts),), 0, jnp.asarray(counts)
             )
         )(keys)
 
     def draw_batch(self, constants, order, keys, step):
         """(examples, teacher_activations) of a step on data that is on the device."""
         take_rows = jax.vmap(data.batch_rows, in_axes=(0, None, None))
-        rows = take_rows(order.labelled, step, self.config.batch_size)
+        numbers = rows = take_rows(order.labelled, step, self.config.batch_size)
         if constants.rows is not None:
             rows = jnp.take_along_axis(constants.rows, rows, axis=1)
         labels = constants.train['labels'][rows]
@@ -564,10 +572,17 @@ class _Parts:
         if constants.teacher_states is None:
             return examples, None
         if self.num_views:
-            views = self.draw_views(keys, step, rows.shape[1])
-            numbers = constants.content_numbers[rows], views.astype(jnp.uint32)
-            examples[VIEW] = jnp.stack(numbers, axis=-1)
-            return examples, jax.tree.map(lambda states: states[views, rows], constants.teacher_states)
+            views = self.draw_views(keys, step)
+            examples[VIEW] = jnp.stack([constants.content_numbers[rows], views.astype(jnp.uint32)], axis=-1)
+            if not self.has_labelled_states:
+                return examples, jax.tree.map(lambda states: states[views, rows], constants.teacher_states)
+            draws = jnp.arange(len(rows) if constants.rows is not None else 1)[:, None]
+            size = self.config.batch_size
+            parts = (
+                jax.tree.map(lambda x: x[views[:, :size], draws, numbers], constants.labelled_states),
+                jax.tree.map(lambda x: x[views[:, size:], rows[:, size:]], constants.teacher_states),
+            )
+            return examples, jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *parts)
         return examples, jax.tree.map(lambda states: states[rows], constants.teacher_states)
 
     def run_steps(self, progress, order, constants, keys, stop):
@@ -656,8 +671,17 @@ def keeps_states(config) -> bool:
 
 
 def count_views(config, teacher) -> int:
-    """The number of fixed views of each example; 0 without a teacher, and where they would be equal."""
+    """The number of fixed views of each labelled example.
+
+    0 without a teacher, and where they would be equal.
+    """
     return config.teacher.views if teacher and _has_views(config) else 0
+
+
+def count_unlabelled_views(config, source: data.Source, teacher) -> int:
+    """The number of fixed views of each example without a label; `count_views` where there are none."""
+    views = count_views(config, teacher)
+    return (config.teacher.unlabelled_views or views) if views and source.unlabelled else views
 
 
 def _has_views(config):
@@ -708,6 +732,35 @@ def select_examples(source: data.Source, config) -> Selection:
         }
         unlabelled_rows = (start + np.arange(unlabelled.count, dtype=np.int32))[None]
     return Selection(examples, rows, unlabelled_rows)
+
+
+def _select_labelled(selection, source):
+    """The labelled examples of each seed, one seed's after the other's, or those that all seeds share."""
+    rows = np.arange(data.count(source.train)) if selection.rows is None else selection.rows.ravel()
+    return data.take(selection.examples, rows)
+
+
+def _merge_seeds(x):
+    """The shape of [views, seeds, examples, ...] as [views, examples of all seeds, ...]."""
+    views, seeds, examples, *shape = x.shape
+    return jax.ShapeDtypeStruct((views, seeds * examples, *shape), x.dtype, sharding=x.sharding)
+
+
+def _compute_states(jitted, constants, examples, views, like, keep):
+    """_Parts.compute_states of examples in NumPy, from what `keep` of make_dispatch finds on disk."""
+    numbered, count, whole = examples, data.count(examples), jax.tree.leaves(like)[0].sharding
+    if constants.content_numbers is not None:
+        numbered = {**examples, VIEW: np.asarray(data.number_by_content(examples))}
+    batches, _ = data.padded_batches(numbered, min(TEACHER_BATCH, count))
+    shapes = sharding.abstract_arrays(batches, whole)
+
+    def compute():
+        return jitted.states(constants, sharding.place(batches, whole), count, views)
+
+    def describe_program():
+        return jitted.states.lower(constants, shapes, count, views).as_text()
+
+    return keep(like, describe_program, examples, compute) if keep else compute()
 
 
 def _represent(represent, constants, examples, batch_size, mesh):
@@ -771,6 +824,7 @@ def _place_constants(source, teacher, config, mesh, place):
         teacher_tables=teacher and place(teacher.source.tables, whole),
         teacher_params=teacher and place(teacher.params, sharding.parameter_shardings(mesh, teacher.params)),
         teacher_states=None,
+        labelled_states=None,
         content_numbers=(
             place(data.number_by_content(train), whole) if train and count_views(config, teacher) else None
         ),

@@ -84,8 +84,9 @@ def check(
         states = activations(config, config.teacher.model, teacher.source)
         if dispatch.keeps_states(config) and not is_streamed:
             views = dispatch.count_views(config, teacher)
+            kept = constants.teacher_states, constants.labelled_states
             parts["teacher's states"] = (
-                max(views, 1) * data.count(constants.train) * _count_bytes(states),
+                sharding.bytes_on_device(kept),
                 'lower teacher.views'
                 if views
                 else 'set teacher.inputs to varied, which computes them in every step',

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from td_jax import config as config_lib
-from td_jax.configs import common
+from td_jax.configs import common, public_cnn_cifar10
 from td_jax.errors import UserError
 from td_jax.method import objectives
 from td_jax.reproduction import cells, tables
@@ -199,7 +199,12 @@ def test_no_distillation_also_has_the_views_of_students_with_a_teacher():
     assert {key: value for key, (_, value) in changed.items()} == {'method': 'ld', 'ld.weights.logits': 0.0}
     assert objectives.active_terms(control) == []
     teacher = object()
-    assert dispatch.count_views(control, teacher) == dispatch.count_views(ld, teacher) == 4
+    assert dispatch.count_views(control, teacher) == dispatch.count_views(ld, teacher) == 39
+    # As many as the steps of the config show a labelled image, rounded up.
+    config = public_cnn_cifar10.get_config()
+    for count, change in table.columns.items():
+        shown = config.num_steps * config.batch_size / (10 * int(count.split()[0]))
+        assert 0 <= change['teacher.views'] - shown <= 1
     assert not objectives.reads_teacher(plain) and dispatch.count_views(plain, None) == 0
     assert 'No distillation, fixed views' not in tables.TABLES['public_vit'].rows
 

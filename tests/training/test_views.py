@@ -30,8 +30,9 @@ def own_programs():
 @pytest.fixture
 def config(tmp_path):
     """A config in which a ViT of 16 pixels teaches one of 8, on twelve images of two classes."""
-    for i in range(12):
-        file = tmp_path / 'own' / 'ab'[i % 2] / f'{i:02}.png'
+    for i in range(18):
+        # The last six have no label, and are used where a test names their folder.
+        file = tmp_path / (f'own/{"ab"[i % 2]}' if i < 12 else 'others') / f'{i:02}.png'
         file.parent.mkdir(parents=True, exist_ok=True)
         pixels = np.random.default_rng(i).integers(0, 256, (24, 20, 3), np.uint8)
         PIL.Image.fromarray(pixels).save(file)
@@ -57,16 +58,34 @@ def make_view_key(image, view):
     return jax.random.fold_in(jax.random.fold_in(key, np.uint32(zlib.crc32(image.tobytes()))), view)
 
 
-@pytest.mark.parametrize('changes', [{}, {'method': 'ld', 'ld.weights.logits': 0.0}], ids=['fitnet', 'none'])
-def test_both_models_see_one_of_the_views_of_each_example(config, changes):
-    """Also where no term has a weight, so that the student is trained alone."""
+@pytest.mark.parametrize(
+    'changes',
+    [
+        {},
+        {'method': 'ld', 'ld.weights.logits': 0.0},
+        {'dataset.examples_per_class': 3, 'dataset.unlabelled': 'rest', 'teacher.unlabelled_views': 2},
+        {'dataset.unlabelled': 'others', 'teacher.unlabelled_views': 2},
+    ],
+    ids=['fitnet', 'none', 'rest', 'folder'],
+)
+def test_both_models_see_one_of_the_views_of_each_example(config, changes, tmp_path, monkeypatch):
+    """Also where no term has a weight, so that the student is trained alone.
+
+    Labelled examples may have more views than the others.
+    """
+    monkeypatch.chdir(tmp_path)
     config.update_from_flattened_dict(changes)
+    unlabelled = config.dataset.unlabelled
     source = assembly.load_source(config, config.dataset)
     teacher = assembly.untrained_teacher(config, teachers.source_of(config, source))
     mesh, keys = sharding.make_mesh(config), dispatch.seed_keys(config)
     run = assembly.assemble(config, source, teacher, mesh)
-    count = data.count(source.train)
-    assert run.constants.teacher_states.lower.shape[:2] == (VIEWS, count)
+    # Ten training images, of which each seed has drawn six, or all, with a label; and six other ones.
+    count, size = 16 if unlabelled == 'others' else 10, 8 if unlabelled else 4
+    assert run.constants.teacher_states.lower.shape[:2] == (2 if unlabelled else VIEWS, count)
+    labelled = run.constants.labelled_states
+    expected = {'': None, 'rest': (VIEWS, 2, 6), 'others': (VIEWS, 1, 10)}[unlabelled]
+    assert (labelled and labelled.lower.shape[:3]) == expected
     student = assembly.build_model(config, config.model, source)
     step = train_step.make_step(student, source.task, len(source.label_names), config)
     parts = dispatch._Parts(step, source, teacher, config, mesh)
@@ -93,11 +112,13 @@ def test_both_models_see_one_of_the_views_of_each_example(config, changes):
         ]
         return batch[0], batches
 
-    pixels_by_image = {}
+    pixels_by_image, views_of_unlabelled = {}, set()
     for number in range(4):
         examples, batches = draw_step(number)
-        for seed, i in itertools.product(range(2), range(4)):
+        for seed, i in itertools.product(range(2), range(size)):
             image, view = examples['image'][seed, i], int(examples[dispatch.VIEW][seed, i, 1])
+            if i >= 4:
+                views_of_unlabelled.add(view)
             one = {name: examples[name][seed, i][None] for name in ('image', data.TEACHER_IMAGE)}
             # The view depends on the student's image alone.
             pixels, activations = compute_by_hand(one, make_view_key(np.asarray(image), view))
@@ -111,6 +132,17 @@ def test_both_models_see_one_of_the_views_of_each_example(config, changes):
     } == {0, 1, 2}
     assert all(len(set(views.values())) == len(views) for views in pixels_by_image.values())
     assert max(map(len, pixels_by_image.values())) > 1
+    assert views_of_unlabelled == ({0, 1} if unlabelled else set())
+
+
+def test_as_many_views_of_unlabelled_examples_change_nothing(config, tmp_path, outcome):
+    config.dataset.examples_per_class, config.dataset.unlabelled = 3, 'rest'
+    train(config, tmp_path / 'unset')
+    config.teacher.unlabelled_views = VIEWS
+    train(config, tmp_path / 'set')
+    unset, other = outcome(tmp_path / 'unset'), outcome(tmp_path / 'set')
+    assert unset.pop('config') != other.pop('config')
+    assert unset == other
 
 
 def test_runs_share_the_outputs_for_views_and_are_as_without(config, tmp_path, monkeypatch, capsys, outcome):
