@@ -27,8 +27,6 @@ METHODS = ('supervised', 'ld', 'td', 'td_ld')
 TRIALS = 8
 # A search has to end; far above it, the number of trials is no longer a machine's integer.
 MOST_HOURS = 1e5
-# The most trials of a variant, and the most students and teachers; every run of them is planned in advance.
-MOST_TRIALS, MOST_SEEDS = 10_000, 1_000
 REPORT, COMPARISON = 'report.html', 'comparison.json'
 
 
@@ -160,7 +158,8 @@ def _check_effort(trials, hours, steps):
 def _check_counts(**counts):
     """Refuses counts of runs that nobody could wait for, {flag: count}."""
     for name, count in counts.items():
-        if count > (most := MOST_TRIALS if name == 'trials' else MOST_SEEDS):
+        most = quantities.MOST_TRIALS if name == 'trials' else quantities.MOST_SEEDS
+        if count > most:
             raise UserError(f'--{name} must be at most {most:,}.')
 
 

@@ -2,6 +2,8 @@
 
 # The most digits of a count in a text. Python refuses to convert thousands of them.
 MOST_DIGITS = 18
+# The most trials of a method, and the most students of a run; every run of a search is planned in advance.
+MOST_TRIALS, MOST_SEEDS = 10_000, 1_000
 
 
 def describe_rate(per_second: float) -> str:

@@ -12,7 +12,7 @@ import json
 
 from absl import flags
 
-from td_jax import command_line
+from td_jax import command_line, quantities
 from td_jax.configs import searches
 from td_jax.errors import UserError
 from td_jax.files import workdir
@@ -38,9 +38,15 @@ def main():
         'Images: whether a column uses the examples that it has no labels of: rest, or none; by default as '
         'in the config.',
     )
-    trials = flags.DEFINE_integer('trials', 16, 'Trials per method.', lower_bound=1, upper_bound=10_000)
+    trials = flags.DEFINE_integer(
+        'trials', 16, 'Trials per method.', lower_bound=1, upper_bound=quantities.MOST_TRIALS
+    )
     seeds = flags.DEFINE_integer(
-        'seeds', 3, 'Students per run, each with its own seed.', lower_bound=2, upper_bound=1_000
+        'seeds',
+        3,
+        'Students per run, each with its own seed.',
+        lower_bound=2,
+        upper_bound=quantities.MOST_SEEDS,
     )
     steps = flags.DEFINE_integer(
         'steps', 1500, 'Steps per run: the most that can be selected.', lower_bound=1

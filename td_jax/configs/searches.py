@@ -86,7 +86,7 @@ SPACES = {
     'public_cnn_cifar10': _PUBLIC
     | {
         'columns': {
-            str(count): {'dataset.examples_per_class': count, 'teacher.views': 600 * 32 // (10 * count) + 1}
+            str(count): {'dataset.examples_per_class': count, 'teacher.views': -(-600 * 32 // (10 * count))}
             for count in FEW_LABELS
         }
     },

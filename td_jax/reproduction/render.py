@@ -20,9 +20,9 @@ EARLIER = {
     'started from the same random numbers; all seeds had the same training examples; and the search gave the '
     'methods unequal chances. Measured again, numbers may move by more than their intervals say.'
 }
-# The explanations of a table's columns, and of its count of verdicts.
 # What the heading of a column says besides its name, of what it changes in the config.
 NAMED_KEYS = 'dataset.genre', 'dataset.split_by', 'dataset.split'
+# The explanations of a table's columns, and of its count of verdicts.
 COMPARED = (
     'The bootstrap resamples {units} and seeds, the students of one teacher together; its bounds are widened '
     "to allow for small numbers of them. p is the p-value of the paired t-test, with Holm's correction for "
@@ -146,7 +146,8 @@ def render_runs(name: str, table: tables.Table, results: dict) -> str:
     if metrics:
         lines += [f'{INTERVALS} {COMPARED.format(units=_UNITS[metrics[0]])}', '']
     for column, rows in results.items():
-        change = ' '.join(table.columns[column].get(key, '') for key in NAMED_KEYS).strip()
+        changes = table.columns[column]
+        change = ' '.join(changes[key] for key in NAMED_KEYS if key in changes)
         finished = [result for result in rows.values() if comparison.is_run(result)]
         groups = _find_groups(finished)
         lines += [f'### {column} {f"({change})" if change else ""}'.rstrip(), '']

@@ -301,7 +301,8 @@ def make_abstract(
             shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct((*axes, *x.shape[skip:]), x.dtype), states)
             return sharding.abstract_arrays(shapes, whole)
 
-        constants = constants._replace(teacher_states=with_axes(*parts.axes_of_views))
+        axes = (parts.num_unlabelled_views,) if parts.num_views else ()
+        constants = constants._replace(teacher_states=with_axes(*axes))
         if parts.has_labelled_states:
             num_draws = 1 if constants.rows is None else config.num_seeds
             axes = parts.num_views, num_draws, parts.num_examples
@@ -326,10 +327,8 @@ class _Parts:
         self.is_streamed = isinstance(source.train, data.TrainStream)
         self.teacher = teacher and (teacher.model, teacher.source.inputs)
         self.num_views = 0 if self.is_streamed else count_views(config, teacher)
-        unlabelled_views = 0 if self.is_streamed else count_unlabelled_views(config, source, teacher)
-        self.has_labelled_states = unlabelled_views != self.num_views
-        # Of the states of all training examples; of their own, labelled ones have `num_views`.
-        self.axes_of_views = (unlabelled_views,) if self.num_views else ()
+        self.num_unlabelled_views = 0 if self.is_streamed else count_unlabelled_views(config, source, teacher)
+        self.has_labelled_states = self.num_unlabelled_views != self.num_views
         self.num_examples = data.count(source.train)
         self.steps_per_epoch = self.num_examples // config.batch_size
         self.num_unlabelled = source.unlabelled.count if source.unlabelled else 0
@@ -549,7 +548,7 @@ class _Parts:
     def draw_views(self, keys, step):
         """The number of a view for each example of a step, labelled ones first, [seeds, examples]."""
         counts = [self.num_views] * self.config.batch_size
-        counts += [*self.axes_of_views] * self.unlabelled_batch_size
+        counts += [self.num_unlabelled_views] * self.unlabelled_batch_size
         return jax.vmap(
             lambda key: jax.random.randint(
                 jax.random.fold_in(split_key(key).inputs, step), (len(counts),), 0, jnp.asarray(counts)

@@ -84,10 +84,9 @@ def check(
         states = activations(config, config.teacher.model, teacher.source)
         if dispatch.keeps_states(config) and not is_streamed:
             views = dispatch.count_views(config, teacher)
-            kept = constants.teacher_states, constants.labelled_states
             parts["teacher's states"] = (
-                sharding.bytes_on_device(kept),
-                'lower teacher.views'
+                sharding.bytes_on_device((constants.teacher_states, constants.labelled_states)),
+                'lower teacher.views or teacher.unlabelled_views'
                 if views
                 else 'set teacher.inputs to varied, which computes them in every step',
             )

@@ -204,7 +204,7 @@ def test_no_distillation_also_has_the_views_of_students_with_a_teacher():
     config = public_cnn_cifar10.get_config()
     for count, change in table.columns.items():
         shown = config.num_steps * config.batch_size / (10 * int(count.split()[0]))
-        assert 0 <= change['teacher.views'] - shown <= 1
+        assert 0 <= change['teacher.views'] - shown < 1
     assert not objectives.reads_teacher(plain) and dispatch.count_views(plain, None) == 0
     assert 'No distillation, fixed views' not in tables.TABLES['public_vit'].rows
 

@@ -162,6 +162,19 @@ def test_runs_share_the_outputs_for_views_and_are_as_without(config, tmp_path, m
     assert np.load(entry / 'lower.npy').shape[0] == VIEWS
 
 
+def test_outputs_for_more_views_of_labelled_examples_are_kept_too(config, tmp_path, monkeypatch, outcome):
+    config.dataset.examples_per_class, config.dataset.unlabelled = 3, 'rest'
+    config.teacher.unlabelled_views = 1
+    train(config, tmp_path / 'without')
+    monkeypatch.setenv(teacher_outputs.FOLDER, str(tmp_path / 'outputs'))
+    for name in ('first', 'second'):
+        train(config, tmp_path / name)
+        assert outcome(tmp_path / name) == outcome(tmp_path / 'without')
+    shapes = {np.load(path).shape[:2] for path in (tmp_path / 'outputs').glob('*/lower.npy')}
+    # One view of all ten examples, and those of the six labelled ones of each of two seeds.
+    assert shapes == {(1, 10), (VIEWS, 12)}
+
+
 def test_views_of_a_stream_are_refused_and_of_clean_inputs_have_no_effect(config, tmp_path):
     config.dataset.kept_gb = 0.0
     with pytest.raises(UserError, match=r'teacher\.views is 3, which keeps .* set teacher\.views to 0\.'):
