@@ -32,7 +32,7 @@ def main():
     def command():
         paths = [workdir.resolve(folder) for folder in folders.value]
         target = workdir.resolve(output.value) if output.value else paths[0]
-        if target.exists() and not target.is_dir():
+        if workdir.is_there(target) and not target.is_dir():
             raise UserError(f'--output {target} is no folder; choose another one.')
         comparison = cka.analyse(paths, examples.value, estimator.value, seed_index.value)
         cka.save(comparison, target)

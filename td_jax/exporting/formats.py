@@ -188,7 +188,7 @@ def export(folder: epath.Path, name: str, output: epath.Path | None = None, seed
         written; nothing is written then.
     """
     path = output or folder / FORMATS[name].default
-    if path.exists() or os.path.islink(path):
+    if workdir.is_there(path) or os.path.islink(path):
         raise UserError(f'{path} is there already; delete it or choose another --output.')
     # A bucket has no real folders.
     if output and not workdir.is_in_bucket(path) and not path.parent.is_dir():

@@ -189,7 +189,7 @@ def _pad_rows(array, size):
 
 def _check_output(output):
     workdir.check_target('--output', output)
-    if output.exists():
+    if workdir.is_there(output):
         raise UserError(f'{output} is there already; delete it or choose another --output.')
 
 
